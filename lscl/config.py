@@ -1,0 +1,141 @@
+"""Every parameter once: the command line's options, the notebooks' parameters and the book's table are made from `Experiment`."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lscl.errors import LsclError, unknown
+
+MethodName = Literal["fed_lscl", "fedavg_vit", "local_head", "local_lora"]
+DatasetName = Literal["cifar100", "glyphs", "folder"]
+ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
+
+WHERE_AND_HOW = {"data_dir", "device", "threads"}  # change where a number is computed, not which number: not in the digest
+
+
+class Experiment(BaseModel):
+    """One run, fully described. Made by `experiment`, which fills in the profile's values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: MethodName = Field("fed_lscl", description="system to run")
+    dataset: DatasetName = Field("glyphs", description="data set; folder = any image-folder tree given by data_dir")
+    profile: ProfileName = Field("demo", description="size of the experiment")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of every named draw (paper: 42, 1999, 2024)")
+
+    data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, or torchvision's own files)")
+    images_per_class: int | None = Field(None, ge=1, description="training images used per class, none = all")
+    test_images_per_class: int | None = Field(None, ge=1, description="test images used per class, none = all")
+    eval_split: Literal["official", "holdout"] = Field("official", description="test images: official split, or 30 % of the client's own")
+    image_size: int = Field(32, ge=8, le=1024, description="pixels a side of the decoded images, seen by the CNN")
+
+    clients: int = Field(5, ge=1, le=1000, description="clients (paper: 5)")
+    tasks: int = Field(5, ge=1, description="tasks per client (paper: 5)")
+    classes_per_task: int = Field(8, ge=1, description="classes per task (paper: 8)")
+    private_classes: int = Field(15, ge=0, description="classes only one client has (paper: 15 on CIFAR-100, 40 on ImageNet-R)")
+    rounds: int = Field(5, ge=1, description="communication rounds per task (paper: 5)")
+    dirichlet: float = Field(1.0, gt=0, description="concentration of the shares of a public class (authors' code: 1.0)")
+    min_share: float = Field(0.0, ge=0, lt=1, description="redraw until every client has this share of a public class")
+
+    epochs: int = Field(5, ge=1, description="local epochs per round (authors' code: 5)")
+    batch: int = Field(16, ge=1, description="images per step (authors' code: 16)")
+    lr: float = Field(1e-3, gt=0, description="Adam learning rate of the classifier and of a static LoRA's A and B")
+    head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
+
+    foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
+    normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
+    block: int = Field(3, ge=0, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)")
+    rank: int = Field(4, ge=1, description="rank r of the update (authors' code: 4)")
+    lora_alpha: float = Field(16.0, gt=0, description="scale s = lora_alpha / rank (authors' code: 16)")
+
+    cnn: str = Field("small", min_length=1, description="each client's CNN: small, tiny, or a torchvision name; several with commas")
+    features: int = Field(128, ge=1, description="width m of the CNN's features (512 for ResNet-18)")
+    feature_norm: bool = Field(True, description="layer-normalise f before the generator")
+    lr_cnn: float = Field(1e-3, gt=0, description="Adam learning rate of the CNN")
+    lr_generator: float = Field(1e-3, gt=0, description="Adam learning rate of the generator's weights, the per-image part")
+    lr_generator_bias: float = Field(1e-3, gt=0, description="Adam learning rate of the generator's bias, which is a static LoRA")
+    generator_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on f before the generator, in training")
+    auxiliary: float = Field(0.0, ge=0, description="weight of the CNN's own cross-entropy (0 = the paper's loss)")
+
+    alpha: float = Field(1.0, ge=0, description="weight of the feature term of Eq. 4")
+    beta: float = Field(1.0, ge=0, description="weight of the generator term of Eq. 4")
+    consistency: Literal["relative", "mean", "sum"] = Field("relative", description="scale of Eq. 4: relative, mean- or sum-squared error")
+    buffer_per_class: int = Field(20, ge=0, description="lowest-loss images kept per class (paper: 20)")
+    o2d: Literal["exact", "sgd"] = Field("exact", description="One-by-One Distillation: closed form (ours) or gradient steps (paper)")
+    o2d_lambda: float = Field(1.0, gt=0, description="pull to the own generator, in mean eigenvalues of the teachers' second moments")
+    o2d_epochs: int = Field(5, ge=1, description="passes over the teachers, o2d = sgd only")
+    o2d_lr: float = Field(1e-3, gt=0, description="Adam learning rate, o2d = sgd only")
+    o2d_upload: Literal["features", "gram"] = Field("features", description="what goes up beside the generator: f of the buffer, or its Gram matrix")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if there is one")
+    threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes a run repeat bit for bit")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all values that decide the result, 12 hex digits."""
+        values = self.model_dump(mode="json", exclude=WHERE_AND_HOW)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """File name of the record: data set, method, what differs from the profile, seed."""
+        differs = [f"{key}={value}" for key, value in sorted(self.overrides().items())]
+        return "--".join([self.dataset, self.method, *differs, f"s{self.seed}"]).replace("/", "_")
+
+    def overrides(self) -> dict[str, Any]:
+        """The values that differ from the profile's."""
+        base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed)
+        ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW) for one in (self, base))
+        return {key: value for key, value in ours.items() if value != theirs[key]}
+
+
+# What each profile changes. Reasons: smoke = seconds; demo = minutes on two slow cores; mini = the book's tables;
+# colab and paper = the paper's own setting (ViT at 224 px), the latter with ResNet-18 and the authors' 16 images, 5 epochs.
+_SMALL_STEPS = {"epochs": 2, "batch": 32, "lr": 3e-3, "lr_generator": 1e-5, "lr_generator_bias": 3e-3}
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": dict(
+        clients=3, tasks=2, classes_per_task=3, private_classes=4, rounds=2, epochs=1, batch=8, images_per_class=6, test_images_per_class=2,
+        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2, threads=1,
+    ),
+    "demo": dict(_SMALL_STEPS, epochs=1, images_per_class=10, test_images_per_class=4),
+    "mini": dict(_SMALL_STEPS, images_per_class=60, test_images_per_class=50),
+    "colab": dict(foundation="vit_small_patch16_224.augreg_in21k", cnn="resnet18", features=512, feature_norm=False, images_per_class=100, image_size=32),
+    "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, feature_norm=False, eval_split="holdout"),
+}  # fmt: skip
+
+# What a data set changes, after the profile.
+DATASETS: dict[str, dict[str, Any]] = {"glyphs": {"private_classes": 40}}
+_SMOKE_GLYPHS = {"private_classes": 6}
+
+
+def experiment(**values: Any) -> Experiment:
+    """The experiment of a profile with `values` changed; unknown or impossible values are one clear line.
+
+    Raises:
+        LsclError: naming the field, the value and what is allowed.
+    """
+    profile = values.get("profile", "demo")
+    dataset = values.get("dataset", "glyphs")
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    for key in values:
+        if key not in Experiment.model_fields:
+            raise unknown("parameter", key, Experiment.model_fields)
+    for key, kind in (("method", MethodName), ("dataset", DatasetName)):
+        if key in values and values[key] not in get_args(kind):
+            raise unknown({"method": "method", "dataset": "data set"}[key], values[key], get_args(kind))
+    from_dataset = _SMOKE_GLYPHS if (profile, dataset) == ("smoke", "glyphs") else DATASETS.get(dataset, {})
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        return Experiment(**{**PROFILES[profile], **from_dataset, "profile": profile, "dataset": dataset, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise LsclError(f"{field} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]} ({_describe(field)})") from None
+
+
+def _describe(field: str) -> str:
+    return Experiment.model_fields[field].description or field

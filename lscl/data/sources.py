@@ -1,0 +1,85 @@
+"""Data sets by name, in one canonical order, so that every source of the same images gives the same digest."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR100
+
+from lscl import paths
+from lscl.config import Experiment
+from lscl.data.folder import image_folder
+from lscl.data.glyphs import glyphs
+from lscl.data.store import Dataset, ImageSet, cached, canonical
+from lscl.errors import LsclError
+
+
+def load(config: Experiment) -> Dataset:
+    """The data set of `config`, reduced to its images per class.
+
+    Raises:
+        LsclError: missing or empty folder, corrupt image, no download possible, or fewer images per class than asked for.
+    """
+    if config.dataset == "glyphs":
+        train, test = glyphs()
+    elif config.dataset == "cifar100":
+        train, test = _cifar100(config)
+    else:
+        if config.data_dir is None:
+            raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
+        train, test = _folder_pair(config.data_dir, config.image_size)
+    return Dataset(
+        config.dataset,
+        per_class(train, config.images_per_class, f"{config.dataset} train"),
+        per_class(test, config.test_images_per_class, f"{config.dataset} test"),
+    )
+
+
+def per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
+    """The first `count` images of every class (all of them for None).
+
+    Raises:
+        LsclError: a class has fewer.
+    """
+    if count is None:
+        return images
+    have = np.bincount(images.labels, minlength=len(images.classes))
+    if have.min() < count:
+        raise LsclError(f"{what}: class {images.classes[int(have.argmin())]!r} has {have.min()} images, {count} per class were asked for")
+    order = np.argsort(images.labels, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(have)[:-1]])
+    return images.subset(np.concatenate([order[start : start + count] for start in starts]))
+
+
+def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
+    folder = config.data_dir
+    if folder is not None and not folder.is_dir():
+        raise LsclError(f"no data folder {folder}: give a folder with train/ and test/, or with torchvision's cifar-100-python")
+    if folder is not None and (folder / "train").is_dir():
+        train, test = _folder_pair(folder, 32)
+        if (len(train.classes), len(test.classes)) != (100, 100):
+            raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
+        return train, test
+    return _torchvision_cifar100(folder)
+
+
+def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
+    home = folder or paths.cache() / "downloads"
+
+    def decode(train: bool) -> ImageSet:
+        try:
+            source = CIFAR100(str(home), train=train, download=folder is None)
+        except Exception as error:  # torchvision raises RuntimeError, URLError and others
+            raise LsclError(
+                f"CIFAR-100 not found in {home} and not downloaded ({error}); give --data-dir a folder with torchvision's files or train/ and test/ trees"
+            ) from error
+        return canonical(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
+
+    return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
+
+
+def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
+    train, test = (image_folder(folder / split, size) for split in ("train", "test"))
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise LsclError(f"{folder}: train and test must have the same class folders; {odd[0]!r} is in only one of them")
+    return train, test

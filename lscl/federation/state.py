@@ -1,0 +1,67 @@
+"""A run's state on disk after every round, so that the same command goes on after any stop."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lscl.data.store import new_folder
+from lscl.errors import LsclError
+from lscl.federation.client import Client
+from lscl.federation.loop import Round
+from lscl.methods.base import Method
+
+
+def save_state(folder: Path, reports: list[Round], method: Method, clients: list[Client], about: dict) -> None:
+    """Write everything that must outlive the process, under a temporary name, then rename it and drop the round before.
+
+    Raises:
+        LsclError: the disk is full or the folder cannot be written; the state of the round before is kept.
+    """
+    step = folder / f"round-{len(reports):05d}"
+    with new_folder(step) as new:
+        _save(method.server, new / "server.safetensors")
+        for client in clients:
+            _save(client.private_state(), new / f"client{client.id}.safetensors")
+        (new / "rounds.json").write_text(json.dumps({"about": about, "rounds": [_as_json(report) for report in reports]}))
+    for old in folder.glob("round-*"):
+        if old != step:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(folder: Path, method: Method, clients: list[Client]) -> tuple[list[Round], dict]:
+    """Bring method and clients to the last finished round; -> its reports and what was saved `about` the run.
+
+    Raises:
+        LsclError: the saved state is damaged.
+    """
+    steps = sorted(folder.glob("round-*"))
+    if not steps:
+        return [], {}
+    try:
+        saved = json.loads((steps[-1] / "rounds.json").read_text())
+        method.server = load_file(steps[-1] / "server.safetensors")
+        for client in clients:
+            client.load_private_state(load_file(steps[-1] / f"client{client.id}.safetensors"))
+        return [_from_json(report) for report in saved["rounds"]], saved["about"]
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise LsclError(f"damaged state {steps[-1]}: {error}; delete that folder to start the run again") from error
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, path)
+
+
+def _as_json(report: Round) -> dict:
+    scores = {str(k): {name: value.tolist() for name, value in found.items()} for k, found in report.scores.items()}
+    return {**asdict(report), "scores": scores}
+
+
+def _from_json(saved: dict) -> Round:
+    scores = {int(k): {name: torch.tensor(value) for name, value in found.items()} for k, found in saved["scores"].items()}
+    return Round(**{**saved, "scores": scores})

@@ -1,0 +1,39 @@
+"""What a client does when the server asks: take in the payload, train or evaluate, answer."""
+
+import torch
+
+from lscl.evaluation import evaluate
+from lscl.federation.client import Client
+from lscl.federation.payload import Payload
+from lscl.methods.base import Method, Phase, Stage
+from lscl.seeding import seeded
+
+
+def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Payload:
+    """One exchange seen from the client: the upload of a training stage, or the right answers after the last one."""
+    client.task, client.round = stage.task, stage.round
+    with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
+        if stage.name != "finish" and stage.round == 0:
+            method.start_task(client)
+        method.receive(client, payload, stage)
+        if stage.name == "finish":
+            scores = evaluate(method, client)
+            method.end_task(client)
+            return scores
+        for phase in method.phases(client, stage):
+            fit(client, phase, client.rng(f"batches-{stage.name}"))
+        client.model.eval()
+        return method.upload(client, stage)
+
+
+def fit(client: Client, phase: Phase, generator: torch.Generator) -> None:
+    """Train on the client's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam."""
+    client.model.train()
+    optimiser = torch.optim.Adam(phase.groups)
+    index = client.train_index
+    for _ in range(phase.epochs):
+        for part in index[torch.randperm(len(index), generator=generator)].split(phase.batch):
+            loss = phase.loss(client, client.train.batch(part))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()

@@ -1,0 +1,14 @@
+"""The systems: one file each, on the hooks of `base.Method`."""
+
+from lscl.methods.base import Method
+from lscl.methods.fed_lscl import FedLSCL
+from lscl.methods.fedavg_vit import FedAvgViT
+from lscl.methods.local_head import LocalHead
+from lscl.methods.local_lora import LocalLoRA
+
+METHODS: dict[str, type[Method]] = {
+    "fed_lscl": FedLSCL,
+    "fedavg_vit": FedAvgViT,
+    "local_head": LocalHead,
+    "local_lora": LocalLoRA,
+}

@@ -1,0 +1,118 @@
+"""The hooks of a federated continual learning method. The defaults are FedAvg; a method overrides what it changes.
+
+Server state lives in `Method.server`, private client state in `Client.model` and `Client.state`; only payloads cross between them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload, Shapes
+from lscl.methods.parts.averaging import average
+from lscl.methods.parts.masked import masked_cross_entropy
+from lscl.models.foundation import FrozenViT
+from lscl.seeding import seeded
+
+IMAGES = "images"  # name of the number of training images in an upload: () int64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One exchange: broadcast, local work, upload, aggregate. `name` is "train", "finish", or a method's own."""
+
+    task: int
+    round: int
+    name: str = "train"
+
+
+@dataclass
+class Phase:
+    """One run of an optimiser over the client's training images: parameter groups with their learning rates, and a loss."""
+
+    groups: list[dict]
+    loss: Callable[[Client, Batch], Tensor]
+    epochs: int
+    batch: int
+
+
+class Method:
+    """FedAvg's life cycle."""
+
+    def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
+        self.config, self.foundation, self.num_classes = config, foundation, num_classes
+        self.server: dict[str, Tensor] = self.initial_server()
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        """The block in front of which the frozen ViT is cut; None = behind the last, for methods that use its features as they are."""
+        return None
+
+    # -- building blocks
+    def build(self, client: int) -> nn.Module:
+        """The modules of a client; called by `new_model`."""
+        raise NotImplementedError
+
+    def new_model(self, client: int) -> nn.Module:
+        """An untrained model of a client; what all clients have in common starts from the same draw."""
+        with seeded(self.config.seed, "model"):
+            return self.build(client)
+
+    def shared(self, model: nn.Module) -> dict[str, Tensor]:
+        """What of the model travels, by name: all parameters and buffers."""
+        return dict(model.state_dict())
+
+    def initial_server(self) -> dict[str, Tensor]:
+        """What the server holds before the first round."""
+        return {name: value.detach().clone() for name, value in self.shared(self.new_model(0)).items()}
+
+    # -- server
+    def stages(self, task: int) -> list[Stage]:
+        """The exchanges of a task."""
+        return [Stage(task, number) for number in range(self.config.rounds)]
+
+    def broadcast(self, client: int, stage: Stage) -> Payload:
+        """What the server sends to a client."""
+        return self.server
+
+    def expected(self, client: int, stage: Stage) -> Shapes:
+        """Names and shapes of a valid upload."""
+        return {IMAGES: (), **{name: tuple(value.shape) for name, value in self.server.items()}}
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Fuse the uploads into `server`: the average weighted by the number of training images."""
+        states = {k: {name: value for name, value in payload.items() if name != IMAGES} for k, payload in uploads.items()}
+        self.server = average(states, {k: float(payload[IMAGES]) for k, payload in uploads.items()})
+
+    def server_end_task(self, task: int) -> None:
+        """After every client has ended the task."""
+
+    # -- client
+    def start_task(self, client: Client) -> None:
+        """Before the first round of a task."""
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        """Take in what the server sent."""
+        client.model.load_state_dict(payload, strict=False)
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        """The optimiser runs of a round; every round starts with fresh optimisers."""
+        return [Phase([{"params": list(client.model.parameters()), "lr": self.config.lr}], self.loss, self.config.epochs, self.config.batch)]
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        """Cross-entropy over the classes of the client's task."""
+        return masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes)
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        """What the client sends to the server."""
+        return {IMAGES: torch.tensor(len(client.current.train)), **self.shared(client.model)}
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        """Scores of all classes, (b, C); the evaluation masks them."""
+        raise NotImplementedError
+
+    def end_task(self, client: Client) -> None:
+        """After the task's evaluation."""

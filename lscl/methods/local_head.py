@@ -1,0 +1,34 @@
+"""Control: the frozen ViT with each client's own linear head, no federation at all."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload, Shapes
+from lscl.methods.base import Method, Stage
+
+
+class LocalHead(Method):
+    """What a client reaches alone with the frozen features: the honest floor for every system that adapts or shares.
+
+    Trained: head W (C, d), b (C,). Uploaded and returned: nothing. Not in the paper.
+    """
+
+    def build(self, client: int) -> nn.Module:
+        return nn.Linear(self.foundation.width, self.num_classes)
+
+    def initial_server(self) -> dict[str, Tensor]:
+        return {}
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        return client.model(self.foundation.suffix(batch.prefix))
+
+    def expected(self, client: int, stage: Stage) -> Shapes:
+        return {}
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        return {}
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        pass

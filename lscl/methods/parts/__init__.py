@@ -1,0 +1,1 @@
+"""What several methods share: masked losses, averaging, the buffer, One-by-One Distillation."""

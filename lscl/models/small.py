@@ -1,0 +1,70 @@
+"""The small CNNs theta_k, one on each client: (b, 3, H, W) -> f: (b, m)."""
+
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.errors import unknown
+
+TORCHVISION = ("resnet18", "mobilenet_v3_large", "densenet121", "efficientnet_b3", "vgg16_bn")  # paper Fig. 4, clients 0 to 4
+WIDTHS = {"tiny": (8, 16), "small": (32, 64, 128, 128)}
+STEM_MAX_SIZE = 64  # pixels: below, ResNet's first stride and max-pool would leave nothing to look at
+
+
+class SmallCNN(nn.Module):
+    """Convolution, BatchNorm, ReLU, stride 2 behind the first; global mean; m = the last width. Made for 32-pixel images."""
+
+    def __init__(self, widths: tuple[int, ...]):
+        super().__init__()
+        layers, last = [], 3
+        for i, width in enumerate(widths):
+            layers += [nn.Conv2d(last, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            last = width
+        self.layers = nn.Sequential(*layers)
+        self.features = last
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).mean((2, 3))
+
+
+class FeatureExtractor(nn.Module):
+    """A CNN whose features have width m: a linear projection, local like the CNN, is added where its own width differs.
+
+    With `norm` the features are layer-normalised (no parameters), so that Eq. 4 and Eq. 5 see them at one scale.
+    """
+
+    def __init__(self, cnn: nn.Module, width: int, features: int, norm: bool):
+        super().__init__()
+        self.cnn, self.norm = cnn, norm
+        self.project = nn.Identity() if width == features else nn.Linear(width, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        f = self.project(self.cnn(images))
+        return F.layer_norm(f, f.shape[-1:]) if self.norm else f
+
+
+def small_cnn(config: Experiment, client: int) -> FeatureExtractor:
+    """The CNN of a client, untrained: `config.cnn` is one name for all, or several with commas dealt out in turn.
+
+    Raises:
+        LsclError: unknown name.
+    """
+    names = [name.strip() for name in config.cnn.split(",")]
+    name = names[client % len(names)]
+    if name in WIDTHS:
+        cnn = SmallCNN(WIDTHS[name])
+        return FeatureExtractor(cnn, cnn.features, config.features, config.feature_norm)
+    if name not in TORCHVISION:
+        raise unknown("cnn", name, [*WIDTHS, *TORCHVISION])
+    cnn = torchvision.models.get_model(name, weights=None)
+    width = next(m for m in (cnn.fc if hasattr(cnn, "fc") else cnn.classifier).modules() if isinstance(m, nn.Linear)).in_features
+    if name == "vgg16_bn":  # its first linear layer sees a 7 x 7 map; the features are the global mean
+        cnn.avgpool, width = nn.AdaptiveAvgPool2d(1), 512
+    if hasattr(cnn, "fc"):
+        cnn.fc = nn.Identity()
+    else:
+        cnn.classifier = nn.Identity()
+    if name == "resnet18" and config.image_size <= STEM_MAX_SIZE:
+        cnn.conv1, cnn.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return FeatureExtractor(cnn, width, config.features, config.feature_norm)

@@ -1,0 +1,63 @@
+"""What a run shows while it runs: a bar in a terminal, one line per round elsewhere."""
+
+import sys
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+from lscl.config import Experiment
+from lscl.evaluation import MASKS, task_accuracies
+from lscl.federation.loop import Round
+from lscl.methods.base import Stage
+
+
+class Progress:
+    """Task, round, client, the last accuracy and the time left."""
+
+    def __init__(self, config: Experiment, quiet: bool = False):
+        self.config = config
+        self.total = config.tasks * (config.rounds + 1) * config.clients  # one more exchange for each task's evaluation
+        console = Console(stderr=True, quiet=quiet)
+        self.live = console.is_terminal and not quiet
+        self.lines = not self.live and not quiet
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn()]
+        self.bar = Bar(*columns, console=console, disable=not self.live)
+        self.label = f"{config.method} {config.dataset} seed {config.seed}"
+        self.accuracy = ""
+        self.task = self.bar.add_task(self.label, total=None)
+        self.bar.start()
+
+    def prepare(self, done: int, total: int) -> None:
+        """`done` of `total` images went through the frozen part."""
+        self.bar.update(self.task, description=f"{self.label}: frozen ViT, once per image", completed=done, total=total)
+
+    def start(self, rounds: int, reports: list[Round]) -> None:
+        """The loop starts; `rounds` of it were done by an earlier call."""
+        done = sum(2 if report.scores else 1 for report in reports) * self.config.clients
+        self.bar.reset(self.task, total=self.total, completed=done, description=self.label)
+        self.began = time.perf_counter()
+        if rounds and self.lines:
+            print(f"{self.label}: going on after round {rounds}", file=sys.stderr, flush=True)
+
+    def client(self, stage: Stage, client: int) -> None:
+        """A client has answered."""
+        where = f"task {stage.task + 1}/{self.config.tasks} round {stage.round + 1}/{self.config.rounds} client {client + 1}/{self.config.clients}"
+        self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
+
+    def round(self, report: Round) -> None:
+        """A round has ended; after the last one of a task its accuracy is known."""
+        if not report.scores:
+            return
+        by_client = [task_accuracies(found, self.config.classes_per_task) for found in report.scores.values()]
+        now = dict(zip(MASKS, np.mean(by_client, axis=(0, 2))))
+        self.accuracy = f", accuracy {now['task']:.1f} % (class-incremental {now['seen']:.1f} %)"
+        if self.lines:
+            seconds = time.perf_counter() - self.began
+            print(f"{self.label}: task {report.task + 1}/{self.config.tasks} done{self.accuracy}, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+

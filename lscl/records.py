@@ -1,0 +1,144 @@
+"""Records: one JSON file per finished run, the only source of every number in a table, a figure or a sentence."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lscl import paths
+from lscl.config import Experiment
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError
+from lscl.evaluation import MASKS, accuracy_tensor, per_class
+
+SCHEMA = 1
+Record = dict[str, Any]
+TIMES = ("seconds", "peak_memory_mb", "finished", "commit", "dirty", "hardware", "versions")  # may differ between equal runs
+
+
+def source() -> dict[str, Any]:
+    """Which code runs: {"commit": hash or None, "dirty": uncommitted changes in the code}."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "lscl", "pyproject.toml")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": False}  # an installed package has no history; its version stands in the record
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the package and what its numbers depend on."""
+    names = ("lscl", "torch", "torchvision", "timm", "numpy", "safetensors")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPU of this machine."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpu": gpu}
+
+
+def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]) -> Record:
+    """The record of a finished run from the right answers counts[t][k] and what else was measured (`facts`)."""
+    acc = accuracy_tensor(counts, config.classes_per_task)
+    accuracy = {mask: np.where(np.isnan(acc[i]), None, np.round(acc[i], 6)).tolist() for i, mask in enumerate(MASKS)}
+    return {
+        "schema": SCHEMA,
+        "method": config.method,
+        "dataset": config.dataset,
+        "profile": config.profile,
+        "seed": config.seed,
+        "name": config.name,
+        "overrides": config.overrides(),
+        "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
+        "config_digest": config.digest,
+        "accuracy": accuracy,
+        "per_class": per_class(counts, seen),
+        **facts,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def folder(profile: str, dirty: bool = False) -> Path:
+    """Where the records of a profile lie; runs of uncommitted code are filed apart."""
+    base = paths.results() / "runs" / profile
+    return base / "dirty" if dirty else base
+
+
+def save(record: Record) -> Path:
+    """Write a record and return its path."""
+    path = folder(record["profile"], record["dirty"]) / f"{record['name']}.json"
+    write_atomic(path, (json.dumps(record, separators=(",", ":")) + "\n").encode())
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        LsclError: no such file, damaged, or of another schema.
+    """
+    try:
+        record = json.loads(path.read_text())
+        found = record["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LsclError(f"cannot read the record {path}: {error}") from error
+    if found != SCHEMA:
+        raise LsclError(f"record {path} has schema {found}, this version reads schema {SCHEMA}: run it again or use another version")
+    return record
+
+
+def find(config: Experiment, dirty: bool = False) -> Record | None:
+    """The finished record of this very experiment, if there is one.
+
+    Raises:
+        LsclError: there is a file of that name, but damaged or made with other values.
+    """
+    path = folder(config.profile, dirty) / f"{config.name}.json"
+    if not path.exists():
+        return None
+    record = read(path)
+    if record["config_digest"] != config.digest:
+        raise LsclError(f"record {path} was made with other defaults ({record['config_digest']}, now {config.digest}): move it away to run again")
+    return record
+
+
+def all_records(profile: str) -> list[Record]:
+    """Every record of a profile from committed code, in the order of the file names."""
+    return [read(path) for path in sorted(folder(profile).glob("*.json"))]
+
+
+def select(records: Iterable[Record], **values: Any) -> list[Record]:
+    """The records whose top-level entry or config entry equals each of `values`."""
+    return [one for one in records if all(one.get(key, one["config"].get(key)) == value for key, value in values.items())]
+
+
+def accuracy(record: Record, mask: str) -> np.ndarray:
+    """acc[t][k][u] of one mask in percent, NaN for u > t."""
+    return np.array(record["accuracy"][mask], dtype=float)

@@ -1,0 +1,128 @@
+"""One run from a config to a record: data, partition, frozen ViT, clients, the loop, saved after every round."""
+
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from lscl import paths, records
+from lscl.config import Experiment
+from lscl.data.partition import Partition, partition
+from lscl.data.sources import load
+from lscl.data.store import Dataset
+from lscl.errors import LsclError
+from lscl.federation.client import Client, Inputs
+from lscl.federation.loop import InProcess, Round, federate
+from lscl.federation.state import load_state, save_state
+from lscl.methods import METHODS
+from lscl.methods.base import Method
+from lscl.models.foundation import foundation
+from lscl.models.prefix_cache import prefix_cache
+from lscl.progress import Progress
+
+
+def device_of(config: Experiment) -> torch.device:
+    """The device to compute on.
+
+    Raises:
+        LsclError: device = cuda without a GPU.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise LsclError("device = cuda: no CUDA GPU found (allowed here: auto, cpu)")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
+    """Everything the loop needs; prefix activations are computed here unless they lie on disk already.
+
+    Raises:
+        LsclError: whatever is wrong with the data, the weights or the values.
+    """
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = device_of(config)
+    data = load(config)
+    parts = partition(config, data)
+    parts.save(paths.results() / "partitions" / f"{config.profile}--{config.dataset}--s{config.seed}--{parts.digest}.json")
+    kind = METHODS[config.method]
+    frozen = foundation(config.foundation, kind.cut(config), config.normalize).to(device)
+    if not 0 <= config.block < frozen.depth:
+        raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
+    watch = progress.prepare if progress else None
+    train = Inputs(data.train, prefix_cache(frozen, data.train, device, watch), device)
+    if config.eval_split == "holdout":
+        test = train
+    else:
+        test = Inputs(data.test, prefix_cache(frozen, data.test, device, watch), device)
+    method = kind(config, frozen, len(data.classes))
+    clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in range(config.clients)]
+    return data, parts, method, clients
+
+
+def run(config: Experiment, quiet: bool = False) -> records.Record:
+    """The record of `config`: read if it exists, else computed, resuming at the last finished round of an earlier call.
+
+    Raises:
+        LsclError: bad values, data or files; what was computed before is kept.
+        KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
+    """
+    code = records.source()
+    existing = records.find(config, code["dirty"])
+    if existing is not None and (existing["commit"] == code["commit"] or not code["dirty"]):
+        return existing
+    progress = Progress(config, quiet)
+    started = time.perf_counter()
+    data, parts, method, clients = prepare(config, progress)
+    state = records.folder(config.profile) / "state" / f"{config.name}--{config.digest}"
+    reports, about = load_state(state, method, clients)
+    about = about or {**code, "prepare": time.perf_counter() - started}
+    about["dirty"] = about["dirty"] or code["dirty"]
+    transport = InProcess(method, clients, progress.client)
+    progress.start(len(reports), reports)
+    try:
+        for report in federate(method, transport, done=len(reports)):
+            reports.append(report)
+            save_state(state, reports, method, clients, about)
+            progress.round(report)
+    except KeyboardInterrupt:
+        print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
+        raise
+    finally:
+        progress.close()
+    record = _record(config, data, parts, method, clients, reports, about)
+    records.save(record)
+    shutil.rmtree(state, ignore_errors=True)
+    return record
+
+
+def _record(
+    config: Experiment, data: Dataset, parts: Partition, method: Method, clients: list[Client], reports: list[Round], about: dict
+) -> records.Record:
+    ends = [report for report in reports if report.scores]
+    counts = [[{name: value.tolist() for name, value in report.scores[k].items()} for k in range(config.clients)] for report in ends]
+    seen = [list(parts.seen(k, config.tasks - 1)) for k in range(config.clients)]
+    phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
+    facts = {
+        "data_digest": data.digest,
+        "partition_digest": parts.digest,
+        "weights_digest": method.foundation.digest,
+        "bytes_up": [report.bytes_up for report in reports],
+        "bytes_down": [report.bytes_down for report in reports],
+        "trained_parameters": [sum(p.numel() for p in client.model.parameters()) for client in clients],
+        "trained_images": config.epochs * config.rounds * sum(len(task.train) for stream in parts.tasks for task in stream),
+        "seconds": {"prepare": round(about["prepare"], 3), **phases},
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "commit": about["commit"],
+        "dirty": about["dirty"],
+    }
+    return records.make(config, counts, seen, facts)
+
+
+def state_folders() -> list[Path]:
+    """Saved states of runs that were stopped."""
+    return sorted((paths.results() / "runs").glob("*/state/*"))
+
+

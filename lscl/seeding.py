@@ -1,0 +1,38 @@
+"""Named random generators: one per (seed, purpose, client, task, round), nothing global."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def _number(seed: int, *names: object) -> int:
+    text = "/".join(str(name) for name in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1  # 63 bits
+
+
+def torch_generator(seed: int, *names: object) -> torch.Generator:
+    """A torch generator on the CPU for the draw called `names`, for example ("batches", client, task, round)."""
+    return torch.Generator().manual_seed(_number(seed, *names))
+
+
+def numpy_generator(seed: int, *names: object) -> np.random.Generator:
+    """A numpy generator for the draw called `names`."""
+    return np.random.default_rng(_number(seed, *names))
+
+
+class seeded:
+    """Context in which torch's global generator is the one called `names`: initialisation, dropout inside networks.
+
+    torch's layers know no other; it is seeded here and put back afterwards.
+    """
+
+    def __init__(self, seed: int, *names: object):
+        self.number = _number(seed, *names)
+
+    def __enter__(self) -> None:
+        self.saved = torch.get_rng_state()
+        torch.manual_seed(self.number)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.saved)
