@@ -83,7 +83,10 @@ class Experiment(BaseModel):
     def name(self) -> str:
         """File name of the record: data set, method, what differs from the profile, seed."""
         differs = [f"{key}={value}" for key, value in sorted(self.overrides().items())]
-        return "--".join([self.dataset, self.method, *differs, f"s{self.seed}"]).replace("/", "_")
+        text = "--".join([self.dataset, self.method, *differs]).replace("/", "_")
+        if len(text) > 150:  # a file name has room for 255 bytes
+            text = f"{text[:150]}--{self.digest}"
+        return f"{text}--s{self.seed}"
 
     def overrides(self) -> dict[str, Any]:
         """The values that differ from the profile's."""
@@ -102,7 +105,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     "demo": dict(_SMALL_STEPS, epochs=1, images_per_class=10, test_images_per_class=4),
     "mini": dict(_SMALL_STEPS, images_per_class=60, test_images_per_class=50),
-    "colab": dict(foundation="vit_small_patch16_224.augreg_in21k", cnn="resnet18", features=512, feature_norm=False, images_per_class=100, image_size=32),
+    "colab": dict(foundation="vit_small_patch16_224.augreg_in21k", cnn="resnet18", features=512, feature_norm=False, images_per_class=100),
     "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, feature_norm=False, eval_split="holdout"),
 }  # fmt: skip
 
@@ -128,7 +131,7 @@ def experiment(**values: Any) -> Experiment:
         if key in values and values[key] not in get_args(kind):
             raise unknown({"method": "method", "dataset": "data set"}[key], values[key], get_args(kind))
     from_dataset = _SMOKE_GLYPHS if (profile, dataset) == ("smoke", "glyphs") else DATASETS.get(dataset, {})
-    given = {key: value for key, value in values.items() if value is not None}
+    given = {key: value for key, value in values.items() if value is not None or Experiment.model_fields[key].default is None}
     try:
         return Experiment(**{**PROFILES[profile], **from_dataset, "profile": profile, "dataset": dataset, **given})
     except ValidationError as error:

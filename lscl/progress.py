@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from lscl.config import Experiment
 from lscl.evaluation import MASKS, task_accuracies
@@ -60,4 +61,3 @@ class Progress:
     def close(self) -> None:
         """Take the bar away."""
         self.bar.stop()
-

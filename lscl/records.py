@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,30 @@ import torch
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.store import write_atomic
+from lscl.data.store import digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import MASKS, accuracy_tensor, per_class
 
 SCHEMA = 1
 Record = dict[str, Any]
-TIMES = ("seconds", "peak_memory_mb", "finished", "commit", "dirty", "hardware", "versions")  # may differ between equal runs
+TIMES = ("seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions")  # may differ between equal runs
 
 
 def source() -> dict[str, Any]:
-    """Which code runs: {"commit": hash or None, "dirty": uncommitted changes in the code}."""
+    """Which code runs: {"commit": hash or None, "dirty": uncommitted changes in the code, "code_digest": of all its files}."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "lscl", "pyproject.toml")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+        changed = bool(git("status", "--porcelain", "--", "lscl", "pyproject.toml"))
+        commit = git("rev-parse", "HEAD")
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": False}  # an installed package has no history; its version stands in the record
+        commit, changed = None, False  # an installed package has no history; its version stands in the record
+    package = Path(__file__).parent
+    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
+    digest = digest_of(*(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes())))
+    return {"commit": commit, "dirty": changed, "code_digest": digest[:16]}
 
 
 def versions() -> dict[str, str]:
@@ -79,7 +83,7 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
         "accuracy": accuracy,
         "per_class": per_class(counts, seen),
         **facts,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": versions(),
     }

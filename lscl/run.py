@@ -71,7 +71,7 @@ def run(config: Experiment, quiet: bool = False) -> records.Record:
     """
     code = records.source()
     existing = records.find(config, code["dirty"])
-    if existing is not None and (existing["commit"] == code["commit"] or not code["dirty"]):
+    if existing is not None and (not code["dirty"] or existing["code_digest"] == code["code_digest"]):
         return existing
     progress = Progress(config, quiet)
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def run(config: Experiment, quiet: bool = False) -> records.Record:
     state = records.folder(config.profile) / "state" / f"{config.name}--{config.digest}"
     reports, about = load_state(state, method, clients)
     about = about or {**code, "prepare": time.perf_counter() - started}
-    about["dirty"] = about["dirty"] or code["dirty"]
+    about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
     transport = InProcess(method, clients, progress.client)
     progress.start(len(reports), reports)
     try:
@@ -115,8 +115,7 @@ def _record(
         "trained_images": config.epochs * config.rounds * sum(len(task.train) for stream in parts.tasks for task in stream),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "commit": about["commit"],
-        "dirty": about["dirty"],
+        **{key: about[key] for key in ("commit", "dirty", "code_digest")},
     }
     return records.make(config, counts, seen, facts)
 
@@ -124,5 +123,3 @@ def _record(
 def state_folders() -> list[Path]:
     """Saved states of runs that were stopped."""
     return sorted((paths.results() / "runs").glob("*/state/*"))
-
-

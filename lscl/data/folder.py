@@ -20,7 +20,7 @@ def image_folder(folder: Path, size: int) -> ImageSet:
         LsclError: the folder is missing or holds no images, or an image is corrupt (it is named).
     """
     files = list_images(folder)
-    stamp = hashlib.sha256(str(size).encode())
+    stamp = hashlib.sha256(f"{folder.resolve()} {size}\n".encode())  # train/ and test/ may agree in all names, sizes and times
     for path in files:
         about = path.stat()
         stamp.update(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n".encode())

@@ -16,6 +16,8 @@ from lscl.data.store import Dataset, digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
+MAX_DRAWS = 100_000  # of the shares of one public class, until everybody has min_share
+
 
 @dataclass(frozen=True)
 class Task:
@@ -78,9 +80,7 @@ def partition(config: Experiment, data: Dataset) -> Partition:
         streams.append(numpy_generator(config.seed, "stream", client).permutation(own).reshape(config.tasks, -1))
 
     shares = {int(label): _deal(config, data, int(label), label in public, streams) for label in order[:needed]}
-    tasks = tuple(
-        tuple(_task(config, data, client, classes, shares) for classes in stream) for client, stream in enumerate(streams)
-    )
+    tasks = tuple(tuple(_task(config, data, client, classes, shares) for classes in stream) for client, stream in enumerate(streams))
     made = Partition(tasks, tuple(int(label) for label in public), config.eval_split == "holdout")
     check(made, config)
     return made
@@ -96,9 +96,14 @@ def _deal(config: Experiment, data: Dataset, label: int, is_public: bool, stream
     if len(images) < least * config.clients:
         raise LsclError(f"class {data.classes[label]!r} has {len(images)} training images, too few for {config.clients} clients")
     draw = numpy_generator(config.seed, "dirichlet", label)
-    share = draw.dirichlet(np.full(config.clients, config.dirichlet))
-    while share.min() < config.min_share:
+    for _ in range(MAX_DRAWS):
         share = draw.dirichlet(np.full(config.clients, config.dirichlet))
+        if share.min() >= config.min_share:
+            break
+    else:
+        raise LsclError(
+            f"min_share = {config.min_share}: no draw of {MAX_DRAWS} gave each of {config.clients} clients that share; lower it or raise dirichlet"
+        )
     spare = len(images) - least * config.clients
     counts = least + np.diff(np.floor(np.cumsum(share) * spare + 1e-9).astype(int), prepend=0)
     return dict(enumerate(np.split(images, np.cumsum(counts)[:-1])))

@@ -70,7 +70,7 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
             source = CIFAR100(str(home), train=train, download=folder is None)
         except Exception as error:  # torchvision raises RuntimeError, URLError and others
             raise LsclError(
-                f"CIFAR-100 not found in {home} and not downloaded ({error}); give --data-dir a folder with torchvision's files or train/ and test/ trees"
+                f"CIFAR-100 not found in {home} nor downloaded ({error}); give --data-dir a folder with torchvision's files or train/, test/ trees"
             ) from error
         return canonical(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
 

@@ -124,7 +124,7 @@ def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     folder = paths.cache() / "images" / name
     try:
         return _open(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError):
         pass  # absent or damaged: decode (again)
     made = decode()
     with new_folder(folder) as new:

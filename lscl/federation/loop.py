@@ -81,5 +81,3 @@ def federate(method: Method, transport: Transport, done: int = 0) -> Iterator[Ro
                 "evaluate": time.perf_counter() - aggregated,
             }
             yield report
-
-

@@ -32,7 +32,10 @@ def fit(client: Client, phase: Phase, generator: torch.Generator) -> None:
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index
     for _ in range(phase.epochs):
-        for part in index[torch.randperm(len(index), generator=generator)].split(phase.batch):
+        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))
+        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):  # BatchNorm cannot train on one image: it joins the batch before
+            parts[-2:] = [torch.cat(parts[-2:])]
+        for part in parts:
             loss = phase.loss(client, client.train.batch(part))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -45,6 +45,5 @@ class FedAvgViT(Method):
             return
         weights = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
         self.server = {
-            name: average_rows(before, {k: payload[name] for k, payload in uploads.items()}, holders, weights)
-            for name, before in self.server.items()
+            name: average_rows(before, {k: payload[name] for k, payload in uploads.items()}, holders, weights) for name, before in self.server.items()
         }

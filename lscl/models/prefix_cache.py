@@ -12,12 +12,10 @@ from lscl import paths
 from lscl.data.store import ImageSet, new_folder
 from lscl.models.foundation import FrozenViT
 
-CHUNK = 64  # images per forward pass; always whole chunks from the start, so a value never depends on what was asked for
+CHUNK = 16  # images per forward pass; always whole chunks from the start, so a value never depends on what was asked for
 
 
-def prefix_cache(
-    foundation: FrozenViT, images: ImageSet, device: torch.device, progress: Callable[[int, int], None] | None = None
-) -> np.ndarray:
+def prefix_cache(foundation: FrozenViT, images: ImageSet, device: torch.device, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """The tokens of all `images` in front of the adapted block: (n, N, d) float32, memory-mapped, read-only.
 
     Kept under a digest of the model, the block, the normalisation and the images. A damaged file is noticed and rebuilt.

@@ -28,11 +28,11 @@ def small(tmp_path_factory):
 
 
 def normalised(pictures):
-    """(n, 1024): slightly blurred drawings, each with mean 0 and norm 1."""
+    """(n, 1024): slightly blurred drawings, each with mean 0 and norm 1 (a blank one stays 0)."""
     blurred = [picture.filter(ImageFilter.GaussianBlur(1.6)).resize((32, 32), Image.Resampling.BOX) for picture in pictures]
     rows = np.stack([np.asarray(picture, np.float32).ravel() for picture in blurred])
     rows -= rows.mean(1, keepdims=True)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ def test_the_table_has_200_named_classes():
 
 
 def test_every_symbol_is_in_its_font(clean):
+    assert np.linalg.norm(clean, axis=1).min() > 0.99
     for font in {font for font, _ in symbols()}:
         known = TTFont(font_path(font)).getBestCmap()
         rows = [i for i, (name, _) in enumerate(symbols()) if name == font]
@@ -58,7 +59,7 @@ def test_every_symbol_is_in_its_font(clean):
 
 
 def test_no_two_classes_look_alike(clean):
-    for angle in (-10, 0, 10):
+    for angle in (-12, 0, 12):
         turned = normalised([stencil(*symbol).rotate(angle, Image.Resampling.BICUBIC) for symbol in symbols()])
         alike = clean @ turned.T
         np.fill_diagonal(alike, 0)
@@ -106,7 +107,7 @@ def test_symbols_stand_out_in_every_rendition(rendition):
 def test_ink_and_ground_always_contrast():
     for seed in range(200):
         *inks, first, second = (colour @ [0.299, 0.587, 0.114] for colour in module._colours(np.random.default_rng(seed), 2, 2))
-        assert max(inks) + 0.39 < min(first, second) or max(first, second) + 0.39 < min(inks)
+        assert max(inks) + 0.29 < min(first, second) or max(first, second) + 0.29 < min(inks)
 
 
 def test_fewer_images_are_a_prefix_in_another_cache(small, tmp_path, monkeypatch):

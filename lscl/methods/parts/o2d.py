@@ -16,7 +16,8 @@ from torch import Tensor
 def second_moments(features: Tensor) -> Tensor:
     """C = (1/n) sum [f; 1][f; 1]^T in float64. features: (n, m) -> (m + 1, m + 1); zero if there are none."""
     f = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64, device=features.device)], dim=1)
-    return f.T @ f / max(1, len(f))
+    upper = torch.triu(f.T @ f / max(1, len(f)))  # a matrix product is symmetric only up to rounding: its upper triangle counts
+    return upper + upper.triu(1).T
 
 
 def pack(moments: Tensor) -> Tensor:

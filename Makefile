@@ -1,0 +1,34 @@
+# Two commands: `make demo` runs everything on the embedded data and builds the book, `make test` checks everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check benchmark clean help
+
+help:
+	@echo "make demo       run the notebooks on embedded data (no download) and build the book"
+	@echo "make test       style, unit tests, README commands, notebooks, book"
+	@echo "make benchmark  measure speed and memory on this machine"
+	@echo "make clean      remove what was built (records and caches stay)"
+
+demo: $(STAMP)
+	$(BIN)/lscl reproduce demo
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/jupyter-book build . --toc book/_toc.yml --path-output _build/test -q -n -W --keep-going
+	$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval-sanitize.cfg -q
+
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/mini_run.py
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf _build results/executed

@@ -1,0 +1,212 @@
+"""The command line: `lscl run`, `sweep`, `table`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lscl import paths
+from lscl.config import PROFILES, Experiment, experiment
+from lscl.errors import LsclError, unknown
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
+app.add_typer(data_app, name="data")
+
+
+def config_options(*leave_out: str):
+    """Give a command one option per config field, all passed on as the dictionary `values`."""
+
+    def decorate(command):
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "values"]
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[str | None, typer.Option("--" + name.replace("_", "-"), help=_help(name))],
+                default=None,
+            )
+            for name in Experiment.model_fields
+            if name not in leave_out
+        ]
+
+        def wrapped(**given: Any) -> None:
+            mine = {p.name: given.pop(p.name) for p in own}
+            command(values=_parse(given), **mine)
+
+        wrapped.__signature__ = inspect.Signature([*own, *options])
+        wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+        return wrapped
+
+    return decorate
+
+
+def _help(name: str) -> str:
+    field = Experiment.model_fields[name]
+    return f"{field.description} [{field.default}]"
+
+
+def _parse(given: dict[str, str | None]) -> dict[str, Any]:
+    """Texts from the command line as the config takes them; `none` stands for no limit."""
+    return {name: None if text.lower() == "none" else text for name, text in given.items() if text is not None}
+
+
+@app.command("run")
+@config_options()
+def run_command(values: dict) -> None:
+    """Run one experiment, or read its record if it is finished; a stopped run goes on where it was."""
+    from lscl.evaluation import average_so_far, current_task
+    from lscl.records import accuracy, folder
+    from lscl.run import run
+
+    record = run(experiment(**values))
+    print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
+    for mask in record["accuracy"]:
+        acc = accuracy(record, mask)
+        tasks = " ".join(f"{value:5.1f}" for value in current_task(acc))
+        print(f"  mask {mask:4}: current task {tasks} %, all tasks at the end {average_so_far(acc)[-1]:.2f} %")
+
+
+@app.command("sweep")
+@config_options("method", "seed")
+def sweep_command(
+    values: dict,
+    name: Annotated[str, typer.Argument(help="named set of runs: " + "table1, tune")] = "table1",
+    seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
+    list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
+) -> None:
+    """Run what is missing of a named set of runs; anything finished is skipped."""
+    from lscl import sweeps
+
+    sweeps.sweep(name, values, _seeds(seeds), list_only)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise LsclError(f"seeds = {text!r}: give whole numbers with commas between them, for example 42,1999,2024") from None
+
+
+@app.command("table")
+def table_command(
+    profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
+    dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
+) -> None:
+    """Print the scores of all finished runs of a profile, mean over seeds, and write the tables of the book."""
+    from lscl import report
+    from lscl.records import all_records, select
+
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    records = all_records(profile)
+    for found in sorted({one["dataset"] for one in records} if dataset is None else {dataset}):
+        chosen = select(records, dataset=found)
+        if chosen:
+            print(f"\n{found}, profile {profile}\n{report.scores(chosen).to_string()}\n{report.provenance(chosen)}")
+    if not records:
+        raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
+    report.write_tables()
+
+
+@data_app.command("show")
+@config_options("method")
+def data_show(values: dict) -> None:
+    """Print the partition: training images by client, task and class, with digests and checks."""
+    from lscl.data.partition import partition
+    from lscl.data.sources import load
+
+    config = experiment(**values)
+    data = load(config)
+    parts = partition(config, data)
+    print(f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}")
+    print(f"partition seed {config.seed}, digest {parts.digest}: no image on two clients, none in train and test")
+    for client, stream in enumerate(parts.tasks):
+        for number, task in enumerate(stream):
+            counts = {label: 0 for label in task.classes}
+            for image in task.train:
+                counts[int(data.train.labels[image])] += 1
+            shown = ", ".join(f"{data.classes[label]}{'*' if label in parts.public else ''} {count}" for label, count in counts.items())
+            print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {shown}")
+    if parts.public:
+        print("* public class, shared out over all clients by a Dirichlet draw")
+
+
+@app.command("pretrain")
+def pretrain_command(
+    data_dir: Annotated[Path, typer.Option(help="folder of <class>/<image> files; labels are not used")],
+    out: Annotated[Path, typer.Option(help="weight file to write (.safetensors), with a .json file beside it")] = Path("mini_vit.safetensors"),
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the images")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 128,
+    lr: Annotated[float, typer.Option(help="AdamW learning rate")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Make the mini foundation model: distil EfficientNet-Lite0's features into the hybrid ViT. Resumes when stopped."""
+    import torch
+
+    from lscl.models.pretrain import pretrain
+
+    if not lr > 0:
+        raise LsclError(f"lr = {lr}: must be greater than 0")
+    torch.set_num_threads(threads)
+    pretrain(data_dir, out, epochs, batch, lr, seed)
+
+
+@app.command("probe")
+@config_options("method")
+def probe_command(values: dict, per_class: Annotated[int, typer.Option(min=1, help="training images per class")] = 60) -> None:
+    """Linear-probe accuracy of the frozen foundation model's CLS feature, over all classes and over sets of 8."""
+    from lscl.models.probe import probe
+
+    result = probe(experiment(**values), per_class)
+    for key, value in result.items():
+        print(f"{key}: {value}")
+
+
+@app.command("reproduce")
+def reproduce_command(
+    profile: Annotated[str, typer.Argument(help="profile: " + ", ".join(PROFILES))] = "demo",
+    data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
+    book: Annotated[bool, typer.Option(help="build the book afterwards")] = True,
+    force: Annotated[bool, typer.Option(help="execute every notebook again, even if nothing has changed")] = False,
+) -> None:
+    """Run every notebook in order through papermill, computing what is missing, then build the book."""
+    from lscl import pipeline
+
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    pipeline.reproduce(profile, data_dir, book, force)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Versions, device, disk, weights, saved states: what is there and what is missing."""
+    from lscl.doctor import doctor
+
+    for line in doctor():
+        print(line)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: an LsclError is one line on stderr and exit code 2."""
+    try:
+        app(args=arguments, prog_name="lscl")
+    except LsclError as error:
+        print(f"lscl: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        print(f"lscl: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

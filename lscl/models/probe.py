@@ -1,0 +1,83 @@
+"""How good the frozen features are by themselves: a linear probe."""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lscl import paths
+from lscl.config import Experiment
+from lscl.data.sources import load, per_class
+from lscl.data.store import ImageSet, write_atomic
+from lscl.models.foundation import FrozenViT, foundation
+from lscl.seeding import numpy_generator
+
+DECAYS = (1e-3, 1e-2, 3e-2)  # chosen by cross-validation on the training images
+SETS = 50  # random sets of 8 classes
+
+
+def probe(config: Experiment, count: int) -> dict[str, Any]:
+    """Train a linear classifier on `count` training images per class and test it on the test images.
+
+    Writes and returns accuracy in percent over all classes, and over 8 at a time (mean of 50 random sets of classes).
+    """
+    torch.set_num_threads(config.threads)
+    data = load(config.model_copy(update={"images_per_class": None, "test_images_per_class": None}))
+    train = per_class(data.train, count, f"{config.dataset} train")
+    model = foundation(config.foundation, None, config.normalize)
+    x, y = _features(model, train), torch.from_numpy(train.labels)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x = (x - mean) / std
+    fold = torch.from_numpy(numpy_generator(0, "probe-folds").integers(0, 3, len(y)))
+    held = {decay: _accuracy(_fit(x[fold > 0], y[fold > 0], decay), x[fold == 0], y[fold == 0]) for decay in DECAYS}
+    weights = _fit(x, y, max(held, key=held.get))
+    tx, ty = (_features(model, data.test) - mean) / std, torch.from_numpy(data.test.labels)
+    draws = numpy_generator(0, "probe-classes")
+    eight = []
+    for _ in range(SETS):
+        chosen = torch.from_numpy(np.sort(draws.permutation(len(data.classes))[:8]))
+        inside = torch.isin(ty, chosen)
+        eight.append(_accuracy(tuple(part[chosen] for part in weights), tx[inside], torch.searchsorted(chosen, ty[inside])))
+    result = {
+        "foundation": config.foundation,
+        "weights_digest": model.digest,
+        "dataset": config.dataset,
+        "data_digest": data.digest,
+        "images_per_class": count,
+        "classes": len(data.classes),
+        "accuracy_all": round(_accuracy(weights, tx, ty), 2),
+        "accuracy_8": round(float(np.mean(eight)), 2),
+        "weight_decay": max(held, key=held.get),
+    }
+    name = f"{config.foundation}--{config.dataset}--{count}.json".replace("/", "_")
+    write_atomic(paths.results() / "probe" / name, (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+@torch.no_grad()
+def _features(model: FrozenViT, images: ImageSet) -> Tensor:
+    parts = [images.images[start : start + 100] for start in range(0, len(images), 100)]
+    return torch.cat([model.suffix(model.prefix(torch.from_numpy(np.array(part)))) for part in parts])
+
+
+def _fit(x: Tensor, y: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression with a quadratic penalty, by L-BFGS: weights (C, d), bias (C,)."""
+    classes = int(y.max()) + 1
+    weight, bias = torch.zeros(classes, x.shape[1], requires_grad=True), torch.zeros(classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), y) + decay / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def _accuracy(weights: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> float:
+    return 100 * (F.linear(x, *weights).argmax(1) == y).double().mean().item()

@@ -1,0 +1,61 @@
+"""The README's table of what to expect, made from records: `python -m lscl.readme` writes it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lscl import paths, records
+from lscl.data.store import write_atomic
+from lscl.evaluation import average_so_far
+
+BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
+
+
+def expect(profile: str, minutes: float, runs: list[records.Record]) -> Path:
+    """Keep what `lscl reproduce profile` took and gave on this machine, for the README."""
+    ours = records.select(runs, method="fed_lscl", overrides={})
+    about = {
+        "command": "make demo" if profile == "demo" else f"lscl reproduce {profile}",
+        "minutes": round(minutes, 1),
+        "hardware": records.hardware(),
+        "commit": records.source()["commit"],
+        **{mask: _mean(ours, mask) for mask in ("task", "seen")},
+    }
+    path = paths.results() / "expected" / f"{profile}.json"
+    write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
+    return path
+
+
+def table() -> str:
+    """The markdown table: command, machine, minutes, accuracy of Fed-LSCL."""
+    rows = ["| command | measured on | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
+    for path in sorted((paths.results() / "expected").glob("*.json")):
+        row = json.loads(path.read_text())
+        rows.append(f"| `{row['command']}` | {_machine(row['hardware'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
+    for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
+        command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
+        scores = [f"{_mean([record], mask)} %" for mask in ("task", "seen")]
+        rows.append(f"| `{command}` | {_machine(record['hardware'])} | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |")
+    return "\n".join(rows)
+
+
+def _mean(runs: list[records.Record], mask: str) -> float:
+    """Accuracy after the last task over all tasks, mean over runs, in percent."""
+    return round(float(np.mean([average_so_far(records.accuracy(one, mask))[-1] for one in runs])), 1)
+
+
+def _machine(hardware: dict) -> str:
+    return f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}"
+
+
+def main() -> None:
+    """Write the table between the two markers of README.md."""
+    path = paths.root() / "README.md"
+    before, rest = path.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    write_atomic(path, f"{before}{BEGIN}\n{table()}\n{END}{after}".encode())
+
+
+if __name__ == "__main__":
+    main()

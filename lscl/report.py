@@ -1,0 +1,416 @@
+"""Records -> tables and sentences. Every number that the book shows passes through here."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lscl import paths
+from lscl.config import PROFILES, WHERE_AND_HOW, Experiment, experiment
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError
+from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
+from lscl.models.foundation import WEIGHTS
+from lscl.records import Record, accuracy, all_records, select
+from lscl.sweeps import TABLE1, TUNING_SEED
+
+METHOD_LABELS = {"fed_lscl": "Fed-LSCL", "fedavg_vit": "FedAvg + ViT", "local_lora": "own static LoRA", "local_head": "own head only"}
+O2D_LABELS = {"exact": "O2D exact", "sgd": "O2D gradient"}
+MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all classes"}
+DATASET_LABELS = {"cifar100": "CIFAR-100", "glyphs": "Glyphs", "imagenet_r": "ImageNet-R", "folder": "own images"}
+PAPER_NAMES = {
+    "FedAvg": "fedavg", "FedProx": "fedprox", "FedAvg+ViT": "fedavg_vit", "FedAvg+L2P": "fedavg_l2p", "FedAvg+DualP": "fedavg_dualprompt",
+    "GLFC": "glfc", "TARGET": "target", "MFCL": "mfcl", "FedMGP": "fedmgp", "PILoRA": "pilora", "LoRM": "lorm", "Fed-LSCL": "fed_lscl",
+}  # fmt: skip
+NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
+
+
+# ---- statistics
+
+
+@dataclass(frozen=True)
+class Summary:
+    """n values: mean, sample standard deviation, and half the width of the 95 % t interval of the mean (NaN for n = 1)."""
+
+    mean: float
+    n: int
+    half_width: float
+    sd: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.sd:.1f}" if self.n > 1 else f"{self.mean:.1f}"
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval as text."""
+        return f"{self.mean - self.half_width:.1f} to {self.mean + self.half_width:.1f}" if self.n > 1 else "one seed, none"
+
+
+def summary(values: Iterable[float]) -> Summary:
+    """Mean, spread and uncertainty of a few values, one per seed.
+
+    Raises:
+        LsclError: no values.
+    """
+    x = np.asarray(list(values), dtype=float)
+    if len(x) == 0:
+        raise LsclError("a summary needs at least one value")
+    if len(x) == 1:
+        return Summary(float(x[0]), 1, math.nan, math.nan)
+    sd = float(x.std(ddof=1))
+    return Summary(float(x.mean()), len(x), float(stats.t.ppf(0.975, len(x) - 1)) * sd / math.sqrt(len(x)), sd)
+
+
+# ---- records -> cells (one system in one profile on one data set, several seeds)
+
+
+def label(record: Record) -> str:
+    """The system's name in tables: method, form of O2D, and what else differs from the profile."""
+    extra = {key: value for key, value in record["overrides"].items() if key != "o2d"}
+    notes = [O2D_LABELS[record["config"]["o2d"]]] if record["method"] == "fed_lscl" else []
+    notes += [f"{key} = {value}" for key, value in sorted(extra.items())]
+    name = METHOD_LABELS.get(record["method"], record["method"])
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def main_records(records: Iterable[Record]) -> list[Record]:
+    """The records behind the main table: its systems, without the tuning seed."""
+    return [one for one in records if (one["method"], one["overrides"]) in TABLE1 and one["seed"] != TUNING_SEED]
+
+
+def cells(records: Iterable[Record], draft: bool = False) -> dict[str, list[Record]]:
+    """The records of each system by label, in the order of the tables and of the seeds.
+
+    Raises:
+        LsclError: nothing to group; records of several data sets, profiles or image sets; in one cell a seed twice, or other
+            values, weights or data; or a record of uncommitted code (`draft` lets it pass, for looking at runs in progress).
+    """
+    grouped: dict[str, list[Record]] = {}
+    methods = list(METHOD_LABELS)
+    place = lambda one: (methods.index(one["method"]) if one["method"] in methods else len(methods), label(one), one["seed"])
+    for record in sorted(records, key=place):
+        if record["dirty"] and not draft:
+            raise LsclError(f"record {record['name']} was made with uncommitted code, it cannot enter a table: commit, then run it again")
+        grouped.setdefault(label(record), []).append(record)
+    everything = [one for group in grouped.values() for one in group]
+    if not everything:
+        raise LsclError("no records to make a table of: run something first")
+    for key in ("dataset", "profile", "data_digest"):
+        found = sorted({one[key] for one in everything})
+        if len(found) > 1:
+            raise LsclError(f"one table, one {key}: the records have {', '.join(found)}")
+    for name, group in grouped.items():
+        if len({one["seed"] for one in group}) < len(group):
+            raise LsclError(f"{name}: a seed occurs twice")
+        if len({_same_in_a_cell(one) for one in group}) > 1:
+            raise LsclError(f"{name}: the records differ in more than the seed (config, weights or data): run them again with one version")
+    return grouped
+
+
+def _same_in_a_cell(record: Record) -> str:
+    config = {key: value for key, value in record["config"].items() if key not in {"seed", *WHERE_AND_HOW}}
+    return json.dumps([config, record["data_digest"], record["weights_digest"]], sort_keys=True)
+
+
+def final(record: Record, mask: str) -> float:
+    """Accuracy in percent after the last task, mean over clients and all their tasks."""
+    return float(average_so_far(accuracy(record, mask))[-1])
+
+
+def curves(records: Iterable[Record], mask: str, of: Callable = average_so_far, draft: bool = False) -> dict[str, np.ndarray]:
+    """Accuracy after each task by system: {label: (seeds, tasks)}; `of` is `average_so_far` or `current_task`."""
+    return {name: np.array([of(accuracy(one, mask)) for one in group]) for name, group in cells(records, draft).items()}
+
+
+# ---- published numbers
+
+
+def published() -> pd.DataFrame:
+    """Table 1 of the paper: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy in percent."""
+    table = _read_published("paper_table1.csv").rename(columns={"method": "label"})
+    unknown = set(table["label"]) - set(PAPER_NAMES)
+    if unknown:
+        raise LsclError(f"paper_table1.csv: unknown system {', '.join(sorted(unknown))}")
+    return table.assign(method=table["label"].map(PAPER_NAMES))
+
+
+def published_final(dataset: str) -> float | None:
+    """Table 2 of the paper, the whole system: final accuracy on all local tasks in percent; None if not reported."""
+    table = _read_published("paper_table2.csv")
+    found = table[(table["variant"] == "full") & (table["dataset"] == dataset)]["accuracy"]
+    return None if found.empty else float(found.iloc[0])
+
+
+def _read_published(name: str) -> pd.DataFrame:
+    path = paths.results() / "published" / name
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise LsclError(f"cannot read the published numbers {path}: {error}") from error
+
+
+# ---- tables
+
+
+def table1(records: Iterable[Record], dataset: str, draft: bool = False) -> pd.DataFrame:
+    """The paper's Table 1: task-masked accuracy on the task just learned, mean ± standard deviation over the seeds.
+
+    A published row follows every system that the paper reports on this data set; the last column of our rows is ours
+    minus published, mean over the tasks.
+
+    Raises:
+        LsclError: records that must not stand in one table, see `cells`.
+    """
+    theirs, rows = published(), {}
+    groups = cells(select(records, dataset=dataset), draft)
+    methods = [group[0]["method"] for group in groups.values()]
+    for place, (name, group) in enumerate(groups.items()):
+        by_task = np.array([current_task(accuracy(one, "task")) for one in group])  # (seeds, tasks)
+        columns = [f"task {t + 1}" for t in range(by_task.shape[1])]
+        paper = theirs[(theirs["method"] == methods[place]) & (theirs["dataset"] == dataset)].sort_values("task")
+        comparable = len(paper) == len(columns)
+        rows[name] = dict(zip(columns, (str(summary(column)) for column in by_task.T)))
+        rows[name] |= {"all tasks, at the end": str(summary(final(one, "task") for one in group))}
+        rows[name] |= {"gap": f"{by_task.mean() - paper['accuracy'].mean():+.1f}" if comparable else "–"}
+        if comparable and methods[place] not in methods[place + 1 :]:  # behind the last of this method's rows
+            end = published_final(dataset) if methods[place] == "fed_lscl" else None
+            row = dict(zip(columns, (f"{value:.1f}" for value in paper["accuracy"])))
+            rows[f"{paper['label'].iloc[0]}, published"] = row | {"all tasks, at the end": "–" if end is None else f"{end:.1f}", "gap": "–"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
+    """One row per system: final accuracies under the three masks, forgetting and backward transfer, and what it cost.
+
+    Accuracies in percent after the last task over all tasks of all clients; forgetting and backward transfer in percentage points
+    under the class-incremental mask; MB (10^6 bytes) per client and round. Mean ± standard deviation over the seeds.
+    """
+    columns: dict[str, Callable[[Record], float]] = {
+        **{f"{text} %": lambda one, mask=mask: final(one, mask) for mask, text in MASK_LABELS.items()},
+        "forgetting": lambda one: forgetting(accuracy(one, "seen")),
+        "backward transfer": lambda one: backward_transfer(accuracy(one, "seen")),
+    }
+    costs: dict[str, tuple[Callable[[Record], float], str]] = {
+        "MB up": (lambda one: float(np.mean(one["bytes_up"])) / 1e6, ".2f"),
+        "MB down": (lambda one: float(np.mean(one["bytes_down"])) / 1e6, ".2f"),
+        "minutes": (minutes, ".1f"),
+        "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
+    }
+    rows = {}
+    for name, group in cells(records, draft).items():
+        rows[name] = {column: str(summary(map(of, group))) for column, of in columns.items()}
+        rows[name] |= {column: format(summary(map(of, group)).mean, form) for column, (of, form) in costs.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def minutes(record: Record) -> float:
+    """Minutes of all phases of a run."""
+    return sum(record["seconds"].values()) / 60
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Difference of two systems over the seeds that both have, in percentage points."""
+
+    difference: Summary
+
+    @property
+    def verdict(self) -> str:
+        """What the difference allows to say."""
+        found = self.difference
+        if found.n == 1:
+            return "with one seed nothing can be concluded"
+        if abs(found.mean) <= found.half_width:
+            return "the interval holds zero, so these seeds do not tell the two apart"
+        return "the interval leaves out zero"
+
+
+def paired(ours: Sequence[Record], others: Sequence[Record], mask: str) -> Paired:
+    """Compare two systems seed by seed on the same partitions, final accuracy under `mask`, `ours` minus `others`.
+
+    Raises:
+        LsclError: no seed in common, or other partitions.
+    """
+    pairs = [(a, b) for a in ours for b in others if a["seed"] == b["seed"]]
+    if not pairs:
+        raise LsclError(f"{label(ours[0])} and {label(others[0])} have no seed in common")
+    for a, b in pairs:
+        if a["partition_digest"] != b["partition_digest"]:
+            raise LsclError(f"{a['name']} and {b['name']} were trained on different partitions")
+    return Paired(summary(final(a, mask) - final(b, mask) for a, b in pairs))
+
+
+def intervals(records: Iterable[Record], mask: str, draft: bool = False) -> pd.DataFrame:
+    """Final accuracy of each system with n and its 95 % interval, and the paired difference from the first system."""
+    groups = cells(records, draft)
+    first, rows = next(iter(groups)), {}
+    for name, group in groups.items():
+        found = summary(final(one, mask) for one in group)
+        row = {"mean %": f"{found.mean:.1f}", "n": str(found.n), "95 % interval": found.interval}
+        if name == first:
+            row |= {f"minus {first}": "–", "95 % interval of the difference": "–"}
+        else:
+            gap = paired(group, groups[first], mask).difference
+            row |= {f"minus {first}": f"{gap.mean:+.1f}", "95 % interval of the difference": gap.interval}
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
+    """What the final accuracies under `mask` say, in plain words: who is ahead, and whether the seeds can tell."""
+    groups = cells(records, draft)
+    found = {name: summary(final(one, mask) for one in group) for name, group in groups.items()}
+    order = sorted(found, key=lambda name: -found[name].mean)
+    best = order[0]
+    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {best}, {found[best].mean:.1f} %."]
+    for name in order[1:]:
+        result = paired(groups[best], groups[name], mask)
+        gap = result.difference
+        spread = f" (95 % interval {gap.interval})" if gap.n > 1 else ""
+        text.append(f"{name} follows {gap.mean:.1f} points behind{spread}: {result.verdict}.")
+    return " ".join(text)
+
+
+def provenance(records: Iterable[Record], draft: bool = False) -> str:
+    """One line for under a table: commits, seeds, n, machine, minutes, and the digests of data, partitions and weights."""
+    group = [one for part in cells(records, draft).values() for one in part]
+    short = lambda values: ", ".join(sorted({str(value) for value in values}))
+    machines = short(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group)
+    parts = [
+        f"profile {group[0]['profile']}",
+        f"commit {short((one['commit'] or 'installed package')[:10] for one in group)}",
+        f"seeds {', '.join(str(seed) for seed in sorted({one['seed'] for one in group}))}",
+        f"{len(group)} run{'s' if len(group) > 1 else ''}, {sum(map(minutes, group)):.0f} minutes",
+        machines,
+        f"data {short(one['data_digest'] for one in group)}",
+        f"partitions {short(one['partition_digest'] for one in group)}",
+        f"weights {short(one['weights_digest'] for one in group)}",
+    ]
+    if any(one["dirty"] for one in group):
+        parts.insert(0, "DRAFT of uncommitted code, not a result")
+    return "; ".join(parts) + "."
+
+
+def _gpu(record: Record) -> str:
+    gpu = record["hardware"]["gpu"]
+    return f", {gpu}" if gpu else ""
+
+
+def tuning() -> dict[str, pd.DataFrame]:
+    """The tuning grids that were recorded: {"mini, CIFAR-100": rows with system, point, both scores, chosen}."""
+    found = {}
+    for path in sorted((paths.results() / "tuning").glob("*.json")):
+        saved = json.loads(path.read_text())
+        rows = saved["rows"] if isinstance(saved, dict) else saved
+        best = saved.get("best", {}) if isinstance(saved, dict) else {}
+        profile, _, dataset = path.stem.partition("--")
+        found[f"{profile}, {DATASET_LABELS.get(dataset, dataset)}" if dataset else profile] = pd.DataFrame(
+            {
+                "system": METHOD_LABELS.get(row["method"], row["method"]),
+                "values": ", ".join(f"{key} = {value:g}" for key, value in row.get("point", row.get("overrides", {})).items()),
+                "class-incremental %": f"{row['class_incremental']:.1f}",
+                "task-masked %": f"{row['task_masked']:.1f}",
+                "chosen": "✓" if best.get(row["method"]) == row.get("point") else "",
+                "seed": str(row["seed"]),
+            }
+            for row in rows
+        )
+    return found
+
+
+def config_table() -> pd.DataFrame:
+    """Every field of the config with its value in each profile (on CIFAR-100) and what it means."""
+    made = {profile: experiment(profile=profile, dataset="cifar100").model_dump(mode="json") for profile in PROFILES}
+    rows = {}
+    for name, field in Experiment.model_fields.items():
+        if name in ("method", "dataset", "profile", "seed"):
+            values = dict.fromkeys(PROFILES, _show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
+        else:
+            values = {profile: _show(values[name]) for profile, values in made.items()}
+        rows[f"`{name}`"] = values | {"meaning": field.description}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def model_card() -> str:
+    """The facts about the mini foundation model that its description and the probes hold, as markdown."""
+    parts, about = [], WEIGHTS.with_suffix(".json")
+    if about.exists():
+        parts.append("**How the file was made**\n\n" + to_markdown(_facts(json.loads(about.read_text()))))
+    for path in sorted((paths.results() / "probe").glob("*.json")):
+        parts.append(f"**Probe: {path.stem.replace('--', ', ')}**\n\n" + to_markdown(_facts(json.loads(path.read_text()))))
+    return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
+
+
+def _facts(values: dict[str, Any]) -> pd.DataFrame:
+    text = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {part}" for key, part in value.items())
+        elif isinstance(value, list):
+            value = f"{len(value)}: " + ", ".join(str(part) for part in value)
+        text[name.replace("_", " ")] = {"value": str(value)}
+    return pd.DataFrame.from_dict(text, orient="index").rename_axis("fact")
+
+
+# ---- text
+
+
+def to_markdown(table: pd.DataFrame, index: bool = True) -> str:
+    """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses."""
+    shown = table.reset_index() if index else table
+    escape = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    head = "| " + " | ".join(map(escape, shown.columns)) + " |"
+    numeric = [all(_numeric(value) for value in shown[column]) for column in shown.columns]
+    rule = "|" + "|".join("---:" if right else ":---" for right in numeric) + "|"
+    return "\n".join([head, rule, *("| " + " | ".join(map(escape, row)) + " |" for row in shown.itertuples(index=False))])
+
+
+def _numeric(value: Any) -> bool:
+    return str(value)[:1] in {*"0123456789+-–−", ""}
+
+
+def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.DataFrame], draft: bool = False) -> str:
+    """The table that `make` makes of the records of each data set, with its title and provenance, as markdown."""
+    records = list(records)
+    parts = []
+    for name in sorted({record["dataset"] for record in records}):
+        group = select(records, dataset=name)
+        parts.append(f"**{DATASET_LABELS[name]}**\n\n{to_markdown(make(group))}\n\n<small>{provenance(group, draft)}</small>")
+    return "\n\n".join(parts) if parts else NO_RECORDS
+
+
+def write_tables() -> list[Path]:
+    """Write every table that the book includes to results/tables/; -> their paths. Without records each file says so."""
+    records = main_records(all_records("mini"))
+    texts = {"config": to_markdown(config_table()), "model_card": model_card(), "headline": _headline(records)}
+    folder = paths.results() / "tables"
+    written = []
+    for name, text in texts.items():
+        written.append(folder / f"{name}.md")
+        write_atomic(written[-1], (text + "\n").encode())
+    return written
+
+
+def _headline(records: list[Record]) -> str:
+    parts = []
+    for dataset in ("cifar100", "glyphs"):
+        chosen = select(records, dataset=dataset)
+        if not chosen:
+            continue
+        table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting", "MB up", "minutes"]]
+        seeds = len({one["seed"] for one in chosen})
+        title = f"**{DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}"
+        parts.append(f"{title}\n\n{to_markdown(table)}\n\n{reading(chosen, 'seen')}\n\n<small>{provenance(chosen)}</small>")
+    return "\n\n".join(parts) if parts else NO_RECORDS

@@ -1,0 +1,114 @@
+"""What the tests share: a cache for the session, a results folder for each test, and small data."""
+
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lscl.config import experiment
+from lscl.data.partition import partition
+from lscl.data.store import Dataset, ImageSet
+from lscl.federation.client import Client, Inputs
+from lscl.methods import METHODS
+from lscl.models.foundation import foundation
+from lscl.models.prefix_cache import prefix_cache
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    """One cache for all tests: the glyphs are drawn once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch, tmp_path, session_cache):
+    """Results go to a folder of each test, never to the repository; -> that folder."""
+    monkeypatch.setenv("LSCL_CACHE", str(session_cache))
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
+    torch.set_num_threads(1)
+    return tmp_path / "root"
+
+
+def pictures(classes, count, size, draw):
+    """`count` noisy images of each class, which differ in colour: (classes * count, size, size, 3) uint8, labels."""
+    colours = np.random.default_rng(5).uniform(40, 215, (classes, 1, 1, 1, 3))
+    images = colours + draw.normal(0, 30, (classes, count, size, size, 3))
+    return images.clip(0, 255).astype(np.uint8).reshape(-1, size, size, 3), np.repeat(np.arange(classes), count)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """An image-folder tree, train/ and test/: 14 classes (what the smoke profile needs) of 6 and 2 images, 16 pixels."""
+    top = tmp_path_factory.mktemp("tree")
+    for split, count in (("train", 6), ("test", 2)):
+        images, labels = pictures(14, count, 16, np.random.default_rng(count))
+        for i, (image, label) in enumerate(zip(images, labels)):
+            folder = top / split / f"class{label:02d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:03d}.png")
+    return top
+
+
+@pytest.fixture
+def smoke(tree):
+    """smoke(**values): the smoke profile on `tree`."""
+    return lambda **values: experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **values})
+
+
+@pytest.fixture
+def toy():
+    """toy(classes, train, test): a data set in memory, images by class."""
+
+    def make(classes=14, train=6, test=2, size=16):
+        draw = np.random.default_rng(0)
+        names = tuple(f"class{label:02d}" for label in range(classes))
+        return Dataset("toy", *(ImageSet(*pictures(classes, count, size, draw), names) for count in (train, test)))
+
+    return make
+
+
+@pytest.fixture
+def federation(toy):
+    """federation(config): the method and its clients on `toy`, ready for the loop; nothing is read from a folder."""
+
+    def make(config, data=None):
+        data = data or toy()
+        kind, device = METHODS[config.method], torch.device("cpu")
+        frozen = foundation(config.foundation, kind.cut(config), config.normalize)
+        train, test = (Inputs(images, prefix_cache(frozen, images, device), device) for images in (data.train, data.test))
+        method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+        return method, [Client(k, method.new_model(k), parts, train, test, config.seed) for k in range(config.clients)]
+
+    return make
+
+
+@pytest.fixture
+def one_line():
+    """one_line(caught, *words): the error is a single line that has every word."""
+
+    def check(caught, *words):
+        text = str(caught.value)
+        assert "\n" not in text, text
+        for word in words:
+            assert str(word) in text, f"{word!r} not in: {text}"
+
+    return check
+
+
+@pytest.fixture
+def small_files():
+    """small_files(size): a context in which no file can grow beyond `size` bytes, as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

@@ -1,0 +1,128 @@
+"""Data sets by name."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lscl.config import experiment
+from lscl.data.glyphs import glyphs
+from lscl.data.sources import load, per_class
+from lscl.data.store import ImageSet
+from lscl.errors import LsclError
+
+
+@pytest.fixture
+def hundred(tmp_path):
+    """A tree of 100 classes with one image in each split."""
+    for split, value in (("train", 100), ("test", 50)):
+        for label in range(100):
+            path = tmp_path / "hundred" / split / f"c{label:02d}" / "0.bmp"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (value, label, 0)).save(path)
+    return tmp_path / "hundred"
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_folder_is_read_at_the_wanted_size(smoke):
+    data = load(smoke(image_size=8))
+    assert data.name == "folder" and data.classes == tuple(f"class{label:02d}" for label in range(14))
+    assert data.train.images.shape == (84, 8, 8, 3) and data.test.images.shape == (28, 8, 8, 3)
+
+
+def test_fewer_images_per_class_are_the_first_of_each_class(smoke):
+    whole, part = load(smoke()), load(smoke(images_per_class=4, test_images_per_class=1))
+    assert np.bincount(part.train.labels).tolist() == [4] * 14 and np.bincount(part.test.labels).tolist() == [1] * 14
+    first = [i for i in range(84) if i % 6 < 4]
+    assert np.array_equal(part.train.images, whole.train.images[first]) and np.array_equal(part.train.labels, whole.train.labels[first])
+    assert part.digest != whole.digest
+
+
+def test_no_limit_gives_all_images(smoke):
+    config = smoke(images_per_class=None, test_images_per_class=None)
+    assert len(load(config).train) == 84 and len(load(config).test) == 28
+
+
+def test_images_per_class_do_not_depend_on_the_order_of_the_classes():
+    labels = np.array([2, 0, 1, 0, 2, 1, 0, 1, 2])
+    images = ImageSet(np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1).repeat(3, 3), labels, ("a", "b", "c"))
+    part = per_class(images, 2, "toy")
+    assert part.labels.tolist() == [0, 0, 1, 1, 2, 2] and part.images[:, 0, 0, 0].tolist() == [1, 3, 2, 5, 0, 4]
+
+
+def test_too_many_images_per_class_name_the_class(smoke, tree, tmp_path, one_line):
+    shutil.copytree(tree, tmp_path / "tree")
+    (tmp_path / "tree" / "train" / "class09" / next((tmp_path / "tree" / "train" / "class09").iterdir()).name).unlink()
+    with pytest.raises(LsclError) as caught:
+        load(smoke(data_dir=tmp_path / "tree"))
+    one_line(caught, "folder train: class 'class09' has 5 images, 6 per class were asked for")
+    with pytest.raises(LsclError) as caught:
+        load(smoke(test_images_per_class=3))
+    one_line(caught, "folder test: class 'class00' has 2 images, 3 per class were asked for")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_in_only_one_split_are_named(smoke, tree, tmp_path, split, one_line):
+    shutil.copytree(tree, tmp_path / "tree")
+    shutil.rmtree(tmp_path / "tree" / split / "class03")
+    with pytest.raises(LsclError) as caught:
+        load(smoke(data_dir=tmp_path / "tree"))
+    one_line(caught, tmp_path / "tree", "'class03' is in only one of them")
+
+
+def test_a_folder_data_set_needs_a_folder(one_line):
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="smoke", dataset="folder"))
+    one_line(caught, "needs data_dir", "train/<class>/<image>")
+
+
+@pytest.mark.parametrize("dataset", ["folder", "cifar100"])
+def test_a_missing_folder_is_one_line(smoke, tmp_path, dataset, one_line):
+    with pytest.raises(LsclError) as caught:
+        load(smoke(dataset=dataset, data_dir=tmp_path / "nowhere"))
+    one_line(caught, "no data folder", tmp_path / "nowhere")
+
+
+def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_downloaded(own_cache, tmp_path, one_line):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "empty"))
+    one_line(caught, "CIFAR-100 not found in", tmp_path / "empty", "--data-dir")
+    assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "cache").exists()
+
+
+def test_damaged_torchvision_files_are_one_line(own_cache, tmp_path, one_line):
+    (tmp_path / "data" / "cifar-100-python").mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (tmp_path / "data" / "cifar-100-python" / name).write_bytes(b"damaged")
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "data"))
+    one_line(caught, "CIFAR-100 not found in", tmp_path / "data")
+
+
+def test_cifar100_can_be_a_tree_of_100_classes(hundred):
+    data = load(experiment(profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1))
+    assert len(data.classes) == 100 and data.name == "cifar100"
+    assert data.train.images[7, 0, 0].tolist() == [100, 7, 0] and data.test.images[7, 0, 0].tolist() == [50, 7, 0]
+
+
+def test_cifar100_with_another_number_of_classes_is_refused(hundred, one_line):
+    for split in ("train", "test"):
+        shutil.rmtree(hundred / split / "c42")
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100", data_dir=hundred))
+    one_line(caught, hundred, "has 99 training and 99 test classes, CIFAR-100 has 100")
+
+
+def test_glyphs_are_reduced_like_any_other_data_set():
+    data = load(experiment(profile="smoke"))
+    train, test = glyphs()
+    assert np.bincount(data.train.labels).tolist() == [6] * 200 and np.bincount(data.test.labels).tolist() == [2] * 200
+    for part, whole in ((data.train, train), (data.test, test)):
+        count = len(part) // 200
+        assert all(np.array_equal(part.images[part.labels == k], whole.images[whole.labels == k][:count]) for k in (0, 57, 199))

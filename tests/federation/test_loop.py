@@ -1,0 +1,162 @@
+"""The loop: which exchanges happen in which order, what they carry, and what they cost."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from lscl.errors import LsclError
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.payload import seal
+from lscl.methods.base import IMAGES, Stage
+from lscl.methods.fedavg_vit import HOLDS
+
+
+@dataclass
+class Recorder(InProcess):
+    """Keeps copies of everything that is sent."""
+
+    log: list = field(default_factory=list)
+
+    def ask(self, stage, downloads):
+        answers = super().ask(stage, downloads)
+        self.log.append((stage, dict(downloads), {k: seal(payload, "test") for k, payload in answers.items()}))
+        return answers
+
+
+def played(federation, config):
+    method, clients = federation(config)
+    transport = Recorder(method, clients)
+    return method, transport, list(federate(method, transport))
+
+
+def test_a_task_is_its_rounds_and_a_finish(federation, smoke):
+    method, transport, reports = played(federation, smoke(method="local_head"))
+    stages = [Stage(t, *rest) for t in range(2) for rest in ((0,), (1,), (1, "finish"))]
+    assert [stage for stage, _, _ in transport.log] == stages
+    assert [(report.task, report.round) for report in reports] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [sorted(report.scores) for report in reports] == [[], [0, 1, 2], [], [0, 1, 2]]
+    assert [len(report.scores[2]["total"]) for report in reports if report.scores] == [3, 6]
+
+
+def test_fedavg_with_one_client_and_one_round_returns_the_upload(federation, smoke):
+    config = smoke(method="fedavg_vit", clients=1, rounds=1, tasks=1)
+    method, transport, _ = played(federation, config)
+    _, downloads, uploads = transport.log[0]
+    assert set(method.server) == {"weight", "bias"}
+    for name, value in method.server.items():
+        assert torch.equal(value, uploads[0][name]) and not torch.equal(value, downloads[0][name])
+        assert torch.equal(transport.log[1][1][0][name], value)  # and sends it to the client for the test
+
+
+def test_fedavg_averages_what_was_uploaded_by_the_number_of_images(federation, smoke):
+    method, transport, _ = played(federation, smoke(method="fedavg_vit", rounds=1, tasks=1, private_classes=1))
+    uploads = transport.log[0][2]
+    counts = [len(client.partition.tasks[client.id][0].train) for client in transport.clients]
+    assert [int(uploads[k][IMAGES]) for k in range(3)] == counts and len(set(counts)) > 1
+    for name in ("weight", "bias"):
+        mean = sum(uploads[k][name].double() * counts[k] for k in range(3)) / sum(counts)
+        assert torch.allclose(method.server[name].double(), mean, atol=1e-7)
+
+
+def test_finished_rounds_are_not_done_again(federation, smoke):
+    config = smoke(method="local_head")
+    whole = played(federation, config)[1].log
+    for done in range(5):
+        method, clients = federation(config)
+        transport = Recorder(method, clients)
+        reports = list(federate(method, transport, done=done))
+        left = [stage for stage, _, _ in whole if stage.task * 2 + stage.round >= done]
+        assert len(reports) == 4 - done and [stage for stage, _, _ in transport.log] == left
+
+
+def test_bytes_of_fedavg_equal_a_count_by_hand(federation, smoke):
+    _, _, reports = played(federation, smoke(method="fedavg_vit"))
+    head = 4 * (14 * 32 + 14)  # W (C, d) and b (C,) in float32
+    for report in reports:
+        assert report.bytes_up == [head + 8 + 14] * 3  # and the number of images (int64), a flag for each class
+        assert report.bytes_down == [head * (2 if report.scores else 1)] * 3  # the finish sends the model once more
+
+
+def test_bytes_of_fed_lscl_equal_a_count_by_hand(federation, smoke):
+    _, transport, reports = played(federation, smoke(buffer_per_class=2))
+    generator = 4 * (4 * 4 * 32) * (16 + 1)  # P = 4 r d rows of m + 1 numbers in float32
+    for report in reports:
+        for k, client in enumerate(transport.clients):
+            seen = client.partition.seen(k, report.task)
+            counts = client.partition.counts(client.train.images.labels, 14)[k].sum(0)
+            kept = sum(min(2, counts[label]) for label in seen)
+            assert report.bytes_up[k] == generator + 4 * 16 * kept
+            assert report.bytes_down[k] == generator * (2 if report.scores else 1)
+
+
+def test_nothing_is_counted_where_nothing_travels(federation, smoke):
+    for method in ("local_head", "local_lora"):
+        _, transport, reports = played(federation, smoke(method=method))
+        assert all(report.bytes_up == report.bytes_down == [0, 0, 0] for report in reports)
+        assert all(uploads == {0: {}, 1: {}, 2: {}} for stage, _, uploads in transport.log if stage.name == "train")
+
+
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit"])
+def test_server_and_clients_share_no_memory(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    server = {value.untyped_storage().data_ptr() for value in method.server.values()}
+
+    class Checked(InProcess):
+        def ask(self, stage, downloads):
+            received = {value.untyped_storage().data_ptr() for payload in downloads.values() for value in payload.values()}
+            assert not received & server
+            return super().ask(stage, downloads)
+
+    next(federate(method, Checked(method, clients)))
+    mine = {value.untyped_storage().data_ptr() for client in clients for value in client.private_state().values()}
+    assert not mine & {value.untyped_storage().data_ptr() for value in method.server.values()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda payload: payload.update(images=torch.zeros(3, 16, 16)), "images"),
+        (lambda payload: payload.pop("bias"), "bias missing"),
+        (lambda payload: payload.update(bias=payload["bias"][:5]), "bias has shape (5,)"),
+        (lambda payload: payload["weight"].fill_(torch.nan), "weight holds NaN"),
+        (lambda payload: payload.update(weight=3), "weight is a int"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit"])
+def test_a_spoiled_upload_stops_the_run_and_names_the_client(federation, smoke, name, spoil, words, one_line):
+    method, clients = federation(smoke(method=name))
+
+    class Spoiled(InProcess):
+        def ask(self, stage, downloads):
+            answers = super().ask(stage, downloads)
+            with torch.no_grad():
+                spoil(answers[1])
+            return answers
+
+    before = {key: value.clone() for key, value in method.server.items()}
+    with pytest.raises(LsclError) as caught:
+        next(federate(method, Spoiled(method, clients)))
+    one_line(caught, "payload of client 1: ", words)
+    assert all(torch.equal(value, before[key]) for key, value in method.server.items())
+
+
+def test_progress_hears_of_every_client(federation, smoke):
+    method, clients = federation(smoke(method="local_head", tasks=1))
+    heard = []
+    list(federate(method, InProcess(method, clients, lambda stage, client: heard.append((stage.round, stage.name, client)))))
+    assert heard == [(number, name, k) for number, name in ((0, "train"), (1, "train"), (1, "finish")) for k in range(3)]
+
+
+def test_seconds_are_measured_for_every_part_of_a_round(federation, smoke):
+    _, _, reports = played(federation, smoke(method="fedavg_vit", tasks=1))
+    assert all(set(report.seconds) == {"train", "aggregate", "evaluate"} and min(report.seconds.values()) >= 0 for report in reports)
+    assert reports[0].seconds["train"] > 0 and reports[1].seconds["evaluate"] > 0
+
+
+def test_the_holds_flags_are_the_classes_of_the_task(federation, smoke):
+    _, transport, _ = played(federation, smoke(method="fedavg_vit"))
+    for stage, _, uploads in transport.log:
+        if stage.name == "train":
+            for k, payload in uploads.items():
+                assert payload[HOLDS].nonzero().squeeze(1).tolist() == sorted(transport.clients[k].partition.tasks[k][stage.task].classes)

@@ -1,0 +1,71 @@
+"""The controls that share nothing: a local head, and a local static LoRA with it."""
+
+import pytest
+import torch
+
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.training import answer
+from lscl.methods.base import Stage
+
+CONTROLS = ("local_head", "local_lora")
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_nothing_is_sent_or_kept_on_the_server(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    reports = list(federate(method, InProcess(method, clients)))
+    assert method.server == {} and all(sum(report.bytes_up + report.bytes_down) == 0 for report in reports)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_client_learns_the_same_alone(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    list(federate(method, InProcess(method, clients)))
+    alone_method, alone = federation(smoke(method=name))
+    for t in range(2):
+        for number in range(2):
+            answer(alone_method, alone[1], Stage(t, number), {})
+        answer(alone_method, alone[1], Stage(t, 1, "finish"), {})
+    for key, value in clients[1].model.state_dict().items():
+        assert torch.equal(value, alone[1].model.state_dict()[key])
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_model_goes_on_from_round_to_round_and_task_to_task(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    client = clients[0]
+    answer(method, client, Stage(0, 0), {})
+    learnt = {key: value.clone() for key, value in client.model.state_dict().items()}
+    method.receive(client, {}, Stage(0, 1))
+    method.start_task(client)
+    assert all(torch.equal(value, learnt[key]) for key, value in client.model.state_dict().items())
+
+
+def test_the_static_lora_starts_as_the_frozen_vit(federation, smoke):
+    method, clients = federation(smoke(method="local_lora"))
+    batch = clients[0].train.batch(torch.arange(6))
+    head = clients[0].model["head"]
+    assert torch.allclose(method.logits(clients[0], batch), head(method.foundation.suffix(batch.prefix)), atol=1e-6)
+    assert clients[0].model["lora"].B.abs().max() == 0 and clients[0].model["lora"].A.abs().max() > 0
+
+
+def test_the_static_lora_has_the_place_rank_and_scale_of_the_written_one(federation, smoke):
+    method, clients = federation(smoke(method="local_lora", block=2, rank=3, lora_alpha=12.0))
+    update = clients[0].model["lora"]()
+    assert update.A.shape == (3, 32) and update.B.shape == (96, 3) and update.scale == 4.0 and method.foundation.block == 2
+    written = federation(smoke(method="fed_lscl", block=2, rank=3, lora_alpha=12.0))
+    assert written[1][0].model["generator"].scale == 4.0 and written[0].foundation.block == 2
+
+
+def test_training_moves_a_and_b_and_the_head(federation, smoke):
+    method, clients = federation(smoke(method="local_lora"))
+    before = {key: value.clone() for key, value in clients[0].model.state_dict().items()}
+    answer(method, clients[0], Stage(0, 0), {})
+    moved = {key for key, value in clients[0].model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"lora.A", "lora.B", "head.weight", "head.bias"}
+
+
+def test_all_clients_start_from_the_same_control(federation, smoke):
+    for name in CONTROLS:
+        method, clients = federation(smoke(method=name))
+        assert all(torch.equal(value, clients[2].model.state_dict()[key]) for key, value in clients[0].model.state_dict().items())

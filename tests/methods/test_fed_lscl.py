@@ -1,0 +1,392 @@
+"""Fed-LSCL, tested beside section 4 of the paper."""
+
+import numpy as np
+import pytest
+import torch
+
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.payload import num_bytes, seal
+from lscl.federation.training import answer
+from lscl.methods.base import Stage
+from lscl.methods.parts.masked import masked_cross_entropy
+from lscl.methods.parts.o2d import o2d_exact, second_moments
+
+
+class Uploads(InProcess):
+    """Keeps the uploads of every round."""
+
+    def ask(self, stage, downloads):
+        answers = super().ask(stage, downloads)
+        if stage.name == "train":
+            self.__dict__.setdefault("uploads", []).append({k: seal(payload, "test") for k, payload in answers.items()})
+        return answers
+
+
+def play(federation, config, rounds=None, data=None):
+    """The federation after `rounds` rounds (all for None), with the uploads of each."""
+    method, clients = federation(config, data)
+    transport = Uploads(method, clients)
+    for number, _ in enumerate(federate(method, transport), 1):
+        if number == rounds:
+            break
+    return method, clients, transport.uploads
+
+
+@pytest.fixture
+def after_task_0(federation, smoke):
+    """Method and clients at the end of the first task, in evaluation mode."""
+
+    def make(**values):
+        method, clients, _ = play(federation, smoke(**values), 2)
+        for client in clients:
+            client.model.eval()
+        return method, clients
+
+    return make
+
+
+# ---- start
+
+
+def test_cnns_start_different_and_generators_equal(federation, smoke):
+    _, clients = federation(smoke())
+    first, second = clients[0].model, clients[1].model
+    assert all(torch.equal(value, second["generator"].state_dict()[key]) for key, value in first["generator"].state_dict().items())
+    for part in ("cnn", "head"):
+        weights = [(value, second[part].state_dict()[key]) for key, value in first[part].state_dict().items() if key.endswith("weight")]
+        assert weights and any(not torch.equal(*pair) for pair in weights)
+
+
+def test_generators_start_equal_under_unlike_cnns(federation, smoke):
+    _, clients = federation(smoke(cnn="tiny,small"))
+    assert torch.equal(clients[0].model["generator"].weight, clients[1].model["generator"].weight)
+
+
+def test_the_server_starts_with_every_clients_generator(federation, smoke):
+    method, clients = federation(smoke())
+    for k, client in enumerate(clients):
+        payload = method.broadcast(k, Stage(0, 0))
+        assert set(payload) == {"weight", "bias"}
+        assert all(torch.equal(value, client.model["generator"].state_dict()[key]) for key, value in payload.items())
+
+
+# ---- 4.2 collaboration
+
+
+def test_the_first_forward_is_the_frozen_vit(federation, smoke):
+    method, clients = federation(smoke())
+    client = clients[0]
+    client.model.eval()
+    batch = client.train.batch(torch.arange(8))
+    frozen = client.model["head"](method.foundation.suffix(batch.prefix))
+    assert torch.allclose(method.logits(client, batch), frozen, atol=1e-6)
+
+
+def test_the_update_of_an_image_is_written_from_that_image(after_task_0):
+    method, clients = after_task_0()
+    client = clients[0]
+    batch = client.train.batch(torch.arange(8))
+    together = method.logits(client, batch)
+    frozen = client.model["head"](method.foundation.suffix(batch.prefix))
+    assert (together - frozen).abs().max() > 1e-3
+    alone = torch.cat([method.logits(client, client.train.batch(torch.tensor([i]))) for i in range(8)])
+    assert torch.allclose(alone, together, atol=1e-5)
+    update = method.update(client, client.model["cnn"](batch.images))
+    assert update.A.shape == (8, 4, 32) and update.B.shape == (8, 96, 4) and update.scale == 4.0
+    assert (update.A[0] - update.A[1]).abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_loss_does_not_depend_on_the_order_of_a_batch(federation, smoke, mode):
+    method, clients, _ = play(federation, smoke(), 2)
+    client = clients[0]
+    client.task = 1
+    client.model.train(mode == "train")
+    index = client.train_index[:8]
+    losses = []
+    for order in (torch.arange(8), torch.tensor([3, 1, 7, 0, 6, 2, 5, 4])):
+        client.scratch["replay"] = client.rng("replay")
+        losses.append(float(method.loss(client, client.train.batch(index[order]))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_each_part_has_its_own_learning_rate(federation, smoke):
+    values = {"lr": 0.1, "lr_cnn": 0.2, "lr_generator": 0.3, "lr_generator_bias": 0.4}
+    method, clients = federation(smoke(**values))
+    (phase,) = method.phases(clients[0], Stage(0, 0))
+    rate = {id(p): group["lr"] for group in phase.groups for p in list(group["params"])}
+    expected = {"cnn": 0.2, "auxiliary": 0.2, "generator.weight": 0.3, "generator.bias": 0.4, "head": 0.1}
+    for name, parameter in clients[0].model.named_parameters():
+        assert rate[id(parameter)] == next(value for start, value in expected.items() if name.startswith(start))
+
+
+def test_the_auxiliary_loss_is_the_cnns_own_cross_entropy(federation, smoke):
+    losses = []
+    for weight in (0.0, 2.0):
+        method, clients, _ = play(federation, smoke(auxiliary=weight), 1)
+        client = federation(smoke(auxiliary=weight))[1][0]
+        client.task = 0
+        method.receive(client, method.broadcast(0, Stage(0, 0)), Stage(0, 0))
+        client.model.eval()
+        batch = client.train.batch(client.train_index[:6])
+        f = client.model["cnn"](batch.images)
+        own = masked_cross_entropy(client.model["auxiliary"](f), batch.labels, client.classes)
+        losses.append(
+            float(method.loss(client, batch) - weight * own - masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes))
+        )
+    assert losses == pytest.approx([0, 0], abs=1e-5)
+
+
+def test_the_auxiliary_head_is_trained_only_if_it_counts(federation, smoke):
+    for weight, moved in ((0.0, False), (1.0, True)):
+        start = federation(smoke(auxiliary=weight))[1][0].model["auxiliary"].weight
+        _, clients, _ = play(federation, smoke(auxiliary=weight), 1)
+        assert torch.equal(clients[0].model["auxiliary"].weight, start) != moved
+
+
+def test_dropout_acts_in_training_only(after_task_0):
+    method, clients = after_task_0(generator_dropout=0.5)
+    client = clients[0]
+    batch = client.train.batch(torch.arange(8))
+    assert torch.equal(method.logits(client, batch), method.logits(client, batch))
+    f = client.model["cnn"](batch.images)
+    client.model.train()
+    assert not torch.equal(method.update(client, f).A, method.update(client, f).A)
+
+
+# ---- 4.3 small-model continual fine-tuning (SM-CF)
+
+
+@pytest.mark.parametrize("form", ["relative", "mean", "sum"])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.3), (1.0, 0.0), (0.0, 2.0)])
+def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
+    method, clients = after_task_0(consistency=form, alpha=alpha, beta=beta)
+    client = clients[0]
+    old = {key: value.clone() for key, value in client.model["generator"].state_dict().items()}
+    buffer = client.state["buffer"]
+    with torch.no_grad():
+        old_f = client.model["cnn"](client.train.batch(buffer).images).double().numpy()
+        draw = torch.Generator().manual_seed(1)
+        for parameter in client.model.parameters():  # a CNN and a generator that have moved on
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
+        new_f = client.model["cnn"](client.train.batch(buffer).images).double().numpy()
+        client.scratch["replay"] = client.rng("replay")
+        found = float(method.consistency(client, 5))
+
+    drawn = torch.randint(len(buffer), (5,), generator=client.rng("replay")).tolist()
+    new = {key: value.detach().double().numpy() for key, value in client.model["generator"].state_dict().items()}
+    old = {key: value.double().numpy() for key, value in old.items()}
+    total = 0.0
+    for i in drawn:
+        omega, omega_old = new["weight"] @ new_f[i] + new["bias"], old["weight"] @ old_f[i] + old["bias"]
+        scale = {
+            "relative": (np.sum(old_f[i] ** 2), np.sum(omega_old**2)),
+            "mean": (len(old_f[i]), len(omega_old)),
+            "sum": (1, 1),
+        }[form]
+        total += alpha * np.sum((new_f[i] - old_f[i]) ** 2) / scale[0] + beta * np.sum((omega - omega_old) ** 2) / scale[1]
+    assert found == pytest.approx(total / 5, rel=1e-4)
+    assert found > 0
+
+
+def test_the_loss_is_eq_3_plus_eq_4(after_task_0):
+    method, clients = after_task_0()
+    client = clients[0]
+    client.task = 1
+    with torch.no_grad():
+        client.model["cnn"].cnn.layers[0].weight += 0.1
+        batch = client.train.batch(client.train_index[:6])
+        client.scratch["replay"] = client.rng("replay")
+        total = method.loss(client, batch)
+        client.scratch["replay"] = client.rng("replay")
+        kept = method.consistency(client, 6)
+        task = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)
+    assert kept > 1e-4 and torch.allclose(total, task + kept)
+
+
+def test_nothing_is_kept_close_in_the_first_task(federation, smoke):
+    method, clients, _ = play(federation, smoke(), 1)
+    assert all(client.state == {} for client in clients)
+    client = clients[0]
+    client.model.eval()
+    batch = client.train.batch(client.train_index[:6])
+    expected = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)
+    assert torch.allclose(method.loss(client, batch), expected)
+
+
+def test_eq_4_is_zero_right_after_a_task_has_ended(after_task_0):
+    method, clients = after_task_0()
+    for client in clients:
+        client.scratch["replay"] = client.rng("replay")
+        assert float(method.consistency(client, 100)) < 1e-10
+
+
+def test_the_teacher_is_the_personalised_generator_of_the_last_server_step(federation, smoke):
+    method, clients, _ = play(federation, smoke(), 2)
+    for k, client in enumerate(clients):
+        assert torch.equal(client.state["previous.weight"], method.server[f"{k}.weight"])
+        assert torch.equal(client.state["previous.bias"], method.server[f"{k}.bias"])
+
+
+def test_the_buffer_keeps_the_lowest_losses_of_every_class(federation, smoke):
+    method, clients, _ = play(federation, smoke(tasks=1, buffer_per_class=2, private_classes=1))
+    for client in clients:
+        client.model.eval()
+        batch = client.train.batch(client.train_index)
+        with torch.no_grad():
+            losses = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes, "none")
+        kept = torch.isin(client.train_index, client.state["buffer"])
+        for label in client.current.classes:
+            own = batch.labels == label
+            assert (own & kept).sum() == min(2, own.sum())
+            if (own & ~kept).any():
+                assert losses[own & kept].max() <= losses[own & ~kept].min() + 1e-6
+
+
+def test_the_buffer_grows_by_the_classes_of_each_task(federation, smoke):
+    _, clients, _ = play(federation, smoke(buffer_per_class=3), 2)
+    first = [client.state["buffer"].clone() for client in clients]
+    _, clients, _ = play(federation, smoke(buffer_per_class=3))
+    for before, client in zip(first, clients):
+        buffer = client.state["buffer"]
+        assert torch.equal(buffer[: len(before)], before) and len(buffer.unique()) == len(buffer)
+        labels = client.train.images.labels[buffer.numpy()]
+        assert set(labels) == set(client.partition.seen(client.id, 1)) and np.bincount(labels).max() <= 3
+        own = [image for task in client.partition.tasks[client.id] for image in task.train]
+        assert set(buffer.tolist()) <= set(own)
+        assert client.state["previous.features"].shape == (len(buffer), 16)
+
+
+@pytest.mark.parametrize("off", [{"alpha": 0.0}, {"beta": 0.0}, {"alpha": 0.0, "beta": 0.0}])
+def test_switching_alpha_or_beta_off_changes_a_run_from_the_second_task_on(federation, smoke, off):
+    for rounds, same in ((2, True), (4, False)):
+        plain, changed = (play(federation, smoke(lr_generator=1e-2, **values), rounds)[1] for values in ({}, off))
+        for one, other in zip(plain, changed):
+            equal = all(torch.equal(value, other.model.state_dict()[key]) for key, value in one.model.state_dict().items())
+            assert equal == same
+
+
+def test_eq_4_holds_the_cnn_back(federation, smoke):
+    """How far the features of the buffer move in the second task, with and without a strong Eq. 4."""
+    moved = []
+    for weight in (0.0, 50.0):
+        _, clients, _ = play(federation, smoke(alpha=weight, epochs=4), 2)
+        before = [client.state["previous.features"].clone() for client in clients]
+        method, clients, _ = play(federation, smoke(alpha=weight, epochs=4), 3)
+        after = [method.features(client, client.state["buffer"]) for client in clients]
+        moved.append(sum(float((a - b).square().mean()) for a, b in zip(after, before)))
+    assert moved[1] < 0.7 * moved[0]
+
+
+# ---- 4.4 One-by-One Distillation (O2D)
+
+
+def test_the_server_step_is_eq_5_of_the_uploads(federation, smoke):
+    method, _, uploads = play(federation, smoke(o2d_lambda=0.3), 1)
+    weights = [torch.cat([uploads[0][k]["weight"], uploads[0][k]["bias"][:, None]], 1) for k in range(3)]
+    for k, found in enumerate(o2d_exact(weights, [second_moments(uploads[0][k]["features"]) for k in range(3)], 0.3)):
+        assert torch.equal(method.server[f"{k}.weight"], found[:, :16]) and torch.equal(method.server[f"{k}.bias"], found[:, 16])
+        assert not torch.equal(found, weights[k])
+
+
+def test_each_client_gets_its_own_generator_back(federation, smoke):
+    method, _, _ = play(federation, smoke(), 1)
+    sent = [method.broadcast(k, Stage(0, 1)) for k in range(3)]
+    assert not torch.equal(sent[0]["bias"], sent[1]["bias"]) and not torch.equal(sent[1]["bias"], sent[2]["bias"])
+
+
+@pytest.mark.parametrize("o2d", ["exact", "sgd"])
+def test_the_order_of_the_uploads_does_not_matter(federation, smoke, o2d):
+    config = smoke(o2d=o2d)
+    method, _, uploads = play(federation, config, 1)
+    other, _ = federation(config)
+    other.aggregate({k: uploads[0][k] for k in (2, 0, 1)}, Stage(0, 0))
+    assert all(torch.allclose(value, other.server[key], rtol=1e-4, atol=1e-6) for key, value in method.server.items())
+
+
+def test_the_gradient_version_takes_the_papers_steps(federation, smoke):
+    exact, sgd = (play(federation, smoke(o2d=o2d), 1)[0].server for o2d in ("exact", "sgd"))
+    assert all(not torch.equal(value, sgd[key]) for key, value in exact.items())
+    near = play(federation, smoke(o2d="sgd", o2d_epochs=800, o2d_lr=2e-3), 1)[0].server
+    start = play(federation, smoke(o2d_lambda=1e9), 1)[0].server  # as uploaded
+    for key, value in exact.items():
+        assert (near[key] - value).norm() < 0.02 * (start[key] - value).norm()
+
+
+def test_one_client_keeps_its_own_generator(federation, smoke):
+    method, _, uploads = play(federation, smoke(clients=1), 1)
+    assert all(torch.equal(method.server[f"0.{key}"], uploads[0][0][key]) for key in ("weight", "bias"))
+
+
+def test_features_of_the_first_task_go_up_before_it_has_ended(federation, smoke):
+    _, clients, uploads = play(federation, smoke(buffer_per_class=2), 1)
+    for client in clients:
+        counts = client.partition.counts(client.train.images.labels, 14)[client.id, 0]
+        assert len(uploads[0][client.id]["features"]) == np.minimum(counts, 2).sum() > 0
+
+
+def test_uploaded_features_are_those_of_the_kept_images(federation, smoke):
+    method, clients, uploads = play(federation, smoke(tasks=1, rounds=1))
+    for client in clients:
+        found = method.features(client, client.state["buffer"])
+        sent = uploads[0][client.id]["features"]
+        assert sent.shape == found.shape
+        every = method.features(client, client.train_index)
+        assert all((every - row).abs().max(1).values.min() < 1e-6 for row in sent)
+
+
+def test_nothing_of_cnn_head_or_images_ever_goes_up(federation, smoke):
+    for upload in ("features", "gram"):
+        _, clients, uploads = play(federation, smoke(o2d_upload=upload))
+        assert len(uploads) == 4
+        for sent in uploads:
+            for k, payload in sent.items():
+                assert set(payload) == {"weight", "bias", upload}
+                shapes = {name: tuple(value.shape) for name, value in payload.items()}
+                assert shapes["weight"] == (512, 16) and shapes["bias"] == (512,)
+                assert shapes[upload] == ((153,) if upload == "gram" else (len(payload[upload]), 16))
+                private = [v for name, v in clients[k].model.state_dict().items() if not name.startswith("generator")]
+                private.append(clients[k].train.batch(clients[k].train_index).images)
+                sent_numbers = set(torch.cat([value.flatten().float() for value in payload.values()]).tolist())
+                for value in private:
+                    numbers = value.flatten().float().unique()
+                    if len(numbers) > 20:
+                        assert len(sent_numbers & set(numbers.tolist())) < len(numbers) / 20
+
+
+def test_the_gram_matrix_gives_the_same_server_bit_for_bit_with_fewer_bytes(federation, smoke):
+    played = {upload: play(federation, smoke(o2d_upload=upload, features=4, buffer_per_class=6)) for upload in ("features", "gram")}
+    rows, gram = played["features"], played["gram"]
+    assert all(torch.equal(value, gram[0].server[key]) for key, value in rows[0].server.items())
+    for one, other in zip(rows[1], gram[1]):
+        assert all(torch.equal(value, other.model.state_dict()[key]) for key, value in one.model.state_dict().items())
+    for many, few in zip(rows[2], gram[2]):
+        assert sum(map(num_bytes, few.values())) < sum(map(num_bytes, many.values()))
+        assert all(len(payload["gram"]) == 5 * 6 // 2 and payload["gram"].dtype == torch.float64 for payload in few.values())
+
+
+@pytest.mark.parametrize("values", [{}, {"o2d": "sgd"}, {"o2d_upload": "gram"}])
+def test_without_a_buffer_a_run_goes_through_and_nothing_is_distilled(federation, smoke, values):
+    method, clients, uploads = play(federation, smoke(buffer_per_class=0, **values))
+    assert all(len(client.state["buffer"]) == 0 and "previous.features" not in client.state for client in clients)
+    for k in range(3):
+        assert torch.equal(method.server[f"{k}.weight"], uploads[-1][k]["weight"])
+        assert torch.equal(method.server[f"{k}.bias"], uploads[-1][k]["bias"])
+
+
+def test_unlike_cnns_learn_together(federation, smoke):
+    method, clients, uploads = play(federation, smoke(cnn="tiny,small", features=12))
+    assert [payload["features"].shape[1] for payload in uploads[-1].values()] == [12] * 3
+    sizes = [sum(p.numel() for p in client.model["cnn"].parameters()) for client in clients]
+    assert sizes[0] == sizes[2] != sizes[1]
+
+
+def test_a_second_round_starts_from_the_distilled_generator(federation, smoke):
+    method, clients, _ = play(federation, smoke(), 1)
+    client, stage = clients[0], Stage(0, 1)
+    cnn = {key: value.clone() for key, value in client.model["cnn"].state_dict().items()}
+    method.receive(client, method.broadcast(0, stage), stage)
+    assert torch.equal(client.model["generator"].weight, method.server["0.weight"])
+    assert all(torch.equal(value, cnn[key]) for key, value in client.model["cnn"].state_dict().items())
+    upload = answer(method, client, stage, method.broadcast(0, stage))
+    assert not torch.equal(upload["weight"], method.server["0.weight"])

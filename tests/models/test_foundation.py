@@ -1,0 +1,249 @@
+"""The frozen ViT: the same function as timm's, cut in two, with a low-rank update that is exactly W + s B A."""
+
+import copy
+
+import pytest
+import torch
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
+from lscl.errors import LsclError
+from lscl.models import foundation as module
+from lscl.models.foundation import FrozenViT, LowRank, block_forward, enlarge, foundation, read_weights
+from lscl.models.mini import MEAN, STD, mini_vit
+from lscl.models.pretrain import write_weights
+from lscl.seeding import seeded
+
+
+def random_images(count=3, size=32):
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def random_update(frozen, rank=3, batch=None, dtype=torch.float32):
+    lead = () if batch is None else (batch,)
+    draw = torch.Generator().manual_seed(1)
+    a = torch.randn(*lead, rank, frozen.width, generator=draw, dtype=dtype) * 0.2
+    return LowRank(a, torch.randn(*lead, 3 * frozen.width, rank, generator=draw, dtype=dtype) * 0.2, scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def untrained_mini():
+    with seeded(3, "mini"):
+        return mini_vit()
+
+
+def vit_of(name, mini):
+    return mini if name == "mini" else foundation("tiny", 0).vit
+
+
+CUTS = [("tiny", cut) for cut in range(4)] + [("mini", cut) for cut in range(9)]
+
+
+@pytest.mark.parametrize(("name", "cut"), CUTS)
+def test_prefix_and_suffix_equal_timm_bit_for_bit(name, cut, untrained_mini):
+    frozen = FrozenViT(vit_of(name, untrained_mini), cut, MEAN, STD)
+    images = random_images()
+    with torch.no_grad():
+        expected = frozen.vit.forward_features(frozen.preprocess(images))
+        found = frozen.suffix(frozen.prefix(images), cls_only=False)
+    assert torch.equal(found, expected[:, : frozen.tokens])
+    assert frozen.tokens == (1 if cut == frozen.depth else expected.shape[1])
+
+
+@pytest.mark.parametrize(("name", "cut"), CUTS)
+def test_a_last_block_that_computes_only_cls_gives_the_same_feature(name, cut, untrained_mini):
+    frozen = FrozenViT(vit_of(name, untrained_mini), cut, MEAN, STD)
+    images = random_images()
+    with torch.no_grad():
+        expected = frozen.vit.forward_features(frozen.preprocess(images))[:, 0]
+        z = frozen.prefix(images)
+        found = frozen.suffix(z)
+        assert found.shape == expected.shape and (found - expected).abs().max() < 1e-6 * max(1, expected.abs().max())
+        if cut < frozen.depth:
+            update = random_update(frozen, batch=3)
+            expected = frozen.suffix(z, update, cls_only=False)[:, 0]
+            assert (frozen.suffix(z, update) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("cut", range(3))
+@pytest.mark.parametrize("batch", [None, 3])
+def test_an_update_with_b_zero_gives_exactly_the_frozen_output(cut, batch):
+    frozen = foundation("tiny", cut)
+    z = frozen.prefix(random_images())
+    update = random_update(frozen, batch=batch)
+    update = LowRank(update.A, torch.zeros_like(update.B), update.scale)
+    assert torch.equal(frozen.suffix(z, update, cls_only=False), frozen.suffix(z, cls_only=False))
+    assert (frozen.suffix(z, update) - frozen.suffix(z)).abs().max() < 1e-6
+
+
+def merged(frozen, update, sample=None):
+    """The same ViT with W + s B A in place of W."""
+    a, b = (update.A, update.B) if sample is None else (update.A[sample], update.B[sample])
+    made = copy.deepcopy(frozen)
+    made.vit.blocks[frozen.block].attn.qkv.weight += update.scale * b @ a
+    return made
+
+
+@pytest.mark.parametrize("cut", range(3))
+def test_updates_per_sample_equal_merged_weights_one_by_one(cut):
+    frozen = foundation("tiny", cut)
+    z = frozen.prefix(random_images(4))
+    update = random_update(frozen, batch=4)
+    together = frozen.suffix(z, update)
+    assert (together - frozen.suffix(z)).abs().max() > 1e-2  # the update does something
+    for i in range(4):
+        assert (merged(frozen, update, i).suffix(z[i : i + 1])[0] - together[i]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("cut", range(3))
+def test_a_static_update_equals_merged_weights(cut):
+    frozen = foundation("tiny", cut)
+    z = frozen.prefix(random_images(4))
+    update = random_update(frozen)
+    assert (merged(frozen, update).suffix(z) - frozen.suffix(z, update)).abs().max() < 1e-5
+    same = LowRank(update.A.expand(4, -1, -1), update.B.expand(4, -1, -1), update.scale)
+    assert torch.allclose(frozen.suffix(z, same), frozen.suffix(z, update), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("cut", [0, 1])
+def test_gradients_of_a_and_b_equal_finite_differences(cut, batch):
+    with seeded(0, "small"):
+        vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0, mlp_ratio=1)
+    frozen = FrozenViT(vit, cut, MEAN, STD).double()
+    z = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    update = random_update(frozen, 2, batch, torch.float64)
+    a, b = update.A.requires_grad_(), update.B.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b, z: frozen.suffix(z, LowRank(a, b, 1.5)), (a, b, z), eps=1e-6, atol=1e-8)
+
+
+def test_no_gradient_reaches_a_frozen_weight():
+    frozen = foundation("tiny", 1)
+    digest = frozen.digest
+    update = random_update(frozen, batch=3)
+    update.A.requires_grad_(), update.B.requires_grad_()
+    z = frozen.prefix(random_images())
+    assert not z.requires_grad
+    frozen.suffix(z, update).square().sum().backward()
+    assert update.A.grad.abs().sum() > 0 and update.B.grad.abs().sum() > 0
+    assert all(not p.requires_grad and p.grad is None for p in frozen.parameters())
+    assert copy.deepcopy(frozen).digest == digest
+
+
+def test_the_frozen_vit_is_in_evaluation_mode():
+    assert not any(part.training for part in FrozenViT(foundation("tiny", 1).vit.train(), 1, MEAN, STD).vit.modules())
+
+
+def test_the_block_without_update_equals_timms_block():
+    frozen = foundation("tiny", 0)
+    z = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(0))
+    for block in frozen.vit.blocks:
+        assert torch.equal(block_forward(block, z, None), block(z))
+
+
+@pytest.mark.parametrize("cut", [-1, 4, 99])
+def test_a_block_that_does_not_exist_is_one_line(cut, one_line):
+    with pytest.raises(LsclError) as caught:
+        foundation("tiny", cut)
+    one_line(caught, f"block = {cut}", "blocks 0 to 2")
+
+
+def test_no_block_means_behind_the_last_one():
+    frozen = foundation("tiny", None)
+    assert frozen.block == frozen.depth == 3 and frozen.prefix(random_images()).shape == (3, 1, 32)
+
+
+def test_a_vit_of_other_blocks_is_refused(one_line):
+    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0, block_fn=ParallelScalingBlock)
+    with pytest.raises(LsclError) as caught:
+        FrozenViT(vit, 0, MEAN, STD)
+    one_line(caught, "standard blocks")
+
+
+@pytest.mark.parametrize(("name", "near"), [("tinny", "'tiny'"), ("vit_bas_patch16_224", "'vit_base_patch16_224'")])
+def test_an_unknown_foundation_model_gets_the_nearest_one(name, near, one_line):
+    with pytest.raises(LsclError) as caught:
+        foundation(name, 0)
+    one_line(caught, f"unknown foundation model {name!r}", near)
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch, tmp_path, one_line):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(LsclError) as caught:
+        foundation("vit_tiny_patch16_224.augreg_in21k", 0)
+    one_line(caught, "cannot get the weights of vit_tiny_patch16_224.augreg_in21k")
+
+
+def test_the_tiny_vit_is_always_the_same():
+    torch.manual_seed(1)
+    first = foundation("tiny", 0).digest
+    torch.manual_seed(2)
+    assert foundation("tiny", 2).digest == first
+    changed = foundation("tiny", 0)
+    changed.vit.blocks[1].norm1.bias[3] += 1e-3
+    assert changed.digest != first
+
+
+def test_images_are_enlarged_and_normalised():
+    images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    images[..., 0], images[..., 2] = 255, 51
+    made = enlarge(images, 32, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
+    assert made.shape == (2, 3, 32, 32)
+    assert torch.allclose(made.mean((0, 2, 3)), torch.tensor([1.0, -2.0, 0.2]), atol=1e-5)
+    exact = enlarge(random_images(), 32, (0.0,) * 3, (1.0,) * 3)
+    assert torch.equal(exact, random_images().permute(0, 3, 1, 2).float() / 255)
+
+
+def test_normalisation_can_be_switched_off():
+    images = random_images()
+    plain = foundation("tiny", 0, normalize=False)
+    assert torch.equal(plain.preprocess(images), images.permute(0, 3, 1, 2).float() / 255)
+    assert torch.allclose(foundation("tiny", 0).preprocess(images), 2 * plain.preprocess(images) - 1)
+
+
+@pytest.fixture
+def weight_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, {"a": torch.tensor([[1.0, -0.5], [3.0, 4.0]]), "b": torch.arange(3.0)}, {"epochs": 6})
+    return path
+
+
+def test_weights_are_read_as_written_in_half_precision(weight_file):
+    found = read_weights(weight_file)
+    assert found["a"].dtype == torch.float16 and found["a"].tolist() == [[1.0, -0.5], [3.0, 4.0]] and found["b"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at", [0, 20, -1])
+def test_a_damaged_weight_file_is_noticed(weight_file, at, one_line):
+    data = bytearray(weight_file.read_bytes())
+    data[at] ^= 4
+    weight_file.write_bytes(data)
+    with pytest.raises(LsclError) as caught:
+        read_weights(weight_file)
+    one_line(caught, f"damaged weight file {weight_file}", "SHA-256")
+
+
+@pytest.mark.parametrize("damage", ["no weights", "no description", "no digest", "no json"])
+def test_missing_weights_or_description_are_one_line(weight_file, damage, one_line):
+    about = weight_file.with_suffix(".json")
+    if damage == "no weights":
+        weight_file.unlink()
+    elif damage == "no description":
+        about.unlink()
+    else:
+        about.write_text({"no digest": "{}", "no json": "{"}[damage])
+    with pytest.raises(LsclError) as caught:
+        read_weights(weight_file)
+    one_line(caught, f"cannot read the weights {weight_file}", "install the package again")
+
+
+def test_the_mini_vit_computes_with_the_shipped_weights(monkeypatch, tmp_path, untrained_mini):
+    monkeypatch.setattr(module, "WEIGHTS", tmp_path / "mini.safetensors")
+    write_weights(tmp_path / "mini.safetensors", untrained_mini.state_dict(), {})
+    frozen, images = foundation("mini", 3), random_images()
+    rounded = copy.deepcopy(untrained_mini).half().float().eval()
+    with torch.no_grad():
+        assert torch.equal(frozen.vit.blocks[2].attn.qkv.weight, rounded.blocks[2].attn.qkv.weight)
+        expected = rounded.forward_features(frozen.preprocess(images))[:, 0]
+        assert torch.allclose(frozen.suffix(frozen.prefix(images)), expected, rtol=1e-4, atol=1e-4)
+    assert (frozen.width, frozen.depth, frozen.tokens) == (192, 8, 37)

@@ -1,0 +1,57 @@
+"""The parameter generator."""
+
+import torch
+
+from lscl.models.foundation import foundation
+from lscl.models.generator import Generator
+
+
+def made(features=6, width=32, rank=3, scale=4.0):
+    torch.manual_seed(0)
+    return Generator(features, width, rank, scale)
+
+
+def test_it_writes_4_r_d_numbers_split_into_a_and_b():
+    generator = made()
+    omega = generator(torch.randn(5, 6))
+    assert omega.shape == (5, 4 * 3 * 32)
+    update = generator.split(omega)
+    assert update.A.shape == (5, 3, 32) and update.B.shape == (5, 96, 3) and update.scale == 4.0
+    assert torch.equal(torch.cat([update.A.flatten(1), update.B.flatten(1)], dim=1), omega)
+
+
+def test_the_rows_of_b_start_at_zero_and_those_of_a_do_not():
+    generator = made()
+    update = generator.split(generator(torch.randn(5, 6)))
+    assert update.B.abs().max() == 0 and (update.A.abs().sum((1, 2)) > 0).all()
+    assert generator.weight[: 3 * 32].std() > 0.01 and generator.bias[: 3 * 32].std() > 0.01
+    assert generator.bias.abs().max() <= 32**-0.5
+
+
+def test_the_first_forward_equals_the_frozen_vit():
+    frozen, generator = foundation("tiny", 1), made()
+    z = frozen.prefix(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8))
+    update = generator.split(generator(torch.randn(4, 6)))
+    assert torch.equal(frozen.suffix(z, update, cls_only=False), frozen.suffix(z, cls_only=False))
+
+
+def test_both_a_and_b_learn_within_two_steps():
+    frozen, generator = foundation("tiny", 1), made()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    z, f = frozen.prefix(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)), torch.randn(4, 6)
+    optimiser = torch.optim.SGD(generator.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        frozen.suffix(z, generator.split(generator(f))).square()[:, 0].sum().backward()
+        optimiser.step()
+    for name in ("weight", "bias"):
+        change = (generator.state_dict()[name] - before[name]).abs()
+        assert change[:96].max() > 0 and change[96:].max() > 0
+
+
+def test_the_update_differs_from_image_to_image_only_through_the_weights():
+    generator = made()
+    torch.nn.init.normal_(generator.weight)
+    assert not torch.equal(*generator(torch.randn(2, 6)))
+    torch.nn.init.zeros_(generator.weight)
+    assert torch.equal(*generator(torch.randn(2, 6)))

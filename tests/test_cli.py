@@ -1,0 +1,92 @@
+"""Bad input on the command line is one line on stderr and exit code 2; good input works."""
+
+import json
+
+import pytest
+
+from lscl import cli, records
+
+
+def call(capsys, *words):
+    """Exit code, stdout and stderr of one command."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    out = capsys.readouterr()
+    return end.value.code, out.out, out.err
+
+
+SMOKE = ("--profile", "smoke")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "--method", "fed_lsl"), "did you mean 'fed_lscl'?"),
+        (("run", "--dataset", "cifar10"), "did you mean 'cifar100'?"),
+        (("run", "--profile", "mni"), "did you mean 'mini'?"),
+        (("run", *SMOKE, "--foundation", "vit_bas_patch16_224"), "did you mean 'vit_base_patch16_224'?"),
+        (("run", *SMOKE, "--cnn", "resnet81"), "did you mean 'resnet18'?"),
+        (("run", *SMOKE, "--lr", "-1"), "lr = '-1'"),
+        (("run", *SMOKE, "--lr", "nan"), "lr = 'nan'"),
+        (("run", *SMOKE, "--clients", "0"), "clients = '0'"),
+        (("run", *SMOKE, "--rank", "0"), "rank = '0'"),
+        (("run", *SMOKE, "--rounds", "2.5"), "rounds = '2.5'"),
+        (("run", *SMOKE, "--seed", "-1"), "seed = '-1'"),
+        (("run", *SMOKE, "--o2d", "magic"), "o2d = 'magic'"),
+        (("run", *SMOKE, "--block", "12"), "block = 12"),
+        (("run", *SMOKE, "--clients", "60"), "but glyphs has 200"),
+        (("run", *SMOKE, "--images-per-class", "1000"), "1000 per class were asked for"),
+        (("run", *SMOKE, "--dataset", "folder"), "needs data_dir"),
+        (("run", *SMOKE, "--dataset", "cifar100", "--data-dir", "no/such/folder"), "no data folder no/such/folder"),
+        (("run", *SMOKE, "--device", "cuda"), "no CUDA GPU"),
+        (("sweep", "tabel1", *SMOKE), "did you mean 'table1'?"),
+        (("sweep", "table1", *SMOKE, "--seeds", "1,x"), "seeds = '1,x'"),
+        (("table", "--profile", "colab"), "no records of profile colab"),
+        (("table", "--profile", "big"), "unknown profile 'big'"),
+        (("reproduce", "dmo"), "did you mean 'demo'?"),
+        (("pretrain", "--data-dir", "no/such/folder"), "no data folder no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(capsys, words, says):
+    code, _, err = call(capsys, *words)
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("lscl: ")
+
+
+def test_unknown_option_names_the_nearest(capsys):
+    code, _, err = call(capsys, "run", "--method", "fed_lscl", "--rankk", "3")
+    assert code == 2
+    assert "--rank" in err
+
+
+def test_run_writes_a_record_and_reads_it_the_second_time(capsys):
+    code, first, _ = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "5")
+    assert code == 0
+    code, second, err = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "5")
+    assert (code, second, err) == (0, first, "")
+    path = first.split(": ")[1].splitlines()[0]
+    assert json.loads(open(path).read())["seed"] == 5
+
+
+def test_a_record_of_another_schema_is_refused_by_name(capsys):
+    code, out, _ = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "6")
+    path = records.Path(out.split(": ")[1].splitlines()[0])
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "schema": 99}))
+    code, _, err = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "6")
+    assert code == 2
+    assert "has schema 99" in err
+
+
+def test_sweep_list_only_prints_the_plan(capsys):
+    code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901,902", "--list")
+    assert code == 0
+    assert out.count("missing") == 10
+
+
+def test_data_show_prints_every_client_and_task(capsys):
+    code, out, _ = call(capsys, "data", "show", *SMOKE)
+    assert code == 0
+    assert sum(line.startswith("client ") for line in out.splitlines()) == 6

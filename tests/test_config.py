@@ -1,0 +1,181 @@
+"""One object holds every parameter; a wrong value is one line that says which field, what was given and what is allowed."""
+
+import json
+import math
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic import ValidationError
+
+from lscl.config import DATASETS, PROFILES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.errors import LsclError
+
+
+@pytest.mark.parametrize("name", Experiment.model_fields)
+def test_every_field_says_what_it_is(name):
+    text = Experiment.model_fields[name].description
+    assert text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"method": "fed_lsc"}, ["unknown method 'fed_lsc'", "did you mean 'fed_lscl'?", "fedavg_vit", "local_lora"]),
+        ({"dataset": "cifar10"}, ["unknown data set 'cifar10'", "did you mean 'cifar100'?", "glyphs", "folder"]),
+        ({"profile": "dem"}, ["unknown profile 'dem'", "did you mean 'demo'?", "paper"]),
+        ({"lora_alfa": 8}, ["unknown parameter 'lora_alfa'", "did you mean 'lora_alpha'?"]),
+        ({"zzz": 8}, ["unknown parameter 'zzz' (allowed: method, dataset,"]),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_line):
+    with pytest.raises(LsclError) as caught:
+        experiment(**values)
+    one_line(caught, *words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("lr", -1e-3, "greater than 0"),
+        ("lr", 0, "greater than 0"),
+        ("lr", math.nan, "finite"),
+        ("lr_cnn", math.inf, "finite"),
+        ("lr_generator", -1.0, "greater than 0"),
+        ("lr_generator_bias", 0.0, "greater than 0"),
+        ("clients", 0, "greater than or equal to 1"),
+        ("clients", -3, "greater than or equal to 1"),
+        ("tasks", 0, "greater than or equal to 1"),
+        ("classes_per_task", 0, "greater than or equal to 1"),
+        ("private_classes", -1, "greater than or equal to 0"),
+        ("rounds", 2.5, "integer"),
+        ("rounds", "many", "integer"),
+        ("epochs", 0, "greater than or equal to 1"),
+        ("batch", 0, "greater than or equal to 1"),
+        ("rank", 0, "greater than or equal to 1"),
+        ("lora_alpha", 0, "greater than 0"),
+        ("block", -1, "greater than or equal to 0"),
+        ("features", 0, "greater than or equal to 1"),
+        ("dirichlet", 0, "greater than 0"),
+        ("min_share", 1, "less than 1"),
+        ("generator_dropout", 1.0, "less than 1"),
+        ("auxiliary", -0.1, "greater than or equal to 0"),
+        ("alpha", math.nan, "finite"),
+        ("beta", -1, "greater than or equal to 0"),
+        ("o2d_lambda", 0, "greater than 0"),
+        ("o2d_lr", -1, "greater than 0"),
+        ("o2d_epochs", 0, "greater than or equal to 1"),
+        ("buffer_per_class", -1, "greater than or equal to 0"),
+        ("images_per_class", 0, "greater than or equal to 1"),
+        ("image_size", 4, "greater than or equal to 8"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**31, "less than or equal to 2147483647"),
+        ("threads", 0, "greater than or equal to 1"),
+        ("o2d", "newton", "'exact' or 'sgd'"),
+        ("consistency", "l1", "'relative', 'mean' or 'sum'"),
+        ("eval_split", "train", "'official' or 'holdout'"),
+        ("head_merge", "max", "'plain' or 'holders'"),
+        ("o2d_upload", "images", "'features' or 'gram'"),
+        ("device", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("normalize", "perhaps", "boolean"),
+        ("foundation", "", "at least 1 character"),
+        ("cnn", "", "at least 1 character"),
+    ],
+)
+def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value, allowed, one_line):
+    with pytest.raises(LsclError) as caught:
+        experiment(**{field: value})
+    one_line(caught, f"{field} = {value!r}", allowed, Experiment.model_fields[field].description)
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+@pytest.mark.parametrize("profile", get_args(ProfileName))
+def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
+    for dataset in get_args(DatasetName):
+        config = experiment(profile=profile, method=method, dataset=dataset)
+        expected = {**PROFILES[profile], **(DATASETS.get(dataset, {}) if profile != "smoke" else {})}
+        assert all(getattr(config, key) == value for key, value in expected.items() if (profile, key) != ("smoke", "private_classes"))
+        assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42"
+
+
+@pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
+def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
+    config = experiment(profile=profile, dataset="cifar100")
+    assert (config.clients, config.tasks, config.classes_per_task, config.private_classes, config.rounds) == (5, 5, 8, 15, 5)
+    assert experiment(profile=profile, dataset="glyphs").private_classes == 40
+
+
+def other_value(name, now):
+    """Another valid value of a field."""
+    kind = Experiment.model_fields[name].annotation
+    if get_origin(kind) is Literal:
+        return next(value for value in get_args(kind) if value != now)
+    if isinstance(now, bool):
+        return not now
+    if isinstance(now, str):
+        return "tiny"
+    return {"data_dir": "elsewhere", "min_share": 0.1, "generator_dropout": 0.1}.get(name, 9 if now is None else now + 1)
+
+
+@pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - WHERE_AND_HOW))
+def test_whatever_decides_the_result_is_in_the_digest(name):
+    base = experiment()
+    changed = experiment(**{name: other_value(name, getattr(base, name))})
+    assert changed.digest != base.digest
+
+
+@pytest.mark.parametrize("name", ["data_dir", "device", "threads"])
+def test_where_it_is_computed_is_not_in_the_digest_or_the_name(name):
+    base = experiment()
+    changed = experiment(**{name: other_value(name, getattr(base, name))})
+    assert changed != base and changed.digest == base.digest and changed.name == base.name
+
+
+def test_the_digest_depends_on_values_not_on_how_they_were_given():
+    assert experiment(rank="8", lr="0.01").digest == experiment(lr=1e-2, rank=8).digest
+    assert experiment(profile="smoke", batch=8).digest == experiment(profile="smoke").digest
+    assert len(experiment().digest) == 12 and int(experiment().digest, 16) >= 0
+
+
+def test_the_name_has_every_override_and_the_seed():
+    config = experiment(profile="mini", dataset="cifar100", rank=8, o2d="sgd", seed=1999)
+    assert config.overrides() == {"o2d": "sgd", "rank": 8}
+    assert config.name == "cifar100--fed_lscl--o2d=sgd--rank=8--s1999"
+
+
+def test_a_value_equal_to_the_profiles_is_no_override():
+    assert experiment(profile="smoke", rank=4, clients=3).overrides() == {}
+
+
+def test_the_name_is_one_file_name():
+    config = experiment(foundation="hub/user/model")
+    assert "/" not in config.name
+    fields = [name for name in Experiment.model_fields if name not in {"method", "dataset", "profile", *WHERE_AND_HOW}]
+    many = [experiment(**{name: other_value(name, getattr(experiment(), name)) for name in fields}), experiment(cnn=",".join(["tiny"] * 99))]
+    again = experiment(cnn=",".join(["tiny"] * 98))
+    assert all(len(one.name) <= 200 for one in many) and many[1].name != again.name
+    assert many[1].name.startswith("glyphs--fed_lscl--cnn=tiny,") and many[1].name.endswith("--s42")
+
+
+def test_none_lifts_the_limits_of_a_profile():
+    config = experiment(profile="mini", images_per_class=None, test_images_per_class=None)
+    assert (config.images_per_class, config.test_images_per_class) == (None, None)
+    assert config.overrides() == {"images_per_class": None, "test_images_per_class": None}
+
+
+def test_none_elsewhere_leaves_the_value_of_the_profile():
+    assert experiment(profile="smoke", batch=None, seed=None) == experiment(profile="smoke")
+
+
+def test_text_from_the_command_line_becomes_numbers():
+    config = experiment(rank="8", lr="0.01", normalize="false")
+    assert (config.rank, config.lr, config.normalize) == (8, 0.01, False)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        experiment().rank = 8
+
+
+def test_a_config_survives_json(tmp_path):
+    config = experiment(profile="smoke", data_dir=tmp_path, o2d="sgd")
+    assert Experiment(**json.loads(config.model_dump_json())) == config

@@ -1,0 +1,107 @@
+"""Every figure function returns a figure with something in it."""
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lscl import plots
+from lscl.models.foundation import LowRank, foundation
+
+draw = np.random.default_rng(0)
+IMAGES = draw.integers(0, 256, (4, 8, 8, 3), np.uint8)
+COUNTS = np.zeros((2, 2, 6), int)  # class 4 and 5 are public, met in another order
+for place in ((0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3), (0, 0, 4), (0, 1, 5), (1, 0, 5), (1, 1, 4)):
+    COUNTS[place] = 3
+ACC = np.array([[[90.0, np.nan]], [[60.0, 80.0]]])
+
+FIGURES = {
+    "partition_picture": lambda: plots.partition_picture(COUNTS),
+    "shares": lambda: plots.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
+    "concentration": lambda: plots.concentration({"1": draw.dirichlet(np.ones(3), 9)}),
+    "image_grid": lambda: plots.image_grid(IMAGES, list("abcd"), columns=3),
+    "written": lambda: plots.written(IMAGES, draw.normal(size=(4, 72, 24))),
+    "similarity": lambda: plots.similarity(np.eye(4), IMAGES, "cosine"),
+    "update_sizes": lambda: plots.update_sizes({"A": draw.uniform(size=5), "B": draw.uniform(size=5)}),
+    "attention": lambda: plots.attention(IMAGES, draw.uniform(size=(4, 3, 3)), draw.uniform(size=(4, 3, 3))),
+    "feature_change": lambda: plots.feature_change(*draw.normal(size=(2, 9, 5)), np.arange(9) % 3, list("abc")),
+    "losses": lambda: plots.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
+    "forgetting_curves": lambda: plots.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
+    "bars": lambda: plots.bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
+    "convergence": lambda: plots.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
+    "curves": lambda: plots.curves({"task": {"x": draw.uniform(size=(3, 5))}, "seen": {"x": draw.uniform(size=(1, 5))}}),
+    "costs": lambda: plots.costs({"a": (0, 50), "b": (3, 55)}, "MB", "%"),
+    "tuning": lambda: plots.tuning(
+        pd.DataFrame({"system": ["a", "b"], "values": ["x", "y"], "class-incremental %": ["1", "2"], "chosen": ["✓", ""]})
+    ),
+}
+
+
+def pixels(figure):
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return np.asarray(Image.open(drawn).convert("RGB"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_something_is_drawn(name):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 5
+    assert len(figure.axes) > 0
+
+
+def test_no_figure_function_is_left_out():
+    public = {name for name, thing in vars(plots).items() if hasattr(thing, "__wrapped__")}
+    assert public == set(FIGURES)
+
+
+def test_a_notebook_gets_a_small_png_on_the_books_ground():
+    data = FIGURES["curves"]()._repr_png_()
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    assert picture.format is None or picture.size > (400, 200)
+    assert "#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0))).upper() == plots.GROUND
+    assert len(data) < 60_000
+
+
+def test_the_readers_style_is_left_alone():
+    before = dict(mpl.rcParams)
+    FIGURES["bars"]()
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_partition_picture_leaves_unheld_classes_white():
+    mesh = plots.partition_picture(COUNTS).axes[0].collections[0].get_array()
+    assert mesh.shape == (2, 6)
+    assert np.ma.getmaskarray(mesh).sum() + np.isnan(np.ma.getdata(mesh)).sum() >= 4  # each client lacks two classes
+    held = np.ma.filled(mesh, np.nan)
+    assert np.isnan(held[0]).sum() == np.isnan(held[1]).sum() == 2
+
+
+def test_more_systems_than_colours():
+    many = {str(i): draw.uniform(size=(2, 3)) for i in range(plots.LOOKS + 2)}
+    assert len(plots.curves({"task": many}).axes[0].lines) == plots.LOOKS + 2
+
+
+class TestAttention:
+    def test_rows_sum_to_less_than_one(self):
+        model = foundation("tiny", 1)
+        z = model.prefix(torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+        maps = plots.cls_attention(model, z)
+        assert maps.shape == (3, 4, 4)
+        sums = maps.sum((1, 2))
+        assert (sums > 0).all() and (sums < 1).all()  # the rest is CLS's attention to itself
+
+    def test_it_is_the_attention_that_the_block_uses(self):
+        """The attention weights times the values give what timm's attention gives CLS."""
+        model = foundation("tiny", 1)
+        z = model.prefix(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)))
+        zero = LowRank(torch.ones(2, 4, 32), torch.zeros(2, 96, 4), 4.0)
+        assert np.array_equal(plots.cls_attention(model, z), plots.cls_attention(model, z, zero))
+        some = LowRank(torch.ones(2, 4, 32), torch.randn(2, 96, 4, generator=torch.Generator().manual_seed(2)), 4.0)
+        assert not np.allclose(plots.cls_attention(model, z), plots.cls_attention(model, z, some))

@@ -1,0 +1,267 @@
+"""Tables and sentences against numbers worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lscl import records, report
+from lscl.config import experiment
+from lscl.errors import LsclError
+from lscl.report import Summary
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published"
+
+
+@pytest.fixture(autouse=True)
+def published(places):
+    """The published numbers, in the results folder of the test."""
+    target = places / "results" / "published"
+    target.mkdir(parents=True)
+    for path in PUBLISHED.glob("*.csv"):
+        (target / path.name).write_bytes(path.read_bytes())
+
+
+def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
+    """A record of two clients whose accuracy is `score` on the task just learned and 10 less on earlier ones; seen: 30 less."""
+    config = experiment(method=method, dataset="cifar100", profile="mini", seed=seed, clients=2, **changes.pop("values", {}))
+    acc = np.full((tasks, 2, tasks), np.nan)
+    for t in range(tasks):
+        acc[t, :, : t + 1] = score - 10
+        acc[t, :, t] = score
+    as_lists = lambda values: np.where(np.isnan(values), None, values).tolist()
+    made = {
+        "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed, "name": config.name,
+        "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
+        "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
+        "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
+        "bytes_up": [[1_000_000, 3_000_000], [2_000_000, 2_000_000]], "bytes_down": [[500_000, 500_000]], "seconds": {"prepare": 60, "train": 120},
+        "peak_memory_mb": 900, "data_digest": "d1", "partition_digest": f"p{seed}", "weights_digest": "w1", "commit": "abcdef0123456", "dirty": False,
+        "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
+    }  # fmt: skip
+    return {**made, **changes}
+
+
+class TestSummary:
+    def test_three_values(self):
+        found = report.summary([80, 82, 87])  # mean 83, deviations -3, -1, 4: variance 26 / 2
+        assert found.mean == 83
+        assert found.n == 3
+        assert found.sd == pytest.approx(math.sqrt(13))
+        assert found.half_width == pytest.approx(4.302652729911275 * math.sqrt(13 / 3))  # t table: 0.975 quantile, 2 degrees of freedom
+
+    def test_text(self):
+        assert str(Summary(83.04, 3, 8.956, 3.606)) == "83.0 ± 3.6"
+        assert Summary(83.04, 3, 8.956, 3.606).interval == "74.1 to 92.0"
+
+    def test_one_value_has_no_spread(self):
+        found = report.summary([83.0])
+        assert math.isnan(found.sd)
+        assert math.isnan(found.half_width)
+        assert str(found) == "83.0"
+
+    def test_none(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            report.summary([])
+        one_line(caught, "at least one value")
+
+
+class TestPublished:
+    def test_twelve_systems_under_our_names(self):
+        table = report.published()
+        assert len(table) == 12 * 2 * 5
+        assert table["method"].nunique() == 12
+        assert dict(zip(table["label"], table["method"]))["Fed-LSCL"] == "fed_lscl"
+        assert dict(zip(table["label"], table["method"]))["FedAvg+ViT"] == "fedavg_vit"
+
+    def test_a_number(self):
+        table = report.published().set_index(["method", "dataset", "task"])["accuracy"]
+        assert table["fed_lscl", "cifar100", 5] == 96.932
+        assert report.published_final("cifar100") == 89.396
+        assert report.published_final("glyphs") is None
+
+    def test_missing_file(self, places, one_line):
+        (places / "results" / "published" / "paper_table1.csv").unlink()
+        with pytest.raises(LsclError) as caught:
+            report.published()
+        one_line(caught, "paper_table1.csv")
+
+
+class TestCells:
+    def test_labels(self):
+        group = [
+            record(),
+            record(values={"o2d": "sgd"}),
+            record("fedavg_vit"),
+            record("local_head"),
+            record("local_lora"),
+            record(values={"alpha": 0.0}),
+        ]
+        assert list(report.cells(group)) == [
+            "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)",
+            "FedAvg + ViT", "own static LoRA", "own head only",
+        ]  # fmt: skip
+
+    def test_seeds_are_one_cell_in_order(self):
+        (group,) = report.cells([record(seed=2024), record(seed=42)]).values()
+        assert [one["seed"] for one in group] == [42, 2024]
+
+    def test_uncommitted_code_is_refused(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            report.scores([record(), record(seed=1999, dirty=True)])
+        one_line(caught, "uncommitted", "s1999")
+
+    def test_a_draft_may_be_looked_at_and_says_so(self):
+        assert len(report.scores([record(dirty=True)], draft=True)) == 1
+        assert report.provenance([record(dirty=True)], draft=True).startswith("DRAFT")
+
+    @pytest.mark.parametrize(
+        ("other", "words"),
+        [
+            (dict(seed=42), ["a seed occurs twice"]),
+            (dict(seed=1999, weights_digest="w2"), ["differ in more than the seed"]),
+            (dict(seed=1999, data_digest="d2"), ["one data_digest", "d1", "d2"]),
+            (dict(seed=1999, profile="demo"), ["one profile", "demo", "mini"]),
+        ],
+    )
+    def test_mixed_records_are_refused(self, other, words, one_line):
+        with pytest.raises(LsclError) as caught:
+            report.cells([record(), record(**other)])
+        one_line(caught, *words)
+
+    def test_other_config_values_under_the_same_label_are_refused(self, one_line):
+        odd = record(seed=1999)
+        odd["config"] = {**odd["config"], "epochs": 77}  # the profile's default has changed between the runs
+        with pytest.raises(LsclError) as caught:
+            report.cells([record(), odd])
+        one_line(caught, "differ in more than the seed")
+
+    def test_threads_do_not_matter(self):
+        other = record(seed=1999)
+        other["config"] = {**other["config"], "threads": 7}
+        assert len(report.cells([record(), other])) == 1
+
+    def test_nothing(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            report.cells([])
+        one_line(caught, "no records")
+
+    def test_main_records_leave_out_tuning(self):
+        kept = [record(), record(values={"o2d": "sgd"})]
+        assert report.main_records([*kept, record(seed=7), record(values={"lr": 0.5})]) == kept
+
+
+class TestTables:
+    def test_table1(self):
+        group = [record(score=80), record(seed=1999, score=82), record("local_head"), record("fedavg_vit", score=70)]
+        table = report.table1(group, "cifar100")
+        assert list(table.index) == ["Fed-LSCL (O2D exact)", "Fed-LSCL, published", "FedAvg + ViT", "FedAvg+ViT, published", "own head only"]
+        ours, theirs = table.loc["Fed-LSCL (O2D exact)"], table.loc["Fed-LSCL, published"]
+        assert ours["task 1"] == "81.0 ± 1.4"
+        assert ours["all tasks, at the end"] == "73.0 ± 1.4"  # four tasks at 10 less: 81 - 8
+        assert theirs["task 5"] == "96.9"
+        assert theirs["all tasks, at the end"] == "89.4"
+        assert ours["gap"] == "-16.0"  # 81 - (97.735 + 97.419 + 96.597 + 96.544 + 96.932) / 5
+        assert table.loc["own head only", "gap"] == "–"
+
+    def test_both_forms_of_o2d_share_the_published_row(self):
+        table = report.table1([record(), record(values={"o2d": "sgd"})], "cifar100")
+        assert list(table.index) == ["Fed-LSCL (O2D exact)", "Fed-LSCL (O2D gradient)", "Fed-LSCL, published"]
+
+    def test_scores(self):
+        row = report.scores([record(score=80), record(seed=1999, score=82)]).loc["Fed-LSCL (O2D exact)"]
+        assert row["task-masked %"] == "73.0 ± 1.4"
+        assert row["class-incremental %"] == "43.0 ± 1.4"
+        assert row["all classes %"] == "33.0 ± 1.4"
+        assert row["forgetting"] == "10.0 ± 0.0"
+        assert row["backward transfer"] == "-10.0 ± 0.0"
+        assert (row["MB up"], row["MB down"], row["minutes"], row["peak memory MB"]) == ("2.00", "0.50", "3.0", "900")
+
+    def test_curves(self):
+        (values,) = report.curves([record(tasks=3), record(seed=1999, tasks=3, score=60)], "task").values()
+        assert values.shape == (2, 3)
+        assert values[0] == pytest.approx([80, 75, 80 - 20 / 3])
+
+    def test_intervals(self):
+        table = report.intervals(
+            [record(score=80), record(seed=1999, score=84), record("local_head", score=90), record("local_head", seed=1999, score=91)], "task"
+        )
+        assert table.loc["own head only", "minus Fed-LSCL (O2D exact)"] == "+8.5"  # +10 and +7
+        assert table.loc["own head only", "95 % interval of the difference"] == "-10.6 to 27.6"  # 8.5 ± 12.706 * 1.5
+
+
+class TestReading:
+    def test_told_apart(self):
+        groups = [record(seed=s, score=80 + i) for i, s in enumerate((1, 2, 3))] + [
+            record("local_head", seed=s, score=85 + i) for i, s in enumerate((1, 2, 3))
+        ]
+        text = report.reading(groups, "task")
+        assert "highest mean is that of own head only" in text
+        assert "5.0 points behind (95 % interval 5.0 to 5.0): the interval leaves out zero" in text
+
+    def test_not_told_apart(self):
+        groups = [record(seed=s, score=80) for s in (1, 2, 3)] + [record("local_head", seed=s, score=80 + x) for s, x in ((1, -3), (2, 0), (3, 4))]
+        assert "do not tell the two apart" in report.reading(groups, "seen")
+
+    def test_one_seed_concludes_nothing(self):
+        assert "with one seed nothing can be concluded" in report.reading([record(), record("local_head", score=99)], "task")
+
+    def test_other_partitions_are_not_paired(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            report.paired([record()], [record("local_head", partition_digest="other")], "task")
+        one_line(caught, "different partitions")
+
+    def test_provenance(self):
+        text = report.provenance([record(), record(seed=1999)])
+        for part in ("profile mini", "abcdef0123", "seeds 42, 1999", "2 runs, 6 minutes", "some cpu", "data d1", "p1999", "weights w1"):
+            assert part in text
+        assert "\n" not in text
+
+
+class TestFiles:
+    def test_without_records_every_table_is_a_sentence(self, places):
+        written = {path.stem: path.read_text() for path in report.write_tables()}
+        assert set(written) == {"config", "model_card", "headline"}
+        assert written["headline"].strip() == report.NO_RECORDS
+
+    def test_headline_from_records(self, places):
+        folder = records.folder("mini")
+        folder.mkdir(parents=True)
+        for one in (record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7)):
+            (folder / f"{one['name']}.json").write_text(json.dumps(one))
+        report.write_tables()
+        text = (places / "results" / "tables" / "headline.md").read_text()
+        assert "| Fed-LSCL (O2D exact) | 73.0 ± 1.4 | 43.0 ± 1.4 |" in text
+        assert "seeds 42, 1999;" in text
+
+    def test_two_writes_are_equal(self, places):
+        first = [path.read_bytes() for path in report.write_tables()]
+        assert [path.read_bytes() for path in report.write_tables()] == first
+
+    def test_config_table_has_every_field_and_profile(self):
+        table = report.config_table()
+        assert len(table) == len(type(experiment()).model_fields)
+        assert table.loc["`clients`", "paper"] == "5"
+        assert table.loc["`profile`", "mini"] == "mini"
+        assert table.loc["`images_per_class`", "paper"] == "none"
+
+    def test_tuning(self, places):
+        folder = places / "results" / "tuning"
+        folder.mkdir()
+        rows = [
+            {"method": "local_head", "point": {"lr": lr}, "seed": 7, "task_masked": 80.0, "class_incremental": score}
+            for lr, score in ((0.1, 50.0), (0.01, 55.0))
+        ]
+        (folder / "mini--cifar100.json").write_text(json.dumps({"rows": rows, "best": {"local_head": {"lr": 0.01}}}))
+        ((name, table),) = report.tuning().items()
+        assert name == "mini, CIFAR-100"
+        assert list(table["chosen"]) == ["", "✓"]
+        assert list(table["values"]) == ["lr = 0.1", "lr = 0.01"]
+
+    def test_markdown(self):
+        import pandas as pd
+
+        table = pd.DataFrame({"a|b": ["x", "y"], "n": ["1.0", "-2.0"]}, index=pd.Index(["one", "two"], name="row"))
+        assert report.to_markdown(table).splitlines() == ["| row | a\\|b | n |", "|:---|:---|---:|", "| one | x | 1.0 |", "| two | y | -2.0 |"]
