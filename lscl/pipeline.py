@@ -88,7 +88,15 @@ def build_book(profile: str) -> Path:
     (source / "notebooks").mkdir(parents=True, exist_ok=True)
     for executed in sorted((paths.results() / "executed" / profile).glob("*.ipynb")):
         (source / "notebooks" / executed.name).write_text(_clean(nbformat.read(executed, 4)))
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(source), "--toc", str(source / "book" / "_toc.yml")]
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(source),
+        "--toc",
+        str(source / "book" / "_toc.yml"),
+    ]
     command += ["--path-output", str(source.parent), "-q", "-n", "-W", "--keep-going"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -10,7 +10,6 @@ from functools import wraps
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
@@ -361,21 +360,4 @@ def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.12)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-@styled
-def tuning(rows: pd.DataFrame) -> Figure:
-    """The grid on the tuning seed: one dot per point, class-incremental accuracy, the chosen one filled."""
-    figure, ((axes,),) = _figure(8, 0.8 + 0.22 * len(rows))
-    systems = list(dict.fromkeys(rows["system"]))
-    for place, row in enumerate(rows.itertuples(index=False)):
-        values = dict(zip(rows.columns, row))
-        number = systems.index(values["system"]) % LOOKS
-        axes.plot(
-            float(values["class-incremental %"]), place, MARKERS[number], color=COLOURS[number], fillstyle="full" if values["chosen"] else "none"
-        )
-    axes.set(xlabel="class-incremental accuracy, %", ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), rows["system"] + ": " + rows["values"], fontsize=8)
-    axes.grid(axis="x")
     return figure

@@ -93,9 +93,9 @@ def run(config: Experiment, quiet: bool = False) -> records.Record:
     finally:
         progress.close()
     record = _record(config, data, parts, method, clients, reports, about)
-    records.save(record)
+    saved = records.read(records.save(record))  # as every later call will read it
     shutil.rmtree(state, ignore_errors=True)
-    return record
+    return saved
 
 
 def _record(

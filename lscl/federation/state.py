@@ -1,5 +1,6 @@
 """A run's state on disk after every round, so that the same command goes on after any stop."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lscl.data.store import new_folder
@@ -25,10 +26,10 @@ def save_state(folder: Path, reports: list[Round], method: Method, clients: list
     """
     step = folder / f"round-{len(reports):05d}"
     with new_folder(step) as new:
-        _save(method.server, new / "server.safetensors")
-        for client in clients:
-            _save(client.private_state(), new / f"client{client.id}.safetensors")
-        (new / "rounds.json").write_text(json.dumps({"about": about, "rounds": [_as_json(report) for report in reports]}))
+        digests = [_save(method.server, new / "server.safetensors")]
+        digests += [_save(client.private_state(), new / f"client{client.id}.safetensors") for client in clients]
+        saved = {"about": about, "rounds": [_as_json(report) for report in reports], "sha256": digests}
+        (new / "rounds.json").write_text(json.dumps(saved))
     for old in folder.glob("round-*"):
         if old != step:
             shutil.rmtree(old, ignore_errors=True)
@@ -45,16 +46,28 @@ def load_state(folder: Path, method: Method, clients: list[Client]) -> tuple[lis
         return [], {}
     try:
         saved = json.loads((steps[-1] / "rounds.json").read_text())
-        method.server = load_file(steps[-1] / "server.safetensors")
-        for client in clients:
-            client.load_private_state(load_file(steps[-1] / f"client{client.id}.safetensors"))
+        digests = saved["sha256"]
+        method.server = _load(steps[-1] / "server.safetensors", digests[0])
+        for client, digest in zip(clients, digests[1:], strict=True):
+            client.load_private_state(_load(steps[-1] / f"client{client.id}.safetensors", digest))
         return [_from_json(report) for report in saved["rounds"]], saved["about"]
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise LsclError(f"damaged state {steps[-1]}: {error}; delete that folder to start the run again") from error
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError, RuntimeError) as error:
+        what = f"{type(error).__name__} {error}".splitlines()[0]  # torch lists every tensor that does not fit
+        raise LsclError(f"damaged state {steps[-1]}: {what}; delete that folder to start the run again") from error
 
 
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, path)
+def _save(state: dict[str, Tensor], path: Path) -> str:
+    """Write tensors; -> the SHA-256 of the file."""
+    data = save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _load(path: Path, digest: str) -> dict[str, Tensor]:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{path.name} is not as it was written")
+    return load(data)
 
 
 def _as_json(report: Round) -> dict:

@@ -106,7 +106,7 @@ def test_the_loss_does_not_depend_on_the_order_of_a_batch(federation, smoke, mod
     losses = []
     for order in (torch.arange(8), torch.tensor([3, 1, 7, 0, 6, 2, 5, 4])):
         client.scratch["replay"] = client.rng("replay")
-        losses.append(float(method.loss(client, client.train.batch(index[order]))))
+        losses.append(method.loss(client, client.train.batch(index[order])).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -131,9 +131,8 @@ def test_the_auxiliary_loss_is_the_cnns_own_cross_entropy(federation, smoke):
         batch = client.train.batch(client.train_index[:6])
         f = client.model["cnn"](batch.images)
         own = masked_cross_entropy(client.model["auxiliary"](f), batch.labels, client.classes)
-        losses.append(
-            float(method.loss(client, batch) - weight * own - masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes))
-        )
+        task = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)
+        losses.append((method.loss(client, batch) - task - weight * own).item())
     assert losses == pytest.approx([0, 0], abs=1e-5)
 
 
@@ -218,7 +217,7 @@ def test_eq_4_is_zero_right_after_a_task_has_ended(after_task_0):
     method, clients = after_task_0()
     for client in clients:
         client.scratch["replay"] = client.rng("replay")
-        assert float(method.consistency(client, 100)) < 1e-10
+        assert method.consistency(client, 100).item() < 1e-10
 
 
 def test_the_teacher_is_the_personalised_generator_of_the_last_server_step(federation, smoke):
@@ -266,16 +265,16 @@ def test_switching_alpha_or_beta_off_changes_a_run_from_the_second_task_on(feder
             assert equal == same
 
 
-def test_eq_4_holds_the_cnn_back(federation, smoke):
-    """How far the features of the buffer move in the second task, with and without a strong Eq. 4."""
+def test_eq_4_holds_the_cnn_back(federation, smoke, toy):
+    """How far the features of the buffer move in the second task, without and with the feature term."""
     moved = []
-    for weight in (0.0, 50.0):
-        _, clients, _ = play(federation, smoke(alpha=weight, epochs=4), 2)
-        before = [client.state["previous.features"].clone() for client in clients]
-        method, clients, _ = play(federation, smoke(alpha=weight, epochs=4), 3)
-        after = [method.features(client, client.state["buffer"]) for client in clients]
-        moved.append(sum(float((a - b).square().mean()) for a, b in zip(after, before)))
-    assert moved[1] < 0.7 * moved[0]
+    for alpha in (0.0, 1.0):
+        method, clients = federation(smoke(clients=1, alpha=alpha, beta=0.0, epochs=5, buffer_per_class=20), toy(train=20))
+        for number, _ in enumerate(federate(method, InProcess(method, clients)), 1):
+            if number == 2:
+                buffer, before = clients[0].state["buffer"], clients[0].state["previous.features"]
+        moved.append(float((method.features(clients[0], buffer) - before).square().mean()))
+    assert moved[1] < 0.75 * moved[0]
 
 
 # ---- 4.4 One-by-One Distillation (O2D)
@@ -295,11 +294,9 @@ def test_each_client_gets_its_own_generator_back(federation, smoke):
     assert not torch.equal(sent[0]["bias"], sent[1]["bias"]) and not torch.equal(sent[1]["bias"], sent[2]["bias"])
 
 
-@pytest.mark.parametrize("o2d", ["exact", "sgd"])
-def test_the_order_of_the_uploads_does_not_matter(federation, smoke, o2d):
-    config = smoke(o2d=o2d)
-    method, _, uploads = play(federation, config, 1)
-    other, _ = federation(config)
+def test_the_order_of_the_uploads_does_not_matter(federation, smoke):
+    method, _, uploads = play(federation, smoke(), 1)
+    other, _ = federation(smoke())
     other.aggregate({k: uploads[0][k] for k in (2, 0, 1)}, Stage(0, 0))
     assert all(torch.allclose(value, other.server[key], rtol=1e-4, atol=1e-6) for key, value in method.server.items())
 
