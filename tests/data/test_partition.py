@@ -132,6 +132,16 @@ def test_another_seed_gives_another_partition(hundred):
     assert len({one.tasks[0][0].train for one in made}) == 3
 
 
+def test_another_seed_holds_out_other_images(hundred):
+    held = []
+    for seed in (42, 1999):
+        made = partition(paper(seed=seed, clients=1, private_classes=40, eval_split="holdout"), hundred)
+        test = [image for task in made.tasks[0] for image in task.test]
+        held.append({label: [image for image in test if hundred.train.labels[image] == label] for label in made.seen(0, 4)})
+    both = set(held[0]) & set(held[1])
+    assert both and all(held[0][label] != held[1][label] for label in both)
+
+
 def test_only_private_classes_leave_nothing_public(hundred):
     made = partition(paper(clients=2, private_classes=40), hundred)
     assert made.public == () and not set(stream(made, 0)) & set(stream(made, 1))

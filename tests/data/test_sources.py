@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR100
 
 from lscl.config import experiment
 from lscl.data.glyphs import glyphs
@@ -88,12 +89,21 @@ def test_a_missing_folder_is_one_line(smoke, tmp_path, dataset, one_line):
     one_line(caught, "no data folder", tmp_path / "nowhere")
 
 
-def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_downloaded(own_cache, tmp_path, one_line):
+def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_downloaded(own_cache, tmp_path, monkeypatch, one_line):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "archive").write_bytes(b"what a download would get")
+    monkeypatch.setattr(CIFAR100, "url", (tmp_path / "archive").as_uri())
     with pytest.raises(LsclError) as caught:
         load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "empty"))
     one_line(caught, "CIFAR-100 not found in", tmp_path / "empty", "--data-dir")
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "cache").exists()
+
+
+def test_a_download_that_fails_is_one_line(own_cache, tmp_path, monkeypatch, one_line):
+    monkeypatch.setattr(CIFAR100, "url", (tmp_path / "gone").as_uri())
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100"))
+    one_line(caught, "CIFAR-100 not found in", tmp_path / "cache" / "downloads", "--data-dir")
 
 
 def test_damaged_torchvision_files_are_one_line(own_cache, tmp_path, one_line):

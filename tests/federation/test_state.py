@@ -263,7 +263,7 @@ def interrupted_after(monkeypatch, exchanges):
 def test_a_run_interrupted_between_two_clients_ends_with_the_same_record(smoke, places, tmp_path, name):
     config = smoke(method=name)
     whole = run(config, quiet=True)
-    for exchanges in (0, 2, 3, 7, 8, 9, 13, 17):  # of 18: two tasks of two rounds and a finish, three clients
+    for exchanges in (2, 3, 8, 13):  # of 18: two tasks of two rounds and a finish, three clients
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LSCL_ROOT", str(tmp_path / f"stopped{exchanges}"))
             interrupted_after(patch, exchanges)

@@ -269,7 +269,7 @@ def test_eq_4_holds_the_cnn_back(federation, smoke, toy):
     """How far the features of the buffer move in the second task, without and with the feature term."""
     moved = []
     for alpha in (0.0, 1.0):
-        method, clients = federation(smoke(clients=1, alpha=alpha, beta=0.0, epochs=5, buffer_per_class=20), toy(train=20))
+        method, clients = federation(smoke(clients=1, alpha=alpha, beta=0.0, epochs=4, buffer_per_class=12), toy(train=12))
         for number, _ in enumerate(federate(method, InProcess(method, clients)), 1):
             if number == 2:
                 buffer, before = clients[0].state["buffer"], clients[0].state["previous.features"]
@@ -304,7 +304,7 @@ def test_the_order_of_the_uploads_does_not_matter(federation, smoke):
 def test_the_gradient_version_takes_the_papers_steps(federation, smoke):
     exact, sgd = (play(federation, smoke(o2d=o2d), 1)[0].server for o2d in ("exact", "sgd"))
     assert all(not torch.equal(value, sgd[key]) for key, value in exact.items())
-    near = play(federation, smoke(o2d="sgd", o2d_epochs=800, o2d_lr=2e-3), 1)[0].server
+    near = play(federation, smoke(o2d="sgd", o2d_epochs=300, o2d_lr=4e-3), 1)[0].server
     start = play(federation, smoke(o2d_lambda=1e9), 1)[0].server  # as uploaded
     for key, value in exact.items():
         assert (near[key] - value).norm() < 0.02 * (start[key] - value).norm()

@@ -1,0 +1,32 @@
+"""The linear probe of the frozen features."""
+
+import json
+
+import pytest
+
+from lscl.data.sources import load
+from lscl.errors import LsclError
+from lscl.models.foundation import foundation
+from lscl.models.probe import probe
+
+
+def test_a_probe_is_written_and_repeats(smoke, places):
+    result = probe(smoke(), 6)
+    (path,) = (places / "results" / "probe").glob("*.json")
+    assert path.name == "tiny--folder--6.json" and json.loads(path.read_text()) == result
+    assert probe(smoke(), 6) == result
+    data = load(smoke(images_per_class=None, test_images_per_class=None))
+    assert (result["data_digest"], result["weights_digest"]) == (data.digest, foundation("tiny", None).digest)
+
+
+def test_classes_that_differ_in_colour_are_told_apart_the_better_the_more_images(smoke):
+    one, six = probe(smoke(), 1), probe(smoke(), 6)
+    assert six["classes"] == 14 and (one["images_per_class"], six["images_per_class"]) == (1, 6)
+    assert 60 < six["accuracy_all"] <= six["accuracy_8"] <= 100
+    assert one["accuracy_all"] < six["accuracy_all"]
+
+
+def test_more_images_than_there_are_is_one_line(smoke, one_line):
+    with pytest.raises(LsclError) as caught:
+        probe(smoke(), 7)
+    one_line(caught, "folder train: class 'class00' has 6 images, 7 per class were asked for")

@@ -1,0 +1,88 @@
+"""Named sets of runs."""
+
+import json
+
+import pytest
+
+from lscl import records, sweeps
+from lscl.config import PROFILES, experiment
+from lscl.errors import LsclError
+from lscl.evaluation import average_so_far
+from lscl.run import run
+
+
+@pytest.fixture
+def values(tree):
+    return {"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_plan_of_every_profile_has_every_system_with_every_seed_once(profile):
+    plan = sweeps.plan(profile)
+    assert len({config.name for config in plan}) == len(plan) > 0
+    for dataset, seeds in sweeps.PLANS[profile].items():
+        assert len([one for one in plan if one.dataset == dataset]) == len(seeds) * len(sweeps.TABLE1)
+    assert all(config.profile == profile for config in plan)
+
+
+def test_nothing_is_tuned_on_a_reported_seed():
+    reported = {seed for plan in sweeps.PLANS.values() for seeds in plan.values() for seed in seeds}
+    assert sweeps.TUNING_SEED not in reported | set(sweeps.SEEDS)
+
+
+def test_every_system_has_as_many_points_to_tune_and_all_are_valid():
+    assert {method for method, _ in sweeps.TABLE1} == set(sweeps.GRIDS)
+    assert len({len(points) for points in sweeps.GRIDS.values()}) == 1
+    for method, points in sweeps.GRIDS.items():
+        configs = [experiment(profile="mini", dataset="cifar100", method=method, **point) for point in points]
+        assert len({config.digest for config in configs}) == len(points)
+
+
+def test_an_unknown_set_gets_the_nearest_one(values, one_line):
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("tabel1", values, [42])
+    one_line(caught, "unknown sweep 'tabel1'", "did you mean 'table1'?")
+
+
+def test_a_list_says_what_is_done_and_runs_nothing(values, capsys):
+    run(experiment(**values, method="fedavg_vit"), quiet=True)
+    sweeps.sweep("table1", values, [42], list_only=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(sweeps.TABLE1)
+    assert [line for line in lines if line.startswith("done")] == ["done    smoke folder--fedavg_vit--image_size=16--s42"]
+    assert len(records.all_records("smoke")) == 1
+
+
+def test_a_sweep_runs_what_is_missing(values, monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "TABLE1", [("local_head", {}), ("local_head", {"lr": 1e-2})])
+    sweeps.sweep("table1", values, [1, 2])
+    first = {record["name"]: record["finished"] for record in records.all_records("smoke")}
+    assert len(first) == 4
+    sweeps.sweep("table1", values, [1, 2])
+    assert {record["name"]: record["finished"] for record in records.all_records("smoke")} == first
+    assert capsys.readouterr().out.count("done ") == 4
+
+
+def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, monkeypatch, places):
+    monkeypatch.setattr(sweeps, "GRIDS", {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": 1e-2}]})
+    sweeps.sweep("tune", values, [])
+    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
+    assert [(row["method"], row["point"]) for row in saved["rows"]] == [
+        ("local_head", {"lr": 1e-6}),
+        ("local_head", {"lr": 1e-2}),
+        ("fedavg_vit", {"lr": 1e-2}),
+    ]
+    for row in saved["rows"]:
+        record = records.find(experiment(**values, method=row["method"], seed=sweeps.TUNING_SEED, **row["point"]))
+        assert row["class_incremental"] == pytest.approx(average_so_far(records.accuracy(record, "seen"))[-1], abs=1e-3)
+        assert row["task_masked"] == pytest.approx(average_so_far(records.accuracy(record, "task"))[-1], abs=1e-3)
+    scores = [row["class_incremental"] for row in saved["rows"]]
+    assert saved["best"] == {"local_head": {"lr": 1e-2 if scores[1] > scores[0] else 1e-6}, "fedavg_vit": {"lr": 1e-2}}
+
+
+def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
+    monkeypatch.setattr(records, "source", lambda: {"commit": "abc", "dirty": True, "code_digest": "0"})
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("table1", values, [42])
+    one_line(caught, "uncommitted changes")
+    assert records.all_records("smoke") == []
