@@ -173,13 +173,14 @@ def reproduce_command(
     data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
     book: Annotated[bool, typer.Option(help="build the book afterwards")] = True,
     force: Annotated[bool, typer.Option(help="execute every notebook again, even if nothing has changed")] = False,
+    store: Annotated[bool, typer.Option(help="for maintainers: write outputs back to notebooks/ and minutes to results/expected/")] = False,
 ) -> None:
     """Run every notebook in order through papermill, computing what is missing, then build the book."""
     from lscl import pipeline
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    pipeline.reproduce(profile, data_dir, book, force)
+    pipeline.reproduce(profile, data_dir, book, force, store)
 
 
 @app.command("doctor")

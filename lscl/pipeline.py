@@ -5,13 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import papermill
 from rich.console import Console
 
-from lscl import paths, records, report
+from lscl import paths, readme, records, report
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.run import run
@@ -24,16 +25,16 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
     """Compute the missing runs of `profile`, execute every notebook, and build the book from the executed notebooks.
 
     A notebook is executed again only if it, the code or the records have changed. `store` writes the executed notebooks,
-    without papermill's notes, back to notebooks/.
+    without papermill's notes, back to notebooks/, and what all of it took and gave to results/expected/ for the README.
 
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
-    say = Console(stderr=True).print
-    runs = plan(profile, data_dir)
+    say, started = Console(stderr=True).print, time.perf_counter()
+    runs, done = plan(profile, data_dir), []
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
-        run(config)
+        done.append(run(config))
     report.write_tables()
     for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
         target = paths.results() / "executed" / profile / notebook.name
@@ -43,8 +44,11 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
             execute(notebook, target, profile, data_dir)
         if store:
             write_atomic(notebook, _clean(nbformat.read(target, 4)).encode())
-    if book:
-        say(f"open {build_book(profile)}")
+    page = build_book(profile) if book else None
+    minutes = (time.perf_counter() - started) / 60
+    if store:
+        readme.expect(profile, minutes, done)
+    say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
 
 
 def execute(notebook: Path, target: Path, profile: str, data_dir: Path | None = None) -> None:

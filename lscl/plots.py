@@ -57,7 +57,7 @@ class Picture(Figure):
     def _repr_png_(self) -> bytes:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12, facecolor=GROUND)
-        Image.open(drawn).convert("RGB").quantize(200).save(small, "PNG", optimize=True)  # a palette: a third of the size
+        Image.open(drawn).convert("RGB").quantize(256).save(small, "PNG", optimize=True)  # a palette: a third of the size
         return small.getvalue()
 
 
@@ -268,6 +268,7 @@ def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = 
     for (name, y), colour, dash in zip(values.items(), COLOURS, DASHES):
         axes.plot(np.arange(1, len(y) + 1), y, color=colour, linestyle=dash, label=name)
     axes.set(xlabel=x, ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if len(values) > 1:
         axes.legend()
     return figure
