@@ -75,18 +75,21 @@ class Experiment(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all values that decide the result, 12 hex digits."""
-        values = self.model_dump(mode="json", exclude=WHERE_AND_HOW)
+        """SHA-256 of all values that decide the result and are not the field's default, 12 hex digits.
+
+        So a parameter that comes later, at the default that leaves everything as it was, keeps the digests of finished runs.
+        """
+        values = self.model_dump(mode="json", exclude=WHERE_AND_HOW, exclude_defaults=True)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
-        """File name of the record: data set, method, what differs from the profile, seed."""
+        """File name of the record: data set, method, what differs from the profile, seed, digest."""
         differs = [f"{key}={value}" for key, value in sorted(self.overrides().items())]
         text = "--".join([self.dataset, self.method, *differs]).replace("/", "_")
         if len(text) > 150:  # a file name has room for 255 bytes
-            text = f"{text[:150]}--{self.digest}"
-        return f"{text}--s{self.seed}"
+            text = text[:150]
+        return f"{text}--s{self.seed}--{self.digest}"
 
     def overrides(self) -> dict[str, Any]:
         """The values that differ from the profile's."""
@@ -109,7 +112,10 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, feature_norm=False, eval_split="holdout"),
 }  # fmt: skip
 
-# What a data set changes, after the profile.
+# What a method changes in a profile: chosen on the tuning seed alone, from grids of the same size (lscl sweep tune).
+TUNED: dict[str, dict[str, dict[str, Any]]] = {}
+
+# What a data set changes, after profile and method.
 DATASETS: dict[str, dict[str, Any]] = {"glyphs": {"private_classes": 40}}
 _SMOKE_GLYPHS = {"private_classes": 6}
 
@@ -131,9 +137,10 @@ def experiment(**values: Any) -> Experiment:
         if key in values and values[key] not in get_args(kind):
             raise unknown({"method": "method", "dataset": "data set"}[key], values[key], get_args(kind))
     from_dataset = _SMOKE_GLYPHS if (profile, dataset) == ("smoke", "glyphs") else DATASETS.get(dataset, {})
+    tuned = TUNED.get(profile, {}).get(values.get("method", "fed_lscl"), {})
     given = {key: value for key, value in values.items() if value is not None or Experiment.model_fields[key].default is None}
     try:
-        return Experiment(**{**PROFILES[profile], **from_dataset, "profile": profile, "dataset": dataset, **given})
+        return Experiment(**{**PROFILES[profile], **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from lscl import paths
-from lscl.config import Experiment
+from lscl.config import WHERE_AND_HOW, Experiment
 from lscl.data.store import digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import MASKS, accuracy_tensor, per_class
@@ -77,7 +78,6 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
         "profile": config.profile,
         "seed": config.seed,
         "name": config.name,
-        "overrides": config.overrides(),
         "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
         "config_digest": config.digest,
         "accuracy": accuracy,
@@ -103,7 +103,7 @@ def save(record: Record) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read one record.
+    """Read one record; `overrides` is added: what its config changes of the profile as it is today.
 
     Raises:
         LsclError: no such file, damaged, or of another schema.
@@ -115,22 +115,26 @@ def read(path: Path) -> Record:
         raise LsclError(f"cannot read the record {path}: {error}") from error
     if found != SCHEMA:
         raise LsclError(f"record {path} has schema {found}, this version reads schema {SCHEMA}: run it again or use another version")
-    return record
+    try:
+        return {**record, "overrides": Experiment(**record["config"]).overrides()}
+    except (KeyError, TypeError, ValidationError) as error:
+        raise LsclError(f"record {path} has a config that this version cannot read: {str(error).splitlines()[0]}") from error
 
 
 def find(config: Experiment, dirty: bool = False) -> Record | None:
     """The finished record of this very experiment, if there is one.
 
     Raises:
-        LsclError: there is a file of that name, but damaged or made with other values.
+        LsclError: there is a file with its digest, but damaged or made when a parameter had another default.
     """
-    path = folder(config.profile, dirty) / f"{config.name}.json"
-    if not path.exists():
-        return None
-    record = read(path)
-    if record["config_digest"] != config.digest:
-        raise LsclError(f"record {path} was made with other defaults ({record['config_digest']}, now {config.digest}): move it away to run again")
-    return record
+    for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):  # the name before it follows the profile's values
+        record = read(path)
+        now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
+        changed = [f"{key} = {record['config'][key]}, now {now[key]}" for key in now if record["config"].get(key, now[key]) != now[key]]
+        if changed:
+            raise LsclError(f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again")
+        return record
+    return None
 
 
 def all_records(profile: str) -> list[Record]:

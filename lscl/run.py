@@ -4,9 +4,11 @@ import resource
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from lscl import paths, records
 from lscl.config import Experiment
@@ -62,21 +64,57 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     return data, parts, method, clients
 
 
-def run(config: Experiment, quiet: bool = False) -> records.Record:
+class Busy(LsclError):
+    """Another process is computing this run."""
+
+
+def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.Record:
     """The record of `config`: read if it exists, else computed, resuming at the last finished round of an earlier call.
 
+    A run is computed by one process at a time; a second one waits for the first and then reads what it made.
+
     Raises:
+        Busy: another process is computing this run, and `wait` is False.
         LsclError: bad values, data or files; what was computed before is kept.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
     code = records.source()
-    existing = records.find(config, code["dirty"])
-    if existing is not None and (not code["dirty"] or existing["code_digest"] == code["code_digest"]):
+    existing = _finished(config, code)
+    if existing is not None:
         return existing
-    progress = Progress(config, quiet)
+    state = records.folder(config.profile) / "state" / config.name
+    with _claim(state, wait):
+        return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
+
+
+@contextmanager
+def _claim(state: Path, wait: bool):
+    """Keep other processes off a run; the system frees the claim when the process ends, however it ends."""
+    lock = FileLock(f"{state}.lock", timeout=-1 if wait else 0)
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"{state.name}: another process is computing this run") from None
+    except OSError as error:
+        raise LsclError(f"cannot write {lock.lock_file}: {error.strerror or error}") from error
+    try:
+        yield
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it will find the record
+    finally:
+        lock.release()
+
+
+def _finished(config: Experiment, code: dict) -> records.Record | None:
+    """The record, if there is one; of uncommitted code only if it is this very code."""
+    existing = records.find(config, code["dirty"])
+    return None if code["dirty"] and existing is not None and existing["code_digest"] != code["code_digest"] else existing
+
+
+def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
+    """Make the record, from the last finished round found in `state` on."""
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
-    state = records.folder(config.profile) / "state" / f"{config.name}--{config.digest}"
     reports, about = load_state(state, method, clients)
     about = about or {**code, "prepare": time.perf_counter() - started}
     about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
@@ -122,4 +160,4 @@ def _record(
 
 def state_folders() -> list[Path]:
     """Saved states of runs that were stopped."""
-    return sorted((paths.results() / "runs").glob("*/state/*"))
+    return sorted(path for path in (paths.results() / "runs").glob("*/state/*") if path.is_dir())

@@ -9,7 +9,7 @@ from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.evaluation import average_so_far
-from lscl.run import run
+from lscl.run import Busy, run
 
 TUNING_SEED = 7  # never one of the reported seeds
 
@@ -44,18 +44,23 @@ def plan(profile: str, data_dir: Path | None = None) -> list[Experiment]:
 
 
 # The tuning grid, six points for every system, judged by class-incremental accuracy on the tuning seed alone.
+# The points of a system all set the same parameters, so that none of them depends on what is chosen.
 _HEAD = [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)]
+_FED_LSCL = ("lr_generator_bias", "lr_generator", "o2d_lambda", "auxiliary")
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "local_head": _HEAD,
     "fedavg_vit": _HEAD,
     "local_lora": _HEAD,
     "fed_lscl": [
-        {"lr_generator_bias": 1e-3, "lr_generator": 1e-3},
-        {"lr_generator_bias": 1e-3, "lr_generator": 1e-4},
-        {"lr_generator_bias": 1e-3, "lr_generator": 1e-5},
-        {"lr_generator_bias": 3e-4, "lr_generator": 1e-5},
-        {"lr_generator_bias": 1e-3, "lr_generator": 1e-5, "auxiliary": 1.0},
-        {"lr_generator_bias": 1e-3, "lr_generator": 1e-4, "auxiliary": 1.0},
+        dict(zip(_FED_LSCL, point))
+        for point in (
+            (3e-3, 1e-5, 1.0, 0.0),
+            (3e-3, 1e-5, 10.0, 0.0),
+            (3e-3, 1e-5, 100.0, 0.0),
+            (1e-3, 1e-4, 10.0, 0.0),
+            (1e-3, 1e-3, 10.0, 0.0),
+            (3e-3, 1e-4, 10.0, 1.0),
+        )
     ],
 }
 
@@ -63,43 +68,46 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False) -> None:
     """Run what is missing of the set `name` (table1 or tune) under the config `values`.
 
+    Several processes may sweep the same results folder: each takes the next run that nobody is at.
+
     Raises:
         LsclError: unknown set, or uncommitted changes in the code (their runs could not be used).
     """
     if name not in ("table1", "tune"):
         raise unknown("sweep", name, ["table1", "tune"])
-    runs = _table1(values, seeds) if name == "table1" else _tuning(values)
+    points = [(method, point) for method in GRIDS for point in GRIDS[method]]
+    tuning = [(method, point, experiment(**{**values, **point, "method": method, "seed": TUNING_SEED})) for method, point in points]
+    runs = _table1(values, seeds) if name == "table1" else [config for _, _, config in tuning]
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
         return
     if records.source()["dirty"]:
         raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
+    busy = []
     for config in runs:
+        try:
+            run(config, wait=False)
+        except Busy:
+            busy.append(config)
+    for config in busy:
         run(config)
     if name == "tune":
-        _write_tuning(runs)
+        _write_tuning(tuning)
 
 
 def _table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     return [experiment(**{**values, **extra, "method": method, "seed": seed}) for seed in seeds for method, extra in TABLE1]
 
 
-def _tuning(values: dict[str, Any]) -> list[Experiment]:
-    return [experiment(**{**values, **point, "method": method, "seed": TUNING_SEED}) for method, points in GRIDS.items() for point in points]
-
-
-def _write_tuning(runs: list[Experiment]) -> None:
+def _write_tuning(runs: list[tuple[str, dict, Experiment]]) -> None:
     """Write every point's scores and the best of each method to results/tuning/<profile>--<dataset>.json."""
     rows = []
-    for config in runs:
+    for method, point, config in runs:
         record = records.find(config)
         scores = {mask: round(float(average_so_far(records.accuracy(record, mask))[-1]), 3) for mask in ("task", "seen")}
-        point = next(point for point in GRIDS[config.method] if all(getattr(config, key) == value for key, value in point.items()))
-        rows.append(
-            {"method": config.method, "point": point, "seed": config.seed, "task_masked": scores["task"], "class_incremental": scores["seen"]}
-        )
+        rows.append({"method": method, "point": point, "seed": config.seed, "task_masked": scores["task"], "class_incremental": scores["seen"]})
     best = {method: max((row for row in rows if row["method"] == method), key=lambda row: row["class_incremental"])["point"] for method in GRIDS}
-    path = paths.results() / "tuning" / f"{runs[0].profile}--{runs[0].dataset}.json"
+    path = paths.results() / "tuning" / f"{config.profile}--{config.dataset}.json"
     write_atomic(path, (json.dumps({"rows": rows, "best": best}, indent=1) + "\n").encode())
     print(f"wrote {path}; best by class-incremental accuracy: {best}")

@@ -7,7 +7,8 @@ from typing import Literal, get_args, get_origin
 import pytest
 from pydantic import ValidationError
 
-from lscl.config import DATASETS, PROFILES, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl import config as config_module
+from lscl.config import DATASETS, PROFILES, TUNED, DatasetName, Experiment, MethodName, ProfileName, experiment
 from lscl.errors import LsclError
 
 
@@ -92,9 +93,9 @@ def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value,
 def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
     for dataset in get_args(DatasetName):
         config = experiment(profile=profile, method=method, dataset=dataset)
-        expected = {**PROFILES[profile], **(DATASETS.get(dataset, {}) if profile != "smoke" else {})}
+        expected = {**PROFILES[profile], **TUNED.get(profile, {}).get(method, {}), **(DATASETS.get(dataset, {}) if profile != "smoke" else {})}
         assert all(getattr(config, key) == value for key, value in expected.items() if (profile, key) != ("smoke", "private_classes"))
-        assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42"
+        assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"
 
 
 @pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
@@ -136,10 +137,27 @@ def test_the_digest_depends_on_values_not_on_how_they_were_given():
     assert len(experiment().digest) == 12 and int(experiment().digest, 16) >= 0
 
 
+def test_a_parameter_added_later_keeps_the_digests_of_finished_runs():
+    class Later(Experiment):
+        temperature: float = 2.0
+
+    before = experiment(profile="mini", rank=8)
+    assert Later(**before.model_dump()).digest == before.digest
+    assert Later(**before.model_dump(), temperature=3.0).digest != before.digest
+
+
+def test_what_was_tuned_is_a_value_of_the_profile_for_that_method_only(monkeypatch):
+    monkeypatch.setitem(config_module.TUNED, "mini", {"local_head": {"lr": 0.5}})
+    assert experiment(profile="mini", method="local_head").lr == 0.5
+    assert experiment(profile="mini", method="local_head").overrides() == {}
+    assert experiment(profile="mini", method="local_head", lr=0.25).overrides() == {"lr": 0.25}
+    assert experiment(profile="mini", method="local_lora").lr == PROFILES["mini"]["lr"] == experiment(profile="demo", method="local_head").lr
+
+
 def test_the_name_has_every_override_and_the_seed():
     config = experiment(profile="mini", dataset="cifar100", rank=8, o2d="sgd", seed=1999)
     assert config.overrides() == {"o2d": "sgd", "rank": 8}
-    assert config.name == "cifar100--fed_lscl--o2d=sgd--rank=8--s1999"
+    assert config.name == f"cifar100--fed_lscl--o2d=sgd--rank=8--s1999--{config.digest}"
 
 
 def test_a_value_equal_to_the_profiles_is_no_override():
@@ -153,7 +171,7 @@ def test_the_name_is_one_file_name():
     many = [experiment(**{name: other_value(name, getattr(experiment(), name)) for name in fields}), experiment(cnn=",".join(["tiny"] * 99))]
     again = experiment(cnn=",".join(["tiny"] * 98))
     assert all(len(one.name) <= 200 for one in many) and many[1].name != again.name
-    assert many[1].name.startswith("glyphs--fed_lscl--cnn=tiny,") and many[1].name.endswith("--s42")
+    assert many[1].name.startswith("glyphs--fed_lscl--cnn=tiny,") and many[1].name.endswith(f"--s42--{many[1].digest}")
 
 
 def test_none_lifts_the_limits_of_a_profile():

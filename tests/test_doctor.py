@@ -41,4 +41,4 @@ def test_stopped_runs_are_told(weights, smoke, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(smoke(), quiet=True)
     (line,) = [line for line in doctor() if line.startswith("stopped run")]
-    assert line == f"stopped run: smoke {smoke().name}--{smoke().digest}; the same command goes on"
+    assert line == f"stopped run: smoke {smoke().name}; the same command goes on"

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from lscl import records
+from lscl import config, records
 from lscl.errors import LsclError
 from lscl.records import SCHEMA, TIMES
 
@@ -28,13 +28,13 @@ def make(smoke):
 
 
 def test_a_record_says_what_was_run_and_with_what(make, smoke):
-    record = make(rank=2)
-    config = smoke(rank=2)
-    assert record["schema"] == SCHEMA and record["config_digest"] == config.digest and record["name"] == config.name
+    wanted = smoke(rank=2)
+    record = records.read(records.save(make(rank=2)))
+    assert record["schema"] == SCHEMA and record["config_digest"] == wanted.digest and record["name"] == wanted.name
     assert [record[key] for key in ("method", "dataset", "profile", "seed")] == ["fed_lscl", "folder", "smoke", 42]
     assert record["overrides"] == {"image_size": 16, "rank": 2}
     assert record["config"]["rank"] == 2 and record["config"]["threads"] == 1
-    assert set(record["config"]) == set(config.model_dump()) - {"data_dir", "device"}
+    assert set(record["config"]) == set(wanted.model_dump()) - {"data_dir", "device"}
     assert record["bytes_up"] == [[1, 2, 3]] * 4
     assert {"torch", "timm", "numpy", "python"} <= set(record["versions"]) and record["hardware"]["cores"] >= 1
 
@@ -57,7 +57,7 @@ def test_a_record_survives_being_saved_and_read(make, places):
     path = records.save(record)
     assert path == places / "results" / "runs" / "smoke" / f"{record['name']}.json"
     found = records.read(path)
-    assert found == json.loads(json.dumps(record))
+    assert found == {**json.loads(json.dumps(record)), "overrides": {"image_size": 16}}
     assert np.array_equal(records.accuracy(found, "all"), records.accuracy(record, "all"), equal_nan=True)
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
@@ -117,10 +117,34 @@ def test_where_it_ran_does_not_matter_for_finding_it(make, smoke, tmp_path):
 
 
 def test_a_record_of_other_defaults_is_refused(make, smoke, one_line):
-    path = records.save({**make(), "config_digest": "0123456789ab"})
+    record = make()
+    path = records.save({**record, "config": {**record["config"], "lr_cnn": 0.25}})
     with pytest.raises(LsclError) as caught:
         records.find(smoke())
-    one_line(caught, path, "made with other defaults", "0123456789ab", smoke().digest)
+    one_line(caught, path, "made with other defaults", "lr_cnn = 0.25, now 0.001")
+
+
+def test_a_record_is_found_and_read_whatever_became_a_value_of_the_profile(make, smoke, monkeypatch):
+    path = records.save(make(lr=0.25))
+    assert records.read(path)["overrides"] == {"image_size": 16, "lr": 0.25}
+    monkeypatch.setitem(config.TUNED, "smoke", {"fed_lscl": {"lr": 0.25}})
+    assert records.find(smoke())["overrides"] == {"image_size": 16}
+    assert smoke().name != path.stem and smoke().digest == path.stem[-12:]
+
+
+def test_a_record_older_than_a_parameter_is_read_as_having_its_default(make, smoke):
+    record = make()
+    del record["config"]["auxiliary"]
+    records.save(record)
+    assert records.find(smoke())["overrides"] == {"image_size": 16}
+
+
+def test_a_record_with_a_parameter_that_is_gone_is_refused(make, one_line):
+    record = make()
+    path = records.save({**record, "config": {**record["config"], "temperature": 2.0}})
+    with pytest.raises(LsclError) as caught:
+        records.read(path)
+    one_line(caught, path, "config that this version cannot read")
 
 
 def test_a_run_with_many_overrides_can_be_looked_for(smoke):

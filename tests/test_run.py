@@ -2,16 +2,18 @@
 
 import json
 import os
+import threading
 
 import pytest
 import torch
+from filelock import FileLock
 
 from lscl import records
 from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.methods import METHODS
 from lscl.progress import Progress
-from lscl.run import device_of, prepare, run, state_folders
+from lscl.run import Busy, device_of, prepare, run, state_folders
 
 
 def compared(record):
@@ -166,6 +168,24 @@ def test_a_run_begun_with_other_code_is_marked(smoke):
     assert records.all_records("smoke") == []
 
 
+def test_a_run_that_another_process_is_at_is_waited_for(smoke):
+    config = smoke(method="local_head")
+    state = records.folder("smoke") / "state" / config.name
+    state.parent.mkdir(parents=True)
+    lock = FileLock(f"{state}.lock")
+    lock.acquire()
+    with pytest.raises(Busy, match="another process is computing this run"):
+        run(config, quiet=True, wait=False)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(config, quiet=True)))
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive() and not found
+    lock.release()
+    thread.join()
+    assert found == [records.find(config)] and state_folders() == []
+
+
 def test_other_values_do_not_go_on_from_the_state(smoke):
     stopped(smoke(), 2)
     other = run(smoke(lr=2e-3), quiet=True)
@@ -174,4 +194,4 @@ def test_other_values_do_not_go_on_from_the_state(smoke):
 
 def test_glyphs_run_from_the_smoke_profile():
     record = run(experiment(profile="smoke", method="local_head"), quiet=True)
-    assert record["dataset"] == "glyphs" and record["name"] == "glyphs--local_head--s42"
+    assert record["dataset"] == "glyphs" and record["name"].startswith("glyphs--local_head--s42--")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from filelock import FileLock
 
 from lscl import records, sweeps
 from lscl.config import PROFILES, experiment
@@ -36,6 +37,7 @@ def test_every_system_has_as_many_points_to_tune_and_all_are_valid():
     for method, points in sweeps.GRIDS.items():
         configs = [experiment(profile="mini", dataset="cifar100", method=method, **point) for point in points]
         assert len({config.digest for config in configs}) == len(points)
+        assert len({tuple(sorted(point)) for point in points}) == 1  # so that no point depends on what is chosen
 
 
 def test_an_unknown_set_gets_the_nearest_one(values, one_line):
@@ -45,11 +47,11 @@ def test_an_unknown_set_gets_the_nearest_one(values, one_line):
 
 
 def test_a_list_says_what_is_done_and_runs_nothing(values, capsys):
-    run(experiment(**values, method="fedavg_vit"), quiet=True)
+    values_name = run(experiment(**values, method="fedavg_vit"), quiet=True)["name"]
     sweeps.sweep("table1", values, [42], list_only=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(sweeps.TABLE1)
-    assert [line for line in lines if line.startswith("done")] == ["done    smoke folder--fedavg_vit--image_size=16--s42"]
+    assert [line for line in lines if line.startswith("done")] == [f"done    smoke {values_name}"]
     assert len(records.all_records("smoke")) == 1
 
 
@@ -78,6 +80,25 @@ def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, m
         assert row["task_masked"] == pytest.approx(average_so_far(records.accuracy(record, "task"))[-1], abs=1e-3)
     scores = [row["class_incremental"] for row in saved["rows"]]
     assert saved["best"] == {"local_head": {"lr": 1e-2 if scores[1] > scores[0] else 1e-6}, "fedavg_vit": {"lr": 1e-2}}
+
+
+def test_several_processes_share_a_sweep(values, monkeypatch, places):
+    monkeypatch.setattr(sweeps, "TABLE1", [("local_head", {}), ("local_head", {"lr": 1e-2})])
+    first, second = (experiment(**values, method="local_head", seed=1, **extra) for _, extra in sweeps.TABLE1)
+    state = records.folder("smoke") / "state"
+    state.mkdir(parents=True)
+    lock, order = FileLock(str(state / f"{first.name}.lock")), []
+
+    def spy(config, **options):
+        record = run(config, quiet=True, **options)
+        order.append(config)
+        lock.release()  # the other process has ended without a record
+        return record
+
+    lock.acquire()
+    monkeypatch.setattr(sweeps, "run", spy)
+    sweeps.sweep("table1", values, [1])
+    assert order == [second, first] and len(records.all_records("smoke")) == 2
 
 
 def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
