@@ -45,6 +45,8 @@ class Experiment(BaseModel):
     lr: float = Field(1e-3, gt=0, description="Adam learning rate of the classifier and of a static LoRA's A and B")
     head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
 
+    head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
+
     foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
     block: int = Field(3, ge=0, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)")

@@ -19,7 +19,6 @@ class Progress:
 
     def __init__(self, config: Experiment, quiet: bool = False):
         self.config = config
-        self.total = config.tasks * (config.rounds + 1) * config.clients  # one more exchange for each task's evaluation
         console = Console(stderr=True, quiet=quiet)
         self.live = console.is_terminal and not quiet
         self.lines = not self.live and not quiet
@@ -34,10 +33,11 @@ class Progress:
         """`done` of `total` images went through the frozen part."""
         self.bar.update(self.task, description=f"{self.label}: frozen ViT, once per image", completed=done, total=total)
 
-    def start(self, rounds: int, reports: list[Round]) -> None:
-        """The loop starts; `rounds` of it were done by an earlier call."""
+    def start(self, exchanges: int, reports: list[Round]) -> None:
+        """The loop of so many `exchanges`, evaluations included, starts; `reports`: what was done by an earlier call."""
+        rounds = len(reports)
         done = sum(2 if report.scores else 1 for report in reports) * self.config.clients
-        self.bar.reset(self.task, total=self.total, completed=done, description=self.label)
+        self.bar.reset(self.task, total=exchanges * self.config.clients, completed=done, description=self.label)
         self.began = time.perf_counter()
         if rounds and self.lines:
             print(f"{self.label}: going on after round {rounds}", file=sys.stderr, flush=True)

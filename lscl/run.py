@@ -4,6 +4,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from lscl import paths, records
 from lscl.config import Experiment
 from lscl.data.partition import Partition, partition
 from lscl.data.sources import load
-from lscl.data.store import Dataset
+from lscl.data.store import Dataset, ImageSet
 from lscl.errors import LsclError
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, federate
 from lscl.federation.state import load_state, save_state
 from lscl.methods import METHODS
 from lscl.methods.base import Method
-from lscl.models.foundation import foundation
+from lscl.models.foundation import FrozenViT, foundation
 from lscl.models.prefix_cache import prefix_cache
 from lscl.progress import Progress
 
@@ -50,18 +51,27 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     parts = partition(config, data)
     parts.save(paths.results() / "partitions" / f"{config.profile}--{config.dataset}--s{config.seed}--{parts.digest}.json")
     kind = METHODS[config.method]
-    frozen = foundation(config.foundation, kind.cut(config), config.normalize).to(device)
-    if not 0 <= config.block < frozen.depth:
-        raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
+    frozen = None
+    if kind.vit:
+        frozen = foundation(config.foundation, kind.cut(config), config.normalize).to(device)
+        if not 0 <= config.block < frozen.depth:
+            raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
     watch = progress.prepare if progress else None
-    train = Inputs(data.train, prefix_cache(frozen, data.train, device, watch), device)
-    if config.eval_split == "holdout":
-        test = train
-    else:
-        test = Inputs(data.test, prefix_cache(frozen, data.test, device, watch), device)
+    train = inputs(kind, frozen, data.train, device, watch)
+    test = train if config.eval_split == "holdout" else inputs(kind, frozen, data.test, device, watch)
     method = kind(config, frozen, len(data.classes))
     clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in range(config.clients)]
     return data, parts, method, clients
+
+
+def inputs(
+    kind: type[Method], frozen: FrozenViT | None, images: ImageSet, device: torch.device, watch: Callable[[int, int], None] | None = None
+) -> Inputs:
+    """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
+    if frozen is None:
+        return Inputs(images, None, device)
+    last = prefix_cache(frozen.at(frozen.depth), images, device, watch) if kind.query else None
+    return Inputs(images, prefix_cache(frozen, images, device, watch), device, last)
 
 
 class Busy(LsclError):
@@ -119,7 +129,7 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     about = about or {**code, "prepare": time.perf_counter() - started}
     about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
     transport = InProcess(method, clients, progress.client)
-    progress.start(len(reports), reports)
+    progress.start(sum(len(method.stages(task)) + 1 for task in range(config.tasks)), reports)
     try:
         for report in federate(method, transport, done=len(reports)):
             reports.append(report)
@@ -146,7 +156,7 @@ def _record(
     facts = {
         "data_digest": data.digest,
         "partition_digest": parts.digest,
-        "weights_digest": method.foundation.digest,
+        "weights_digest": method.foundation.digest if method.foundation else None,
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in client.model.parameters()) for client in clients],

@@ -11,10 +11,10 @@ from PIL import Image
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
-from lscl.federation.client import Client, Inputs
+from lscl.federation.client import Client
 from lscl.methods import METHODS
 from lscl.models.foundation import foundation
-from lscl.models.prefix_cache import prefix_cache
+from lscl.run import inputs
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +77,8 @@ def federation(toy):
     def make(config, data=None):
         data = data or toy()
         kind, device = METHODS[config.method], torch.device("cpu")
-        frozen = foundation(config.foundation, kind.cut(config), config.normalize)
-        train, test = (Inputs(images, prefix_cache(frozen, images, device), device) for images in (data.train, data.test))
+        frozen = foundation(config.foundation, kind.cut(config), config.normalize) if kind.vit else None
+        train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
         return method, [Client(k, method.new_model(k), parts, train, test, config.seed) for k in range(config.clients)]
 

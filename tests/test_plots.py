@@ -102,7 +102,7 @@ class TestAttention:
         update = LowRank(torch.randn(2, 4, 32, generator=rng), torch.randn(2, 96, 4, generator=rng), 0.05) if adapted else None
         caught, real = [], F.scaled_dot_product_attention
         monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: caught.append((q, k)) or real(q, k, v))
-        model.suffix(z, update, cls_only=False)
+        model.suffix(z, update, keep=None)
         q, k = caught[0]
         weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0, 1:].mean(1).reshape(2, 4, 4)
         assert plots.cls_attention(model, z, update) == pytest.approx(weights.detach().numpy(), abs=1e-6)

@@ -32,7 +32,7 @@ def test_a_quiet_run_says_nothing(smoke, capsys):
 
 def test_a_run_that_goes_on_says_from_where(smoke, capsys):
     progress = Progress(smoke())
-    progress.start(3, [Round(0, 0, [], [], {})] * 3)
+    progress.start(6, [Round(0, 0, [], [], {})] * 3)
     progress.close()
     assert capsys.readouterr().err.strip() == "fed_lscl folder seed 42: going on after round 3"
 
@@ -42,7 +42,7 @@ def test_the_bar_is_full_when_the_last_client_has_answered(smoke, done):
     scores = {k: {"correct": torch.ones(3, 3), "total": torch.ones(3)} for k in range(3)}
     reports = [Round(t, r, [], [], {}, scores if r == 1 else {}) for t in range(2) for r in range(2)]
     progress = Progress(smoke(), quiet=True)
-    progress.start(done, reports[:done])
+    progress.start(6, reports[:done])
     stages = [Stage(t, r, name) for t in range(2) for r, name in ((0, "train"), (1, "train"), (1, "finish"))]
     for stage in stages:
         if stage.task * 2 + stage.round >= done:

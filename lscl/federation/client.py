@@ -15,11 +15,16 @@ from lscl.seeding import torch_generator
 
 @dataclass
 class Inputs:
-    """The images of one split as the networks take them; `prefix` holds the frozen ViT's tokens (n, N, d) or is None."""
+    """The images of one split as the networks take them.
+
+    prefix: the frozen ViT's tokens in front of its cut, (n, N, d), or None; last: its CLS token behind the last block,
+    nothing adapted, (n, 1, d), or None.
+    """
 
     images: ImageSet
     prefix: np.ndarray | None
     device: torch.device
+    last: np.ndarray | None = None
 
     def batch(self, index: Tensor) -> "Batch":
         """The images at the positions `index` (b,)."""
@@ -41,13 +46,22 @@ class Batch:
     @cached_property
     def images(self) -> Tensor:
         """(b, 3, H, W) float32 in about -2 to 2, for the CNN."""
-        pixels = torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device)
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+        return as_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
 
     @cached_property
     def prefix(self) -> Tensor:
         """(b, N, d): the tokens in front of the adapted block."""
         return torch.from_numpy(self.inputs.prefix[self.index.numpy()]).to(self.inputs.device)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(b, 1, d): the frozen CLS token behind the last block, nothing adapted."""
+        return torch.from_numpy(self.inputs.last[self.index.numpy()]).to(self.inputs.device)
+
+
+def as_input(pixels: Tensor) -> Tensor:
+    """(b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2, as the CNNs take it."""
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
 
 
 @dataclass

@@ -27,10 +27,11 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
 
 
 def fit(client: Client, phase: Phase, generator: torch.Generator) -> None:
-    """Train on the client's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam."""
+    """Train on the phase's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam."""
     client.model.train()
     optimiser = torch.optim.Adam(phase.groups)
-    index = client.train_index
+    index = client.train_index if phase.index is None else phase.index
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
     for _ in range(phase.epochs):
         parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))
         if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):  # BatchNorm cannot train on one image: it joins the batch before
@@ -39,4 +40,6 @@ def fit(client: Client, phase: Phase, generator: torch.Generator) -> None:
             loss = phase.loss(client, client.train.batch(part))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            if phase.clip is not None:
+                torch.nn.utils.clip_grad_norm_(trained, phase.clip)
             optimiser.step()

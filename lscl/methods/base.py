@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.averaging import average
+from lscl.methods.parts.averaging import average, average_rows
 from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.models.foundation import FrozenViT
 from lscl.seeding import seeded
 
 IMAGES = "images"  # name of the number of training images in an upload: () int64
+HOLDS = "holds"  # name of the classes of the client's task in an upload, only with head_merge = holders: (C,) bool
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,25 @@ class Stage:
 
 @dataclass
 class Phase:
-    """One run of an optimiser over the client's training images: parameter groups with their learning rates, and a loss."""
+    """One run of an optimiser over images: parameter groups with their learning rates, and a loss.
+
+    index: positions of the training images, None = those of the task at hand; clip: largest norm of the gradient, None = any.
+    """
 
     groups: list[dict]
     loss: Callable[[Client, Batch], Tensor]
     epochs: int
     batch: int
+    index: Tensor | None = None
+    clip: float | None = None
 
 
 class Method:
     """FedAvg's life cycle."""
+
+    vit = True  # whether the frozen ViT is used at all
+    query = False  # whether its CLS feature with nothing adapted is needed beside the prefix
+    head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
@@ -70,6 +80,11 @@ class Method:
         return {name: value.detach().clone() for name, value in self.shared(self.new_model(0)).items()}
 
     # -- server
+    @property
+    def by_holders(self) -> bool:
+        """Whether rows of the head are averaged only over the clients that trained them."""
+        return self.config.head_merge == "holders" and len(self.head_rows) > 0
+
     def stages(self, task: int) -> list[Stage]:
         """The exchanges of a task."""
         return [Stage(task, number) for number in range(self.config.rounds)]
@@ -80,12 +95,26 @@ class Method:
 
     def expected(self, client: int, stage: Stage) -> Shapes:
         """Names and shapes of a valid upload."""
-        return {IMAGES: (), **{name: tuple(value.shape) for name, value in self.server.items()}}
+        about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
+        return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Fuse the uploads into `server`: the average weighted by the number of training images."""
-        states = {k: {name: value for name, value in payload.items() if name != IMAGES} for k, payload in uploads.items()}
-        self.server = average(states, {k: float(payload[IMAGES]) for k, payload in uploads.items()})
+        self.server.update(self.averaged(uploads))
+
+    def averaged(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+        """What was uploaded under the names of `server`, averaged by the number of training images.
+
+        With head_merge = holders, a row of the head is averaged only over the clients whose task has its class.
+        """
+        weights = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
+        states = {k: {name: value for name, value in payload.items() if name in self.server} for k, payload in uploads.items()}
+        merged = average(states, weights)
+        if self.by_holders:
+            holders = {k: payload[HOLDS] for k, payload in uploads.items()}
+            for name in self.head_rows:
+                merged[name] = average_rows(self.server[name], {k: payload[name] for k, payload in uploads.items()}, holders, weights)
+        return merged
 
     def server_end_task(self, task: int) -> None:
         """After every client has ended the task."""
@@ -108,7 +137,10 @@ class Method:
 
     def upload(self, client: Client, stage: Stage) -> Payload:
         """What the client sends to the server."""
-        return {IMAGES: torch.tensor(len(client.current.train)), **self.shared(client.model)}
+        about = {IMAGES: torch.tensor(len(client.current.train))}
+        if self.by_holders:
+            about[HOLDS] = torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, client.classes, True)
+        return {**about, **self.shared(client.model)}
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         """Scores of all classes, (b, C); the evaluation masks them."""

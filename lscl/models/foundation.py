@@ -1,13 +1,15 @@
-"""The frozen ViT, split at the adapted block: `prefix` never depends on anything trained, `suffix` takes the update.
+"""The frozen ViT, split at the first adapted block: `prefix` never depends on anything trained, `suffix` takes what is added.
 
 Works for the mini ViT and for any timm VisionTransformer with standard blocks. Nothing here is ever trained.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import timm
 import torch
@@ -43,6 +45,31 @@ class LowRank:
             return out + F.linear(F.linear(x, self.A) * self.scale, self.B)
         low = torch.bmm(x, self.A.transpose(1, 2)) * self.scale  # (b, N, r)
         return torch.baddbmm(out, low, self.B.transpose(1, 2))
+
+
+class Addition(Protocol):
+    """What is added to the output of a linear layer, given its input, for example a `LowRank`."""
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """out: (b, N, o), x: (b, N, d) -> (b, N, o)."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to one frozen block: to its four linear layers, and keys and values in front of its own (prefix tuning).
+
+    keys, values: (l, d), or (b, l, d) for other ones per sample. They pass through no layer; queries get none.
+    """
+
+    qkv: Addition | None = None
+    proj: Addition | None = None
+    fc1: Addition | None = None
+    fc2: Addition | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+PLAIN = Adapter()
 
 
 class FrozenViT(nn.Module):
@@ -95,48 +122,69 @@ class FrozenViT(nn.Module):
                 z = one(z)
             return z[:, : self.tokens]
 
-    def suffix(self, z: Tensor, update: LowRank | None = None, cls_only: bool = True) -> Tensor:
-        """(b, N, d) -> CLS feature (b, d); with `cls_only=False` all tokens (b, N, d).
+    def at(self, block: int) -> "FrozenViT":
+        """The same network, cut elsewhere; nothing is copied."""
+        return FrozenViT(self.vit, block, self.mean, self.std)
 
-        `update` acts on the fused qkv of block `block`. With `cls_only` the last block computes only what CLS needs.
+    def suffix(self, z: Tensor, update: LowRank | Mapping[int, Adapter] | None = None, keep: int | None = 1) -> Tensor:
+        """(b, N, d) -> the first `keep` tokens behind the final norm, (b, keep, d); the CLS feature as (b, d) for 1; None = all tokens.
+
+        `update` acts on the fused qkv of block `block`, or gives an adapter for any blocks by number. N may be larger than
+        `tokens` if something was put between CLS and the patches. The last block computes only what the kept tokens need.
+
+        Raises:
+            LsclError: an adapter for a block that lies in the prefix or does not exist.
         """
+        adapters = {self.block: Adapter(qkv=update)} if isinstance(update, LowRank) else update or {}
+        if any(not self.block <= index < self.depth for index in adapters):
+            raise LsclError(f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}")
         for index in range(self.block, self.depth):
-            last = cls_only and index == self.depth - 1
-            z = block_forward(self.vit.blocks[index], z, update if index == self.block else None, last)
-        z = self.vit.norm(z)
-        return z[:, 0] if cls_only else z
+            kept = keep if index == self.depth - 1 else None
+            z = block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
+        z = self.vit.norm(z[:, :keep])
+        return z[:, 0] if keep == 1 else z
 
 
-def block_forward(block: Block, z: Tensor, update: LowRank | None, cls_only: bool = False) -> Tensor:
-    """One pre-norm transformer block with a low-rank update of its fused qkv. (b, N, d) -> (b, N, d), or (b, 1, d) for CLS only.
+def block_forward(block: Block, z: Tensor, adapter: Adapter = PLAIN, keep: int | None = None) -> Tensor:
+    """One pre-norm transformer block with what `adapter` adds. (b, N, d) -> (b, N, d), or (b, keep, d) for the first `keep` tokens.
 
-    The same operations in the same order as timm's Block, so that without update and `cls_only` the result is equal bit for bit.
+    The same operations in the same order as timm's Block, so that the plain whole block is equal bit for bit.
     """
     x = block.norm1(z)
-    if cls_only and update is None:
-        q, k, v = _cls_qkv(block.attn, x)
-        z = z[:, :1]
+    if keep is not None and adapter.qkv is None:
+        q, k, v = _first_qkv(block.attn, x, keep)
     else:
-        qkv = block.attn.qkv(x)
-        if update is not None:
-            qkv = update.add_to(qkv, x)
-        q, k, v = _heads(block.attn, qkv, 3).unbind(0)
-        if cls_only:
-            q, z = q[:, :, :1], z[:, :1]
+        q, k, v = _heads(block.attn, _add(adapter.qkv, block.attn.qkv(x), x), 3).unbind(0)
+        q = q[:, :, :keep]
+    z = z[:, :keep]
     q, k = block.attn.q_norm(q), block.attn.k_norm(k)
+    if adapter.keys is not None:
+        k, v = _in_front(block.attn, adapter.keys, k), _in_front(block.attn, adapter.values, v)
     x = F.scaled_dot_product_attention(q, k, v)
-    x = block.attn.proj(block.attn.norm(x.transpose(1, 2).reshape(z.shape)))
-    z = z + block.ls1(x)
-    return z + block.ls2(block.mlp(block.norm2(z)))
+    x = block.attn.norm(x.transpose(1, 2).reshape(z.shape))
+    z = z + block.ls1(_add(adapter.proj, block.attn.proj(x), x))
+    x = block.norm2(z)
+    h = block.mlp.norm(block.mlp.act(_add(adapter.fc1, block.mlp.fc1(x), x)))
+    return z + block.ls2(_add(adapter.fc2, block.mlp.fc2(h), h))
+
+
+def _add(addition: Addition | None, out: Tensor, x: Tensor) -> Tensor:
+    return out if addition is None else addition.add_to(out, x)
 
 
 def _heads(attn: Attention, x: Tensor, parts: int) -> Tensor:
     return x.reshape(*x.shape[:2], parts, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
 
 
-def _cls_qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_front(attn: Attention, prefix: Tensor, x: Tensor) -> Tensor:
+    """(l, d) or (b, l, d) in front of x: (b, heads, N, d / heads) -> (b, heads, l + N, d / heads)."""
+    prefix = prefix.expand(len(x), *prefix.shape[-2:])
+    return torch.cat([_heads(attn, prefix, 1)[0], x], dim=2)
+
+
+def _first_qkv(attn: Attention, x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     d, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
-    q = F.linear(x[:, :1], weight[:d], None if bias is None else bias[:d])
+    q = F.linear(x[:, :keep], weight[:d], None if bias is None else bias[:d])
     k, v = _heads(attn, F.linear(x, weight[d:], None if bias is None else bias[d:]), 2).unbind(0)
     return _heads(attn, q, 1)[0], k, v
 

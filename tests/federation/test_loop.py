@@ -8,8 +8,7 @@ import torch
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.payload import seal
-from lscl.methods.base import IMAGES, Stage
-from lscl.methods.fedavg_vit import HOLDS
+from lscl.methods.base import HOLDS, IMAGES, Stage
 
 
 @dataclass
@@ -43,7 +42,7 @@ def test_fedavg_with_one_client_and_one_round_returns_the_upload(federation, smo
     config = smoke(method="fedavg_vit", clients=1, rounds=1, tasks=1)
     method, transport, _ = played(federation, config)
     _, downloads, uploads = transport.log[0]
-    assert set(method.server) == {"weight", "bias"}
+    assert set(method.server) == {"out.weight", "out.bias"}
     for name, value in method.server.items():
         assert torch.equal(value, uploads[0][name]) and not torch.equal(value, downloads[0][name])
         assert torch.equal(transport.log[1][1][0][name], value)  # and sends it to the client for the test
@@ -54,7 +53,7 @@ def test_fedavg_averages_what_was_uploaded_by_the_number_of_images(federation, s
     uploads = transport.log[0][2]
     counts = [len(client.partition.tasks[client.id][0].train) for client in transport.clients]
     assert [int(uploads[k][IMAGES]) for k in range(3)] == counts and len(set(counts)) > 1
-    for name in ("weight", "bias"):
+    for name in ("out.weight", "out.bias"):
         mean = sum(uploads[k][name].double() * counts[k] for k in range(3)) / sum(counts)
         assert torch.allclose(method.server[name].double(), mean, atol=1e-7)
 
@@ -71,11 +70,12 @@ def test_finished_rounds_are_not_done_again(federation, smoke):
 
 
 def test_bytes_of_fedavg_equal_a_count_by_hand(federation, smoke):
-    _, _, reports = played(federation, smoke(method="fedavg_vit"))
-    head = 4 * (14 * 32 + 14)  # W (C, d) and b (C,) in float32
-    for report in reports:
-        assert report.bytes_up == [head + 8 + 14] * 3  # and the number of images (int64), a flag for each class
-        assert report.bytes_down == [head * (2 if report.scores else 1)] * 3  # the finish sends the model once more
+    for merge, flags in (("plain", 0), ("holders", 14)):
+        _, _, reports = played(federation, smoke(method="fedavg_vit", head_merge=merge))
+        head = 4 * (14 * 32 + 14)  # W (C, d) and b (C,) in float32
+        for report in reports:
+            assert report.bytes_up == [head + 8 + flags] * 3  # and the number of images (int64), a flag for each class
+            assert report.bytes_down == [head * (2 if report.scores else 1)] * 3  # the finish sends the model once more
 
 
 def test_bytes_of_fed_lscl_equal_a_count_by_hand(federation, smoke):
@@ -116,11 +116,11 @@ def test_server_and_clients_share_no_memory(federation, smoke, name):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda payload: payload.update(images=torch.zeros(3, 16, 16)), "images"),
-        (lambda payload: payload.pop("bias"), "bias missing"),
-        (lambda payload: payload.update(bias=payload["bias"][:5]), "bias has shape (5,)"),
-        (lambda payload: payload["weight"].fill_(torch.nan), "weight holds NaN"),
-        (lambda payload: payload.update(weight=3), "weight is a int"),
+        (lambda payload, start: payload.update(image=torch.zeros(3, 16, 16)), "image missing or not allowed"),
+        (lambda payload, start: payload.pop(start + "bias"), "bias missing"),
+        (lambda payload, start: payload.update({start + "bias": payload[start + "bias"][:5]}), "bias has shape (5,)"),
+        (lambda payload, start: payload[start + "weight"].fill_(torch.nan), "weight holds NaN"),
+        (lambda payload, start: payload.update({start + "weight": 3}), "weight is a int"),
     ],
 )
 @pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit"])
@@ -131,7 +131,7 @@ def test_a_spoiled_upload_stops_the_run_and_names_the_client(federation, smoke, 
         def ask(self, stage, downloads):
             answers = super().ask(stage, downloads)
             with torch.no_grad():
-                spoil(answers[1])
+                spoil(answers[1], "out." if name == "fedavg_vit" else "")
             return answers
 
     before = {key: value.clone() for key, value in method.server.items()}
@@ -155,7 +155,7 @@ def test_seconds_are_measured_for_every_part_of_a_round(federation, smoke):
 
 
 def test_the_holds_flags_are_the_classes_of_the_task(federation, smoke):
-    _, transport, _ = played(federation, smoke(method="fedavg_vit"))
+    _, transport, _ = played(federation, smoke(method="fedavg_vit", head_merge="holders"))
     for stage, _, uploads in transport.log:
         if stage.name == "train":
             for k, payload in uploads.items():

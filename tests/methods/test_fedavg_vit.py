@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from lscl.federation.loop import InProcess, federate
-from lscl.methods.base import IMAGES, Stage
-from lscl.methods.fedavg_vit import HOLDS
+from lscl.methods.base import HOLDS, IMAGES, Stage
 
 
 @pytest.fixture
@@ -15,23 +14,23 @@ def uploads(federation, smoke):
     for k, (value, count, held) in enumerate([(1.0, 30, (0, 1)), (5.0, 10, (1, 2))]):
         holds = torch.zeros(14, dtype=torch.bool)
         holds[list(held)] = True
-        made[k] = {IMAGES: torch.tensor(count), "weight": torch.full((14, 32), value), "bias": torch.full((14,), -value), HOLDS: holds}
+        made[k] = {IMAGES: torch.tensor(count), "out.weight": torch.full((14, 32), value), "out.bias": torch.full((14,), -value), HOLDS: holds}
     return made
 
 
 def test_plain_averages_every_row_over_all_clients(federation, smoke, uploads):
     method, _ = federation(smoke(method="fedavg_vit", clients=2))
     method.aggregate(uploads, Stage(0, 0))
-    assert set(method.server) == {"weight", "bias"}
-    assert (method.server["weight"] == 2).all() and (method.server["bias"] == -2).all()
+    assert set(method.server) == {"out.weight", "out.bias"}
+    assert (method.server["out.weight"] == 2).all() and (method.server["out.bias"] == -2).all()
 
 
 def test_holders_averages_a_row_over_those_that_trained_it(federation, smoke, uploads):
     method, _ = federation(smoke(method="fedavg_vit", clients=2, head_merge="holders"))
     before = {key: value.clone() for key, value in method.server.items()}
     method.aggregate(uploads, Stage(0, 0))
-    assert set(method.server) == {"weight", "bias"}
-    assert method.server["weight"][:3, 7].tolist() == [1, 2, 5] and method.server["bias"][:3].tolist() == [-1, -2, -5]
+    assert set(method.server) == {"out.weight", "out.bias"}
+    assert method.server["out.weight"][:3, 7].tolist() == [1, 2, 5] and method.server["out.bias"][:3].tolist() == [-1, -2, -5]
     assert all(torch.equal(value[3:], before[key][3:]) for key, value in method.server.items())
 
 
@@ -40,7 +39,7 @@ def test_the_two_merges_differ_in_a_run(federation, smoke):
     for merge in ("plain", "holders"):
         method, clients = federation(smoke(method="fedavg_vit", head_merge=merge))
         list(federate(method, InProcess(method, clients)))
-        heads.append(method.server["weight"])
+        heads.append(method.server["out.weight"])
     assert not torch.allclose(*heads)
 
 

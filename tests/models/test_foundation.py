@@ -8,7 +8,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 
 from lscl.errors import LsclError
 from lscl.models import foundation as module
-from lscl.models.foundation import FrozenViT, LowRank, block_forward, enlarge, foundation, read_weights
+from lscl.models.foundation import Adapter, FrozenViT, LowRank, block_forward, enlarge, foundation, read_weights
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.models.pretrain import write_weights
 from lscl.seeding import seeded
@@ -44,7 +44,7 @@ def test_prefix_and_suffix_equal_timm_bit_for_bit(name, cut, untrained_mini):
     images = random_images()
     with torch.no_grad():
         expected = frozen.vit.forward_features(frozen.preprocess(images))
-        found = frozen.suffix(frozen.prefix(images), cls_only=False)
+        found = frozen.suffix(frozen.prefix(images), keep=None)
     assert torch.equal(found, expected[:, : frozen.tokens])
     assert frozen.tokens == (1 if cut == frozen.depth else expected.shape[1])
 
@@ -60,7 +60,7 @@ def test_a_last_block_that_computes_only_cls_gives_the_same_feature(name, cut, u
         assert found.shape == expected.shape and (found - expected).abs().max() < 1e-6 * max(1, expected.abs().max())
         if cut < frozen.depth:
             update = random_update(frozen, batch=3)
-            expected = frozen.suffix(z, update, cls_only=False)[:, 0]
+            expected = frozen.suffix(z, update, keep=None)[:, 0]
             assert (frozen.suffix(z, update) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -71,7 +71,7 @@ def test_an_update_with_b_zero_gives_exactly_the_frozen_output(cut, batch):
     z = frozen.prefix(random_images())
     update = random_update(frozen, batch=batch)
     update = LowRank(update.A, torch.zeros_like(update.B), update.scale)
-    assert torch.equal(frozen.suffix(z, update, cls_only=False), frozen.suffix(z, cls_only=False))
+    assert torch.equal(frozen.suffix(z, update, keep=None), frozen.suffix(z, keep=None))
     assert (frozen.suffix(z, update) - frozen.suffix(z)).abs().max() < 1e-6
 
 
@@ -102,6 +102,50 @@ def test_a_static_update_equals_merged_weights(cut):
     assert (merged(frozen, update).suffix(z) - frozen.suffix(z, update)).abs().max() < 1e-5
     same = LowRank(update.A.expand(4, -1, -1), update.B.expand(4, -1, -1), update.scale)
     assert torch.allclose(frozen.suffix(z, same), frozen.suffix(z, update), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_adapters_of_every_linear_layer_equal_merged_weights(keep):
+    frozen = foundation("tiny", 0)
+    z, d = frozen.prefix(random_images(4)), frozen.width
+    draw = torch.Generator().manual_seed(1)
+    updates, made = {}, copy.deepcopy(frozen)
+    for index, block in enumerate(made.vit.blocks):
+        layers = {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
+        low = {}
+        for name, layer in layers.items():
+            a, b = torch.randn(2, layer.in_features, generator=draw), torch.randn(layer.out_features, 2, generator=draw) / d
+            low[name] = LowRank(a, b, 0.5)
+            layer.weight += 0.5 * b @ a
+        updates[index] = Adapter(**low)
+    with torch.no_grad():
+        found, expected = frozen.suffix(z, updates, keep), made.suffix(z, keep=None)[:, :keep]
+        assert (found - (expected[:, 0] if keep == 1 else expected)).abs().max() < 1e-4
+        assert (found - frozen.suffix(z, keep=keep)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_prefix_tuning_lets_tokens_attend_to_keys_and_values_in_front(batch):
+    """By hand: with keys far away from every query nothing changes; with equal logits the values are mixed in."""
+    frozen = foundation("tiny", 1)
+    z, shape = frozen.prefix(random_images(4)), (2, 32) if batch is None else (batch, 2, 32)
+    block = frozen.vit.blocks[1]
+    x = block.norm1(z)
+    q, k, v = block.attn.qkv(x).reshape(4, z.shape[1], 3, 2, 16).permute(2, 0, 3, 1, 4)
+    keys, values = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    front = [part.expand(4, 2, 32).reshape(4, 2, 2, 16).transpose(1, 2) for part in (keys, values)]
+    weights = (q @ torch.cat([front[0], k], 2).transpose(2, 3) / 4).softmax(-1)
+    mixed = block.attn.proj((weights @ torch.cat([front[1], v], 2)).transpose(1, 2).reshape(z.shape))
+    expected = z + mixed
+    expected = expected + block.mlp(block.norm2(expected))
+    assert torch.allclose(block_forward(block, z, Adapter(keys=keys, values=values)), expected, atol=1e-5)
+
+
+def test_an_adapter_in_front_of_the_cut_is_refused(one_line):
+    frozen = foundation("tiny", 1)
+    with pytest.raises(LsclError) as caught:
+        frozen.suffix(frozen.prefix(random_images()), {0: Adapter()})
+    one_line(caught, "adapters for blocks [0]", "blocks 1 to 2")
 
 
 @pytest.mark.parametrize("batch", [None, 2])
@@ -137,7 +181,7 @@ def test_the_block_without_update_equals_timms_block():
     frozen = foundation("tiny", 0)
     z = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(0))
     for block in frozen.vit.blocks:
-        assert torch.equal(block_forward(block, z, None), block(z))
+        assert torch.equal(block_forward(block, z), block(z))
 
 
 @pytest.mark.parametrize("cut", [-1, 4, 99])

@@ -32,7 +32,7 @@ def test_the_first_forward_equals_the_frozen_vit():
     frozen, generator = foundation("tiny", 1), made()
     z = frozen.prefix(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8))
     update = generator.split(generator(torch.randn(4, 6)))
-    assert torch.equal(frozen.suffix(z, update, cls_only=False), frozen.suffix(z, cls_only=False))
+    assert torch.equal(frozen.suffix(z, update, keep=None), frozen.suffix(z, keep=None))
 
 
 def test_both_a_and_b_learn_within_two_steps():

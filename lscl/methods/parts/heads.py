@@ -1,0 +1,16 @@
+"""Classifiers on top of features."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from lscl.config import Experiment
+
+HIDDEN = 512  # width of the hidden layer in the code bases of the paper's authors
+
+
+def classifier(config: Experiment, width: int, num_classes: int) -> nn.Sequential:
+    """head = linear: d -> C; head = mlp: d -> 512 -> ReLU -> C. The last layer is called `out`; one row per class."""
+    if config.head == "linear":
+        return nn.Sequential(OrderedDict(out=nn.Linear(width, num_classes)))
+    return nn.Sequential(OrderedDict(hidden=nn.Linear(width, HIDDEN), act=nn.ReLU(), out=nn.Linear(HIDDEN, num_classes)))
