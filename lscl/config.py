@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lscl.errors import LsclError, unknown
 
-MethodName = Literal["fed_lscl", "fedavg_vit", "local_head", "local_lora"]
+MethodName = Literal["fedavg", "fedprox", "fedavg_vit", "fed_lscl", "local_head", "local_lora"]
 DatasetName = Literal["cifar100", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
@@ -46,6 +46,8 @@ class Experiment(BaseModel):
     head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
 
     head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
+
+    prox_mu: float = Field(0.01, ge=0, description="weight of FedProx's pull to the received weights")
 
     foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")

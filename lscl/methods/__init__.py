@@ -2,13 +2,17 @@
 
 from lscl.methods.base import Method
 from lscl.methods.fed_lscl import FedLSCL
+from lscl.methods.fedavg import FedAvg
 from lscl.methods.fedavg_vit import FedAvgViT
+from lscl.methods.fedprox import FedProx
 from lscl.methods.local_head import LocalHead
 from lscl.methods.local_lora import LocalLoRA
 
 METHODS: dict[str, type[Method]] = {
-    "fed_lscl": FedLSCL,
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
     "fedavg_vit": FedAvgViT,
+    "fed_lscl": FedLSCL,
     "local_head": LocalHead,
     "local_lora": LocalLoRA,
 }

@@ -44,17 +44,20 @@ class FeatureExtractor(nn.Module):
         return F.layer_norm(f, f.shape[-1:]) if self.norm else f
 
 
-def small_cnn(config: Experiment, client: int) -> FeatureExtractor:
+def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> FeatureExtractor:
     """The CNN of a client, untrained: `config.cnn` is one name for all, or several with commas dealt out in turn.
+
+    norm: layer-normalise the features, None = as config.feature_norm says.
 
     Raises:
         LsclError: unknown name.
     """
+    norm = config.feature_norm if norm is None else norm
     names = [name.strip() for name in config.cnn.split(",")]
     name = names[client % len(names)]
     if name in WIDTHS:
         cnn = SmallCNN(WIDTHS[name])
-        return FeatureExtractor(cnn, cnn.features, config.features, config.feature_norm)
+        return FeatureExtractor(cnn, cnn.features, config.features, norm)
     if name not in TORCHVISION:
         raise unknown("cnn", name, [*WIDTHS, *TORCHVISION])
     cnn = torchvision.models.get_model(name, weights=None)
@@ -67,4 +70,4 @@ def small_cnn(config: Experiment, client: int) -> FeatureExtractor:
         cnn.classifier = nn.Identity()
     if name == "resnet18" and config.image_size <= STEM_MAX_SIZE:
         cnn.conv1, cnn.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return FeatureExtractor(cnn, width, config.features, config.feature_norm)
+    return FeatureExtractor(cnn, width, config.features, norm)

@@ -1,0 +1,27 @@
+"""FedProx: FedAvg with a pull to the received weights."""
+
+from torch import Tensor
+
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload
+from lscl.methods.base import Stage
+from lscl.methods.fedavg import FedAvg
+
+
+class FedProx(FedAvg):
+    """The local loss gains (mu / 2) ||w - w_received||^2, so that clients with other data drift apart less.
+
+    Li et al. 2020 (arXiv 1812.06127). Trained, uploaded, returned, payload: as FedAvg; a client keeps w_received for the round.
+
+    Differences from other codes:
+    1. the norm is squared (the FedProx of the released MFCL code sums norms that are not, a pull that never weakens).
+    2. BatchNorm means and variances are no parameters and are not pulled.
+    """
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        super().receive(client, payload, stage)
+        client.scratch["received"] = [p.detach().clone() for p in client.model.parameters()]
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        drift = sum((p - start).square().sum() for p, start in zip(client.model.parameters(), client.scratch["received"], strict=True))
+        return super().loss(client, batch) + self.config.prox_mu / 2 * drift

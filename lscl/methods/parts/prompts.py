@@ -1,0 +1,35 @@
+"""Prompts: learnable tokens for a frozen ViT, and their selection by keys."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lscl.models.foundation import FrozenViT
+
+
+def similarity(query: Tensor, keys: Tensor) -> Tensor:
+    """Cosine of every query with every key. (b, d), (M, d) -> (b, M)."""
+    return F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
+
+
+def most_similar(scores: Tensor, count: int, batchwise: bool) -> Tensor:
+    """The keys chosen for each sample: its `count` largest scores, or (batchwise) those chosen most often in the batch.
+
+    scores: (b, M) -> (b, count) indices. Per sample, the choice never depends on what else is in the batch.
+    """
+    chosen = scores.topk(count, dim=1).indices
+    if batchwise:
+        votes = torch.bincount(chosen.flatten(), minlength=scores.shape[1])
+        chosen = votes.topk(count).indices.expand(len(scores), count)
+    return chosen
+
+
+def with_prompts(foundation: FrozenViT, z: Tensor, prompts: Tensor) -> Tensor:
+    """Prompts between CLS and the patches, all at the position of CLS.
+
+    z: (b, N, d) tokens in front of block 0; prompts: (l, d), or (b, l, d) for other ones per sample -> (b, 1 + l + N - 1, d).
+    """
+    table = foundation.vit.pos_embed
+    position = table[:, :1] if table is not None and table.shape[1] == z.shape[1] else 0
+    prompts = (prompts + position).expand(len(z), *prompts.shape[-2:])
+    return torch.cat([z[:, :1], prompts, z[:, 1:]], dim=1)
