@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lscl.errors import LsclError, unknown
 
-MethodName = Literal["fedavg", "fedprox", "fedavg_vit", "fed_lscl", "local_head", "local_lora"]
+MethodName = Literal["fedavg", "fedprox", "fedavg_vit", "l2p", "dualprompt", "fed_lscl", "local_head", "local_lora"]
 DatasetName = Literal["cifar100", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
@@ -48,6 +48,18 @@ class Experiment(BaseModel):
     head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
 
     prox_mu: float = Field(0.01, ge=0, description="weight of FedProx's pull to the received weights")
+
+    prompt_clip: float = Field(1.0, gt=0, description="largest norm of the gradient in a step of a prompt method")
+    prompt_batchwise: bool = Field(False, description="prompts chosen by a vote of the whole batch, as the official codes do")
+    l2p_pool: int = Field(10, ge=1, description="prompts in L2P's pool")
+    l2p_length: int = Field(5, ge=1, description="tokens of a prompt of L2P")
+    l2p_top_k: int = Field(5, ge=1, description="prompts that an image takes from the pool")
+    l2p_pull: float = Field(0.1, ge=0, description="weight of L2P's pull of the chosen keys to the frozen feature")
+    dual_general_blocks: int = Field(2, ge=1, description="first blocks that get DualPrompt's general prefix")
+    dual_task_blocks: int = Field(3, ge=1, description="blocks behind them that get the prefix of a task")
+    dual_general_length: int = Field(5, ge=1, description="keys and values in the general prefix")
+    dual_task_length: int = Field(5, ge=1, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)")
+    dual_pull: float = Field(1.0, ge=0, description="weight of DualPrompt's pull of the task's key to the frozen feature")
 
     foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
@@ -108,7 +120,7 @@ _SMALL_STEPS = {"epochs": 2, "batch": 32, "lr": 3e-3, "lr_generator": 1e-5, "lr_
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(
         clients=3, tasks=2, classes_per_task=3, private_classes=4, rounds=2, epochs=1, batch=8, images_per_class=6, test_images_per_class=2,
-        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2, threads=1,
+        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2, dual_general_blocks=1, dual_task_blocks=2, threads=1,
     ),
     "demo": dict(_SMALL_STEPS, epochs=1, images_per_class=10, test_images_per_class=4),
     "mini": dict(_SMALL_STEPS, images_per_class=60, test_images_per_class=50),

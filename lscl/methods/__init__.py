@@ -1,10 +1,12 @@
 """The systems: one file each, on the hooks of `base.Method`."""
 
 from lscl.methods.base import Method
+from lscl.methods.dualprompt import DualPrompt
 from lscl.methods.fed_lscl import FedLSCL
 from lscl.methods.fedavg import FedAvg
 from lscl.methods.fedavg_vit import FedAvgViT
 from lscl.methods.fedprox import FedProx
+from lscl.methods.l2p import L2P
 from lscl.methods.local_head import LocalHead
 from lscl.methods.local_lora import LocalLoRA
 
@@ -12,6 +14,8 @@ METHODS: dict[str, type[Method]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedavg_vit": FedAvgViT,
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
     "fed_lscl": FedLSCL,
     "local_head": LocalHead,
     "local_lora": LocalLoRA,

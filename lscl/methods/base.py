@@ -133,7 +133,11 @@ class Method:
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy over the classes of the client's task."""
-        return masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes)
+        return self.cross_entropy(client, batch, self.logits(client, batch))
+
+    def cross_entropy(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
+        """Mean cross-entropy of (b, C) logits, all classes but those of the client's task left out."""
+        return masked_cross_entropy(logits, batch.labels, client.classes)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
         """What the client sends to the server."""

@@ -122,6 +122,10 @@ class FrozenViT(nn.Module):
                 z = one(z)
             return z[:, : self.tokens]
 
+    def feature(self, last: Tensor) -> Tensor:
+        """The CLS token behind the last block, (b, 1, d), -> the CLS feature phi(x), (b, d)."""
+        return self.vit.norm(last)[:, 0]
+
     def at(self, block: int) -> "FrozenViT":
         """The same network, cut elsewhere; nothing is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)

@@ -1,0 +1,100 @@
+"""FedAvg + DualPrompt: one prefix for all tasks in the first blocks, one for each task in the next."""
+
+import torch
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.errors import LsclError
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload
+from lscl.methods.base import Method, Phase, Stage
+from lscl.methods.parts.prompts import similarity
+from lscl.models.foundation import Adapter
+
+
+class DualPrompt(Method):
+    """A general prefix in the first blocks is always on; a task's own prefix follows, found at test time by its key.
+
+    Wang et al. 2022 (arXiv 2204.04799), averaged by FedAvg. Trained in task t, uploaded, returned: general prefix
+    (G blocks, 2, l_g, d), the prefix of task t (E blocks, 2, l_e, d), its key (d,), head W (C, d), b (C,). Slots of earlier
+    tasks lie still and do not travel again: averaging them would change nothing.
+    Payload: up 4 (2 G l_g d + 2 E l_e d + d + d C + C) + 8 bytes, down the same without the 8; with head_merge = holders C bytes more up.
+
+    Differences from the PyTorch code that most people use (JH-LEE-KR/dualprompt-pytorch) and its descendants:
+    1. there, gathered prefixes are reshaped without moving the axes, so that a sample's prefix depends on its place in the
+       batch (keys as values and values as keys); here each sample gets its own.
+    2. only slots of tasks met so far compete at test time; there, untrained keys do too.
+    3. the slot is chosen per sample, or by vote of the batch (option prompt_batchwise).
+    4. slots are numbered by the client's own tasks: the same slot holds other classes on each client (Fed-LSCL's setting).
+    5. as many slots as tasks; there, 10.
+    """
+
+    query = True
+    head_rows = ("head.weight", "head.bias")
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        return 0
+
+    def build(self, client: int) -> nn.Module:
+        config, width = self.config, self.foundation.width
+        if config.dual_general_blocks + config.dual_task_blocks > self.foundation.depth:
+            raise LsclError(
+                f"dual_general_blocks + dual_task_blocks = {config.dual_general_blocks + config.dual_task_blocks}: "
+                f"{config.foundation} has {self.foundation.depth} blocks"
+            )
+        uniform = lambda *shape: nn.Parameter(torch.empty(shape).uniform_(-1, 1))
+        return nn.ModuleDict(
+            {
+                "general": nn.ParameterList([uniform(config.dual_general_blocks, 2, config.dual_general_length, width)]),
+                "task": nn.ParameterList([uniform(config.dual_task_blocks, 2, config.dual_task_length, width) for _ in range(config.tasks)]),
+                "key": nn.ParameterList([uniform(width) for _ in range(config.tasks)]),
+                "head": nn.Linear(width, self.num_classes),
+            }
+        )
+
+    def travelling(self, task: int) -> list[str]:
+        """Names of what is trained and sent in a task."""
+        return ["general.0", f"task.{task}", f"key.{task}", "head.weight", "head.bias"]
+
+    def broadcast(self, client: int, stage: Stage) -> Payload:
+        return {name: self.server[name] for name in self.travelling(stage.task)}
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        sent = super().upload(client, stage)
+        names = self.travelling(stage.task)
+        return {name: value for name, value in sent.items() if name in names or name not in self.server}
+
+    def server_end_task(self, task: int) -> None:
+        """The next task's prefix starts as this one's; its key does not."""
+        if task + 1 < self.config.tasks:
+            self.server[f"task.{task + 1}"] = self.server[f"task.{task}"].clone()
+
+    def adapters(self, client: Client, task_prefix: Tensor) -> dict[int, Adapter]:
+        """General prefix in blocks 0 .. G-1, task prefix (E, 2, [b,] l, d) in blocks G .. G+E-1."""
+        general = client.model["general"][0]
+        return {index: Adapter(keys=pair[0], values=pair[1]) for index, pair in enumerate([*general, *task_prefix])}
+
+    def prefixed(self, client: Client, batch: Batch, task_prefix: Tensor) -> Tensor:
+        return client.model["head"](self.foundation.suffix(batch.prefix, self.adapters(client, task_prefix)))
+
+    def slots(self, client: Client, batch: Batch) -> Tensor:
+        """The task met so far whose key is most similar to the frozen feature: (b,)."""
+        keys = torch.stack(list(client.model["key"])[: client.task + 1])
+        chosen = similarity(self.foundation.feature(batch.last), keys).argmax(1)
+        return chosen.mode().values.expand_as(chosen) if self.config.prompt_batchwise else chosen
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        prefixes = torch.stack(list(client.model["task"]), dim=2)  # (E, 2, T, l, d)
+        return self.prefixed(client, batch, prefixes[:, :, self.slots(client, batch)])
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        parameters = dict(client.model.named_parameters())
+        groups = [{"params": [parameters[name] for name in self.travelling(client.task)], "lr": self.config.lr}]
+        return [Phase(groups, self.loss, self.config.epochs, self.config.batch, clip=self.config.prompt_clip)]
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        """Cross-entropy with the slot of the task at hand - lambda mean_b cos(phi(x_b), key_t)."""
+        logits = self.prefixed(client, batch, client.model["task"][client.task])
+        pull = similarity(self.foundation.feature(batch.last), client.model["key"][client.task][None]).mean()
+        return self.cross_entropy(client, batch, logits) - self.config.dual_pull * pull

@@ -1,0 +1,68 @@
+"""FedAvg + L2P: a pool of prompts, of which each image takes those whose keys are nearest to its frozen feature."""
+
+import torch
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.errors import LsclError
+from lscl.federation.client import Batch, Client
+from lscl.methods.base import Method, Phase, Stage
+from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
+
+
+class L2P(Method):
+    """Each image picks the k prompts whose keys are most similar to its frozen CLS feature; they join its tokens.
+
+    Wang et al. 2022 (arXiv 2112.08654), averaged by FedAvg. Trained, uploaded, returned: prompts (M, l, d), keys (M, d) and the
+    head W (C, d), b (C,). The frozen feature is computed once per image.
+    Payload: up 4 (M l d + M d + d C + C) + 8 bytes, down 4 (M l d + M d + d C + C); with head_merge = holders C bytes more up.
+
+    Differences from the PyTorch code that most people use (JH-LEE-KR/l2p-pytorch) and its descendants:
+    1. prompts are chosen per sample; the official majority vote of a batch (option prompt_batchwise) tells the task
+       when a test batch comes from one task.
+    2. CLS and the prompts have the position of CLS, the patches keep theirs (in one descendant the tables do not line up).
+    3. only prompts, keys and head travel, not the ViT.
+    4. no prompt mask per task and no frequency term; neither is used for CIFAR-100 there.
+    """
+
+    query = True
+    head_rows = ("head.weight", "head.bias")
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        return 0
+
+    def build(self, client: int) -> nn.Module:
+        config, width = self.config, self.foundation.width
+        if config.l2p_top_k > config.l2p_pool:
+            raise LsclError(f"l2p_top_k = {config.l2p_top_k}: the pool has l2p_pool = {config.l2p_pool} prompts")
+        pool = {
+            "prompt": nn.Parameter(torch.empty(config.l2p_pool, config.l2p_length, width).uniform_(-1, 1)),
+            "key": nn.Parameter(torch.empty(config.l2p_pool, width).uniform_(-1, 1)),
+        }
+        return nn.ModuleDict({"pool": nn.ParameterDict(pool), "head": nn.Linear(width, self.num_classes)})
+
+    def choose(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cosines with all keys (b, M) and the chosen prompts (b, k)."""
+        scores = similarity(self.foundation.feature(batch.last), client.model["pool"]["key"])
+        return scores, most_similar(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
+
+    def prompted(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
+        """Head on the mean of the prompts' output tokens: (b, C)."""
+        prompts = client.model["pool"]["prompt"][chosen].flatten(1, 2)  # (b, k l, d)
+        tokens = self.foundation.suffix(with_prompts(self.foundation, batch.prefix, prompts), keep=1 + prompts.shape[1])
+        return client.model["head"](tokens[:, 1:].mean(1))
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        return self.prompted(client, batch, self.choose(client, batch)[1])
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        (phase,) = super().phases(client, stage)
+        phase.clip = self.config.prompt_clip
+        return [phase]
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        """Cross-entropy - lambda mean_b sum_{chosen} cos(phi(x_b), key): the only thing that moves the keys."""
+        scores, chosen = self.choose(client, batch)
+        pull = scores.gather(1, chosen).sum(1).mean()
+        return self.cross_entropy(client, batch, self.prompted(client, batch, chosen)) - self.config.l2p_pull * pull
