@@ -76,11 +76,22 @@ class Experiment(BaseModel):
     generator_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on f before the generator, in training")
     auxiliary: float = Field(0.0, ge=0, description="weight of the CNN's own cross-entropy (0 = the paper's loss)")
 
+    collaboration: Literal["written", "static", "cnn"] = Field(
+        "written", description="a LoRA written per image (paper), one static LoRA, or the CNN alone without the ViT"
+    )
+    continual: Literal["consistency", "ewc", "lwf", "replay", "none"] = Field(
+        "consistency", description="what keeps CNN and generator from forgetting: Eq. 4 (paper), or a method in its place"
+    )
+    ewc_weight: float = Field(100.0, ge=0, description="weight of the penalty, continual = ewc only")
+    lwf_weight: float = Field(1.0, ge=0, description="weight of the distillation, continual = lwf only")
+    replay_weight: float = Field(1.0, ge=0, description="weight of the kept images' cross-entropy, continual = replay only")
     alpha: float = Field(1.0, ge=0, description="weight of the feature term of Eq. 4")
     beta: float = Field(1.0, ge=0, description="weight of the generator term of Eq. 4")
     consistency: Literal["relative", "mean", "sum"] = Field("relative", description="scale of Eq. 4: relative, mean- or sum-squared error")
     buffer_per_class: int = Field(20, ge=0, description="lowest-loss images kept per class (paper: 20)")
-    o2d: Literal["exact", "sgd"] = Field("exact", description="One-by-One Distillation: closed form (ours) or gradient steps (paper)")
+    o2d: Literal["exact", "sgd", "average", "none"] = Field(
+        "exact", description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the generators, or nothing"
+    )
     o2d_lambda: float = Field(1.0, gt=0, description="pull to the own generator, in mean eigenvalues of the teachers' second moments")
     o2d_epochs: int = Field(5, ge=1, description="passes over the teachers, o2d = sgd only")
     o2d_lr: float = Field(1e-3, gt=0, description="Adam learning rate, o2d = sgd only")

@@ -22,6 +22,11 @@ class Generator(nn.Linear):
             self.weight.zero_()[: rank * width].normal_(std=0.02)
             self.bias.zero_()[: rank * width].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
 
+    def reset_parameters(self) -> None:
+        """torch's own start, from which __init__ goes on; there is none for m = 0 features, a static LoRA."""
+        if self.in_features > 0:
+            super().reset_parameters()
+
     def split(self, omega: Tensor) -> LowRank:
         """(b, P) -> A: (b, r, d), B: (b, 3d, r)."""
         a, b = omega.split([self.rank * self.width, 3 * self.width * self.rank], dim=1)

@@ -387,3 +387,121 @@ def test_a_second_round_starts_from_the_distilled_generator(federation, smoke):
     assert all(torch.equal(value, cnn[key]) for key, value in client.model["cnn"].state_dict().items())
     upload = answer(method, client, stage, method.broadcast(0, stage))
     assert not torch.equal(upload["weight"], method.server["0.weight"])
+
+
+# ---- components replaced
+
+
+VARIANTS = [
+    *({"continual": kind} for kind in ("ewc", "lwf", "replay", "none")),
+    *({"o2d": kind} for kind in ("average", "none")),
+    *({"collaboration": kind} for kind in ("static", "cnn")),
+    {"collaboration": "static", "o2d": "average", "continual": "ewc"},
+    {"collaboration": "cnn", "continual": "lwf", "auxiliary": 1.0},
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=str)
+def test_every_component_can_be_replaced_and_the_payload_has_the_size_of_the_formula(federation, smoke, values):
+    config = smoke(**values)
+    method, clients = federation(config)
+    m = 0 if config.collaboration == "static" else 16
+    generator = 4 * 512 * (m + 1) if config.collaboration != "cnn" and config.o2d != "none" else 0
+    before = play(federation, smoke())[1]
+    for report in federate(method, InProcess(method, clients)):
+        for k, client in enumerate(clients):
+            kept = int(np.minimum(client.partition.counts(client.train.images.labels, 14)[k, : report.task + 1], 2).sum())
+            extra = 8 if config.o2d == "average" else 4 * kept * m
+            assert report.bytes_up[k] == (generator + extra if generator else 0)
+            assert report.bytes_down[k] == generator * (2 if report.scores else 1)
+    one, other = before[0].model["head"].weight, clients[0].model["head"].weight
+    assert one.shape != other.shape or not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("ewc", "ewc_weight"), ("lwf", "lwf_weight"), ("replay", "replay_weight")])
+def test_the_term_is_proportional_to_its_weight(after_task_0, kind, weight):
+    terms = []
+    for value in (0.0, 1.0, 3.0):
+        method, clients = after_task_0(continual=kind, **{weight: value})
+        client = clients[0]
+        client.task = 1
+        method.start_task(client)
+        client.model.eval()
+        client.scratch["replay"] = client.rng("replay")
+        with torch.no_grad():
+            client.model["generator"].bias += 0.1
+            batch = client.train.batch(client.train_index[:4])
+            logits = method.logits(client, batch)
+            terms.append(float(method.keep(client, batch, logits)))
+            assert float(method.loss(client, batch)) > 0
+    assert terms[0] == 0 and terms[1] > 0 and terms[2] == pytest.approx(3 * terms[1], rel=1e-4)
+
+
+def test_with_no_term_the_loss_is_eq_3(after_task_0):
+    method, clients = after_task_0(continual="none")
+    client = clients[0]
+    client.task = 1
+    batch = client.train.batch(client.train_index[:4])
+    expected = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)
+    assert torch.equal(method.loss(client, batch), expected)
+
+
+def test_ewc_holds_cnn_and_generator_where_the_fisher_information_is_large(after_task_0):
+    method, clients = after_task_0(continual="ewc", ewc_weight=2.0)
+    client = clients[0]
+    client.task = 1
+    names = list(method.small(client))
+    assert {name.split(".")[0] for name in names} == {"cnn", "generator"}
+    assert all(client.state[f"fisher.{name}"].min() >= 0 for name in names) and any(client.state[f"fisher.{name}"].max() > 0 for name in names)
+    with torch.no_grad():
+        for parameter in method.small(client).values():
+            parameter += 0.5
+    expected = 2.0 * 0.5 * 0.25 * sum(float(client.state[f"fisher.{name}"].sum()) for name in names)
+    batch = client.train.batch(client.train_index[:4])
+    assert float(method.keep(client, batch, method.logits(client, batch)).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(after_task_0):
+    method, clients = after_task_0(continual="lwf")
+    client = clients[0]
+    client.task = 1
+    method.start_task(client)
+    client.model.eval()
+    with torch.no_grad():
+        batch = client.train.batch(client.train_index[[5, 1, 3]])
+        logits = method.logits(client, batch)
+        old = logits[:, list(client.partition.seen(0, 0))] / 2
+        entropy = -(old.softmax(1) * old.log_softmax(1)).sum(1).mean()  # nothing has moved yet: the teacher's own entropy
+        assert method.keep(client, batch, logits) == pytest.approx(float(entropy), rel=1e-4)
+
+
+def test_the_static_writer_writes_the_same_for_every_image(after_task_0):
+    method, clients = after_task_0(collaboration="static")
+    client = clients[0]
+    batch = client.train.batch(torch.arange(6))
+    update = method.update(client, method.look(client, batch))
+    assert torch.equal(update.A[0], update.A[5]) and torch.equal(update.B[0], update.B[5]) and update.B.abs().max() > 0
+    assert "cnn" not in client.model and client.model["generator"].weight.shape == (512, 0)
+
+
+def test_the_cnn_alone_does_not_see_the_vit(after_task_0):
+    method, clients = after_task_0(collaboration="cnn")
+    client = clients[0]
+    batch = client.train.batch(torch.arange(6))
+    assert torch.equal(method.logits(client, batch), client.model["head"](client.model["cnn"](batch.images)))
+    assert "generator" not in client.model and method.server == {}
+
+
+def test_averaging_gives_all_clients_the_weighted_mean(federation, smoke):
+    method, clients, uploads = play(federation, smoke(o2d="average", private_classes=1), 1)
+    counts = [len(client.partition.tasks[client.id][0].train) for client in clients]
+    assert len(set(counts)) > 1
+    for name in ("weight", "bias"):
+        mean = sum(uploads[0][k][name].double() * counts[k] for k in range(3)) / sum(counts)
+        assert all(torch.allclose(method.server[f"{k}.{name}"].double(), mean, atol=1e-7) for k in range(3))
+
+
+def test_without_fusion_the_generator_stays_as_it_was_trained(federation, smoke):
+    method, clients, uploads = play(federation, smoke(o2d="none"))
+    assert uploads == [{0: {}, 1: {}, 2: {}}] * 4 and method.server == {}
+    assert not torch.equal(clients[0].model["generator"].bias, clients[1].model["generator"].bias)

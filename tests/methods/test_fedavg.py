@@ -86,5 +86,5 @@ def test_fedprox_stays_closer_to_what_it_received(federation, smoke):
         method, clients = federation(smoke(method="fedprox", prox_mu=mu, epochs=3))
         stage = Stage(0, 0)
         answer(method, clients[0], stage, method.broadcast(0, stage))
-        drift[mu] = sum(float((p - method.server[name]).square().sum()) for name, p in clients[0].model.named_parameters())
+        drift[mu] = sum(float((p.detach() - method.server[name]).square().sum()) for name, p in clients[0].model.named_parameters())
     assert drift[10.0] < 0.5 * drift[0.0]

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def index_sample(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most `count` of the positions `index` (n,), drawn without replacement."""
+    return index[torch.randperm(len(index), generator=generator)[:count]]
+
+
 def lowest_loss(index: Tensor, labels: Tensor, losses: Tensor, per_class: int) -> Tensor:
     """The positions of the `per_class` images with the lowest loss of every class (paper section 4.3).
 
