@@ -74,11 +74,14 @@ def run_command(values: dict) -> None:
 @config_options("method", "seed")
 def sweep_command(
     values: dict,
-    name: Annotated[str, typer.Argument(help="named set of runs: " + "table1, tune")] = "table1",
+    name: Annotated[str, typer.Argument(help="named set of runs: table1, regimes, tune")] = "table1",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
 ) -> None:
-    """Run what is missing of a named set of runs; anything finished is skipped."""
+    """Run what is missing of a named set of runs; anything finished is skipped.
+
+    Several of these commands may run at once on one results folder: each takes runs that no other is at.
+    """
     from lscl import sweeps
 
     sweeps.sweep(name, values, _seeds(seeds), list_only)

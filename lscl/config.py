@@ -142,9 +142,15 @@ PROFILES: dict[str, dict[str, Any]] = {
 # What a method changes in a profile: chosen on the tuning seed alone, from grids of the same size (lscl sweep tune).
 TUNED: dict[str, dict[str, dict[str, Any]]] = {}
 
-# What a data set changes, after profile and method.
-DATASETS: dict[str, dict[str, Any]] = {"glyphs": {"private_classes": 40}}
-_SMOKE_GLYPHS = {"private_classes": 6}
+# What a data set changes in a profile, after profile and method. Glyphs are drawn: there are 24 and 8 images of each class.
+_GLYPHS = {"private_classes": 40}
+DATASETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("smoke", "glyphs"): {"private_classes": 6},
+    ("demo", "glyphs"): _GLYPHS,
+    ("mini", "glyphs"): dict(_GLYPHS, images_per_class=None, test_images_per_class=None),
+    ("colab", "glyphs"): dict(_GLYPHS, images_per_class=None),
+    ("paper", "glyphs"): _GLYPHS,
+}
 
 
 def experiment(**values: Any) -> Experiment:
@@ -163,7 +169,7 @@ def experiment(**values: Any) -> Experiment:
     for key, kind in (("method", MethodName), ("dataset", DatasetName)):
         if key in values and values[key] not in get_args(kind):
             raise unknown({"method": "method", "dataset": "data set"}[key], values[key], get_args(kind))
-    from_dataset = _SMOKE_GLYPHS if (profile, dataset) == ("smoke", "glyphs") else DATASETS.get(dataset, {})
+    from_dataset = DATASETS.get((profile, dataset), {})
     tuned = TUNED.get(profile, {}).get(values.get("method", "fed_lscl"), {})
     given = {key: value for key, value in values.items() if value is not None or Experiment.model_fields[key].default is None}
     try:

@@ -1,6 +1,7 @@
 """Named sets of runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,35 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+# When does writing an update per image help? One task, no federation: only what the update is made of differs.
+_ALONE = {"method": "fed_lscl", "tasks": 1, "o2d": "none", "continual": "none"}
+WRITERS: dict[str, dict[str, Any]] = {
+    "one static LoRA": {"collaboration": "static"},
+    "written, small steps": {"lr_generator": 1e-5},
+    "written, larger steps": {"lr_generator": 1e-4},
+    "written, CNN with its own loss": {"lr_generator": 1e-4, "auxiliary": 1.0},
+}
+REGIMES: list[dict[str, Any]] = [{"images_per_class": images, "block": block} for images in (5, 20) for block in (3, 6)]
+
+
+def regimes(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Every writer in every regime: few and more images, an early and a late block; the data set is given by `values`."""
+    return [
+        experiment(**{**values, **_ALONE, **writer, **regime, "seed": seed}) for seed in seeds for regime in REGIMES for writer in WRITERS.values()
+    ]
+
 
 def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False) -> None:
-    """Run what is missing of the set `name` (table1 or tune) under the config `values`.
+    """Run what is missing of the set `name` (table1, regimes or tune) under the config `values`.
 
     Several processes may sweep the same results folder: each takes the next run that nobody is at.
 
     Raises:
         LsclError: unknown set, or uncommitted changes in the code (their runs could not be used).
     """
-    if name not in ("table1", "tune"):
-        raise unknown("sweep", name, ["table1", "tune"])
-    points = [(method, point) for method in GRIDS for point in GRIDS[method]]
-    tuning = [(method, point, experiment(**{**values, **point, "method": method, "seed": TUNING_SEED})) for method, point in points]
-    runs = _table1(values, seeds) if name == "table1" else [config for _, _, config in tuning]
+    if name not in SWEEPS:
+        raise unknown("sweep", name, SWEEPS)
+    runs = SWEEPS[name](values, seeds)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
@@ -93,17 +109,30 @@ def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool =
     for config in busy:
         run(config)
     if name == "tune":
-        _write_tuning(tuning)
+        _write_tuning(runs)
 
 
-def _table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Every system of the main table with every seed."""
     return [experiment(**{**values, **extra, "method": method, "seed": seed}) for seed in seeds for method, extra in TABLE1]
 
 
-def _write_tuning(runs: list[tuple[str, dict, Experiment]]) -> None:
+def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Every point of every grid on the tuning seed; `seeds` does not matter."""
+    return [experiment(**{**values, **point, "method": method, "seed": TUNING_SEED}) for method, point in _points()]
+
+
+SWEEPS: dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]] = {"table1": table1, "regimes": regimes, "tune": tune}
+
+
+def _points() -> list[tuple[str, dict[str, Any]]]:
+    return [(method, point) for method, points in GRIDS.items() for point in points]
+
+
+def _write_tuning(runs: list[Experiment]) -> None:
     """Write every point's scores and the best of each method to results/tuning/<profile>--<dataset>.json."""
     rows = []
-    for method, point, config in runs:
+    for (method, point), config in zip(_points(), runs, strict=True):
         record = records.find(config)
         scores = {mask: round(float(average_so_far(records.accuracy(record, mask))[-1]), 3) for mask in ("task", "seen")}
         rows.append({"method": method, "point": point, "seed": config.seed, "task_masked": scores["task"], "class_incremental": scores["seen"]})

@@ -107,3 +107,19 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
         sweeps.sweep("table1", values, [42])
     one_line(caught, "uncommitted changes")
     assert records.all_records("smoke") == []
+
+
+def test_regimes_differ_only_in_what_the_update_is_made_of(values):
+    runs = sweeps.regimes({"profile": "mini", "dataset": "cifar100"}, [42, 1999])
+    assert len({config.digest for config in runs}) == len(runs) == 2 * len(sweeps.REGIMES) * len(sweeps.WRITERS)
+    free = {"collaboration", "lr_generator", "auxiliary"}
+    for regime in sweeps.REGIMES:
+        same = [config for config in runs if config.seed == 42 and all(getattr(config, key) == value for key, value in regime.items())]
+        assert len({json.dumps(config.model_dump(mode="json", exclude=free), sort_keys=True) for config in same}) == 1
+        assert [config.collaboration for config in same].count("static") == 1
+    assert all(config.tasks == 1 and config.o2d == "none" for config in runs)
+
+
+def test_every_named_sweep_makes_valid_runs(values):
+    for name, make in sweeps.SWEEPS.items():
+        assert all(config.profile == "smoke" for config in make(values, [42])), name

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from lscl.config import experiment
+from lscl.config import PROFILES, experiment
 from lscl.data.glyphs import glyphs
 from lscl.data.sources import load, per_class
 from lscl.data.store import ImageSet
@@ -136,3 +136,11 @@ def test_glyphs_are_reduced_like_any_other_data_set():
     for part, whole in ((data.train, train), (data.test, test)):
         count = len(part) // 200
         assert all(np.array_equal(part.images[part.labels == k], whole.images[whole.labels == k][:count]) for k in (0, 57, 199))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_finds_enough_glyphs(profile):
+    config = experiment(profile=profile, dataset="glyphs")
+    data = load(config)
+    assert len(data.classes) == 200
+    assert len(data.train) == 200 * (config.images_per_class or 24) and len(data.test) == 200 * (config.test_images_per_class or 8)
