@@ -7,6 +7,7 @@ colours are those of Okabe and Ito, told apart by colour-blind readers too; line
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -25,6 +26,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
 LOOKS = len(COLOURS)
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dash of line `number`; the first 64 all differ, and the first 8 in each of the three."""
+    other = (number + number // LOOKS) % LOOKS
+    return {"color": COLOURS[number % LOOKS], "marker": MARKERS[other], "linestyle": DASHES[other]}
+
+
 INK, SOFT, GROUND = "#222222", "#8A8A8A", "#FCFCFA"
 HEAT, DIVERGING = "cividis", "RdBu_r"
 STYLE = {
@@ -284,8 +293,7 @@ def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
     for axes, (name, values) in zip(panels, acc.items()):
         tasks = len(values)
         for u in range(tasks):
-            look = {"marker": MARKERS[u % LOOKS], "color": COLOURS[u % LOOKS], "linestyle": DASHES[u % LOOKS]}
-            axes.plot(range(u + 1, tasks + 1), values[u:, :, u].mean(1), label=f"task {u + 1}", **look)
+            axes.plot(range(u + 1, tasks + 1), values[u:, :, u].mean(1), label=f"task {u + 1}", **look(u))
         axes.set(title=name, xlabel="after task", xticks=range(1, tasks + 1), ylim=(0, 102))
     panels[0].set_ylabel(f"accuracy, %, {mask}")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="on the images of")
@@ -331,11 +339,10 @@ def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label
 def _band(axes: Axes, values: np.ndarray, name: str, number: int) -> None:
     """Mean over the seeds with its 95 % t interval. values: (seeds, tasks)."""
     x, mean, n = np.arange(1, values.shape[1] + 1), values.mean(0), len(values)
-    colour = COLOURS[number % LOOKS]
-    axes.plot(x, mean, color=colour, marker=MARKERS[number % LOOKS], markersize=4.5, linestyle=DASHES[number % LOOKS], label=name)
+    axes.plot(x, mean, markersize=4.5, label=name, **look(number))
     if n > 1:
         half = stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
-        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(x, mean - half, mean + half, color=look(number)["color"], alpha=0.15, linewidth=0)
 
 
 @styled
@@ -357,7 +364,7 @@ def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
     """One labelled point per system. points: {system: (x, y)}."""
     figure, ((axes,),) = _figure(6.5, 3.1)
     for number, (name, point) in enumerate(points.items()):
-        axes.plot(*point, MARKERS[number % LOOKS], color=COLOURS[number % LOOKS], markersize=8, label=name, linestyle="none")
+        axes.plot(*point, markersize=8, label=name, **{**look(number), "linestyle": "none"})
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.12)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -103,7 +103,8 @@ def save(record: Record) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read one record; `overrides` is added: what its config changes of the profile as it is today.
+    """Read one record; its config is completed by parameters that came later, at their defaults, and `overrides` is added: what
+    the config changes of the profile as it is today.
 
     Raises:
         LsclError: no such file, damaged, or of another schema.
@@ -116,7 +117,8 @@ def read(path: Path) -> Record:
     if found != SCHEMA:
         raise LsclError(f"record {path} has schema {found}, this version reads schema {SCHEMA}: run it again or use another version")
     try:
-        return {**record, "overrides": Experiment(**record["config"]).overrides()}
+        config = Experiment(**record["config"])
+        return {**record, "config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "overrides": config.overrides()}
     except (KeyError, TypeError, ValidationError) as error:
         raise LsclError(f"record {path} has a config that this version cannot read: {str(error).splitlines()[0]}") from error
 

@@ -20,12 +20,16 @@ from lscl.models.foundation import WEIGHTS
 from lscl.records import Record, accuracy, all_records, select
 from lscl.sweeps import TABLE1, TUNING_SEED
 
-METHOD_LABELS = {"fed_lscl": "Fed-LSCL", "fedavg_vit": "FedAvg + ViT", "local_lora": "own static LoRA", "local_head": "own head only"}
-O2D_LABELS = {"exact": "O2D exact", "sgd": "O2D gradient"}
+METHOD_LABELS = {
+    "fed_lscl": "Fed-LSCL", "fedavg": "FedAvg", "fedprox": "FedProx", "fedavg_vit": "FedAvg + ViT", "l2p": "FedAvg + L2P",
+    "dualprompt": "FedAvg + DualPrompt", "glfc": "GLFC", "target": "TARGET", "mfcl": "MFCL", "fedmgp": "FedMGP", "pilora": "PILoRA", "lorm": "LoRM",
+    "local_lora": "own static LoRA", "local_head": "own head only",
+}  # fmt: skip
+O2D_LABELS = {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}
 MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all classes"}
 DATASET_LABELS = {"cifar100": "CIFAR-100", "glyphs": "Glyphs", "imagenet_r": "ImageNet-R", "folder": "own images"}
 PAPER_NAMES = {
-    "FedAvg": "fedavg", "FedProx": "fedprox", "FedAvg+ViT": "fedavg_vit", "FedAvg+L2P": "fedavg_l2p", "FedAvg+DualP": "fedavg_dualprompt",
+    "FedAvg": "fedavg", "FedProx": "fedprox", "FedAvg+ViT": "fedavg_vit", "FedAvg+L2P": "l2p", "FedAvg+DualP": "dualprompt",
     "GLFC": "glfc", "TARGET": "target", "MFCL": "mfcl", "FedMGP": "fedmgp", "PILoRA": "pilora", "LoRM": "lorm", "Fed-LSCL": "fed_lscl",
 }  # fmt: skip
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
