@@ -18,7 +18,7 @@ from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
 from lscl.models.foundation import WEIGHTS
 from lscl.records import Record, accuracy, all_records, select
-from lscl.sweeps import TABLE1, TUNING_SEED
+from lscl.sweeps import REGIMES, TABLE1, TUNING_SEED, WRITERS, regime_run
 
 METHOD_LABELS = {
     "fed_lscl": "Fed-LSCL", "fedavg": "FedAvg", "fedprox": "FedProx", "fedavg_vit": "FedAvg + ViT", "l2p": "FedAvg + L2P",
@@ -279,6 +279,32 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
         spread = f" (95 % interval {gap.interval})" if gap.n > 1 else ""
         text.append(f"{name} follows {gap.mean:.1f} points behind{spread}: {result.verdict}.")
     return " ".join(text)
+
+
+def writers(records: Iterable[Record]) -> pd.DataFrame:
+    """When writing per image helps: task-masked accuracy of every writer in every regime, and the best written minus the static one.
+
+    One task, no federation (`lscl sweep regimes`); mean ± standard deviation over the seeds that all writers of a regime have.
+    The best written one is chosen by its mean, so its lead is an upper bound. Empty if there are no such records.
+    """
+    records = [one for one in records if one["config"]["tasks"] == 1 and one["config"]["o2d"] == "none"]
+    by_digest = {one["config_digest"]: one for one in records}
+    cells_of = sorted({(one["dataset"], one["profile"]) for one in records})
+    seeds, rows = sorted({one["seed"] for one in records}), {}
+    for dataset, profile in cells_of:
+        for regime in REGIMES:
+            digests = {name: [regime_run({"dataset": dataset, "profile": profile}, regime, name, seed).digest for seed in seeds] for name in WRITERS}
+            common = [i for i in range(len(seeds)) if all(found[i] in by_digest for found in digests.values())]
+            if not common:
+                continue
+            values = {name: np.array([final(by_digest[found[i]], "task") for i in common]) for name, found in digests.items()}
+            static, *written = values
+            best = max(written, key=lambda name: values[name].mean())
+            gap = summary(values[best] - values[static])
+            name = f"{DATASET_LABELS[dataset]}, {regime['images_per_class']} images a class, block {regime['block']}"
+            rows[name] = {key: str(summary(found)) for key, found in values.items()}
+            rows[name] |= {"best written minus static": f"{gap.mean:+.1f}", "95 % interval": gap.interval}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("regime")
 
 
 def provenance(records: Iterable[Record], draft: bool = False) -> str:

@@ -78,9 +78,12 @@ REGIMES: list[dict[str, Any]] = [{"images_per_class": images, "block": block} fo
 
 def regimes(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     """Every writer in every regime: few and more images, an early and a late block; the data set is given by `values`."""
-    return [
-        experiment(**{**values, **_ALONE, **writer, **regime, "seed": seed}) for seed in seeds for regime in REGIMES for writer in WRITERS.values()
-    ]
+    return [regime_run(values, regime, writer, seed) for seed in seeds for regime in REGIMES for writer in WRITERS]
+
+
+def regime_run(values: dict[str, Any], regime: dict[str, Any], writer: str, seed: int) -> Experiment:
+    """The run of one writer (a name in WRITERS) in one regime."""
+    return experiment(**{**values, **_ALONE, **WRITERS[writer], **regime, "seed": seed})
 
 
 def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False) -> None:

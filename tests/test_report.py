@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lscl import records, report
+from lscl import records, report, sweeps
 from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.report import Summary
@@ -218,6 +218,34 @@ class TestReading:
         for part in ("profile mini", "abcdef0123", "seeds 42, 1999", "2 runs, 6 minutes", "some cpu", "data d1", "p1999", "weights w1"):
             assert part in text
         assert "\n" not in text
+
+
+class TestWriters:
+    def made(self, scores, seeds=(1, 2), regime=0):
+        """Records of every writer in one regime: its score, one more with each further seed."""
+        found = []
+        for writer, score in scores.items():
+            for extra, seed in enumerate(seeds):
+                config = sweeps.regime_run({"dataset": "cifar100", "profile": "mini"}, sweeps.REGIMES[regime], writer, seed)
+                accuracy = {"task": [[[score + extra]] * 5], "seen": [[[score]] * 5], "all": [[[score]] * 5]}
+                found.append({"dataset": "cifar100", "profile": "mini", "seed": seed, "accuracy": accuracy, "config_digest": config.digest,
+                              "config": config.model_dump(mode="json")})  # fmt: skip
+        return found
+
+    def test_the_best_written_one_is_compared_with_the_static_one(self):
+        static, *written = sweeps.WRITERS
+        scores = {static: 60.0} | {name: 50.0 + i for i, name in enumerate(written)}
+        table = report.writers(self.made(scores))
+        (name,) = table.index
+        assert name == "CIFAR-100, 5 images a class, block 3"
+        assert table.loc[name, static] == "60.5 ± 0.7" and table.loc[name, "best written minus static"] == "-8.0"
+
+    def test_only_seeds_that_every_writer_has_count(self):
+        scores = dict.fromkeys(sweeps.WRITERS, 60.0)
+        partial = [one for one in self.made(scores) if one["seed"] == 1 or one["config"]["collaboration"] == "static"]
+        assert report.writers(partial)["one static LoRA"].tolist() == ["60.0"]
+        assert report.writers([one for one in partial if one["config"]["collaboration"] == "static"]).empty
+        assert report.writers([record()]).empty
 
 
 class TestFiles:
