@@ -76,6 +76,7 @@ def sweep_command(
     values: dict,
     name: Annotated[str, typer.Argument(help="named set of runs: table1, regimes, tune")] = "table1",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
 ) -> None:
     """Run what is missing of a named set of runs; anything finished is skipped.
@@ -84,7 +85,7 @@ def sweep_command(
     """
     from lscl import sweeps
 
-    sweeps.sweep(name, values, _seeds(seeds), list_only)
+    sweeps.sweep(name, values, _seeds(seeds), list_only, [method.strip() for method in methods.split(",") if method.strip()])
 
 
 def _seeds(text: str) -> list[int]:

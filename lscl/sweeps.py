@@ -1,12 +1,12 @@
 """Named sets of runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lscl import paths, records
-from lscl.config import Experiment, experiment
+from lscl.config import Experiment, MethodName, experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.evaluation import average_so_far
@@ -86,17 +86,20 @@ def regime_run(values: dict[str, Any], regime: dict[str, Any], writer: str, seed
     return experiment(**{**values, **_ALONE, **WRITERS[writer], **regime, "seed": seed})
 
 
-def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False) -> None:
+def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False, methods: Collection[str] = ()) -> None:
     """Run what is missing of the set `name` (table1, regimes or tune) under the config `values`.
 
-    Several processes may sweep the same results folder: each takes the next run that nobody is at.
+    With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
 
     Raises:
-        LsclError: unknown set, or uncommitted changes in the code (their runs could not be used).
+        LsclError: unknown set or method, or uncommitted changes in the code (their runs could not be used).
     """
     if name not in SWEEPS:
         raise unknown("sweep", name, SWEEPS)
-    runs = SWEEPS[name](values, seeds)
+    for method in methods:
+        if method not in get_args(MethodName):
+            raise unknown("method", method, get_args(MethodName))
+    runs = [config for config in SWEEPS[name](values, seeds) if not methods or config.method in methods]
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
@@ -112,7 +115,7 @@ def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool =
     for config in busy:
         run(config)
     if name == "tune":
-        _write_tuning(runs)
+        _write_tuning(values)
 
 
 def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
@@ -132,14 +135,17 @@ def _points() -> list[tuple[str, dict[str, Any]]]:
     return [(method, point) for method, points in GRIDS.items() for point in points]
 
 
-def _write_tuning(runs: list[Experiment]) -> None:
-    """Write every point's scores and the best of each method to results/tuning/<profile>--<dataset>.json."""
+def _write_tuning(values: dict[str, Any]) -> None:
+    """Write the scores of every finished point, and the best of each method, to results/tuning/<profile>--<dataset>.json."""
     rows = []
-    for (method, point), config in zip(_points(), runs, strict=True):
+    for (method, point), config in zip(_points(), tune(values, []), strict=True):
         record = records.find(config)
+        if record is None:
+            continue
         scores = {mask: round(float(average_so_far(records.accuracy(record, mask))[-1]), 3) for mask in ("task", "seen")}
         rows.append({"method": method, "point": point, "seed": config.seed, "task_masked": scores["task"], "class_incremental": scores["seen"]})
-    best = {method: max((row for row in rows if row["method"] == method), key=lambda row: row["class_incremental"])["point"] for method in GRIDS}
+    complete = [method for method, points in GRIDS.items() if sum(row["method"] == method for row in rows) == len(points)]
+    best = {method: max((row for row in rows if row["method"] == method), key=lambda row: row["class_incremental"])["point"] for method in complete}
     path = paths.results() / "tuning" / f"{config.profile}--{config.dataset}.json"
     write_atomic(path, (json.dumps({"rows": rows, "best": best}, indent=1) + "\n").encode())
     print(f"wrote {path}; best by class-incremental accuracy: {best}")

@@ -41,6 +41,7 @@ SMOKE = ("--profile", "smoke")
         (("run", *SMOKE, "--device", "cuda"), "no CUDA GPU"),
         (("sweep", "tabel1", *SMOKE), "did you mean 'table1'?"),
         (("sweep", "table1", *SMOKE, "--seeds", "1,x"), "seeds = '1,x'"),
+        (("sweep", "table1", *SMOKE, "--methods", "fed_lscl,local_hed"), "did you mean 'local_head'?"),
         (("table", "--profile", "colab"), "no records of profile colab"),
         (("table", "--profile", "big"), "unknown profile 'big'"),
         (("reproduce", "dmo"), "did you mean 'demo'?"),
@@ -84,6 +85,12 @@ def test_sweep_list_only_prints_the_plan(capsys):
     code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901,902", "--list")
     assert code == 0
     assert out.count("missing") == 10
+
+
+def test_sweep_of_some_methods(capsys):
+    code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901", "--methods", "local_head, fedavg_vit", "--list")
+    assert code == 0
+    assert [line.split("--")[1] for line in out.splitlines()] == ["local_head", "fedavg_vit"]
 
 
 def test_data_show_prints_every_client_and_task(capsys):

@@ -82,6 +82,16 @@ def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, m
     assert saved["best"] == {"local_head": {"lr": 1e-2 if scores[1] > scores[0] else 1e-6}, "fedavg_vit": {"lr": 1e-2}}
 
 
+def test_tuning_of_some_methods_adds_to_what_is_there(values, monkeypatch, places):
+    grids = {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": lr} for lr in (1e-6, 1e-2)]}
+    monkeypatch.setattr(sweeps, "GRIDS", grids)
+    run(experiment(**values, method="fedavg_vit", lr=1e-2, seed=sweeps.TUNING_SEED), quiet=True)
+    sweeps.sweep("tune", values, [], methods=["local_head"])
+    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
+    assert [row["method"] for row in saved["rows"]] == ["local_head", "local_head", "fedavg_vit"]
+    assert set(saved["best"]) == {"local_head"}  # the other grid is not complete
+
+
 def test_several_processes_share_a_sweep(values, monkeypatch, places):
     monkeypatch.setattr(sweeps, "TABLE1", [("local_head", {}), ("local_head", {"lr": 1e-2})])
     first, second = (experiment(**values, method="local_head", seed=1, **extra) for _, extra in sweeps.TABLE1)
