@@ -281,6 +281,16 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
     return " ".join(text)
 
 
+def coverage(records: Iterable[Record]) -> str:
+    """Which of the paper's systems were measured and which are only quoted."""
+    measured = {one["method"] for one in records}
+    names = {method: text for text, method in PAPER_NAMES.items()}
+    quoted = [text for method, text in names.items() if method not in measured]
+    if not quoted:
+        return f"All {len(names)} systems of the paper's table were measured."
+    return f"{len(names) - len(quoted)} of the paper's {len(names)} systems were measured; quoted only: {', '.join(quoted)}."
+
+
 def writers(records: Iterable[Record]) -> pd.DataFrame:
     """When writing per image helps: task-masked accuracy of every writer in every regime, and the best written minus the static one.
 

@@ -220,6 +220,13 @@ class TestReading:
         assert "\n" not in text
 
 
+def test_coverage_names_what_is_only_quoted():
+    text = report.coverage([record(), record("fedavg_vit"), record("local_head")])
+    assert text.startswith("2 of the paper's 12 systems were measured; quoted only: FedAvg, FedProx, FedAvg+L2P, ") and text.endswith("LoRM.")
+    every = [{**record(), "method": method} for method in report.PAPER_NAMES.values()]
+    assert report.coverage(every) == "All 12 systems of the paper's table were measured."
+
+
 class TestWriters:
     def made(self, scores, seeds=(1, 2), regime=0):
         """Records of every writer in one regime: its score, one more with each further seed."""
