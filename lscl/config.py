@@ -36,6 +36,7 @@ class Experiment(BaseModel):
     tasks: int = Field(5, ge=1, description="tasks per client (paper: 5)")
     classes_per_task: int = Field(8, ge=1, description="classes per task (paper: 8)")
     private_classes: int = Field(15, ge=0, description="classes only one client has (paper: 15 on CIFAR-100, 40 on ImageNet-R)")
+    stop_after: int | None = Field(None, ge=1, description="end the run behind this task, none = the last; what came before is the same")
     rounds: int = Field(5, ge=1, description="communication rounds per task (paper: 5)")
     dirichlet: float = Field(1.0, gt=0, description="concentration of the shares of a public class (authors' code: 1.0)")
     min_share: float = Field(0.0, ge=0, lt=1, description="redraw until every client has this share of a public class")
@@ -99,6 +100,11 @@ class Experiment(BaseModel):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if there is one")
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes a run repeat bit for bit")
+
+    @property
+    def tasks_run(self) -> int:
+        """Tasks that are really run."""
+        return self.tasks if self.stop_after is None else min(self.stop_after, self.tasks)
 
     @property
     def digest(self) -> str:

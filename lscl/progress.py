@@ -44,7 +44,9 @@ class Progress:
 
     def client(self, stage: Stage, client: int) -> None:
         """A client has answered."""
-        where = f"task {stage.task + 1}/{self.config.tasks} round {stage.round + 1}/{self.config.rounds} client {client + 1}/{self.config.clients}"
+        where = (
+            f"task {stage.task + 1}/{self.config.tasks_run} round {stage.round + 1}/{self.config.rounds} client {client + 1}/{self.config.clients}"
+        )
         self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
 
     def round(self, report: Round) -> None:
@@ -56,7 +58,7 @@ class Progress:
         self.accuracy = f", accuracy {now['task']:.1f} % (class-incremental {now['seen']:.1f} %)"
         if self.lines:
             seconds = time.perf_counter() - self.began
-            print(f"{self.label}: task {report.task + 1}/{self.config.tasks} done{self.accuracy}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{self.label}: task {report.task + 1}/{self.config.tasks_run} done{self.accuracy}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -129,7 +129,7 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     about = about or {**code, "prepare": time.perf_counter() - started}
     about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
     transport = InProcess(method, clients, progress.client)
-    progress.start(sum(len(method.stages(task)) + 1 for task in range(config.tasks)), reports)
+    progress.start(sum(len(method.stages(task)) + 1 for task in range(config.tasks_run)), reports)
     try:
         for report in federate(method, transport, done=len(reports)):
             reports.append(report)
@@ -151,7 +151,7 @@ def _record(
 ) -> records.Record:
     ends = [report for report in reports if report.scores]
     counts = [[{name: value.tolist() for name, value in report.scores[k].items()} for k in range(config.clients)] for report in ends]
-    seen = [list(parts.seen(k, config.tasks - 1)) for k in range(config.clients)]
+    seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     facts = {
         "data_digest": data.digest,
@@ -160,7 +160,7 @@ def _record(
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in client.model.parameters()) for client in clients],
-        "trained_images": config.epochs * config.rounds * sum(len(task.train) for stream in parts.tasks for task in stream),
+        "trained_images": config.epochs * config.rounds * sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run]),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},

@@ -78,6 +78,17 @@ def test_a_run_leaves_a_record_a_partition_and_no_state(smoke, places):
     assert found == [partition, f"runs/smoke/{record['name']}.json"]
 
 
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit", "dualprompt"])
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole_one(smoke, name):
+    whole, short = (run(smoke(method=name, stop_after=after), quiet=True) for after in (None, 1))
+    for mask in whole["accuracy"]:
+        assert short["accuracy"][mask] == [[client[:1] for client in task] for task in whole["accuracy"][mask][:1]]
+    for key in ("bytes_up", "bytes_down"):
+        assert short[key] == whole[key][:2]
+    assert 2 * short["trained_images"] <= whole["trained_images"] + 6 * 9 and short["overrides"]["stop_after"] == 1
+    assert sorted(map(int, short["per_class"]["0"])) == sorted(prepare(smoke())[1].seen(0, 0))
+
+
 def test_holdout_tests_on_training_images_that_are_not_trained_on(smoke):
     data, parts, _, clients = prepare(smoke(eval_split="holdout", private_classes=6, clients=2))
     for client in clients:

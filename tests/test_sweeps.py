@@ -75,7 +75,8 @@ def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, m
         ("fedavg_vit", {"lr": 1e-2}),
     ]
     for row in saved["rows"]:
-        record = records.find(experiment(**values, method=row["method"], seed=sweeps.TUNING_SEED, **row["point"]))
+        config = experiment(**values, method=row["method"], seed=sweeps.TUNING_SEED, stop_after=sweeps.TUNING_TASKS, **row["point"])
+        record = records.find(config)
         assert row["class_incremental"] == pytest.approx(average_so_far(records.accuracy(record, "seen"))[-1], abs=1e-3)
         assert row["task_masked"] == pytest.approx(average_so_far(records.accuracy(record, "task"))[-1], abs=1e-3)
     scores = [row["class_incremental"] for row in saved["rows"]]
@@ -90,6 +91,17 @@ def test_tuning_of_some_methods_adds_to_what_is_there(values, monkeypatch, place
     saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
     assert [row["method"] for row in saved["rows"]] == ["local_head", "local_head", "fedavg_vit"]
     assert set(saved["best"]) == {"local_head"}  # the other grid is not complete
+
+
+def test_a_whole_run_serves_for_tuning_as_well_as_one_that_stops(values, monkeypatch, places):
+    monkeypatch.setattr(sweeps, "GRIDS", {"local_head": [{"lr": 1e-2}]})
+    whole = run(experiment(**values, method="local_head", lr=1e-2, tasks=3, classes_per_task=2, seed=sweeps.TUNING_SEED), quiet=True)
+    values = {**values, "tasks": 3, "classes_per_task": 2}
+    assert [config.stop_after for config in sweeps.tune(values, [])] == [None]
+    sweeps.sweep("tune", values, [])
+    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
+    assert saved["rows"][0]["class_incremental"] == pytest.approx(average_so_far(records.accuracy(whole, "seen"))[1], abs=1e-3)
+    assert len(records.all_records("smoke")) == 1
 
 
 def test_several_processes_share_a_sweep(values, monkeypatch, places):

@@ -53,9 +53,9 @@ class Round:
 
 
 def federate(method: Method, transport: Transport, done: int = 0) -> Iterator[Round]:
-    """Run every task of `method.config`, yielding after each round; the first `done` rounds are taken as finished."""
+    """Run the tasks of `method.config`, yielding after each round; the first `done` rounds are taken as finished."""
     config, number = method.config, 0
-    for task in range(config.tasks):
+    for task in range(config.tasks_run):
         stages = method.stages(task)
         for stage in stages:
             number += 1
