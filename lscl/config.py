@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lscl.errors import LsclError, unknown
 
-MethodName = Literal["fedavg", "fedprox", "fedavg_vit", "fed_lscl", "local_head", "local_lora"]
+MethodName = Literal["fedavg", "fedprox", "fedavg_vit", "fedmgp", "pilora", "lorm", "fed_lscl", "local_head", "local_lora"]
 DatasetName = Literal["cifar100", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
@@ -48,6 +48,25 @@ class Experiment(BaseModel):
     head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
 
     prox_mu: float = Field(0.01, ge=0, description="weight of FedProx's pull to the received weights")
+
+    mgp_length: int = Field(15, ge=1, description="tokens of FedMGP's global prompt (official: 15)")
+    mgp_local_length: int = Field(15, ge=1, description="keys and values of FedMGP's local prompts in each of their blocks (official: 15)")
+    mgp_block: int = Field(2, ge=0, description="first block with FedMGP's local prompts, 0-based (official: 2)")
+    mgp_blocks: int = Field(3, ge=1, description="number of blocks with FedMGP's local prompts (official: 3)")
+    mgp_key: float = Field(0.1, ge=0, description="weight of FedMGP's pull of the keys to their queries (official: 0.1)")
+    mgp_surrogate_per_class: int = Field(20, ge=1, description="images per class on FedMGP's server, tested on by nobody (official: 20)")
+    mgp_surrogate_epochs: int = Field(5, ge=1, description="passes of FedMGP's prompt fusion over the server's images (official: 5)")
+    mgp_surrogate_lr: float = Field(0.001875, gt=0, description="Adam learning rate of FedMGP's prompt fusion (official: 0.001875)")
+
+    pilora_lr_lora: float = Field(1e-4, gt=0, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; 1e-4 for 5)")
+    pilora_temperature: float = Field(1.0, gt=0, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)")
+    pilora_pull: float = Field(0.001, ge=0, description="weight of the distance to the own prototype (official: 0.001)")
+    pilora_orthogonal: float = Field(0.5, ge=0, description="weight of the new LoRA's orthogonality to those of earlier tasks (official: 0.5)")
+    pilora_sparse: float = Field(0.01, ge=0, description="weight of the L1 norm of PILoRA's A (official code: 0.01; not in the paper)")
+    pilora_merge: float = Field(0.2, gt=0, description="temperature of the weights of the clients' prototypes (official: 0.2)")
+
+    lorm_rank: int = Field(1, ge=1, description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)")
+    lorm_alpha: float = Field(0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)")
 
     foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
@@ -116,6 +135,14 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, feature_norm=False, eval_split="holdout"),
 }  # fmt: skip
 
+# What a method needs smaller in a profile: tiny has three blocks, and the server of FedMGP goes through the whole ViT in every round,
+# so that with 20 images per class and 5 epochs it would cost more than all clients; with fewer steps, larger ones.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {"fedmgp": dict(mgp_length=3, mgp_local_length=2, mgp_block=1, mgp_blocks=2, mgp_surrogate_per_class=1, mgp_surrogate_epochs=2)},
+    "demo": {"fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=1, mgp_surrogate_lr=1e-2)},
+    "mini": {"fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=2, mgp_surrogate_lr=1e-2)},
+}
+
 # What a method changes in a profile: chosen on the tuning seed alone, from grids of the same size (lscl sweep tune).
 TUNED: dict[str, dict[str, dict[str, Any]]] = {}
 
@@ -141,10 +168,10 @@ def experiment(**values: Any) -> Experiment:
         if key in values and values[key] not in get_args(kind):
             raise unknown({"method": "method", "dataset": "data set"}[key], values[key], get_args(kind))
     from_dataset = _SMOKE_GLYPHS if (profile, dataset) == ("smoke", "glyphs") else DATASETS.get(dataset, {})
-    tuned = TUNED.get(profile, {}).get(values.get("method", "fed_lscl"), {})
+    sizes, tuned = (table.get(profile, {}).get(values.get("method", "fed_lscl"), {}) for table in (SIZES, TUNED))
     given = {key: value for key, value in values.items() if value is not None or Experiment.model_fields[key].default is None}
     try:
-        return Experiment(**{**PROFILES[profile], **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
+        return Experiment(**{**PROFILES[profile], **sizes, **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

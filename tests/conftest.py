@@ -54,8 +54,13 @@ def tree(tmp_path_factory):
 
 @pytest.fixture
 def smoke(tree):
-    """smoke(**values): the smoke profile on `tree`."""
-    return lambda **values: experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **values})
+    """smoke(**values): the smoke profile on `tree`; if the server needs images, one of the two test images of a class is left for it."""
+
+    def make(**values):
+        spare = {"test_images_per_class": 1} if METHODS[values.get("method", "fed_lscl")].surrogate else {}
+        return experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **spare, **values})
+
+    return make
 
 
 @pytest.fixture
@@ -80,6 +85,9 @@ def federation(toy):
         frozen = foundation(config.foundation, kind.cut(config), config.normalize) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+        if kind.surrogate:
+            images = pictures(len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9))
+            method.server_images = inputs(kind, frozen, ImageSet(*images, data.classes), device)
         return method, [Client(k, method.new_model(k), parts, train, test, config.seed) for k in range(config.clients)]
 
     return make

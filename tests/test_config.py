@@ -114,7 +114,7 @@ def other_value(name, now):
         return not now
     if isinstance(now, str):
         return "tiny"
-    return {"data_dir": "elsewhere", "min_share": 0.1, "generator_dropout": 0.1}.get(name, 9 if now is None else now + 1)
+    return {"data_dir": "elsewhere", "min_share": 0.1, "generator_dropout": 0.1, "lorm_alpha": 0.1}.get(name, 9 if now is None else now + 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - {"data_dir", "device", "threads"}))

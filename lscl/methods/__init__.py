@@ -4,14 +4,20 @@ from lscl.methods.base import Method
 from lscl.methods.fed_lscl import FedLSCL
 from lscl.methods.fedavg import FedAvg
 from lscl.methods.fedavg_vit import FedAvgViT
+from lscl.methods.fedmgp import FedMGP
 from lscl.methods.fedprox import FedProx
 from lscl.methods.local_head import LocalHead
 from lscl.methods.local_lora import LocalLoRA
+from lscl.methods.lorm import LoRM
+from lscl.methods.pilora import PILoRA
 
 METHODS: dict[str, type[Method]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedavg_vit": FedAvgViT,
+    "fedmgp": FedMGP,
+    "pilora": PILoRA,
+    "lorm": LoRM,
     "fed_lscl": FedLSCL,
     "local_head": LocalHead,
     "local_lora": LocalLoRA,
