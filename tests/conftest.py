@@ -1,5 +1,6 @@
 """What the tests share: a cache for the session, a results folder for each test, and small data."""
 
+import json
 import resource
 from contextlib import contextmanager
 
@@ -8,13 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from lscl import records
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.federation.client import Client
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.payload import seal
 from lscl.methods import METHODS
 from lscl.models.foundation import foundation
-from lscl.run import inputs
+from lscl.progress import Progress
+from lscl.run import inputs, run
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +96,56 @@ def federation(toy):
         return method, [Client(k, method.new_model(k), parts, train, test, config.seed) for k in range(config.clients)]
 
     return make
+
+
+class Recorder(InProcess):
+    """Keeps copies of everything that is sent: (stage, downloads, uploads)."""
+
+    def ask(self, stage, downloads):
+        answers = super().ask(stage, downloads)
+        self.__dict__.setdefault("log", []).append((stage, dict(downloads), {k: seal(payload, "test") for k, payload in answers.items()}))
+        return answers
+
+
+@pytest.fixture
+def played(federation):
+    """played(config, rounds): method, clients and what was sent, after so many reports of the loop (None = all), clients in evaluation mode."""
+
+    def make(config, rounds=None, data=None):
+        method, clients = federation(config, data)
+        transport = Recorder(method, clients)
+        for number, _ in enumerate(federate(method, transport), 1):
+            if number == rounds:
+                break
+        for client in clients:
+            client.model.eval()
+        return method, clients, transport.log
+
+    return make
+
+
+@pytest.fixture
+def in_pieces(tmp_path):
+    """in_pieces(config, rounds): whether a run that is stopped after each of its rounds and goes on ends as one without a stop."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def compared(record):
+        return json.dumps({name: value for name, value in record.items() if name not in records.TIMES}, sort_keys=True)
+
+    def check(config, rounds):
+        whole = run(config, quiet=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LSCL_ROOT", str(tmp_path / "pieces"))
+            for _ in range(rounds):
+                with pytest.MonkeyPatch.context() as stopping:
+                    stopping.setattr(Progress, "round", stop)
+                    with pytest.raises(KeyboardInterrupt):
+                        run(config, quiet=True)
+            assert compared(run(config, quiet=True)) == compared(whole)
+
+    return check
 
 
 @pytest.fixture
