@@ -44,9 +44,10 @@ def surrogate(config: Experiment) -> ImageSet:
         )
     have = np.bincount(test.labels, minlength=len(test.classes))
     if have.min() < tested + count:
+        lower = "mgp_surrogate_per_class" if tested == 0 else "test_images_per_class or mgp_surrogate_per_class, or set eval_split = holdout"
         raise LsclError(
             f"{config.dataset} test: class {test.classes[int(have.argmin())]!r} has {have.min()} images, {config.method} needs {tested} per class "
-            f"to test on and {count} on the server: lower test_images_per_class or mgp_surrogate_per_class, or set eval_split = holdout"
+            f"to test on and {count} on the server: lower {lower}"
         )
     return _of_each_class(test, tested, count)
 

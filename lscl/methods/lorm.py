@@ -144,12 +144,12 @@ class LoRM(Method):
         return {**moved, **diagonals, f"{GRAM}.head": pack(moments).float()}
 
     def keep(self, client: Client, payload: Payload) -> None:
-        """Store the finished task: the merged factors and the summed diagonals, stacked over tasks."""
+        """Store the task that ends: its merged factors and summed diagonals, behind those of the tasks before."""
         state = client.model.state_dict()
         new = {name: state[name] for name in state if name.startswith("lora.")} | payload
         for name, value in new.items():
-            before = [client.state[name]] if name in client.state else []
-            client.state[name] = torch.cat([*before, value[None].cpu()])
+            earlier = list(client.state.get(name, ()))[: client.task]
+            client.state[name] = torch.stack([*earlier, value.cpu()])
 
     def merged(self, client: Client) -> dict[int, Adapter]:
         """Q S^+ of every layer, from what is stored of the finished tasks."""
