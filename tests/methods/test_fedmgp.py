@@ -292,6 +292,14 @@ def test_local_prompts_behind_the_last_block_are_one_line(config, values, words,
     one_line(caught, words, "tiny has 3 blocks", "at most 3")
 
 
+@pytest.mark.parametrize(
+    "values", [{"head": "mlp"}, {"head_merge": "holders"}, {"mgp_length": 1}, {"mgp_blocks": 1, "mgp_block": 0}, {"mgp_key": 0.0}]
+)
+def test_a_run_goes_through_with_other_options(played, config, values):
+    method, _, log = played(config(tasks=1, rounds=1, **values))
+    assert [stage.name for stage, _, _ in log] == ["train", "finish"] and method.server["prompt"].isfinite().all()
+
+
 # ---- as a whole
 
 
