@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lscl.errors import LsclError, unknown
 
-MethodName = Literal["fedavg", "fedprox", "fedavg_vit", "l2p", "dualprompt", "fed_lscl", "local_head", "local_lora"]
+MethodName = Literal[
+    "fedavg", "fedprox", "fedavg_vit", "l2p", "dualprompt", "fedmgp", "pilora", "lorm", "fed_lscl",
+    "local_head", "local_lora",
+]  # fmt: skip
 DatasetName = Literal["cifar100", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
@@ -61,6 +64,24 @@ class Experiment(BaseModel):
     dual_general_length: int = Field(5, ge=1, description="keys and values in the general prefix")
     dual_task_length: int = Field(5, ge=1, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)")
     dual_pull: float = Field(1.0, ge=0, description="weight of DualPrompt's pull of the task's key to the frozen feature")
+    mgp_length: int = Field(15, ge=1, description="tokens of FedMGP's global prompt (official: 15)")
+    mgp_local_length: int = Field(15, ge=1, description="keys and values of FedMGP's local prompts in each of their blocks (official: 15)")
+    mgp_block: int = Field(2, ge=0, description="first block with FedMGP's local prompts, 0-based (official: 2)")
+    mgp_blocks: int = Field(3, ge=1, description="number of blocks with FedMGP's local prompts (official: 3)")
+    mgp_key: float = Field(0.1, ge=0, description="weight of FedMGP's pull of the keys to their queries (official: 0.1)")
+    mgp_surrogate_per_class: int = Field(20, ge=1, description="images per class on FedMGP's server, tested on by nobody (official: 20)")
+    mgp_surrogate_epochs: int = Field(5, ge=1, description="passes of FedMGP's prompt fusion over the server's images (official: 5)")
+    mgp_surrogate_lr: float = Field(0.001875, gt=0, description="Adam learning rate of FedMGP's prompt fusion (official: 0.001875)")
+
+    pilora_lr_lora: float = Field(1e-4, gt=0, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; 1e-4 for 5)")
+    pilora_temperature: float = Field(1.0, gt=0, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)")
+    pilora_pull: float = Field(0.001, ge=0, description="weight of the distance to the own prototype (official: 0.001)")
+    pilora_orthogonal: float = Field(0.5, ge=0, description="weight of the new LoRA's orthogonality to those of earlier tasks (official: 0.5)")
+    pilora_sparse: float = Field(0.01, ge=0, description="weight of the L1 norm of PILoRA's A (official code: 0.01; not in the paper)")
+    pilora_merge: float = Field(0.2, gt=0, description="temperature of the weights of the clients' prototypes (official: 0.2)")
+
+    lorm_rank: int = Field(1, ge=1, description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)")
+    lorm_alpha: float = Field(0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)")
 
     foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
@@ -137,13 +158,25 @@ _SMALL_STEPS = {"epochs": 2, "batch": 32, "lr": 3e-3, "lr_generator": 1e-5, "lr_
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(
         clients=3, tasks=2, classes_per_task=3, private_classes=4, rounds=2, epochs=1, batch=8, images_per_class=6, test_images_per_class=2,
-        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2, dual_general_blocks=1, dual_task_blocks=2, threads=1,
+        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2, threads=1,
     ),
     "demo": dict(_SMALL_STEPS, epochs=1, images_per_class=10, test_images_per_class=4),
     "mini": dict(_SMALL_STEPS, images_per_class=60, test_images_per_class=50),
     "colab": dict(foundation="vit_small_patch16_224.augreg_in21k", cnn="resnet18", features=512, feature_norm=False, images_per_class=100),
     "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, feature_norm=False, eval_split="holdout"),
 }  # fmt: skip
+
+# What a method needs smaller in a profile: tiny has three blocks, and the server of FedMGP goes through the whole ViT in every round,
+# so that with 20 images per class and 5 epochs it would cost more than all clients; with fewer steps, larger ones.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "dualprompt": dict(dual_general_blocks=1, dual_task_blocks=2),
+        "fedmgp": dict(mgp_length=3, mgp_local_length=2, mgp_block=1, mgp_blocks=2, mgp_surrogate_per_class=1, mgp_surrogate_epochs=2),
+    },
+    "demo": {"fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=1, mgp_surrogate_lr=1e-2)},
+    "mini": {"fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=2, mgp_surrogate_lr=1e-2)},
+    "colab": {"fedmgp": dict(test_images_per_class=80)},
+}
 
 # What a method changes in a profile: chosen on the tuning seed alone, from grids of the same size (lscl sweep tune).
 TUNED: dict[str, dict[str, dict[str, Any]]] = {}
@@ -153,8 +186,8 @@ _GLYPHS = {"private_classes": 40}
 DATASETS: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "glyphs"): {"private_classes": 6},
     ("demo", "glyphs"): _GLYPHS,
-    ("mini", "glyphs"): dict(_GLYPHS, images_per_class=None, test_images_per_class=None),
-    ("colab", "glyphs"): dict(_GLYPHS, images_per_class=None),
+    ("mini", "glyphs"): dict(_GLYPHS, images_per_class=24, test_images_per_class=7),  # the eighth is for FedMGP's server
+    ("colab", "glyphs"): dict(_GLYPHS, images_per_class=24, test_images_per_class=7),
     ("paper", "glyphs"): _GLYPHS,
 }
 
@@ -176,10 +209,10 @@ def experiment(**values: Any) -> Experiment:
         if key in values and values[key] not in get_args(kind):
             raise unknown({"method": "method", "dataset": "data set"}[key], values[key], get_args(kind))
     from_dataset = DATASETS.get((profile, dataset), {})
-    tuned = TUNED.get(profile, {}).get(values.get("method", "fed_lscl"), {})
+    sizes, tuned = (table.get(profile, {}).get(values.get("method", "fed_lscl"), {}) for table in (SIZES, TUNED))
     given = {key: value for key, value in values.items() if value is not None or Experiment.model_fields[key].default is None}
     try:
-        return Experiment(**{**PROFILES[profile], **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
+        return Experiment(**{**PROFILES[profile], **sizes, **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from lscl import paths, records
 from lscl.config import Experiment
 from lscl.data.partition import Partition, partition
-from lscl.data.sources import load
+from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet
 from lscl.errors import LsclError
 from lscl.federation.client import Client, Inputs
@@ -51,6 +51,7 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     parts = partition(config, data)
     parts.save(paths.results() / "partitions" / f"{config.profile}--{config.dataset}--s{config.seed}--{parts.digest}.json")
     kind = METHODS[config.method]
+    spare = surrogate(config) if kind.surrogate else None
     frozen = None
     if kind.vit:
         frozen = foundation(config.foundation, kind.cut(config), config.normalize).to(device)
@@ -60,6 +61,8 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     train = inputs(kind, frozen, data.train, device, watch)
     test = train if config.eval_split == "holdout" else inputs(kind, frozen, data.test, device, watch)
     method = kind(config, frozen, len(data.classes))
+    if spare is not None:
+        method.server_images = inputs(kind, frozen, spare, device, watch)
     clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in range(config.clients)]
     return data, parts, method, clients
 

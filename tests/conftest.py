@@ -1,5 +1,6 @@
 """What the tests share: a cache for the session, a results folder for each test, and small data."""
 
+import json
 import resource
 from contextlib import contextmanager
 
@@ -8,13 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from lscl import records
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.federation.client import Client
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.payload import seal
 from lscl.methods import METHODS
 from lscl.models.foundation import foundation
-from lscl.run import inputs
+from lscl.progress import Progress
+from lscl.run import inputs, run
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +59,13 @@ def tree(tmp_path_factory):
 
 @pytest.fixture
 def smoke(tree):
-    """smoke(**values): the smoke profile on `tree`."""
-    return lambda **values: experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **values})
+    """smoke(**values): the smoke profile on `tree`; if the server needs images, one of the two test images of a class is left for it."""
+
+    def make(**values):
+        spare = {"test_images_per_class": 1} if METHODS[values.get("method", "fed_lscl")].surrogate else {}
+        return experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **spare, **values})
+
+    return make
 
 
 @pytest.fixture
@@ -80,9 +90,62 @@ def federation(toy):
         frozen = foundation(config.foundation, kind.cut(config), config.normalize) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+        if kind.surrogate:
+            images = pictures(len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9))
+            method.server_images = inputs(kind, frozen, ImageSet(*images, data.classes), device)
         return method, [Client(k, method.new_model(k), parts, train, test, config.seed) for k in range(config.clients)]
 
     return make
+
+
+class Recorder(InProcess):
+    """Keeps copies of everything that is sent: (stage, downloads, uploads)."""
+
+    def ask(self, stage, downloads):
+        answers = super().ask(stage, downloads)
+        self.__dict__.setdefault("log", []).append((stage, dict(downloads), {k: seal(payload, "test") for k, payload in answers.items()}))
+        return answers
+
+
+@pytest.fixture
+def played(federation):
+    """played(config, rounds): method, clients and what was sent, after so many reports of the loop (None = all), clients in evaluation mode."""
+
+    def make(config, rounds=None, data=None):
+        method, clients = federation(config, data)
+        transport = Recorder(method, clients)
+        for number, _ in enumerate(federate(method, transport), 1):
+            if number == rounds:
+                break
+        for client in clients:
+            client.model.eval()
+        return method, clients, transport.log
+
+    return make
+
+
+@pytest.fixture
+def in_pieces(tmp_path):
+    """in_pieces(config, rounds): whether a run that is stopped after each of its rounds and goes on ends as one without a stop."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def compared(record):
+        return json.dumps({name: value for name, value in record.items() if name not in records.TIMES}, sort_keys=True)
+
+    def check(config, rounds):
+        whole = run(config, quiet=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LSCL_ROOT", str(tmp_path / "pieces"))
+            for _ in range(rounds):
+                with pytest.MonkeyPatch.context() as stopping:
+                    stopping.setattr(Progress, "round", stop)
+                    with pytest.raises(KeyboardInterrupt):
+                        run(config, quiet=True)
+            assert compared(run(config, quiet=True)) == compared(whole)
+
+    return check
 
 
 @pytest.fixture

@@ -68,6 +68,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("buffer_per_class", -1, "greater than or equal to 0"),
         ("images_per_class", 0, "greater than or equal to 1"),
         ("image_size", 4, "greater than or equal to 8"),
+        ("mgp_length", 0, "greater than or equal to 1"),
+        ("mgp_block", -1, "greater than or equal to 0"),
+        ("mgp_surrogate_lr", 0, "greater than 0"),
+        ("pilora_lr_lora", 0, "greater than 0"),
+        ("pilora_orthogonal", -1, "greater than or equal to 0"),
+        ("pilora_merge", 0, "greater than 0"),
+        ("lorm_rank", 0, "greater than or equal to 1"),
+        ("lorm_alpha", 1.5, "less than or equal to 1"),
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**31, "less than or equal to 2147483647"),
         ("threads", 0, "greater than or equal to 1"),
@@ -114,7 +122,7 @@ def other_value(name, now):
         return not now
     if isinstance(now, str):
         return "tiny"
-    return {"data_dir": "elsewhere", "min_share": 0.1, "generator_dropout": 0.1}.get(name, 9 if now is None else now + 1)
+    return {"data_dir": "elsewhere", "min_share": 0.1, "generator_dropout": 0.1, "lorm_alpha": 0.1}.get(name, 9 if now is None else now + 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - {"data_dir", "device", "threads"}))
@@ -152,6 +160,16 @@ def test_what_was_tuned_is_a_value_of_the_profile_for_that_method_only(monkeypat
     assert experiment(profile="mini", method="local_head").overrides() == {}
     assert experiment(profile="mini", method="local_head", lr=0.25).overrides() == {"lr": 0.25}
     assert experiment(profile="mini", method="local_lora").lr == PROFILES["mini"]["lr"] == experiment(profile="demo", method="local_head").lr
+
+
+def test_what_a_method_needs_smaller_is_a_value_of_the_profile_for_that_method_only():
+    assert experiment(profile="mini", method="fedmgp").mgp_surrogate_per_class == 1
+    assert (
+        experiment(profile="mini", method="fed_lscl").mgp_surrogate_per_class
+        == experiment(profile="paper", method="fedmgp").mgp_surrogate_per_class
+        == 20
+    )
+    assert experiment(profile="mini", method="fedmgp", mgp_surrogate_per_class=2).overrides() == {"mgp_surrogate_per_class": 2}
 
 
 def test_the_name_has_every_override_and_the_seed():

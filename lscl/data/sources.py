@@ -19,19 +19,37 @@ def load(config: Experiment) -> Dataset:
     Raises:
         LsclError: missing or empty folder, corrupt image, no download possible, or fewer images per class than asked for.
     """
-    if config.dataset == "glyphs":
-        train, test = glyphs()
-    elif config.dataset == "cifar100":
-        train, test = _cifar100(config)
-    else:
-        if config.data_dir is None:
-            raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
-        train, test = _folder_pair(config.data_dir, config.image_size)
+    train, test = _splits(config)
     return Dataset(
         config.dataset,
         per_class(train, config.images_per_class, f"{config.dataset} train"),
         per_class(test, config.test_images_per_class, f"{config.dataset} test"),
     )
+
+
+def surrogate(config: Experiment) -> ImageSet:
+    """Images for a server that needs some: `mgp_surrogate_per_class` of every class, from the official test split.
+
+    Nobody is tested on them: with eval_split = holdout they are the first of each class, else those behind test_images_per_class.
+
+    Raises:
+        LsclError: all images of the official test split are tested on, or a class has fewer than that.
+    """
+    _, test = _splits(config)
+    tested, count = 0 if config.eval_split == "holdout" else config.test_images_per_class, config.mgp_surrogate_per_class
+    if tested is None:
+        raise LsclError(
+            f"{config.method} needs {count} images per class on the server that nobody is tested on: "
+            "set eval_split = holdout, or test_images_per_class so that some are left"
+        )
+    have = np.bincount(test.labels, minlength=len(test.classes))
+    if have.min() < tested + count:
+        lower = "mgp_surrogate_per_class" if tested == 0 else "test_images_per_class or mgp_surrogate_per_class, or set eval_split = holdout"
+        raise LsclError(
+            f"{config.dataset} test: class {test.classes[int(have.argmin())]!r} has {have.min()} images, {config.method} needs {tested} per class "
+            f"to test on and {count} on the server: lower {lower}"
+        )
+    return _of_each_class(test, tested, count)
 
 
 def per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
@@ -45,9 +63,23 @@ def per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
     have = np.bincount(images.labels, minlength=len(images.classes))
     if have.min() < count:
         raise LsclError(f"{what}: class {images.classes[int(have.argmin())]!r} has {have.min()} images, {count} per class were asked for")
+    return _of_each_class(images, 0, count)
+
+
+def _of_each_class(images: ImageSet, first: int, count: int) -> ImageSet:
     order = np.argsort(images.labels, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(have)[:-1]])
+    starts = np.searchsorted(images.labels[order], np.arange(len(images.classes))) + first
     return images.subset(np.concatenate([order[start : start + count] for start in starts]))
+
+
+def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
+    if config.dataset == "glyphs":
+        return glyphs()
+    if config.dataset == "cifar100":
+        return _cifar100(config)
+    if config.data_dir is None:
+        raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
+    return _folder_pair(config.data_dir, config.image_size)
 
 
 def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:

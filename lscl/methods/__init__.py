@@ -5,10 +5,13 @@ from lscl.methods.dualprompt import DualPrompt
 from lscl.methods.fed_lscl import FedLSCL
 from lscl.methods.fedavg import FedAvg
 from lscl.methods.fedavg_vit import FedAvgViT
+from lscl.methods.fedmgp import FedMGP
 from lscl.methods.fedprox import FedProx
 from lscl.methods.l2p import L2P
 from lscl.methods.local_head import LocalHead
 from lscl.methods.local_lora import LocalLoRA
+from lscl.methods.lorm import LoRM
+from lscl.methods.pilora import PILoRA
 
 METHODS: dict[str, type[Method]] = {
     "fedavg": FedAvg,
@@ -16,6 +19,9 @@ METHODS: dict[str, type[Method]] = {
     "fedavg_vit": FedAvgViT,
     "l2p": L2P,
     "dualprompt": DualPrompt,
+    "fedmgp": FedMGP,
+    "pilora": PILoRA,
+    "lorm": LoRM,
     "fed_lscl": FedLSCL,
     "local_head": LocalHead,
     "local_lora": LocalLoRA,

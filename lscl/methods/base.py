@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lscl.config import Experiment
-from lscl.federation.client import Batch, Client
+from lscl.federation.client import Batch, Client, Inputs
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.averaging import average, average_rows
 from lscl.methods.parts.masked import masked_cross_entropy
@@ -50,6 +50,8 @@ class Method:
 
     vit = True  # whether the frozen ViT is used at all
     query = False  # whether its CLS feature with nothing adapted is needed beside the prefix
+    surrogate = False  # whether the server needs images of its own, in `server_images`
+    server_images: Inputs | None = None  # images of the official test split that nobody is tested on
     head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):

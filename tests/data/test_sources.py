@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR100
 
 from lscl.config import PROFILES, experiment
 from lscl.data.glyphs import glyphs
-from lscl.data.sources import load, per_class
+from lscl.data.sources import load, per_class, surrogate
 from lscl.data.store import ImageSet
 from lscl.errors import LsclError
 
@@ -144,3 +144,32 @@ def test_every_profile_finds_enough_glyphs(profile):
     data = load(config)
     assert len(data.classes) == 200
     assert len(data.train) == 200 * (config.images_per_class or 24) and len(data.test) == 200 * (config.test_images_per_class or 8)
+
+
+# ---- images for a server
+
+
+def test_a_servers_images_stand_behind_those_that_are_tested_on(smoke):
+    config = smoke(test_images_per_class=1, mgp_surrogate_per_class=1)
+    spare, whole = surrogate(config), load(smoke(test_images_per_class=None)).test
+    assert spare.labels.tolist() == list(range(14)) and np.array_equal(spare.images, whole.images[1::2])
+    assert np.array_equal(load(config).test.images, whole.images[::2])
+
+
+def test_with_holdout_the_official_test_images_are_free_for_the_server(smoke):
+    spare = surrogate(smoke(eval_split="holdout", mgp_surrogate_per_class=2))
+    assert np.array_equal(spare.images, load(smoke()).test.images) and np.bincount(spare.labels).tolist() == [2] * 14
+
+
+def test_without_spare_test_images_one_line_says_what_to_set(smoke, one_line):
+    for values, words in (
+        ({"test_images_per_class": None}, ["20 images per class", "set eval_split = holdout, or test_images_per_class"]),
+        (
+            {"test_images_per_class": 1, "mgp_surrogate_per_class": 2},
+            ["'class00' has 2 images", "1 per class to test on", "2 on the server", "holdout"],
+        ),
+        ({"eval_split": "holdout", "mgp_surrogate_per_class": 3}, ["has 2 images", "0 per class", "3 on the server"]),
+    ):
+        with pytest.raises(LsclError) as caught:
+            surrogate(smoke(**values))
+        one_line(caught, *words)

@@ -1,0 +1,192 @@
+"""FedMGP: a global prompt that the server fuses by distillation, and class-wise local prompts on top that never travel."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.errors import LsclError
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload, Shapes
+from lscl.methods.base import Method, Phase, Stage
+from lscl.methods.parts.heads import classifier
+from lscl.methods.parts.masked import mask_logits, masked_cross_entropy
+from lscl.methods.parts.passes import over
+from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
+from lscl.models.foundation import Adapter
+from lscl.seeding import torch_generator
+
+CLIP = 1.0  # largest norm of the gradient, official
+
+
+class GlobalPrompt(nn.Module):
+    """Tokens (l, d) for the ViT's input, and their key (d,)."""
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        self.prompt = nn.Parameter(torch.empty(length, width).uniform_(-1, 1))
+        self.key = nn.Parameter(torch.empty(width).uniform_(-1, 1))
+
+
+class LocalPrompts(nn.Module):
+    """Keys and values in front of those of a few blocks, one slot per class: (C, blocks, 2, l, d), and the slots' keys (C, d)."""
+
+    def __init__(self, slots: int, first: int, blocks: int, length: int, width: int):
+        super().__init__()
+        self.prompts = nn.Parameter(torch.empty(slots, blocks, 2, length, width).uniform_(-1, 1))
+        self.keys = nn.Parameter(torch.empty(slots, width).uniform_(-1, 1))
+        self.first = first
+
+    def forward(self, slots: Tensor) -> dict[int, Adapter]:
+        """The adapters of the slots (b,) chosen for each sample."""
+        chosen = self.prompts[slots].unbind(1)
+        return {self.first + number: Adapter(keys=pair[:, 0], values=pair[:, 1]) for number, pair in enumerate(chosen)}
+
+
+class FedMGP(Method):
+    """A coarse global prompt is trained first and fused on the server by distillation; then, with it frozen, each client trains
+    fine prompts of its own, one per class, chosen by the label in training and by the nearest key at test.
+
+    Yu et al. 2024 (arXiv 2407.00113). Trained: phase 1, global prompt (l, d), key (d,) and global head; phase 2, local prompts
+    (C, blocks, 2, l', d), keys (C, d) and local head. Up and down: global prompt and key. Everything else stays on the client.
+    Server: surrogate images, `mgp_surrogate_per_class` of each class, from the official test split, on which nobody is tested.
+    Payload: up 4 (l d + d) bytes, down 4 (l d + d) bytes.
+
+    Differences from the official code:
+    1. the server really distils: its student prompt is the tensor that the optimiser holds (the released code trains a copy, so
+       that the "global" prompt is always client 0's upload).
+    2. the global head does not go up, as in the paper: the released server fuses it and never sends it, 4 (d C + C) bytes for nothing.
+       Without it the surrogate images need no labels.
+    3. the local head is linear, with a row for each class. As the classes of a client's tasks are disjoint and the cross-entropy
+       runs over those of the task, this equals the official fresh head per task; which rows compete is up to the evaluation's
+       mask (officially always those of the test task). Official heads have 512 hidden units (option head = mlp, global head only).
+    4. each sample gets the slot of its own nearest key, among the classes the client has met (official: one majority vote for the
+       whole batch, which tells a batch of one task its task, over all slots, trained or not).
+    5. keys and values are picked per sample (the official reshape without permutation mixes them up across the batch).
+    6. the optimiser of a phase has only its parameters, no weight decay (officially all of them, so that decay moves frozen
+       prompts); every client has its own copy of heads and prompts (officially client k starts from client k - 1's trained head).
+    7. surrogate images are not tested on (officially they are part of the test set).
+    8. all clients' prompts are fused (the selection by a threshold is commented out in the released code).
+
+    Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like phase 1.
+    """
+
+    query = True
+    surrogate = True
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        return 0
+
+    def build(self, client: int) -> nn.Module:
+        config, width, depth = self.config, self.foundation.width, self.foundation.depth
+        if config.mgp_block + config.mgp_blocks > depth:
+            raise LsclError(
+                f"mgp_block = {config.mgp_block}, mgp_blocks = {config.mgp_blocks}: {config.foundation} has {depth} blocks, "
+                f"so their sum can be at most {depth}"
+            )
+        return nn.ModuleDict(
+            {
+                "coarse": GlobalPrompt(config.mgp_length, width),
+                "head": classifier(config, width, self.num_classes),
+                "fine": LocalPrompts(self.num_classes, config.mgp_block, config.mgp_blocks, config.mgp_local_length, width),
+                "local_head": nn.Linear(width, self.num_classes),
+            }
+        )
+
+    # -- client
+    def tokens(self, batch: Batch, prompt: Tensor, adapters: Mapping[int, Adapter] | None = None, keep: int | None = None) -> Tensor:
+        """The first `keep` output tokens (None = all) with the global prompt (l, d) behind CLS."""
+        return self.foundation.suffix(with_prompts(self.foundation, batch.prefix, prompt), adapters, keep)
+
+    def readout(self, batch: Batch, prompt: Tensor, adapters: Mapping[int, Adapter] | None = None) -> Tensor:
+        """Mean of the global prompt's output tokens: (b, d)."""
+        return self.tokens(batch, prompt, adapters, 1 + len(prompt))[:, 1:].mean(1)
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        config, model = self.config, client.model
+        coarse, fine = (
+            [{"params": [p for name in names for p in model[name].parameters()], "lr": config.lr}]
+            for names in (("coarse", "head"), ("fine", "local_head"))
+        )
+        return [
+            Phase(coarse, self.coarse_loss, config.epochs, config.batch, clip=CLIP),
+            Phase(fine, self.fine_loss, config.epochs, config.batch, clip=CLIP),
+        ]
+
+    def coarse_loss(self, client: Client, batch: Batch) -> Tensor:
+        """Phase 1: CE(h_g(readout)) - mgp_key * mean cos(phi(x), key), phi(x) the frozen CLS feature."""
+        coarse = client.model["coarse"]
+        logits = client.model["head"](self.readout(batch, coarse.prompt))
+        phi = self.foundation.vit.norm(batch.last)[:, 0]
+        pull = F.cosine_similarity(phi, coarse.key[None]).mean()
+        return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
+
+    def fine_loss(self, client: Client, batch: Batch) -> Tensor:
+        """Phase 2: CE(h_l(readout with the true class's local prompt)) - mgp_key * mean cos(q(x), key_y); the global prompt is frozen."""
+        prompt, fine = client.model["coarse"].prompt.detach(), client.model["fine"]
+        logits = client.model["local_head"](self.readout(batch, prompt, fine(batch.labels)))
+        pull = F.cosine_similarity(self.queries(client, batch), fine.keys[batch.labels]).mean()
+        return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
+
+    def queries(self, client: Client, batch: Batch) -> Tensor:
+        """q(x) (b, d) of training images, the readout without local prompts: fixed while phase 2 lasts, so it is computed once."""
+        if "queries" not in client.scratch:
+            prompt = client.model["coarse"].prompt
+            client.scratch["queries"] = over(client.train, client.train_index, lambda batch: self.readout(batch, prompt))
+        return client.scratch["queries"][torch.searchsorted(client.train_index, batch.index)]
+
+    def slots(self, client: Client, query: Tensor) -> Tensor:
+        """For each query (b, d) the class with the nearest key among those the client has met: (b,)."""
+        seen = torch.tensor(client.partition.seen(client.id, client.task), dtype=torch.int64)
+        return most_similar(mask_logits(similarity(query, client.model["fine"].keys), seen), 1, batchwise=False)[:, 0]
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        prompt = client.model["coarse"].prompt
+        slots = self.slots(client, self.readout(batch, prompt))
+        return client.model["local_head"](self.readout(batch, prompt, client.model["fine"](slots)))
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        client.model["coarse"].load_state_dict(payload)
+        client.scratch.pop("queries", None)
+
+    def shared(self, model: nn.Module) -> dict[str, Tensor]:
+        return dict(model["coarse"].state_dict())
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        return self.shared(client.model)
+
+    # -- server
+    def expected(self, client: int, stage: Stage) -> Shapes:
+        return {name: tuple(value.shape) for name, value in self.server.items()}
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Distil the clients' prompts into one; the key is the mean of theirs."""
+        prompts = [payload["prompt"] for payload in uploads.values()]
+        draw = torch_generator(self.config.seed, "surrogate", stage.task, stage.round)
+        self.server["prompt"] = self.fused(prompts, draw)
+        self.server["key"] = torch.stack([payload["key"] for payload in uploads.values()]).mean(0)
+
+    def fused(self, prompts: list[Tensor], draw: torch.Generator) -> Tensor:
+        """min_p sum_{j > 0} sum_x ||F(x; p) - F(x; p_j)||^2 over all output tokens, by Adam from client 0's prompt. (l, d) each -> (l, d).
+
+        The sum over the J teachers is J ||F(x; p) - mean_j F(x; p_j)||^2 and a constant, so the teachers run once, not in every epoch.
+        One client alone has no teacher and keeps its prompt.
+        """
+        config, images, teachers = self.config, self.server_images, len(prompts) - 1
+        if teachers == 0:
+            return prompts[0].clone()
+        first, *others = (prompt.to(images.device) for prompt in prompts)
+        every = torch.arange(len(images.images))
+        target = sum(over(images, every, lambda batch, p=p: self.tokens(batch, p)) for p in others) / teachers
+        student = nn.Parameter(first.clone())
+        optimiser = torch.optim.Adam([student], lr=config.mgp_surrogate_lr)
+        for _ in range(config.mgp_surrogate_epochs):
+            for index in torch.randperm(len(every), generator=draw).split(config.batch):
+                loss = teachers * (self.tokens(images.batch(index), student) - target[index]).square().sum()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+        return student.detach().cpu()

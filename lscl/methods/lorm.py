@@ -1,0 +1,224 @@
+"""LoRM: one LoRA factor per round, so that the merge that best keeps every client's layer outputs has a closed form."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload, Shapes
+from lscl.methods.base import HOLDS, IMAGES, Method, Phase, Stage
+from lscl.methods.parts.averaging import average, average_rows
+from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
+from lscl.methods.parts.lora import StaticLoRA
+from lscl.methods.parts.o2d import pack, unpack
+from lscl.methods.parts.passes import over
+from lscl.models.foundation import Adapter, LowRank
+from lscl.seeding import seeded
+
+GRAM = "gram"  # name of the exchange behind the last round of a task, and of the Gram matrices in a payload
+LAYERS = ("qkv", "proj", "fc1", "fc2")  # the linear layers of a block
+
+
+def factor_of(number: int) -> str:
+    """The LoRA factor that moves in round `number` of a task: B, A, B, ..."""
+    return "BA"[number % 2]
+
+
+class LoRM(Method):
+    """Clients train B or A of a LoRA on every linear layer, in turn; the server merges by regression on the layers' inputs, of
+    which only Gram matrices travel. The same regression merges the tasks, instead of a mean of their updates.
+
+    Salami et al. 2025 (arXiv 2410.17961). Trained: one factor of each LoRA (rank r) and the head. Up: both, the diagonal Gram of
+    each layer's inputs (all tokens), the head's Gram (upper triangle), the number of images; behind the last round of a task the
+    diagonals under the merged model. Down: the factor merged last and the head; for the test the diagonals summed over the
+    clients. Kept on the clients: the factors and the summed diagonals of each finished task.
+    Payload, with L blocks, hidden width h, in = L (3 d + h), out = L (5 d + h), head = d C + C:
+        up, round with B   4 (r out + head + in + d (d + 1) / 2) + 8 bytes
+        up, round with A   4 (r in  + head + in + d (d + 1) / 2) + 8 bytes
+        up, gram           4 in bytes
+        down, round 0      4 head bytes                  down, test   4 in bytes
+        down, others       4 (r out + head) or 4 (r in + head) bytes, as in the round before (gram: the last round)
+    with head_merge = holders another C bytes up in rounds.
+
+    Differences from the official code:
+    1. diagonals and the head's upper triangle travel, not whole Gram matrices nor the state of the whole ViT; off the diagonal the
+       head's Gram is damped on the server (`lorm_alpha`), where it is used.
+    2. the regression over tasks, Q S^+ with Q = sum_t B_t A_t G_t and S = sum_t G_t, is not stored as matrices of the layers' size:
+       the G_t are diagonal, so every client forms it from the factors it has and the diagonals it is sent (`parts.gram.merge_tasks`).
+    3. Gram matrices of a round are taken under W_0 + B A, the weights that were trained, also behind the first task (officially
+       under W_0 + the mean of the task updates, and with training augmentation; there is none here).
+    4. an input that was zero everywhere gets the plain mean of A, not the zero of the pseudo-inverse: it has no effect either way.
+    5. clients have their own classes, so a head row may be trained by one client only. head_merge = plain (default) regresses over
+       all, as officially; holders sums only over the clients whose task has the class.
+    6. the frozen factor needs no gradient and no weights are copied in a step (officially the whole ViT is).
+    7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official code
+       reports within a task is not needed.
+    """
+
+    head_rows = ("head.weight", "head.bias")
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        return 0
+
+    def build(self, client: int) -> nn.Module:
+        loras = [nn.ModuleDict(self.new_loras(block)) for block in range(self.foundation.depth)]
+        return nn.ModuleDict({"lora": nn.ModuleList(loras), "head": nn.Linear(self.foundation.width, self.num_classes)})
+
+    def new_loras(self, block: int, task: int = 0) -> dict[str, StaticLoRA]:
+        """The LoRAs of a block at the start of a task, the same everywhere: A drawn, B zero."""
+        with seeded(self.config.seed, "lorm", block, task):
+            one = self.foundation.vit.blocks[block]
+            layers = dict(zip(LAYERS, (one.attn.qkv, one.attn.proj, one.mlp.fc1, one.mlp.fc2), strict=True))
+            return {name: StaticLoRA(layer.in_features, layer.out_features, self.config.lorm_rank, 1.0) for name, layer in layers.items()}
+
+    def restarted(self, task: int) -> dict[str, Tensor]:
+        """All factors at the start of a task, by name."""
+        loras = nn.ModuleList([nn.ModuleDict(self.new_loras(block, task)) for block in range(self.foundation.depth)])
+        return {f"lora.{name}": value for name, value in loras.state_dict().items()}
+
+    def layers(self) -> list[str]:
+        """The names of the adapted layers: "block.layer"."""
+        return [f"{block}.{name}" for block in range(self.foundation.depth) for name in LAYERS]
+
+    def stages(self, task: int) -> list[Stage]:
+        return [*super().stages(task), Stage(task, self.config.rounds, GRAM)]
+
+    # -- client
+    def start_task(self, client: Client) -> None:
+        client.model.load_state_dict(self.restarted(client.task), strict=False)
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        client.scratch.pop("merged", None)
+        if stage.name == "finish":
+            self.keep(client, payload)
+            client.scratch["merged"] = self.merged(client)
+        else:
+            client.model.load_state_dict(payload, strict=False)
+
+    def adapters(self, client: Client) -> dict[int, Adapter]:
+        """W_0 + B A in every linear layer: a task starts from W_0."""
+        return {block: Adapter(**{name: lora() for name, lora in loras.items()}) for block, loras in enumerate(client.model["lora"])}
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        """In a round under W_0 + B A, at the test behind a task under W_0 + Q S^+."""
+        adapters = client.scratch.get("merged") or self.adapters(client)
+        return client.model["head"](self.foundation.suffix(batch.prefix, adapters))
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        """One factor and the head; the other factor gets no gradient."""
+        if stage.name == GRAM:
+            return []
+        config, moving = self.config, factor_of(stage.round)
+        for name, parameter in client.model["lora"].named_parameters():
+            parameter.requires_grad_(name.endswith(moving))
+        trained = [parameter for parameter in client.model.parameters() if parameter.requires_grad]
+        return [Phase([{"params": trained, "lr": config.lr}], self.loss, config.epochs, config.batch)]
+
+    def grams(self, client: Client) -> tuple[dict[str, Tensor], Tensor]:
+        """The diagonal Gram (in,) of each layer's inputs and the Gram (d, d) of the head's, over the task's images, in float64."""
+        sums = {}
+
+        def recorded(block: int, adapter: Adapter) -> Adapter:
+            parts = {}
+            for name in LAYERS:
+                addition = getattr(adapter, name)
+                sums[f"{block}.{name}"] = torch.zeros(addition.A.shape[1], dtype=torch.float64, device=client.device)
+                parts[name] = InputSquares(addition, sums[f"{block}.{name}"])
+            return replace(adapter, **parts)
+
+        adapters = {block: recorded(block, adapter) for block, adapter in self.adapters(client).items()}
+        features = over(client.train, client.train_index, lambda batch: self.foundation.suffix(batch.prefix, adapters, keep=None)[:, 0])
+        return sums, gram(features)
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        diagonals, moments = self.grams(client)
+        diagonals = {f"{GRAM}.{name}": value.float() for name, value in diagonals.items()}
+        if stage.name == GRAM:
+            return diagonals
+        allowed = {IMAGES, HOLDS, *self.sent(stage.round)}
+        moved = {name: value for name, value in super().upload(client, stage).items() if name in allowed}
+        return {**moved, **diagonals, f"{GRAM}.head": pack(moments).float()}
+
+    def keep(self, client: Client, payload: Payload) -> None:
+        """Store the task that ends: its merged factors and summed diagonals, behind those of the tasks before."""
+        state = client.model.state_dict()
+        new = {name: state[name] for name in state if name.startswith("lora.")} | payload
+        for name, value in new.items():
+            earlier = list(client.state.get(name, ()))[: client.task]
+            client.state[name] = torch.stack([*earlier, value.cpu()])
+
+    def merged(self, client: Client) -> dict[int, Adapter]:
+        """Q S^+ of every layer, from what is stored of the finished tasks."""
+        made = {}
+        for layer in self.layers():
+            factors = (client.state[f"lora.{layer}.A"], client.state[f"lora.{layer}.B"], client.state[f"{GRAM}.{layer}"])
+            A, B = merge_tasks(*factors)
+            made[layer] = LowRank(A.float().to(client.device), B.float().to(client.device), 1.0)
+        return {block: Adapter(**{name: made[f"{block}.{name}"] for name in LAYERS}) for block in range(self.foundation.depth)}
+
+    # -- server
+    def sent(self, number: int) -> list[str]:
+        """The names of what moves in a round: one factor of every LoRA, and the head."""
+        return [*(f"lora.{layer}.{factor_of(number)}" for layer in self.layers()), *self.head_rows]
+
+    def broadcast(self, client: int, stage: Stage) -> Payload:
+        if stage.name == "finish":
+            names = [f"{GRAM}.{layer}" for layer in self.layers()]
+        else:
+            names = self.sent(stage.round - 1) if stage.round > 0 else list(self.head_rows)
+        return {name: self.server[name] for name in names}
+
+    def expected(self, client: int, stage: Stage) -> Shapes:
+        diagonals = {f"{GRAM}.{layer}": (self.server[f"lora.{layer}.A"].shape[1],) for layer in self.layers()}
+        if stage.name == GRAM:
+            return diagonals
+        d = self.foundation.width
+        about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
+        moved = {name: tuple(self.server[name].shape) for name in self.sent(stage.round)}
+        return {**about, **moved, **diagonals, f"{GRAM}.head": (d * (d + 1) // 2,)}
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Merge the factor that moved and the head; behind the last round, sum the diagonals."""
+        for layer in self.layers():
+            diagonals = [payload[f"{GRAM}.{layer}"].double() for payload in uploads.values()]
+            if stage.name == GRAM:
+                self.server[f"{GRAM}.{layer}"] = sum(diagonals).float()
+                continue
+            name = f"lora.{layer}.{factor_of(stage.round)}"
+            factors = [payload[name] for payload in uploads.values()]
+            if factor_of(stage.round) == "B":
+                merged = merge_outer(factors, self.server[f"lora.{layer}.A"], diagonals)
+            else:
+                merged = merge_inner(factors, diagonals)
+            self.server[name] = merged.float()
+        if stage.name != GRAM:
+            self.server.update(self.merged_head(uploads))
+
+    def merged_head(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+        """The head: its weight by regression on the features, its bias averaged by the number of images.
+
+        With head_merge = holders, rows with the same holders are merged together, over these clients only.
+        """
+        moments = {k: damped(unpack(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha) for k, payload in uploads.items()}
+        weights, biases = ({k: payload[name] for k, payload in uploads.items()} for name in self.head_rows)
+        images = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
+        if not self.by_holders:
+            bias = average({k: {"bias": value} for k, value in biases.items()}, images)["bias"]
+            return {"head.weight": merge_full(list(weights.values()), list(moments.values())).float(), "head.bias": bias}
+        holds = {k: payload[HOLDS] for k, payload in uploads.items()}
+        merged = self.server["head.weight"].clone()
+        groups, group = torch.stack(list(holds.values())).unique(dim=1, return_inverse=True)
+        for number, column in enumerate(groups.T):
+            holders = [k for k, holding in zip(uploads, column, strict=True) if holding]
+            rows = group == number
+            if holders:
+                merged[rows] = merge_full([weights[k][rows] for k in holders], [moments[k] for k in holders]).float()
+        return {"head.weight": merged, "head.bias": average_rows(self.server["head.bias"], biases, holds, images)}
+
+    def server_end_task(self, task: int) -> None:
+        """B = 0 and a new A, as on the clients."""
+        self.server.update(self.restarted(task + 1))

@@ -1,0 +1,178 @@
+"""PILoRA: one LoRA per task, nearly orthogonal to the earlier ones, and class prototypes instead of a classifier."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload, Shapes
+from lscl.methods.base import IMAGES, Method, Phase, Stage
+from lscl.methods.parts.averaging import average
+from lscl.methods.parts.masked import masked_cross_entropy
+from lscl.methods.parts.passes import over
+from lscl.methods.parts.prototypes import class_means, distances, merge_weights
+from lscl.models.foundation import LowRank
+from lscl.seeding import seeded
+
+
+class QueryValueLoRA(nn.Module):
+    """Low-rank updates of the queries and of the values: A (2, r, d) uniform, B (2, d, r) zero at the start; first q, then v."""
+
+    def __init__(self, width: int, rank: int):
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(2, rank, width).uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width)))
+        self.B = nn.Parameter(torch.zeros(2, width, rank))
+
+
+class Prototypes(nn.Module):
+    """One point per class, (C, d), drawn from 0.1 N(0, 1)."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(num_classes, width))
+
+
+def on_queries_and_values(A: Tensor, B: Tensor) -> LowRank:
+    """The updates B_q A_q and B_v A_v as one of the fused qkv layer, nothing on the keys. A: (2, r, d), B: (2, d, r)."""
+    zero = torch.zeros_like(B[0])
+    rows = [torch.cat(row, dim=1) for row in ((B[0], zero), (zero, zero), (zero, B[1]))]
+    return LowRank(A.flatten(0, 1), torch.cat(rows), 1.0)
+
+
+class PILoRA(Method):
+    """Forgetting is fought by new LoRA directions for each task and by prototypes that a later task leaves alone. The server
+    averages the LoRA and weighs the clients' copies of a prototype by how near they are to the class means of those who hold it.
+
+    Guo et al. 2024 (arXiv 2401.02094). Trained: LoRA_t on q and v of block 0, prototypes of the task's classes Y. Up: both, the
+    classes, their mean features, and the number of images. Down: LoRA_t averaged, and the prototypes of all classes U that the
+    server has heard of, with their numbers (the others are still at the draw that everybody has). Kept: LoRA_1 .. LoRA_{t-1}.
+    Payload: up 4 (4 r d + 2 |Y| d) + 8 |Y| + 8 bytes, down 4 (4 r d + |U| d) + 8 |U| bytes, with the U before the round.
+
+    Differences from the official code:
+    1. the forward has the sum of all LoRAs, in training and at test, as in the paper (the official training sees only LoRA_t, and
+       its test no LoRA behind the first task, because the names of the weights do not match).
+    2. the cross-entropy runs over the task's classes: else prototypes of classes still to come would compete.
+    3. a class may be new for a client and known to the server: its prototype then starts from the server's, not from a new draw.
+    4. a client uploads only the prototypes that it trained; for the others its copy is what the server sent, and the server
+       uses that (head_merge = plain: the copies of all clients take part, as officially; holders: only of those with the class).
+    5. guards: the scaling of the weights is 0 / 0 if all copies are equally far, and of a single copy: equal weights. With one
+       holder among N the scaling has only the values 0 and 1: the trained copy gets e^5 / (e^5 + N - 1) of the weight.
+    6. Adam without weight decay and without a schedule (official: 1e-5, cosine over 30 rounds), which also leaves the prototypes
+       of other classes exactly where they are; the LoRA's rate is 1e-4 for our 5 rounds, as in the port of the fed-mammoth code.
+    7. every client keeps its images (officially they are dealt out anew in every round); nothing is selected on test images.
+    """
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        return 0
+
+    def build(self, client: int) -> nn.Module:
+        width = self.foundation.width
+        return nn.ModuleDict({"lora": QueryValueLoRA(width, self.config.rank), "head": Prototypes(self.num_classes, width)})
+
+    # -- client
+    def features(self, client: Client, batch: Batch) -> Tensor:
+        """phi(x): (b, d), under W_0 + sum_{s <= t} B_s A_s."""
+        lora, state = client.model["lora"], client.state
+        A, B = lora.A, lora.B
+        if "lora.A" in state:
+            A = torch.cat([state["lora.A"].to(A.device), A], dim=1)
+            B = torch.cat([state["lora.B"].to(B.device), B], dim=2)
+        return self.foundation.suffix(batch.prefix, on_queries_and_values(A, B))
+
+    def distances(self, client: Client, batch: Batch) -> Tensor:
+        """D(x): (b, C)."""
+        return distances(self.features(client, batch), client.model["head"].weight)
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        return -self.distances(client, batch) / self.config.pilora_temperature
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        config, model = self.config, client.model
+        groups = [
+            {"params": list(model["lora"].parameters()), "lr": config.pilora_lr_lora},
+            {"params": list(model["head"].parameters()), "lr": config.lr},
+        ]
+        return [Phase(groups, self.loss, config.epochs, config.batch)]
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        """CE(-D / T) + pull * mean D_y + orthogonal * overlap + sparse * |A|_1."""
+        config, gaps = self.config, self.distances(client, batch)
+        decide = masked_cross_entropy(-gaps / config.pilora_temperature, batch.labels, client.classes)
+        pull = gaps.gather(1, batch.labels[:, None]).mean()
+        sparse = client.model["lora"].A.abs().sum()
+        return decide + config.pilora_pull * pull + config.pilora_orthogonal * self.overlap(client) + config.pilora_sparse * sparse
+
+    def overlap(self, client: Client) -> Tensor:
+        """sum_{s < t} |A_s A_t^T|_1 over queries and values."""
+        A = client.model["lora"].A
+        if "lora.A" not in client.state:
+            return A.new_zeros(())
+        return (client.state["lora.A"].to(A.device) @ A.transpose(1, 2)).abs().sum()
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        client.model["lora"].load_state_dict({"A": payload["A"], "B": payload["B"]})
+        with torch.no_grad():
+            client.model["head"].weight[payload["classes"]] = payload["prototypes"].to(client.device)
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        index = client.train_index
+        features = over(client.train, index, lambda batch: self.features(client, batch))
+        labels = torch.from_numpy(client.train.images.labels[index.numpy()]).to(features.device)
+        return {
+            IMAGES: torch.tensor(len(index)),
+            **client.model["lora"].state_dict(),
+            "classes": client.classes,
+            "prototypes": client.model["head"].weight[client.classes],
+            "means": class_means(features, labels, client.classes),
+        }
+
+    def end_task(self, client: Client) -> None:
+        """Freeze the averaged LoRA_t beside the earlier ones, stacked along the rank."""
+        for name, value in client.model["lora"].state_dict().items():
+            before = [client.state[f"lora.{name}"]] if f"lora.{name}" in client.state else []
+            client.state[f"lora.{name}"] = torch.cat([*before, value.cpu()], dim={"A": 1, "B": 2}[name])
+
+    # -- server
+    def initial_server(self) -> dict[str, Tensor]:
+        model = self.new_model(0)
+        known = torch.zeros(self.num_classes, dtype=torch.bool)
+        return {**self.new_lora(0), "prototypes": model["head"].weight.detach().clone(), "known": known}
+
+    def new_lora(self, task: int) -> dict[str, Tensor]:
+        """LoRA_t at its start: A drawn, B zero."""
+        with seeded(self.config.seed, "pilora", task):
+            return QueryValueLoRA(self.foundation.width, self.config.rank).state_dict()
+
+    def server_end_task(self, task: int) -> None:
+        self.server.update(self.new_lora(task + 1))
+
+    def broadcast(self, client: int, stage: Stage) -> Payload:
+        classes = self.server["known"].nonzero()[:, 0]
+        return {"A": self.server["A"], "B": self.server["B"], "classes": classes, "prototypes": self.server["prototypes"][classes]}
+
+    def expected(self, client: int, stage: Stage) -> Shapes:
+        rows = (self.config.classes_per_task, self.foundation.width)
+        lora = {name: tuple(self.server[name].shape) for name in ("A", "B")}
+        return {IMAGES: (), **lora, "classes": rows[:1], "prototypes": rows, "means": rows}
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Average LoRA_t by the number of images; weigh the copies of every prototype that somebody trained."""
+        loras = {k: {name: payload[name] for name in ("A", "B")} for k, payload in uploads.items()}
+        self.server.update(average(loras, {k: float(payload[IMAGES]) for k, payload in uploads.items()}))
+        prototypes, known = self.server["prototypes"].clone(), self.server["known"].clone()
+        for label in torch.cat([payload["classes"] for payload in uploads.values()]).unique():
+            prototypes[label] = self.merged(label, uploads)
+            known[label] = True
+        self.server.update({"prototypes": prototypes, "known": known})
+
+    def merged(self, label: Tensor, uploads: Mapping[int, Payload]) -> Tensor:
+        """The new prototype of a class, (d,)."""
+        holders = [payload for payload in uploads.values() if label in payload["classes"]]
+        copies, means = (torch.cat([payload[name][payload["classes"] == label] for payload in holders]) for name in ("prototypes", "means"))
+        if self.config.head_merge == "plain":
+            copies = torch.cat([copies, self.server["prototypes"][label].expand(len(uploads) - len(holders), -1)])
+        return (merge_weights(copies, means, self.config.pilora_merge) @ copies.double()).to(copies.dtype)
