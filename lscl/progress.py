@@ -44,9 +44,8 @@ class Progress:
 
     def client(self, stage: Stage, client: int) -> None:
         """A client has answered."""
-        where = (
-            f"task {stage.task + 1}/{self.config.tasks_run} round {stage.round + 1}/{self.config.rounds} client {client + 1}/{self.config.clients}"
-        )
+        step = f"round {stage.round + 1}/{self.config.rounds}" if stage.round < self.config.rounds else stage.name
+        where = f"task {stage.task + 1}/{self.config.tasks_run} {step} client {client + 1}/{self.config.clients}"
         self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
 
     def round(self, report: Round) -> None:

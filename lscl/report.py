@@ -201,8 +201,8 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
         "backward transfer": lambda one: backward_transfer(accuracy(one, "seen")),
     }
     costs: dict[str, tuple[Callable[[Record], float], str]] = {
-        "MB up": (lambda one: float(np.mean(one["bytes_up"])) / 1e6, ".2f"),
-        "MB down": (lambda one: float(np.mean(one["bytes_down"])) / 1e6, ".2f"),
+        "MB up": (lambda one: traffic(one, "bytes_up"), ".2f"),
+        "MB down": (lambda one: traffic(one, "bytes_down"), ".2f"),
         "minutes": (minutes, ".1f"),
         "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
     }
@@ -211,6 +211,12 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
         rows[name] = {column: str(summary(map(of, group))) for column, of in columns.items()}
         rows[name] |= {column: format(summary(map(of, group)).mean, form) for column, (of, form) in costs.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def traffic(record: Record, side: str) -> float:
+    """MB (10^6 bytes) per client and round, `side` = bytes_up or bytes_down; further exchanges of a task count as part of its rounds."""
+    rounds = len(record["accuracy"]["task"]) * record["config"]["rounds"]
+    return float(np.sum(record[side])) / len(record[side][0]) / rounds / 1e6
 
 
 def minutes(record: Record) -> float:

@@ -159,11 +159,15 @@ def _record(
     facts = {
         "data_digest": data.digest,
         "partition_digest": parts.digest,
+        "server_images_digest": method.server_images.images.digest[:16] if method.server_images else None,
         "weights_digest": method.foundation.digest if method.foundation else None,
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in client.model.parameters()) for client in clients],
-        "trained_images": config.epochs * config.rounds * sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run]),
+        "trained_images": method.passes
+        * config.epochs
+        * config.rounds
+        * sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run]),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},

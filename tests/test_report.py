@@ -37,7 +37,7 @@ def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
         "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
         "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
         "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
-        "bytes_up": [[1_000_000, 3_000_000], [2_000_000, 2_000_000]], "bytes_down": [[500_000, 500_000]], "seconds": {"prepare": 60, "train": 120},
+        "bytes_up": [[1_000_000, 3_000_000]] * 5 * tasks, "bytes_down": [[500_000, 500_000]] * 5 * tasks, "seconds": {"prepare": 60, "train": 120},
         "peak_memory_mb": 900, "data_digest": "d1", "partition_digest": f"p{seed}", "weights_digest": "w1", "commit": "abcdef0123456", "dirty": False,
         "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
     }  # fmt: skip

@@ -50,6 +50,7 @@ class Method:
 
     vit = True  # whether the frozen ViT is used at all
     query = False  # whether its CLS feature with nothing adapted is needed beside the prefix
+    passes = 1  # how often an epoch goes through the task's images
     surrogate = False  # whether the server needs images of its own, in `server_images`
     server_images: Inputs | None = None  # images of the official test split that nobody is tested on
     head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`

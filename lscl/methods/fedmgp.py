@@ -74,6 +74,7 @@ class FedMGP(Method):
     """
 
     query = True
+    passes = 2  # one for each phase
     surrogate = True
 
     @staticmethod
@@ -120,8 +121,7 @@ class FedMGP(Method):
         """Phase 1: CE(h_g(readout)) - mgp_key * mean cos(phi(x), key), phi(x) the frozen CLS feature."""
         coarse = client.model["coarse"]
         logits = client.model["head"](self.readout(batch, coarse.prompt))
-        phi = self.foundation.vit.norm(batch.last)[:, 0]
-        pull = F.cosine_similarity(phi, coarse.key[None]).mean()
+        pull = F.cosine_similarity(self.foundation.feature(batch.last), coarse.key[None]).mean()
         return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
 
     def fine_loss(self, client: Client, batch: Batch) -> Tensor:
