@@ -5,13 +5,19 @@ from lscl.methods.fed_lscl import FedLSCL
 from lscl.methods.fedavg import FedAvg
 from lscl.methods.fedavg_vit import FedAvgViT
 from lscl.methods.fedprox import FedProx
+from lscl.methods.glfc import GLFC
 from lscl.methods.local_head import LocalHead
 from lscl.methods.local_lora import LocalLoRA
+from lscl.methods.mfcl import MFCL
+from lscl.methods.target import TARGET
 
 METHODS: dict[str, type[Method]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedavg_vit": FedAvgViT,
+    "glfc": GLFC,
+    "target": TARGET,
+    "mfcl": MFCL,
     "fed_lscl": FedLSCL,
     "local_head": LocalHead,
     "local_lora": LocalLoRA,

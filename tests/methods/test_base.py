@@ -37,7 +37,7 @@ def test_logits_are_one_row_per_image_over_all_classes(federation, smoke, name):
     assert logits.shape == (3, 14) and logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "glfc"])  # its loss is a binary cross-entropy per class
 def test_the_loss_is_the_cross_entropy_over_the_classes_of_the_task(federation, smoke, name):
     method, clients = federation(smoke(method=name))
     client, stage = clients[0], Stage(0, 0)
