@@ -56,8 +56,9 @@ class Experiment(BaseModel):
     glfc_columns: Literal["global", "local"] = Field("global", description="loss over seen and old-model classes, or over the client's seen ones")
     glfc_proxy: bool = Field(True, description="old model = best of the previous task by the proxy server's images; off: its last one")
     glfc_perturb: int = Field(50, ge=0, description="gradient steps that disguise a prototype image (official: 50)")
-    glfc_steps: int = Field(250, ge=1, description="L-BFGS steps of 20 iterations to reconstruct a prototype (official: 250)")
-    glfc_images: int = Field(20, ge=1, description="last iterates kept of each reconstruction (official: 20)")
+    glfc_steps: int = Field(250, ge=1, description="L-BFGS steps to reconstruct a prototype (official: 250)")
+    glfc_iterations: int = Field(20, ge=1, description="L-BFGS iterations in a step (official: 20)")
+    glfc_images: int = Field(20, ge=1, description="images kept of each reconstruction, those after the last steps (official: 20)")
 
     target_images: int = Field(8000, ge=2, description="synthetic images, made by as many rounds as they need (official: 8000)")
     target_batch: int = Field(256, ge=2, description="images made in one round of the synthesis (official: 256)")
@@ -160,13 +161,13 @@ PROFILES: dict[str, dict[str, Any]] = {
 # smoke: seconds; demo and mini: minutes on two cores with thousands of images (narrow generators, a short search, a tenth of the
 # synthetic images), and as many replayed images in a step as real ones.
 _SMALL_SERVER = {
-    "glfc": {"glfc_steps": 10, "glfc_images": 5},
+    "glfc": {"glfc_steps": 5, "glfc_images": 5},
     "target": {"target_images": 800, "target_batch": 100, "target_width": 16, "target_warmup": 4, "target_student_steps": 50},
     "mfcl": {"mfcl_replay": 32, "mfcl_latent": 100, "mfcl_width": 16, "mfcl_batch": 64},
 }  # fmt: skip
 SCALED: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
-        "glfc": {"glfc_memory": 12, "glfc_perturb": 2, "glfc_steps": 1, "glfc_images": 1},
+        "glfc": {"glfc_memory": 12, "glfc_perturb": 2, "glfc_steps": 2, "glfc_iterations": 1, "glfc_images": 1},
         "target": {"target_images": 20, "target_batch": 8, "target_steps": 3, "target_latent": 8, "target_width": 4, "target_warmup": 1,
                    "target_student_steps": 2},
         "mfcl": {"mfcl_replay": 8, "mfcl_latent": 8, "mfcl_width": 4, "mfcl_steps": 5, "mfcl_batch": 8},

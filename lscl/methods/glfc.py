@@ -158,7 +158,7 @@ class GLFC(OldModel):
         for received in gradients.to(device):
             label = recovered_class(received, self.num_classes)
             start = torch.randn(1, 3, SIDE, SIDE, generator=draw).to(device)
-            images.append(as_pixels(reconstruct(network, received, label, config.glfc_steps, config.glfc_images, start)))
+            images.append(as_pixels(reconstruct(network, received, label, config.glfc_steps, config.glfc_iterations, config.glfc_images, start)))
             labels += [label] * len(images[-1])
         return {"proxy.images": torch.cat(images), "proxy.labels": torch.tensor(labels, dtype=torch.int64)}
 

@@ -61,7 +61,7 @@ class TARGET(OldModel):
 
     def distillation(self, client: Client, size: int) -> Tensor:
         """KD on `size` synthetic images drawn with replacement, over the old columns only; zero if there are none. -> ()."""
-        images, columns = client.state["images"], self.old_columns(client).to(client.device)
+        images, columns = client.state["synthetic"], self.old_columns(client).to(client.device)
         chosen = torch.randint(len(images), (size,), generator=client.scratch["replay"])
         u = as_input(images[chosen].to(client.device))
         with torch.no_grad():
@@ -71,7 +71,7 @@ class TARGET(OldModel):
     # ---- server
 
     def once_per_task(self, stage: Stage) -> Payload:
-        return {**super().once_per_task(stage), "images": self.server["images"]}
+        return {**super().once_per_task(stage), "synthetic": self.server["synthetic"]}
 
     def server_end_task(self, task: int) -> None:
         """Make the images for the next task, of all classes known by now."""
@@ -79,10 +79,11 @@ class TARGET(OldModel):
             with seeded(self.config.seed, "synthesis", task):
                 student = self.build(0).to(self.device)
                 draw = torch_generator(self.config.seed, "synthesis", task)
-                self.server["images"] = Synthesis(self.config, self.teacher(), student, self.known(), draw, self.device).images()
+                self.server["synthetic"] = Synthesis(self.config, self.teacher(), student, self.known(), draw, self.device).images()
 
     def sheet(self, task: int) -> np.ndarray | None:
-        return self.server["images"][:SHOWN].numpy() if task + 1 < self.config.tasks else None
+        made = "synthetic" in self.server and task + 1 < self.config.tasks
+        return self.server["synthetic"][:SHOWN].numpy() if made else None
 
 
 def scores(model: nn.Module, images: Tensor) -> Tensor:

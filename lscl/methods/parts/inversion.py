@@ -56,14 +56,14 @@ def recovered_class(received: Tensor, num_classes: int) -> int:
     return int(rows.sum(1).argmin())
 
 
-def reconstruct(network: Encoder, received: Tensor, label: int, steps: int, keep: int, start: Tensor) -> Tensor:
-    """Images whose gradient is the received one: L-BFGS on ||gradient(x) - received||^2 from `start`, its last `keep` iterates.
+def reconstruct(network: Encoder, received: Tensor, label: int, steps: int, iterations: int, keep: int, start: Tensor) -> Tensor:
+    """Images whose gradient is the received one: L-BFGS on ||gradient(x) - received||^2 from `start`, the images after its last `keep` steps.
 
-    received: (E,), start: (1, 3, 32, 32) noise -> (min(keep, steps), 3, 32, 32). A step that leaves the finite numbers is undone
-    and ends the search.
+    received: (E,), start: (1, 3, 32, 32) noise; a step has so many iterations -> (min(keep, steps), 3, 32, 32). A step that leaves
+    the finite numbers is undone and ends the search.
     """
     image, target = start.clone().requires_grad_(), torch.tensor([label], device=start.device)
-    optimiser = torch.optim.LBFGS([image], lr=0.1)
+    optimiser = torch.optim.LBFGS([image], lr=0.1, max_iter=iterations)
 
     def closure() -> Tensor:
         loss = (gradient(network, image, target, differentiable=True) - received).square().sum()
