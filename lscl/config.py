@@ -158,11 +158,11 @@ PROFILES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Server work that a profile makes smaller, for the method it belongs to alone: the digests of all other runs stay as they are.
-# smoke: seconds; demo and mini: minutes on two cores with thousands of images (narrow generators, a short search, a tenth of the
-# synthetic images), and as many replayed images in a step as real ones.
+# smoke: seconds. demo and mini: minutes on two cores, so narrow generators, a fiftieth of GLFC's search, a twentieth of TARGET's images
+# (more than a client's own in a task), and in MFCL as many generated images in a step as real ones.
 _SMALL_SERVER = {
     "glfc": {"glfc_steps": 5, "glfc_images": 5},
-    "target": {"target_images": 800, "target_batch": 100, "target_width": 16, "target_warmup": 4, "target_student_steps": 50},
+    "target": {"target_images": 400, "target_batch": 50, "target_width": 16, "target_warmup": 4, "target_student_steps": 20},
     "mfcl": {"mfcl_replay": 32, "mfcl_latent": 100, "mfcl_width": 16, "mfcl_batch": 64},
 }  # fmt: skip
 SCALED: dict[str, dict[str, dict[str, Any]]] = {

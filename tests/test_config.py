@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lscl import config as config_module
-from lscl.config import DATASETS, PROFILES, TUNED, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import DATASETS, PROFILES, SCALED, TUNED, DatasetName, Experiment, MethodName, ProfileName, experiment
 from lscl.errors import LsclError
 
 
@@ -103,6 +103,16 @@ def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
     config = experiment(profile=profile, dataset="cifar100")
     assert (config.clients, config.tasks, config.classes_per_task, config.private_classes, config.rounds) == (5, 5, 8, 15, 5)
     assert experiment(profile=profile, dataset="glyphs").private_classes == 40
+
+
+@pytest.mark.parametrize("profile", SCALED)
+def test_a_smaller_server_is_the_method_s_own_business(profile):
+    """Else new methods would change the digests, and with them the records, of all the others."""
+    for method, values in SCALED[profile].items():
+        assert all(name.startswith(f"{method}_") for name in values)
+        assert all(getattr(experiment(profile=profile, method=method), name) == value for name, value in values.items())
+        other = experiment(profile=profile, method="fed_lscl")
+        assert all(getattr(other, name) == Experiment.model_fields[name].default for name in values)
 
 
 def other_value(name, now):
