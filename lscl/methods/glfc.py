@@ -29,7 +29,8 @@ class GLFC(OldModel):
 
     Dong et al. 2022 (arXiv 2203.11473). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client keeps positions of
     its exemplars, at most glfc_memory in all, and for the task the old model and `known`. The server keeps the reconstructed images
-    of the task at hand, the best model so far and its score.
+    of the task at hand, the best model so far and its score. A memory larger than the data keeps every image, one smaller than the number
+    of classes none; a class without images on a client has no exemplar and no gradient there.
     Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C + 4 q E with q classes of the task
     and E = 8136 + 769 C numbers of an encoder gradient; down M, in round 0 of every task but the first 2 M + C; without the proxy
     neither gradients nor the second M; with head_merge = holders C more in every later upload.

@@ -31,6 +31,7 @@ class OldModel(FedAvg):
     Up in round 0 of a task, beside the model: `holds`, the classes of the client's task; nothing else tells the server which
     classes exist. Down in round 0 of every later task: `known` = U, the classes of all earlier tasks of all clients. The global
     model of that round is the last one of the previous task, so a client copies it as its old model and no byte is sent twice.
+    A class of a client's task counts as known even if the client has no image of it.
     """
 
     def initial_server(self) -> dict[str, Tensor]:
