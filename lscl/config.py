@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lscl.errors import LsclError, unknown
 
 MethodName = Literal[
-    "fedavg", "fedprox", "fedavg_vit", "l2p", "dualprompt", "fedmgp", "pilora", "lorm", "fed_lscl",
+    "fedavg", "fedprox", "fedavg_vit", "l2p", "dualprompt", "glfc", "target", "mfcl", "fedmgp", "pilora", "lorm", "fed_lscl",
     "local_head", "local_lora",
 ]  # fmt: skip
 DatasetName = Literal["cifar100", "glyphs", "folder"]
@@ -82,6 +82,46 @@ class Experiment(BaseModel):
 
     lorm_rank: int = Field(1, ge=1, description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)")
     lorm_alpha: float = Field(0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)")
+    glfc_memory: int = Field(800, ge=0, description="exemplars per client, shared equally among its classes (official: 2000)")
+    glfc_selection: Literal["herding", "random"] = Field("herding", description="which images become exemplars")
+    glfc_gc: float = Field(0.5, ge=0, description="weight of the gradient-compensated loss from the second task on (official: 0.5)")
+    glfc_rd: float = Field(0.5, ge=0, description="weight of the relation distillation (official: 0.5)")
+    glfc_columns: Literal["global", "local"] = Field("global", description="loss over seen and old-model classes, or over the client's seen ones")
+    glfc_proxy: bool = Field(True, description="old model = best of the previous task by the proxy server's images; off: its last one")
+    glfc_perturb: int = Field(50, ge=0, description="gradient steps that disguise a prototype image (official: 50)")
+    glfc_steps: int = Field(250, ge=1, description="L-BFGS steps to reconstruct a prototype (official: 250)")
+    glfc_iterations: int = Field(20, ge=1, description="L-BFGS iterations in a step (official: 20)")
+    glfc_images: int = Field(20, ge=1, description="images kept of each reconstruction, those after the last steps (official: 20)")
+
+    target_images: int = Field(8000, ge=2, description="synthetic images, made by as many rounds as they need (official: 8000)")
+    target_batch: int = Field(256, ge=2, description="images made in one round of the synthesis (official: 256)")
+    target_steps: int = Field(10, ge=1, description="steps of the fast generator in a round, the best images are kept (official: 10)")
+    target_latent: int = Field(256, ge=1, description="length of the generator's input z (official: 256)")
+    target_width: int = Field(64, ge=1, description="channels of the generator's last block (official: 64)")
+    target_lr: float = Field(2e-3, gt=0, description="Adam learning rate of the generator (official: 0.002)")
+    target_lr_z: float = Field(0.01, gt=0, description="Adam learning rate of z (official: 0.01)")
+    target_bn: float = Field(10.0, ge=0, description="weight of the BatchNorm statistics (official: 10)")
+    target_onehot: float = Field(0.5, ge=0, description="weight of the cross-entropy with random labels (official: 0.5)")
+    target_adversarial: float = Field(1.0, ge=0, description="weight of the disagreement of teacher and student (official: 1)")
+    target_warmup: int = Field(20, ge=0, description="rounds before the student and the adversarial term begin (official: 20)")
+    target_student_steps: int = Field(400, ge=0, description="training steps of the student in a round (official: 400)")
+    target_temperature: float = Field(20.0, gt=0, description="temperature of the student's training (official: 20)")
+    target_meta: Literal["maml", "reptile", "plain"] = Field("maml", description="update of the generator by its fast copy; plain = no copy")
+    target_kd: float = Field(25.0, ge=0, description="weight of the distillation on synthetic images (official: 25)")
+
+    mfcl_ft: float = Field(1.0, ge=0, description="weight of the head-only cross-entropy over all classes (official: 1)")
+    mfcl_kd: float = Field(0.1, ge=0, description="weight of the distillation through the old head (official: 0.1)")
+    mfcl_replay: int = Field(128, ge=1, description="generated images per training step (official: 128)")
+    mfcl_latent: int = Field(1000, ge=1, description="length of the generator's input z (official: 1000)")
+    mfcl_width: int = Field(64, ge=1, description="channels of the generator's last block (official: 64)")
+    mfcl_steps: int = Field(100, ge=1, description="training steps of the generator per task (official: 100)")
+    mfcl_batch: int = Field(128, ge=2, description="images per step of the generator's training (official: 128)")
+    mfcl_lr: float = Field(1e-3, gt=0, description="Adam learning rate of the generator (official: 0.001)")
+    mfcl_tau: float = Field(1000.0, gt=0, description="temperature of the generator's class loss (official: 1000)")
+    mfcl_ce: float = Field(1.0, ge=0, description="weight of the generator's class loss (official: 1)")
+    mfcl_ie: float = Field(1.0, ge=0, description="weight of the information entropy over classes (official: 1)")
+    mfcl_bn: float = Field(50.0, ge=0, description="weight of the BatchNorm statistics (official: 50)")
+    mfcl_tv: float = Field(1e-3, ge=0, description="weight of the smoothness of the images (official: 0.001)")
 
     foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
@@ -166,20 +206,39 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, feature_norm=False, eval_split="holdout"),
 }  # fmt: skip
 
-# What a method needs smaller in a profile: tiny has three blocks, and the server of FedMGP goes through the whole ViT in every round,
-# so that with 20 images per class and 5 epochs it would cost more than all clients; with fewer steps, larger ones.
+# What a profile makes smaller for one method alone, so that the digests of all other runs stay as they are. smoke: seconds; the tiny
+# ViT has three blocks. demo and mini: minutes on two cores, so narrow generators, a fiftieth of GLFC's search, a twentieth of TARGET's
+# images (more than a client's own in a task), in MFCL as many generated images in a step as real ones. FedMGP's server goes through the
+# whole ViT in every round: with 20 images per class and 5 epochs it would cost more than all clients; with fewer steps, larger ones.
+_SMALL_SERVER: dict[str, dict[str, Any]] = {
+    "glfc": dict(glfc_steps=5, glfc_images=5),
+    "target": dict(target_images=400, target_batch=50, target_width=16, target_warmup=4, target_student_steps=20),
+    "mfcl": dict(mfcl_replay=32, mfcl_latent=100, mfcl_width=16, mfcl_batch=64),
+    "fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=1, mgp_surrogate_lr=1e-2),
+}
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "dualprompt": dict(dual_general_blocks=1, dual_task_blocks=2),
+        "glfc": dict(glfc_memory=12, glfc_perturb=2, glfc_steps=2, glfc_iterations=1, glfc_images=1),
+        "target": dict(
+            target_images=20, target_batch=8, target_steps=3, target_latent=8, target_width=4, target_warmup=1, target_student_steps=2,
+        ),
+        "mfcl": dict(mfcl_replay=8, mfcl_latent=8, mfcl_width=4, mfcl_steps=5, mfcl_batch=8),
         "fedmgp": dict(mgp_length=3, mgp_local_length=2, mgp_block=1, mgp_blocks=2, mgp_surrogate_per_class=1, mgp_surrogate_epochs=2),
     },
-    "demo": {"fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=1, mgp_surrogate_lr=1e-2)},
-    "mini": {"fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=2, mgp_surrogate_lr=1e-2)},
+    "demo": _SMALL_SERVER,
+    "mini": {**_SMALL_SERVER, "fedmgp": dict(mgp_surrogate_per_class=1, mgp_surrogate_epochs=2, mgp_surrogate_lr=1e-2)},
     "colab": {"fedmgp": dict(test_images_per_class=80)},
-}
+}  # fmt: skip
 
 # What a method changes in a profile: chosen on the tuning seed alone, from grids of the same size (lscl sweep tune).
-TUNED: dict[str, dict[str, dict[str, Any]]] = {}
+_TUNED: dict[str, dict[str, Any]] = {
+    "local_head": dict(lr=3e-3),
+    "fedavg_vit": dict(lr=3e-2),
+    "local_lora": dict(lr=1e-2),
+    "fed_lscl": dict(lr_generator_bias=3e-3, lr_generator=1e-5, o2d_lambda=10.0, auxiliary=0.0),
+}
+TUNED: dict[str, dict[str, dict[str, Any]]] = {"demo": _TUNED, "mini": _TUNED}
 
 # What a data set changes in a profile, after profile and method. Glyphs are drawn: there are 24 and 8 images of each class.
 _GLYPHS = {"private_classes": 40}

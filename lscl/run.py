@@ -1,5 +1,7 @@
 """One run from a config to a record: data, partition, frozen ViT, clients, the loop, saved after every round."""
 
+import io
+import math
 import resource
 import shutil
 import sys
@@ -8,14 +10,16 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from lscl import paths, records
 from lscl.config import Experiment
 from lscl.data.partition import Partition, partition
 from lscl.data.sources import load, surrogate
-from lscl.data.store import Dataset, ImageSet
+from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, federate
@@ -63,6 +67,7 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     method = kind(config, frozen, len(data.classes))
     if spare is not None:
         method.server_images = inputs(kind, frozen, spare, device, watch)
+    method.device = device
     clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in range(config.clients)]
     return data, parts, method, clients
 
@@ -136,6 +141,8 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     try:
         for report in federate(method, transport, done=len(reports)):
             reports.append(report)
+            if report.scores:  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
+                save_sheet(config, method, report.task, about["dirty"])
             save_state(state, reports, method, clients, about)
             progress.round(report)
     except KeyboardInterrupt:
@@ -147,6 +154,33 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     saved = records.read(records.save(record))  # as every later call will read it
     shutil.rmtree(state, ignore_errors=True)
     return saved
+
+
+def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = False) -> Path | None:
+    """Write what the method's server made in the task as a grid of images beside the records; -> its path, None if it made none.
+
+    Raises:
+        LsclError: the disk is full or the folder cannot be written.
+    """
+    images = method.sheet(task)
+    if images is None or len(images) == 0:
+        return None
+    path = records.folder(config.profile, dirty) / "sheets" / f"{config.name}--task{task + 1}.png"
+    data = io.BytesIO()
+    Image.fromarray(grid(images)).save(data, "PNG")
+    write_atomic(path, data.getvalue())
+    return path
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """Images side by side in a square as nearly as possible, row by row, black lines between: (n, H, W, 3) -> one (.., .., 3)."""
+    columns = math.ceil(len(images) ** 0.5)
+    rows = math.ceil(len(images) / columns)
+    n, height, width, _ = images.shape
+    cells = np.zeros((rows * columns, height + 1, width + 1, 3), np.uint8)
+    cells[:n, :height, :width] = images
+    cells = cells.reshape(rows, columns, height + 1, width + 1, 3).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
 
 
 def _record(

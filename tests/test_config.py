@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lscl import config as config_module
-from lscl.config import DATASETS, PROFILES, TUNED, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import DATASETS, PROFILES, SIZES, TUNED, DatasetName, Experiment, MethodName, ProfileName, experiment
 from lscl.errors import LsclError
 
 
@@ -101,7 +101,12 @@ def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value,
 def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
     for dataset in get_args(DatasetName):
         config = experiment(profile=profile, method=method, dataset=dataset)
-        expected = {**PROFILES[profile], **TUNED.get(profile, {}).get(method, {}), **DATASETS.get((profile, dataset), {})}
+        expected = {
+            **PROFILES[profile],
+            **SIZES.get(profile, {}).get(method, {}),
+            **TUNED.get(profile, {}).get(method, {}),
+            **DATASETS.get((profile, dataset), {}),
+        }
         assert all(getattr(config, key) == value for key, value in expected.items())
         assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"
 
@@ -111,6 +116,16 @@ def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
     config = experiment(profile=profile, dataset="cifar100")
     assert (config.clients, config.tasks, config.classes_per_task, config.private_classes, config.rounds) == (5, 5, 8, 15, 5)
     assert experiment(profile=profile, dataset="glyphs").private_classes == 40
+
+
+@pytest.mark.parametrize("profile", SIZES)
+def test_sizes_of_a_method_are_its_own_business(profile):
+    """Else new methods would change the digests, and with them the records, of all the others."""
+    other = experiment(profile=profile, dataset="cifar100", method="fed_lscl")
+    plain = Experiment(**PROFILES[profile])
+    for method, values in SIZES[profile].items():
+        assert all(getattr(experiment(profile=profile, dataset="cifar100", method=method), name) == value for name, value in values.items())
+        assert all(getattr(other, name) == getattr(plain, name) for name in values)
 
 
 def other_value(name, now):

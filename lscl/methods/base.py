@@ -6,6 +6,7 @@ Server state lives in `Method.server`, private client state in `Client.model` an
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +58,7 @@ class Method:
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
+        self.device = torch.device("cpu")  # where the server computes; lscl.run sets it
         self.server: dict[str, Tensor] = self.initial_server()
 
     @staticmethod
@@ -122,6 +124,10 @@ class Method:
     def server_end_task(self, task: int) -> None:
         """After every client has ended the task."""
 
+    def sheet(self, task: int) -> np.ndarray | None:
+        """Images the server made in the task, to look at: (n, H, W, 3) uint8; None if it made none."""
+        return None
+
     # -- client
     def start_task(self, client: Client) -> None:
         """Before the first round of a task."""
@@ -146,8 +152,12 @@ class Method:
         """What the client sends to the server."""
         about = {IMAGES: torch.tensor(len(client.current.train))}
         if self.by_holders:
-            about[HOLDS] = torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, client.classes, True)
+            about[HOLDS] = self.holds(client)
         return {**about, **self.shared(client.model)}
+
+    def holds(self, client: Client) -> Tensor:
+        """Which classes are in the client's task: (C,) bool."""
+        return torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, client.classes, True)
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         """Scores of all classes, (b, C); the evaluation masks them."""

@@ -13,7 +13,13 @@ from lscl.methods import METHODS
 from lscl.methods.base import Stage
 from lscl.methods.parts.masked import masked_cross_entropy
 
-OWN_LOSS = {"l2p", "dualprompt", "fedmgp", "pilora"}  # a pull of the keys on top; a loss for each phase; further terms
+OWN_LOSS = {
+    "l2p",
+    "dualprompt",
+    "glfc",
+    "fedmgp",
+    "pilora",
+}  # a pull of the keys on top; a binary one per class; a loss for each phase; further terms
 OWN_GROUPS = {"dualprompt", "fedmgp", "lorm"}  # the slot of the task only; two phases; one LoRA factor per round
 OWN_RATE = {"fedmgp", "pilora"}  # trains with the true class's prompt, tests with the nearest key's; distances are flatter than scores
 

@@ -1,0 +1,156 @@
+"""MFCL: the server trains a generator of images at the end of a task; clients draw their replay from it."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lscl.federation.client import Batch, Client
+from lscl.federation.payload import Payload
+from lscl.methods.base import Stage
+from lscl.methods.parts.masked import mask_logits, masked_cross_entropy
+from lscl.methods.parts.old_model import KNOWN, OldModel
+from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, kl_gap
+from lscl.seeding import seeded, torch_generator
+
+GENERATOR = "generator."  # prefix of the generator's names in server, payload and client state
+SHOWN = 64  # images on a sheet
+BLUR, SIGMA = 5, math.sqrt(2)  # pixels of the window, and the width that the released code computes for its nominal 1
+
+
+class MFCL(OldModel):
+    """A generator that the server trains on the global model alone replaces the images of old tasks: clients sample from it. New classes
+    are learnt by body and head, all classes by the head on features that are held fixed, and the old head's answers stay as they were.
+
+    Babakniya et al. 2023 (arXiv 2311.07784). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client keeps the old
+    model, `known` and the generator for the task; the server keeps the generator, whose training goes on from task to task.
+    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C (the classes of the client's task); down M,
+    in round 0 of every task but the first M + C + 4 G + 32 with the generator's G = 2 w s^2 (z + 1) + 54 w^2 + 50 w + 9 numbers for z =
+    mfcl_latent, w = mfcl_width and images of S pixels a side, s = S / 4 rounded up; above 64 pixels 4 G + 56, G = w s^2 (z + 1) + 45 w^2 + 56 w + 9,
+    s = S / 32 rounded up; with head_merge = holders C more in every later upload.
+
+    Differences from the official code:
+    1. classes are sets: replay is labelled among U = the classes of earlier tasks of any client, the old head is compared on U minus the
+       client's task, "all classes" are U and the client's task (there: column ranges). The server knows them from the flags that come up
+       in round 0 of a task.
+    2. the old model is what round 0 of a task brings anyway and is not sent a second time.
+    3. the body runs once per step (there twice, which counts every batch twice in the BatchNorm statistics), and the measuring hooks are
+       taken off the teacher after the generator's training (there they stay and slow every step down).
+    4. no importance weights: they are all one in the released code.
+    5. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state each round (there
+       SGD); the small CNN of this experiment.
+    6. the blurred image is compared inside a border of 2 pixels (there the border is reflected).
+    """
+
+    def build(self, client: int) -> nn.Module:
+        model = super().build(client)
+        batchnorms(model, self.config.method, self.config.cnn)
+        return model
+
+    def new_generator(self) -> ImageGenerator:
+        """An untrained generator; its images come out with mean 0 and variance 1, as the CNN takes them."""
+        config = self.config
+        last = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3, affine=False))
+        with seeded(config.seed, "generator"):
+            return ImageGenerator(config.mfcl_latent, config.image_size, config.mfcl_width, last, eps=0.8)
+
+    def load_generator(self, state: Payload) -> ImageGenerator:
+        """The generator among the tensors of server or client state."""
+        generator = self.new_generator()
+        generator.load_state_dict({name.removeprefix(GENERATOR): value for name, value in state.items() if name.startswith(GENERATOR)})
+        return generator
+
+    # ---- client
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        super().receive(client, payload, stage)
+        if stage.task > 0 and stage.name == "train":
+            client.scratch["generator"] = self.load_generator(client.state).to(client.device).eval()
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        """First task: CE. Later: CE of the new images + w_ft * `head_term` + w_kd * `old_head_term`, the body run once on all images."""
+        if "old" not in client.scratch:
+            return super().loss(client, batch)
+        config, model = self.config, client.model
+        replay, guessed = self.replay(client)
+        images, labels = torch.cat([batch.images, replay]), torch.cat([batch.labels, guessed])
+        f = model["cnn"](images)
+        new = masked_cross_entropy(model["head"](f[: len(batch.images)]), batch.labels, client.classes)
+        return new + config.mfcl_ft * self.head_term(client, f, labels) + config.mfcl_kd * self.old_head_term(client, f, images)
+
+    @torch.no_grad()
+    def replay(self, client: Client) -> tuple[Tensor, Tensor]:
+        """Images from the generator, (b, 3, S, S), and what the old model takes them for among the known classes, (b,)."""
+        z = torch.randn(self.config.mfcl_replay, self.config.mfcl_latent, generator=client.scratch["replay"]).to(client.device)
+        images, old = client.scratch["generator"](z), client.scratch["old"]
+        return images, mask_logits(old["head"](old["cnn"](images)), client.state[KNOWN].nonzero().squeeze(1)).argmax(1)
+
+    def head_term(self, client: Client, f: Tensor, labels: Tensor) -> Tensor:
+        """CE of W sg[f] over all classes seen: trains the head, never the body. f: (b, m), labels: (b,) -> ()."""
+        seen = (client.state[KNOWN] | self.holds(client)).nonzero().squeeze(1)
+        return masked_cross_entropy(client.model["head"](f.detach()), labels, seen)
+
+    def old_head_term(self, client: Client, f: Tensor, images: Tensor) -> Tensor:
+        """Mean over images and old columns of (W_old f - W_old f_old)^2: moves the body only. f: (b, m) -> (); 0 without old columns."""
+        old, columns = client.scratch["old"], self.old_columns(client).to(f.device)
+        with torch.no_grad():
+            before = old["cnn"](images)
+        weight = old["head"].weight[columns]
+        return F.linear(f - before, weight).square().sum() / max(1, len(f) * len(columns))
+
+    # ---- server
+
+    def initial_server(self) -> dict[str, Tensor]:
+        return {**super().initial_server(), **self.packed(self.new_generator())}
+
+    def packed(self, generator: ImageGenerator) -> Payload:
+        """The generator by the names it has in the server: parameters, BatchNorm means, variances and counters."""
+        return {f"{GENERATOR}{name}": value.detach().cpu().clone() for name, value in generator.state_dict().items()}
+
+    def once_per_task(self, stage: Stage) -> Payload:
+        generator = {name: value for name, value in self.server.items() if name.startswith(GENERATOR)}
+        return {**super().once_per_task(stage), **generator}
+
+    def server_end_task(self, task: int) -> None:
+        """Train the generator further, on the global model of the task's end."""
+        if task + 1 == self.config.tasks:
+            return
+        config, teacher, classes = self.config, self.teacher(), self.known()
+        generator = self.load_generator(self.server).to(self.device).train()
+        optimiser = torch.optim.Adam(generator.parameters(), lr=config.mfcl_lr)
+        draw = torch_generator(config.seed, "synthesis", task)
+        with Statistics(batchnorms(teacher, config.method, config.cnn)) as statistics:
+            for _ in range(config.mfcl_steps):
+                images = generator(torch.randn(config.mfcl_batch, config.mfcl_latent, generator=draw).to(self.device))
+                logits = teacher["head"](teacher["cnn"](images))[:, classes]
+                loss = config.mfcl_ce * F.cross_entropy(logits / config.mfcl_tau, logits.argmax(1)) + config.mfcl_ie * imbalance(logits)
+                loss = loss + config.mfcl_bn * kl_gap(statistics.batch(), statistics.running()) + config.mfcl_tv * roughness(images)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+        self.server |= self.packed(generator)
+
+    @torch.no_grad()
+    def sheet(self, task: int) -> np.ndarray | None:
+        if task + 1 == self.config.tasks:
+            return None
+        z = torch.randn(SHOWN, self.config.mfcl_latent, generator=torch_generator(self.config.seed, "sheet", task))
+        return as_pixels(self.load_generator(self.server).eval()(z)).numpy()
+
+
+def imbalance(logits: Tensor) -> Tensor:
+    """Information entropy term: 1 + sum_c p_c log p_c / log K, p the mean softmax of the batch; 0 = all classes alike. (b, K) -> ()."""
+    p = logits.softmax(1).mean(0).clamp_min(1e-12)
+    return 1 + (p * p.log()).sum() / math.log(max(2, len(p)))
+
+
+def roughness(images: Tensor) -> Tensor:
+    """Mean squared difference to the blurred image (5 x 5 Gaussian), inside the border. (b, 3, H, W) -> ()."""
+    edge = BLUR // 2
+    place = torch.arange(BLUR, device=images.device) - edge
+    line = torch.exp(-place.square() / (2 * SIGMA**2))
+    window = torch.outer(line, line) / line.sum().square()
+    blurred = F.conv2d(images, window.expand(3, 1, BLUR, BLUR), groups=3)
+    return (images[:, :, edge:-edge, edge:-edge] - blurred).square().mean()

@@ -1,0 +1,117 @@
+"""Images out of a trained network alone, for TARGET and MFCL: a generator, and the gap to what the BatchNorm layers remember."""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lscl.errors import LsclError
+
+SMALL = 64  # pixels: up to here two upsamplings, above five, as in the released codes at 32 and at 224 pixels
+Moments = list[tuple[Tensor, Tensor]]  # mean (c,) and variance (c,), one pair for each BatchNorm layer
+
+
+class ImageGenerator(nn.Module):
+    """z (n, latent) -> (n, 3, size, size): linear layer, then nearest-neighbour upsampling, convolution, BatchNorm, LeakyReLU.
+
+    Channels: 2w, 2w, w up to 64 pixels, w everywhere above. last: what follows the last convolution; eps: of the BatchNorm layers
+    behind convolutions. Sizes that are no power of two start from the size divided by 4 (or 32), rounded up.
+    """
+
+    def __init__(self, latent: int, size: int, width: int, last: nn.Module, eps: float = 1e-5):
+        super().__init__()
+        steps = 2 if size <= SMALL else 5
+        widths = [2 * width, 2 * width, width] if size <= SMALL else [width] * 6
+        self.sides = [math.ceil(size / 2**k) for k in range(steps, -1, -1)]
+        self.first = nn.Linear(latent, widths[0] * self.sides[0] ** 2)
+        self.start = nn.BatchNorm2d(widths[0])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b, eps), nn.LeakyReLU(0.2)) for a, b in pairwise(widths)
+        )
+        self.last = nn.Sequential(nn.Conv2d(widths[-1], 3, 3, padding=1), last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.start(self.first(z).view(len(z), -1, self.sides[0], self.sides[0]))
+        for side, block in zip(self.sides[1:], self.blocks):
+            x = block(F.interpolate(x, size=(side, side)))
+        return self.last(x)
+
+
+def batchnorms(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:
+    """The BatchNorm layers of a network.
+
+    Raises:
+        LsclError: there is none.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if not layers:
+        raise LsclError(f"cnn = {cnn!r}: {method} makes images from BatchNorm statistics, and this CNN has no BatchNorm layer")
+    return layers
+
+
+class Statistics:
+    """While the `with` block lasts: mean and variance of what entered each BatchNorm layer in the network's last forward pass."""
+
+    def __init__(self, layers: list[nn.Module]):
+        self.layers, self.last = layers, {}
+
+    def __enter__(self) -> "Statistics":
+        self.hooks = [layer.register_forward_pre_hook(self._measure) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _measure(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        x = inputs[0]
+        self.last[layer] = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+
+    def batch(self) -> Moments:
+        """Of the last batch, layer by layer; differentiable."""
+        return [self.last[layer] for layer in self.layers]
+
+    def running(self) -> Moments:
+        """What the layers remember of their training."""
+        return [(layer.running_mean, layer.running_var) for layer in self.layers]
+
+
+def mix(carried: Moments | None, batch: Moments, momentum: float) -> Moments:
+    """momentum * carried + (1 - momentum) * batch, layer by layer; the batch alone if nothing is carried."""
+    if carried is None:
+        return batch
+    return [tuple(momentum * old + (1 - momentum) * new for old, new in zip(*pair)) for pair in zip(carried, batch)]
+
+
+def norm_gap(batch: Moments, running: Moments) -> Tensor:
+    """TARGET's term: sum over layers of ||mean - running mean||_2 + ||variance - running variance||_2. -> ()."""
+    return sum((mean - mu).norm() + (variance - var).norm() for (mean, variance), (mu, var) in zip(batch, running))
+
+
+def kl_gap(batch: Moments, running: Moments) -> Tensor:
+    """MFCL's term: KL(N(running) || N(batch)), the mean over channels, then over layers. -> ()."""
+    gaps = []
+    for (mean, variance), (mu, var) in zip(batch, running):
+        variance, var = variance + 1e-8, var + 1e-8
+        gaps.append((0.5 * (variance / var).log() - 0.5 * (1 - (var + (mu - mean).square()) / variance)).mean())
+    return torch.stack(gaps).mean()
+
+
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth of its side, zeros coming in, and mirrored or not; differentiable. (n, 3, H, W)."""
+    n, _, height, width = images.shape
+    pad = max(1, height // 8)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    down, right = (torch.randint(2 * pad + 1, (n, 1), generator=generator) for _ in range(2))
+    rows, columns = down + torch.arange(height), right + torch.arange(width)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    columns[mirrored] = columns[mirrored].flip(1)
+    which = torch.arange(n)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Undo `federation.client.as_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
+    return ((images.detach() * 0.25 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
