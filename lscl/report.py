@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from lscl import paths
-from lscl.config import PROFILES, WHERE_AND_HOW, Experiment, experiment
+from lscl.config import PROFILES, SIZES, CHOSEN, WHERE_AND_HOW, Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
@@ -383,6 +383,23 @@ def config_table() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
 
+def method_values() -> pd.DataFrame:
+    """What one method alone has different in a profile: sizes, values from tuning, official values."""
+    rows = [
+        {
+            "method": METHOD_LABELS[method],
+            "profile": profile,
+            "why": why(profile),
+            "values": ", ".join(f"{key} = {_show(one)}" for key, one in values.items()),
+        }
+        for why, table in ((lambda profile: "size", SIZES), (lambda profile: "tuning" if profile in ("demo", "mini") else "official", CHOSEN))
+        for profile, methods in table.items()
+        for method, values in methods.items()
+    ]
+    order = list(METHOD_LABELS.values())
+    return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
+
+
 def _show(value: Any) -> str:
     if value is None:
         return "none"
@@ -440,7 +457,12 @@ def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.Data
 def write_tables() -> list[Path]:
     """Write every table that the book includes to results/tables/; -> their paths. Without records each file says so."""
     records = main_records(all_records("mini"))
-    texts = {"config": to_markdown(config_table()), "model_card": model_card(), "headline": _headline(records)}
+    texts = {
+        "config": to_markdown(config_table()),
+        "method_values": to_markdown(method_values(), index=False),
+        "model_card": model_card(),
+        "headline": _headline(records),
+    }
     folder = paths.results() / "tables"
     written = []
     for name, text in texts.items():

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lscl import config as config_module
-from lscl.config import DATASETS, PROFILES, SIZES, TUNED, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import DATASETS, PROFILES, SIZES, CHOSEN, DatasetName, Experiment, MethodName, ProfileName, experiment
 from lscl.errors import LsclError
 
 
@@ -104,7 +104,7 @@ def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
         expected = {
             **PROFILES[profile],
             **SIZES.get(profile, {}).get(method, {}),
-            **TUNED.get(profile, {}).get(method, {}),
+            **CHOSEN.get(profile, {}).get(method, {}),
             **DATASETS.get((profile, dataset), {}),
         }
         assert all(getattr(config, key) == value for key, value in expected.items())
@@ -170,7 +170,7 @@ def test_a_parameter_added_later_keeps_the_digests_of_finished_runs():
 
 
 def test_what_was_tuned_is_a_value_of_the_profile_for_that_method_only(monkeypatch):
-    monkeypatch.setitem(config_module.TUNED, "mini", {"local_head": {"lr": 0.5}})
+    monkeypatch.setitem(config_module.CHOSEN, "mini", {"local_head": {"lr": 0.5}})
     assert experiment(profile="mini", method="local_head").lr == 0.5
     assert experiment(profile="mini", method="local_head").overrides() == {}
     assert experiment(profile="mini", method="local_head", lr=0.25).overrides() == {"lr": 0.25}

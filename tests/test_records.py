@@ -127,7 +127,7 @@ def test_a_record_of_other_defaults_is_refused(make, smoke, one_line):
 def test_a_record_is_found_and_read_whatever_became_a_value_of_the_profile(make, smoke, monkeypatch):
     path = records.save(make(lr=0.25))
     assert records.read(path)["overrides"] == {"image_size": 16, "lr": 0.25}
-    monkeypatch.setitem(config.TUNED, "smoke", {"fed_lscl": {"lr": 0.25}})
+    monkeypatch.setitem(config.CHOSEN, "smoke", {"fed_lscl": {"lr": 0.25}})
     assert records.find(smoke())["overrides"] == {"image_size": 16}
     assert smoke().name != path.stem and smoke().digest == path.stem[-12:]
 
