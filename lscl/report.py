@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from lscl import paths
-from lscl.config import PROFILES, SIZES, CHOSEN, WHERE_AND_HOW, Experiment, experiment
+from lscl.config import CHOSEN, PROFILES, SIZES, WHERE_AND_HOW, Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lscl import config as config_module
-from lscl.config import DATASETS, PROFILES, SIZES, CHOSEN, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import CHOSEN, DATASETS, PROFILES, SIZES, DatasetName, Experiment, MethodName, ProfileName, experiment
 from lscl.errors import LsclError
 
 

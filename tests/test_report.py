@@ -259,7 +259,10 @@ class TestFiles:
     def test_without_records_every_table_is_a_sentence(self, places):
         written = {path.stem: path.read_text() for path in report.write_tables()}
         assert set(written) == {"config", "method_values", "model_card", "headline"}
-        assert "| LoRM |" not in written["method_values"] and "| GLFC | smoke | size | glfc_memory = 12, " in written["method_values"]
+        assert (
+            "| LoRM | paper | official | lr = 0.003 |" in written["method_values"]
+            and "| GLFC | smoke | size | glfc_memory = 12, " in written["method_values"]
+        )
         assert written["headline"].strip() == report.NO_RECORDS
 
     def test_headline_from_records(self, places):
