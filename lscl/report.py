@@ -224,6 +224,12 @@ def minutes(record: Record) -> float:
     return sum(record["seconds"].values()) / 60
 
 
+ONE_SEED = "with one seed nothing can be concluded"
+TIED = "not told apart from it by these seeds, the interval holding zero"
+APART = "told apart from it, the interval leaving out zero"
+VERDICTS = (ONE_SEED, TIED, APART)
+
+
 @dataclass(frozen=True)
 class Paired:
     """Difference of two systems over the seeds that both have, in percentage points."""
@@ -235,10 +241,8 @@ class Paired:
         """What the difference allows to say."""
         found = self.difference
         if found.n == 1:
-            return "with one seed nothing can be concluded"
-        if abs(found.mean) <= found.half_width:
-            return "the interval holds zero, so these seeds do not tell the two apart"
-        return "the interval leaves out zero"
+            return ONE_SEED
+        return TIED if abs(found.mean) <= found.half_width else APART
 
 
 def paired(ours: Sequence[Record], others: Sequence[Record], mask: str) -> Paired:
@@ -278,13 +282,18 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
     found = {name: summary(final(one, mask) for one in group) for name, group in groups.items()}
     order = sorted(found, key=lambda name: -found[name].mean)
     best = order[0]
+    gaps = {name: paired(groups[best], groups[name], mask) for name in order[1:]}
     text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {best}, {found[best].mean:.1f} %."]
-    for name in order[1:]:
-        result = paired(groups[best], groups[name], mask)
-        gap = result.difference
-        spread = f" (95 % interval {gap.interval})" if gap.n > 1 else ""
-        text.append(f"{name} follows {gap.mean:.1f} points behind{spread}: {result.verdict}.")
+    for verdict in VERDICTS:
+        behind = [f"{name} {_points(gap)}" for name, gap in gaps.items() if gap.verdict == verdict]
+        if behind:
+            text.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(behind)}.")
     return " ".join(text)
+
+
+def _points(gap: Paired) -> str:
+    spread = f" (95 % interval {gap.difference.interval})" if gap.difference.n > 1 else ""
+    return f"{gap.difference.mean:.1f} points behind{spread}"
 
 
 def coverage(records: Iterable[Record]) -> str:

@@ -199,14 +199,14 @@ class TestReading:
         ]
         text = report.reading(groups, "task")
         assert "highest mean is that of own head only" in text
-        assert "5.0 points behind (95 % interval 5.0 to 5.0): the interval leaves out zero" in text
+        assert text.endswith("Told apart from it, the interval leaving out zero: Fed-LSCL (O2D exact) 5.0 points behind (95 % interval 5.0 to 5.0).")
 
     def test_not_told_apart(self):
         groups = [record(seed=s, score=80) for s in (1, 2, 3)] + [record("local_head", seed=s, score=80 + x) for s, x in ((1, -3), (2, 0), (3, 4))]
-        assert "do not tell the two apart" in report.reading(groups, "seen")
+        assert "Not told apart from it by these seeds, the interval holding zero: Fed-LSCL" in report.reading(groups, "seen")
 
     def test_one_seed_concludes_nothing(self):
-        assert "with one seed nothing can be concluded" in report.reading([record(), record("local_head", score=99)], "task")
+        assert "With one seed nothing can be concluded" in report.reading([record(), record("local_head", score=99)], "task")
 
     def test_other_partitions_are_not_paired(self, one_line):
         with pytest.raises(LsclError) as caught:
