@@ -110,7 +110,7 @@ def table_command(
     for found in sorted({one["dataset"] for one in records} if dataset is None else {dataset}):
         chosen = select(records, dataset=found)
         if chosen:
-            print(f"\n{found}, profile {profile}\n{report.scores(chosen).to_string()}\n{report.provenance(chosen)}")
+            print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
     report.write_tables()

@@ -190,26 +190,33 @@ def table1(records: Iterable[Record], dataset: str, draft: bool = False) -> pd.D
 
 
 def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
-    """One row per system: final accuracies under the three masks, forgetting and backward transfer, and what it cost.
+    """One row per system: final accuracies under the three masks, forgetting and backward transfer.
 
     Accuracies in percent after the last task over all tasks of all clients; forgetting and backward transfer in percentage points
-    under the class-incremental mask; MB (10^6 bytes) per client and round. Mean ± standard deviation over the seeds.
+    under the class-incremental mask. Mean ± standard deviation over the seeds.
     """
     columns: dict[str, Callable[[Record], float]] = {
         **{f"{text} %": lambda one, mask=mask: final(one, mask) for mask, text in MASK_LABELS.items()},
         "forgetting": lambda one: forgetting(accuracy(one, "seen")),
         "backward transfer": lambda one: backward_transfer(accuracy(one, "seen")),
     }
-    costs: dict[str, tuple[Callable[[Record], float], str]] = {
+    rows = {name: {column: str(summary(map(of, group))) for column, of in columns.items()} for name, group in cells(records, draft).items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def costs(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
+    """One row per system, means over the seeds: MB (10^6 bytes) per client and round, trained parameters of a client, minutes, memory."""
+    columns: dict[str, tuple[Callable[[Record], float], str]] = {
         "MB up": (lambda one: traffic(one, "bytes_up"), ".2f"),
         "MB down": (lambda one: traffic(one, "bytes_down"), ".2f"),
+        "trained parameters": (lambda one: float(np.mean(one["trained_parameters"])), ",.0f"),
         "minutes": (minutes, ".1f"),
         "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
     }
-    rows = {}
-    for name, group in cells(records, draft).items():
-        rows[name] = {column: str(summary(map(of, group))) for column, of in columns.items()}
-        rows[name] |= {column: format(summary(map(of, group)).mean, form) for column, (of, form) in costs.items()}
+    rows = {
+        name: {column: format(summary(map(of, group)).mean, form) for column, (of, form) in columns.items()}
+        for name, group in cells(records, draft).items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
@@ -486,7 +493,7 @@ def _headline(records: list[Record]) -> str:
         chosen = select(records, dataset=dataset)
         if not chosen:
             continue
-        table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting", "MB up", "minutes"]]
+        table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(costs(chosen)[["MB up", "minutes"]])
         seeds = len({one["seed"] for one in chosen})
         title = f"**{DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}"
         parts.append(f"{title}\n\n{to_markdown(table)}\n\n{reading(chosen, 'seen')}\n\n<small>{provenance(chosen)}</small>")
