@@ -80,6 +80,45 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+# Table 2 and beyond: Fed-LSCL without or with other components. The first entry is the whole system.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "no O2D": {"o2d": "none"},
+    "no SM-CF": {"continual": "none"},
+    "neither O2D nor SM-CF": {"o2d": "none", "continual": "none"},
+    "static LoRA for the written one": {"collaboration": "static"},
+    "static LoRA, neither O2D nor SM-CF": {"collaboration": "static", "o2d": "none", "continual": "none"},
+    "CNN alone": {"collaboration": "cnn"},
+    "CNN alone, no SM-CF": {"collaboration": "cnn", "continual": "none"},
+    "generators averaged for O2D": {"o2d": "average"},
+    "O2D by gradient": {"o2d": "sgd"},
+    "EWC for SM-CF": {"continual": "ewc"},
+    "LwF for SM-CF": {"continual": "lwf"},
+    "replay for SM-CF": {"continual": "replay"},
+}
+BLOCKS = range(8)  # the paper's Fig. 3 on the mini ViT: every block
+BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
+
+
+def ablations(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Fed-LSCL with every set of components, with every seed."""
+    return _variants(values, seeds, list(ABLATIONS.values()))
+
+
+def blocks(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Fed-LSCL with every adapted block."""
+    return _variants(values, seeds, [{"block": block} for block in BLOCKS])
+
+
+def buffers(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Fed-LSCL with every buffer size."""
+    return _variants(values, seeds, [{"buffer_per_class": size} for size in BUFFERS])
+
+
+def _variants(values: dict[str, Any], seeds: list[int], variants: list[dict[str, Any]]) -> list[Experiment]:
+    return [experiment(**{**values, **variant, "method": "fed_lscl", "seed": seed}) for seed in seeds for variant in variants]
+
+
 # When does writing an update per image help? One task, no federation: only what the update is made of differs.
 _ALONE = {"method": "fed_lscl", "tasks": 1, "o2d": "none", "continual": "none"}
 WRITERS: dict[str, dict[str, Any]] = {
@@ -102,7 +141,7 @@ def regime_run(values: dict[str, Any], regime: dict[str, Any], writer: str, seed
 
 
 def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False, methods: Collection[str] = ()) -> None:
-    """Run what is missing of the set `name` (table1, regimes or tune) under the config `values`.
+    """Run what is missing of the set `name` (a key of SWEEPS) under the config `values`.
 
     With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
 
@@ -144,7 +183,14 @@ def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     return [config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs]
 
 
-SWEEPS: dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]] = {"table1": table1, "regimes": regimes, "tune": tune}
+SWEEPS: dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]] = {
+    "table1": table1,
+    "ablations": ablations,
+    "blocks": blocks,
+    "buffers": buffers,
+    "regimes": regimes,
+    "tune": tune,
+}
 
 
 def _points() -> list[tuple[str, dict[str, Any]]]:
