@@ -74,7 +74,7 @@ def run_command(values: dict) -> None:
 @config_options("method", "seed")
 def sweep_command(
     values: dict,
-    name: Annotated[str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, regimes, tune")] = "table1",
+    name: Annotated[str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, tune")] = "table1",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,

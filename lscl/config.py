@@ -129,7 +129,7 @@ class Experiment(BaseModel):
     rank: int = Field(4, ge=1, description="rank r of the update (authors' code: 4)")
     lora_alpha: float = Field(16.0, gt=0, description="scale s = lora_alpha / rank (authors' code: 16)")
 
-    cnn: str = Field("small", min_length=1, description="each client's CNN: small, tiny, or a torchvision name; several with commas")
+    cnn: str = Field("small", min_length=1, description="each client's CNN: small, tiny, a name of torchvision or timm; several with commas")
     features: int = Field(128, ge=1, description="width m of the CNN's features (512 for ResNet-18)")
     feature_norm: bool = Field(True, description="layer-normalise f before the generator")
     lr_cnn: float = Field(1e-3, gt=0, description="Adam learning rate of the CNN")

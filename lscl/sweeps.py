@@ -10,6 +10,7 @@ from lscl.config import Experiment, MethodName, experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.evaluation import average_so_far
+from lscl.models.small import MINI_FIVE, TORCHVISION
 from lscl.run import Busy, run
 
 TUNING_SEED = 7  # never one of the reported seeds
@@ -115,6 +116,12 @@ def buffers(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     return _variants(values, seeds, [{"buffer_per_class": size} for size in BUFFERS])
 
 
+def cnns(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    """Fed-LSCL with the same CNN on all clients and with five different ones (the paper's Fig. 4), in sizes that fit the profile."""
+    large = values.get("profile") in ("colab", "paper")
+    return _variants(values, seeds, [{}, {"cnn": ",".join(TORCHVISION if large else MINI_FIVE)}])
+
+
 def _variants(values: dict[str, Any], seeds: list[int], variants: list[dict[str, Any]]) -> list[Experiment]:
     return [experiment(**{**values, **variant, "method": "fed_lscl", "seed": seed}) for seed in seeds for variant in variants]
 
@@ -188,6 +195,7 @@ SWEEPS: dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]] = {
     "ablations": ablations,
     "blocks": blocks,
     "buffers": buffers,
+    "cnns": cnns,
     "regimes": regimes,
     "tune": tune,
 }

@@ -143,7 +143,7 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
     assert all(config.tasks == 1 and config.o2d == "none" for config in runs)
 
 
-@pytest.mark.parametrize(("name", "count"), [("ablations", 13), ("blocks", 8), ("buffers", 6)])
+@pytest.mark.parametrize(("name", "count"), [("ablations", 13), ("blocks", 8), ("buffers", 6), ("cnns", 2)])
 def test_studies_hold_the_whole_system_once_and_differ_in_one_respect(name, count):
     runs = sweeps.SWEEPS[name]({"profile": "mini", "dataset": "cifar100"}, [42])
     assert len({config.digest for config in runs}) == len(runs) == count

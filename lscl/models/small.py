@@ -1,14 +1,19 @@
 """The small CNNs theta_k, one on each client: (b, 3, H, W) -> f: (b, m)."""
 
+import timm
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.densenet import DenseNet
+from torchvision.models.vgg import make_layers
 
 from lscl.config import Experiment
 from lscl.errors import unknown
 
 TORCHVISION = ("resnet18", "mobilenet_v3_large", "densenet121", "efficientnet_b3", "vgg16_bn")  # paper Fig. 4, clients 0 to 4
 WIDTHS = {"tiny": (8, 16), "small": (32, 64, 128, 128)}
+# Five families in sizes for 32 pixels and two cores, for the profiles demo and mini: names of timm, and two that timm has only large.
+MINI_FIVE = ("resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg")
 STEM_MAX_SIZE = 64  # pixels: below, ResNet's first stride and max-pool would leave nothing to look at
 
 
@@ -47,6 +52,9 @@ class FeatureExtractor(nn.Module):
 def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> FeatureExtractor:
     """The CNN of a client, untrained: `config.cnn` is one name for all, or several with commas dealt out in turn.
 
+    tiny and small are ours; mini_densenet and mini_vgg are torchvision's classes with few channels; the paper's five come from
+    torchvision, everything else from timm, by its name.
+
     norm: layer-normalise the features, None = as config.feature_norm says.
 
     Raises:
@@ -58,8 +66,19 @@ def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> Feat
     if name in WIDTHS:
         cnn = SmallCNN(WIDTHS[name])
         return FeatureExtractor(cnn, cnn.features, config.features, norm)
+    if name == "mini_densenet":
+        cnn = DenseNet(growth_rate=12, block_config=(3, 3, 3, 3), num_init_features=24)
+        width, cnn.classifier = cnn.classifier.in_features, nn.Identity()
+        return FeatureExtractor(cnn, width, config.features, norm)
+    if name == "mini_vgg":
+        cnn = nn.Sequential(make_layers([32, "M", 64, "M", 128, 128, "M", 128, 128], batch_norm=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return FeatureExtractor(cnn, 128, config.features, norm)
+    if name not in TORCHVISION and timm.is_model(name):
+        cnn = timm.create_model(name, pretrained=False, num_classes=0)
+        width = cnn.num_features if not hasattr(cnn, "head_hidden_size") else cnn.head_hidden_size
+        return FeatureExtractor(cnn, width, config.features, norm)
     if name not in TORCHVISION:
-        raise unknown("cnn", name, [*WIDTHS, *TORCHVISION])
+        raise unknown("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
     cnn = torchvision.models.get_model(name, weights=None)
     width = next(m for m in (cnn.fc if hasattr(cnn, "fc") else cnn.classifier).modules() if isinstance(m, nn.Linear)).in_features
     if name == "vgg16_bn":  # its first linear layer sees a 7 x 7 map; the features are the global mean

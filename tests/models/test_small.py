@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lscl.errors import LsclError
-from lscl.models.small import TORCHVISION, small_cnn
+from lscl.models.small import MINI_FIVE, TORCHVISION, small_cnn
 
-NAMES = ("tiny", "small", *TORCHVISION)
+NAMES = ("tiny", "small", *TORCHVISION, *MINI_FIVE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +40,7 @@ def test_several_cnns_are_dealt_out_in_turn(smoke):
     assert widths == [16, 128, 16, 128]
 
 
-@pytest.mark.parametrize(("name", "near"), [("resnet8", "'resnet18'"), ("tiny,smal", "'small'")])
+@pytest.mark.parametrize(("name", "near"), [("resnet81", "'resnet18'"), ("tiny,smal", "'small'")])
 def test_an_unknown_cnn_gets_the_nearest_one(smoke, name, near, one_line):
     with pytest.raises(LsclError) as caught:
         small_cnn(smoke(cnn=name), 1)
