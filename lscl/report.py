@@ -1,5 +1,6 @@
 """Records -> tables and sentences. Every number that the book shows passes through here."""
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from lscl.config import CHOSEN, PROFILES, SIZES, WHERE_AND_HOW, Experiment, expe
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
+from lscl.methods import METHODS
 from lscl.models.foundation import WEIGHTS
 from lscl.records import Record, accuracy, all_records, select
 from lscl.sweeps import REGIMES, TABLE1, TUNING_SEED, WRITERS, regime_run
@@ -446,6 +448,21 @@ def _facts(values: dict[str, Any]) -> pd.DataFrame:
 # ---- text
 
 
+def systems() -> str:
+    """Every system's own description, from its class: idea, source, payload, differences from the released code, as markdown."""
+    parts = []
+    for method, text in METHOD_LABELS.items():
+        kind = METHODS[method]
+        lines = []
+        for line in inspect.getdoc(kind).splitlines():
+            if line.startswith("    ") and lines and lines[-1] and not lines[-1].startswith("    "):
+                lines.append("")  # what is set in columns stays so
+            lines.append(line)
+        body = "\n".join(lines)
+        parts.append(f"## {text}\n\n`--method {method}`, code: `{kind.__module__}.{kind.__name__}`\n\n{body}")
+    return "\n\n".join(parts)
+
+
 def to_markdown(table: pd.DataFrame, index: bool = True) -> str:
     """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses."""
     shown = table.reset_index() if index else table
@@ -476,6 +493,7 @@ def write_tables() -> list[Path]:
     texts = {
         "config": to_markdown(config_table()),
         "method_values": to_markdown(method_values(), index=False),
+        "systems": systems(),
         "model_card": model_card(),
         "headline": _headline(records),
     }

@@ -10,6 +10,7 @@ import pytest
 from lscl import records, report, sweeps
 from lscl.config import experiment
 from lscl.errors import LsclError
+from lscl.methods import METHODS
 from lscl.report import Summary
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
@@ -259,10 +260,19 @@ class TestWriters:
         assert report.writers([record()]).empty
 
 
+def test_every_system_has_its_description_with_source_and_payload():
+    text = report.systems()
+    for method, kind in METHODS.items():
+        part = text.split(f"`--method {method}`")[1].split("\n## ")[0]
+        assert "payload" in part.lower() or "returned: nothing" in part, method
+        assert "arXiv" in part or "Not in the paper" in part or method == "fed_lscl", method
+        assert kind.__name__ in part
+
+
 class TestFiles:
     def test_without_records_every_table_is_a_sentence(self, places):
         written = {path.stem: path.read_text() for path in report.write_tables()}
-        assert set(written) == {"config", "method_values", "model_card", "headline"}
+        assert set(written) == {"config", "method_values", "systems", "model_card", "headline"}
         assert (
             "| LoRM | paper | official | lr = 0.003 |" in written["method_values"]
             and "| GLFC | smoke | size | glfc_memory = 12, " in written["method_values"]
