@@ -100,13 +100,14 @@ def table_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
 ) -> None:
-    """Print the scores of all finished runs of a profile, mean over seeds, and write the tables of the book."""
+    """Print the scores of all finished runs of a profile but those for tuning, mean over seeds, and write the tables of the book."""
     from lscl import report
     from lscl.records import all_records, select
+    from lscl.sweeps import TUNING_SEED
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    records = all_records(profile)
+    records = [one for one in all_records(profile) if one["seed"] != TUNING_SEED]
     for found in sorted({one["dataset"] for one in records} if dataset is None else {dataset}):
         chosen = select(records, dataset=found)
         if chosen:
