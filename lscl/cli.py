@@ -1,4 +1,4 @@
-"""The command line: `lscl run`, `sweep`, `table`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
+"""The command line: `lscl run`, `sweep`, `table`, `verify`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
 
 import inspect
 import os
@@ -115,6 +115,22 @@ def table_command(
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
     report.write_tables()
+
+
+@app.command("verify")
+def verify_command(
+    profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
+    sample: Annotated[int, typer.Option(help="how many records, drawn at random")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="seed of that draw")] = 0,
+    dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
+) -> None:
+    """Compute some recorded runs again from nothing and compare them with the records, to the bit."""
+    from lscl.verify import verify_sample
+
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset)}")
 
 
 @data_app.command("show")

@@ -1,0 +1,86 @@
+"""Compute recorded runs again from nothing and compare: on the CPU, with the recorded threads, everything must be equal to the bit."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lscl import paths, records
+from lscl.config import Experiment, experiment
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError
+from lscl.run import run
+from lscl.seeding import numpy_generator
+from lscl.sweeps import TUNING_SEED
+
+IGNORED = {*records.TIMES, "overrides", "name", "config", "config_digest"}  # parameters that came later are completed, not compared
+
+
+def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> list[records.Record]:
+    """`count` records of a profile drawn at random, without those for tuning.
+
+    Raises:
+        LsclError: there are not so many.
+    """
+    found = [one for one in records.all_records(profile) if one["seed"] != TUNING_SEED and dataset in (None, one["dataset"])]
+    if not 1 <= count <= len(found):
+        raise LsclError(f"sample = {count}: there are {len(found)} records to verify, give 1 to {len(found)}")
+    chosen = numpy_generator(seed, "verify").choice(len(found), count, replace=False)
+    return [found[i] for i in sorted(chosen)]
+
+
+def verify(record: records.Record, data_dir: Path | None = None) -> dict[str, Any]:
+    """Run the record's config from nothing, apart from what lies in the cache; -> what differs, and where and how long it ran."""
+    config = experiment(**{**_fields(record), "data_dir": data_dir})
+    with _scratch():
+        again = run(config)
+    differs = sorted(key for key in (set(record) | set(again)) - IGNORED if key in record and record[key] != again.get(key))
+    return {
+        "name": record["name"],
+        "equal": not differs,
+        "differs": differs,
+        "seconds": round(sum(again["seconds"].values()), 1),
+        "hardware": again["hardware"],
+        "versions": again["versions"],
+        "recorded_at": record["commit"],
+        "verified_at": again["commit"],
+    }
+
+
+def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = None, dataset: str | None = None) -> Path:
+    """Verify some records, print a line each, and keep the outcome in results/verified/<profile>.json.
+
+    Raises:
+        LsclError: a record is not equal; the outcome is written all the same.
+    """
+    found = []
+    for record in sample(profile, count, seed, dataset):
+        found.append(verify(record, data_dir))
+        print(f"{found[-1]['name']}: {'equal to the bit' if found[-1]['equal'] else 'differs in ' + ', '.join(found[-1]['differs'])}", flush=True)
+    path = paths.results() / "verified" / f"{profile}.json"
+    write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
+    unequal = [one["name"] for one in found if not one["equal"]]
+    if unequal:
+        raise LsclError(f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}")
+    return path
+
+
+def _fields(record: records.Record) -> dict[str, Any]:
+    return {key: value for key, value in record["config"].items() if key in Experiment.model_fields}
+
+
+@contextmanager
+def _scratch() -> Iterator[None]:
+    """A results folder of its own, so that the record is made and not read."""
+    before = os.environ.get("LSCL_ROOT")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LSCL_ROOT"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("LSCL_ROOT")
+            if before is not None:
+                os.environ["LSCL_ROOT"] = before
