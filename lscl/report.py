@@ -512,7 +512,7 @@ def _headline(records: list[Record]) -> str:
         if not chosen:
             continue
         table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(costs(chosen)[["MB up", "minutes"]])
-        seeds = len({one["seed"] for one in chosen})
-        title = f"**{DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over {seeds} seed{'s' if seeds > 1 else ''}"
+        table["seeds"] = [str(len(group)) for group in cells(chosen).values()]
+        title = f"**{DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over the seeds"
         parts.append(f"{title}\n\n{to_markdown(table)}\n\n{reading(chosen, 'seen')}\n\n<small>{provenance(chosen)}</small>")
     return "\n\n".join(parts) if parts else NO_RECORDS
