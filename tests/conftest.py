@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests_root import Recorder
 
 from lscl import records
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.federation.client import Client
-from lscl.federation.loop import InProcess, federate
-from lscl.federation.payload import seal
+from lscl.federation.loop import federate
 from lscl.methods import METHODS
+from lscl.methods.base import Stage
 from lscl.models.foundation import foundation
 from lscl.progress import Progress
 from lscl.run import inputs, run
@@ -98,15 +99,6 @@ def federation(toy):
     return make
 
 
-class Recorder(InProcess):
-    """Keeps copies of everything that is sent: (stage, downloads, uploads)."""
-
-    def ask(self, stage, downloads):
-        answers = super().ask(stage, downloads)
-        self.__dict__.setdefault("log", []).append((stage, dict(downloads), {k: seal(payload, "test") for k, payload in answers.items()}))
-        return answers
-
-
 @pytest.fixture
 def played(federation):
     """played(config, rounds): method, clients and what was sent, after so many reports of the loop (None = all), clients in evaluation mode."""
@@ -120,6 +112,27 @@ def played(federation):
         for client in clients:
             client.model.eval()
         return method, clients, transport.log
+
+    return make
+
+
+@pytest.fixture
+def second_task(played, smoke):
+    """second_task(name, moved, **values): method and first client in round 0 of the second task, in evaluation mode.
+
+    moved: how far the client's parameters have gone since, as the standard deviation of a random step.
+    """
+
+    def make(name, moved=0.0, **values):
+        method, clients, _ = played(smoke(method=name, **values), 2)
+        client, draw = clients[0], torch.Generator().manual_seed(0)
+        client.task, client.round = 1, 0
+        method.receive(client, method.broadcast(0, Stage(1, 0)), Stage(1, 0))
+        client.model.eval()
+        with torch.no_grad():
+            for parameter in client.model.parameters():
+                parameter += moved * torch.randn(parameter.shape, generator=draw)
+        return method, client
 
     return make
 

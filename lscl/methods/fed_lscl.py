@@ -20,6 +20,7 @@ from lscl.methods.parts.buffer import index_sample, lowest_loss
 from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
 from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack, second_moments, unpack
+from lscl.methods.parts.passes import over
 from lscl.models.foundation import LowRank
 from lscl.models.generator import Generator
 from lscl.models.small import small_cnn
@@ -27,7 +28,6 @@ from lscl.seeding import seeded
 
 FISHER_IMAGES = 64  # of a task, for EWC
 LWF_TEMPERATURE = 2.0
-EVAL_BATCH = 200  # images per forward pass without gradients
 
 
 class FedLSCL(Method):
@@ -135,7 +135,7 @@ class FedLSCL(Method):
             old = torch.tensor(client.partition.seen(client.id, client.task - 1))
             return config.lwf_weight * distillation(logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE)
         if config.continual == "replay" and len(state["buffer"]) > 0:
-            kept = client.train.batch(self.drawn(client, len(batch.index)))
+            kept = client.train.batch(state["buffer"][self.drawn(client, len(batch.index))])
             seen = torch.tensor(client.partition.seen(client.id, client.task))
             return config.replay_weight * replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
         return nothing
@@ -148,14 +148,12 @@ class FedLSCL(Method):
         """For LwF, what the model at the end of the previous task says about the new images."""
         if self.config.continual == "lwf" and client.task > 0:
             client.model.eval()
-            with torch.no_grad():
-                parts = [self.logits(client, client.train.batch(part)).cpu() for part in client.train_index.split(EVAL_BATCH)]
-            client.state["previous.logits"] = torch.cat(parts)
+            client.state["previous.logits"] = over(client.train, client.train_index, lambda batch: self.logits(client, batch)).cpu()
 
     def drawn(self, client: Client, size: int) -> Tensor:
-        """Positions of `size` images drawn from the buffer."""
-        buffer = client.state["buffer"]
-        return buffer[torch.randint(len(buffer), (min(size, len(buffer)),), generator=client.scratch["replay"])]
+        """Rows of the buffer, `size` of them drawn with replacement, or as many as it has."""
+        kept = len(client.state["buffer"])
+        return torch.randint(kept, (min(size, kept),), generator=client.scratch["replay"])
 
     def consistency(self, client: Client, size: int) -> Tensor:
         """Eq. 4 on `size` images drawn from the buffer.
@@ -163,7 +161,7 @@ class FedLSCL(Method):
         The previous CNN's features of the kept images never change, so they are stored instead of the previous CNN.
         """
         state, model = client.state, client.model
-        chosen = torch.randint(len(state["buffer"]), (min(size, len(state["buffer"])),), generator=client.scratch["replay"])
+        chosen = self.drawn(client, size)
         f = self.look(client, client.train.batch(state["buffer"][chosen]))
         before = state["previous.features"][chosen].to(f.device)
         term = self.config.alpha * self.distance(f, before)
@@ -183,12 +181,8 @@ class FedLSCL(Method):
 
     def end_task(self, client: Client) -> None:
         """Keep the lowest-loss images of the task, then remember what CNN and generator do, as the term against forgetting needs."""
-        index = client.train_index
-        with torch.no_grad():
-            for part in index.split(EVAL_BATCH):
-                batch = client.train.batch(part)
-                losses = masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes, reduction="none")
-                client.scratch["losses"][part] = losses.cpu()
+        loss = lambda batch: masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes, reduction="none")
+        client.scratch["losses"][client.train_index] = over(client.train, client.train_index, loss).cpu()
         client.state["buffer"] = self.kept(client)
         if self.config.continual == "consistency" and len(client.state["buffer"]) > 0:
             client.state["previous.features"] = self.features(client, client.state["buffer"])
@@ -214,16 +208,13 @@ class FedLSCL(Method):
     def kept(self, client: Client) -> Tensor:
         """Positions of the buffer's images and, behind them, of the lowest-loss images of the task at hand."""
         index = client.train_index
-        labels = torch.from_numpy(client.train.images.labels[index.numpy()])
-        new = lowest_loss(index, labels, client.scratch["losses"][index], self.config.buffer_per_class)
+        new = lowest_loss(index, client.train.batch(index).labels.cpu(), client.scratch["losses"][index], self.config.buffer_per_class)
         return torch.cat([client.state.get("buffer", new[:0]), new])
 
     def features(self, client: Client, index: Tensor) -> Tensor:
         """f of the images at `index`, CNN in evaluation mode: (n, m) on the CPU."""
         client.model.eval()
-        with torch.no_grad():
-            parts = [self.look(client, client.train.batch(part)).cpu() for part in index.split(EVAL_BATCH)]
-        return torch.cat(parts) if parts else torch.empty(0, self.m)
+        return over(client.train, index, lambda batch: self.look(client, batch)).cpu()
 
     # ---- 4.4 One-by-One Distillation
 
@@ -244,10 +235,9 @@ class FedLSCL(Method):
         client.scratch["losses"] = torch.zeros(len(client.train.images))  # by position; filled while training
 
     def expected(self, client: int, stage: Stage) -> Shapes:
-        q = self.m + 1
-        shapes = {name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}
         if not self.travels:
             return {}
+        shapes, q = {name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}, self.m + 1
         if self.config.o2d == "average":
             return {IMAGES: (), **shapes}
         if self.config.o2d_upload == "gram":
@@ -258,7 +248,7 @@ class FedLSCL(Method):
         if not self.travels:
             return {}
         if self.config.o2d == "average":
-            return {IMAGES: torch.tensor(len(client.current.train)), **self.shared(client.model)}
+            return super().upload(client, stage)
         f = self.features(client, self.kept(client))
         extra = {"gram": pack(second_moments(f))} if self.config.o2d_upload == "gram" else {"features": f}
         return {**self.shared(client.model), **extra}

@@ -18,8 +18,6 @@ from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
 from lscl.models.foundation import Adapter
 from lscl.seeding import torch_generator
 
-CLIP = 1.0  # largest norm of the gradient, official
-
 
 class GlobalPrompt(nn.Module):
     """Tokens (l, d) for the ViT's input, and their key (d,)."""
@@ -113,8 +111,8 @@ class FedMGP(Method):
             for names in (("coarse", "head"), ("fine", "local_head"))
         )
         return [
-            Phase(coarse, self.coarse_loss, config.epochs, config.batch, clip=CLIP),
-            Phase(fine, self.fine_loss, config.epochs, config.batch, clip=CLIP),
+            Phase(coarse, self.coarse_loss, config.epochs, config.batch, clip=config.prompt_clip),
+            Phase(fine, self.fine_loss, config.epochs, config.batch, clip=config.prompt_clip),
         ]
 
     def coarse_loss(self, client: Client, batch: Batch) -> Tensor:

@@ -14,11 +14,11 @@ from lscl.methods.parts.buffer import first, herding, random
 from lscl.methods.parts.inversion import SIDE, encoder, gradient, reconstruct, recovered_class, resized
 from lscl.methods.parts.masked import mask_logits
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
+from lscl.methods.parts.passes import BATCH, over
 from lscl.methods.parts.synthesis import as_pixels
 from lscl.seeding import torch_generator
 
 BEST = "best."  # prefix on the server of the best model of the task at hand
-EVAL_BATCH = 200  # images per forward pass without gradients
 PERTURB_LR, PERTURB_DECAY = 0.2, 1e-5  # of the gradient steps on a prototype image
 
 
@@ -98,11 +98,10 @@ class GLFC(OldModel):
             new = herding(index, labels_of(client, index), self.features(client, index), each)
         client.state["exemplars"] = torch.cat([first(old, labels_of(client, old), each), new])
 
-    @torch.no_grad()
     def features(self, client: Client, index: Tensor) -> Tensor:
         """f of the images at `index`, CNN in evaluation mode: (n, m) on the CPU."""
         cnn = client.model["cnn"].eval()
-        return torch.cat([cnn(client.train.batch(part).images).cpu() for part in index.split(EVAL_BATCH)])
+        return over(client.train, index, lambda batch: cnn(batch.images)).cpu()
 
     def prototype_gradients(self, client: Client) -> Tensor:
         """Of every new class: the encoder's gradient for the disguised image nearest to the class mean. -> (classes, E)."""
@@ -167,7 +166,7 @@ class GLFC(OldModel):
     def score(self) -> Tensor:
         """Share of the reconstructed images that the global model gets right among the known classes; 0 if there are none. -> ()."""
         model, right = self.teacher(), torch.tensor(0.0)
-        for pixels, labels in zip(self.server["proxy.images"].split(EVAL_BATCH), self.server["proxy.labels"].split(EVAL_BATCH)):
+        for pixels, labels in zip(self.server["proxy.images"].split(BATCH), self.server["proxy.labels"].split(BATCH)):
             images = resized(as_input(pixels.to(self.device)), self.config.image_size)
             logits = mask_logits(model["head"](model["cnn"](images)), self.known())
             right += (logits.argmax(1).cpu() == labels).sum()
@@ -183,7 +182,7 @@ class GLFC(OldModel):
 
 def labels_of(client: Client, index: Tensor) -> Tensor:
     """Labels of a client's training images at `index` (n,) -> (n,), on the CPU."""
-    return torch.from_numpy(client.train.images.labels[index.numpy()])
+    return client.train.batch(index).labels.cpu()
 
 
 def binary(logits: Tensor, targets: Tensor, columns: Tensor) -> Tensor:

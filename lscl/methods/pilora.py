@@ -121,7 +121,7 @@ class PILoRA(Method):
     def upload(self, client: Client, stage: Stage) -> Payload:
         index = client.train_index
         features = over(client.train, index, lambda batch: self.features(client, batch))
-        labels = torch.from_numpy(client.train.images.labels[index.numpy()]).to(features.device)
+        labels = client.train.batch(index).labels
         return {
             IMAGES: torch.tensor(len(index)),
             **client.model["lora"].state_dict(),

@@ -12,6 +12,7 @@ from lscl.config import Experiment
 from lscl.federation.client import Batch, Client, as_input
 from lscl.federation.payload import Payload
 from lscl.methods.base import Stage
+from lscl.methods.parts.continual import distillation
 from lscl.methods.parts.old_model import OldModel
 from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, jitter, mix, norm_gap
 from lscl.seeding import seeded, torch_generator
@@ -65,8 +66,8 @@ class TARGET(OldModel):
         chosen = torch.randint(len(images), (size,), generator=client.scratch["replay"])
         u = as_input(images[chosen].to(client.device))
         with torch.no_grad():
-            teacher = scores(client.scratch["old"], u)[:, columns]
-        return soft_cross_entropy(scores(client.model, u)[:, columns], teacher, TEMPERATURE)
+            teacher = scores(client.scratch["old"], u)
+        return distillation(scores(client.model, u), teacher, columns, TEMPERATURE)
 
     # ---- server
 
@@ -89,11 +90,6 @@ class TARGET(OldModel):
 def scores(model: nn.Module, images: Tensor) -> Tensor:
     """Logits of images (b, 3, H, W) -> (b, C)."""
     return model["head"](model["cnn"](images))
-
-
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """-(1/b) sum softmax(teacher / T) . log softmax(student / T), no factor T^2; logits (b, K), zero for K = 0. -> ()."""
-    return -((teacher / temperature).softmax(1) * (student / temperature).log_softmax(1)).sum(1).mean()
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,26 +1,12 @@
 """The loop: which exchanges happen in which order, what they carry, and what they cost."""
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
+from tests_root import Recorder
 
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
-from lscl.federation.payload import seal
 from lscl.methods.base import HOLDS, IMAGES, Stage
-
-
-@dataclass
-class Recorder(InProcess):
-    """Keeps copies of everything that is sent."""
-
-    log: list = field(default_factory=list)
-
-    def ask(self, stage, downloads):
-        answers = super().ask(stage, downloads)
-        self.log.append((stage, dict(downloads), {k: seal(payload, "test") for k, payload in answers.items()}))
-        return answers
 
 
 def played(federation, config):

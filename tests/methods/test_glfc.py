@@ -1,5 +1,7 @@
 """GLFC: exemplars, gradient compensation, relation distillation, the proxy server's choice of the old model."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,31 +16,10 @@ from lscl.methods.parts.inversion import encoder, gradient, recovered_class, res
 from lscl.methods.parts.old_model import of_model
 
 
-def played(federation, config, rounds=None, data=None):
-    """Method and clients after some rounds (all for None)."""
-    method, clients = federation(config, data)
-    for number, _ in enumerate(federate(method, InProcess(method, clients)), 1):
-        if number == rounds:
-            break
-    return method, clients
-
-
 @pytest.fixture
-def second_task(federation, smoke):
+def second_task(second_task):
     """second_task(**values): method and first client in round 0 of the second task, its model moved on, in evaluation mode."""
-
-    def make(**values):
-        method, clients = played(federation, smoke(method="glfc", **values), 2)
-        client, draw = clients[0], torch.Generator().manual_seed(0)
-        client.task, client.round = 1, 0
-        method.receive(client, method.broadcast(0, Stage(1, 0)), Stage(1, 0))
-        client.model.eval()
-        with torch.no_grad():
-            for parameter in client.model.parameters():
-                parameter += 0.2 * torch.randn(parameter.shape, generator=draw)
-        return method, client
-
-    return make
+    return partial(second_task, "glfc", moved=0.2)
 
 
 # ---- losses
@@ -109,18 +90,18 @@ def test_targets_of_the_old_columns_are_the_old_models_answers_and_no_others(sec
 
 
 @pytest.mark.parametrize("off", [{"glfc_rd": 0.0}, {"glfc_gc": 0.0}, {"glfc_memory": 0}, {"glfc_columns": "local"}])
-def test_each_part_changes_a_run_from_the_second_task_on(federation, smoke, off):
+def test_each_part_changes_a_run_from_the_second_task_on(played, smoke, off):
     for rounds, same in ((2, True), (3, False)):
-        one, other = (played(federation, smoke(method="glfc", **more), rounds)[0] for more in ({}, off))
+        one, other = (played(smoke(method="glfc", **more), rounds)[0] for more in ({}, off))
         assert all(torch.equal(value, other.server[key]) for key, value in of_model(one.server).items()) == same
 
 
 # ---- exemplars
 
 
-def test_exemplars_share_the_memory_equally_and_are_the_herded_ones(federation, smoke, toy):
-    _, clients = played(federation, smoke(method="glfc", glfc_memory=20), 2, toy(train=12))
-    method, later = played(federation, smoke(method="glfc", glfc_memory=20), None, toy(train=12))
+def test_exemplars_share_the_memory_equally_and_are_the_herded_ones(played, smoke, toy):
+    _, clients, _ = played(smoke(method="glfc", glfc_memory=20), 2, toy(train=12))
+    method, later, _ = played(smoke(method="glfc", glfc_memory=20), None, toy(train=12))
     for before, client in zip(clients, later):
         own = client.partition.tasks[client.id]
         first = before.state["exemplars"]
@@ -140,18 +121,18 @@ def test_exemplars_share_the_memory_equally_and_are_the_herded_ones(federation, 
 
 
 @pytest.mark.parametrize("memory", [0, 2, 10_000])
-def test_no_room_too_little_room_and_more_room_than_images(federation, smoke, memory):
-    _, clients = played(federation, smoke(method="glfc", glfc_memory=memory))
+def test_no_room_too_little_room_and_more_room_than_images(played, smoke, memory):
+    _, clients, _ = played(smoke(method="glfc", glfc_memory=memory))
     for client in clients:
         everything = [image for task in client.partition.tasks[client.id] for image in task.train]
         expected = sorted(everything) if memory == 10_000 else []
         assert sorted(client.state["exemplars"].tolist()) == expected
 
 
-def test_random_exemplars_are_the_option(federation, smoke):
-    one, other = (played(federation, smoke(method="glfc", glfc_selection=name), 2)[1] for name in ("herding", "random"))
+def test_random_exemplars_are_the_option(played, smoke):
+    one, other = (played(smoke(method="glfc", glfc_selection=name), 2)[1] for name in ("herding", "random"))
     assert any(not torch.equal(a.state["exemplars"], b.state["exemplars"]) for a, b in zip(one, other))
-    again = played(federation, smoke(method="glfc", glfc_selection="random"), 2)[1]
+    again = played(smoke(method="glfc", glfc_selection="random"), 2)[1]
     assert all(torch.equal(a.state["exemplars"], b.state["exemplars"]) for a, b in zip(other, again))
 
 
@@ -165,20 +146,20 @@ def test_training_sees_the_task_and_the_exemplars(second_task):
 # ---- prototypes and proxy server
 
 
-def test_the_server_recovers_every_class_of_a_task_from_the_gradients(federation, smoke):
+def test_the_server_recovers_every_class_of_a_task_from_the_gradients(played, federation, smoke):
     method, clients = federation(smoke(method="glfc"))
     for client in clients:
         upload = answer(method, client, Stage(0, 0), method.broadcast(client.id, Stage(0, 0)))
         assert upload["gradients"].shape == (3, 8136 + 769 * 14)
         assert [recovered_class(one, 14) for one in upload["gradients"]] == sorted(client.current.classes)
-    method, clients = played(federation, smoke(method="glfc"), 3)
+    method, clients, _ = played(smoke(method="glfc"), 3)
     expected = [label for client in clients for label in sorted(client.current.classes)]
     assert method.server["proxy.labels"].tolist() == expected
     assert method.server["proxy.images"].shape == (9, 32, 32, 3) and method.server["proxy.images"].dtype == torch.uint8
 
 
-def test_a_prototype_is_the_image_nearest_to_the_mean_disguised(federation, smoke):
-    method, clients = played(federation, smoke(method="glfc", glfc_perturb=0), 1)
+def test_a_prototype_is_the_image_nearest_to_the_mean_disguised(played, smoke):
+    method, clients, _ = played(smoke(method="glfc", glfc_perturb=0), 1)
     client = clients[0]
     f = F.normalize(method.features(client, client.train_index), dim=1)
     labels = labels_of(client, client.train_index)
@@ -193,8 +174,8 @@ def test_a_prototype_is_the_image_nearest_to_the_mean_disguised(federation, smok
     assert torch.equal(method.disguised(client, batch), batch.images)
 
 
-def test_the_disguise_lowers_the_loss_on_the_image(federation, smoke):
-    method, clients = played(federation, smoke(method="glfc", glfc_perturb=50), 1)
+def test_the_disguise_lowers_the_loss_on_the_image(played, smoke):
+    method, clients, _ = played(smoke(method="glfc", glfc_perturb=50), 1)
     client = clients[0]
     batch = client.train.batch(client.train_index[:4])
     disguised = method.disguised(client, batch)
@@ -238,8 +219,8 @@ def test_the_old_model_is_the_best_not_the_last(federation, smoke, monkeypatch):
     assert sent == {True: (True, [True, False]), False: (False, [False, True])}
 
 
-def test_the_score_is_the_share_of_right_answers_among_the_known_classes(federation, smoke):
-    method, _ = played(federation, smoke(method="glfc"), 2)
+def test_the_score_is_the_share_of_right_answers_among_the_known_classes(played, smoke):
+    method, *_ = played(smoke(method="glfc"), 2)
     known = method.known()
     method.server["proxy.images"] = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
     model = method.teacher()
@@ -251,13 +232,13 @@ def test_the_score_is_the_share_of_right_answers_among_the_known_classes(federat
     assert method.score().item() == 0
 
 
-def test_without_the_proxy_no_gradients_go_up_and_nothing_is_reconstructed(federation, smoke):
-    method, clients = played(federation, smoke(method="glfc", glfc_proxy=False))
+def test_without_the_proxy_no_gradients_go_up_and_nothing_is_reconstructed(played, smoke):
+    method, clients, _ = played(smoke(method="glfc", glfc_proxy=False))
     assert not any(key.startswith(("proxy", "best", "score")) for key in method.server) and method.sheet(1) is None
     assert "gradients" not in method.expected(0, Stage(1, 0))
 
 
-def test_the_sheet_shows_one_reconstruction_of_each_gradient(federation, smoke):
-    method, _ = played(federation, smoke(method="glfc", glfc_steps=3, glfc_images=2), 1)
+def test_the_sheet_shows_one_reconstruction_of_each_gradient(played, smoke):
+    method, *_ = played(smoke(method="glfc", glfc_steps=3, glfc_images=2), 1)
     assert method.server["proxy.images"].shape == (18, 32, 32, 3)
     assert np.array_equal(method.sheet(0), method.server["proxy.images"][1::2].numpy())

@@ -1,6 +1,7 @@
 """MFCL: replay from a generator, the head-only loss, the old head."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,30 +14,10 @@ from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.synthesis import Statistics, batchnorms, kl_gap
 
 
-def played(federation, config, rounds):
-    """Method and clients after some rounds."""
-    method, clients = federation(config)
-    for number, _ in enumerate(federate(method, InProcess(method, clients)), 1):
-        if number == rounds:
-            return method, clients
-
-
 @pytest.fixture
-def second_task(federation, smoke):
-    """second_task(**values): method and first client in round 0 of the second task, its CNN moved on, in evaluation mode."""
-
-    def make(**values):
-        method, clients = played(federation, smoke(method="mfcl", **values), 2)
-        client, draw = clients[0], torch.Generator().manual_seed(0)
-        client.task, client.round = 1, 0
-        method.receive(client, method.broadcast(0, Stage(1, 0)), Stage(1, 0))
-        client.model.eval()
-        with torch.no_grad():
-            for parameter in client.model.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
-        return method, client
-
-    return make
+def second_task(second_task):
+    """second_task(**values): method and first client in round 0 of the second task, its model moved on, in evaluation mode."""
+    return partial(second_task, "mfcl", moved=0.1)
 
 
 def slopes(loss, parameters):
@@ -97,8 +78,8 @@ def test_the_old_head_term_moves_the_body_only_and_the_old_model_never(second_ta
     assert not any(p.requires_grad for part in ("old", "generator") for p in client.scratch[part].parameters() if part == "old")
 
 
-def test_the_old_head_term_is_zero_right_at_the_start_and_without_old_columns(federation, smoke):
-    method, clients = played(federation, smoke(method="mfcl"), 2)
+def test_the_old_head_term_is_zero_right_at_the_start_and_without_old_columns(played, smoke):
+    method, clients, _ = played(smoke(method="mfcl"), 2)
     client = clients[0]
     client.task = 1
     method.receive(client, method.broadcast(0, Stage(1, 0)), Stage(1, 0))
@@ -153,9 +134,9 @@ def test_the_generator_is_kept_from_task_to_task_and_sent_once(federation, smoke
     assert not torch.equal(start["generator.first.weight"], method.server["generator.first.weight"])
 
 
-def test_training_brings_the_images_closer_to_the_statistics_and_spreads_the_classes(federation, smoke):
+def test_training_brings_the_images_closer_to_the_statistics_and_spreads_the_classes(played, smoke):
     def found(**values):
-        method, _ = played(federation, smoke(method="mfcl", epochs=4, mfcl_batch=32, mfcl_latent=16, **values), 2)
+        method, *_ = played(smoke(method="mfcl", epochs=4, mfcl_batch=32, mfcl_latent=16, **values), 2)
         teacher, generator = method.teacher(), method.load_generator(method.server).train()
         with Statistics(batchnorms(teacher, "mfcl", "tiny")) as statistics, torch.no_grad():
             images = generator(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
@@ -202,8 +183,8 @@ def test_the_teacher_has_no_hooks_left_and_is_not_changed(federation, smoke, mon
     assert all(torch.equal(value, sent[key]) for key, value in teacher.state_dict().items())
 
 
-def test_the_sheet_is_drawn_from_the_generator(federation, smoke):
-    method, _ = played(federation, smoke(method="mfcl"), 2)
+def test_the_sheet_is_drawn_from_the_generator(played, smoke):
+    method, *_ = played(smoke(method="mfcl"), 2)
     sheet = method.sheet(0)
     assert sheet.shape == (64, 16, 16, 3) and sheet.dtype == np.uint8 and sheet.std() > 5
     assert np.array_equal(sheet, method.sheet(0)) and method.sheet(1) is None

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from tests_root import Recorder
 from torch import nn
 
 from lscl import records
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
-from lscl.federation.payload import seal
 from lscl.federation.state import load_state, save_state
 from lscl.federation.training import answer
 from lscl.methods import fedavg
@@ -28,20 +28,10 @@ OPENING = {  # bytes beside the model in round 0 of a task: up, and from the sec
 }
 
 
-class Uploads(InProcess):
-    """Keeps the uploads of every round."""
-
-    def ask(self, stage, downloads):
-        answers = super().ask(stage, downloads)
-        if stage.name == "train":
-            self.__dict__.setdefault("uploads", []).append({k: seal(payload, "test") for k, payload in answers.items()})
-        return answers
-
-
 def play(federation, config, rounds=None):
     """Method, clients, uploads and reports after `rounds` rounds (all for None)."""
     method, clients = federation(config)
-    transport, reports = Uploads(method, clients), []
+    transport, reports = Recorder(method, clients), []
     for report in federate(method, transport):
         reports.append(report)
         if len(reports) == rounds:

@@ -31,7 +31,7 @@ def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], 
 def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature: float) -> Tensor:
     """-mean_b sum_c softmax(teacher / T) log softmax(student / T) over `classes` only (LwF, Li and Hoiem 2016, arXiv 1606.09282).
 
-    student, teacher: (b, C) logits. The factor T^2 is left to the caller's weight.
+    student, teacher: (b, C) logits. The factor T^2 is left to the caller's weight. Zero without classes.
     """
     classes = classes.to(student.device)
     target = F.softmax(teacher[:, classes] / temperature, dim=1)
