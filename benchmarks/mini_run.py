@@ -10,9 +10,7 @@ writes results/benchmarks/mini_run.json. Run it alone on the machine.
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -53,8 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     config = experiment(method="fed_lscl", dataset=given.dataset, profile="mini", data_dir=given.data_dir)
     target, code = paths.results() / "benchmarks" / "mini_run.json", records.source()
-    with tempfile.TemporaryDirectory() as scratch:  # a fresh results folder, so that nothing is read instead of run
-        os.environ["LSCL_ROOT"] = scratch
+    with paths.scratch():
         record = run(config)
         bare = bare_suffix(config)
     rate = record["trained_images"] / record["seconds"]["train"]

@@ -103,11 +103,11 @@ def table_command(
     """Print the scores of all finished runs of a profile but those for tuning, mean over seeds, and write the tables of the book."""
     from lscl import report
     from lscl.records import all_records, select
-    from lscl.sweeps import TUNING_SEED
+    from lscl.sweeps import reported
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    records = [one for one in all_records(profile) if one["seed"] != TUNING_SEED]
+    records = reported(all_records(profile))
     for found in sorted({one["dataset"] for one in records} if dataset is None else {dataset}):
         chosen = select(records, dataset=found)
         if chosen:

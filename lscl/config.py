@@ -48,7 +48,6 @@ class Experiment(BaseModel):
     batch: int = Field(16, ge=1, description="images per step (authors' code: 16)")
     lr: float = Field(1e-3, gt=0, description="Adam learning rate of the classifier and of a static LoRA's A and B")
     head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
-
     head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
 
     prox_mu: float = Field(0.01, ge=0, description="weight of FedProx's pull to the received weights")
@@ -64,6 +63,7 @@ class Experiment(BaseModel):
     dual_general_length: int = Field(5, ge=1, description="keys and values in the general prefix")
     dual_task_length: int = Field(5, ge=1, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)")
     dual_pull: float = Field(1.0, ge=0, description="weight of DualPrompt's pull of the task's key to the frozen feature")
+
     mgp_length: int = Field(15, ge=1, description="tokens of FedMGP's global prompt (official: 15)")
     mgp_local_length: int = Field(15, ge=1, description="keys and values of FedMGP's local prompts in each of their blocks (official: 15)")
     mgp_block: int = Field(2, ge=0, description="first block with FedMGP's local prompts, 0-based (official: 2)")
@@ -82,6 +82,7 @@ class Experiment(BaseModel):
 
     lorm_rank: int = Field(1, ge=1, description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)")
     lorm_alpha: float = Field(0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)")
+
     glfc_memory: int = Field(800, ge=0, description="exemplars per client, shared equally among its classes (official: 2000)")
     glfc_selection: Literal["herding", "random"] = Field("herding", description="which images become exemplars")
     glfc_gc: float = Field(0.5, ge=0, description="weight of the gradient-compensated loss from the second task on (official: 0.5)")

@@ -1,6 +1,9 @@
 """Where things lie: found from the package and two environment variables, never from the working directory."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lscl.errors import LsclError
@@ -23,6 +26,20 @@ def root() -> Path:
 def results() -> Path:
     """Records, tables and figures (committed)."""
     return root() / "results"
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """While the `with` block lasts, results go to a temporary folder, so that a record is made and not read."""
+    before = os.environ.get("LSCL_ROOT")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LSCL_ROOT"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("LSCL_ROOT")
+            if before is not None:
+                os.environ["LSCL_ROOT"] = before
 
 
 def cache() -> Path:

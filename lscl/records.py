@@ -78,7 +78,7 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
         "profile": config.profile,
         "seed": config.seed,
         "name": config.name,
-        "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
+        "config": _saved(config),
         "config_digest": config.digest,
         "accuracy": accuracy,
         "per_class": per_class(counts, seen),
@@ -87,6 +87,10 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
         "hardware": hardware(),
         "versions": versions(),
     }
+
+
+def _saved(config: Experiment) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"data_dir", "device"})  # paths and devices of one machine stay out
 
 
 def folder(profile: str, dirty: bool = False) -> Path:
@@ -118,7 +122,7 @@ def read(path: Path) -> Record:
         raise LsclError(f"record {path} has schema {found}, this version reads schema {SCHEMA}: run it again or use another version")
     try:
         config = Experiment(**record["config"])
-        return {**record, "config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "overrides": config.overrides()}
+        return {**record, "config": _saved(config), "overrides": config.overrides()}
     except (KeyError, TypeError, ValidationError) as error:
         raise LsclError(f"record {path} has a config that this version cannot read: {str(error).splitlines()[0]}") from error
 
@@ -132,7 +136,7 @@ def find(config: Experiment, dirty: bool = False) -> Record | None:
     for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):  # the name before it follows the profile's values
         record = read(path)
         now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
-        changed = [f"{key} = {record['config'][key]}, now {now[key]}" for key in now if record["config"].get(key, now[key]) != now[key]]
+        changed = [f"{key} = {record['config'][key]}, now {now[key]}" for key in now if record["config"][key] != now[key]]
         if changed:
             raise LsclError(f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again")
         return record

@@ -20,7 +20,7 @@ from lscl.evaluation import average_so_far, backward_transfer, current_task, for
 from lscl.methods import METHODS
 from lscl.models.foundation import WEIGHTS
 from lscl.records import Record, accuracy, all_records, select
-from lscl.sweeps import REGIMES, TABLE1, TUNING_SEED, WRITERS, regime_run
+from lscl.sweeps import REGIMES, TABLE1, WRITERS, regime_run, reported
 
 METHOD_LABELS = {
     "fed_lscl": "Fed-LSCL", "fedavg": "FedAvg", "fedprox": "FedProx", "fedavg_vit": "FedAvg + ViT", "l2p": "FedAvg + L2P",
@@ -87,7 +87,7 @@ def label(record: Record) -> str:
 
 def main_records(records: Iterable[Record]) -> list[Record]:
     """The records behind the main table: its systems, without the tuning seed."""
-    return [one for one in records if (one["method"], one["overrides"]) in TABLE1 and one["seed"] != TUNING_SEED]
+    return [one for one in reported(records) if (one["method"], one["overrides"]) in TABLE1]
 
 
 def cells(records: Iterable[Record], draft: bool = False) -> dict[str, list[Record]]:
@@ -403,17 +403,11 @@ def config_table() -> pd.DataFrame:
 
 def method_values() -> pd.DataFrame:
     """What one method alone has different in a profile: sizes, values from tuning, official values."""
-    rows = [
-        {
-            "method": METHOD_LABELS[method],
-            "profile": profile,
-            "why": why(profile),
-            "values": ", ".join(f"{key} = {_show(one)}" for key, one in values.items()),
-        }
-        for why, table in ((lambda profile: "size", SIZES), (lambda profile: "tuning" if profile in ("demo", "mini") else "official", CHOSEN))
-        for profile, methods in table.items()
-        for method, values in methods.items()
-    ]
+    reasons = dict.fromkeys(PROFILES, "official") | {"demo": "tuning", "mini": "tuning"}
+    given = [(method, profile, "size", values) for profile, methods in SIZES.items() for method, values in methods.items()]
+    given += [(method, profile, reasons[profile], values) for profile, methods in CHOSEN.items() for method, values in methods.items()]
+    text = lambda values: ", ".join(f"{key} = {_show(one)}" for key, one in values.items())
+    rows = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
     order = list(METHOD_LABELS.values())
     return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
 

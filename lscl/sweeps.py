@@ -1,7 +1,7 @@
 """Named sets of runs."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,6 +44,11 @@ PLANS: dict[str, dict[str, list[int]]] = {
     "colab": {"cifar100": [42]},
     "paper": {"cifar100": SEEDS},
 }
+
+
+def reported(found: Iterable[records.Record]) -> list[records.Record]:
+    """The records that may enter a table: all but those for tuning."""
+    return [one for one in found if one["seed"] != TUNING_SEED]
 
 
 def plan(profile: str, data_dir: Path | None = None) -> list[Experiment]:

@@ -1,20 +1,16 @@
 """Compute recorded runs again from nothing and compare: on the CPU, with the recorded threads, everything must be equal to the bit."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lscl import paths, records
-from lscl.config import Experiment, experiment
+from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.run import run
 from lscl.seeding import numpy_generator
-from lscl.sweeps import TUNING_SEED
+from lscl.sweeps import reported
 
 IGNORED = {*records.TIMES, "overrides", "name", "config", "config_digest"}  # parameters that came later are completed, not compared
 
@@ -25,7 +21,7 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
     Raises:
         LsclError: there are not so many.
     """
-    found = [one for one in records.all_records(profile) if one["seed"] != TUNING_SEED and dataset in (None, one["dataset"])]
+    found = [one for one in reported(records.all_records(profile)) if dataset in (None, one["dataset"])]
     if not 1 <= count <= len(found):
         raise LsclError(f"sample = {count}: there are {len(found)} records to verify, give 1 to {len(found)}")
     chosen = numpy_generator(seed, "verify").choice(len(found), count, replace=False)
@@ -34,8 +30,9 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
 
 def verify(record: records.Record, data_dir: Path | None = None) -> dict[str, Any]:
     """Run the record's config from nothing, apart from what lies in the cache; -> what differs, and where and how long it ran."""
-    config = experiment(**{**_fields(record), "data_dir": data_dir})
-    with _scratch():
+    config = experiment(**{**record["config"], "data_dir": data_dir})
+    code = records.source()  # of this repository; the scratch folder has no history
+    with paths.scratch():
         again = run(config)
     differs = sorted(key for key in (set(record) | set(again)) - IGNORED if key in record and record[key] != again.get(key))
     return {
@@ -46,7 +43,7 @@ def verify(record: records.Record, data_dir: Path | None = None) -> dict[str, An
         "hardware": again["hardware"],
         "versions": again["versions"],
         "recorded_at": record["commit"],
-        "verified_at": again["commit"],
+        "verified_at": code["commit"],
     }
 
 
@@ -66,21 +63,3 @@ def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = N
     if unequal:
         raise LsclError(f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}")
     return path
-
-
-def _fields(record: records.Record) -> dict[str, Any]:
-    return {key: value for key, value in record["config"].items() if key in Experiment.model_fields}
-
-
-@contextmanager
-def _scratch() -> Iterator[None]:
-    """A results folder of its own, so that the record is made and not read."""
-    before = os.environ.get("LSCL_ROOT")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LSCL_ROOT"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("LSCL_ROOT")
-            if before is not None:
-                os.environ["LSCL_ROOT"] = before

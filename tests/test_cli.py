@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lscl import cli, records
-from lscl.sweeps import TABLE1
+from lscl.sweeps import SWEEPS, TABLE1
 
 
 def call(capsys, *words):
@@ -86,6 +86,11 @@ def test_sweep_list_only_prints_the_plan(capsys):
     code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901,902", "--list")
     assert code == 0
     assert out.count("missing") == 2 * len(TABLE1)
+
+
+def test_the_help_names_every_sweep(capsys):
+    _, out, _ = call(capsys, "sweep", "--help")
+    assert all(name in out for name in SWEEPS)
 
 
 def test_sweep_of_some_methods(capsys):

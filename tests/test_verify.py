@@ -1,6 +1,7 @@
 """Recorded runs computed again."""
 
 import json
+import os
 
 import pytest
 
@@ -21,6 +22,13 @@ def test_a_record_is_equal_to_the_bit_when_computed_again(recorded, tree, places
     assert path == places / "results" / "verified" / "smoke.json"
     assert [(one["name"], one["equal"], one["differs"]) for one in saved["runs"]] == [(one["name"], True, []) for one in sorted_by_name(recorded)]
     assert len(records.all_records("smoke")) == 2  # nothing was added
+
+
+def test_the_outcome_names_the_code_that_verified(recorded, tree, monkeypatch):
+    here = os.environ["LSCL_ROOT"]
+    monkeypatch.setattr(records, "source", lambda: {"commit": "abc" if os.environ["LSCL_ROOT"] == here else None, "dirty": False, "code_digest": "0"})
+    assert verify.verify(recorded[0], tree)["verified_at"] == "abc"
+    assert os.environ["LSCL_ROOT"] == here
 
 
 def sorted_by_name(found):
