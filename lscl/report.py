@@ -207,16 +207,16 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
 
 
 def costs(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
-    """One row per system, means over the seeds: MB (10^6 bytes) per client and round, trained parameters of a client, minutes, memory."""
+    """One row per system, means over the seeds: MB (10^6 bytes) per client and round, trained parameters of a client, processor time, memory."""
     columns: dict[str, tuple[Callable[[Record], float], str]] = {
         "MB up": (lambda one: traffic(one, "bytes_up"), ".2f"),
         "MB down": (lambda one: traffic(one, "bytes_down"), ".2f"),
         "trained parameters": (lambda one: float(np.mean(one["trained_parameters"])), ",.0f"),
-        "minutes": (minutes, ".1f"),
+        "CPU minutes": (cpu_minutes, ".1f"),
         "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
     }
     rows = {
-        name: {column: format(summary(map(of, group)).mean, form) for column, (of, form) in columns.items()}
+        name: {column: format(summary(map(of, group)).mean, form).replace("nan", "–") for column, (of, form) in columns.items()}
         for name, group in cells(records, draft).items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
@@ -231,6 +231,11 @@ def traffic(record: Record, side: str) -> float:
 def minutes(record: Record) -> float:
     """Minutes of all phases of a run."""
     return sum(record["seconds"].values()) / 60
+
+
+def cpu_minutes(record: Record) -> float:
+    """Minutes of processor time of all rounds, NaN in records from before it was measured; preparation, which is cached, left out."""
+    return record.get("cpu_seconds", math.nan) / 60
 
 
 ONE_SEED = "with one seed nothing can be concluded"
@@ -505,7 +510,7 @@ def _headline(records: list[Record]) -> str:
         chosen = select(records, dataset=dataset)
         if not chosen:
             continue
-        table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(costs(chosen)[["MB up", "minutes"]])
+        table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(costs(chosen)[["MB up", "CPU minutes"]])
         table["seeds"] = [str(len(group)) for group in cells(chosen).values()]
         title = f"**{DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over the seeds"
         parts.append(f"{title}\n\n{to_markdown(table)}\n\n{reading(chosen, 'seen')}\n\n<small>{provenance(chosen)}</small>")

@@ -204,6 +204,7 @@ def _record(
         * config.rounds
         * sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run]),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
+        "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
     }

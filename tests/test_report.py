@@ -39,7 +39,7 @@ def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
         "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
         "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
         "bytes_up": [[1_000_000, 3_000_000]] * 5 * tasks, "bytes_down": [[500_000, 500_000]] * 5 * tasks, "seconds": {"prepare": 60, "train": 120},
-        "peak_memory_mb": 900, "trained_parameters": [1000, 2000],
+        "cpu_seconds": 90.0, "peak_memory_mb": 900, "trained_parameters": [1000, 2000],
         "data_digest": "d1", "partition_digest": f"p{seed}", "weights_digest": "w1", "commit": "abcdef0123456", "dirty": False,
         "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
     }  # fmt: skip
@@ -182,7 +182,9 @@ class TestTables:
 
     def test_costs(self):
         row = report.costs([record(score=80), record(seed=1999, score=82)]).loc["Fed-LSCL (O2D exact)"]
-        assert row.tolist() == ["2.00", "0.50", "1,500", "3.0", "900"]
+        assert row.tolist() == ["2.00", "0.50", "1,500", "1.5", "900"]
+        old = {key: value for key, value in record().items() if key != "cpu_seconds"}
+        assert report.costs([old]).loc["Fed-LSCL (O2D exact)", "CPU minutes"] == "–"
 
     def test_curves(self):
         (values,) = report.curves([record(tasks=3), record(seed=1999, tasks=3, score=60)], "task").values()

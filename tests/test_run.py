@@ -57,7 +57,7 @@ def test_the_record_has_what_the_run_was(smoke, tree):
     assert record["trained_parameters"] == [sum(p.numel() for p in client.model.parameters()) for client in clients]
     assert record["trained_images"] == 2 * sum(len(task.train) for stream in parts.tasks for task in stream)
     assert len(record["bytes_up"]) == len(record["bytes_down"]) == 4
-    assert set(record["seconds"]) == {"prepare", "train", "aggregate", "evaluate"} and record["peak_memory_mb"] > 0
+    assert set(record["seconds"]) == {"prepare", "train", "aggregate", "evaluate"} and record["peak_memory_mb"] > 0 and record["cpu_seconds"] > 0
     for k in range(3):
         assert sorted(map(int, record["per_class"][str(k)])) == sorted(parts.seen(k, 1))
     assert records.accuracy(record, "task").shape == (2, 3, 2)

@@ -42,13 +42,17 @@ class InProcess:
 
 @dataclass
 class Round:
-    """What the loop reports after a round. `scores`: the clients' right answers, only after the last round of a task."""
+    """What the loop reports after a round. `scores`: the clients' right answers, only after the last round of a task.
+
+    cpu_seconds: of this process, all its threads; other work on the machine hardly changes them.
+    """
 
     task: int
     round: int
     bytes_up: list[int]
     bytes_down: list[int]
     seconds: dict[str, float]
+    cpu_seconds: float = 0.0
     scores: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
@@ -61,7 +65,7 @@ def federate(method: Method, transport: Transport, done: int = 0) -> Iterator[Ro
             number += 1
             if number <= done:
                 continue
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             downloads = {k: seal(method.broadcast(k, stage), "server") for k in range(config.clients)}
             uploads = transport.ask(stage, downloads)
             uploads = {k: seal(payload, f"client {k}", method.expected(k, stage)) for k, payload in uploads.items()}
@@ -80,4 +84,5 @@ def federate(method: Method, transport: Transport, done: int = 0) -> Iterator[Ro
                 "aggregate": aggregated - trained,
                 "evaluate": time.perf_counter() - aggregated,
             }
+            report.cpu_seconds = time.process_time() - cpu_start
             yield report

@@ -137,6 +137,7 @@ def test_progress_hears_of_every_client(federation, smoke):
 def test_seconds_are_measured_for_every_part_of_a_round(federation, smoke):
     _, _, reports = played(federation, smoke(method="fedavg_vit", tasks=1))
     assert all(set(report.seconds) == {"train", "aggregate", "evaluate"} and min(report.seconds.values()) >= 0 for report in reports)
+    assert all(0 < report.cpu_seconds < 60 for report in reports)
     assert reports[0].seconds["train"] > 0 and reports[1].seconds["evaluate"] > 0
 
 
