@@ -22,7 +22,8 @@ from lscl.evaluation import MASKS, accuracy_tensor, per_class
 
 SCHEMA = 1
 Record = dict[str, Any]
-TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions")  # may differ between equal runs
+# What may differ between equal runs.
+TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions")
 
 
 def source() -> dict[str, Any]:
