@@ -1,0 +1,39 @@
+"""What the benchmarks share: timing side by side in one run, and where the outcome is written."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lscl import paths, records
+from lscl.data.store import write_atomic
+
+REPEATS = 7
+
+
+def side_by_side(work: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, list[float]]:
+    """Seconds of each piece of work, `repeats` times, in turn, so that a change of the machine's speed meets all of them; one warm-up."""
+    seconds = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, one in work.items():
+            start = time.perf_counter()
+            one()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], ours: str, reference: str) -> float:
+    """Median over the turns of our seconds divided by the reference's of the same turn."""
+    return round(statistics.median(a / b for a, b in zip(seconds[ours], seconds[reference], strict=True)), 3)
+
+
+def write(name: str, facts: Mapping[str, Any]) -> Path:
+    """results/benchmarks/<name>.json: `facts` with the machine, versions and commit, printed too."""
+    found = {"name": name, **facts, "machine": records.hardware(), "versions": records.versions(), **records.source()}
+    path = paths.results() / "benchmarks" / f"{name}.json"
+    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+    print(json.dumps(found, indent=1))
+    return path

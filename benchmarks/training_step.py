@@ -1,0 +1,256 @@
+"""One training step of every ViT method at the true shapes of ViT-B/16 (224 px, random weights) or of the mini ViT, against the bare matrix
+products of its work.
+
+The products: for every block behind the method's cut the four linear layers and the two of attention, forward, and back to the
+activations (no weight gradient), on all tokens, as plain matrix products into memory that is there already. Fed-LSCL's reference has the
+bare step of its CNN beside them. `minimal` leaves out what nobody needs: in the last block all but the CLS token's path, in the first
+everything behind its adapted layer. Fed-LSCL is also compared with the plain way (whole ViT in every step, one updated weight formed
+per sample), and, where the package peft is installed, with a LoRA made by it in the same block.
+
+    python benchmarks/training_step.py [--shapes vit_b] [--batch 16] [--threads 2] [--methods fed_lscl,lorm]
+
+writes results/benchmarks/training_step_<shapes>.json. Run it alone on the machine: about ten minutes for ViT-B/16.
+"""
+
+import argparse
+import copy
+import importlib.util
+from collections.abc import Callable
+
+import measure
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lscl.config import experiment
+from lscl.data.partition import partition
+from lscl.data.store import Dataset, ImageSet
+from lscl.federation.client import Client
+from lscl.methods import METHODS
+from lscl.methods.base import Method, Phase
+from lscl.models.foundation import FrozenViT, foundation
+from lscl.run import inputs
+
+CLASSES = 4  # few, so that a small batch has them all; they only make the head narrower
+METHOD_VALUES = {"vit_b": {"lorm": {"lorm_rank": 16, "batch": 8}}, "mini": {}}
+SHAPES = {"vit_b": {"profile": "paper", "image_size": 224, "batch": 16}, "mini": {"profile": "mini", "image_size": 32, "batch": 32}}
+GOALS = {"fed_lscl": 1.12, "lorm": 1.4}  # at ViT-B/16
+OTHERS = 1.5  # all others there
+FASTER = {"vit_b": 1.3, "mini": 2.0}  # than the plain way
+
+
+def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch: int | None) -> tuple[Method, Client]:
+    """A method and its one client, holding as many random images as a batch has."""
+    values = {**SHAPES[shapes], **METHOD_VALUES[shapes].get(name, {}), **({"batch": batch} if batch else {})}
+    config = experiment(
+        method=name, dataset="cifar100", eval_split="official", clients=1, tasks=1, classes_per_task=CLASSES, private_classes=CLASSES, **values
+    )
+    draw = np.random.default_rng(0)
+    images = ImageSet(
+        draw.integers(0, 256, (config.batch, config.image_size, config.image_size, 3), np.uint8),
+        np.arange(config.batch) % CLASSES,
+        tuple(f"class{label}" for label in range(CLASSES)),
+    )
+    kind, device = METHODS[name], torch.device("cpu")
+    frozen = FrozenViT(vit, kind.cut(config), (0.5,) * 3, (0.5,) * 3)
+    data = Dataset("random", images, images)
+    method = kind(config, frozen, len(data.classes))
+    both = inputs(kind, frozen, images, device)
+    return method, Client(0, method.new_model(0), partition(config, data), both, both, config.seed)
+
+
+def step(method: Method, client: Client, phase: Phase) -> Callable[[], None]:
+    """A training step as `lscl.federation.training.fit` makes it, the optimiser's included."""
+    optimiser = torch.optim.Adam(phase.groups)
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    client.model.train()
+
+    def one() -> None:
+        loss = phase.loss(client, client.train.batch(client.train_index))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if phase.clip is not None:
+            torch.nn.utils.clip_grad_norm_(trained, phase.clip)
+        optimiser.step()
+
+    return one
+
+
+class Products:
+    """The bare matrix products of blocks `first` to the last on b samples of N tokens: run() does them all."""
+
+    def __init__(self, vit: timm.models.VisionTransformer, first: int, samples: int, tokens: int, minimal: bool = False):
+        self.blocks, self.minimal, self.b, self.n = list(vit.blocks)[first:], minimal, samples, tokens
+        self.heads, self.d = vit.blocks[0].attn.num_heads, vit.embed_dim
+        rows, hidden = samples * tokens, vit.blocks[0].mlp.fc1.out_features
+        draw = lambda *shape: torch.randn(*shape)
+        self.at = {size: draw(rows, size) for size in (self.d, 3 * self.d, hidden)}
+        self.out = {size: draw(rows, size) for size in (self.d, 3 * self.d, hidden)}
+        per_head = self.d // self.heads
+        self.q, self.map = draw(samples * self.heads, tokens, per_head), draw(samples * self.heads, tokens, tokens)
+        self.q_out, self.map_out = torch.empty_like(self.q), torch.empty_like(self.map)
+
+    def linear(self, layer: torch.nn.Linear, forward: bool, rows: int, part: slice = slice(None)) -> None:
+        weight = layer.weight[part]  # (out, in)
+        inputs, outputs = (weight.shape[1], weight.shape[0]) if forward else weight.shape
+        source, target = self.at[self._wide(inputs)][:rows, :inputs], self.out[self._wide(outputs)][:rows, :outputs]
+        torch.mm(source, weight.T if forward else weight, out=target)
+
+    def _wide(self, size: int) -> int:
+        return min(width for width in self.at if width >= size)
+
+    def attention(self, queries: int, count: int) -> None:
+        """`count` pairs of products with the (queries, N) maps: one pair forward, two back."""
+        for _ in range(count):
+            torch.bmm(self.q[:, :queries], self.q.transpose(1, 2), out=self.map_out[:, :queries])
+            torch.bmm(self.map[:, :queries], self.q, out=self.q_out[:, :queries])
+
+    @torch.no_grad()
+    def run(self) -> None:
+        every, last = self.b * self.n, len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            short = self.minimal and index == last
+            rows, queries = (self.b, 1) if short else (every, self.n)
+            for forward in (True, False):
+                if short:  # queries of CLS only; keys and values of all tokens
+                    self.linear(block.attn.qkv, forward, rows, slice(self.d))
+                    self.linear(block.attn.qkv, forward, every, slice(self.d, None))
+                elif forward or not (self.minimal and index == 0):
+                    self.linear(block.attn.qkv, forward, every)
+                self.attention(queries, 1 if forward else 2)
+                for layer in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                    self.linear(layer, forward, rows)
+
+
+def cnn_step(client: Client) -> Callable[[], None]:
+    """Forward and backward of the CNN alone, its optimiser's step included."""
+    network = copy.deepcopy(client.model["cnn"]).train()
+    optimiser, images = torch.optim.Adam(network.parameters()), client.train.batch(client.train_index).images
+
+    def one() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        network(images).square().mean().backward()
+        optimiser.step()
+
+    return one
+
+
+def plain_step(method: Method, client: Client) -> Callable[[], None]:
+    """Fed-LSCL the plain way: the whole ViT in every step, and in its block one qkv weight W + s B_i A_i formed for each sample."""
+    config, vit, model = method.config, method.foundation.vit, client.model
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
+    pixels = method.foundation.preprocess(torch.from_numpy(client.train.images.images))
+    attention = vit.blocks[config.block].attn
+
+    def one() -> None:
+        batch = client.train.batch(client.train_index)
+        update = method.update(client, model["cnn"](batch.images))
+
+        def qkv(x: Tensor) -> Tensor:
+            weight = attention.qkv.weight + update.scale * torch.bmm(update.B, update.A)  # (b, 3d, d)
+            return torch.baddbmm(attention.qkv.bias.expand(len(x), 1, -1), x, weight.transpose(1, 2))
+
+        before, attention.qkv.forward = attention.qkv.forward, qkv
+        try:
+            logits = model["head"](vit(pixels))
+        finally:
+            attention.qkv.forward = before
+        optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, batch.labels).backward()
+        optimiser.step()
+
+    return one
+
+
+def peft_step(method: Method, client: Client, with_cnn: bool) -> Callable[[], None]:
+    """A LoRA of the same rank on the same qkv by peft, with a head, the whole ViT in every step; and the same CNN trained beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = method.config
+    pattern = rf"blocks\.{config.block}\.attn\.qkv"
+    lora = get_peft_model(copy.deepcopy(method.foundation.vit), LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, target_modules=pattern))
+    head, pixels = copy.deepcopy(client.model["head"]), method.foundation.preprocess(torch.from_numpy(client.train.images.images))
+    optimiser = torch.optim.Adam([*(p for p in lora.parameters() if p.requires_grad), *head.parameters()], lr=config.lr)
+    labels, cnn = client.train.batch(client.train_index).labels, cnn_step(client)
+
+    def one() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(head(lora(pixels)), labels).backward()
+        optimiser.step()
+        if with_cnn:
+            cnn()
+
+    return one
+
+
+def vit_part(method: Method, client: Client) -> Callable[[], None]:
+    """Fed-LSCL without its CNN: generator on given features, frozen suffix, head."""
+    batch, model = client.train.batch(client.train_index), client.model
+    f = torch.randn(len(batch.index), method.config.features)
+    optimiser = torch.optim.Adam([*model["generator"].parameters(), *model["head"].parameters()], lr=method.config.lr)
+
+    def one() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        logits = model["head"](method.foundation.suffix(batch.prefix, method.update(client, f)))
+        F.cross_entropy(logits, batch.labels).backward()
+        optimiser.step()
+
+    return one
+
+
+def goal(shapes: str, method: str) -> float | None:
+    """The largest ratio to the bare products that is wanted, None where there is no goal."""
+    return GOALS.get(method, OTHERS) if shapes == "vit_b" else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", choices=SHAPES, default="vit_b")
+    parser.add_argument("--batch", type=int, help="images per step, none = 16 at vit_b (LoRM 8), 32 at mini")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", default="fed_lscl,local_lora,l2p,dualprompt,fedmgp,pilora,lorm")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.run
+    torch.manual_seed(0)
+    vit = foundation("mini", None).vit if given.shapes == "mini" else timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+    rows = []
+    for name in given.methods.split(","):
+        method, client = federation(name, vit, given.shapes, given.batch)
+        client.task = 0
+        stage = method.stages(0)[0]
+        method.start_task(client)
+        method.receive(client, method.broadcast(0, stage), stage)
+        extra = {"l2p": method.config.l2p_top_k * method.config.l2p_length, "fedmgp": method.config.mgp_length}.get(name, 0)
+        samples, tokens = len(client.train_index), client.train.prefix.shape[1] + extra
+        for number, phase in enumerate(method.phases(client, stage)):
+            bare = {kind: Products(vit, method.foundation.block, samples, tokens, kind == "minimal") for kind in ("all", "minimal")}
+            work = {"step": step(method, client, phase), **{kind: one.run for kind, one in bare.items()}}
+            if name == "fed_lscl":
+                cnn = cnn_step(client)
+                for kind, one in bare.items():
+                    work[kind] = lambda one=one, cnn=cnn: (one.run(), cnn())
+                work |= {"plain": plain_step(method, client), "ViT part": vit_part(method, client)}
+                if importlib.util.find_spec("peft") and given.shapes == "vit_b":
+                    work |= {"peft": peft_step(method, client, False), "peft and CNN": peft_step(method, client, True)}
+            seconds = measure.side_by_side(work)
+            row = {"method": name, "phase": number, "batch": samples, "ratio": measure.ratio(seconds, "step", "all")}
+            row |= {"goal": goal(given.shapes, name), "better": "lower", "ratio_to_minimal": measure.ratio(seconds, "step", "minimal")}
+            row["images_per_second"] = round(samples / float(np.median(seconds["step"])), 2)
+            if name == "fed_lscl":
+                row["times_faster_than_plain"] = {"ratio": measure.ratio(seconds, "plain", "step"), "goal": FASTER[given.shapes], "better": "higher"}
+                if "peft" in work:
+                    row["vit_part_to_peft"] = {"ratio": measure.ratio(seconds, "ViT part", "peft"), "goal": 0.8, "better": "lower"}
+                    row["whole_to_peft"] = {"ratio": measure.ratio(seconds, "step", "peft and CNN"), "goal": 1.0, "better": "lower"}
+            rows.append(row)
+            print(row, flush=True)
+    ours = next((row for row in rows if row["method"] == "fed_lscl"), rows[0])
+    measure.write(
+        f"training_step_{given.shapes}", {"ratio": ours["ratio"], "goal": ours["goal"], "better": "lower", "threads": given.threads, "rows": rows}
+    )
+
+
+if __name__ == "__main__":
+    main()
