@@ -42,7 +42,8 @@ class LowRank:
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
         """out + scale B A x by two products; the (o, d) update is never formed. x: (b, N, d), out: (b, N, o)."""
         if self.A.ndim == 2:
-            return out + F.linear(F.linear(x, self.A) * self.scale, self.B)
+            low = F.linear(x, self.A)  # (b, N, r)
+            return torch.addmm(out.flatten(0, 1), low.flatten(0, 1), self.B.T, alpha=self.scale).view_as(out)
         low = torch.bmm(x, self.A.transpose(1, 2)) * self.scale  # (b, N, r)
         return torch.baddbmm(out, low, self.B.transpose(1, 2))
 
