@@ -321,7 +321,7 @@ def coverage(records: Iterable[Record]) -> str:
 
 
 def writers(records: Iterable[Record]) -> pd.DataFrame:
-    """When writing per image helps: task-masked accuracy of every writer in every regime, and the best written minus the static one.
+    """When writing per image helps: task-masked accuracy of every writer in every regime, and the best written one minus the static one.
 
     One task, no federation (`lscl sweep regimes`); mean ± standard deviation over the seeds that all writers of a regime have.
     The best written one is chosen by its mean, so its lead is an upper bound. Empty if there are no such records.
@@ -337,7 +337,7 @@ def writers(records: Iterable[Record]) -> pd.DataFrame:
             if not common:
                 continue
             values = {name: np.array([final(by_digest[found[i]], "task") for i in common]) for name, found in digests.items()}
-            static, *written = values
+            _, static, *written = values
             best = max(written, key=lambda name: values[name].mean())
             gap = summary(values[best] - values[static])
             name = f"{DATASET_LABELS[dataset]}, {regime['images_per_class']} images a class, block {regime['block']}"

@@ -7,6 +7,7 @@ from filelock import FileLock
 
 from lscl import records, sweeps
 from lscl.config import PROFILES, experiment
+from lscl.data.glyphs import PER_CLASS
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far
 from lscl.run import run
@@ -135,7 +136,9 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
 def test_regimes_differ_only_in_what_the_update_is_made_of(values):
     runs = sweeps.regimes({"profile": "mini", "dataset": "cifar100"}, [42, 1999])
     assert len({config.digest for config in runs}) == len(runs) == 2 * len(sweeps.REGIMES) * len(sweeps.WRITERS)
-    free = {"collaboration", "lr_generator", "auxiliary"}
+    free = {"method", "collaboration", "lr_generator", "auxiliary", "o2d_lambda"}  # the last has no effect without O2D
+    assert len({config.lr_generator_bias for config in runs}) == len({config.lr for config in runs}) == 1
+    assert max(config.images_per_class for config in sweeps.regimes({"profile": "mini", "dataset": "glyphs"}, [42])) <= PER_CLASS
     for regime in sweeps.REGIMES:
         same = [config for config in runs if config.seed == 42 and all(getattr(config, key) == value for key, value in regime.items())]
         assert len({json.dumps(config.model_dump(mode="json", exclude=free), sort_keys=True) for config in same}) == 1

@@ -16,6 +16,7 @@ from lscl.data.store import ImageSet, cached
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
+PER_CLASS = 24  # training images of a class; there are 8 to test
 VERSION = 2  # part of the cache name: raise it with any change to the table or to a drawing
 SIZE = 32  # pixels a side of an image
 CANVAS = 3 * SIZE  # pixels a side while drawing
@@ -40,7 +41,7 @@ SYMBOLS = {
 }
 
 
-def glyphs(train_per_class: int = 24, test_per_class: int = 8) -> tuple[ImageSet, ImageSet]:
+def glyphs(train_per_class: int = PER_CLASS, test_per_class: int = 8) -> tuple[ImageSet, ImageSet]:
     """The training and the test images, 32 x 32 pixels; drawn once, then cached.
 
     Images are ordered by number, then class: the sets with fewer images per class are prefixes of those with more.
