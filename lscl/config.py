@@ -236,9 +236,11 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 # paper and colab: official values, with Adam and batches of 16 as everywhere here.
 _TUNED: dict[str, dict[str, Any]] = {
     "local_head": dict(lr=3e-3),
-    "fedavg_vit": dict(lr=3e-2),
+    "fedavg": dict(lr=3e-3),
+    "fedavg_vit": dict(lr=1e-1),
     "local_lora": dict(lr=1e-2),
-    "fed_lscl": dict(lr_generator_bias=3e-3, lr_generator=1e-5, o2d_lambda=10.0, auxiliary=0.0),
+    "target": dict(lr=3e-4),
+    "fed_lscl": dict(lr_generator_bias=1e-4, lr_generator=1e-6, o2d_lambda=10.0, auxiliary=0.0),
 }
 _OFFICIAL: dict[str, dict[str, Any]] = {
     "l2p": dict(lr=0.03 * 16 / 256),
