@@ -40,7 +40,7 @@ def test_a_run_that_goes_on_says_from_where(smoke, capsys):
 @pytest.mark.parametrize("done", [0, 1, 2, 3])
 def test_the_bar_is_full_when_the_last_client_has_answered(smoke, done):
     scores = {k: {"correct": torch.ones(3, 3), "total": torch.ones(3)} for k in range(3)}
-    reports = [Round(t, r, [], [], {}, scores if r == 1 else {}) for t in range(2) for r in range(2)]
+    reports = [Round(t, r, [], [], {}, scores=scores if r == 1 else {}) for t in range(2) for r in range(2)]
     progress = Progress(smoke(), quiet=True)
     progress.start(6, reports[:done])
     stages = [Stage(t, r, name) for t in range(2) for r, name in ((0, "train"), (1, "train"), (1, "finish"))]
