@@ -124,13 +124,14 @@ def verify_command(
     seed: Annotated[int, typer.Option(min=0, help="seed of that draw")] = 0,
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
+    weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")] = None,
 ) -> None:
     """Compute some recorded runs again from nothing and compare them with the records, to the bit."""
     from lscl.verify import verify_sample
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset)}")
+    print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights)}")
 
 
 @data_app.command("show")

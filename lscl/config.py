@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,8 @@ MethodName = Literal[
 DatasetName = Literal["cifar100", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
-WHERE_AND_HOW = {"data_dir", "device", "threads"}  # change where a number is computed, not which number: not in the digest
+PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: in no record
+WHERE_AND_HOW = PLACES | {"threads"}  # change where a number is computed, not which number: not in the digest
 
 
 class Experiment(BaseModel):
@@ -124,7 +126,11 @@ class Experiment(BaseModel):
     mfcl_bn: float = Field(50.0, ge=0, description="weight of the BatchNorm statistics (official: 50)")
     mfcl_tv: float = Field(1e-3, ge=0, description="weight of the smoothness of the images (official: 0.001)")
 
-    foundation: str = Field("mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests) or a timm name")
+    foundation: str = Field(
+        "mini", min_length=1, description="frozen ViT: mini (shipped), tiny (random, for tests), a timm name, or random/<timm name>"
+    )
+    weights: Path | None = Field(None, description="local checkpoint of the frozen ViT: .safetensors, or .npz of the original release")
+    weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="SHA-256 of that file; filled in, or checked if given")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
     block: int = Field(3, ge=0, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)")
     rank: int = Field(4, ge=1, description="rank r of the update (authors' code: 4)")
@@ -283,12 +289,32 @@ def experiment(**values: Any) -> Experiment:
     from_dataset = DATASETS.get((profile, dataset), {})
     sizes, tuned = (table.get(profile, {}).get(values.get("method", "fed_lscl"), {}) for table in (SIZES, CHOSEN))
     given = {key: value for key, value in values.items() if value is not None or Experiment.model_fields[key].default is None}
+    if given.get("weights") is not None:
+        given["weights_sha256"] = _checked_digest(Path(given["weights"]), given.get("weights_sha256"))
     try:
         return Experiment(**{**PROFILES[profile], **sizes, **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise LsclError(f"{field} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]} ({_describe(field)})") from None
+
+
+def _checked_digest(path: Path, wanted: str | None) -> str:
+    try:
+        about = path.stat()
+        found = _file_digest(path, about.st_size, about.st_mtime_ns)
+    except OSError as error:
+        raise LsclError(f"weights = {str(path)!r}: {error.strerror or error}; give an existing .safetensors or .npz file") from error
+    if wanted is not None and wanted != found:
+        raise LsclError(f"weights = {str(path)!r}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for")
+    return found
+
+
+@lru_cache
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file; `size` and time `changed` tell whether it is still the one that was read before."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(field: str) -> str:

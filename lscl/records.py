@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from lscl import paths
-from lscl.config import WHERE_AND_HOW, Experiment
+from lscl.config import PLACES, WHERE_AND_HOW, Experiment
 from lscl.data.store import digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import MASKS, accuracy_tensor, per_class
@@ -91,7 +91,7 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
 
 
 def _saved(config: Experiment) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"data_dir", "device"})  # paths and devices of one machine stay out
+    return config.model_dump(mode="json", exclude=PLACES)
 
 
 def folder(profile: str, dirty: bool = False) -> Path:

@@ -26,7 +26,7 @@ from lscl.federation.loop import InProcess, Round, federate
 from lscl.federation.state import load_state, save_state
 from lscl.methods import METHODS
 from lscl.methods.base import Method
-from lscl.models.foundation import FrozenViT, foundation
+from lscl.models.foundation import FrozenViT, foundation_of
 from lscl.models.prefix_cache import prefix_cache
 from lscl.progress import Progress
 
@@ -59,7 +59,7 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     spare = surrogate(config) if kind.surrogate else None
     frozen = None
     if kind.vit:
-        frozen = foundation(config.foundation, kind.cut(config), config.normalize).to(device)
+        frozen = foundation_of(config, kind.cut(config)).to(device)
         if not 0 <= config.block < frozen.depth:
             raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
     watch = progress.prepare if progress else None

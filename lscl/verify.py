@@ -28,9 +28,10 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
     return [found[i] for i in sorted(chosen)]
 
 
-def verify(record: records.Record, data_dir: Path | None = None) -> dict[str, Any]:
+def verify(record: records.Record, data_dir: Path | None = None, weights: Path | None = None) -> dict[str, Any]:
     """Run the record's config from nothing, apart from what lies in the cache; -> what differs, and where and how long it ran."""
-    config = experiment(**{**record["config"], "data_dir": data_dir})
+    file = weights if record["config"]["weights_sha256"] else None
+    config = experiment(**{**record["config"], "data_dir": data_dir, "weights": file})
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again = run(config)
@@ -47,7 +48,7 @@ def verify(record: records.Record, data_dir: Path | None = None) -> dict[str, An
     }
 
 
-def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = None, dataset: str | None = None) -> Path:
+def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = None, dataset: str | None = None, weights: Path | None = None) -> Path:
     """Verify some records, print a line each, and keep the outcome in results/verified/<profile>.json.
 
     Raises:
@@ -55,7 +56,7 @@ def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = N
     """
     found = []
     for record in sample(profile, count, seed, dataset):
-        found.append(verify(record, data_dir))
+        found.append(verify(record, data_dir, weights))
         print(f"{found[-1]['name']}: {'equal to the bit' if found[-1]['equal'] else 'differs in ' + ', '.join(found[-1]['differs'])}", flush=True)
     path = paths.results() / "verified" / f"{profile}.json"
     write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())

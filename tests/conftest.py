@@ -18,7 +18,7 @@ from lscl.federation.client import Client
 from lscl.federation.loop import federate
 from lscl.methods import METHODS
 from lscl.methods.base import Stage
-from lscl.models.foundation import foundation
+from lscl.models.foundation import foundation_of
 from lscl.progress import Progress
 from lscl.run import inputs, run
 
@@ -88,7 +88,7 @@ def federation(toy):
     def make(config, data=None):
         data = data or toy()
         kind, device = METHODS[config.method], torch.device("cpu")
-        frozen = foundation(config.foundation, kind.cut(config), config.normalize) if kind.vit else None
+        frozen = foundation_of(config, kind.cut(config)) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
         if kind.surrogate:

@@ -1,5 +1,6 @@
 """One object holds every parameter; a wrong value is one line that says which field, what was given and what is allowed."""
 
+import hashlib
 import json
 import math
 from typing import Literal, get_args, get_origin
@@ -8,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from lscl import config as config_module
-from lscl.config import CHOSEN, DATASETS, PROFILES, SIZES, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import CHOSEN, DATASETS, PROFILES, SIZES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName, experiment
 from lscl.errors import LsclError
 
 
@@ -137,10 +138,18 @@ def other_value(name, now):
         return not now
     if isinstance(now, str):
         return "tiny"
-    return {"data_dir": "elsewhere", "min_share": 0.1, "generator_dropout": 0.1, "lorm_alpha": 0.1}.get(name, 9 if now is None else now + 1)
+    special = {
+        "data_dir": "elsewhere",
+        "weights": __file__,
+        "weights_sha256": "0" * 64,
+        "min_share": 0.1,
+        "generator_dropout": 0.1,
+        "lorm_alpha": 0.1,
+    }
+    return special.get(name, 9 if now is None else now + 1)
 
 
-@pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - {"data_dir", "device", "threads"}))
+@pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - WHERE_AND_HOW))
 def test_whatever_decides_the_result_is_in_the_digest(name):
     base = experiment()
     changed = experiment(**{name: other_value(name, getattr(base, name))})
@@ -200,7 +209,7 @@ def test_a_value_equal_to_the_profiles_is_no_override():
 def test_the_name_is_one_file_name():
     config = experiment(foundation="hub/user/model")
     assert "/" not in config.name
-    fields = [name for name in Experiment.model_fields if name not in {"method", "dataset", "profile", "data_dir"}]
+    fields = [name for name in Experiment.model_fields if name not in {"method", "dataset", "profile", "data_dir", "weights"}]
     many = [experiment(**{name: other_value(name, getattr(experiment(), name)) for name in fields}), experiment(cnn=",".join(["tiny"] * 99))]
     again = experiment(cnn=",".join(["tiny"] * 98))
     assert all(len(one.name) <= 200 for one in many) and many[1].name != again.name
@@ -230,3 +239,19 @@ def test_a_config_cannot_be_changed():
 def test_a_config_survives_json(tmp_path):
     config = experiment(profile="smoke", data_dir=tmp_path, o2d="sgd")
     assert Experiment(**json.loads(config.model_dump_json())) == config
+
+
+def test_a_local_checkpoint_is_named_by_its_digest_not_by_its_place(tmp_path, one_line):
+    for name in ("a.npz", "b.npz"):
+        (tmp_path / name).write_bytes(b"weights")
+    first, second = (experiment(weights=tmp_path / name) for name in ("a.npz", "b.npz"))
+    assert first.weights_sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert first.digest == second.digest != experiment().digest
+    (tmp_path / "b.npz").write_bytes(b"other weights")
+    assert experiment(weights=tmp_path / "b.npz").digest != first.digest
+    with pytest.raises(LsclError) as caught:
+        experiment(weights=tmp_path / "b.npz", weights_sha256=first.weights_sha256)
+    one_line(caught, tmp_path / "b.npz", "SHA-256", first.weights_sha256)
+    with pytest.raises(LsclError) as caught:
+        experiment(weights=tmp_path / "gone.npz")
+    one_line(caught, tmp_path / "gone.npz", "No such file")

@@ -36,7 +36,7 @@ def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
     made = {
         "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed, "name": config.name,
         "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
-        "config": config.model_dump(mode="json", exclude={"data_dir", "device"}),
+        "config": config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}),
         "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
         "bytes_up": [[1_000_000, 3_000_000]] * 5 * tasks, "bytes_down": [[500_000, 500_000]] * 5 * tasks, "seconds": {"prepare": 60, "train": 120},
         "cpu_seconds": 90.0, "peak_memory_mb": 900, "trained_parameters": [1000, 2000],

@@ -1,5 +1,6 @@
 """One run from a config to a record."""
 
+import hashlib
 import json
 import os
 import threading
@@ -7,11 +8,13 @@ import threading
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from lscl import records
 from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.methods import METHODS
+from lscl.models.foundation import foundation
 from lscl.progress import Progress
 from lscl.run import Busy, device_of, prepare, run, state_folders
 
@@ -206,3 +209,13 @@ def test_other_values_do_not_go_on_from_the_state(smoke):
 def test_glyphs_run_from_the_smoke_profile():
     record = run(experiment(profile="smoke", method="local_head"), quiet=True)
     assert record["dataset"] == "glyphs" and record["name"].startswith("glyphs--local_head--s42--")
+
+
+def test_a_run_with_a_local_checkpoint_records_name_and_digests(smoke, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    drawn = foundation("tiny", None)
+    save_file({name: value + 0.01 for name, value in drawn.vit.state_dict().items()}, path)
+    record = run(smoke(method="local_head", weights=path), quiet=True)
+    assert record["config"]["foundation"] == "tiny" and record["config"]["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["weights_digest"] == foundation("tiny", None, weights=path).digest != drawn.digest
+    assert str(tmp_path) not in json.dumps(record)

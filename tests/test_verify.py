@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
+from safetensors.torch import save_file
 
 from lscl import cli, records, verify
 from lscl.errors import LsclError
+from lscl.models.foundation import foundation
 from lscl.run import run
 
 
@@ -29,6 +31,16 @@ def test_the_outcome_names_the_code_that_verified(recorded, tree, monkeypatch):
     monkeypatch.setattr(records, "source", lambda: {"commit": "abc" if os.environ["LSCL_ROOT"] == here else None, "dirty": False, "code_digest": "0"})
     assert verify.verify(recorded[0], tree)["verified_at"] == "abc"
     assert os.environ["LSCL_ROOT"] == here
+
+
+def test_a_run_with_a_local_checkpoint_is_verified_with_that_file(smoke, tree, tmp_path, one_line):
+    path = tmp_path / "tiny.safetensors"
+    save_file(foundation("tiny", None).vit.state_dict(), path)
+    record = run(smoke(method="local_head", weights=path), quiet=True)
+    assert verify.verify(record, tree, path)["equal"]
+    with pytest.raises(LsclError) as caught:
+        verify.verify(record, tree)
+    one_line(caught, "say by weights where")
 
 
 def sorted_by_name(found):

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from lscl.config import Experiment
 from lscl.data.store import digest_of
 from lscl.errors import LsclError, unknown
 from lscl.models.mini import MEAN, STD, mini_vit
@@ -203,31 +205,80 @@ def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tupl
     return (images - mean) / std
 
 
-def foundation(name: str, block: int | None, normalize: bool = True) -> FrozenViT:
-    """The frozen ViT called `name` (mini, tiny, or a timm name), cut in front of `block` (None = behind the last).
+RANDOM = "random/"  # in front of a timm name: the same architecture, weights drawn
+
+
+def foundation(name: str, block: int | None, normalize: bool = True, weights: Path | None = None) -> FrozenViT:
+    """The frozen ViT called `name`, cut in front of `block` (None = behind the last).
+
+    name: mini, tiny, a timm name, whose tag says which mean and standard deviation its inputs want, or random/<timm name>, which is
+    drawn and not learnt. weights: a local checkpoint instead of the one that belongs to the name.
 
     Raises:
-        LsclError: unknown name, damaged weight file, weights that cannot be downloaded, or no such block.
+        LsclError: unknown name, damaged or unfit weight file, weights that cannot be downloaded, or no such block.
     """
+    drawn = name.startswith(RANDOM)
+    if weights is not None and drawn:
+        raise LsclError(f"foundation = {name!r}: has drawn weights, so weights = {str(weights)!r} cannot be used with it")
+    mean, std = MEAN, STD
     if name == "mini":
-        vit, mean, std = _mini(), MEAN, STD
+        vit = mini_vit() if weights else _mini()
     elif name == "tiny":
         with seeded(0, "tiny-vit"):
             vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2)
-        mean, std = MEAN, STD
-    elif timm.is_model(name.split(".")[0]):
-        try:
-            vit = timm.create_model(name, pretrained=True, num_classes=0)
-        except Exception as error:  # hub errors come in many types
-            raise LsclError(f"cannot get the weights of {name}: {error}") from error
-        if not isinstance(vit, VisionTransformer):
-            raise LsclError(f"foundation = {name!r}: not a timm VisionTransformer")
-        mean, std = vit.default_cfg["mean"], vit.default_cfg["std"]
+    elif timm.is_model(name.removeprefix(RANDOM)):
+        vit = _timm(name, pretrained=weights is None and not drawn)
+        mean, std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
     else:
         raise unknown("foundation model", name, ["mini", "tiny", *timm.list_models("vit_*_patch16_224")])
+    if weights is not None:
+        load_checkpoint(vit, weights, name)
     if not normalize:
         mean, std = (0.0,) * 3, (1.0,) * 3
     return FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
+
+
+def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
+    """The frozen ViT that `config` names, cut in front of `block` (None = behind the last).
+
+    Raises:
+        LsclError: as `foundation`; or the config speaks of a local checkpoint and does not say where it is.
+    """
+    if config.weights_sha256 is not None and config.weights is None:
+        raise LsclError(f"weights_sha256 = {config.weights_sha256}: this run uses a local checkpoint; say by weights where the file is")
+    return foundation(config.foundation, block, config.normalize, config.weights)
+
+
+def _timm(name: str, pretrained: bool) -> VisionTransformer:
+    try:
+        with seeded(0, name):
+            vit = timm.create_model(name.removeprefix(RANDOM), pretrained=pretrained, num_classes=0)
+    except Exception as error:  # hub errors come in many types
+        raise LsclError(f"cannot get the weights of {name}: {error}; give a local file by weights") from error
+    if not isinstance(vit, VisionTransformer):
+        raise LsclError(f"foundation = {name!r}: not a timm VisionTransformer")
+    return vit
+
+
+def load_checkpoint(vit: VisionTransformer, path: Path, name: str) -> None:
+    """Fill `vit` from a local checkpoint: .safetensors in timm's names, or .npz of the original release. A classifier in it is left out.
+
+    Raises:
+        LsclError: another kind of file, missing, damaged, or of another network than `name`.
+    """
+    try:
+        if path.suffix == ".npz":
+            vit.load_pretrained(str(path))
+            return
+        if path.suffix != ".safetensors":
+            raise LsclError(f"weights = {str(path)!r}: allowed are .safetensors files and .npz files of the original release")
+        found = vit.load_state_dict(checkpoint_filter_fn(load_file(path), vit), strict=False)
+    except (OSError, ValueError, LookupError, RuntimeError, AssertionError, BadZipFile, SafetensorError) as error:
+        raise LsclError(f"weights = {str(path)!r}: cannot be read as {name}: {str(error).splitlines()[0]}") from error
+    odd = [key for key in found.unexpected_keys if not key.startswith(("head.", "head_dist.", "pre_logits."))]
+    if found.missing_keys or odd:
+        what = f"{found.missing_keys[0]} is missing" if found.missing_keys else f"{odd[0]} does not belong to it"
+        raise LsclError(f"weights = {str(path)!r}: not a checkpoint of {name}: {what}")
 
 
 def _mini() -> VisionTransformer:

@@ -12,7 +12,7 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.data.sources import load, per_class
 from lscl.data.store import ImageSet, write_atomic
-from lscl.models.foundation import FrozenViT, foundation
+from lscl.models.foundation import FrozenViT, foundation_of
 from lscl.seeding import numpy_generator
 
 DECAYS = (1e-3, 1e-2, 3e-2)  # chosen by cross-validation on the training images
@@ -27,7 +27,7 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     data = load(config.model_copy(update={"images_per_class": None, "test_images_per_class": None}))
     train = per_class(data.train, count, f"{config.dataset} train")
-    model = foundation(config.foundation, None, config.normalize)
+    model = foundation_of(config, None)
     x, y = _features(model, train), torch.from_numpy(train.labels)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
@@ -52,7 +52,8 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
         "accuracy_8": round(float(np.mean(eight)), 2),
         "weight_decay": max(held, key=held.get),
     }
-    name = f"{config.foundation}--{config.dataset}--{count}.json".replace("/", "_")
+    file = f"--{config.weights_sha256[:12]}" if config.weights_sha256 else ""
+    name = f"{config.foundation}{file}--{config.dataset}--{count}.json".replace("/", "_")
     write_atomic(paths.results() / "probe" / name, (json.dumps(result, indent=1) + "\n").encode())
     return result
 

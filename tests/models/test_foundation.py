@@ -2,13 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
+from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.models import foundation as module
-from lscl.models.foundation import Adapter, FrozenViT, LowRank, block_forward, enlarge, foundation, read_weights
+from lscl.models.foundation import Adapter, FrozenViT, LowRank, block_forward, enlarge, foundation, foundation_of, read_weights
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.models.pretrain import write_weights
 from lscl.seeding import seeded
@@ -291,3 +294,84 @@ def test_the_mini_vit_computes_with_the_shipped_weights(monkeypatch, tmp_path, u
         expected = rounded.forward_features(frozen.preprocess(images))[:, 0]
         assert torch.allclose(frozen.suffix(frozen.prefix(images)), expected, rtol=1e-4, atol=1e-4)
     assert (frozen.width, frozen.depth, frozen.tokens) == (192, 8, 37)
+
+
+NAME = "vit_tiny_patch16_224.augreg_in21k"
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return foundation(f"random/{NAME}", 2)
+
+
+def original_release(vit):
+    """The weights of a timm ViT under the names and in the layouts of the .npz files of the original release."""
+    d, heads = vit.embed_dim, vit.blocks[0].attn.num_heads
+    found = {"cls": vit.cls_token, "embedding/bias": vit.patch_embed.proj.bias, "Transformer/posembed_input/pos_embedding": vit.pos_embed}
+    found |= {"embedding/kernel": vit.patch_embed.proj.weight.permute(2, 3, 1, 0)}
+    found |= {"Transformer/encoder_norm/scale": vit.norm.weight, "Transformer/encoder_norm/bias": vit.norm.bias}
+    for i, block in enumerate(vit.blocks):
+        at = f"Transformer/encoderblock_{i}/"
+        for name, norm in (("LayerNorm_0", block.norm1), ("LayerNorm_2", block.norm2)):
+            found |= {f"{at}{name}/scale": norm.weight, f"{at}{name}/bias": norm.bias}
+        for name, weight, bias in zip(("query", "key", "value"), block.attn.qkv.weight.split(d), block.attn.qkv.bias.split(d)):
+            layer = f"{at}MultiHeadDotProductAttention_1/{name}/"
+            found |= {f"{layer}kernel": weight.T.reshape(d, heads, -1), f"{layer}bias": bias.view(heads, -1)}
+        layer = f"{at}MultiHeadDotProductAttention_1/out/"
+        found |= {f"{layer}kernel": block.attn.proj.weight.T.reshape(heads, -1, d), f"{layer}bias": block.attn.proj.bias}
+        for name, dense in (("Dense_0", block.mlp.fc1), ("Dense_1", block.mlp.fc2)):
+            found |= {f"{at}MlpBlock_3/{name}/kernel": dense.weight.T, f"{at}MlpBlock_3/{name}/bias": dense.bias}
+    return {key: value.detach().contiguous().numpy() for key, value in found.items()}
+
+
+def test_random_weights_have_the_true_shape_and_are_always_the_same(drawn):
+    assert (drawn.width, drawn.depth, drawn.tokens) == (192, 12, 197) and drawn.mean == (0.5,) * 3
+    assert foundation(f"random/{NAME}", 2).digest == drawn.digest
+    imagenet = foundation("random/vit_small_patch16_224.dino", 0)
+    assert imagenet.mean == (0.485, 0.456, 0.406) and imagenet.std == (0.229, 0.224, 0.225)  # what that checkpoint wants
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "safetensors with a classifier", "npz"])
+def test_a_local_checkpoint_fills_the_network(drawn, tmp_path, kind):
+    path = tmp_path / f"weights.{kind.split()[0]}"
+    state = dict(drawn.vit.state_dict())
+    if kind == "npz":
+        np.savez(path, **original_release(drawn.vit))
+    else:
+        save_file({**state, **({"head.weight": torch.zeros(5, 192), "head.bias": torch.zeros(5)} if "classifier" in kind else {})}, path)
+    found = foundation(NAME, 2, weights=path)
+    assert found.digest == drawn.digest
+    assert found.mean == (0.5,) * 3
+
+
+@pytest.mark.parametrize("damage", ["cut off", "other network", "other shape", "stranger", "pickle", "npz"])
+def test_an_unfit_checkpoint_is_one_line(drawn, tmp_path, damage, one_line):
+    path, state = tmp_path / "weights.safetensors", dict(drawn.vit.state_dict())
+    if damage == "other network":
+        state = {name: value for name, value in state.items() if not name.startswith("blocks.11.")}
+    if damage == "other shape":
+        state["norm.weight"] = torch.ones(7)
+    if damage == "stranger":
+        state["blocks.12.norm1.weight"] = torch.ones(192)
+    save_file(state, path)
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:1000])
+    if damage == "pickle":
+        path = path.rename(tmp_path / "weights.pth")
+    if damage == "npz":
+        path = path.rename(tmp_path / "weights.npz")
+    with pytest.raises(LsclError) as caught:
+        foundation(NAME, 2, weights=path)
+    one_line(caught, path)
+
+
+def test_drawn_weights_and_a_file_exclude_each_other(tmp_path, one_line):
+    with pytest.raises(LsclError) as caught:
+        foundation(f"random/{NAME}", 0, weights=tmp_path / "w.npz")
+    one_line(caught, "random/", "w.npz")
+
+
+def test_a_run_with_a_local_checkpoint_never_falls_back_to_another(one_line):
+    with pytest.raises(LsclError) as caught:
+        foundation_of(experiment(profile="smoke", weights_sha256="0" * 64), 0)
+    one_line(caught, "weights_sha256", "say by weights where")
