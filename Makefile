@@ -18,7 +18,6 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/jupyter-book build . --toc book/_toc.yml --path-output _build/test -q -n -W --keep-going
 	$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval-sanitize.cfg -q
 
 benchmark: $(STAMP)

@@ -101,7 +101,7 @@ def table_command(
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
 ) -> None:
     """Print the scores of all finished runs of a profile but those for tuning, mean over seeds, and write the tables of the book."""
-    from lscl import report
+    from lscl import pages, report
     from lscl.records import all_records, select
     from lscl.sweeps import reported
 
@@ -114,7 +114,7 @@ def table_command(
             print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
-    report.write_tables()
+    pages.write()
 
 
 @app.command("verify")

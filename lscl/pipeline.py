@@ -12,7 +12,7 @@ import nbformat
 import papermill
 from rich.console import Console
 
-from lscl import paths, readme, records, report
+from lscl import pages, paths, readme, records
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.run import run
@@ -35,7 +35,7 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
-    report.write_tables()
+    pages.write()
     for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
         target = paths.results() / "executed" / profile / notebook.name
         if not force and _stamp_file(target).exists() and _stamp_file(target).read_text() == _stamp(notebook, profile):

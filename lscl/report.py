@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,11 @@ from scipy import stats
 
 from lscl import paths
 from lscl.config import CHOSEN, PROFILES, SIZES, WHERE_AND_HOW, Experiment, experiment
-from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
 from lscl.methods import METHODS
 from lscl.models.foundation import WEIGHTS
-from lscl.records import Record, accuracy, all_records, select
+from lscl.records import Record, accuracy, select
 from lscl.sweeps import REGIMES, TABLE1, WRITERS, regime_run, reported
 
 METHOD_LABELS = {
@@ -208,15 +206,8 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
 
 def costs(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """One row per system, means over the seeds: MB (10^6 bytes) per client and round, trained parameters of a client, processor time, memory."""
-    columns: dict[str, tuple[Callable[[Record], float], str]] = {
-        "MB up": (lambda one: traffic(one, "bytes_up"), ".2f"),
-        "MB down": (lambda one: traffic(one, "bytes_down"), ".2f"),
-        "trained parameters": (lambda one: float(np.mean(one["trained_parameters"])), ",.0f"),
-        "CPU minutes": (cpu_minutes, ".1f"),
-        "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
-    }
     rows = {
-        name: {column: format(summary(map(of, group)).mean, form).replace("nan", "–") for column, (of, form) in columns.items()}
+        name: {column: format(summary(map(of, group)).mean, form).replace("nan", "–") for column, (of, form) in COSTS.items()}
         for name, group in cells(records, draft).items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
@@ -237,6 +228,15 @@ def cpu_minutes(record: Record) -> float:
     """Minutes of processor time of all rounds, NaN in records from before it was measured; preparation, which is cached, left out."""
     return record.get("cpu_seconds", math.nan) / 60
 
+
+# What a run costs, and the form of its number in a table.
+COSTS: dict[str, tuple[Callable[[Record], float], str]] = {
+    "MB up": (lambda one: traffic(one, "bytes_up"), ".2f"),
+    "MB down": (lambda one: traffic(one, "bytes_down"), ".2f"),
+    "trained parameters": (lambda one: float(np.mean(one["trained_parameters"])), ",.0f"),
+    "CPU minutes": (cpu_minutes, ".1f"),
+    "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
+}
 
 ONE_SEED = "with one seed nothing can be concluded"
 TIED = "not told apart from it by these seeds, the interval holding zero"
@@ -483,35 +483,4 @@ def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.Data
     for name in sorted({record["dataset"] for record in records}):
         group = select(records, dataset=name)
         parts.append(f"**{DATASET_LABELS[name]}**\n\n{to_markdown(make(group))}\n\n<small>{provenance(group, draft)}</small>")
-    return "\n\n".join(parts) if parts else NO_RECORDS
-
-
-def write_tables() -> list[Path]:
-    """Write every table that the book includes to results/tables/; -> their paths. Without records each file says so."""
-    records = main_records(all_records("mini"))
-    texts = {
-        "config": to_markdown(config_table()),
-        "method_values": to_markdown(method_values(), index=False),
-        "systems": systems(),
-        "model_card": model_card(),
-        "headline": _headline(records),
-    }
-    folder = paths.results() / "tables"
-    written = []
-    for name, text in texts.items():
-        written.append(folder / f"{name}.md")
-        write_atomic(written[-1], (text + "\n").encode())
-    return written
-
-
-def _headline(records: list[Record]) -> str:
-    parts = []
-    for dataset in ("cifar100", "glyphs"):
-        chosen = select(records, dataset=dataset)
-        if not chosen:
-            continue
-        table = scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(costs(chosen)[["MB up", "CPU minutes"]])
-        table["seeds"] = [str(len(group)) for group in cells(chosen).values()]
-        title = f"**{DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over the seeds"
-        parts.append(f"{title}\n\n{to_markdown(table)}\n\n{reading(chosen, 'seen')}\n\n<small>{provenance(chosen)}</small>")
     return "\n\n".join(parts) if parts else NO_RECORDS

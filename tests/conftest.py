@@ -2,13 +2,14 @@
 
 import json
 import resource
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_root import Recorder
+from tests_root import ROOT, Recorder
 
 from lscl import records
 from lscl.config import experiment
@@ -36,6 +37,12 @@ def places(monkeypatch, tmp_path, session_cache):
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
     torch.set_num_threads(1)
     return tmp_path / "root"
+
+
+@pytest.fixture
+def published(places):
+    """The published numbers, in the results folder of the test."""
+    shutil.copytree(ROOT / "results" / "published", places / "results" / "published")
 
 
 def pictures(classes, count, size, draw):

@@ -2,48 +2,17 @@
 
 import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
+from made_records import record
 
-from lscl import records, report, sweeps
+from lscl import report, sweeps
 from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.methods import METHODS
 from lscl.report import Summary
 
-PUBLISHED = Path(__file__).parents[1] / "results" / "published"
-
-
-@pytest.fixture(autouse=True)
-def published(places):
-    """The published numbers, in the results folder of the test."""
-    target = places / "results" / "published"
-    target.mkdir(parents=True)
-    for path in PUBLISHED.glob("*.csv"):
-        (target / path.name).write_bytes(path.read_bytes())
-
-
-def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
-    """A record of two clients whose accuracy is `score` on the task just learned and 10 less on earlier ones; seen: 30 less."""
-    config = experiment(method=method, dataset="cifar100", profile="mini", seed=seed, clients=2, **changes.pop("values", {}))
-    acc = np.full((tasks, 2, tasks), np.nan)
-    for t in range(tasks):
-        acc[t, :, : t + 1] = score - 10
-        acc[t, :, t] = score
-    as_lists = lambda values: np.where(np.isnan(values), None, values).tolist()
-    made = {
-        "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed, "name": config.name,
-        "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
-        "config": config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}),
-        "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
-        "bytes_up": [[1_000_000, 3_000_000]] * 5 * tasks, "bytes_down": [[500_000, 500_000]] * 5 * tasks, "seconds": {"prepare": 60, "train": 120},
-        "cpu_seconds": 90.0, "peak_memory_mb": 900, "trained_parameters": [1000, 2000],
-        "data_digest": "d1", "partition_digest": f"p{seed}", "weights_digest": "w1", "commit": "abcdef0123456", "dirty": False,
-        "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
-    }  # fmt: skip
-    return {**made, **changes}
+pytestmark = pytest.mark.usefixtures("published")
 
 
 class TestSummary:
@@ -272,29 +241,6 @@ def test_every_system_has_its_description_with_source_and_payload():
 
 
 class TestFiles:
-    def test_without_records_every_table_is_a_sentence(self, places):
-        written = {path.stem: path.read_text() for path in report.write_tables()}
-        assert set(written) == {"config", "method_values", "systems", "model_card", "headline"}
-        assert (
-            "| LoRM | paper | official | lr = 0.003 |" in written["method_values"]
-            and "| GLFC | smoke | size | glfc_memory = 12, " in written["method_values"]
-        )
-        assert written["headline"].strip() == report.NO_RECORDS
-
-    def test_headline_from_records(self, places):
-        folder = records.folder("mini")
-        folder.mkdir(parents=True)
-        for one in (record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7)):
-            (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
-        report.write_tables()
-        text = (places / "results" / "tables" / "headline.md").read_text()
-        assert "| Fed-LSCL (O2D exact) | 73.0 ± 1.4 | 43.0 ± 1.4 |" in text
-        assert "seeds 42, 1999;" in text
-
-    def test_two_writes_are_equal(self, places):
-        first = [path.read_bytes() for path in report.write_tables()]
-        assert [path.read_bytes() for path in report.write_tables()] == first
-
     def test_config_table_has_every_field_and_profile(self):
         table = report.config_table()
         assert len(table) == len(type(experiment()).model_fields)

@@ -1,0 +1,15 @@
+"""A small Sphinx extension: what the theme puts into every page and this book does not want."""
+
+
+def setup(app):
+    app.connect("html-page-context", tidy)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def tidy(app, pagename, templatename, context, doctree):
+    """No script of thebe, which is not used and would name a foreign host; a bibliography without the list role that its entries contradict."""
+    foreign = lambda script: "thebe" in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+    context["script_files"] = [script for script in context["script_files"] if not foreign(script)]
+    context["css_files"] = [sheet for sheet in context["css_files"] if "thebe" not in str(getattr(sheet, "filename", sheet))]
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')

@@ -1,0 +1,42 @@
+// Tables of the book: a click on a column's name sorts by it, a second click the other way round. Wide ones can be scrolled with the keyboard.
+"use strict";
+
+function value(row, column) {
+  const text = row.cells[column].textContent.trim().replace(/\u2212/g, "-").replace(/(\d),(?=\d{3})/g, "$1");
+  const number = parseFloat(text.replace(/^\+/, ""));
+  return Number.isNaN(number) ? text.toLowerCase() : number;
+}
+
+function compare(a, b) {
+  if (typeof a === typeof b) return typeof a === "number" ? a - b : a.localeCompare(b);
+  return typeof a === "number" ? -1 : 1; // words, such as a dash for "none", behind numbers
+}
+
+function sort(table, column) {
+  const heads = [...table.tHead.rows[0].cells];
+  const upwards = heads[column].getAttribute("aria-sort") !== "ascending";
+  const sign = upwards ? 1 : -1;
+  const rows = [...table.tBodies[0].rows];
+  rows.sort((a, b) => sign * compare(value(a, column), value(b, column)));
+  heads.forEach((head) => head.removeAttribute("aria-sort"));
+  heads[column].setAttribute("aria-sort", upwards ? "ascending" : "descending");
+  table.tBodies[0].append(...rows);
+}
+
+function prepare(table) {
+  table.tabIndex = 0;
+  if (!table.tHead || !table.tBodies[0] || table.tBodies[0].rows.length < 3) return;
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    if (head.textContent.trim() === "") return;
+    const button = document.createElement("button");
+    button.className = "sort";
+    button.title = "sort by this column";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => sort(table, column));
+  });
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll(".bd-article table.table, .bd-article table.dataframe").forEach(prepare);
+});

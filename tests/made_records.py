@@ -1,0 +1,27 @@
+"""Records made by hand for tests of tables and figures."""
+
+import numpy as np
+
+from lscl import records
+from lscl.config import experiment
+
+
+def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
+    """A record of two clients whose accuracy is `score` on the task just learned and 10 less on earlier ones; seen: 30 less."""
+    config = experiment(method=method, dataset="cifar100", profile="mini", seed=seed, clients=2, **changes.pop("values", {}))
+    acc = np.full((tasks, 2, tasks), np.nan)
+    for t in range(tasks):
+        acc[t, :, : t + 1] = score - 10
+        acc[t, :, t] = score
+    as_lists = lambda values: np.where(np.isnan(values), None, values).tolist()
+    made = {
+        "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed, "name": config.name,
+        "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
+        "config": config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}),
+        "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
+        "bytes_up": [[1_000_000, 3_000_000]] * 5 * tasks, "bytes_down": [[500_000, 500_000]] * 5 * tasks, "seconds": {"prepare": 60, "train": 120},
+        "cpu_seconds": 90.0, "peak_memory_mb": 900, "trained_parameters": [1000, 2000],
+        "data_digest": "d1", "partition_digest": f"p{seed}", "weights_digest": "w1", "commit": "abcdef0123456", "dirty": False,
+        "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
+    }  # fmt: skip
+    return {**made, **changes}

@@ -1,0 +1,144 @@
+"""The rendered book: every link leads somewhere, and in a real browser, wide and narrow, light and dark, every page is whole and readable."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from playwright.sync_api import sync_playwright
+from test_book import entries
+from tests_root import ROOT
+
+SITE = ROOT / "_build" / "test" / "_build" / "html"
+SHOTS = ROOT / "_build" / "screenshots"
+NAMES = sorted(f"{entry}.html" for entry in entries())
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def site():
+    """The book, built as readers get it, warnings being errors."""
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml")]
+    built = subprocess.run(
+        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return SITE
+
+
+@pytest.fixture(scope="module")
+def soups(site):
+    return {path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(), "html.parser") for path in sorted(site.rglob("*.html"))}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        if found is None and Path(playwright.chromium.executable_path).exists():
+            found = playwright.chromium.executable_path
+        if found is None and "LSCL_BROWSER" in os.environ:
+            pytest.fail("LSCL_BROWSER is set, but there is no Chromium")
+        if found is None:
+            pytest.skip("no Chromium here: install the system's chromium, or run .venv/bin/playwright install chromium")
+        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that remembers what went wrong, and which other hosts it asked for anything."""
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.wrong = []
+    page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else page.wrong.append(f"asked for {request.url}"))
+    page.on("requestfailed", lambda request: page.wrong.append(f"missing {request.url}"))
+    yield page
+    context.close()
+
+
+def visit(page, name):
+    page.goto((SITE / name).as_uri())
+    page.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_anchors_and_pictures(soups, name):
+    for tag, attribute in (("a", "href"), ("img", "src"), ("link", "href"), ("script", "src")):
+        for found in soups[name].find_all(tag, **{attribute: True}):
+            parts = urlsplit(found[attribute])
+            if parts.scheme or parts.netloc:
+                assert parts.scheme in ("https", "data") and tag == "a", found
+                continue
+            target = (SITE / name).parent / unquote(parts.path) if parts.path else SITE / name
+            assert target.resolve().exists(), found
+            if parts.fragment and target.suffix == ".html":
+                other = soups[target.resolve().relative_to(SITE.resolve()).as_posix()]
+                assert other.find(id=unquote(parts.fragment)) is not None, found
+    for picture in soups[name].select("article img"):
+        assert len(picture.get("alt", "")) > 30, picture
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_page_in_a_browser(page, name):
+    visit(page, name)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for label, size in (("wide", WIDE), ("narrow", NARROW)):
+        page.set_viewport_size(size)
+        page.wait_for_timeout(250)  # figures follow the new width
+        assert page.evaluate(OVERFLOW) <= 0, f"{label}: the page scrolls sideways"
+        assert page.evaluate(BROKEN) == []
+        page.screenshot(path=SHOTS / f"{name.removesuffix('.html').replace('/', '--')}--{label}.png", full_page=True)
+    page.set_viewport_size(WIDE)
+    assert page.wrong == []
+    for theme in ("light", "dark"):
+        page.evaluate(f"Object.assign(document.documentElement.dataset, {{theme: '{theme}', mode: '{theme}'}})")
+        page.wait_for_timeout(250)  # the theme fades
+        found = Axe().run(page, options={"preload": False}).response["violations"]
+        grave = [f"{theme}: {one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in SERIOUS]
+        assert grave == []
+
+
+def test_search_finds_a_page_without_a_server(page):
+    page.goto((SITE / "search.html").as_uri() + "?q=distillation")
+    page.wait_for_selector("#search-results li a")
+    assert "one_by_one_distillation" in page.inner_html("#search-results")
+    assert page.wrong == []
+
+
+def test_a_table_is_sorted_by_a_click(page):
+    visit(page, "book/configuration.html")
+    cells = lambda: page.locator("table.table").first.locator("tbody tr td:first-child").all_text_contents()
+    before, button = cells(), page.locator("table.table").first.locator("th button").first
+    button.click()
+    assert cells() == sorted(before) != before
+    button.click()
+    assert cells() == sorted(before, reverse=True)
+    assert page.locator("table.table th[aria-sort]").count() == 1
+
+
+def test_the_interactive_figure(page):
+    visit(page, "book/explore.html")
+    lines = lambda: page.evaluate("document.getElementById('explore-plot').data.map(line => [line.name, line.y.length])")
+    before = lines()
+    assert len(before) > 1 and all(count == 5 for _, count in before)
+    page.get_by_role("combobox", name="score").select_option("task-masked")
+    page.get_by_role("combobox", name="accuracy on").select_option("the task just learned")
+    assert any("published" in name for name, _ in lines())
+    page.get_by_role("combobox", name="against").select_option("MB up")
+    assert all(count == 1 for _, count in lines())
+    page.locator("#explore-plot .legendtoggle").first.click()
+    page.wait_for_function("document.getElementById('explore-plot').data[0].visible === 'legendonly'")
+    assert page.wrong == []
