@@ -14,7 +14,7 @@ MethodName = Literal[
     "fedavg", "fedprox", "fedavg_vit", "l2p", "dualprompt", "glfc", "target", "mfcl", "fedmgp", "pilora", "lorm", "fed_lscl",
     "local_head", "local_lora",
 ]  # fmt: skip
-DatasetName = Literal["cifar100", "glyphs", "folder"]
+DatasetName = Literal["cifar100", "imagenet_r", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
 PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: in no record
@@ -31,7 +31,7 @@ class Experiment(BaseModel):
     profile: ProfileName = Field("demo", description="size of the experiment")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of every named draw (paper: 42, 1999, 2024)")
 
-    data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, or torchvision's own files)")
+    data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, torchvision's own files, or imagenet-r)")
     images_per_class: int | None = Field(None, ge=1, description="training images used per class, none = all")
     test_images_per_class: int | None = Field(None, ge=1, description="test images used per class, none = all")
     eval_split: Literal["official", "holdout"] = Field("official", description="test images: official split, or 30 % of the client's own")
@@ -261,12 +261,19 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {"demo": _TUNED, "mini": _TUNED, 
 
 # What a data set changes in a profile, after profile and method. Glyphs are drawn: there are 24 and 8 images of each class.
 _GLYPHS = {"private_classes": 40}
+# ImageNet-R has no public classes, and about 50 images of its smallest class, of which 10 are for testing.
+_IMAGENET_R = {"private_classes": 40, "mgp_surrogate_per_class": 10}
+_LITTLE_IMAGENET_R = {"private_classes": 40, "images_per_class": 40, "test_images_per_class": 5, "mgp_surrogate_per_class": 1}
 DATASETS: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "glyphs"): {"private_classes": 6},
     ("demo", "glyphs"): _GLYPHS,
     ("mini", "glyphs"): dict(_GLYPHS, images_per_class=24, test_images_per_class=7),  # the eighth is for FedMGP's server
     ("colab", "glyphs"): dict(_GLYPHS, images_per_class=24, test_images_per_class=7),
     ("paper", "glyphs"): _GLYPHS,
+    ("demo", "imagenet_r"): dict(_LITTLE_IMAGENET_R, images_per_class=10),
+    ("mini", "imagenet_r"): dict(_LITTLE_IMAGENET_R, image_size=64),
+    ("colab", "imagenet_r"): dict(_LITTLE_IMAGENET_R, image_size=224),
+    ("paper", "imagenet_r"): dict(_IMAGENET_R, image_size=224),
 }
 
 

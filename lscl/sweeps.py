@@ -44,7 +44,7 @@ PLANS: dict[str, dict[str, list[int]]] = {
     "demo": {"glyphs": [42]},
     "mini": {"cifar100": SEEDS, "glyphs": SEEDS},
     "colab": {"cifar100": [42]},
-    "paper": {"cifar100": SEEDS},
+    "paper": {"cifar100": SEEDS, "imagenet_r": SEEDS},
 }
 
 

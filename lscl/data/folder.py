@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -46,17 +47,22 @@ def _decode(folder: Path, files: list[Path], size: int) -> ImageSet:
     number = {name: i for i, name in enumerate(classes)}
     images = np.empty((len(files), size, size, 3), np.uint8)
     for i, path in enumerate(files):
-        images[i] = _square(path, size)
+        images[i] = square(path, size, str(path))
     labels = np.array([number[path.parent.name] for path in files], np.int64)
     return canonical(ImageSet(images, labels, tuple(classes)))
 
 
-def _square(path: Path, size: int) -> np.ndarray:
+def square(file: Path | BinaryIO, size: int, name: str) -> np.ndarray:
+    """One image file, its shorter side resized and the centre cropped: (size, size, 3) uint8.
+
+    Raises:
+        LsclError: it is corrupt; the line says `name`.
+    """
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture = picture.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise LsclError(f"corrupt image {path}: {error}") from error
+        raise LsclError(f"corrupt image {name}: {error}") from error
     width, height = picture.size
     if (width, height) != (size, size):
         scale = size / min(width, height)

@@ -9,6 +9,7 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.data.folder import image_folder
 from lscl.data.glyphs import glyphs
+from lscl.data.imagenet_r import imagenet_r
 from lscl.data.store import Dataset, ImageSet, cached, canonical
 from lscl.errors import LsclError
 
@@ -77,6 +78,8 @@ def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
         return glyphs()
     if config.dataset == "cifar100":
         return _cifar100(config)
+    if config.dataset == "imagenet_r":
+        return imagenet_r(config.data_dir, config.image_size)
     if config.data_dir is None:
         raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
     return _folder_pair(config.data_dir, config.image_size)

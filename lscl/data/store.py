@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,6 +133,47 @@ def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
         np.save(new / "labels.npy", made.labels)
         (new / "about.json").write_text(json.dumps({"classes": made.classes, "digest": made.digest}))
     return _open(folder)
+
+
+def cached_splits(
+    name: str,
+    keys: Sequence[str],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    test: np.ndarray,
+    size: int,
+    decode: Callable[[], Iterable[tuple[str, np.ndarray]]],
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images kept under `name`, as `cached`, but decoded one by one into the files: they need not fit the memory.
+
+    keys: (n,) names, in the order in which the images are to stand; test: (n,) bool; decode: yields (key, (size, size, 3) uint8) in
+    any order.
+
+    Raises:
+        LsclError: `decode` did not yield every key once, or the disk is full.
+    """
+    folder = paths.cache() / "images" / name
+    parts = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+    try:
+        return tuple(_open(folder / part) for part in parts)
+    except (OSError, EOFError, ValueError, KeyError):
+        pass  # absent or damaged: decode (again)
+    with new_folder(folder) as new:
+        place = {}
+        for part, index in parts.items():
+            (new / part).mkdir()
+            pixels = np.lib.format.open_memmap(new / part / "images.npy", "w+", np.uint8, (len(index), size, size, 3))
+            place |= {keys[i]: (pixels, row) for row, i in enumerate(index)}
+            np.save(new / part / "labels.npy", labels[index])
+        for key, picture in decode():
+            pixels, row = place.pop(key)
+            pixels[row] = picture
+        if place:
+            raise LsclError(f"{name}: {len(place)} images did not come, the first is {next(iter(place))}")
+        for part, index in parts.items():
+            made = ImageSet(np.load(new / part / "images.npy", mmap_mode="r"), labels[index], classes)
+            (new / part / "about.json").write_text(json.dumps({"classes": classes, "digest": made.digest}))
+    return tuple(_open(folder / part) for part in parts)
 
 
 def _open(folder: Path) -> ImageSet:

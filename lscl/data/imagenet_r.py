@@ -1,0 +1,181 @@
+"""ImageNet-R (Hendrycks et al. 2021, arXiv 2006.16241): 30,000 renditions of 200 ImageNet classes, cut into 24,000 and 6,000.
+
+The official archive is downloaded, or found in a local folder, and read as it is: nothing is unpacked, so no file name in it can
+write anywhere. Size and SHA-256 are those that TensorFlow Datasets publishes for it (url_checksums/imagenet_r.txt).
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+import tarfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+from lscl import paths
+from lscl.data.folder import square
+from lscl.data.store import ImageSet, cached_splits, digest_of, write_atomic
+from lscl.errors import LsclError
+from lscl.seeding import numpy_generator
+
+URL = "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"
+SIZE = 2_191_079_936  # bytes
+SHA256 = "18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52"
+CLASSES, IMAGES = 200, 30_000
+ARCHIVE, FOLDER = "imagenet-r.tar", "imagenet-r"
+ENDINGS = (".jpg", ".jpeg", ".png")
+CHUNK = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are: the archive, or a folder of <class>/<image>, if need be below train/ and test/, which are joined."""
+
+    path: Path
+
+    def names(self) -> list[str]:
+        """Every image as "class/file", sorted: the same list from every source.
+
+        Raises:
+            LsclError: damaged archive, or not the 200 classes and 30,000 images.
+        """
+        found = sorted(name for name, _ in self._files(read=False))
+        classes = {name.split("/")[0] for name in found}
+        if (len(classes), len(found), len(set(found))) != (CLASSES, IMAGES, IMAGES):
+            raise LsclError(f"{self.path} has {len(found)} images of {len(classes)} classes, ImageNet-R has {IMAGES} of {CLASSES}")
+        return found
+
+    def pictures(self, size: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Every image once, in the order of the source: its name and (size, size, 3) uint8.
+
+        Raises:
+            LsclError: an image is corrupt.
+        """
+        for name, file in self._files(read=True):
+            yield name, square(file, size, f"{self.path}: {name}")
+
+    def _files(self, read: bool) -> Iterator[tuple[str, BinaryIO | None]]:
+        if self.path.is_dir():
+            for file in sorted(path for pattern in ("*/*", "train/*/*", "test/*/*") for path in self.path.glob(pattern)):
+                if file.is_file() and file.suffix.lower() in ENDINGS:
+                    yield "/".join(file.parts[-2:]), io.BytesIO(file.read_bytes()) if read else None
+            return
+        try:
+            with tarfile.open(self.path) as archive:
+                for member in archive:
+                    parts = Path(member.name).parts
+                    if member.isfile() and len(parts) >= 2 and parts[-1].lower().endswith(ENDINGS):
+                        yield "/".join(parts[-2:]), archive.extractfile(member) if read else None
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise LsclError(f"damaged archive {self.path}: {error}; remove it to download it again") from error
+
+
+def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
+    """The 24,000 training and 6,000 test images at `size` pixels a side (shorter side resized, centre cropped), memory-mapped.
+
+    Images stand in the order of their classes and file names, so the archive and a folder give the same digests. Decoded once.
+    The split is written to results/splits/ as a list of positions in that order.
+
+    Raises:
+        LsclError: no such folder, nothing to be found in it, a damaged file, or no download possible.
+    """
+    source = Source(archive() if data_dir is None else _local(data_dir))
+    names = source.names()
+    labels, classes = _labels(names)
+    test = split(labels)
+    save_split(test)
+    name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}"
+    return cached_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
+
+
+def _labels(names: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    classes = tuple(sorted({name.split("/")[0] for name in names}))
+    number = {name: label for label, name in enumerate(classes)}
+    return np.array([number[name.split("/")[0]] for name in names], np.int64), classes
+
+
+def split(labels: np.ndarray) -> np.ndarray:
+    """Which images are for testing: a fifth of every class, drawn with a seed of its own, a fifth of all. (n,) -> (n,) bool.
+
+    Where a fifth of a class is no whole number, the classes with the largest remainders get one more. No list of the split that
+    other works use is published; theirs is drawn too.
+    """
+    counts = np.bincount(labels)
+    take = counts // 5
+    take[np.argsort(-(counts % 5), kind="stable")[: len(labels) // 5 - take.sum()]] += 1
+    test = np.zeros(len(labels), bool)
+    for label, count in enumerate(take):
+        own = np.flatnonzero(labels == label)
+        test[numpy_generator(0, "imagenet-r split", label).permutation(own)[:count]] = True
+    return test
+
+
+def save_split(test: np.ndarray) -> Path:
+    """Write the positions of the test images, with the digest of that list, to results/splits/; -> the file."""
+    positions = np.flatnonzero(test).tolist()
+    digest = digest_of(json.dumps(positions).encode())[:16]
+    path = paths.results() / "splits" / f"imagenet_r--{digest}.json"
+    if not path.exists():
+        write_atomic(path, json.dumps({"digest": digest, "images": len(test), "test": positions}, separators=(",", ":")).encode())
+    return path
+
+
+def _local(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise LsclError(f"no data folder {folder}: give a folder with {ARCHIVE} or {FOLDER}/<class>/<image>")
+    for found in (folder / FOLDER, folder / ARCHIVE):
+        if found.exists():
+            return found
+    return folder
+
+
+def archive() -> Path:
+    """The official archive in the cache; what is missing of it is downloaded, going on where an earlier call stopped.
+
+    Raises:
+        LsclError: no connection, a full disk, or the file is not the official one.
+    """
+    target = paths.cache() / "downloads" / ARCHIVE
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):  # several processes want it at once in a sweep
+            return target if target.exists() else _fetched(target)  # it got this name when its SHA-256 had been checked
+    except (OSError, HTTPException) as error:
+        raise LsclError(f"ImageNet-R not downloaded ({error}); the same command goes on, or give --data-dir a folder with {ARCHIVE}") from error
+
+
+def _fetched(target: Path) -> Path:
+    part = target.with_name(f"{ARCHIVE}.part")
+    have = part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(part.parent).free
+    if free < SIZE - have:
+        raise LsclError(f"ImageNet-R needs {(SIZE - have) / 1e9:.1f} GB more in {part.parent}, {free / 1e9:.1f} GB are free: set LSCL_CACHE")
+    if have < SIZE:
+        print(f"downloading {URL} to {target}, {(SIZE - have) / 1e9:.1f} GB; a stopped download goes on", file=sys.stderr)
+        _download(part, have)
+    with open(part, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if (part.stat().st_size, found) == (SIZE, SHA256):
+        part.replace(target)
+        return target
+    if part.stat().st_size >= SIZE:
+        part.unlink()
+        raise LsclError(f"{URL}: not the official archive (SHA-256 {found}, expected {SHA256}); what came was deleted")
+    raise LsclError(f"{URL}: the connection ended early; the same command goes on")
+
+
+def _download(part: Path, have: int) -> None:
+    request = urllib.request.Request(URL, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        going_on = have > 0 and answer.status == 206  # else the server sends all of it
+        with open(part, "ab" if going_on else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
