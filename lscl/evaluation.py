@@ -46,13 +46,14 @@ def task_accuracies(found: dict, classes_per_task: int) -> np.ndarray:
     return 100 * correct.reshape(len(MASKS), -1, classes_per_task).sum(2) / total.reshape(-1, classes_per_task).sum(1)
 
 
-def accuracy_tensor(counts: list[list[dict]], classes_per_task: int) -> np.ndarray:
-    """acc[mask][t][k][u] in percent, NaN for u > t, from the right answers counts[t][k]."""
+def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int) -> np.ndarray:
+    """acc[mask][t][k][u] in percent from the right answers counts[t][k]; NaN for u > t and for a client that gave none (None)."""
     tasks, clients = len(counts), len(counts[0])
     acc = np.full((len(MASKS), tasks, clients, tasks), np.nan)
     for t, row in enumerate(counts):
         for k, found in enumerate(row):
-            acc[:, t, k, : t + 1] = task_accuracies(found, classes_per_task)
+            if found is not None:
+                acc[:, t, k, : t + 1] = task_accuracies(found, classes_per_task)
     return acc
 
 
@@ -87,4 +88,5 @@ def per_class(counts: list[list[dict]], partition_seen: list[list[int]]) -> dict
     return {
         k: {label: (100 * np.asarray(found["correct"])[:, i] / found["total"][i]).tolist() for i, label in enumerate(partition_seen[k])}
         for k, found in enumerate(last)
+        if found is not None
     }

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.federation.client import Client, Inputs
-from lscl.federation.loop import InProcess, Round, federate
-from lscl.federation.state import load_state, save_state
+from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
+from lscl.federation.state import Keeper, load_state, save_state
 from lscl.methods import METHODS
 from lscl.methods.base import Method
 from lscl.models.foundation import FrozenViT, foundation_of
@@ -42,8 +42,12 @@ def device_of(config: Experiment) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
+def prepare(
+    config: Experiment, progress: Progress | None = None, numbers: Iterable[int] | None = None
+) -> tuple[Dataset, Partition, Method, list[Client]]:
     """Everything the loop needs; prefix activations are computed here unless they lie on disk already.
+
+    numbers: of the clients to make, None = all.
 
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
@@ -54,7 +58,6 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     device = device_of(config)
     data = load(config)
     parts = partition(config, data)
-    parts.save(paths.results() / "partitions" / f"{config.profile}--{config.dataset}--s{config.seed}--{parts.digest}.json")
     kind = METHODS[config.method]
     spare = surrogate(config) if kind.surrogate else None
     frozen = None
@@ -69,7 +72,8 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     if spare is not None:
         method.server_images = inputs(kind, frozen, spare, device, watch)
     method.device = device
-    clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in range(config.clients)]
+    numbers = range(config.clients) if numbers is None else numbers
+    clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in numbers]
     return data, parts, method, clients
 
 
@@ -102,12 +106,12 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     if existing is not None:
         return existing
     state = records.folder(config.profile) / "state" / config.name
-    with _claim(state, wait):
+    with claim(state, wait):
         return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
 
 
 @contextmanager
-def _claim(state: Path, wait: bool):
+def claim(state: Path, wait: bool):
     """Keep other processes off a run; the system frees the claim when the process ends, however it ends."""
     lock = FileLock(f"{state}.lock", timeout=-1 if wait else 0)
     try:
@@ -134,27 +138,39 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     """Make the record, from the last finished round found in `state` on."""
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
-    reports, about = load_state(state, method, clients)
-    about = about or {**code, "prepare": time.perf_counter() - started}
+    about = {**code, "prepare": time.perf_counter() - started}
+    reports, about = play(method, InProcess(method, clients, progress.client), clients, state, about, progress)
+    record = make_record(data, parts, method, reports, about)
+    saved = records.read(records.save(record))  # as every later call will read it
+    shutil.rmtree(state, ignore_errors=True)
+    return saved
+
+
+def play(
+    method: Method, transport: Transport, kept: Sequence[Keeper], state: Path, about: dict, progress: Progress, **rules: int | None
+) -> tuple[list[Round], dict]:
+    """All rounds, from the last finished one found in `state` on, saved there one by one with what is `kept` beside the server.
+
+    about: which code runs and how long its preparation took; what an earlier call wrote there counts. rules: as in `federate`.
+    """
+    config = method.config
+    reports, earlier = load_state(state, method, kept)
+    code, about = about, earlier or about
     about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
-    transport = InProcess(method, clients, progress.client)
-    progress.start(sum(len(method.stages(task)) + 1 for task in range(config.tasks_run)), reports)
+    progress.start(len(exchanges(method)), reports)
     try:
-        for report in federate(method, transport, done=len(reports)):
+        for report in federate(method, transport, done=len(reports), **rules):
             reports.append(report)
             if report.scores:  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
                 save_sheet(config, method, report.task, about["dirty"])
-            save_state(state, reports, method, clients, about)
+            save_state(state, reports, method, kept, about)
             progress.round(report)
     except KeyboardInterrupt:
         print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
         raise
     finally:
         progress.close()
-    record = _record(config, data, parts, method, clients, reports, about)
-    saved = records.read(records.save(record))  # as every later call will read it
-    shutil.rmtree(state, ignore_errors=True)
-    return saved
+    return reports, about
 
 
 def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = False) -> Path | None:
@@ -184,11 +200,12 @@ def grid(images: np.ndarray) -> np.ndarray:
     return cells.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
 
 
-def _record(
-    config: Experiment, data: Dataset, parts: Partition, method: Method, clients: list[Client], reports: list[Round], about: dict
-) -> records.Record:
-    ends = [report for report in reports if report.scores]
-    counts = [[{name: value.tolist() for name, value in report.scores[k].items()} for k in range(config.clients)] for report in ends]
+def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
+    """The record of the rounds of a finished run; "faults" are in it only if there were any."""
+    config = method.config
+    parts.save(paths.results() / "partitions" / f"{config.profile}--{config.dataset}--s{config.seed}--{parts.digest}.json")
+    ends = [{k: {name: value.tolist() for name, value in found.items()} for k, found in report.scores.items()} for report in reports if report.scores]
+    counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     facts = {
@@ -198,7 +215,7 @@ def _record(
         "weights_digest": method.foundation.digest if method.foundation else None,
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
-        "trained_parameters": [sum(p.numel() for p in client.model.parameters()) for client in clients],
+        "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
         "trained_images": method.passes
         * config.epochs
         * config.rounds
@@ -207,6 +224,7 @@ def _record(
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
+        **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),
     }
     return records.make(config, counts, seen, facts)
 

@@ -66,8 +66,8 @@ def as_input(pixels: Tensor) -> Tensor:
 
 @dataclass
 class Client:
-    """A client as the hooks see it. `state` holds everything private that must outlive a round, by name, as tensors;
-    `scratch` holds what a method needs within one round only."""
+    """A client as the hooks see it. `task` is the last one it began, -1 = none; `state` holds everything private that must outlive
+    a round, by name, as tensors; `scratch` holds what a method needs within one exchange only."""
 
     id: int
     model: nn.Module

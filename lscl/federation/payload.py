@@ -1,6 +1,6 @@
 """What crosses the border between client and server: named tensors and numbers, copied, checked and counted in bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,11 +11,19 @@ Payload = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int | None, ...]]  # None: any length
 
 
-def seal(payload: Payload, sender: str, expected: Shapes | None = None) -> Payload:
+def seal(
+    payload: Payload,
+    sender: str,
+    expected: Shapes | None = None,
+    dtype: Callable[[str], torch.dtype] | None = None,
+    limit: int | None = None,
+) -> Payload:
     """A checked copy of `payload` on the CPU that shares no memory with the sender.
 
+    dtype: the type that the tensor of a name must have; limit: bytes of the largest payload allowed.
+
     Raises:
-        LsclError: not a tensor, not finite, or names and shapes other than `expected`.
+        LsclError: not a tensor, not finite, too large, or names, shapes and types other than expected.
     """
     if expected is not None and set(payload) != set(expected):
         odd = sorted(set(payload) ^ set(expected))
@@ -27,10 +35,19 @@ def seal(payload: Payload, sender: str, expected: Shapes | None = None) -> Paylo
         if expected is not None and not _fits(value, expected[name]):
             allowed = tuple("any" if size is None else size for size in expected[name])
             raise LsclError(f"payload of {sender}: {name} has shape {tuple(value.shape)}, allowed is {allowed}")
+        if dtype is not None and value.dtype != dtype(name):
+            raise LsclError(f"payload of {sender}: {name} has type {value.dtype}, allowed is {dtype(name)}")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise LsclError(f"payload of {sender}: {name} holds NaN or infinite numbers")
         sealed[name] = value.detach().to("cpu", copy=True).contiguous()
+        check_size(num_bytes(sealed), sender, limit)
     return sealed
+
+
+def check_size(size: int, sender: str, limit: int | None) -> None:
+    """Raises LsclError if a payload of `size` bytes is over the limit."""
+    if limit is not None and size > limit:
+        raise LsclError(f"payload of {sender}: {size} bytes or more, allowed are {limit}")
 
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -13,12 +15,22 @@ from torch import Tensor
 
 from lscl.data.store import new_folder
 from lscl.errors import LsclError
-from lscl.federation.client import Client
 from lscl.federation.loop import Round
 from lscl.methods.base import Method
 
 
-def save_state(folder: Path, reports: list[Round], method: Method, clients: list[Client], about: dict) -> None:
+class Keeper(Protocol):
+    """A client, or whatever else has tensors that must outlive a round."""
+
+    id: int | str
+    task: int
+
+    def private_state(self) -> dict[str, Tensor]: ...
+
+    def load_private_state(self, saved: dict[str, Tensor]) -> None: ...
+
+
+def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequence[Keeper], about: dict) -> None:
     """Write everything that must outlive the process, under a temporary name, then rename it and drop the round before.
 
     Raises:
@@ -35,7 +47,7 @@ def save_state(folder: Path, reports: list[Round], method: Method, clients: list
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(folder: Path, method: Method, clients: list[Client]) -> tuple[list[Round], dict]:
+def load_state(folder: Path, method: Method, clients: Sequence[Keeper]) -> tuple[list[Round], dict]:
     """Bring method and clients to the last finished round; -> its reports and what was saved `about` the run.
 
     Raises:
@@ -50,6 +62,7 @@ def load_state(folder: Path, method: Method, clients: list[Client]) -> tuple[lis
         method.server = _load(steps[-1] / "server.safetensors", digests[0])
         for client, digest in zip(clients, digests[1:], strict=True):
             client.load_private_state(_load(steps[-1] / f"client{client.id}.safetensors", digest))
+            client.task = saved["rounds"][-1]["task"]
         return [_from_json(report) for report in saved["rounds"]], saved["about"]
     except (OSError, ValueError, LookupError, TypeError, SafetensorError, RuntimeError) as error:
         what = f"{type(error).__name__} {error}".splitlines()[0]  # torch lists every tensor that does not fit

@@ -11,11 +11,8 @@ from lscl.seeding import seeded
 
 def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Payload:
     """One exchange seen from the client: the upload of a training stage, or the right answers after the last one."""
-    client.task, client.round = stage.task, stage.round
     with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
-        if stage.name != "finish" and stage.round == 0:
-            method.start_task(client)
-        method.receive(client, payload, stage)
+        _enter(method, client, stage, payload)
         if stage.name == "finish":
             scores = evaluate(method, client)
             method.end_task(client)
@@ -24,6 +21,24 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
             fit(client, phase, client.rng(f"batches-{stage.name}"))
         client.model.eval()
         return method.upload(client, stage)
+
+
+def catch_up(method: Method, client: Client, stage: Stage, payload: Payload) -> None:
+    """An exchange that the client missed: what the server sent is taken in and a task is ended, but nothing is trained."""
+    if stage.name == "finish":
+        answer(method, client, stage, payload)
+        return
+    with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
+        _enter(method, client, stage, payload)
+
+
+def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> None:
+    """Go to the exchange's task and round, and take in what was sent."""
+    new = stage.task != client.task
+    client.task, client.round = stage.task, stage.round
+    if new:
+        method.start_task(client)
+    method.receive(client, payload, stage)
 
 
 def fit(client: Client, phase: Phase, generator: torch.Generator) -> None:

@@ -103,6 +103,11 @@ class Method:
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor in a valid upload: that of the server's tensor of this name, else float32."""
+        fixed = {IMAGES: torch.int64, HOLDS: torch.bool}
+        return fixed.get(name) or (self.server[name].dtype if name in self.server else torch.float32)
+
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Fuse the uploads into `server`: the average weighted by the number of training images."""
         self.server.update(self.averaged(uploads))

@@ -244,6 +244,9 @@ class FedLSCL(Method):
             return {**shapes, "gram": (q * (q + 1) // 2,)}
         return {**shapes, "features": (None, self.m)}
 
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float64 if name == "gram" else super().dtype(name)
+
     def upload(self, client: Client, stage: Stage) -> Payload:
         if not self.travels:
             return {}
@@ -260,7 +263,7 @@ class FedLSCL(Method):
         if self.config.o2d == "average":
             states = {k: {name: payload[name] for name in ("weight", "bias")} for k, payload in uploads.items()}
             mean = average(states, {k: float(payload[IMAGES]) for k, payload in uploads.items()})
-            self.server = {f"{k}.{name}": mean[name].clone() for k in uploads for name in mean}
+            self.server = {f"{k}.{name}": mean[name].clone() for k in range(self.config.clients) for name in mean}
             return
         weights = [torch.cat([payload["weight"], payload["bias"][:, None]], dim=1) for payload in uploads.values()]
         moments = [unpack(p["gram"]) if "gram" in p else second_moments(p["features"]) for p in uploads.values()]

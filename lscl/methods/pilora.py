@@ -159,6 +159,9 @@ class PILoRA(Method):
         lora = {name: tuple(self.server[name].shape) for name in ("A", "B")}
         return {IMAGES: (), **lora, "classes": rows[:1], "prototypes": rows, "means": rows}
 
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.int64 if name == "classes" else super().dtype(name)
+
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Average LoRA_t by the number of images; weigh the copies of every prototype that somebody trained."""
         loras = {k: {name: payload[name] for name in ("A", "B")} for k, payload in uploads.items()}

@@ -5,7 +5,9 @@ import torch
 from tests_root import Recorder
 
 from lscl.errors import LsclError
-from lscl.federation.loop import InProcess, federate
+from lscl.federation.loop import InProcess, exchanges, federate
+from lscl.federation.training import answer, catch_up
+from lscl.methods import METHODS
 from lscl.methods.base import HOLDS, IMAGES, Stage
 
 
@@ -147,3 +149,90 @@ def test_the_holds_flags_are_the_classes_of_the_task(federation, smoke):
         if stage.name == "train":
             for k, payload in uploads.items():
                 assert payload[HOLDS].nonzero().squeeze(1).tolist() == sorted(transport.clients[k].partition.tasks[k][stage.task].classes)
+
+
+def test_the_list_of_exchanges_is_what_happens(federation, smoke):
+    for name in ("local_head", "lorm"):
+        method, transport, _ = played(federation, smoke(method=name))
+        assert exchanges(method) == [stage for stage, _, _ in transport.log]
+
+
+class Gaps(InProcess):
+    """Client 1 gives no answer in the exchanges `away` (task, round or "finish"), and is brought up to date when it is back."""
+
+    away = ()
+
+    def ask(self, stage, downloads):
+        self.missed = getattr(self, "missed", [])
+        answers = {}
+        for client in self.clients:
+            if client.id == 1 and (stage.task, stage.round if stage.name == "train" else stage.name) in self.away:
+                self.missed.append((stage, downloads[1]))
+                answers[1] = LsclError("client 1: no answer")
+                continue
+            while client.id == 1 and self.missed:
+                catch_up(self.method, client, *self.missed.pop(0))
+            answers[client.id] = answer(self.method, client, stage, downloads[client.id])
+        return answers
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("away", [((0, 1), (0, "finish"), (1, 0)), ((0, 0),), ((1, "finish"),)])
+def test_every_method_goes_on_without_a_client_and_takes_it_back(federation, smoke, name, away):
+    method, clients = federation(smoke(method=name))
+    transport = Gaps(method, clients)
+    transport.away = away
+    reports = list(federate(method, transport, least=2))
+    assert sum(len(report.faults) for report in reports) == len(away)
+    for report in reports:
+        gone = (report.task, report.round) in away
+        assert report.bytes_up[1] == 0 or not gone
+        assert min(report.bytes_up[0], report.bytes_up[2]) > 0 or max(report.bytes_up) == 0
+        if report.scores:
+            assert sorted(report.scores) == [k for k in range(3) if k != 1 or (report.task, "finish") not in away]
+
+
+def test_a_client_that_missed_the_finish_is_as_if_it_had_not(federation, smoke):
+    """Its state when it is back, but for what the others' aggregate brings, is that of a run without a gap."""
+    states = []
+    for away in ((), ((0, "finish"),)):
+        method, clients = federation(smoke(continual="replay"))
+        transport = Gaps(method, clients)
+        transport.away = away
+        for number, _ in enumerate(federate(method, transport, least=2), 1):
+            if number == 3:
+                break
+        states.append(clients[1].private_state())
+    assert set(states[0]) == set(states[1]) and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_too_few_good_answers_stop_the_run_and_say_why(federation, smoke, one_line):
+    method, clients = federation(smoke(method="fedavg_vit"))
+    transport = Gaps(method, clients)
+    transport.away = ((0, 1),)
+    with pytest.raises(LsclError) as caught:
+        list(federate(method, transport, least=3))
+    one_line(caught, "task 1 round 2 (train): 2 good answers, at least 3 are needed: client 1: no answer")
+
+
+def test_a_bad_answer_is_left_out_where_enough_are_good(federation, smoke):
+    method, clients = federation(smoke(method="fedavg_vit"))
+    other, others = federation(smoke(method="fedavg_vit"))
+
+    class Spoiled(InProcess):
+        def ask(self, stage, downloads):
+            answers = super().ask(stage, downloads)
+            if stage.name == "train":
+                answers[1]["out.bias"] = answers[1]["out.bias"].double()
+            else:
+                answers[1]["total"] = answers[1]["total"][:1]
+            return answers
+
+    report = next(federate(method, Spoiled(method, clients), least=2))
+    assert report.faults == ["payload of client 1: out.bias has type torch.float64, allowed is torch.float32"] and report.bytes_up[1] == 0
+    without = Gaps(other, others)
+    without.away = ((0, 0),)
+    next(federate(other, without, least=2))
+    assert all(torch.equal(value, other.server[name]) for name, value in method.server.items())
+    last = list(federate(method, Spoiled(method, clients), done=1, least=2))
+    assert "payload of client 1: total has shape (1,), allowed is (3,)" in last[0].faults and sorted(last[0].scores) == [0, 2]

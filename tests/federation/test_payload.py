@@ -55,6 +55,21 @@ def test_a_bad_payload_is_one_line_that_names_sender_and_tensor(change, words, o
     one_line(caught, "payload of client 3: ", *words)
 
 
+def test_another_type_of_numbers_is_one_line(one_line):
+    with pytest.raises(LsclError) as caught:
+        seal(good(), "client 3", SHAPES, lambda name: torch.int64 if name == "n" else torch.float64)
+    one_line(caught, "payload of client 3: w has type torch.float32, allowed is torch.float64")
+    assert set(seal(good(), "client 3", SHAPES, lambda name: torch.int64 if name == "n" else torch.float32)) == set(SHAPES)
+
+
+def test_a_payload_over_the_limit_is_one_line(one_line):
+    size = num_bytes(good())
+    assert seal(good(), "client 3", SHAPES, limit=size)
+    with pytest.raises(LsclError) as caught:
+        seal(good(), "client 3", SHAPES, limit=size - 1)
+    one_line(caught, f"payload of client 3: {size} bytes or more, allowed are {size - 1}")
+
+
 def test_nothing_but_finite_tensors_leaves_the_server_either(one_line):
     with pytest.raises(LsclError) as caught:
         seal({"w": torch.tensor([torch.nan])}, "server")
