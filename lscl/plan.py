@@ -29,6 +29,7 @@ from lscl.methods.parts.inversion import SIDE, Encoder
 from lscl.methods.parts.passes import BATCH
 from lscl.methods.parts.synthesis import ImageGenerator
 from lscl.models.foundation import FrozenViT, architecture
+from lscl.models.prefix_cache import limit_bytes
 from lscl.models.small import small_cnn
 from lscl.records import physical_memory
 
@@ -421,7 +422,8 @@ def check(configs: Collection[Experiment], machine: Machine) -> list[Cost]:
             )
     cache = paths.cache()
     free, there = shutil.disk_usage(_existing(cache)).free, sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
-    need = disk(costs) - there
+    limit = limit_bytes()
+    need = (disk(costs) if limit is None else min(disk(costs), max(limit, *(one.disk for one in costs)))) - there
     if need > free:
         raise LsclError(f"these runs need up to {need / 1e9:.0f} GB more in {cache}, {free / 1e9:.0f} GB are free: set LSCL_CACHE to a larger disk")
     return costs

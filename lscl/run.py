@@ -27,7 +27,7 @@ from lscl.federation.state import load_state, save_state
 from lscl.methods import METHODS
 from lscl.methods.base import Method
 from lscl.models.foundation import FrozenViT, foundation_of
-from lscl.models.prefix_cache import prefix_cache
+from lscl.models.prefix_cache import prefix_cache, release
 from lscl.progress import Progress
 
 
@@ -117,7 +117,10 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
         return existing
     state = records.folder(config.profile) / "state" / config.name
     with _claim(state, wait):
-        return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
+        try:
+            return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
+        finally:
+            release()
 
 
 @contextmanager

@@ -145,6 +145,16 @@ def test_what_lies_in_the_cache_is_not_asked_for_again(monkeypatch, tmp_path):
     plan.check([config], ROOMY)
 
 
+def test_a_bounded_cache_needs_no_more_than_its_bound(monkeypatch, one_line):
+    runs = sweeps.runs_of("table1", {"profile": "paper", "dataset": "cifar100"}, [42])
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: plan.shutil._ntuple_diskusage(5e10, 0, 5e10))
+    with pytest.raises(LsclError) as caught:
+        plan.check(runs, ROOMY)
+    one_line(caught, "50 GB are free")
+    monkeypatch.setenv("LSCL_CACHE_GB", "40")
+    assert len(plan.check(runs, ROOMY)) == len(runs)
+
+
 def test_small_profiles_and_unknown_data_run_unasked(monkeypatch, smoke):
     monkeypatch.setattr(plan, "check", lambda *_: pytest.fail("asked"))
     run.affordable([smoke(), experiment(profile="mini"), experiment(profile="paper", dataset="folder")])
