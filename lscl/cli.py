@@ -140,9 +140,9 @@ def table_command(
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     records = reported(all_records(profile))
-    for found in sorted({one["dataset"] for one in records} if dataset is None else {dataset}):
-        chosen = select(records, dataset=found)
-        if chosen:
+    for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
+        chosen = select(records, dataset=found, data_digest=digest)
+        if dataset in (None, found):
             print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
