@@ -455,10 +455,16 @@ def benchmarks() -> pd.DataFrame:
         try:
             found = json.loads(path.read_text())
             rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": (found["commit"] or "–")[:10]}
+            parts = {"": found}
             for row in found.get("rows", []):
-                name = ", ".join(str(row[key]) for key in ("size", "method", "phase") if key in row)
-                if "ratio" in row:
-                    rows[f"{found['name']}: {name}"] = _benchmark(row) | {"machine": "", "commit": ""}
+                parts[", ".join(str(row[key]) for key in ("size", "method", "phase") if key in row)] = row
+            for name, part in parts.items():
+                inner = {
+                    f"{name} {key.replace('_', ' ')}".strip(): value for key, value in part.items() if isinstance(value, dict) and "ratio" in value
+                }
+                for label_of, value in ({name: part} | inner).items():
+                    if label_of and "ratio" in value:
+                        rows[f"{found['name']}: {label_of}"] = _benchmark(value) | {"machine": "", "commit": ""}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")

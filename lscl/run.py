@@ -28,6 +28,7 @@ from lscl.methods import METHODS
 from lscl.methods.base import Method
 from lscl.models.foundation import FrozenViT, foundation_of
 from lscl.models.prefix_cache import prefix_cache, release
+from lscl.precision import laid_out, prepare_device
 from lscl.progress import Progress
 
 
@@ -51,6 +52,7 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written; filling costs 5 %
+    prepare_device(config)
     device = device_of(config)
     data = load(config)
     parts = partition(config, data)
@@ -69,7 +71,7 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     if spare is not None:
         method.server_images = inputs(kind, frozen, spare, device, watch)
     method.device = device
-    clients = [Client(k, method.new_model(k).to(device), parts, train, test, config.seed) for k in range(config.clients)]
+    clients = [Client(k, laid_out(method.new_model(k).to(device), config), parts, train, test, config.seed) for k in range(config.clients)]
     return data, parts, method, clients
 
 

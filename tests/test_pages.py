@@ -63,7 +63,10 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
     folder = places / "results" / "benchmarks"
     folder.mkdir(parents=True)
     about = {"machine": {"cpu": "some cpu"}, "commit": "abcdef0123456"}
-    rows = [{"method": "l2p", "ratio": 1.6, "goal": 1.5, "better": "lower"}, {"method": "none"}]
+    rows = [
+        {"method": "l2p", "ratio": 1.6, "goal": 1.5, "better": "lower"},
+        {"method": "none", "part_of_it": {"ratio": 3, "goal": 2, "better": "higher"}},
+    ]
     for name, ratio, better in (("slow", 1.3, "lower"), ("fast", 120.0, "higher")):
         found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
         (folder / f"{name}.json").write_text(json.dumps(found))
@@ -73,6 +76,7 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         "| open | 2 | – | – | some cpu | abcdef0123 |",
         "| slow | 1.3 | at most 1.25 | no | some cpu | abcdef0123 |",
         "| slow: l2p | 1.6 | at most 1.5 | no |  |  |",
+        "| slow: none part of it | 3 | at least 2 | yes |  |  |",
     ]
     (folder / "open.json").write_text("{}")
     with pytest.raises(LsclError) as caught:
