@@ -166,6 +166,9 @@ class Experiment(BaseModel):
     o2d_lr: float = Field(1e-3, gt=0, description="Adam learning rate, o2d = sgd only")
     o2d_upload: Literal["features", "gram"] = Field("features", description="what goes up beside the generator: f of the buffer, or its Gram matrix")
 
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the clients' training; fp16 scales its gradients")
+    tf32: bool = Field(False, description="let a CUDA GPU round products of float32 to TF32")
+    channels_last: bool = Field(False, description="convolutions in channels-last layout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if there is one")
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes a run repeat bit for bit")
 

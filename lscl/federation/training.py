@@ -6,6 +6,7 @@ from lscl.evaluation import evaluate
 from lscl.federation.client import Client
 from lscl.federation.payload import Payload
 from lscl.methods.base import Method, Phase, Stage
+from lscl.precision import Arithmetic
 from lscl.seeding import seeded
 
 
@@ -18,7 +19,7 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
             method.end_task(client)
             return scores
         for phase in method.phases(client, stage):
-            fit(client, phase, client.rng(f"batches-{stage.name}"))
+            fit(client, phase, client.rng(f"batches-{stage.name}"), method.config.precision)
         client.model.eval()
         return method.upload(client, stage)
 
@@ -41,20 +42,17 @@ def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> No
     method.receive(client, payload, stage)
 
 
-def fit(client: Client, phase: Phase, generator: torch.Generator) -> None:
+def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str = "fp32") -> None:
     """Train on the phase's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam."""
     client.model.train()
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    arithmetic = Arithmetic(precision, client.device)
     for _ in range(phase.epochs):
         parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))
         if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):  # BatchNorm cannot train on one image: it joins the batch before
             parts[-2:] = [torch.cat(parts[-2:])]
         for part in parts:
-            loss = phase.loss(client, client.train.batch(part))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if phase.clip is not None:
-                torch.nn.utils.clip_grad_norm_(trained, phase.clip)
-            optimiser.step()
+            with arithmetic.forward():
+                loss = phase.loss(client, client.train.batch(part))
+            arithmetic.step(loss, optimiser, phase.clip)
