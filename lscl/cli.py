@@ -1,4 +1,4 @@
-"""The command line: `lscl run`, `sweep`, `plan`, `table`, `verify`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
+"""The command line: `lscl run`, `federate`, `sweep`, `plan`, `table`, `verify`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
 
 import inspect
 import os
@@ -58,16 +58,60 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 @config_options()
 def run_command(values: dict) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run goes on where it was."""
-    from lscl.evaluation import average_so_far, current_task
-    from lscl.records import accuracy, folder
+    from lscl.records import folder
     from lscl.run import run
 
     record = run(experiment(**values))
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
+    _show_accuracy(record)
+
+
+def _show_accuracy(record: dict) -> None:
+    from lscl.evaluation import average_so_far, current_task
+    from lscl.records import accuracy
+
     for mask in record["accuracy"]:
         acc = accuracy(record, mask)
         tasks = " ".join(f"{value:5.1f}" for value in current_task(acc))
         print(f"  mask {mask:4}: current task {tasks} %, all tasks at the end {average_so_far(acc)[-1]:.2f} %")
+
+
+@app.command("federate")
+@config_options()
+def federate_command(
+    values: dict,
+    simulation: Annotated[bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")] = False,
+    min_clients: Annotated[int, typer.Option(min=0, help="good answers that an exchange needs, 0 = those of all clients")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds that an exchange may take; who is late is left out")] = 600.0,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="largest answer of a client in megabytes")] = 512.0,
+) -> None:
+    """Run one experiment as a real federation on this machine: a server and a process for each client, TLS, a key for each node.
+
+    Needs the extra `flower`. A stopped run goes on where it was. How to use several machines stands in the book.
+    """
+    try:
+        from lscl.federation.flower.local import federate_here
+    except ModuleNotFoundError as error:
+        raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
+    from lscl.records import TIMES
+    from lscl.run import run
+
+    config = experiment(**values)
+    settings = {"min-clients": min_clients, "timeout": timeout, "max-mb": max_mb}
+
+    def show(line: str) -> None:
+        if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
+            print(line, file=sys.stderr, flush=True)
+
+    record = federate_here(config, simulation, settings, show)
+    print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
+    _show_accuracy(record)
+    if compare:
+        alone = run(config)
+        differs = [name for name in record if name not in TIMES and record[name] != alone.get(name)]
+        print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
+        _show_accuracy(alone)
 
 
 @app.command("sweep")

@@ -1,4 +1,4 @@
-"""Where things lie: found from the package and two environment variables, never from the working directory."""
+"""Where things lie: found from the package and a few environment variables, never from the working directory."""
 
 import os
 import tempfile
@@ -45,3 +45,8 @@ def scratch() -> Iterator[None]:
 def cache() -> Path:
     """Decoded images and prefix activations (never committed): LSCL_CACHE, else ~/.cache/lscl."""
     return Path(os.environ.get("LSCL_CACHE", Path.home() / ".cache" / "lscl"))
+
+
+def private() -> Path:
+    """What a client of a real federation keeps to itself: LSCL_PRIVATE, else ~/.local/share/lscl."""
+    return Path(os.environ.get("LSCL_PRIVATE", Path.home() / ".local" / "share" / "lscl"))

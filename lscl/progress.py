@@ -17,8 +17,8 @@ from lscl.methods.base import Stage
 class Progress:
     """Task, round, client, the last accuracy and the time left."""
 
-    def __init__(self, config: Experiment, quiet: bool = False):
-        self.config = config
+    def __init__(self, config: Experiment, quiet: bool = False, every_round: bool = False):
+        self.config, self.every_round = config, every_round
         console = Console(stderr=True, quiet=quiet)
         self.live = console.is_terminal and not quiet
         self.lines = not self.live and not quiet
@@ -50,7 +50,13 @@ class Progress:
 
     def round(self, report: Round) -> None:
         """A round has ended; after the last one of a task its accuracy is known."""
+        for fault in report.faults:
+            line = f"{self.label}: task {report.task + 1} round {report.round + 1}: not taken: {fault}"
+            self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not report.scores:
+            if self.lines and self.every_round:
+                where, seconds = f"task {report.task + 1}/{self.config.tasks_run} round {report.round + 1}", time.perf_counter() - self.began
+                print(f"{self.label}: {where} done, {seconds:.0f} s", file=sys.stderr, flush=True)
             return
         by_client = [task_accuracies(found, self.config.classes_per_task) for found in report.scores.values()]
         now = dict(zip(MASKS, np.mean(by_client, axis=(0, 2))))

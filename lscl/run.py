@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,12 +43,14 @@ def device_of(config: Experiment) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def prepare(
-    config: Experiment, progress: Progress | None = None, numbers: Iterable[int] | None = None
-) -> tuple[Dataset, Partition, Method, list[Client]]:
-    """Everything the loop needs; prefix activations are computed here unless they lie on disk already.
+def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
+    """Everything the loop needs, as `setting` makes it, with all clients."""
+    data, parts, method, new_client = setting(config, progress)
+    return data, parts, method, [new_client(k) for k in range(config.clients)]
 
-    numbers: of the clients to make, None = all.
+
+def setting(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
+    """What server and clients start from, and how client k is made; prefix activations are computed here unless they lie on disk already.
 
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
@@ -74,9 +76,11 @@ def prepare(
     if spare is not None:
         method.server_images = inputs(kind, frozen, spare, device, watch)
     method.device = device
-    numbers = range(config.clients) if numbers is None else numbers
-    clients = [Client(k, laid_out(method.new_model(k).to(device), config), parts, train, test, config.seed) for k in numbers]
-    return data, parts, method, clients
+
+    def new_client(k: int) -> Client:
+        return Client(k, laid_out(method.new_model(k).to(device), config), parts, train, test, config.seed)
+
+    return data, parts, method, new_client
 
 
 def inputs(

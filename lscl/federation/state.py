@@ -69,9 +69,14 @@ def load_state(folder: Path, method: Method, clients: Sequence[Keeper]) -> tuple
         raise LsclError(f"damaged state {steps[-1]}: {what}; delete that folder to start the run again") from error
 
 
+def as_bytes(state: dict[str, Tensor], **about: str) -> bytes:
+    """Tensors, which may share memory or lie on a GPU, and a few words about them, in safetensors' format."""
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, about or None)
+
+
 def _save(state: dict[str, Tensor], path: Path) -> str:
     """Write tensors; -> the SHA-256 of the file."""
-    data = save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()})
+    data = as_bytes(state)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 

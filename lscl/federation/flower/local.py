@@ -1,0 +1,237 @@
+"""A federation on this machine: a SuperLink and its SuperNodes as processes on loopback, with TLS and node keys made on the spot."""
+
+import datetime
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
+
+from lscl import paths
+from lscl.config import PLACES, Experiment
+from lscl.errors import LsclError
+from lscl.federation.flower.messages import describe
+from lscl.records import Record
+from lscl.run import prepare
+
+APP = Path(__file__).parent / "app"
+HOST = "127.0.0.1"
+# Flower reports usage, looks for updates and installs packages while it runs, unless it is told not to.
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+PATIENCE = 60  # seconds for a process to start
+
+
+def certificates(folder: Path) -> None:
+    """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 that it signed (server.pem, server.key), for one day."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def certificate(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+        subject, signed_by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
+        new = x509.CertificateBuilder().subject_name(subject).issuer_name(signed_by).public_key(key.public_key())
+        new = new.serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        new = new.add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
+        new = new.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        new = new.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        if name == issuer:
+            usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+            usage |= {"encipher_only": False, "decipher_only": False, "digital_signature": True, "key_cert_sign": True, "crl_sign": True}
+            new = new.add_extension(x509.KeyUsage(**usage), critical=True)
+        else:
+            new = new.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        return new.sign(signer, hashes.SHA256())
+
+    authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    (folder / "ca.crt").write_bytes(certificate("lscl", authority, "lscl", authority).public_bytes(Encoding.PEM))
+    (folder / "server.pem").write_bytes(certificate(HOST, server, "lscl", authority).public_bytes(Encoding.PEM))
+    secret(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def node_key(path: Path) -> None:
+    """Write a SuperNode's private key to `path` and its public key beside it (.pub)."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+
+
+def secret(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read."""
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        return one.getsockname()[1]
+
+
+@dataclass
+class Local:
+    """The processes of a federation. `folder`: keys, certificates and logs; `private`: where the clients keep their state."""
+
+    folder: Path
+    private: Path
+    config: Experiment
+    simulation: bool = False
+    port: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What all processes get: they run in `folder`, so every path is absolute."""
+        found = {name: getattr(self.config, name) for name in PLACES}
+        places = {f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value) for name, value in found.items() if value}
+        homes = {"LSCL_ROOT": paths.root(), "LSCL_CACHE": paths.cache().resolve(), "LSCL_PRIVATE": self.private, "FLWR_HOME": self.folder / "flwr"}
+        scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, **QUIET, **places, **{name: str(path) for name, path in homes.items()}, "PATH": scripts, "PYTHONUNBUFFERED": "1"}
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process that writes to `name`.log."""
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def tls(self) -> list[str]:
+        """The options that make a process of Flower serve over TLS."""
+        options = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+        return [word for option, file in options.items() for word in (option, str(self.folder / file))]
+
+    def start_link(self) -> None:
+        """Start the SuperLink and wait until it answers.
+
+        Raises:
+            LsclError: it ends, or does not answer in time.
+        """
+        safe = ["--insecure", "--simulation"] if self.simulation else [*self.tls(), "--enable-supernode-auth"]
+        self.start("superlink", "flower-superlink", *safe, "--host", HOST, "--port", str(self.port))
+        home = self.folder / "flwr"
+        home.mkdir(exist_ok=True)
+        security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n')
+        scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
+        trust = True if self.simulation else str(self.folder / "ca.crt")
+        while time.monotonic() < end and self.processes["superlink"].poll() is None:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{scheme}://{HOST}:{self.port}/health", verify=trust).is_success:
+                    return
+            time.sleep(0.2)
+        raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
+
+    def flwr(self, *words: str) -> str:
+        """One command of Flower's own; -> what it printed.
+
+        Raises:
+            LsclError: it failed.
+        """
+        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise LsclError(f"flwr {words[0]}: {' '.join((done.stdout + done.stderr).split())[-500:]}")
+        return done.stdout
+
+    def register(self, name: str) -> None:
+        """Make a key for a SuperNode and let it in."""
+        node_key(self.folder / f"{name}.key")
+        self.flwr("supernode", "register", str(self.folder / f"{name}.pub"), "here")
+
+    def start_node(self, client: int, name: str | None = None, link: int | None = None) -> None:
+        """Start the SuperNode of a client; link: port of the SuperLink, or of what stands in front of it."""
+        name = name or f"client{client}"
+        self.start(
+            name, "flower-supernode", "--superlink", f"{HOST}:{link or self.port}", "--root-certificates", str(self.folder / "ca.crt"), *self.tls(),
+            "--auth-supernode-private-key", str(self.folder / f"{name}.key"), "--host", HOST, "--port", str(free_port()),
+            "--node-config", f"partition-id={client}",
+        )  # fmt: skip
+
+    def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> None:
+        """Hand the run to the SuperLink and wait for its end; show: called with every line that Flower or the server writes.
+
+        Raises:
+            LsclError: the server says that it cannot go on.
+        """
+        written = {"experiment": describe(self.config), **settings}
+        (self.folder / "run.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in written.items()))
+        nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.threads}"
+        command = ["flwr", "run", str(APP), "here", "--stream", "--run-config", str(self.folder / "run.toml")]
+        command += ["--federation-config", nodes] if self.simulation else []
+        why, options = "", dict(env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, text=True)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+            self.processes["run"] = process
+            for line in process.stdout:
+                show(line.rstrip())
+                why = line.partition("LsclError: ")[2].strip() or why
+        del self.processes["run"]
+        if why:
+            raise LsclError(why)
+
+    def last_lines(self, name: str, count: int = 1) -> str:
+        """The end of a process's log."""
+        return " ".join((self.folder / f"{name}.log").read_text(errors="replace").split("\n")[-count - 1 :]).strip()
+
+    def stop(self, *names: str) -> None:
+        """End processes that were started here, all if none is named, and all that they started."""
+        ending = []
+        for name in names or list(self.processes):
+            with suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(self.processes.pop(name).pid)
+                ending += [parent, *parent.children(recursive=True)]
+        for step in (psutil.Process.terminate, psutil.Process.kill):
+            for process in ending:
+                with suppress(psutil.NoSuchProcess):
+                    step(process)
+            _, ending = psutil.wait_procs(ending, timeout=10)
+
+
+@contextmanager
+def federation(folder: Path, private: Path, config: Experiment, simulation: bool = False) -> Iterator[Local]:
+    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block."""
+    local = Local(folder, private, config, simulation)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
+    try:
+        if not simulation:
+            certificates(folder)
+        local.start_link()
+        for k in range(0 if simulation else config.clients):
+            local.register(f"client{k}")
+            local.start_node(k)
+        yield local
+    finally:
+        local.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
+    """One run over processes of this machine, from its last finished round on; -> its record.
+
+    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished.
+
+    Raises:
+        LsclError: the run came to no end; what was finished before stays.
+    """
+    home = paths.results() / "federation"
+    private, made = home / "state" / f"{config.name}-private", home / "runs" / f"{config.name}.json"
+    prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
+    made.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder, federation(Path(folder), private, config, simulation) as local:
+        local.run(settings, show)
+    if not made.exists():
+        raise LsclError(f"{config.name} came to no end; the same command goes on after the last finished round")
+    shutil.rmtree(private, ignore_errors=True)
+    return json.loads(made.read_text())
