@@ -96,9 +96,9 @@ def test_the_second_phase_does_not_move_the_global_prompt(started, monkeypatch):
     method, clients = started()
     after, fit = [], training.fit
 
-    def watched(client, phase, generator):
+    def watched(client, phase, generator, *precision):
         before = snapshot(client.model)
-        fit(client, phase, generator)
+        fit(client, phase, generator, *precision)
         after.append(moved(client.model, before))
 
     monkeypatch.setattr(training, "fit", watched)
