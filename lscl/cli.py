@@ -1,4 +1,4 @@
-"""The command line: `lscl run`, `sweep`, `table`, `verify`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
+"""The command line: `lscl run`, `sweep`, `plan`, `table`, `verify`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
 
 import inspect
 import os
@@ -78,6 +78,8 @@ def sweep_command(
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
+    task_index: Annotated[int, typer.Option(help="which share of the runs, from 0: a batch system's number of this job")] = 0,
+    task_count: Annotated[int, typer.Option(help="in how many shares the runs are dealt out")] = 1,
 ) -> None:
     """Run what is missing of a named set of runs; anything finished is skipped.
 
@@ -85,7 +87,37 @@ def sweep_command(
     """
     from lscl import sweeps
 
-    sweeps.sweep(name, values, _seeds(seeds), list_only, [method.strip() for method in methods.split(",") if method.strip()])
+    sweeps.sweep(name, values, _seeds(seeds), list_only, _names(methods), task_index, task_count)
+
+
+@app.command("plan")
+@config_options("method", "seed")
+def plan_command(
+    values: dict,
+    name: Annotated[str, typer.Argument(help="named set of runs, as for sweep; none = what the results of the profile need")] = "",
+    seeds: Annotated[str, typer.Option(help="seeds with commas, for a named set")] = "42,1999,2024",
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
+    card: Annotated[str, typer.Option(help="a GPU to plan for (t4, v100, a100, rtx3090, h100); none = this machine, measured")] = "",
+) -> None:
+    """Print what runs will need: memory, disk, download, FLOPs and hours, from nothing; refuse if there is not enough."""
+    from lscl import plan, sweeps
+    from lscl.run import device_of
+
+    config = experiment(**values)
+    if name:
+        runs = sweeps.runs_of(name, values, _seeds(seeds), _names(methods))
+    else:
+        allowed = _names(methods) or [method for method, _ in sweeps.TABLE1]
+        runs = [one for one in sweeps.plan(config.profile, config.data_dir) if one.method in allowed and values.get("dataset") in (None, one.dataset)]
+    if not runs:
+        raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
+    machine = plan.card(card) if card else plan.measured(device_of(config))
+    print(plan.table([plan.cost(one) for one in runs], machine))
+    plan.check(runs, machine)
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _seeds(text: str) -> list[int]:
@@ -108,9 +140,9 @@ def table_command(
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     records = reported(all_records(profile))
-    for found in sorted({one["dataset"] for one in records} if dataset is None else {dataset}):
-        chosen = select(records, dataset=found)
-        if chosen:
+    for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
+        chosen = select(records, dataset=found, data_digest=digest)
+        if dataset in (None, found):
             print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")

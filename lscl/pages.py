@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from lscl import explore, paths, reference, report
+import pandas as pd
+
+from lscl import explore, paths, plan, reference, report, sweeps
+from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.records import Record, all_records, select
 
@@ -16,6 +19,8 @@ def write() -> list[Path]:
         "systems.md": reference.systems(),
         "model_card.md": reference.model_card(),
         "headline.md": headline(records),
+        "paper_plan.md": paper_plan(),
+        "benchmarks.md": benchmarks(),
         "explore.html": explore.page(records),
     }
     written = []
@@ -23,6 +28,31 @@ def write() -> list[Path]:
         written.append(paths.results() / "tables" / name)
         write_atomic(written[-1], (text + "\n").encode())
     return written
+
+
+def paper_plan(card: str = "t4") -> str:
+    """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
+    machine, parts = plan.card(card), []
+    for dataset in sweeps.PLANS["paper"]:
+        rows = {}
+        for method, extra in sweeps.TABLE1:
+            one = plan.cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+            rows[" ".join([report.METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
+                "GPU memory GB": f"{one.memory / 2**30:.1f}",
+                "disk GB": f"{one.disk / 1e9:.1f}",
+                "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",
+                "PFLOP, server": f"{one.server / 1e15:.1f}",
+                "hours": f"{one.hours(machine):.1f}",
+            }
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+        parts.append(f"**{report.DATASET_LABELS[dataset]}**, one seed, hours expected on the card `{card}`\n\n{report.to_markdown(table)}")
+    return "\n\n".join(parts)
+
+
+def benchmarks() -> str:
+    """Every recorded benchmark against its goal, as markdown."""
+    table = report.benchmarks()
+    return "No benchmark has been recorded yet." if table.empty else report.to_markdown(table)
 
 
 def headline(records: list[Record]) -> str:

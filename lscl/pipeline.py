@@ -15,7 +15,7 @@ from rich.console import Console
 from lscl import pages, paths, readme, records
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
-from lscl.run import run
+from lscl.run import affordable, run
 from lscl.sweeps import plan
 
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
@@ -32,6 +32,7 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
     """
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir), []
+    affordable([config for config in runs if not records.find(config)])
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))

@@ -55,6 +55,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def physical_memory() -> int:
+    """Bytes of this machine's memory, 0 if it does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and GPU of this machine."""
     cpu = platform.processor() or platform.machine()
@@ -63,9 +68,8 @@ def hardware() -> dict[str, Any]:
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpu": gpu}
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(physical_memory() / 2**30), "gpu": gpu}
 
 
 def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]) -> Record:

@@ -459,6 +459,34 @@ def tuning() -> dict[str, pd.DataFrame]:
     return found
 
 
+def benchmarks() -> pd.DataFrame:
+    """Every recorded benchmark: its ratio, the goal, whether it is met, machine and commit; parts of one follow it. Empty if there are none.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
+    rows = {}
+    for path in sorted((paths.results() / "benchmarks").glob("*.json")):
+        try:
+            found = json.loads(path.read_text())
+            rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": (found["commit"] or "–")[:10]}
+            for row in found.get("rows", []):
+                name = ", ".join(str(row[key]) for key in ("size", "method", "phase") if key in row)
+                if "ratio" in row:
+                    rows[f"{found['name']}: {name}"] = _benchmark(row) | {"machine": "", "commit": ""}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
+
+
+def _benchmark(found: dict[str, Any]) -> dict[str, str]:
+    goal, ratio, lower = found.get("goal"), found["ratio"], found["better"] == "lower"
+    if goal is None:
+        return {"ratio": f"{ratio:g}", "goal": "–", "met": "–"}
+    met = ratio <= goal if lower else ratio >= goal
+    return {"ratio": f"{ratio:g}", "goal": f"{'at most' if lower else 'at least'} {goal:g}", "met": "yes" if met else "no"}
+
+
 # ---- text
 
 

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from lscl import paths, records
+from lscl import paths, plan, records
 from lscl.config import Experiment
 from lscl.data.partition import Partition, partition
 from lscl.data.sources import load, surrogate
@@ -27,7 +27,7 @@ from lscl.federation.state import load_state, save_state
 from lscl.methods import METHODS
 from lscl.methods.base import Method
 from lscl.models.foundation import FrozenViT, foundation_of
-from lscl.models.prefix_cache import prefix_cache
+from lscl.models.prefix_cache import prefix_cache, release
 from lscl.progress import Progress
 
 
@@ -83,6 +83,20 @@ def inputs(
     return Inputs(images, prefix_cache(frozen, images, device, watch), device, last)
 
 
+LARGE = {"colab", "paper"}  # profiles that may need more than a machine has
+
+
+def affordable(configs: Collection[Experiment]) -> None:
+    """Refuse early what this machine cannot hold. Only runs of the large profiles are looked at, on data whose size is known before.
+
+    Raises:
+        LsclError: a run needs more memory than the device has, or all together more disk.
+    """
+    large = [config for config in configs if config.profile in LARGE and config.dataset in plan.IMAGES]
+    if large:
+        plan.check(large, plan.here(device_of(large[0])))
+
+
 class Busy(LsclError):
     """Another process is computing this run."""
 
@@ -103,7 +117,10 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
         return existing
     state = records.folder(config.profile) / "state" / config.name
     with _claim(state, wait):
-        return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
+        try:
+            return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
+        finally:
+            release()
 
 
 @contextmanager
@@ -132,6 +149,7 @@ def _finished(config: Experiment, code: dict) -> records.Record | None:
 
 def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
     """Make the record, from the last finished round found in `state` on."""
+    affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     reports, about = load_state(state, method, clients)

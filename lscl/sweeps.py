@@ -13,7 +13,7 @@ from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.evaluation import average_so_far
 from lscl.models.small import MINI_FIVE, TORCHVISION
-from lscl.run import Busy, run
+from lscl.run import Busy, affordable, run
 
 TUNING_SEED = 7  # never one of the reported seeds
 
@@ -35,7 +35,8 @@ TABLE1: list[tuple[str, dict[str, Any]]] = [
     ("dualprompt", {}),
     ("fedmgp", {}),
 ]
-DEMO = ("local_head", "fedavg_vit", "local_lora", "fed_lscl")  # what the demo's ten minutes allow; the sweep runs all
+# What ten minutes of the demo and two hours of a free GPU session allow; the sweep runs all.
+QUICK = {"demo": ("local_head", "fedavg_vit", "local_lora", "fed_lscl"), "colab": ("local_head", "fedavg_vit", "fedavg", "local_lora", "fed_lscl")}
 
 # What `lscl reproduce` and the results notebook show in each profile: seeds by data set.
 SEEDS = [42, 1999, 2024]  # the paper's
@@ -60,7 +61,7 @@ def plan(profile: str, data_dir: Path | None = None) -> list[Experiment]:
         for dataset, seeds in PLANS[profile].items()
         for seed in seeds
         for method, extra in TABLE1
-        if profile != "demo" or method in DEMO
+        if method in QUICK.get(profile, (method,))
     ]
 
 
@@ -188,26 +189,50 @@ def regime_run(values: dict[str, Any], regime: dict[str, Any], writer: str, seed
     return experiment(**{**values, **_ALONE, **WRITERS[writer], **regime, "seed": seed})
 
 
-def sweep(name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False, methods: Collection[str] = ()) -> None:
-    """Run what is missing of the set `name` (a key of SWEEPS) under the config `values`.
-
-    With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
+def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collection[str] = ()) -> list[Experiment]:
+    """The runs of the set `name` (a key of SWEEPS) under the config `values`; with `methods`, only theirs.
 
     Raises:
-        LsclError: unknown set or method, or uncommitted changes in the code (their runs could not be used).
+        LsclError: unknown set or method.
     """
     if name not in SWEEPS:
         raise unknown("sweep", name, SWEEPS)
     for method in methods:
         if method not in get_args(MethodName):
             raise unknown("method", method, get_args(MethodName))
-    runs = [config for config in SWEEPS[name](values, seeds) if not methods or config.method in methods]
+    return [config for config in SWEEPS[name](values, seeds) if not methods or config.method in methods]
+
+
+def part(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
+    """The share of batch task `index` of `count`: every count-th run, whatever is finished already.
+
+    Raises:
+        LsclError: no such task.
+    """
+    if not 0 <= index < count:
+        raise LsclError(f"task_index = {index}: with task_count = {count} allowed are 0 to {count - 1}")
+    return runs[index::count]
+
+
+def sweep(
+    name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False, methods: Collection[str] = (), index: int = 0, count: int = 1
+) -> None:
+    """Run what is missing of the set `name` (a key of SWEEPS) under the config `values`, or of the share of task `index` of `count`.
+
+    With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
+
+    Raises:
+        LsclError: unknown set, method or task, uncommitted changes in the code (their runs could not be used), or a run that this
+            machine cannot hold.
+    """
+    runs = part(runs_of(name, values, seeds, methods), index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
         return
     if records.source()["dirty"]:
         raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
+    affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
         try:

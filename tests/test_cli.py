@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from made_records import record
 
 from lscl import cli, records
 from lscl.sweeps import SWEEPS, TABLE1
@@ -97,6 +98,17 @@ def test_sweep_of_some_methods(capsys):
     code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901", "--methods", "local_head, fedavg_vit", "--list")
     assert code == 0
     assert [line.split("--")[1] for line in out.splitlines()] == ["local_head", "fedavg_vit"]
+
+
+def test_one_table_for_each_set_of_images(capsys, published):
+    folder = records.folder("mini")
+    folder.mkdir(parents=True)
+    for one in (record(), record(data_digest="d2", values={"images_per_class": 5})):
+        (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+    code, out, err = call(capsys, "table")
+    assert code == 0, err
+    assert out.count("cifar100, profile mini") == 2
+    assert "data d1;" in out and "data d2;" in out
 
 
 def test_data_show_prints_every_client_and_task(capsys):

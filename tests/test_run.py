@@ -219,3 +219,15 @@ def test_a_run_with_a_local_checkpoint_records_name_and_digests(smoke, tmp_path)
     assert record["config"]["foundation"] == "tiny" and record["config"]["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert record["weights_digest"] == foundation("tiny", None, weights=path).digest != drawn.digest
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_runs_that_cut_the_vit_elsewhere_share_a_bounded_cache(smoke, monkeypatch, tmp_path):
+    """Two splits of 17 tokens of width 32 have room, or of one token, not both: each run makes room for itself."""
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    whole = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "bounded"))
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "again"))
+    monkeypatch.setenv("LSCL_CACHE_GB", str((84 + 28) * 17 * 32 * 4 * 1.1 / 1e9))
+    again = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
+    assert [compared(one) for one in again] == [compared(one) for one in whole]
+    assert len([path for path in (tmp_path / "bounded" / "prefix").iterdir() if path.is_dir()]) == 2

@@ -238,6 +238,19 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
     return FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
 
 
+def architecture(name: str) -> VisionTransformer:
+    """The network of that name (mini, a timm name, random/<timm name>, tiny) with no learnt weights, for its shape.
+
+    Raises:
+        LsclError: unknown name.
+    """
+    if name == "mini":
+        return mini_vit()
+    if name == "tiny" or name.startswith(RANDOM) or not timm.is_model(name):
+        return foundation(name, 0).vit  # or the error
+    return _timm(name, pretrained=False)
+
+
 def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
     """The frozen ViT that `config` names, cut in front of `block` (None = behind the last).
 

@@ -1,6 +1,8 @@
 """Prefix activations on disk."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from lscl.errors import LsclError
 from lscl.models.foundation import foundation
-from lscl.models.prefix_cache import CHUNK, prefix_cache
+from lscl.models.prefix_cache import CHUNK, prefix_cache, release
 
 CPU = torch.device("cpu")
 
@@ -22,6 +24,11 @@ def cache(monkeypatch, tmp_path):
 @pytest.fixture
 def images(toy):
     return toy().train  # 84 images
+
+
+def entries(cache):
+    """What is kept, lock files left out."""
+    return sorted(path for path in cache.iterdir() if path.is_dir())
 
 
 def computed(*arguments):
@@ -59,14 +66,14 @@ def test_model_block_normalisation_and_images_each_have_their_own_file(cache, im
         (foundation("tiny", 1), images.subset(np.arange(84)[::-1])),
     ]
     assert all(computed(*variant)[1] for variant in variants)
-    assert len(list(cache.iterdir())) == len(variants)
+    assert len(entries(cache)) == len(variants)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut off", "empty", "no description", "half a description"])
 def test_damaged_tokens_are_computed_again(cache, images, damage):
     frozen = foundation("tiny", 1)
     expected = np.array(prefix_cache(frozen, images, CPU))
-    (folder,) = cache.iterdir()
+    (folder,) = entries(cache)
     if damage == "flipped":
         data = bytearray((folder / "tokens.npy").read_bytes())
         data[-1000] ^= 1
@@ -87,7 +94,7 @@ def test_a_stopped_computation_leaves_nothing_behind(cache, images):
 
     with pytest.raises(KeyboardInterrupt):
         prefix_cache(foundation("tiny", 1), images, CPU, stop)
-    assert list(cache.iterdir()) == []
+    assert entries(cache) == []
     assert computed(foundation("tiny", 1), images)[1][-1] == (84, 84)
 
 
@@ -103,4 +110,75 @@ def test_a_full_disk_is_one_line(cache, images, small_files, one_line):
     with small_files(10_000), pytest.raises(LsclError) as caught:
         prefix_cache(foundation("tiny", 1), images, CPU)
     one_line(caught, "cannot write", "free some space")
-    assert list(cache.iterdir()) == []
+    assert entries(cache) == []
+
+
+# ---- LSCL_CACHE_GB
+
+SIZE = 84 * 17 * 32 * 4 + 128  # bytes of the tokens of the 84 images, and of the file's head
+
+
+def bounded(monkeypatch, entries_allowed):
+    monkeypatch.setenv("LSCL_CACHE_GB", str(entries_allowed * (SIZE + 500) / 1e9))
+
+
+def test_least_recently_used_activations_go_first(cache, images, monkeypatch):
+    bounded(monkeypatch, 2)
+    for block in (0, 1):
+        prefix_cache(foundation("tiny", block), images, CPU)
+        release()  # as when a process ends
+    first, second = sorted(entries(cache), key=lambda folder: (folder / "about.json").stat().st_mtime)
+    os.utime(second / "about.json", (1, 1))
+    os.utime(first / "about.json", (2, 2))
+    prefix_cache(foundation("tiny", 2), images, CPU)
+    assert len(entries(cache)) == 2 and first.exists() and not second.exists()
+    assert sum(path.stat().st_size for folder in entries(cache) for path in folder.iterdir()) <= 2 * (SIZE + 500)
+    assert computed(foundation("tiny", 0), images)[1] == []  # still there
+
+
+def test_using_activations_makes_them_recent(cache, images, monkeypatch):
+    prefix_cache(foundation("tiny", 1), images, CPU)
+    (folder,) = entries(cache)
+    os.utime(folder / "about.json", (1, 1))
+    prefix_cache(foundation("tiny", 1), images, CPU)
+    assert (folder / "about.json").stat().st_mtime > 1e9
+    release()
+
+
+def test_what_a_process_uses_is_never_taken_away(cache, images, monkeypatch, one_line):
+    bounded(monkeypatch, 1)
+    held = prefix_cache(foundation("tiny", 0), images, CPU)
+    before = np.array(held)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, "LSCL_CACHE_GB", "in use", "raise it")
+    (folder,) = entries(cache)
+    assert np.array_equal(held, before)
+    release()
+    command = "import sys, time; from pathlib import Path; from lscl.models.prefix_cache import hold; hold(Path(sys.argv[1]))"
+    command += "; print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", command, str(folder)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.read(1) == b"1"
+        with pytest.raises(LsclError):
+            prefix_cache(foundation("tiny", 1), images, CPU)
+        other.kill()
+    release()
+    assert computed(foundation("tiny", 1), images)[1]  # its end frees them
+    assert len(entries(cache)) == 1 and not folder.exists()
+    release()
+
+
+def test_without_a_bound_nothing_is_removed(cache, images, monkeypatch):
+    monkeypatch.delenv("LSCL_CACHE_GB", raising=False)
+    for block in range(3):
+        prefix_cache(foundation("tiny", block), images, CPU)
+        release()
+    assert len(entries(cache)) == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "nan"])
+def test_a_bound_that_is_no_size_is_one_line(cache, images, monkeypatch, text, one_line):
+    monkeypatch.setenv("LSCL_CACHE_GB", text)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, f"LSCL_CACHE_GB = {text!r}", "greater than 0")
