@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lscl import explore, paths, plan, report, sweeps
+from lscl import explore, paths, plan, reference, report, sweeps
 from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.records import Record, all_records, select
@@ -14,10 +14,10 @@ def write() -> list[Path]:
     """Write every piece that a page includes; -> their paths. Without records each says so."""
     records = report.main_records(all_records("mini"))
     texts = {
-        "config.md": report.to_markdown(report.config_table()),
-        "method_values.md": report.to_markdown(report.method_values(), index=False),
-        "systems.md": report.systems(),
-        "model_card.md": report.model_card(),
+        "config.md": report.to_markdown(reference.config_table()),
+        "method_values.md": report.to_markdown(reference.method_values(), index=False),
+        "systems.md": reference.systems(),
+        "model_card.md": reference.model_card(),
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmarks(),
@@ -65,5 +65,5 @@ def headline(records: list[Record]) -> str:
         table = report.scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(report.costs(chosen)[["MB up", "CPU minutes"]])
         table["seeds"] = [str(len(group)) for group in report.cells(chosen).values()]
         title = f"**{report.DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over the seeds"
-        parts.append(f"{title}\n\n{report.to_markdown(table)}\n\n{report.reading(chosen, 'seen')}\n\n<small>{report.provenance(chosen)}</small>")
+        parts.append(f"{title}\n\n{report.to_markdown(table)}\n\n{report.reading(chosen, 'seen')}\n\n{report.source_note(chosen)}")
     return "\n\n".join(parts) if parts else report.NO_RECORDS

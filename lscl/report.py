@@ -1,9 +1,8 @@
 """Records -> tables and sentences. Every number that the book shows passes through here."""
 
-import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,9 @@ import pandas as pd
 from scipy import stats
 
 from lscl import paths
-from lscl.config import CHOSEN, PROFILES, SIZES, WHERE_AND_HOW, Experiment, experiment
+from lscl.config import WHERE_AND_HOW
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
-from lscl.methods import METHODS
-from lscl.models.foundation import WEIGHTS
 from lscl.records import Record, accuracy, select
 from lscl.sweeps import REGIMES, TABLE1, WRITERS, regime_run, reported
 
@@ -32,6 +29,7 @@ PAPER_NAMES = {
     "FedAvg": "fedavg", "FedProx": "fedprox", "FedAvg+ViT": "fedavg_vit", "FedAvg+L2P": "l2p", "FedAvg+DualP": "dualprompt",
     "GLFC": "glfc", "TARGET": "target", "MFCL": "mfcl", "FedMGP": "fedmgp", "PILoRA": "pilora", "LoRM": "lorm", "Fed-LSCL": "fed_lscl",
 }  # fmt: skip
+AT_THE_END = "all tasks, at the end"
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
 
 
@@ -49,6 +47,11 @@ class Summary:
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.sd:.1f}" if self.n > 1 else f"{self.mean:.1f}"
+
+    @property
+    def estimate(self) -> str:
+        """The mean and half the width of its 95 % interval as text."""
+        return f"{self.mean:.1f} ± {self.half_width:.1f}" if self.n > 1 else f"{self.mean:.1f}"
 
     @property
     def interval(self) -> str:
@@ -162,11 +165,12 @@ def _read_published(name: str) -> pd.DataFrame:
 # ---- tables
 
 
-def table1(records: Iterable[Record], dataset: str, draft: bool = False) -> pd.DataFrame:
-    """The paper's Table 1: task-masked accuracy on the task just learned, mean ± standard deviation over the seeds.
+def table1(records: Iterable[Record], dataset: str, mask: str = "task", draft: bool = False) -> pd.DataFrame:
+    """The paper's Table 1, mean ± half of the 95 % t interval over n seeds.
 
-    A published row follows every system that the paper reports on this data set; the last column of our rows is ours
-    minus published, mean over the tasks.
+    mask = task: as in the paper, accuracy after each task on the task just learned, that task given. A published row follows every
+    system that the paper reports on this data set; the last column of our rows is ours minus published, mean over the tasks.
+    Other masks: accuracy after each task on all tasks so far, for which nothing is published.
 
     Raises:
         LsclError: records that must not stand in one table, see `cells`.
@@ -174,18 +178,34 @@ def table1(records: Iterable[Record], dataset: str, draft: bool = False) -> pd.D
     theirs, rows = published(), {}
     groups = cells(select(records, dataset=dataset), draft)
     methods = [group[0]["method"] for group in groups.values()]
+    of = current_task if mask == "task" else average_so_far
     for place, (name, group) in enumerate(groups.items()):
-        by_task = np.array([current_task(accuracy(one, "task")) for one in group])  # (seeds, tasks)
+        by_task = np.array([of(accuracy(one, mask)) for one in group])  # (seeds, tasks)
         columns = [f"task {t + 1}" for t in range(by_task.shape[1])]
+        rows[name] = {"n": str(len(group)), **dict(zip(columns, (summary(column).estimate for column in by_task.T)))}
+        if mask != "task":
+            continue
         paper = theirs[(theirs["method"] == methods[place]) & (theirs["dataset"] == dataset)].sort_values("task")
         comparable = len(paper) == len(columns)
-        rows[name] = dict(zip(columns, (str(summary(column)) for column in by_task.T)))
-        rows[name] |= {"all tasks, at the end": str(summary(final(one, "task") for one in group))}
+        rows[name] |= {AT_THE_END: summary(final(one, "task") for one in group).estimate}
         rows[name] |= {"gap": f"{by_task.mean() - paper['accuracy'].mean():+.1f}" if comparable else "–"}
         if comparable and methods[place] not in methods[place + 1 :]:  # behind the last of this method's rows
             end = published_final(dataset) if methods[place] == "fed_lscl" else None
-            row = dict(zip(columns, (f"{value:.1f}" for value in paper["accuracy"])))
-            rows[f"{paper['label'].iloc[0]}, published"] = row | {"all tasks, at the end": "–" if end is None else f"{end:.1f}", "gap": "–"}
+            row = {"n": "–", **dict(zip(columns, (f"{value:.1f}" for value in paper["accuracy"])))}
+            rows[f"{paper['label'].iloc[0]}, published"] = row | {AT_THE_END: "–" if end is None else f"{end:.1f}", "gap": "–"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def per_client(records: Iterable[Record], mask: str, draft: bool = False) -> pd.DataFrame:
+    """Final accuracy of every client over all its tasks under `mask`, mean ± half of the 95 % t interval over the seeds.
+
+    The partition of a seed decides what a client has, so the rows of one client differ between seeds in more than a draw.
+    """
+    rows = {}
+    for name, group in cells(records, draft).items():
+        by_client = np.array([accuracy(one, mask)[-1].mean(1) for one in group])  # (seeds, clients)
+        columns = {f"client {k + 1}": summary(column).estimate for k, column in enumerate(by_client.T)}
+        rows[name] = {"n": str(len(group)), **columns, "best minus worst": summary(by_client.max(1) - by_client.min(1)).estimate}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
@@ -251,6 +271,16 @@ class Paired:
     difference: Summary
 
     @property
+    def p(self) -> float:
+        """p value of the paired t test of no difference, two-sided; NaN for one seed."""
+        found = self.difference
+        if found.n == 1:
+            return math.nan
+        if found.sd == 0:
+            return float(found.mean == 0)
+        return float(2 * stats.t.sf(abs(found.mean) / (found.sd / math.sqrt(found.n)), found.n - 1))
+
+    @property
     def verdict(self) -> str:
         """What the difference allows to say."""
         found = self.difference
@@ -274,20 +304,47 @@ def paired(ours: Sequence[Record], others: Sequence[Record], mask: str) -> Paire
     return Paired(summary(final(a, mask) - final(b, mask) for a, b in pairs))
 
 
+def holm(values: Sequence[float]) -> list[float]:
+    """p values adjusted for as many tests as there are values (Holm 1979); NaN stays and does not count."""
+    order = [i for i in sorted(range(len(values)), key=lambda i: values[i]) if not math.isnan(values[i])]
+    adjusted, largest = [math.nan] * len(values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def intervals(records: Iterable[Record], mask: str, draft: bool = False) -> pd.DataFrame:
-    """Final accuracy of each system with n and its 95 % interval, and the paired difference from the first system."""
-    groups = cells(records, draft)
+    """`compare` with one row per system, each against the first."""
+    return compare(cells(records, draft), mask).rename_axis("system")
+
+
+def compare(groups: Mapping[str, Sequence[Record]], mask: str) -> pd.DataFrame:
+    """Final accuracy of each group with n and its 95 % interval; its paired difference from the first group, seed by seed.
+
+    The difference comes with its 95 % interval, the p value of the paired t test, and that value after Holm's correction for all
+    rows. A group without a seed in common with the first has dashes.
+    """
     first, rows = next(iter(groups)), {}
+    seeds = {one["seed"] for one in groups[first]}
+    gaps = {name: paired(group, groups[first], mask) for name, group in groups.items() if name != first and seeds & {one["seed"] for one in group}}
+    corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()])))
     for name, group in groups.items():
         found = summary(final(one, mask) for one in group)
-        row = {"mean %": f"{found.mean:.1f}", "n": str(found.n), "95 % interval": found.interval}
-        if name == first:
-            row |= {f"minus {first}": "–", "95 % interval of the difference": "–"}
-        else:
-            gap = paired(group, groups[first], mask).difference
-            row |= {f"minus {first}": f"{gap.mean:+.1f}", "95 % interval of the difference": gap.interval}
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+        rows[name] = {"mean %": f"{found.mean:.1f}", "n": str(found.n), "95 % interval": found.interval}
+        if name not in gaps:
+            rows[name] |= dict.fromkeys((f"minus {first}", "95 % interval of the difference", "p", "p, Holm"), "–")
+            continue
+        gap = gaps[name].difference
+        rows[name] |= {f"minus {first}": f"{gap.mean:+.1f}", "95 % interval of the difference": gap.interval}
+        rows[name] |= {"p": _p(gaps[name].p), "p, Holm": _p(corrected[name])}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
@@ -347,8 +404,17 @@ def writers(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def provenance(records: Iterable[Record], draft: bool = False) -> str:
-    """One line for under a table: commits, seeds, n, machine, minutes, and the digests of data, partitions and weights."""
-    group = [one for part in cells(records, draft).values() for one in part]
+    """One line for under a table or figure: commits, seeds, n, machine, minutes, and the digests of data, partitions and weights.
+
+    Raises:
+        LsclError: a record of uncommitted code (`draft` lets it pass), or no records.
+    """
+    group = list(records)
+    if not group:
+        raise LsclError("no records to name: run something first")
+    dirty = [one["name"] for one in group if one["dirty"]]
+    if dirty and not draft:
+        raise LsclError(f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: commit, then run it again")
     short = lambda values: ", ".join(sorted({str(value) for value in values}))
     machines = short(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group)
     parts = [
@@ -359,9 +425,9 @@ def provenance(records: Iterable[Record], draft: bool = False) -> str:
         machines,
         f"data {short(one['data_digest'] for one in group)}",
         f"partitions {short(one['partition_digest'] for one in group)}",
-        f"weights {short(one['weights_digest'] for one in group)}",
+        f"weights {short(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
     ]
-    if any(one["dirty"] for one in group):
+    if dirty:
         parts.insert(0, "DRAFT of uncommitted code, not a result")
     return "; ".join(parts) + "."
 
@@ -391,57 +457,6 @@ def tuning() -> dict[str, pd.DataFrame]:
             for row in rows
         )
     return found
-
-
-def config_table() -> pd.DataFrame:
-    """Every field of the config with its value in each profile (on CIFAR-100) and what it means."""
-    made = {profile: experiment(profile=profile, dataset="cifar100").model_dump(mode="json") for profile in PROFILES}
-    rows = {}
-    for name, field in Experiment.model_fields.items():
-        if name in ("method", "dataset", "profile", "seed"):
-            values = dict.fromkeys(PROFILES, _show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
-        else:
-            values = {profile: _show(values[name]) for profile, values in made.items()}
-        rows[f"`{name}`"] = values | {"meaning": field.description}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
-
-
-def method_values() -> pd.DataFrame:
-    """What one method alone has different in a profile: sizes, values from tuning, official values."""
-    reasons = dict.fromkeys(PROFILES, "official") | {"demo": "tuning", "mini": "tuning"}
-    given = [(method, profile, "size", values) for profile, methods in SIZES.items() for method, values in methods.items()]
-    given += [(method, profile, reasons[profile], values) for profile, methods in CHOSEN.items() for method, values in methods.items()]
-    text = lambda values: ", ".join(f"{key} = {_show(one)}" for key, one in values.items())
-    rows = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
-    order = list(METHOD_LABELS.values())
-    return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def model_card() -> str:
-    """The facts about the mini foundation model that its description and the probes hold, as markdown."""
-    parts, about = [], WEIGHTS.with_suffix(".json")
-    if about.exists():
-        parts.append("**How the file was made**\n\n" + to_markdown(_facts(json.loads(about.read_text()))))
-    for path in sorted((paths.results() / "probe").glob("*.json")):
-        parts.append(f"**Probe: {path.stem.replace('--', ', ')}**\n\n" + to_markdown(_facts(json.loads(path.read_text()))))
-    return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
-
-
-def _facts(values: dict[str, Any]) -> pd.DataFrame:
-    text = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key}: {part}" for key, part in value.items())
-        elif isinstance(value, list):
-            value = f"{len(value)}: " + ", ".join(str(part) for part in value)
-        text[name.replace("_", " ")] = {"value": str(value)}
-    return pd.DataFrame.from_dict(text, orient="index").rename_axis("fact")
 
 
 def benchmarks() -> pd.DataFrame:
@@ -481,21 +496,6 @@ def _benchmark(found: dict[str, Any]) -> dict[str, str]:
 # ---- text
 
 
-def systems() -> str:
-    """Every system's own description, from its class: idea, source, payload, differences from the released code, as markdown."""
-    parts = []
-    for method, text in METHOD_LABELS.items():
-        kind = METHODS[method]
-        lines = []
-        for line in inspect.getdoc(kind).splitlines():
-            if line.startswith("    ") and lines and lines[-1] and not lines[-1].startswith("    "):
-                lines.append("")  # what is set in columns stays so
-            lines.append(line)
-        body = "\n".join(lines)
-        parts.append(f"## {text}\n\n`--method {method}`, code: `{kind.__module__}.{kind.__name__}`\n\n{body}")
-    return "\n\n".join(parts)
-
-
 def to_markdown(table: pd.DataFrame, index: bool = True) -> str:
     """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses."""
     shown = table.reset_index() if index else table
@@ -510,11 +510,21 @@ def _numeric(value: Any) -> bool:
     return str(value)[:1] in {*"0123456789+-–−", ""}
 
 
+def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False) -> str:
+    """A table with a number, a caption and an anchor `name`, and below it the records it came from, as markdown for the book."""
+    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table)}\n:::\n\n{source_note(records, draft)}"
+
+
+def source_note(records: Iterable[Record], draft: bool = False) -> str:
+    """The records behind a table or figure in small print."""
+    return f"<small>{provenance(records, draft)}</small>"
+
+
 def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.DataFrame], draft: bool = False) -> str:
     """The table that `make` makes of the records of each data set, with its title and provenance, as markdown."""
     records = list(records)
     parts = []
     for name in sorted({record["dataset"] for record in records}):
         group = select(records, dataset=name)
-        parts.append(f"**{DATASET_LABELS[name]}**\n\n{to_markdown(make(group))}\n\n<small>{provenance(group, draft)}</small>")
+        parts.append(f"**{DATASET_LABELS[name]}**\n\n{to_markdown(make(group))}\n\n{source_note(group, draft)}")
     return "\n\n".join(parts) if parts else NO_RECORDS

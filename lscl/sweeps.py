@@ -98,6 +98,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no SM-CF": {"continual": "none"},
     "neither O2D nor SM-CF": {"o2d": "none", "continual": "none"},
     "static LoRA for the written one": {"collaboration": "static"},
+    "static LoRA, no O2D": {"collaboration": "static", "o2d": "none"},
+    "static LoRA, no SM-CF": {"collaboration": "static", "continual": "none"},
     "static LoRA, neither O2D nor SM-CF": {"collaboration": "static", "o2d": "none", "continual": "none"},
     "CNN alone": {"collaboration": "cnn"},
     "CNN alone, no SM-CF": {"collaboration": "cnn", "continual": "none"},
@@ -111,29 +113,54 @@ BLOCKS = range(8)  # the paper's Fig. 3 on the mini ViT: every block
 BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
 
 
+CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
+
+
+def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
+    """What a study of Fed-LSCL changes, by the label of its tables: ablations, blocks, buffers, or cnns in sizes that fit the profile.
+
+    Raises:
+        LsclError: no such study.
+    """
+    studies = {
+        "ablations": ABLATIONS,
+        "blocks": {f"block {block}": {"block": block} for block in BLOCKS},
+        "buffers": {f"{size} per class": {"buffer_per_class": size} for size in BUFFERS},
+        "cnns": dict(zip(CNNS, ({}, {"cnn": ",".join(TORCHVISION if profile in ("colab", "paper") else MINI_FIVE)}))),
+    }
+    if name not in studies:
+        raise unknown("study", name, studies)
+    return studies[name]
+
+
 def ablations(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     """Fed-LSCL with every set of components, with every seed."""
-    return _variants(values, seeds, list(ABLATIONS.values()))
+    return _study("ablations", values, seeds)
 
 
 def blocks(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Fed-LSCL with every adapted block."""
-    return _variants(values, seeds, [{"block": block} for block in BLOCKS])
+    """Fed-LSCL with every adapted block (the paper's Fig. 3)."""
+    return _study("blocks", values, seeds)
 
 
 def buffers(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Fed-LSCL with every buffer size."""
-    return _variants(values, seeds, [{"buffer_per_class": size} for size in BUFFERS])
+    """Fed-LSCL with every buffer size (the paper's Fig. 5)."""
+    return _study("buffers", values, seeds)
 
 
 def cnns(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Fed-LSCL with the same CNN on all clients and with five different ones (the paper's Fig. 4), in sizes that fit the profile."""
-    large = values.get("profile") in ("colab", "paper")
-    return _variants(values, seeds, [{}, {"cnn": ",".join(TORCHVISION if large else MINI_FIVE)}])
+    """Fed-LSCL with the same CNN on all clients and with five different ones (the paper's Fig. 4)."""
+    return _study("cnns", values, seeds)
 
 
-def _variants(values: dict[str, Any], seeds: list[int], variants: list[dict[str, Any]]) -> list[Experiment]:
-    return [experiment(**{**values, **variant, "method": "fed_lscl", "seed": seed}) for seed in seeds for variant in variants]
+def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
+    changes = variants(name, values.get("profile", "demo")).values()
+    return [variant_run(values, variant, seed) for seed in seeds for variant in changes]
+
+
+def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> Experiment:
+    """The run of one variant of Fed-LSCL, an entry of `variants`."""
+    return experiment(**{**values, **variant, "method": "fed_lscl", "seed": seed})
 
 
 # When does writing an update per image help? One task, no federation: only what the update is made of differs.

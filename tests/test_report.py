@@ -3,13 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from made_records import record
 
 from lscl import report, sweeps
-from lscl.config import experiment
 from lscl.errors import LsclError
-from lscl.methods import METHODS
 from lscl.report import Summary
 
 pytestmark = pytest.mark.usefixtures("published")
@@ -130,12 +129,27 @@ class TestTables:
         table = report.table1(group, "cifar100")
         assert list(table.index) == ["Fed-LSCL (O2D exact)", "Fed-LSCL, published", "FedAvg + ViT", "FedAvg+ViT, published", "own head only"]
         ours, theirs = table.loc["Fed-LSCL (O2D exact)"], table.loc["Fed-LSCL, published"]
-        assert ours["task 1"] == "81.0 ± 1.4"
-        assert ours["all tasks, at the end"] == "73.0 ± 1.4"  # four tasks at 10 less: 81 - 8
+        assert ours["n"] == "2" and theirs["n"] == "–"
+        assert ours["task 1"] == "81.0 ± 12.7"  # 12.706, the t quantile, times 1.414 / 1.414
+        assert ours["all tasks, at the end"] == "73.0 ± 12.7"  # four tasks at 10 less: 81 - 8
         assert theirs["task 5"] == "96.9"
         assert theirs["all tasks, at the end"] == "89.4"
         assert ours["gap"] == "-16.0"  # 81 - (97.735 + 97.419 + 96.597 + 96.544 + 96.932) / 5
         assert table.loc["own head only", "gap"] == "–"
+
+    def test_table1_class_incremental_has_all_tasks_so_far_and_nothing_published(self):
+        table = report.table1([record(score=80), record("fedavg_vit", score=70)], "cifar100", "seen")
+        assert list(table.index) == ["Fed-LSCL (O2D exact)", "FedAvg + ViT"]
+        assert table.loc["FedAvg + ViT"].tolist() == ["1", "40.0", "35.0", "33.3", "32.5", "32.0"]
+        assert list(table.columns) == ["n", "task 1", "task 2", "task 3", "task 4", "task 5"]
+
+    def test_per_client(self):
+        one = record(score=80)
+        values = np.array(one["accuracy"]["task"], float)
+        values[-1, 1] -= 5
+        one["accuracy"] = {**one["accuracy"], "task": np.where(np.isnan(values), None, values).tolist()}
+        table = report.per_client([one, record(seed=1999, score=80)], "task")
+        assert table.loc["Fed-LSCL (O2D exact)"].tolist() == ["2", "72.0 ± 0.0", "69.5 ± 31.8", "2.5 ± 31.8"]  # 12.706 * 2.5
 
     def test_both_forms_of_o2d_share_the_published_row(self):
         table = report.table1([record(), record(values={"o2d": "sgd"})], "cifar100")
@@ -166,6 +180,44 @@ class TestTables:
         )
         assert table.loc["own head only", "minus Fed-LSCL (O2D exact)"] == "+8.5"  # +10 and +7
         assert table.loc["own head only", "95 % interval of the difference"] == "-10.6 to 27.6"  # 8.5 ± 12.706 * 1.5
+
+
+class TestPairedTest:
+    def gap(self, *values):
+        return report.Paired(report.summary(values))
+
+    def test_p_of_three_differences(self):
+        assert self.gap(1, 2, 3).p == pytest.approx(0.0741799, abs=1e-6)  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees of freedom
+
+    def test_p_without_spread_or_with_one_seed(self):
+        assert self.gap(2, 2).p == 0.0 and self.gap(0, 0).p == 1.0
+        assert math.isnan(self.gap(2).p)
+
+    def test_holm(self):
+        assert report.holm([0.04, 0.01, math.nan, 0.03]) == pytest.approx([0.06, 0.03, math.nan, 0.06], nan_ok=True)
+        assert report.holm([0.9, 0.8]) == [1.0, 1.0]
+
+    def test_both_stand_in_the_table(self):
+        group = [record(seed=s, score=80) for s in (1, 2, 3)] + [record("local_head", seed=s, score=80 + s) for s in (1, 2, 3)]
+        group += [record("fedavg_vit", seed=s, score=70) for s in (1, 2, 3)]
+        table = report.intervals(group, "task")
+        assert table.loc["own head only", ["p", "p, Holm"]].tolist() == ["0.074", "0.074"]
+        assert table.loc["FedAvg + ViT", ["p", "p, Holm"]].tolist() == ["< 0.001", "< 0.001"]
+        assert table.loc["Fed-LSCL (O2D exact)", "p"] == "–"
+
+
+class TestCaptions:
+    def test_a_table_has_caption_anchor_and_records(self):
+        text = report.captioned(report.scores([record()]), "Scores.", "tab-scores", [record()])
+        assert text.startswith(":::{table} Scores.\n:name: tab-scores\n\n| system |") and "\n:::\n\n<small>profile mini; commit abcdef0123;" in text
+
+    def test_uncommitted_code_stands_behind_nothing(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            report.source_note([record(), record(seed=1, dirty=True)])
+        one_line(caught, "s1--", "uncommitted")
+        with pytest.raises(LsclError) as caught:
+            report.provenance([])
+        one_line(caught, "no records")
 
 
 class TestReading:
@@ -231,23 +283,7 @@ class TestWriters:
         assert report.writers([record()]).empty
 
 
-def test_every_system_has_its_description_with_source_and_payload():
-    text = report.systems()
-    for method, kind in METHODS.items():
-        part = text.split(f"`--method {method}`")[1].split("\n## ")[0]
-        assert "payload" in part.lower() or "returned: nothing" in part, method
-        assert "arXiv" in part or "Not in the paper" in part or method == "fed_lscl", method
-        assert kind.__name__ in part
-
-
 class TestFiles:
-    def test_config_table_has_every_field_and_profile(self):
-        table = report.config_table()
-        assert len(table) == len(type(experiment()).model_fields)
-        assert table.loc["`clients`", "paper"] == "5"
-        assert table.loc["`profile`", "mini"] == "mini"
-        assert table.loc["`images_per_class`", "paper"] == "none"
-
     def test_tuning(self, places):
         folder = places / "results" / "tuning"
         folder.mkdir()

@@ -146,13 +146,36 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
     assert all(config.tasks == 1 and config.o2d == "none" for config in runs)
 
 
-@pytest.mark.parametrize(("name", "count"), [("ablations", 13), ("blocks", 8), ("buffers", 6), ("cnns", 2)])
+@pytest.mark.parametrize(("name", "count"), [("ablations", 15), ("blocks", 8), ("buffers", 6), ("cnns", 2)])
 def test_studies_hold_the_whole_system_once_and_differ_in_one_respect(name, count):
     runs = sweeps.SWEEPS[name]({"profile": "mini", "dataset": "cifar100"}, [42])
     assert len({config.digest for config in runs}) == len(runs) == count
     assert [config.overrides() for config in runs].count({}) == 1
     if name != "ablations":
         assert all(len(config.overrides()) <= 1 for config in runs)
+
+
+def test_every_set_of_components_is_among_the_ablations():
+    """With a written and with a static update, each of O2D and SM-CF on and off; the CNN alone has no generator that O2D could fuse."""
+    on = lambda change: (
+        change.get("collaboration", "written"),
+        change.get("o2d", "exact") != "none",
+        change.get("continual", "consistency") != "none",
+    )
+    found = {on(change) for change in sweeps.ABLATIONS.values()}
+    assert {(kind, o2d, kept) for kind in ("written", "static") for o2d in (True, False) for kept in (True, False)} <= found
+    assert {("cnn", True, True), ("cnn", True, False)} <= found
+
+
+def test_a_study_has_labels_and_its_runs_follow_them(one_line):
+    found = sweeps.variants("cnns", "mini")
+    assert list(found) == list(sweeps.CNNS) and found[sweeps.CNNS[0]] == {}
+    runs = sweeps.cnns({"profile": "mini", "dataset": "cifar100"}, [1, 2])
+    assert [config.overrides() for config in runs] == [*found.values(), *found.values()] and [config.seed for config in runs] == [1, 1, 2, 2]
+    assert sweeps.variants("cnns", "paper") != found
+    with pytest.raises(LsclError) as caught:
+        sweeps.variants("block", "mini")
+    one_line(caught, "unknown study 'block'", "blocks")
 
 
 def test_every_named_sweep_makes_valid_runs(values):
