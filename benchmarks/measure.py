@@ -30,10 +30,10 @@ def ratio(seconds: Mapping[str, list[float]], ours: str, reference: str) -> floa
     return round(statistics.median(a / b for a, b in zip(seconds[ours], seconds[reference], strict=True)), 3)
 
 
-def write(name: str, facts: Mapping[str, Any]) -> Path:
-    """results/benchmarks/<name>.json: `facts` with the machine, versions and commit, printed too."""
+def write(name: str, facts: Mapping[str, Any], folder: str = "benchmarks") -> Path:
+    """results/<folder>/<name>.json: `facts` with the machine, versions and commit, printed too."""
     found = {"name": name, **facts, "machine": records.hardware(), "versions": records.versions(), **records.source()}
-    path = paths.results() / "benchmarks" / f"{name}.json"
+    path = paths.results() / folder / f"{name}.json"
     write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
     print(json.dumps(found, indent=1))
     return path

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,7 @@ class Local:
         security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n')
         scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
-        trust = True if self.simulation else str(self.folder / "ca.crt")
+        trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
         while time.monotonic() < end and self.processes["superlink"].poll() is None:
             with suppress(httpx.HTTPError):
                 if httpx.get(f"{scheme}://{HOST}:{self.port}/health", verify=trust).is_success:
@@ -187,16 +188,18 @@ class Local:
 
     def stop(self, *names: str) -> None:
         """End processes that were started here, all if none is named, and all that they started."""
-        ending = []
-        for name in names or list(self.processes):
+        started, ending = [self.processes.pop(name) for name in names or list(self.processes)], []
+        for one in started:
             with suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(self.processes.pop(name).pid)
+                parent = psutil.Process(one.pid)
                 ending += [parent, *parent.children(recursive=True)]
         for step in (psutil.Process.terminate, psutil.Process.kill):
             for process in ending:
                 with suppress(psutil.NoSuchProcess):
                     step(process)
             _, ending = psutil.wait_procs(ending, timeout=10)
+        for one in started:
+            one.wait()
 
 
 @contextmanager
