@@ -94,7 +94,7 @@ def federate_command(
         from lscl.federation.flower.local import federate_here
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
-    from lscl.records import TIMES
+    from lscl.records import differing
     from lscl.run import run
 
     config = experiment(**values)
@@ -109,7 +109,7 @@ def federate_command(
     _show_accuracy(record)
     if compare:
         alone = run(config)
-        differs = [name for name in record if name not in TIMES and record[name] != alone.get(name)]
+        differs = differing(record, alone)
         print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
         _show_accuracy(alone)
 

@@ -158,6 +158,11 @@ def select(records: Iterable[Record], **values: Any) -> list[Record]:
     return [one for one in records if all(one.get(key, one["config"].get(key)) == value for key, value in values.items())]
 
 
+def differing(record: Record, other: Record, ignored: Iterable[str] = TIMES) -> list[str]:
+    """Names of the entries of `record` that are other ones, or missing, in `other`."""
+    return sorted(name for name in set(record) - set(ignored) if record[name] != other.get(name))
+
+
 def accuracy(record: Record, mask: str) -> np.ndarray:
     """acc[t][k][u] of one mask in percent, NaN for u > t."""
     return np.array(record["accuracy"][mask], dtype=float)

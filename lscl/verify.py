@@ -35,7 +35,7 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again = run(config)
-    differs = sorted(key for key in (set(record) | set(again)) - IGNORED if key in record and record[key] != again.get(key))
+    differs = records.differing(record, again, IGNORED)
     return {
         "name": record["name"],
         "equal": not differs,

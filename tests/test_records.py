@@ -200,3 +200,9 @@ def test_outside_a_repository_there_is_no_commit(places):
 def test_times_are_what_may_differ_between_equal_runs(make):
     assert set(make()) & set(TIMES) >= {"seconds", "finished", "hardware", "versions", "commit", "dirty"}
     assert not {"accuracy", "per_class", "config", "config_digest", "bytes_up"} & set(TIMES)
+
+
+def test_differing_names_entries_that_are_other_or_missing_and_no_times():
+    one = {"a": 1, "b": [2], "c": 3, "seconds": 4}
+    assert records.differing(one, {"a": 1, "b": [5], "seconds": 6, "d": 7}) == ["b", "c"]
+    assert records.differing(one, {"a": 1, "b": [2], "c": 3}, ignored=()) == ["seconds"]
