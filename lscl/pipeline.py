@@ -25,14 +25,16 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
     """Compute the missing runs of `profile`, execute every notebook, and build the book from the executed notebooks.
 
     A notebook is executed again only if it, the code or the records have changed. `store` writes the executed notebooks,
-    without papermill's notes, back to notebooks/, and what all of it took and gave to results/expected/ for the README.
+    without papermill's notes, back to notebooks/, and what all of it took and gave to results/expected/ for the README, the
+    latter only if no run was there before: minutes of a part are not the minutes of the whole.
 
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir), []
-    affordable([config for config in runs if not records.find(config)])
+    missing = [config for config in runs if not records.find(config)]
+    affordable(missing)
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
@@ -47,7 +49,7 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
             write_atomic(notebook, _clean(nbformat.read(target, 4)).encode())
     page = build_book(profile) if book else None
     minutes = (time.perf_counter() - started) / 60
-    if store:
+    if store and len(missing) == len(runs):
         readme.expect(profile, minutes, done)
     say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
 
