@@ -153,6 +153,14 @@ def published_table2(dataset: str) -> pd.DataFrame:
     return table[table["dataset"] == dataset]
 
 
+def published_rows(method: str, dataset: str) -> pd.DataFrame:
+    """What Table 1 of the paper says of one system on one data set: one row, or none if it is not reported."""
+    table = published()
+    found = table[(table["method"] == method) & (table["dataset"] == dataset)].sort_values("task")
+    row = {f"task {one.task}": f"{one.accuracy:.1f}" for one in found.itertuples()}
+    return pd.DataFrame([row] if row else [], index=[f"{found['label'].iloc[0]}, published"] if row else []).rename_axis("system")
+
+
 def published_final(dataset: str) -> float | None:
     """Table 2 of the paper, the whole system: final accuracy on all local tasks in percent; None if not reported."""
     table = published_table2(dataset)
@@ -526,9 +534,14 @@ def _numeric(value: Any) -> bool:
     return str(value)[:1] in {*"0123456789+-–−", ""}
 
 
+def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True) -> str:
+    """A table with a number, a caption and an anchor `name`, as markdown for the book."""
+    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index)}\n:::"
+
+
 def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False) -> str:
-    """A table with a number, a caption and an anchor `name`, and below it the records it came from, as markdown for the book."""
-    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table)}\n:::\n\n{source_note(records, draft)}"
+    """A `numbered` table, and below it the records it came from."""
+    return f"{numbered(table, caption, name)}\n\n{source_note(records, draft)}"
 
 
 def source_note(records: Iterable[Record], draft: bool = False) -> str:
