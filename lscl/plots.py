@@ -381,6 +381,19 @@ def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
     return figure
 
 
+@styled
+def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
+    """Pictures with titles, two in a row. pictures: {title: (H, W, 3) uint8}."""
+    rows = -(-len(pictures) // 2)
+    height, width, _ = next(iter(pictures.values())).shape
+    figure, axes = _figure(8, rows * (0.35 + 3.8 * height / width), rows, 2)
+    for place in axes.flat:
+        place.set_axis_off()
+    for place, (title, pixels) in zip(axes.flat, pictures.items()):
+        _picture(place, pixels, title, 10)
+    return figure
+
+
 # ---- 06 to 08 studies
 
 

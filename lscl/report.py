@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lscl import paths
 from lscl.config import WHERE_AND_HOW
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
-from lscl.records import Record, accuracy, select
+from lscl.records import Record, accuracy, folder, select
 from lscl.sweeps import REGIMES, TABLE1, WRITERS, regime_run, reported
 
 METHOD_LABELS = {
@@ -262,6 +263,11 @@ def traffic(record: Record, side: str) -> float:
     return float(np.sum(record[side])) / len(record[side][0]) / rounds / 1e6
 
 
+def traffic_by_round(record: Record, side: str) -> np.ndarray:
+    """MB (10^6 bytes) of every exchange, mean over the clients, `side` = bytes_up or bytes_down: (exchanges,)."""
+    return np.array(record[side], float).mean(1) / 1e6
+
+
 def minutes(record: Record) -> float:
     """Minutes of all phases of a run."""
     return sum(record["seconds"].values()) / 60
@@ -280,6 +286,95 @@ COSTS: dict[str, tuple[Callable[[Record], float], str]] = {
     "CPU minutes": (cpu_minutes, ".1f"),
     "peak memory MB": (lambda one: float(one["peak_memory_mb"]), ".0f"),
 }
+
+
+def travels(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
+    """One row per system, means over the seeds: MB up and down per client and round, up in the first and last round, GB of the whole run.
+
+    The last column is that whole amount as a multiple of the first system's.
+    """
+    groups, rows, whole = cells(records, draft), {}, {}
+    mean = lambda of, group: float(np.mean([of(one) for one in group]))
+    for name, group in groups.items():
+        whole[name] = mean(lambda one: (np.sum(one["bytes_up"]) + np.sum(one["bytes_down"])) / 1e9, group)
+        rows[name] = {"n": str(len(group))}
+        rows[name] |= {column: f"{mean(COSTS[column][0], group):.2f}" for column in ("MB up", "MB down")}
+        rows[name] |= {f"up, {text} round": f"{mean(lambda one, i=i: traffic_by_round(one, 'bytes_up')[i], group):.2f}" for text, i in _ENDS.items()}
+        start = next(iter(whole.values()))
+        rows[name] |= {"GB, all clients and rounds": f"{whole[name]:.3f}", "times the first": f"{whole[name] / start:.2f}" if start else "–"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+_ENDS = {"first": 0, "last": -1}
+
+
+def efforts(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
+    """One row per system, mean ± half of the 95 % t interval over the seeds: trained parameters of a client, processor time, images, memory.
+
+    Images count every pass of the training; memory is the highest of the process.
+    """
+    rows = {}
+    for name, group in cells(records, draft).items():
+        speed = lambda one: one["trained_images"] / (60 * cpu_minutes(one))
+        rows[name] = {
+            "n": str(len(group)),
+            "trained parameters": cost_row(group)["trained parameters"],
+            "trained images": f"{np.mean([one['trained_images'] for one in group]):,.0f}",
+            "CPU minutes": summary(map(cpu_minutes, group)).estimate.replace("nan ± nan", "–").replace("nan", "–"),
+            "images per CPU second": f"{np.mean([speed(one) for one in group]):.0f}".replace("nan", "–"),
+            "peak memory MB": cost_row(group)["peak memory MB"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def phases(records: Iterable[Record], draft: bool = False) -> dict[str, dict[str, float]]:
+    """Minutes of a run by phase, means over the seeds: {system: {phase: minutes}}; preparation, which is cached, left out."""
+    mean = lambda key, group: float(np.mean([one["seconds"][key] for one in group])) / 60
+    return {name: {key: mean(key, group) for key in ("train", "aggregate", "evaluate")} for name, group in cells(records, draft).items()}
+
+
+def cost_reading(records: Iterable[Record], draft: bool = False) -> str:
+    """What the first system costs beside each other one, in plain words, as a list in markdown.
+
+    Bytes and parameters are counted, so they differ or do not; processor time differs if the 95 % interval of the paired differences
+    leaves out zero.
+    """
+    first, *others = groups = cells(records, draft)
+    lines = []
+    for cost in ("MB up", "MB down", "trained parameters", "CPU minutes"):
+        of, form = COSTS[cost]
+        measured = cost == "CPU minutes"
+        tied = "not told apart" if measured else "the same"
+        sides: dict[str, list[str]] = {"less": [], "more": [], tied: []}
+        for name in others:
+            pairs = np.array([(of(a), of(b)) for a in groups[first] for b in groups[name] if a["seed"] == b["seed"]]).reshape(-1, 2)
+            if not np.isfinite(pairs).all() or not pairs[:, 0].any():
+                continue
+            gap = summary(pairs[:, 1] - pairs[:, 0])
+            told = abs(gap.mean) > (gap.half_width if measured else 0)  # the interval of one seed is NaN: never told apart
+            side = ("less" if gap.mean < 0 else "more") if told else tied
+            sides[side].append(f"{name} ({pairs[:, 1].sum() / pairs[:, 0].sum():.2f} times)")
+        told = "; ".join(f"{side}: {', '.join(found)}" for side, found in sides.items() if found)
+        value = cost_row(groups[first])[cost]
+        lines.append(f"- **{cost}**, {value} for {first}" + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare."))
+    return "\n".join(lines)
+
+
+def sheets(records: Iterable[Record]) -> dict[str, Path]:
+    """Images that servers made, as files beside the records: {"TARGET, after task 1": path}, first and last sheet of a run.
+
+    Of every method that leaves any, the run of its first record in the order given.
+    """
+    found: dict[str, Path] = {}
+    for method in METHOD_LABELS:
+        for record in select(records, method=method):
+            made = sorted((folder(record["profile"]) / "sheets").glob(f"*--{record['config_digest']}--task*.png"))
+            for path in made[:: max(1, len(made) - 1)]:
+                found[f"{METHOD_LABELS[method]}, after task {path.stem.rpartition('--task')[2]}"] = path
+            if made:
+                break
+    return found
+
 
 ONE_SEED = "with one seed nothing can be concluded"
 TIED = "not told apart from it by these seeds, the interval holding zero"
@@ -549,11 +644,12 @@ def source_note(records: Iterable[Record], draft: bool = False) -> str:
     return f"<small>{provenance(records, draft)}</small>"
 
 
-def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.DataFrame], draft: bool = False) -> str:
-    """The table that `make` makes of the records of each data set, with its title and provenance, as markdown."""
+def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.DataFrame], caption: str, name: str, draft: bool = False) -> str:
+    """The table that `make` makes of the records of each data set, with number, caption, anchor tab-<name>-<data set> and provenance, as markdown."""
     records = list(records)
     parts = []
-    for name in sorted({record["dataset"] for record in records}):
-        group = select(records, dataset=name)
-        parts.append(f"**{DATASET_LABELS[name]}**\n\n{to_markdown(make(group))}\n\n{source_note(group, draft)}")
+    for dataset in sorted({record["dataset"] for record in records}):
+        group = select(records, dataset=dataset)
+        anchor = f"tab-{name}-{dataset.replace('_', '-')}"
+        parts.append(captioned(make(group), f"{caption}, {DATASET_LABELS[dataset]}.", anchor, group, draft))
     return "\n\n".join(parts) if parts else NO_RECORDS

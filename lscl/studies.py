@@ -76,12 +76,14 @@ def collect(name: str, profile: str, dataset: str, seeds: Iterable[int] = SEEDS,
     return Study(name, profile, dataset, tuple(labels), found, missing)
 
 
-def of_profile(name: str, profile: str, compute: bool = False, data_dir: Path | str | None = None) -> list[Study]:
-    """The study `name` on every data set of a profile, as its page shows it; with `compute`, missing runs are computed first.
+def profile_shown(profile: str, compute: bool) -> str:
+    """The profile whose records a page shows: one that computes nothing shows the committed records of `mini` for smoke and demo."""
+    return "mini" if profile in ("smoke", "demo") and not compute else profile
 
-    A page that computes nothing shows the committed records of `mini` in the profiles that have none, smoke and demo.
-    """
-    profile = "mini" if profile in ("smoke", "demo") and not compute else profile
+
+def of_profile(name: str, profile: str, compute: bool = False, data_dir: Path | str | None = None) -> list[Study]:
+    """The study `name` on every data set of the profile shown; with `compute`, missing runs are computed first."""
+    profile = profile_shown(profile, compute)
     return [collect(name, profile, dataset, seeds, compute, data_dir) for dataset, seeds in PLANS[profile].items()]
 
 

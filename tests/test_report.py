@@ -304,3 +304,44 @@ class TestFiles:
 
         table = pd.DataFrame({"a|b": ["x", "y"], "n": ["1.0", "-2.0"]}, index=pd.Index(["one", "two"], name="row"))
         assert report.to_markdown(table).splitlines() == ["| row | a\\|b | n |", "|:---|:---|---:|", "| one | x | 1.0 |", "| two | y | -2.0 |"]
+
+
+class TestCosts:
+    def test_what_travels(self):
+        rows = [[1_000_000, 3_000_000]] * 24 + [[3_000_000, 5_000_000]]
+        table = report.travels([record(bytes_up=rows), record("fedavg", bytes_up=[[0, 0]] * 25, bytes_down=[[0, 0]] * 25)])
+        assert table.loc["Fed-LSCL (O2D exact)"].tolist() == ["1", "2.08", "0.50", "2.00", "4.00", "0.129", "1.00"]  # 104 + 25 MB
+        assert table.loc["FedAvg"].tolist() == ["1", "0.00", "0.00", "0.00", "0.00", "0.000", "0.00"]
+
+    def test_by_round_is_the_mean_over_the_clients(self):
+        assert report.traffic_by_round(record(), "bytes_up") == pytest.approx(np.full(25, 2.0))
+
+    def test_efforts(self):
+        group = [record(seed=seed, cpu_seconds=60.0 * seed, trained_images=6000) for seed in (1, 2)]
+        table = report.efforts([*group, record("fedavg", cpu_seconds=math.nan, trained_images=10)])
+        assert table.loc["Fed-LSCL (O2D exact)"].tolist() == ["2", "1,500", "6,000", "1.5 ± 6.4", "75", "900"]
+        assert table.loc["FedAvg", ["CPU minutes", "images per CPU second"]].tolist() == ["–", "–"]
+
+    def test_phases_leave_out_the_preparation(self):
+        one = record(seconds={"prepare": 600, "train": 120, "aggregate": 30, "evaluate": 60})
+        assert report.phases([one]) == {"Fed-LSCL (O2D exact)": {"train": 2, "aggregate": 0.5, "evaluate": 1}}
+
+    def test_the_reading_of_costs(self):
+        ours = [record(seed=seed, cpu_seconds=60.0 + seed) for seed in (1, 2, 3)]
+        slower = [record("fedavg", seed=seed, cpu_seconds=120.0 + seed * seed, bytes_up=[[0, 0]] * 25) for seed in (1, 2, 3)]
+        alike = [record("local_head", seed=seed, cpu_seconds=60.0 + 9 * seed * (-1) ** seed) for seed in (1, 2, 3)]
+        up, down, parameters, time = report.cost_reading([*ours, *slower, *alike]).splitlines()
+        assert up == "- **MB up**, 2.00 for Fed-LSCL (O2D exact). Less: FedAvg (0.00 times); the same: own head only (1.00 times)."
+        assert down.endswith("The same: FedAvg (1.00 times), own head only (1.00 times).")
+        assert "More: FedAvg (2.01 times); not told apart: own head only" in time
+        assert "times" not in report.cost_reading(ours)
+
+    def test_sheets_of_the_first_record_that_has_some(self, places):
+        first, second = (record("target", seed=seed) for seed in (42, 1999))
+        assert report.sheets([first, second]) == {}
+        for task in range(1, 5):
+            path = places / "results" / "runs" / "mini" / "sheets" / f"{second['name']}--task{task}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = report.sheets([record(), first, second])
+        assert {title: path.name[-9:] for title, path in found.items()} == {"TARGET, after task 1": "task1.png", "TARGET, after task 4": "task4.png"}
