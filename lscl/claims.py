@@ -1,58 +1,103 @@
-"""Numbers inside the sentences of the book. A page calls one by its name in double braces; `lscl pages` writes them all to one file."""
+"""What the paper states about the studies of `lscl.studies`, and what our records say to each statement."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lscl import paths, plan, report, sweeps
-from lscl.config import PROFILES, experiment
-from lscl.data import imagenet_r
-from lscl.hardware import cost
-from lscl.models.foundation import WEIGHTS
-from lscl.records import Record, select
-
-NONE = "(not yet measured)"
-FILE = "claims.json"
+from lscl.errors import unknown
+from lscl.report import DATASET_LABELS, MASK_LABELS, Summary, paired, published_losses
+from lscl.studies import SCORES, Study, differences, shown
+from lscl.sweeps import BLOCKS, CNNS, variants
 
 
-def claims(records: list[Record]) -> dict[str, str]:
-    """Every number by its name; `records` are those of the main table. What nobody has measured yet says so."""
-    ours = {dataset: select(records, method="fed_lscl", overrides={}, dataset=dataset) for dataset in sweeps.PLANS["mini"]}
-    found: dict[str, Callable[[], str]] = {
-        "demo_minutes": lambda: f"{_expected('demo')['minutes']:g}",
-        "demo_cores": lambda: str(_expected("demo")["hardware"]["cores"]),
-        "demo_task": lambda: f"{_expected('demo')['task']:.1f} %",
-        "demo_seen": lambda: f"{_expected('demo')['seen']:.1f} %",
-        **{
-            f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask)
-            for dataset, group in ours.items()
-            for mask in ("task", "seen")
-        },
-        "published_cifar100": lambda: f"{report.published_final('cifar100'):.1f} %",
-        "main_runs": lambda: str(len(records)),
-        "main_hours": lambda: f"{sum(map(report.minutes, records)) / 60:.1f}",
-        "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
-        "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
-        "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
-        "tuning_seed": lambda: str(sweeps.TUNING_SEED),
-        "weights_images": lambda: f"{json.loads(WEIGHTS.with_suffix('.json').read_text())['images']:,}",
-        "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
-        "colab_hours": lambda: f"{sum(cost(one).hours(plan.card('t4')) for one in sweeps.plan('colab')):.1f}",
-        "paper_hours": lambda: f"{cost(experiment(profile='paper', dataset='cifar100')).hours(plan.card('t4')):.0f}",
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper about final accuracies, as we test it: sign * (variant - beside) < margin, in percentage points.
+
+    says: the statement; source: where the paper makes it.
+    """
+
+    says: str
+    source: str
+    variant: str
+    beside: str
+    sign: int = 1
+    margin: float = 0.0
+
+    def verdict(self, difference: Summary) -> str:
+        """What the 95 % interval of variant - beside says to it: an entry of JUDGEMENTS."""
+        if difference.n == 1:
+            return OPEN
+        middle = self.sign * difference.mean
+        if middle + difference.half_width < self.margin:
+            return AGREES
+        return CONTRADICTS if middle - difference.half_width > self.margin else OPEN
+
+
+AGREES, CONTRADICTS, OPEN = "Agrees with the paper", "Does not agree with the paper", "Cannot be concluded from these runs"
+MISSING = "Not yet measured"
+JUDGEMENTS = (AGREES, CONTRADICTS, OPEN)
+MARGIN = 1.0  # points; what still counts as equal
+
+
+def claims(name: str, profile: str) -> list[Claim]:
+    """The paper's statements that the study `name` can test in a profile."""
+    depth = BLOCKS[profile]
+    late = range(depth - depth // 4, depth)  # 9, 10 and 11 of 12
+    found = {
+        "ablations": [
+            Claim("without O2D the system is worse", "Table 2", "no O2D", "whole"),
+            Claim("without SM-CF it is worse", "Table 2", "no SM-CF", "whole"),
+            Claim("without both it is worse", "Table 2", "neither O2D nor SM-CF", "whole"),
+            Claim("without the large model it is worse", "Table 2", "CNN alone", "whole"),
+            Claim("one static update for all images is worse than one written per image", "section 4.2", "static LoRA for the written one", "whole"),
+        ],
+        "blocks": [
+            Claim(f"block {block}, in the last quarter of the model, is worse than block 3", "Fig. 3", f"block {block}", "block 3") for block in late
+        ],
+        "buffers": [
+            Claim("with an empty buffer the system is worse", "Fig. 5", "0 per class", "20 per class"),
+            Claim(f"20 images per class are enough: 50 are less than {MARGIN:g} point better", "Fig. 5", "50 per class", "20 per class", 1, MARGIN),
+        ],
+        "cnns": [Claim(f"clients may choose their CNN: the loss is less than {MARGIN:g} point", "Fig. 4", CNNS[1], CNNS[0], -1, MARGIN)],
     }
-    return {name: _value(of) for name, of in found.items()}
+    if name not in found:
+        raise unknown("study", name, found)
+    return [claim for claim in found[name] if {claim.variant, claim.beside} <= set(variants(name, profile))]
 
 
-def _value(of: Callable[[], str]) -> str:
-    try:
-        return of()
-    except FileNotFoundError:
-        return NONE
+def judge(study: Study, mask: str) -> str:
+    """Every statement of the paper that the study tests, sorted by what its records say to it under `mask`, as a list in markdown."""
+    sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
+    for claim in claims(study.name, study.profile):
+        ours, others = (study.found.get(label, []) for label in (claim.variant, claim.beside))
+        text = f"{claim.says} ({claim.source})"
+        if not {one["seed"] for one in ours} & {one["seed"] for one in others}:
+            sorted_out[MISSING].append(text)
+            continue
+        gap = paired(ours, others, mask).difference
+        spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
+        sorted_out[claim.verdict(gap)].append(f"{text}: {claim.variant} minus {claim.beside} is {gap.mean:+.1f} points ({spread})")
+    lines = [f"- **{verdict}:** {'; '.join(found)}." for verdict, found in sorted_out.items() if found]
+    return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
 
 
-def _final(group: list[Record], mask: str) -> str:
-    return f"{report.summary(report.final(one, mask) for one in group).estimate} %" if group else NONE
+def judged(studies: Sequence[Study]) -> str:
+    """`judge` for each data set that has records, under the paper's score and the class-incremental one, as markdown."""
+    parts = []
+    for study in shown(studies):
+        for mask in SCORES if study.found else SCORES[:1]:
+            title = f"{DATASET_LABELS[study.dataset]}, {MASK_LABELS[mask]}" if study.found else DATASET_LABELS[study.dataset]
+            parts.append(f"**{title}**\n\n{judge(study, mask)}")
+    return "\n\n".join(parts)
 
 
-def _expected(profile: str) -> dict:
-    """What a whole profile took and gave, see `readme.expect`."""
-    return json.loads((paths.results() / "expected" / f"{profile}.json").read_text())
+def losses(study: Study) -> str:
+    """The largest loss of a variant against the whole system beside the published ones, a sentence; empty if there is nothing to compare."""
+    theirs, gaps = published_losses(study.dataset), differences(study, "whole", "task")
+    if not theirs or not gaps:
+        return ""
+    least = min(gaps, key=lambda name: gaps[name].mean())
+    return (
+        f"On {DATASET_LABELS[study.dataset]} the three incomplete systems of the paper's Table 2 lie {min(theirs):.1f} to {max(theirs):.1f} points "
+        f"below its whole one. Of the {len(gaps)} variants measured here the lowest beside ours is *{least}*, {gaps[least].mean():+.1f} points."
+    )

@@ -4,7 +4,7 @@ import json
 from itertools import zip_longest
 from pathlib import Path
 
-from lscl import claims, explore, hardware, method_pages, paths, readme, reference, report, status, sweeps, verify
+from lscl import explore, hardware, method_pages, numbers, paths, readme, reference, report, status, sweeps, verify
 from lscl.data.store import write_atomic
 from lscl.records import Record, all_records, select
 from lscl.report import METHOD_LABELS
@@ -26,7 +26,7 @@ def pieces() -> dict[str, str]:
         "cards.md": report.numbered(hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards"),
         "verified.md": verify.outcome("mini"),
         "status.md": status_tables(everything),
-        claims.FILE: json.dumps(claims.claims(records), indent=1, ensure_ascii=False),
+        numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
         "explore.html": explore.page(records),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}

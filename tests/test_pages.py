@@ -8,7 +8,7 @@ from made_records import record
 from test_cli import call
 from tests_root import ROOT
 
-from lscl import claims, pages, records, report, status, sweeps
+from lscl import numbers, pages, records, report, status, sweeps
 from lscl.errors import LsclError
 from lscl.report import DATASET_LABELS
 from lscl.sweeps import PLANS, TABLE1
@@ -39,8 +39,8 @@ def test_without_records_every_table_is_a_sentence(places):
 
 
 def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
-    found = claims.claims([])
-    assert found["ours_cifar100_task"] == found["demo_minutes"] == claims.NONE
+    found = numbers.numbers([])
+    assert found["ours_cifar100_task"] == found["demo_minutes"] == numbers.NONE
     assert found["published_cifar100"] == "89.4 %" and found["main_runs"] == "0"
 
 
@@ -50,9 +50,9 @@ def test_sentences_take_their_numbers_from_records(places, saved):
     about = {"command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
     (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
     pages.write()
-    found = json.loads((places / "results" / "tables" / "claims.json").read_text())
+    found = json.loads((places / "results" / "tables" / "numbers.json").read_text())
     assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
-    assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == claims.NONE
+    assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == numbers.NONE
     times = (places / "results" / "tables" / "times.md").read_text()
     assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
     assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
@@ -60,7 +60,7 @@ def test_sentences_take_their_numbers_from_records(places, saved):
 
 def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
     called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text())}
-    assert called == {*claims.claims([]), "built_from"}
+    assert called == {*numbers.numbers([]), "built_from"}
 
 
 def test_no_result_is_typed_by_hand():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def setup(app):
-    app.connect("config-inited", take_claims, priority=100)  # before MyST looks
+    app.connect("config-inited", take_numbers, priority=100)  # before MyST looks
     app.connect("html-page-context", tidy)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
     return {"env_version": 3, "parallel_read_safe": True, "parallel_write_safe": True}
@@ -27,9 +27,9 @@ def name_the_toggles(app, pagename, templatename, context, doctree):
     context["generate_toctree_html"] = lambda *words, **more: str(made(*words, **more)).replace("<summary>", '<summary aria-label="pages below">')
 
 
-def take_claims(app, config):
+def take_numbers(app, config):
     """The numbers that `lscl pages` wrote, for the names in double braces, and the commit that the pages are built from."""
-    made = json.loads((Path(app.confdir) / "results" / "tables" / "claims.json").read_text())
+    made = json.loads((Path(app.confdir) / "results" / "tables" / "numbers.json").read_text())
     config.myst_substitutions = {**config.myst_substitutions, **made, "built_from": commit(app.confdir)}
 
 
