@@ -1,58 +1,105 @@
-"""The generated pieces of the book's pages, in results/tables: tables, descriptions, the interactive figure."""
+"""All that the book and the README show and that code makes: pages, tables, the interactive figure, sentences with numbers."""
 
+import json
+from itertools import zip_longest
 from pathlib import Path
 
-import pandas as pd
-
-from lscl import explore, paths, plan, reference, report, sweeps
-from lscl.config import experiment
+from lscl import explore, hardware, method_pages, numbers, paths, readme, reference, report, status, sweeps, verify
 from lscl.data.store import write_atomic
 from lscl.records import Record, all_records, select
+from lscl.report import METHOD_LABELS
 
 
-def write() -> list[Path]:
-    """Write every piece that a page includes; -> their paths. Without records each says so."""
-    records = report.main_records(all_records("mini"))
-    texts = {
-        "config.md": report.to_markdown(reference.config_table()),
-        "method_values.md": report.to_markdown(reference.method_values(), index=False),
-        "systems.md": reference.systems(),
+def pieces() -> dict[str, str]:
+    """Every piece as it has to be today: {path from the repository's root: text}. Without records each says so."""
+    everything = sweeps.reported(all_records("mini"))
+    records = report.main_records(everything)
+    tables = {
+        "config.md": report.numbered(reference.config_table(), "Every parameter, its value in each profile, and what it means", "tab-config"),
+        "method_values.md": report.numbered(reference.method_values(), "Values of single systems", "tab-method-values", index=False),
+        "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmarks(),
+        "times.md": times(records),
+        "cards.md": report.numbered(hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards"),
+        "verified.md": verify.outcome("mini"),
+        "status.md": status_tables(everything),
+        numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
         "explore.html": explore.page(records),
     }
-    written = []
-    for name, text in texts.items():
-        written.append(paths.results() / "tables" / name)
-        write_atomic(written[-1], (text + "\n").encode())
-    return written
+    made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
+    made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
+    page = paths.root() / "README.md"
+    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {})
+
+
+def write() -> list[Path]:
+    """Write every piece that is not as it has to be; -> the paths of all."""
+    made = pieces()
+    for name, text in made.items():
+        if _read(name) != text:
+            write_atomic(paths.root() / name, text.encode())
+    return [paths.root() / name for name in made]
+
+
+def stale() -> list[str]:
+    """One line for every piece that is not what code, config and records give today: where, what stands there and what should."""
+    found = []
+    for name, text in pieces().items():
+        before = _read(name)
+        if before is None:
+            found.append(f"{name} is missing")
+        elif before != text:
+            pairs = zip_longest(before.splitlines(), text.splitlines(), fillvalue="")
+            number, (old, new) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+            found.append(f"{name}, line {number}, has {_short(old)!r}; the records give {_short(new)!r}")
+    return found
+
+
+def _read(name: str) -> str | None:
+    path = paths.root() / name
+    return path.read_text() if path.exists() else None
+
+
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def paper_plan(card: str = "t4") -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
-    machine, parts = plan.card(card), []
-    for dataset in sweeps.PLANS["paper"]:
-        rows = {}
-        for method, extra in sweeps.TABLE1:
-            one = plan.cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
-            rows[" ".join([report.METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
-                "GPU memory GB": f"{one.memory / 2**30:.1f}",
-                "disk GB": f"{one.disk / 1e9:.1f}",
-                "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",
-                "PFLOP, server": f"{one.server / 1e15:.1f}",
-                "hours": f"{one.hours(machine):.1f}",
-            }
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
-        parts.append(f"**{report.DATASET_LABELS[dataset]}**, one seed, hours expected on the card `{card}`\n\n{report.to_markdown(table)}")
+    caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
+    return "\n\n".join(
+        report.numbered(hardware.each_system(dataset, card), caption.format(report.DATASET_LABELS[dataset], card), f"tab-plan-{dataset}")
+        for dataset in sweeps.PLANS["paper"]
+    )
+
+
+def times(records: list[Record]) -> str:
+    """What was measured where, as markdown."""
+    table = hardware.measured(records)
+    if table.empty:
+        return report.NO_RECORDS
+    caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
+    return report.numbered(table, caption, "tab-times", index=False) + (f"\n\n{report.source_note(records)}" if records else "")
+
+
+def status_tables(records: list[Record]) -> str:
+    """The state of the records, as markdown."""
+    parts = [report.numbered(status.sets(records), "Runs that are recorded, by named set, profile `mini`", "tab-status-runs", index=False)]
+    if records:
+        about = "every record of the profile `mini` but those for tuning"
+        parts.append(report.numbered(status.digests(records), f"Digests of what went in, {about}", "tab-status-digests", index=False))
+        parts.append(report.numbered(status.versions(records), f"Versions and machines, {about}", "tab-status-versions", index=False))
     return "\n\n".join(parts)
 
 
 def benchmarks() -> str:
     """Every recorded benchmark against its goal, as markdown."""
     table = report.benchmarks()
-    return "No benchmark has been recorded yet." if table.empty else report.to_markdown(table)
+    caption = "Every recorded benchmark against its goal, the machine and the commit"
+    return "No benchmark has been recorded yet." if table.empty else report.numbered(table, caption, "tab-benchmarks")
 
 
 def headline(records: list[Record]) -> str:
@@ -64,6 +111,6 @@ def headline(records: list[Record]) -> str:
             continue
         table = report.scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(report.costs(chosen)[["MB up", "CPU minutes"]])
         table["seeds"] = [str(len(group)) for group in report.cells(chosen).values()]
-        title = f"**{report.DATASET_LABELS[dataset]}**, profile `mini`, mean ± standard deviation over the seeds"
-        parts.append(f"{title}\n\n{report.to_markdown(table)}\n\n{report.reading(chosen, 'seen')}\n\n{report.source_note(chosen)}")
+        caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± standard deviation over the seeds"
+        parts.append(f"{report.captioned(table, caption, f'tab-headline-{dataset}', chosen)}\n\n{report.reading(chosen, 'seen')}")
     return "\n\n".join(parts) if parts else report.NO_RECORDS

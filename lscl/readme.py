@@ -1,7 +1,8 @@
-"""The README's table of what to expect, made from records: `python -m lscl.readme` writes it."""
+"""The README's table of what to expect, made from records; `lscl pages` writes it."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,15 @@ def expect(profile: str, minutes: float, runs: list[records.Record]) -> Path:
     return path
 
 
+def expected() -> list[dict[str, Any]]:
+    """What `expect` has kept, by profile."""
+    return [json.loads(path.read_text()) for path in sorted((paths.results() / "expected").glob("*.json"))]
+
+
 def table() -> str:
     """The markdown table: command, machine, minutes, accuracy of Fed-LSCL."""
     rows = ["| command | measured on | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
-    for path in sorted((paths.results() / "expected").glob("*.json")):
-        row = json.loads(path.read_text())
+    for row in expected():
         rows.append(f"| `{row['command']}` | {_machine(row['hardware'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
     for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
         command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
@@ -49,13 +54,7 @@ def _machine(hardware: dict) -> str:
     return f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}"
 
 
-def main() -> None:
-    """Write the table between the two markers of README.md."""
-    path = paths.root() / "README.md"
-    before, rest = path.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomic(path, f"{before}{BEGIN}\n{table()}\n{END}{after}".encode())
-
-
-if __name__ == "__main__":
-    main()
+def text(before: str) -> str:
+    """The README with today's table between its two markers."""
+    head, rest = before.split(BEGIN)
+    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"

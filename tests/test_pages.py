@@ -1,11 +1,14 @@
 """The generated pieces of the book's pages."""
 
 import json
+import re
 
 import pytest
 from made_records import record
+from test_cli import call
+from tests_root import ROOT
 
-from lscl import pages, records, report
+from lscl import numbers, pages, records, report, status, sweeps
 from lscl.errors import LsclError
 from lscl.report import DATASET_LABELS
 from lscl.sweeps import PLANS, TABLE1
@@ -13,34 +16,118 @@ from lscl.sweeps import PLANS, TABLE1
 pytestmark = pytest.mark.usefixtures("published")
 
 
+@pytest.fixture
+def saved(places):
+    """saved(records, ...): their files in the results folder of the test; -> the paths."""
+
+    def save(*made):
+        folder = records.folder("mini")
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in made:
+            (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+        return [folder / f"{one['name']}.json" for one in made]
+
+    return save
+
+
 def test_without_records_every_table_is_a_sentence(places):
-    written = {path.name: path.read_text() for path in pages.write()}
-    assert set(written) == {
-        "config.md",
-        "method_values.md",
-        "systems.md",
-        "model_card.md",
-        "headline.md",
-        "explore.html",
-        "paper_plan.md",
-        "benchmarks.md",
-    }
-    assert (
-        "| LoRM | paper | official | lr = 0.003 |" in written["method_values.md"]
-        and "| GLFC | smoke | size | glfc_memory = 12, " in written["method_values.md"]
-    )
-    assert written["headline.md"].strip() == report.NO_RECORDS
+    written = {str(path.relative_to(places)): path.read_text() for path in pages.write()}
+    assert set(written) == set(pages.pieces())
+    values = written["results/tables/method_values.md"]
+    assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
+    assert written["results/tables/headline.md"].strip() == report.NO_RECORDS
 
 
-def test_headline_from_records(places):
-    folder = records.folder("mini")
-    folder.mkdir(parents=True)
-    for one in (record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7)):
-        (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
+    found = numbers.numbers([])
+    assert found["ours_cifar100_task"] == found["demo_minutes"] == numbers.NONE
+    assert found["published_cifar100"] == "89.4 %" and found["main_runs"] == "0"
+
+
+def test_sentences_take_their_numbers_from_records(places, saved):
+    saved(record(), record(seed=1999, score=82))
+    (places / "results" / "expected").mkdir()
+    about = {"command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
+    (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
+    pages.write()
+    found = json.loads((places / "results" / "tables" / "numbers.json").read_text())
+    assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
+    assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == numbers.NONE
+    times = (places / "results" / "tables" / "times.md").read_text()
+    assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
+    assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
+
+
+def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
+    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text())}
+    assert called == {*numbers.numbers([]), "built_from"}
+
+
+def test_no_result_is_typed_by_hand():
+    """A number with a unit in a hand-written page or the README is a setting that stands in the list, or is called by its name."""
+    unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
+    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    texts = {path.name: path.read_text() for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
+    texts |= {path.name: "\n".join(markdown(path)) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    settings = {"95 %", "30 %"}  # the intervals' level, `eval_split`
+    settings |= {"5 GB", "4 GB", "16 GB"}  # what is installed, memory of machines
+    found = {(name, number) for name, text in texts.items() for number in unit.findall(re.sub(r"(?ms)^```(?!\{figure).*?^```$|^:.*?$", "", text))}
+    assert {pair for pair in found if pair[1] not in settings} == set()
+
+
+def markdown(path):
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+
+
+def test_the_state_of_the_records(places, saved):
+    table = status.sets([])
+    assert len(table) == 2 * len(status.SETS) and set(table["minutes"]) == {"0"}
+    assert table["runs"].iloc[0] == f"0 of {len(TABLE1) * 3}"
+    real = sweeps.table1({"profile": "mini", "dataset": "cifar100"}, [42])[0]
+    found = status.sets([{**record(), "config_digest": real.digest}]).iloc[0]
+    assert found["runs"] == f"1 of {len(TABLE1) * 3}" and found["minutes"] == "3" and found["commits"] == "abcdef0123"
+    made = [record(seed=seed) for seed in (42, 1999)]
+    assert ["partition", "CIFAR-100", "`p42`", "1"] in status.digests(made).to_numpy().tolist()
+    assert status.versions(made).to_numpy().tolist()[0] == ["torch", "2.0", "2"]
+
+
+def test_headline_from_records(places, saved):
+    saved(record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7))
     pages.write()
     text = (places / "results" / "tables" / "headline.md").read_text()
     assert "| Fed-LSCL (O2D exact) | 73.0 ± 1.4 | 43.0 ± 1.4 |" in text
     assert "seeds 42, 1999;" in text
+
+
+def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):
+    path, _ = saved(record(), record("local_head"))
+    for command, code in (("check", 2), ("pages", 0), ("check", 0)):
+        assert call(capsys, command)[0] == code
+    changed = json.loads(path.read_text())
+    changed["accuracy"]["seen"][-1][0][0] += 5
+    path.write_text(json.dumps(changed))
+    code, _, err = call(capsys, "check")
+    assert code == 2
+    named = {line.split(",")[0].removeprefix("lscl: ") for line in err.splitlines()}
+    assert {"results/tables/headline.md", "results/tables/systems.md", "results/tables/explore.html", "book/methods/fed_lscl.md"} <= named
+    assert "book/methods/local_head.md" not in named and "results/tables/config.md" not in named
+    assert "has '| Fed-LSCL (O2D exact) | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 72.0 | 42.5 |" in err
+
+
+def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
+    saved(record())
+    pages.write()
+    table = places / "results" / "tables" / "headline.md"
+    table.write_text(table.read_text().replace("| 72.0 |", "| 79.0 |"))
+    (places / "book" / "methods" / "fedavg.md").unlink()
+    code, _, err = call(capsys, "check")
+    assert code == 2 and len(err.splitlines()) == 3
+    assert "results/tables/headline.md, line 6, has" in err and "book/methods/fedavg.md is missing" in err
+
+
+def test_what_is_committed_is_what_the_records_give(monkeypatch):
+    monkeypatch.setenv("LSCL_ROOT", str(ROOT))
+    assert pages.stale() == [], "run: lscl pages"
 
 
 def test_two_writes_are_equal(places):
@@ -50,10 +137,10 @@ def test_two_writes_are_equal(places):
 
 def test_the_papers_plan_has_every_system_with_the_servers_work():
     text = pages.paper_plan()
-    parts = dict(zip(PLANS["paper"], text.split("**, one seed")[1:], strict=True))
+    parts = dict(zip(PLANS["paper"], text.split(":::{table} ")[1:], strict=True))
     for part in parts.values():
         assert len([line for line in part.splitlines() if line.startswith("|")]) == 2 + len(TABLE1)
-    assert all(f"**{DATASET_LABELS[dataset]}**" in text for dataset in parts)
+    assert all(part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items())
     (target,) = [line.split("|") for line in parts["imagenet_r"].splitlines() if line.startswith("| TARGET ")]
     assert float(target[5]) > float(target[4]) > 0
 
@@ -71,7 +158,7 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
         (folder / f"{name}.json").write_text(json.dumps(found))
     (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}))
-    assert pages.benchmarks().splitlines()[2:] == [
+    assert [line for line in pages.benchmarks().splitlines() if line.startswith("| ")][1:] == [
         "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
         "| open | 2 | – | – | some cpu | abcdef0123 |",
         "| slow | 1.3 | at most 1.25 | no | some cpu | abcdef0123 |",
