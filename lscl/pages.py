@@ -21,6 +21,7 @@ def write() -> list[Path]:
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmarks(),
+        **{f"federation_{name}.md": federation(name) for name in FEDERATION},
         "explore.html": explore.page(records),
     }
     written = []
@@ -53,6 +54,26 @@ def benchmarks() -> str:
     """Every recorded benchmark against its goal, as markdown."""
     table = report.benchmarks()
     return "No benchmark has been recorded yet." if table.empty else report.to_markdown(table)
+
+
+# A piece of the page about federations: how its table is made, and from which part of the recorded measurements.
+FEDERATION = {
+    "parity": (report.parity, "parity"),
+    "wire": (report.wire, "parity"),
+    "faults": (report.faults, "faults"),
+    "scale": (report.scale, "scale"),
+}
+
+
+def federation(name: str) -> str:
+    """What was measured of real federations, one table with its source, as markdown."""
+    make, part = FEDERATION[name]
+    table = make()
+    return (
+        "Not measured yet: see `benchmarks/federation.py`."
+        if table.empty
+        else f"{report.to_markdown(table, False)}\n\n{report.federation_note(part)}"
+    )
 
 
 def headline(records: list[Record]) -> str:
