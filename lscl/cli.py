@@ -1,4 +1,5 @@
-"""The command line: `lscl run`, `federate`, `node`, `sweep`, `plan`, `table`, `verify`, `data`, `pretrain`, `probe`, `reproduce`, `doctor`."""
+"""The command line: `lscl run`, `federate`, `node`, `sweep`, `plan`, `table`, `pages`, `check`, `verify`, `data`, `pretrain`, `probe`,
+`reproduce`, `doctor`."""
 
 import inspect
 import os
@@ -194,8 +195,8 @@ def table_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
 ) -> None:
-    """Print the scores of all finished runs of a profile but those for tuning, mean over seeds, and write the tables of the book."""
-    from lscl import pages, report
+    """Print the scores of all finished runs of a profile but those for tuning, mean over seeds."""
+    from lscl import report
     from lscl.records import all_records, select
     from lscl.sweeps import reported
 
@@ -208,7 +209,28 @@ def table_command(
             print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
-    pages.write()
+
+
+@app.command("pages")
+def pages_command() -> None:
+    """Write all that the book and the README show and that code makes of the records: tables, pages, sentences."""
+    from lscl import pages
+
+    print(f"{len(pages.write())} pieces are what code, config and records give")
+
+
+@app.command("check")
+def check_command() -> None:
+    """Compare those pieces with what code, config and records give today; one line for each that differs, and exit code 2."""
+    from lscl import pages
+
+    found = pages.stale()
+    for line in found:
+        print(f"lscl: {line}", file=sys.stderr)
+    if found:
+        print("lscl: `lscl pages` writes them", file=sys.stderr)
+        raise typer.Exit(2)
+    print("every generated page, table and sentence is what code, config and records give")
 
 
 @app.command("verify")

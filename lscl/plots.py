@@ -25,6 +25,7 @@ from lscl.models.foundation import FrozenViT, LowRank
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+HATCHES = ("", "//", "..", "xx")
 LOOKS = len(COLOURS)
 
 
@@ -336,22 +337,31 @@ def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label
 # ---- 05 results
 
 
-def _band(axes: Axes, values: np.ndarray, name: str, number: int) -> None:
-    """Mean over the seeds with its 95 % t interval. values: (seeds, tasks)."""
-    x, mean, n = np.arange(1, values.shape[1] + 1), values.mean(0), len(values)
+def _half_width(values: np.ndarray) -> np.ndarray:
+    """Half of the 95 % t interval of the mean over the first axis, the seeds; there must be several."""
+    n = len(values)
+    return stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+
+
+def _line(axes: Axes, values: np.ndarray, name: str, number: int, band: bool) -> None:
+    """Mean over the seeds, with its 95 % t interval as a band. values: (seeds, tasks)."""
+    x, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
     axes.plot(x, mean, markersize=4.5, label=name, **look(number))
-    if n > 1:
-        half = stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+    if band and len(values) > 1:
+        half = _half_width(values)
         axes.fill_between(x, mean - half, mean + half, color=look(number)["color"], alpha=0.15, linewidth=0)
 
 
 @styled
-def curves(panels: Mapping[str, Mapping[str, np.ndarray]], label: str = "accuracy, %, all tasks so far") -> Figure:
-    """Accuracy over the tasks, one panel per mask, a line per system with its 95 % band. panels: {title: {system: (seeds, tasks)}}."""
+def curves(panels: Mapping[str, Mapping[str, np.ndarray]], label: str = "accuracy, %, all tasks so far", bands: bool = True) -> Figure:
+    """Accuracy over the tasks, one panel per mask, a line per system, with its 95 % band unless there are too many to tell apart.
+
+    panels: {title: {system: (seeds, tasks)}}.
+    """
     figure, (places,) = _figure(8, 3.7, 1, len(panels))
     for axes, (title, systems) in zip(places, panels.items()):
         for number, (name, values) in enumerate(systems.items()):
-            _band(axes, np.asarray(values, float), name, number)
+            _line(axes, np.asarray(values, float), name, number, bands)
         tasks = np.asarray(next(iter(systems.values()))).shape[1]
         axes.set(title=title, xlabel="after task", xticks=range(1, tasks + 1))
     places[0].set_ylabel(label)
@@ -368,4 +378,92 @@ def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.12)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+# ---- 06 to 08 studies
+
+
+@styled
+def differences(panels: Mapping[str, Mapping[str, np.ndarray]], label: str) -> Figure:
+    """Paired differences from a variant: mean, 95 % t interval, a tick per seed; one row per variant, one panel per score, a line at zero.
+
+    panels: {title: {variant: (seeds,)}}.
+    """
+    rows = list(next(iter(panels.values())))
+    figure, (places,) = _figure(8, 1.1 + 0.27 * len(rows), 1, len(panels), sharey=True)
+    for axes, (title, variants) in zip(places, panels.items()):
+        for row, values in enumerate(np.asarray(found, float) for found in variants.values()):
+            half = _half_width(values) if len(values) > 1 else None
+            axes.plot(values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6)
+            axes.errorbar(values.mean(), row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+        axes.axvline(0, color=INK, linestyle="--", linewidth=1)
+        axes.set(title=title, xlabel=label, ylim=(len(rows) - 0.4, -0.6))
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(axis="x")
+    return figure
+
+
+@styled
+def classes_of_clients(panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]], names: Sequence[str], label: str) -> Figure:
+    """One dot per class of each client and a bar at their mean, the groups side by side, one panel per score.
+
+    panels: {title: {group: clients x (classes,)}}; names: what stands under each client.
+    """
+    figure, places = _figure(8, 2.9 * len(panels), len(panels), 1, sharex=True, sharey=True)
+    for (axes,), (title, groups) in zip(places, panels.items()):
+        for number, (group, clients) in enumerate(groups.items()):
+            for k, values in enumerate(clients):
+                middle = k + (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
+                x = middle + np.linspace(-0.28, 0.28, len(values)) / len(groups)
+                style = {"color": COLOURS[number % LOOKS], "marker": MARKERS[number % LOOKS], "label": group if k == 0 else None}
+                axes.plot(x, np.sort(values), markersize=3.5, alpha=0.7, linestyle="none", **style)
+                axes.plot([middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [np.mean(values)] * 2, color=INK, linewidth=1.8)
+        axes.set(title=title, ylabel=label, ylim=(-3, 103))
+    places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
+    figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(panels))
+    return figure
+
+
+# ---- 09 costs
+
+
+@styled
+def by_round(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, tasks: int) -> Figure:
+    """A value in every round, one line per system, one panel per direction, logarithmic; thin lines between the tasks.
+
+    panels: {title: {system: (rounds,)}}; rounds without anything are left out of a line.
+    """
+    figure, (places,) = _figure(8, 4.2, 1, len(panels), sharey=True)
+    systems = list(dict.fromkeys(name for found in panels.values() for name in found))
+    for axes, (title, found) in zip(places, panels.items()):
+        for name, values in found.items():
+            values = np.where(np.asarray(values) > 0, values, np.nan)
+            x = np.arange(1, len(values) + 1) / (len(values) / tasks)
+            axes.plot(x, values, markersize=3.5, label=name, **look(systems.index(name)))
+        axes.set(title=title, xlabel="task", yscale="log", xticks=range(tasks + 1))
+        axes.grid(axis="x")
+    places[0].set_ylabel(label)
+    handles = {text: handle for axes in places for handle, text in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def stacked(rows: Mapping[str, Mapping[str, float]], label: str) -> Figure:
+    """One horizontal bar per row, made of parts. rows: {row: {part: value}}."""
+    figure, ((axes,),) = _figure(8, 1.2 + 0.3 * len(rows))
+    left = np.zeros(len(rows))
+    for number, part in enumerate(next(iter(rows.values()))):
+        values = np.array([row[part] for row in rows.values()])
+        axes.barh(
+            range(len(rows)), values, left=left, label=part, color=COLOURS[number % LOOKS], edgecolor=GROUND, hatch=["", "//", "..", "xx"][number % 4]
+        )
+        left += values
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="x")
+    axes.grid(False, axis="y")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return figure

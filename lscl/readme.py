@@ -1,4 +1,4 @@
-"""The README's table of what to expect, made from records: `python -m lscl.readme` writes it."""
+"""The README's table of what to expect, made from records; `lscl pages` writes it."""
 
 import json
 from pathlib import Path
@@ -49,13 +49,7 @@ def _machine(hardware: dict) -> str:
     return f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}"
 
 
-def main() -> None:
-    """Write the table between the two markers of README.md."""
-    path = paths.root() / "README.md"
-    before, rest = path.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomic(path, f"{before}{BEGIN}\n{table()}\n{END}{after}".encode())
-
-
-if __name__ == "__main__":
-    main()
+def text(before: str) -> str:
+    """The README with today's table between its two markers."""
+    head, rest = before.split(BEGIN)
+    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"

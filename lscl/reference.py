@@ -1,6 +1,5 @@
-"""What the code says of itself, as tables and text of the book: parameters, values of single methods, systems, the mini model."""
+"""What the code says of itself, as tables and text of the book: parameters, values of single methods, the mini model."""
 
-import inspect
 import json
 from typing import Any
 
@@ -8,9 +7,8 @@ import pandas as pd
 
 from lscl import paths
 from lscl.config import CHOSEN, PROFILES, SIZES, Experiment, experiment
-from lscl.methods import METHODS
 from lscl.models.foundation import WEIGHTS
-from lscl.report import METHOD_LABELS, to_markdown
+from lscl.report import METHOD_LABELS, numbered
 
 
 def config_table() -> pd.DataFrame:
@@ -19,9 +17,9 @@ def config_table() -> pd.DataFrame:
     rows = {}
     for name, field in Experiment.model_fields.items():
         if name in ("method", "dataset", "profile", "seed"):
-            values = dict.fromkeys(PROFILES, _show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
+            values = dict.fromkeys(PROFILES, show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
         else:
-            values = {profile: _show(values[name]) for profile, values in made.items()}
+            values = {profile: show(values[name]) for profile, values in made.items()}
         rows[f"`{name}`"] = values | {"meaning": field.description}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
@@ -31,13 +29,14 @@ def method_values() -> pd.DataFrame:
     reasons = dict.fromkeys(PROFILES, "official") | {"demo": "tuning", "mini": "tuning"}
     given = [(method, profile, "size", values) for profile, methods in SIZES.items() for method, values in methods.items()]
     given += [(method, profile, reasons[profile], values) for profile, methods in CHOSEN.items() for method, values in methods.items()]
-    text = lambda values: ", ".join(f"{key} = {_show(one)}" for key, one in values.items())
+    text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
     order = list(METHOD_LABELS.values())
     return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value of the config as the tables write it."""
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -47,9 +46,10 @@ def model_card() -> str:
     """The facts about the mini foundation model that its description and the probes hold, as markdown."""
     parts, about = [], WEIGHTS.with_suffix(".json")
     if about.exists():
-        parts.append("**How the file was made**\n\n" + to_markdown(_facts(json.loads(about.read_text()))))
+        parts.append(numbered(_facts(json.loads(about.read_text())), "How the file of the mini model was made", "tab-model-facts"))
     for path in sorted((paths.results() / "probe").glob("*.json")):
-        parts.append(f"**Probe: {path.stem.replace('--', ', ')}**\n\n" + to_markdown(_facts(json.loads(path.read_text()))))
+        caption = f"Linear probe on the frozen features: {path.stem.replace('--', ', ')} images a class"
+        parts.append(numbered(_facts(json.loads(path.read_text())), caption, f"tab-probe-{path.stem}"))
     return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
 
 
@@ -62,18 +62,3 @@ def _facts(values: dict[str, Any]) -> pd.DataFrame:
             value = f"{len(value)}: " + ", ".join(str(part) for part in value)
         text[name.replace("_", " ")] = {"value": str(value)}
     return pd.DataFrame.from_dict(text, orient="index").rename_axis("fact")
-
-
-def systems() -> str:
-    """Every system's own description, from its class: idea, source, payload, differences from the released code, as markdown."""
-    parts = []
-    for method, text in METHOD_LABELS.items():
-        kind = METHODS[method]
-        lines = []
-        for line in inspect.getdoc(kind).splitlines():
-            if line.startswith("    ") and lines and lines[-1] and not lines[-1].startswith("    "):
-                lines.append("")  # what is set in columns stays so
-            lines.append(line)
-        body = "\n".join(lines)
-        parts.append(f"## {text}\n\n`--method {method}`, code: `{kind.__module__}.{kind.__name__}`\n\n{body}")
-    return "\n\n".join(parts)

@@ -147,11 +147,31 @@ def published() -> pd.DataFrame:
     return table.assign(method=table["label"].map(PAPER_NAMES))
 
 
+def published_table2(dataset: str) -> pd.DataFrame:
+    """Table 2 of the paper on one data set: columns variant (full = the whole system) and accuracy in percent; empty if not reported."""
+    table = _read_published("paper_table2.csv")
+    return table[table["dataset"] == dataset]
+
+
+def published_rows(method: str, dataset: str) -> pd.DataFrame:
+    """What Table 1 of the paper says of one system on one data set: one row, or none if it is not reported."""
+    table = published()
+    found = table[(table["method"] == method) & (table["dataset"] == dataset)].sort_values("task")
+    row = {f"task {one.task}": f"{one.accuracy:.1f}" for one in found.itertuples()}
+    return pd.DataFrame([row] if row else [], index=[f"{found['label'].iloc[0]}, published"] if row else []).rename_axis("system")
+
+
 def published_final(dataset: str) -> float | None:
     """Table 2 of the paper, the whole system: final accuracy on all local tasks in percent; None if not reported."""
-    table = _read_published("paper_table2.csv")
-    found = table[(table["variant"] == "full") & (table["dataset"] == dataset)]["accuracy"]
+    table = published_table2(dataset)
+    found = table[table["variant"] == "full"]["accuracy"]
     return None if found.empty else float(found.iloc[0])
+
+
+def published_losses(dataset: str) -> list[float]:
+    """Table 2 of the paper: by how many points each incomplete system lies below the whole one; empty if not reported."""
+    table, whole = published_table2(dataset), published_final(dataset)
+    return [] if whole is None else [whole - float(value) for value in table[table["variant"] != "full"]["accuracy"]]
 
 
 def _read_published(name: str) -> pd.DataFrame:
@@ -226,11 +246,14 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
 
 def costs(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """One row per system, means over the seeds: MB (10^6 bytes) per client and round, trained parameters of a client, processor time, memory."""
-    rows = {
-        name: {column: format(summary(map(of, group)).mean, form).replace("nan", "–") for column, (of, form) in COSTS.items()}
-        for name, group in cells(records, draft).items()
-    }
+    rows = {name: cost_row(group) for name, group in cells(records, draft).items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def cost_row(group: Iterable[Record]) -> dict[str, str]:
+    """The costs of one system or variant, means over its records, as text."""
+    group = list(group)
+    return {column: format(summary(map(of, group)).mean, form).replace("nan", "–") for column, (of, form) in COSTS.items()}
 
 
 def traffic(record: Record, side: str) -> float:
@@ -306,7 +329,7 @@ def paired(ours: Sequence[Record], others: Sequence[Record], mask: str) -> Paire
 
 def holm(values: Sequence[float]) -> list[float]:
     """p values adjusted for as many tests as there are values (Holm 1979); NaN stays and does not count."""
-    order = [i for i in sorted(range(len(values)), key=lambda i: values[i]) if not math.isnan(values[i])]
+    order = sorted((i for i, value in enumerate(values) if not math.isnan(value)), key=lambda i: values[i])
     adjusted, largest = [math.nan] * len(values), 0.0
     for rank, i in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * values[i]))
@@ -337,11 +360,12 @@ def compare(groups: Mapping[str, Sequence[Record]], mask: str) -> pd.DataFrame:
             continue
         gap = gaps[name].difference
         rows[name] |= {f"minus {first}": f"{gap.mean:+.1f}", "95 % interval of the difference": gap.interval}
-        rows[name] |= {"p": _p(gaps[name].p), "p, Holm": _p(corrected[name])}
+        rows[name] |= {"p": p_text(gaps[name].p), "p, Holm": p_text(corrected[name])}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p value as text; a dash for NaN."""
     if math.isnan(value):
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -608,9 +632,14 @@ def _numeric(value: Any) -> bool:
     return str(value)[:1] in {*"0123456789+-–−", ""}
 
 
+def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True) -> str:
+    """A table with a number, a caption and an anchor `name`, as markdown for the book."""
+    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index)}\n:::"
+
+
 def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False) -> str:
-    """A table with a number, a caption and an anchor `name`, and below it the records it came from, as markdown for the book."""
-    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table)}\n:::\n\n{source_note(records, draft)}"
+    """A `numbered` table, and below it the records it came from."""
+    return f"{numbered(table, caption, name)}\n\n{source_note(records, draft)}"
 
 
 def source_note(records: Iterable[Record], draft: bool = False) -> str:

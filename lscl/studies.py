@@ -1,6 +1,6 @@
 """The paper's Table 2 and its studies (Fig. 3, 4 and 5): the records of a named sweep, and the tables and curves made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lscl import paths, records
+from lscl import records
 from lscl.config import Experiment
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, forgetting
 from lscl.records import Record, accuracy
-from lscl.report import MASK_LABELS, compare, final, summary
+from lscl.report import DATASET_LABELS, MASK_LABELS, Paired, captioned, cost_row, final, holm, p_text, published_table2, summary
 from lscl.run import run
-from lscl.sweeps import SEEDS, variant_run, variants
+from lscl.sweeps import CNNS, PLANS, SEEDS, variant_run, variants
 
-MISSING = "not yet measured"
+SCORES = ("task", "seen")  # the paper's score, and the class-incremental one
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,10 @@ class Study:
         """What is not yet measured, and the command that measures it; empty if nothing is."""
         if not self.missing:
             return ""
-        total = len(self.records) + len(self.missing)
+        total, seeds = len(self.records) + len(self.missing), sorted({one.seed for one in self.missing})
         command = f"lscl sweep {self.name} --dataset {self.dataset} --profile {self.profile}"
+        command += "" if seeds == SEEDS else f" --seeds {','.join(map(str, seeds))}"
         return f"**Not yet measured: {len(self.missing)} of {total} runs of this study.** `{command}` makes them."
-
-    def between(self, first: str) -> dict[str, list[Record]]:
-        """The groups with `first` in front, to compare all others with it."""
-        return {first: self.found[first], **{name: group for name, group in self.found.items() if name != first}}
 
 
 def collect(name: str, profile: str, dataset: str, seeds: Iterable[int] = SEEDS, compute: bool = False, data_dir: Path | str | None = None) -> Study:
@@ -79,6 +76,51 @@ def collect(name: str, profile: str, dataset: str, seeds: Iterable[int] = SEEDS,
     return Study(name, profile, dataset, tuple(labels), found, missing)
 
 
+def of_profile(name: str, profile: str, compute: bool = False, data_dir: Path | str | None = None) -> list[Study]:
+    """The study `name` on every data set of a profile, as its page shows it; with `compute`, missing runs are computed first.
+
+    A page that computes nothing shows the committed records of `mini` in the profiles that have none, smoke and demo.
+    """
+    profile = "mini" if profile in ("smoke", "demo") and not compute else profile
+    return [collect(name, profile, dataset, seeds, compute, data_dir) for dataset, seeds in PLANS[profile].items()]
+
+
+def shown(studies: Sequence[Study]) -> list[Study]:
+    """The studies that have records, or the first alone if none has."""
+    return [one for one in studies if one.found] or list(studies[:1])
+
+
+def status(studies: Sequence[Study]) -> str:
+    """How much of a study is measured on each data set, and the command for the rest, as a list in markdown."""
+    lines = []
+    for one in studies:
+        start = f"- {DATASET_LABELS[one.dataset]}, profile `{one.profile}`:"
+        if not one.missing:
+            lines.append(f"{start} all {len(one.records)} runs are measured.")
+            continue
+        lines.append(f"{start} {one.note}")
+        if one.found:
+            without = [label for label in one.labels if label not in one.found]
+            lines[-1] += f" So the tables have {len(one.records)} runs" + (f", and no row for: {', '.join(without)}." if without else ".")
+    return "\n".join(lines)
+
+
+def by_dataset(studies: Sequence[Study], make: Callable[[Study], pd.DataFrame], caption: str, name: str) -> str:
+    """The table that `make` makes on each data set that has records, with number, caption, anchor and provenance, as markdown.
+
+    An empty one says what is missing instead. The anchor is tab-<name>-<data set>.
+    """
+    parts = []
+    for study in shown(studies):
+        table, where = make(study), DATASET_LABELS[study.dataset]
+        if table.empty:
+            parts.append(f"{where}: {study.note}")
+        else:
+            anchor = f"tab-{name}-{study.dataset.replace('_', '-')}"
+            parts.append(captioned(table, f"{caption}, {where}.", anchor, study.records, study.draft))
+    return "\n\n".join(parts)
+
+
 def _same_data(found: dict[str, list[Record]], name: str) -> None:
     for key in ("data_digest", "weights_digest"):
         values = sorted({one[key] for group in found.values() for one in group if one[key] is not None})
@@ -87,22 +129,19 @@ def _same_data(found: dict[str, list[Record]], name: str) -> None:
 
 
 def _rows(study: Study, of: Callable[[list[Record]], dict[str, str]]) -> pd.DataFrame:
-    """One row per variant; those without a record say so in the first column, with dashes behind."""
-    rows = {label: of(study.found[label]) for label in study.labels if label in study.found}
-    columns = list(next(iter(rows.values()))) if rows else ["seeds"]
-    empty = dict(zip(columns, [MISSING, *["–"] * (len(columns) - 1)]))
-    return pd.DataFrame.from_dict({label: rows.get(label, empty) for label in study.labels}, orient="index").rename_axis("variant")
+    """One row per variant that has records, made of them."""
+    return pd.DataFrame.from_dict({label: of(group) for label, group in study.found.items()}, orient="index").rename_axis("variant")
 
 
 def scores(study: Study) -> pd.DataFrame:
-    """One row per variant: n, final accuracy under every mask, forgetting (class-incremental); mean ± half of the 95 % t interval.
+    """One row per measured variant: n, final accuracies and forgetting (class-incremental); mean ± half of the 95 % t interval.
 
     The task-masked column is the score of the paper's Table 2.
     """
 
     def row(group: list[Record]) -> dict[str, str]:
         values = {"n": str(len(group))}
-        values |= {f"{text} %": summary(final(one, mask) for one in group).estimate for mask, text in MASK_LABELS.items()}
+        values |= {f"{MASK_LABELS[mask]} %": summary(final(one, mask) for one in group).estimate for mask in SCORES}
         return values | {"forgetting": summary(forgetting(accuracy(one, "seen")) for one in group).estimate}
 
     return _rows(study, row)
@@ -115,13 +154,11 @@ def components(study: Study) -> pd.DataFrame:
     """
     measured = scores(study)
     changes = variants(study.name, study.profile)
-    marks = pd.DataFrame.from_dict({label: _marks(changes[label]) for label in measured.index}, orient="index")
+    marks = pd.DataFrame([_marks(changes[label]) for label in measured.index], measured.index, list(_marks({})))
     table = marks.join(measured)
-    theirs = pd.read_csv(paths.results() / "published" / "paper_table2.csv")
-    for row in theirs[theirs["dataset"] == study.dataset].itertuples():
-        cells = dict.fromkeys(table.columns, "–") | {"task-masked %": f"{row.accuracy:.1f}"}
-        cells |= dict.fromkeys(marks.columns, "✓" if row.variant == "full" else "?")
-        table.loc[f"published, {row.variant}"] = cells
+    for row in published_table2(study.dataset).itertuples():
+        cells = dict.fromkeys(marks.columns, "✓" if row.variant == "full" else "?") | dict.fromkeys(measured.columns, "–")
+        table.loc[f"published, {row.variant}", list(cells)] = cells | {"task-masked %": f"{row.accuracy:.1f}"}
     return table.rename_axis("variant")
 
 
@@ -133,11 +170,55 @@ def _marks(change: dict[str, Any]) -> dict[str, str]:
     return marks | ({"O2D": "–"} if change.get("collaboration") == "cnn" else {})  # no generator, nothing to fuse
 
 
-def against(study: Study, first: str, mask: str) -> pd.DataFrame:
-    """Every variant beside `first`, paired over the seeds, see `report.compare`; empty if `first` is not yet measured."""
-    if first not in study.found:
-        return pd.DataFrame()
-    return compare(study.between(first), mask).rename_axis("variant")
+def costs(study: Study) -> pd.DataFrame:
+    """One row per variant: n, and the costs of the main table (`report.COSTS`), means over the seeds."""
+    return _rows(study, lambda group: {"n": str(len(group)), **cost_row(group)})
+
+
+def against(study: Study, first: str) -> pd.DataFrame:
+    """Every variant minus `first`, final accuracy, paired over the seeds; see `_gaps`. Empty if `first` or all others are not yet measured."""
+    gaps = {mask: {label: Paired(summary(values)) for label, values in differences(study, first, mask).items()} for mask in SCORES}
+    return _gaps(gaps).rename_axis(f"minus {first}")
+
+
+def _gaps(gaps: dict[str, dict[str, Paired]]) -> pd.DataFrame:
+    """One row per label: n, and under every score the difference in points, its 95 % t interval, and p of the paired t test.
+
+    gaps: {mask: {label: difference}}. The p values are corrected for all rows (Holm).
+    """
+    table = pd.DataFrame({"n": {label: str(gap.difference.n) for label, gap in next(iter(gaps.values())).items()}})
+    for mask, found in gaps.items():
+        several = {label: gap.difference.n > 1 for label, gap in found.items()}
+        table[f"{MASK_LABELS[mask]}, points"] = {label: f"{gap.difference.mean:+.1f}" for label, gap in found.items()}
+        table[f"95 % interval, {MASK_LABELS[mask]}"] = {label: gap.difference.interval if several[label] else "–" for label, gap in found.items()}
+        table[f"p, {MASK_LABELS[mask]}"] = dict(zip(found, map(p_text, holm([gap.p for gap in found.values()]))))
+    return table
+
+
+# The eight subsets of Table 2 are a full factorial design: each component is present in four of them and absent in four.
+_SUBSETS = {
+    "whole": "WSO", "no O2D": "WS", "no SM-CF": "WO", "neither O2D nor SM-CF": "W",
+    "static LoRA for the written one": "SO", "static LoRA, no O2D": "S", "static LoRA, no SM-CF": "O", "static LoRA, neither O2D nor SM-CF": "",
+}  # fmt: skip
+_FACTORS = {"W": "written per image, not static", "S": "SM-CF", "O": "O2D"}
+
+
+def effects(study: Study) -> pd.DataFrame:
+    """What each component adds to the final accuracy, in points: mean over the four subsets with it minus mean over the four without.
+
+    Paired over the seeds that have all eight subsets, see `_gaps`. Empty if no seed has all.
+    """
+    gaps: dict[str, dict[str, Paired]] = {}
+    for mask in SCORES:
+        scores = [{one["seed"]: final(one, mask) for one in study.found.get(label, [])} for label in _SUBSETS]
+        seeds = sorted(set.intersection(*map(set, scores)))
+        table = np.array([[found[seed] for found in scores] for seed in seeds])  # (seeds, subsets)
+        sides = {name: np.array([1 if key in has else -1 for has in _SUBSETS.values()]) for key, name in _FACTORS.items()}
+        gaps[mask] = {name: Paired(summary(table @ side / 4)) for name, side in sides.items()} if seeds else {}
+    return _gaps(gaps).rename_axis("component")
+
+
+# ---- curves
 
 
 def curves(study: Study, mask: str, of: Callable = average_so_far) -> dict[str, np.ndarray]:
@@ -145,9 +226,12 @@ def curves(study: Study, mask: str, of: Callable = average_so_far) -> dict[str, 
     return {label: np.array([of(accuracy(one, mask)) for one in group]) for label, group in study.found.items()}
 
 
-def finals(study: Study, mask: str) -> dict[str, np.ndarray]:
-    """Final accuracy by variant: {label: (seeds,)}."""
-    return {label: np.array([final(one, mask) for one in group]) for label, group in study.found.items()}
+def differences(study: Study, first: str, mask: str) -> dict[str, np.ndarray]:
+    """Final accuracy of every other variant minus that of `first`, over the seeds that both have: {label: (seeds,)}."""
+    scores = {label: {one["seed"]: final(one, mask) for one in group} for label, group in study.found.items()}
+    start = scores.pop(first, {})
+    found = {label: np.array([values[seed] - start[seed] for seed in values if seed in start]) for label, values in scores.items()}
+    return {label: values for label, values in found.items() if len(values)}
 
 
 # ---- Fig. 4: clients with CNNs of their own
@@ -183,3 +267,19 @@ def by_cnn(study: Study, label: str, mask: str) -> pd.DataFrame:
             "lowest class %": f"{classes.min():.1f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("client")
+
+
+def own_cnn(study: Study) -> pd.DataFrame:
+    """One row per client: its accuracy over all its tasks with its own CNN minus that with the CNN of all, paired over the seeds.
+
+    See `_gaps`. Empty without a seed that has both.
+    """
+    common, mixed = ({one["seed"]: one for one in study.found.get(label, [])} for label in CNNS)
+    seeds = sorted(common.keys() & mixed.keys())
+    gaps: dict[str, dict[str, Paired]] = {mask: {} for mask in SCORES}
+    for mask, found in gaps.items():
+        by_client = lambda one, mask=mask: accuracy(one, mask)[-1].mean(1)
+        table = np.array([by_client(mixed[seed]) - by_client(common[seed]) for seed in seeds])  # (seeds, clients)
+        names = cnn_names(mixed[seeds[0]]) if seeds else []
+        found |= {f"client {k + 1}, {name}": Paired(summary(column)) for k, (name, column) in enumerate(zip(names, table.T))}
+    return _gaps(gaps).rename_axis("own minus common CNN")

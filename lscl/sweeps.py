@@ -109,7 +109,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "LwF for SM-CF": {"continual": "lwf"},
     "replay for SM-CF": {"continual": "replay"},
 }
-BLOCKS = range(8)  # the paper's Fig. 3 on the mini ViT: every block
+BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "colab": 12, "paper": 12}  # the paper's Fig. 3: every block of the profile's ViT
 BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
 
 
@@ -117,14 +117,14 @@ CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
 
 
 def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
-    """What a study of Fed-LSCL changes, by the label of its tables: ablations, blocks, buffers, or cnns in sizes that fit the profile.
+    """What a study of Fed-LSCL changes in a profile, by the label of its tables: ablations, blocks, buffers, or cnns in sizes that fit.
 
     Raises:
         LsclError: no such study.
     """
     studies = {
         "ablations": ABLATIONS,
-        "blocks": {f"block {block}": {"block": block} for block in BLOCKS},
+        "blocks": {f"block {block}": {"block": block} for block in range(BLOCKS[profile])},
         "buffers": {f"{size} per class": {"buffer_per_class": size} for size in BUFFERS},
         "cnns": dict(zip(CNNS, ({}, {"cnn": ",".join(TORCHVISION if profile in ("colab", "paper") else MINI_FIVE)}))),
     }

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from made_records import record
 from PIL import Image
 from tests_root import ROOT, Recorder
 
@@ -22,6 +23,7 @@ from lscl.methods.base import Stage
 from lscl.models.foundation import foundation_of
 from lscl.progress import Progress
 from lscl.run import inputs, run
+from lscl.sweeps import variant_run
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +168,24 @@ def in_pieces(tmp_path):
             assert compared(run(config, quiet=True)) == compared(whole)
 
     return check
+
+
+@pytest.fixture
+def put(places):
+    """put(score, variant, seed): save a record of Fed-LSCL with what the variant changes."""
+
+    def save(score, variant=None, seed=42, **changes):
+        config = variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
+        one = record(seed=seed, score=score, **changes)
+        classes = {str(k): {str(c): [float(score), score - 30.0, score - 40.0] for c in range(k, k + 2)} for k in range(5)}
+        one |= {"config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "name": config.name, "per_class": classes}
+        one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}
+        one.pop("overrides")
+        folder = records.folder("mini")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{config.name}.json").write_text(json.dumps(one))
+
+    return save
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAGES = sorted((ROOT / "book").glob("*.md"))
+PAGES = sorted((ROOT / "book").rglob("*.md"))
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text())
 LIMIT = 250_000  # bytes
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
@@ -18,7 +18,8 @@ PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/
 
 def entries():
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"], *(one["file"] for chapter in chapters for one in (chapter, *chapter.get("sections", [])))]
 
 
 def read(path):
@@ -94,7 +95,7 @@ def test_one_parameters_cell_in_front(path):
     assert tagged[0] <= 4
     assert 'profile = "demo"' in source(cells[tagged[0]])
     names = [node.targets[0].id for node in ast.parse(source(cells[tagged[0]])).body]
-    assert set(names) <= {"profile", "dataset", "seed", "data_dir"}  # derived values come later, or an injected value would not reach them
+    assert set(names) <= {"profile", "dataset", "seed", "data_dir", "compute"}  # derived values come later, or an injected value would not reach them
 
 
 @notebooks

@@ -4,6 +4,8 @@ import json
 
 import pytest
 from made_records import record
+from test_cli import call
+from tests_root import ROOT
 
 from lscl import pages, records, report
 from lscl.errors import LsclError
@@ -13,36 +15,66 @@ from lscl.sweeps import PLANS, TABLE1
 pytestmark = pytest.mark.usefixtures("published")
 
 
+@pytest.fixture
+def saved(places):
+    """saved(records, ...): their files in the results folder of the test; -> the paths."""
+
+    def save(*made):
+        folder = records.folder("mini")
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in made:
+            (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+        return [folder / f"{one['name']}.json" for one in made]
+
+    return save
+
+
 def test_without_records_every_table_is_a_sentence(places):
-    written = {path.name: path.read_text() for path in pages.write()}
-    assert set(written) == {
-        "config.md",
-        "method_values.md",
-        "systems.md",
-        "model_card.md",
-        "headline.md",
-        "explore.html",
-        "paper_plan.md",
-        "benchmarks.md",
-        *(f"federation_{name}.md" for name in pages.FEDERATION),
-    }
-    assert all("Not measured yet" in written[f"federation_{name}.md"] for name in pages.FEDERATION)
-    assert (
-        "| LoRM | paper | official | lr = 0.003 |" in written["method_values.md"]
-        and "| GLFC | smoke | size | glfc_memory = 12, " in written["method_values.md"]
-    )
-    assert written["headline.md"].strip() == report.NO_RECORDS
+    written = {str(path.relative_to(places)): path.read_text() for path in pages.write()}
+    assert set(written) == set(pages.pieces())
+    values = written["results/tables/method_values.md"]
+    assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
+    assert written["results/tables/headline.md"].strip() == report.NO_RECORDS
+    assert all("Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in pages.FEDERATION)
 
 
-def test_headline_from_records(places):
-    folder = records.folder("mini")
-    folder.mkdir(parents=True)
-    for one in (record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7)):
-        (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+def test_headline_from_records(places, saved):
+    saved(record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7))
     pages.write()
     text = (places / "results" / "tables" / "headline.md").read_text()
     assert "| Fed-LSCL (O2D exact) | 73.0 ± 1.4 | 43.0 ± 1.4 |" in text
     assert "seeds 42, 1999;" in text
+
+
+def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):
+    path, _ = saved(record(), record("local_head"))
+    for command, code in (("check", 2), ("pages", 0), ("check", 0)):
+        assert call(capsys, command)[0] == code
+    changed = json.loads(path.read_text())
+    changed["accuracy"]["seen"][-1][0][0] += 5
+    path.write_text(json.dumps(changed))
+    code, _, err = call(capsys, "check")
+    assert code == 2
+    named = {line.split(",")[0].removeprefix("lscl: ") for line in err.splitlines()}
+    assert {"results/tables/headline.md", "results/tables/systems.md", "results/tables/explore.html", "book/methods/fed_lscl.md"} <= named
+    assert "book/methods/local_head.md" not in named and "results/tables/config.md" not in named
+    assert "has '| Fed-LSCL (O2D exact) | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 72.0 | 42.5 |" in err
+
+
+def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
+    saved(record())
+    pages.write()
+    table = places / "results" / "tables" / "headline.md"
+    table.write_text(table.read_text().replace("| 72.0 |", "| 79.0 |"))
+    (places / "book" / "methods" / "fedavg.md").unlink()
+    code, _, err = call(capsys, "check")
+    assert code == 2 and len(err.splitlines()) == 3
+    assert "results/tables/headline.md, line 6, has" in err and "book/methods/fedavg.md is missing" in err
+
+
+def test_what_is_committed_is_what_the_records_give(monkeypatch):
+    monkeypatch.setenv("LSCL_ROOT", str(ROOT))
+    assert pages.stale() == [], "run: lscl pages"
 
 
 def test_two_writes_are_equal(places):
@@ -52,10 +84,10 @@ def test_two_writes_are_equal(places):
 
 def test_the_papers_plan_has_every_system_with_the_servers_work():
     text = pages.paper_plan()
-    parts = dict(zip(PLANS["paper"], text.split("**, one seed")[1:], strict=True))
+    parts = dict(zip(PLANS["paper"], text.split(":::{table} ")[1:], strict=True))
     for part in parts.values():
         assert len([line for line in part.splitlines() if line.startswith("|")]) == 2 + len(TABLE1)
-    assert all(f"**{DATASET_LABELS[dataset]}**" in text for dataset in parts)
+    assert all(part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items())
     (target,) = [line.split("|") for line in parts["imagenet_r"].splitlines() if line.startswith("| TARGET ")]
     assert float(target[5]) > float(target[4]) > 0
 
@@ -73,7 +105,7 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
         (folder / f"{name}.json").write_text(json.dumps(found))
     (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}))
-    assert pages.benchmarks().splitlines()[2:] == [
+    assert [line for line in pages.benchmarks().splitlines() if line.startswith("| ")][1:] == [
         "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
         "| open | 2 | – | – | some cpu | abcdef0123 |",
         "| slow | 1.3 | at most 1.25 | no | some cpu | abcdef0123 |",
@@ -115,9 +147,10 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     folder.mkdir(parents=True)
     for part, rows in MEASURED.items():
         (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}))
-    lines = {name: pages.federation(name).splitlines()[2:] for name in pages.FEDERATION}
+    texts = {name: pages.federation(name) for name in pages.FEDERATION}
     note = "<small>some cpu, 2 cores, 2 other processes busy, flwr 1.41.0, commit abcdef0123</small>"
-    assert all(found.pop() == note and found.pop() == "" for found in lines.values())
+    assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
+    lines = {name: [line for line in text.splitlines() if line.startswith("|")][2:] for name, text in texts.items()}
     assert lines == {
         "parity": ["| LoRM | demo | processes over TLS | 75 | 50 | nothing |", "| LoRM | demo | Flower's simulation | 75 | 50 | bytes_up |"],
         "wire": ["| LoRM | demo | 0.00 | 0.00 | 0.1 | 10.00 | 12.00 | 333.3 |"],

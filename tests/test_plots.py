@@ -35,6 +35,10 @@ FIGURES = {
     "bars": lambda: plots.bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
     "convergence": lambda: plots.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
     "curves": lambda: plots.curves({"task": {"x": draw.uniform(size=(3, 5))}, "seen": {"x": draw.uniform(size=(1, 5))}}),
+    "differences": lambda: plots.differences({"task": {"x": draw.uniform(size=3), "y": draw.uniform(size=1)}}, "points"),
+    "classes_of_clients": lambda: plots.classes_of_clients({"task": {"x": draw.uniform(0, 100, (2, 9))}}, ["a", "b"], "%"),
+    "by_round": lambda: plots.by_round({"up": {"x": np.ones(10)}, "down": {"x": np.zeros(10), "y": np.arange(10)}}, "MB", 5),
+    "stacked": lambda: plots.stacked({"x": {"a": 1, "b": 2}, "y": {"a": 3, "b": 4}}, "minutes"),
     "costs": lambda: plots.costs({"a": (0, 50), "b": (3, 55)}, "MB", "%"),
 }
 

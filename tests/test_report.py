@@ -196,6 +196,8 @@ class TestPairedTest:
     def test_holm(self):
         assert report.holm([0.04, 0.01, math.nan, 0.03]) == pytest.approx([0.06, 0.03, math.nan, 0.06], nan_ok=True)
         assert report.holm([0.9, 0.8]) == [1.0, 1.0]
+        gaps = [0.21, math.nan, 0.005, math.nan, 0.007, 0.13]  # NaN cannot be sorted
+        assert report.holm(gaps) == pytest.approx([0.26, math.nan, 0.02, math.nan, 0.021, 0.26], nan_ok=True)
 
     def test_both_stand_in_the_table(self):
         group = [record(seed=s, score=80) for s in (1, 2, 3)] + [record("local_head", seed=s, score=80 + s) for s in (1, 2, 3)]

@@ -1,33 +1,12 @@
 """Table 2 and the studies of blocks, buffers and CNNs, from records made by hand."""
 
-import json
-
 import numpy as np
 import pytest
-from made_records import record
 
-from lscl import records, studies, sweeps
+from lscl import studies, sweeps
 from lscl.errors import LsclError
 
 pytestmark = pytest.mark.usefixtures("published")
-
-
-@pytest.fixture
-def put(places):
-    """put(score, variant, seed): save a record of Fed-LSCL with what the variant changes."""
-
-    def save(score, variant=None, seed=42, **changes):
-        config = sweeps.variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
-        one = record(seed=seed, score=score, **changes)
-        classes = {str(k): {str(c): [float(score), score - 30.0, score - 40.0] for c in range(k, k + 2)} for k in range(5)}
-        one |= {"config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "name": config.name, "per_class": classes}
-        one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}
-        one.pop("overrides")
-        folder = records.folder("mini")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{config.name}.json").write_text(json.dumps(one))
-
-    return save
 
 
 def collect(name="ablations", **options):
@@ -74,17 +53,64 @@ class TestCollect:
         assert study.missing == [] and len(study.records) == 2
 
 
+class TestPages:
+    """What the notebooks show of a study with all, some or no records."""
+
+    def test_a_small_profile_shows_the_records_of_mini_unless_it_computes(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(studies, "collect", lambda *args: asked.append(args))
+        for profile, compute in (("demo", False), ("demo", True), ("paper", False)):
+            studies.of_profile("blocks", profile, compute, "folder")
+        assert asked[:2] == [("blocks", "mini", name, sweeps.SEEDS, False, "folder") for name in ("cifar100", "glyphs")]
+        assert asked[2:] == [
+            ("blocks", "demo", "glyphs", [42], True, "folder"),
+            ("blocks", "paper", "cifar100", sweeps.SEEDS, False, "folder"),
+            ("blocks", "paper", "imagenet_r", sweeps.SEEDS, False, "folder"),
+        ]
+
+    def test_without_records_one_table_and_what_is_missing(self):
+        both = studies.of_profile("buffers", "mini")
+        assert studies.shown(both) == both[:1]
+        assert studies.status(both).count("Not yet measured: 18 of 18") == 2
+        options = {"caption": "Scores", "name": "buffers"}
+        assert studies.by_dataset(both, studies.scores, **options) == f"CIFAR-100: {both[0].note}"
+        assert studies.by_dataset(both, lambda study: studies.against(study, "20 per class"), **options) == f"CIFAR-100: {both[0].note}"
+
+    def test_with_some_records(self, put):
+        for seed in (42, 1999):
+            put(80, seed=seed)
+        both = studies.of_profile("ablations", "demo")
+        assert studies.shown(both) == both[:1]
+        first, second = studies.status(both).splitlines()
+        assert "43 of 45" in first and "the tables have 2 runs, and no row for: no O2D, no SM-CF, " in first
+        assert "45 of 45" in second and "row" not in second
+        text = studies.by_dataset(both, studies.components, "Components", "components")
+        assert text.startswith(":::{table} Components, CIFAR-100.\n:name: tab-components-cifar100\n\n| variant | LSCT |")
+        assert "seeds 42, 1999; 2 runs" in text and "Glyphs" not in text
+
+    def test_when_nothing_is_missing(self, put):
+        for label in sweeps.CNNS:
+            put(80, sweeps.variants("cnns", "mini")[label])
+        assert studies.status([collect("cnns", seeds=[42])]) == "- CIFAR-100, profile `mini`: all 2 runs are measured."
+
+    def test_the_command_names_the_seeds_that_are_missing(self, put):
+        for size in sweeps.BUFFERS:
+            for seed in (42, 1999):
+                put(80, {"buffer_per_class": size}, seed)
+        assert "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them" in collect("buffers").note
+
+
 class TestTables:
     def test_scores(self, put):
         put(80)
         put(82, seed=1999)
         table = studies.scores(collect())
-        assert table.loc["whole"].tolist() == ["2", "73.0 ± 12.7", "43.0 ± 12.7", "33.0 ± 12.7", "10.0 ± 0.0"]  # 12.706 * 1.414 / 1.414
-        assert table.loc["no O2D"].tolist() == ["not yet measured", "–", "–", "–", "–"]
-        assert list(table.index) == list(sweeps.ABLATIONS)
+        assert table.loc["whole"].tolist() == ["2", "73.0 ± 12.7", "43.0 ± 12.7", "10.0 ± 0.0"]  # 12.706 * 1.414 / 1.414
+        assert list(table.index) == ["whole"]
 
     def test_components_and_published_rows(self, put):
-        put(80)
+        for label in ("whole", "static LoRA, no O2D", "CNN alone", "EWC for SM-CF", "O2D by gradient"):
+            put(80, sweeps.ABLATIONS[label])
         table = studies.components(collect())
         assert table.loc["whole", ["LSCT", "SM-CF", "O2D"]].tolist() == ["✓", "✓", "✓"]
         assert table.loc["static LoRA, no O2D", ["LSCT", "SM-CF", "O2D"]].tolist() == ["static", "✓", "–"]
@@ -93,27 +119,48 @@ class TestTables:
         assert table.loc["published, full", ["LSCT", "task-masked %", "class-incremental %"]].tolist() == ["✓", "89.4", "–"]
         assert table.loc["published, unidentified c", ["LSCT", "task-masked %"]].tolist() == ["?", "29.9"]
 
-    def test_without_any_record_the_tables_stand(self):
-        assert set(studies.scores(collect("blocks"))["seeds"]) == {"not yet measured"}
+    def test_without_any_record_the_published_rows_stand(self):
         table = studies.components(collect())
-        assert table.loc["published, full", "seeds"] == "–"
-        assert studies.against(collect(), "whole", "task").empty
+        assert list(table.index) == ["published, full", *(f"published, unidentified {name}" for name in "abc")]
+        assert studies.scores(collect("blocks")).empty and studies.against(collect(), "whole").empty and studies.effects(collect()).empty
 
     def test_against(self, put):
         for seed, one, other in ((1, 80, 70), (2, 82, 75)):
             put(one, seed=seed)
             put(other, {"o2d": "none"}, seed)
+            put(other, {"o2d": "sgd"}, seed)
         put(60, {"continual": "none"}, 3)
-        table = studies.against(collect(seeds=[1, 2, 3]), "whole", "task")
-        assert list(table.index) == ["whole", "no O2D", "no SM-CF"]
-        assert table.loc["no O2D", "minus whole"] == "-8.5"  # -10 and -7
-        assert table.loc["no SM-CF", "minus whole"] == "–"  # no seed in common
+        table = studies.against(collect(seeds=[1, 2, 3]), "whole")
+        assert list(table.index) == ["no O2D", "O2D by gradient"]  # no SM-CF has no seed in common
+        assert table.loc["no O2D"].tolist() == ["2", "-8.5", "-27.6 to 10.6", "0.222", "-8.5", "-27.6 to 10.6", "0.222"]  # -10 and -7
 
-    def test_curves_and_finals(self, put):
+    def test_curves_and_differences(self, put):
         put(80, {"block": 2})
+        put(82, {"block": 2}, 1999)
+        put(75, {}, 1999)  # block 3
+        put(70, {"block": 0}, 2024)
         study = collect("blocks")
-        assert studies.curves(study, "task")["block 2"] == pytest.approx(np.array([[80, 75, 70 + 10 / 3, 72.5, 72]]))
-        assert studies.finals(study, "seen")["block 2"] == pytest.approx([42])
+        assert studies.curves(study, "task")["block 2"][:1] == pytest.approx(np.array([[80, 75, 70 + 10 / 3, 72.5, 72]]))
+        assert studies.differences(study, "block 3", "seen") == {"block 2": pytest.approx([7])}  # the one seed in common
+        assert studies.differences(study, "block 7", "seen") == {}
+
+    def test_effects_are_those_of_a_factorial_design(self, put):
+        added = {"W": 8, "S": 4, "O": 2}
+        for seed in (42, 1999):
+            for label, has in studies._SUBSETS.items():
+                put(50 + sum(added[key] for key in has) + (seed == 42) * ("O" in has), sweeps.ABLATIONS[label], seed)
+        put(90, seed=2024)  # a third seed without the other subsets does not count
+        table = studies.effects(collect())
+        assert table["task-masked, points"].tolist() == ["+8.0", "+4.0", "+2.5"] and table["n"].tolist() == ["2"] * 3
+        assert table.loc["O2D", ["95 % interval, task-masked", "p, task-masked"]].tolist() == ["-3.9 to 8.9", "0.126"]  # 12.706 * 0.5
+        assert table.loc["SM-CF", "p, class-incremental"] == "< 0.001"
+        assert studies.effects(collect("ablations", seeds=[2024])).empty
+
+    def test_costs(self, put):
+        put(80)
+        table = studies.costs(collect())
+        assert table.loc["whole", ["n", "MB up", "trained parameters"]].tolist() == ["1", "2.00", "1,002"]
+        assert list(table.index) == ["whole"]
 
 
 class TestCnns:
@@ -124,6 +171,15 @@ class TestCnns:
         assert table["CNN"].tolist() == ["resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg"]
         assert table.loc["client 2"].tolist()[1:] == ["1,001", "1", "50.0", "50.0", "50.0"]
         assert studies.by_cnn(study, sweeps.CNNS[0], "seen").empty
+
+    def test_own_cnn_minus_the_common_one(self, put):
+        for seed in (42, 1999):
+            put(80, seed=seed)
+            put(77 + (seed == 42), sweeps.variants("cnns", "mini")[sweeps.CNNS[1]], seed)
+        table = studies.own_cnn(collect("cnns"))
+        assert list(table.index) == ["client 1, resnet10t", "client 2, mobilenetv3_small_050"]
+        assert table.loc["client 1, resnet10t", ["n", "class-incremental, points"]].tolist() == ["2", "-2.5"]
+        assert studies.own_cnn(collect("cnns", seeds=[2024])).empty
 
     def test_class_accuracies_of_all_seeds(self, put):
         put(80)

@@ -1,9 +1,10 @@
-"""A small Sphinx extension: what the theme puts into every page and this book does not want."""
+"""A small Sphinx extension: what the theme puts into every page and this book does not want, and a name that it leaves out."""
 
 
 def setup(app):
     app.connect("html-page-context", tidy)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
+    return {"env_version": 2, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def tidy(app, pagename, templatename, context, doctree):
@@ -13,3 +14,9 @@ def tidy(app, pagename, templatename, context, doctree):
     context["css_files"] = [sheet for sheet in context["css_files"] if "thebe" not in str(getattr(sheet, "filename", sheet))]
     if "body" in context:
         context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
+def name_the_toggles(app, pagename, templatename, context, doctree):
+    """A name, for those who do not see it, on the arrow in the list of pages that opens the pages below one."""
+    made = context["generate_toctree_html"]
+    context["generate_toctree_html"] = lambda *words, **more: str(made(*words, **more)).replace("<summary>", '<summary aria-label="pages below">')

@@ -1,0 +1,103 @@
+"""What the paper states about the studies of `lscl.studies`, and what our records say to each statement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lscl.errors import unknown
+from lscl.report import DATASET_LABELS, MASK_LABELS, Summary, paired, published_losses
+from lscl.studies import SCORES, Study, differences, shown
+from lscl.sweeps import BLOCKS, CNNS, variants
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper about final accuracies, as we test it: sign * (variant - beside) < margin, in percentage points.
+
+    says: the statement; source: where the paper makes it.
+    """
+
+    says: str
+    source: str
+    variant: str
+    beside: str
+    sign: int = 1
+    margin: float = 0.0
+
+    def verdict(self, difference: Summary) -> str:
+        """What the 95 % interval of variant - beside says to it: an entry of JUDGEMENTS."""
+        if difference.n == 1:
+            return OPEN
+        middle = self.sign * difference.mean
+        if middle + difference.half_width < self.margin:
+            return AGREES
+        return CONTRADICTS if middle - difference.half_width > self.margin else OPEN
+
+
+AGREES, CONTRADICTS, OPEN = "Agrees with the paper", "Does not agree with the paper", "Cannot be concluded from these runs"
+MISSING = "Not yet measured"
+JUDGEMENTS = (AGREES, CONTRADICTS, OPEN)
+MARGIN = 1.0  # points; what still counts as equal
+
+
+def claims(name: str, profile: str) -> list[Claim]:
+    """The paper's statements that the study `name` can test in a profile."""
+    depth = BLOCKS[profile]
+    late = range(depth - depth // 4, depth)  # 9, 10 and 11 of 12
+    found = {
+        "ablations": [
+            Claim("without O2D the system is worse", "Table 2", "no O2D", "whole"),
+            Claim("without SM-CF it is worse", "Table 2", "no SM-CF", "whole"),
+            Claim("without both it is worse", "Table 2", "neither O2D nor SM-CF", "whole"),
+            Claim("without the large model it is worse", "Table 2", "CNN alone", "whole"),
+            Claim("one static update for all images is worse than one written per image", "section 4.2", "static LoRA for the written one", "whole"),
+        ],
+        "blocks": [
+            Claim(f"block {block}, in the last quarter of the model, is worse than block 3", "Fig. 3", f"block {block}", "block 3") for block in late
+        ],
+        "buffers": [
+            Claim("with an empty buffer the system is worse", "Fig. 5", "0 per class", "20 per class"),
+            Claim(f"20 images per class are enough: 50 are less than {MARGIN:g} point better", "Fig. 5", "50 per class", "20 per class", 1, MARGIN),
+        ],
+        "cnns": [Claim(f"clients may choose their CNN: the loss is less than {MARGIN:g} point", "Fig. 4", CNNS[1], CNNS[0], -1, MARGIN)],
+    }
+    if name not in found:
+        raise unknown("study", name, found)
+    return [claim for claim in found[name] if {claim.variant, claim.beside} <= set(variants(name, profile))]
+
+
+def judge(study: Study, mask: str) -> str:
+    """Every statement of the paper that the study tests, sorted by what its records say to it under `mask`, as a list in markdown."""
+    sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
+    for claim in claims(study.name, study.profile):
+        ours, others = (study.found.get(label, []) for label in (claim.variant, claim.beside))
+        text = f"{claim.says} ({claim.source})"
+        if not {one["seed"] for one in ours} & {one["seed"] for one in others}:
+            sorted_out[MISSING].append(text)
+            continue
+        gap = paired(ours, others, mask).difference
+        spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
+        sorted_out[claim.verdict(gap)].append(f"{text}: {claim.variant} minus {claim.beside} is {gap.mean:+.1f} points ({spread})")
+    lines = [f"- **{verdict}:** {'; '.join(found)}." for verdict, found in sorted_out.items() if found]
+    return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
+
+
+def judged(studies: Sequence[Study]) -> str:
+    """`judge` for each data set that has records, under the paper's score and the class-incremental one, as markdown."""
+    parts = []
+    for study in shown(studies):
+        for mask in SCORES if study.found else SCORES[:1]:
+            title = f"{DATASET_LABELS[study.dataset]}, {MASK_LABELS[mask]}" if study.found else DATASET_LABELS[study.dataset]
+            parts.append(f"**{title}**\n\n{judge(study, mask)}")
+    return "\n\n".join(parts)
+
+
+def losses(study: Study) -> str:
+    """The largest loss of a variant against the whole system beside the published ones, a sentence; empty if there is nothing to compare."""
+    theirs, gaps = published_losses(study.dataset), differences(study, "whole", "task")
+    if not theirs or not gaps:
+        return ""
+    least = min(gaps, key=lambda name: gaps[name].mean())
+    return (
+        f"On {DATASET_LABELS[study.dataset]} the three incomplete systems of the paper's Table 2 lie {min(theirs):.1f} to {max(theirs):.1f} points "
+        f"below its whole one. Of the {len(gaps)} variants measured here the lowest beside ours is *{least}*, {gaps[least].mean():+.1f} points."
+    )

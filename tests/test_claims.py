@@ -1,0 +1,67 @@
+"""What the paper states, sorted by what records made by hand say to it."""
+
+import math
+
+import pytest
+from test_studies import collect
+
+from lscl import claims, studies, sweeps
+from lscl.claims import AGREES, CONTRADICTS, OPEN, Claim
+from lscl.errors import LsclError
+from lscl.report import Summary
+
+pytestmark = pytest.mark.usefixtures("published")
+
+
+@pytest.mark.parametrize(
+    ("sign", "margin", "mean", "expected"),
+    [
+        (1, 0, -3, AGREES), (1, 0, 3, CONTRADICTS), (1, 0, -0.5, OPEN), (1, 0, 0.5, OPEN),  # "is worse"
+        (1, 1, -3, AGREES), (1, 1, -0.1, AGREES), (1, 1, 0.5, OPEN), (1, 1, 2.5, CONTRADICTS),  # "is less than a point better"
+        (-1, 1, 3, AGREES), (-1, 1, -2.5, CONTRADICTS), (-1, 1, -0.5, OPEN),  # "is less than a point worse"
+    ],
+)  # fmt: skip
+def test_the_interval_decides(sign, margin, mean, expected):
+    claim = Claim("", "", "a", "b", sign, margin)
+    assert claim.verdict(Summary(mean, 3, 1.0, 0.4)) == expected
+    assert claim.verdict(Summary(mean, 1, math.nan, math.nan)) == OPEN
+
+
+@pytest.mark.parametrize("profile", sweeps.PLANS)
+@pytest.mark.parametrize("study", ("ablations", "blocks", "buffers", "cnns"))
+def test_every_statement_is_about_variants_of_the_study(study, profile):
+    labels = sweeps.variants(study, profile)
+    found = claims.claims(study, profile)
+    assert all({claim.variant, claim.beside} <= set(labels) for claim in found)
+    assert found or (study, profile) == ("blocks", "smoke")  # three blocks have no last quarter
+
+
+def test_the_last_quarter_of_the_blocks():
+    assert [claim.variant for claim in claims.claims("blocks", "mini")] == ["block 6", "block 7"]
+    assert [claim.variant for claim in claims.claims("blocks", "paper")] == ["block 9", "block 10", "block 11"]
+    with pytest.raises(LsclError, match="unknown study 'block'"):
+        claims.claims("block", "mini")
+
+
+def test_statements_are_sorted(put):
+    for seed, noise in ((42, 0), (1999, 0.2), (2024, -0.2)):
+        put(80, seed=seed)
+        put(70 + noise, {"o2d": "none"}, seed)
+        put(85 + noise, {"continual": "none"}, seed)
+        put(80 + 5 * noise, {"collaboration": "static"}, seed)
+    put(60, {"collaboration": "cnn"})
+    lines = claims.judge(collect(), "task").splitlines()
+    assert [line.split(":**")[0] for line in lines] == [f"- **{name}" for name in (*claims.JUDGEMENTS, "Not yet measured")]
+    agrees, contradicts, still_open, missing = lines
+    assert "no O2D minus whole is -10.0 points (95 % interval -10.5 to -9.5, n = 3)" in agrees
+    assert "no SM-CF minus whole is +5.0" in contradicts
+    assert "one static update" in still_open and "CNN alone minus whole is -20.0 points (one seed)" in still_open
+    assert "without both" in missing
+    assert claims.losses(collect()).endswith("lie 39.1 to 59.5 points below its whole one. Of the 4 variants measured here the lowest beside ours is "
+                                             "*CNN alone*, -20.0 points.")  # fmt: skip
+
+
+def test_without_records_nothing_is_claimed():
+    both = studies.of_profile("cnns", "mini")
+    assert claims.judged(both) == "**CIFAR-100**\n\n- **Not yet measured:** clients may choose their CNN: the loss is less than 1 point (Fig. 4)."
+    assert claims.losses(collect()) == ""
