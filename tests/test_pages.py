@@ -1,13 +1,14 @@
 """The generated pieces of the book's pages."""
 
 import json
+import re
 
 import pytest
 from made_records import record
 from test_cli import call
 from tests_root import ROOT
 
-from lscl import pages, records, report
+from lscl import numbers, pages, records, report, status, sweeps
 from lscl.errors import LsclError
 from lscl.report import DATASET_LABELS
 from lscl.sweeps import PLANS, TABLE1
@@ -36,6 +37,59 @@ def test_without_records_every_table_is_a_sentence(places):
     assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
     assert written["results/tables/headline.md"].strip() == report.NO_RECORDS
     assert all("Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in pages.FEDERATION)
+
+
+def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
+    found = numbers.numbers([])
+    assert found["ours_cifar100_task"] == found["demo_minutes"] == numbers.NONE
+    assert found["published_cifar100"] == "89.4 %" and found["main_runs"] == "0"
+
+
+def test_sentences_take_their_numbers_from_records(places, saved):
+    saved(record(), record(seed=1999, score=82))
+    (places / "results" / "expected").mkdir()
+    about = {"command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
+    (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
+    pages.write()
+    found = json.loads((places / "results" / "tables" / "numbers.json").read_text())
+    assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
+    assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == numbers.NONE
+    times = (places / "results" / "tables" / "times.md").read_text()
+    assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
+    assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
+
+
+def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
+    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text())}
+    assert called == {*numbers.numbers([]), "built_from"}
+
+
+def test_no_result_is_typed_by_hand():
+    """A number with a unit in a hand-written page or the README is a setting that stands in the list, or is called by its name."""
+    unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
+    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    texts = {path.name: path.read_text() for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
+    texts |= {path.name: "\n".join(markdown(path)) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    settings = {"95 %", "30 %"}  # the intervals' level, `eval_split`
+    settings |= {"5 GB", "4 GB", "16 GB"}  # what is installed, memory of machines
+    found = {(name, number) for name, text in texts.items() for number in unit.findall(re.sub(r"(?ms)^```(?!\{figure).*?^```$|^:.*?$", "", text))}
+    assert {pair for pair in found if pair[1] not in settings} == set()
+
+
+def markdown(path):
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+
+
+def test_the_state_of_the_records(places, saved):
+    table = status.sets([])
+    assert len(table) == 2 * len(status.SETS) and set(table["minutes"]) == {"0"}
+    assert table["runs"].iloc[0] == f"0 of {len(TABLE1) * 3}"
+    real = sweeps.table1({"profile": "mini", "dataset": "cifar100"}, [42])[0]
+    found = status.sets([{**record(), "config_digest": real.digest}]).iloc[0]
+    assert found["runs"] == f"1 of {len(TABLE1) * 3}" and found["minutes"] == "3" and found["commits"] == "abcdef0123"
+    made = [record(seed=seed) for seed in (42, 1999)]
+    assert ["partition", "CIFAR-100", "`p42`", "1"] in status.digests(made).to_numpy().tolist()
+    assert status.versions(made).to_numpy().tolist()[0] == ["torch", "2.0", "2"]
 
 
 def test_headline_from_records(places, saved):

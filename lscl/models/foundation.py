@@ -27,6 +27,7 @@ from lscl.errors import LsclError, unknown
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.seeding import seeded
 
+TOLERANCE = 1e-3  # of the norm, for compiled blocks: TF32 rounds to about that
 WEIGHTS = Path(__file__).parents[1] / "weights" / "mini_vit.safetensors"
 
 
@@ -90,6 +91,31 @@ class FrozenViT(nn.Module):
             raise LsclError("only timm ViTs made of standard blocks (timm.models.vision_transformer.Block) can be adapted")
         self.vit = vit.eval().requires_grad_(False)
         self.block, self.mean, self.std = block, tuple(mean), tuple(std)
+        self.block_forward = block_forward
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Let `suffix` run its blocks through torch.compile, if that changes nothing beyond TOLERANCE; prefixes stay as they are.
+
+        Raises:
+            LsclError: no compiler on this machine, or other numbers.
+        """
+        if self.block == self.depth:
+            return
+        compiled, weight = torch.compile(block_forward, backend=backend), self.vit.blocks[self.block].attn.qkv.weight
+        with seeded(0, "compile"):
+            z, A, B = (torch.randn(shape, device=weight.device) for shape in ((2, 5, self.width), (2, 1, self.width), (2, len(weight), 1)))
+        found = {}
+        for name, forward in (("plain", block_forward), ("compiled", compiled)):
+            leaves = [one.clone().requires_grad_() for one in (z, A, B)]
+            try:
+                out = forward(self.vit.blocks[self.block], leaves[0], Adapter(qkv=LowRank(*leaves[1:], scale=0.1)), 1)
+                found[name] = [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+            except Exception as error:  # a missing compiler shows itself in many types
+                raise LsclError(f"compile = True: torch.compile does not work here, it needs a C++ compiler: {str(error).splitlines()[0]}") from error
+        gap = max(float((a - b).norm() / a.norm()) for a, b in zip(found["plain"], found["compiled"], strict=True))
+        if gap > TOLERANCE:
+            raise LsclError(f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, allowed is {TOLERANCE:.0e}")
+        self.block_forward = compiled
 
     @property
     def width(self) -> int:
@@ -147,7 +173,7 @@ class FrozenViT(nn.Module):
             raise LsclError(f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}")
         for index in range(self.block, self.depth):
             kept = keep if index == self.depth - 1 else None
-            z = block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
+            z = self.block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
         z = self.vit.norm(z[:, :keep])
         return z[:, 0] if keep == 1 else z
 
