@@ -169,6 +169,8 @@ class Experiment(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the clients' training; fp16 scales its gradients")
     tf32: bool = Field(False, description="let a CUDA GPU round products of float32 to TF32")
     channels_last: bool = Field(False, description="convolutions in channels-last layout")
+    activations: Literal["fp32", "bf16"] = Field("fp32", description="numbers of the stored prefix activations; bf16 takes half of the disk")
+    compile: bool = Field(False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if there is one")
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes a run repeat bit for bit")
 

@@ -25,6 +25,7 @@ def pieces() -> dict[str, str]:
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmarks(),
+        **{f"federation_{name}.md": federation(name) for name in FEDERATION},
         "times.md": times(records),
         "cards.md": report.numbered(hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards"),
         "verified.md": verify.outcome("mini"),
@@ -113,6 +114,24 @@ def benchmarks() -> str:
     table = report.benchmarks()
     caption = "Every recorded benchmark against its goal, the machine and the commit"
     return "No benchmark has been recorded yet." if table.empty else report.numbered(table, caption, "tab-benchmarks")
+
+
+# A table of the page about federations: how it is made, from which part of the recorded measurements, and what it shows.
+FEDERATION = {
+    "parity": (report.parity, "parity", "What a federation was compared in with the same run in one process"),
+    "wire": (report.wire, "parity", "Bytes on the wire and in payloads; overhead: kB beyond the payload, for each client and exchange"),
+    "faults": (report.faults, "faults", "Faults that were tried and what came of them"),
+    "scale": (report.scale, "scale", "Simulated clients: seconds, and memory of all processes together"),
+}
+
+
+def federation(name: str) -> str:
+    """What was measured of real federations, one table with its source, as markdown."""
+    make, part, caption = FEDERATION[name]
+    table = make()
+    if table.empty:
+        return "Not measured yet: see `benchmarks/federation.py`."
+    return f"{report.numbered(table, caption, f'tab-federation-{name}', index=False)}\n\n{report.federation_note(part)}"
 
 
 def headline(records: list[Record]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
+from lscl.models.prefix_cache import tokens_at
 from lscl.seeding import torch_generator
 
 
@@ -18,7 +19,7 @@ class Inputs:
     """The images of one split as the networks take them.
 
     prefix: the frozen ViT's tokens in front of its cut, (n, N, d), or None; last: its CLS token behind the last block,
-    nothing adapted, (n, 1, d), or None.
+    nothing adapted, (n, 1, d), or None; both as `prefix_cache` stores them.
     """
 
     images: ImageSet
@@ -51,12 +52,12 @@ class Batch:
     @cached_property
     def prefix(self) -> Tensor:
         """(b, N, d): the tokens in front of the adapted block."""
-        return torch.from_numpy(self.inputs.prefix[self.index.numpy()]).to(self.inputs.device)
+        return tokens_at(self.inputs.prefix, self.index, self.inputs.device)
 
     @cached_property
     def last(self) -> Tensor:
         """(b, 1, d): the frozen CLS token behind the last block, nothing adapted."""
-        return torch.from_numpy(self.inputs.last[self.index.numpy()]).to(self.inputs.device)
+        return tokens_at(self.inputs.last, self.index, self.inputs.device)
 
 
 def as_input(pixels: Tensor) -> Tensor:
