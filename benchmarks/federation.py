@@ -1,10 +1,11 @@
 """What real federations over Flower do: the same numbers, faults, bytes on the wire, many clients. Needs the extra `flower`.
 
-    python benchmarks/federation.py parity [--profile demo] [--methods fed_lscl,fedavg,lorm,pilora]
+    python benchmarks/federation.py parity [--profile demo] [--methods local_head,fed_lscl,fedavg,lorm,pilora] [--transports simulation,tls]
     python benchmarks/federation.py faults [--kills 10] [--stops 5]
     python benchmarks/federation.py scale [--clients 25,50,100]
 
-writes results/federation/{parity,faults,scale}.json. Both cores are busy while it runs: minutes for smoke, an hour or more for the profile demo.
+adds rows to results/federation/{parity,faults,scale}.json; a row that is there is not computed again, so a stopped command goes on.
+Both cores are busy while it runs: minutes for the profile smoke, hours for all of demo.
 """
 
 import argparse
@@ -18,22 +19,39 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
-import measure
 import psutil
 
-from lscl import paths
+from lscl import paths, records
 from lscl.config import Experiment, experiment
+from lscl.data.store import write_atomic
 from lscl.evaluation import average_so_far
 from lscl.federation.flower import local as flower
-from lscl.records import TIMES, accuracy
+from lscl.records import accuracy, differing
 from lscl.run import run
 
 BUFFER = 2**16
 SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
+
+
+def add(part: str, key: dict, work: Callable[[], dict]) -> None:
+    """Add the row that `work` makes to results/federation/<part>.json, with where it was made, unless there is one with this key.
+
+    load: average number of busy processes on the machine before it began, so that seconds can be judged.
+    """
+    path = paths.results() / "federation" / f"{part}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    if any(key.items() <= row.items() for row in rows):
+        return
+    about = {**records.source(), "machine": {**records.hardware(), "load": round(os.getloadavg()[0], 1)}, "flwr": version("flwr")}
+    with paths.scratch():
+        row = {**key, **work(), **about}
+    print(json.dumps(row), flush=True)
+    write_atomic(path, (json.dumps({"name": part, "rows": [*rows, row]}, indent=1) + "\n").encode())
 
 
 class Meter:
@@ -100,21 +118,11 @@ def deployed(config: Experiment, link=None) -> Iterator[flower.Local]:
             local.start_link()
             port = link(local.port) if link else local.port
             for k in range(config.clients):
-                local.register(f"client{k}")
+                local.register(k)
                 local.start_node(k, link=port)
             yield local
         finally:
             local.stop()
-
-
-def record_of(config: Experiment) -> dict:
-    """The record that the server wrote."""
-    return json.loads((paths.results() / "federation" / "runs" / f"{config.name}.json").read_text())
-
-
-def difference(record: dict, alone: dict) -> list[str]:
-    """What differs between a record and that of one process, times left out."""
-    return sorted(name for name in {*record, *alone} - {*TIMES, "overrides"} if record.get(name) != alone.get(name))
 
 
 def quiet(line: str) -> None:
@@ -124,26 +132,39 @@ def quiet(line: str) -> None:
 # ---- parity and bytes on the wire
 
 
-def parity(profile: str, methods: list[str]) -> dict:
-    """Each method in one process, in Flower's simulation and as processes over TLS; the bytes of the latter, by round."""
-    rows, wire = [], []
-    for method in methods:
+def parity(profile: str, methods: list[str], transports: list[str]) -> None:
+    """Each method in Flower's simulation and as processes over TLS, against one process."""
+    for method, transport in itertools.product(methods, transports):
         config = experiment(profile=profile, method=method)
-        alone = run(config)
-        start = time.perf_counter()
-        simulated = flower.federate_here(config, True, SETTINGS, quiet)
-        rows.append(row(config, "simulation", simulated, alone, time.perf_counter() - start))
-        start = time.perf_counter()
-        processes, bytes_of_rounds = metered(config)
-        rows.append(row(config, "processes over TLS", processes, alone, time.perf_counter() - start))
-        wire.append({"method": method, **bytes_of_rounds})
-    return {"profile": profile, "runs": rows, "wire": wire}
+        add(
+            "parity",
+            {"profile": profile, "method": method, "transport": transport},
+            lambda config=config, transport=transport: equal(config, transport),
+        )
+
+
+def equal(config: Experiment, transport: str) -> dict:
+    """One run over a transport, and what differs from the run in one process."""
+    alone, wire = run(config), {}
+    if transport == "tls":
+        record, wire = metered(config)
+    else:
+        record = flower.federate_here(config, True, SETTINGS, quiet)
+    return {
+        "differs": differing(record, alone),
+        "accuracies": sum(value is not None for mask in record["accuracy"].values() for t in mask for k in t for value in k),
+        "byte_counts": sum(len(one) for side in ("bytes_up", "bytes_down") for one in record[side]),
+        "accuracy": round(float(average_so_far(accuracy(record, "task"))[-1]), 4),
+        "seconds": round(sum(record["seconds"].values()), 1),
+        "seconds_in_one_process": round(sum(alone["seconds"].values()), 1),
+        **wire,
+    }
 
 
 def metered(config: Experiment) -> tuple[dict, dict]:
-    """One run as processes behind a meter; -> its record, and what passed the meter in each round with the payloads among it.
+    """One run as processes behind a meter; -> its record, and the bytes that passed the meter in each round with the payloads among them.
 
-    In the first round the nodes are greeted and get the app, in the last one of a task the clients are tested.
+    In the first round the nodes get the app, too; in the last one of a task the clients are tested.
     """
     meters, counts = [], []
 
@@ -155,37 +176,30 @@ def metered(config: Experiment) -> tuple[dict, dict]:
         counts.append((meters[0].up, meters[0].down))
 
     with deployed(config, link) as local, Watch(config, note):
-        local.run(SETTINGS, quiet)
         note(0)
-    record = record_of(config)
-    counts = [(0, 0), *counts[: len(record["bytes_up"]) - 1], counts[-1]]  # the state of the last round is hardly there when it is removed
+        record = local.run(SETTINGS, quiet)
+        note(-1)
+    rounds = len(record["bytes_up"])
+    if len(counts) > rounds + 1:  # the state of the last round was seen before it was removed
+        del counts[-2]
     up, down = ([after[i] - before[i] for before, after in itertools.pairwise(counts)] for i in (0, 1))
     payload_up, payload_down = ([sum(one) for one in record[side]] for side in ("bytes_up", "bytes_down"))
-    return record, {"clients": config.clients, "wire_up": up, "payload_up": payload_up, "wire_down": down, "payload_down": payload_down}
-
-
-def row(config: Experiment, transport: str, record: dict, alone: dict, seconds: float) -> dict:
-    """What the table of the page shows of one run."""
-    differs = difference(record, alone)
-    return {
-        "method": config.method,
-        "transport": transport,
-        "differs": differs,
-        "accuracies": sum(value is not None for mask in record["accuracy"].values() for t in mask for k in t for value in k),
-        "byte_counts": sum(len(one) for side in ("bytes_up", "bytes_down") for one in record[side]),
-        "seconds": round(seconds, 1),
-        "seconds_in_one_process": round(sum(alone["seconds"].values()), 1),
-        "seconds_of_rounds": round(sum(record["seconds"].values()), 1),
-        "accuracy": round(float(average_so_far(accuracy(record, "task"))[-1]), 4),
-    }
+    exchanges = [2 if (number + 1) % config.rounds == 0 else 1 for number in range(rounds)]
+    return record, {
+        "clients": config.clients, "exchanges": exchanges, "wire_up": up, "payload_up": payload_up, "wire_down": down, "payload_down": payload_down
+    }  # fmt: skip
 
 
 # ---- faults
 
 
-def faults(kills: int, stops: int) -> dict:
+def faults(kills: int, stops: int) -> None:
     """Every fault with its outcome."""
-    return {"clients_killed": clients_killed(kills), "servers_killed": servers_killed(stops), **strangers_and_bad_payloads()}
+    add("faults", {"fault": "bad payloads and strangers"}, strangers_and_bad_payloads)
+    for stop in range(stops):
+        add("faults", {"fault": "server killed", "point": stop}, lambda stop=stop: server_killed(stop))
+    for first in range(0, kills, KILLS):
+        add("faults", {"fault": "client killed", "seed": first}, lambda first=first: clients_killed(min(KILLS, kills - first), first))
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -202,74 +216,83 @@ def kill(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
-def clients_killed(kills: int) -> dict:
-    """SIGKILL to the SuperNode of a client and all its processes at random moments of one run; a new SuperNode starts a little later."""
-    config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=3 * kills // 4 + 1)
-    settings, draw, points, rounds = {**SETTINGS, "min-clients": 2, "timeout": 40.0}, random.Random(0), [], [0]
+KILLS = 5  # in one run
+
+
+def clients_killed(kills: int, seed: int) -> dict:
+    """SIGKILL to all processes of a client at random moments of one run; they are started again at once, the next client is killed
+    when they have been let in."""
+    config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=2 * kills + 2)
+    settings, draw, points, rounds = {**SETTINGS, "min-clients": 2, "timeout": 100.0}, random.Random(seed), [], [0]
     with deployed(config) as local, Watch(config, rounds.append):
 
         def attack() -> None:
-            while not rounds[-1] and "run" not in local.processes:
+            while not any(found(one.pid, "flwr-clientapp") for one in local.processes.values()):
                 time.sleep(0.1)
             for _ in range(kills):
-                time.sleep(draw.uniform(5, 25))
-                if "run" not in local.processes:
-                    return
-                client, process = (k := draw.randrange(config.clients)), local.processes.pop(f"client{k}")
-                busy = any("flwr-clientapp" in " ".join(one.cmdline()) for one in family(process.pid) if one.is_running())
+                time.sleep(draw.uniform(0, 20))
+                client = draw.randrange(config.clients)
+                process = local.processes[f"client{client}"]
+                points.append(
+                    {"client": client, "finished_rounds": rounds[-1], "while_it_computed": found(process.pid, "flwr-clientapp") is not None}
+                )
                 kill(family(process.pid))
                 process.wait()
-                points.append({"client": client, "finished_rounds": rounds[-1], "while_it_computed": busy})
-                time.sleep(draw.uniform(0, 10))
                 local.start_node(client)
+                while times_in(local, client) < 2:
+                    time.sleep(0.5)
+                (local.folder / f"client{client}.log").write_text(LET_IN)
 
         thread = threading.Thread(target=attack, daemon=True)
         thread.start()
-        local.run(settings, quiet)
-        thread.join(timeout=60)
-    record = record_of(config)
+        record = local.run(settings, quiet)
     lines = [line for one in record.get("faults", []) for line in one]
-    answered = [sum(size > 0 for size in one) for one in record["bytes_up"]]
-    last = [client is not None for client in record["accuracy"]["task"][-1]]
+    for point, after in itertools.zip_longest(points, [one["finished_rounds"] for one in points[1:]]):
+        later = [one[point["client"]] for one in record["bytes_up"][point["finished_rounds"] : after]]
+        point["rounds_missed"], point["came_back"] = sum(size == 0 for size in later), bool(later) and later[-1] > 0
     return {
         "points": points,
         "rounds": config.tasks * config.rounds,
         "rounds_finished": len(record["bytes_up"]),
-        "fewest_answers_in_a_round": min(answered),
-        "answers_not_taken": len(lines),
+        "fewest_answers_in_a_round": min(sum(size > 0 for size in one) for one in record["bytes_up"]),
         "reasons": sorted({line.partition(": ")[2] for line in lines}),
-        "clients_in_the_last_test": sum(last),
+        "clients_in_the_last_test": sum(client is not None for client in record["accuracy"]["task"][-1]),
     }
 
 
-def servers_killed(stops: int) -> list[dict]:
-    """SIGKILL to the SuperLink and all its processes, between rounds and inside them; then the same command once more."""
-    config, draw, rows = experiment(profile="smoke", method="fed_lscl"), random.Random(1), []
-    alone, total = run(config), config.tasks * config.rounds
+LET_IN = "SuperNode ID"
+
+
+def times_in(local: flower.Local, client: int) -> int:
+    """How often the SuperLink has let a client's node in, by the node's log."""
+    return (local.folder / f"client{client}.log").read_text(errors="replace").count(LET_IN)
+
+
+def server_killed(stop: int) -> dict:
+    """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command once more."""
+    config, draw, finished = experiment(profile="smoke", method="fed_lscl"), random.Random(stop), [0]
+    total, inside = config.tasks * config.rounds, stop % 2 == 0
     command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl"]
-    for stop in range(stops):
-        inside, wanted, finished = stop % 2 == 1, stop % total, []
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, Watch(config, finished.append):
-            while (finished or [0])[-1] < wanted or not (link := found(process.pid, "flower-superlink")):
-                time.sleep(0.01)
-            if inside or wanted == 0:
-                while not found(process.pid, "flwr-clientapp"):
-                    time.sleep(0.05)
-                time.sleep(draw.uniform(0, 8))
-            kill(family(link.pid))
-            says = process.stderr.read().strip().splitlines()[-1:]
-        before = (finished or [0])[-1]
-        again = subprocess.run(command, capture_output=True, text=True)
-        resumed = [line for line in again.stderr.splitlines() if "going on after round" in line]
-        rows.append({
-            "killed": "inside a round" if inside or wanted == 0 else "between rounds",
-            "finished_rounds": before,
-            "exit_code": process.returncode,
-            "says": says,
-            "resumed_after": int(resumed[0].rsplit(" ", 1)[1]) if resumed else 0,
-            "differs_from_one_process": difference(record_of(config), alone),
-        })  # fmt: skip
-    return rows
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, Watch(config, finished.append):
+        while finished[-1] < stop % total or not (link := found(process.pid, "flower-superlink")):
+            time.sleep(0.01)
+        if inside:
+            while not found(process.pid, "flwr-clientapp"):
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0, 8))
+        kill(family(link.pid))
+        before, says = finished[-1], process.stderr.read().strip().splitlines()[-1:]
+    again = subprocess.run([*command, "--compare"], capture_output=True, text=True)
+    resumed = [line for line in again.stderr.splitlines() if "going on after round" in line]
+    return {
+        "killed": "inside a round" if inside else "between two rounds",
+        "finished_rounds": before,
+        "of": total,
+        "exit_code": process.returncode,
+        "says": says,
+        "resumed_after": int(resumed[0].rsplit(" ", 1)[1]) if resumed else 0,
+        "then": next((line for line in again.stdout.splitlines() if line.startswith("in one process")), again.stderr[-300:]),
+    }
 
 
 def found(pid: int, name: str) -> psutil.Process | None:
@@ -313,11 +336,9 @@ def strangers_and_bad_payloads() -> dict:
         with changed(PYTHONPATH=f"{spoiler}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", BAD_PAYLOADS=str(spoiler / "done")):
             local.start_node(1)
         start_strangers(local)
-        local.run({**SETTINGS, "min-clients": 2, "max-mb": 1.0}, quiet)
-        nodes = local.flwr("supernode", "list", "here", "--format", "json")
-        strangers = [{"node": name, "is_in": name in nodes, "says": complaint(local, name)} for name in STRANGERS]
-        online = sum(node["status"] == "online" for node in json.loads(nodes)["nodes"])
-    record = record_of(config)
+        record = local.run({**SETTINGS, "min-clients": 2, "max-mb": 1.0}, quiet)
+        nodes = json.loads(local.flwr("supernode", "list", "here", "--verbose", "--format", "json"))["nodes"]
+        strangers = [{"node": name, "says": complaint(local, name)} for name in STRANGERS]
     lines = [line for one in record["faults"] for line in one]
     payloads = [{"kind": kind, "server_says": line} for kind, line in zip(KINDS, lines)]
     finished, good = len(record["bytes_up"]), sum(min(one[0], one[2]) > 0 for one in record["bytes_up"])
@@ -330,7 +351,8 @@ def strangers_and_bad_payloads() -> dict:
             "answers_not_taken": len(lines),
         },
         "strangers": strangers,
-        "nodes_online": online,
+        "nodes": len(nodes),
+        "nodes_online": sum(node["status"] == "online" for node in nodes),
     }
 
 
@@ -354,49 +376,60 @@ def start_strangers(local: flower.Local) -> None:
     other = local.folder / "other"
     other.mkdir()
     flower.certificates(other)
-    for name, options in zip(STRANGERS, ([], ["--root-certificates", str(other / "ca.crt")], ["--insecure"]), strict=True):
-        key = local.folder / f"{name}.key"
+    for name in STRANGERS:
+        key, trust = local.folder / f"{name}.key", (other if name == "wrong certificate" else local.folder) / "ca.crt"
         flower.node_key(key)
-        trust = options or ["--root-certificates", str(local.folder / "ca.crt")]
-        signed = [] if "--insecure" in options else ["--auth-supernode-private-key", str(key)]
+        safe = ["--root-certificates", str(trust), "--auth-supernode-private-key", str(key)]
         local.start(
-            name, "flower-supernode", "--superlink", f"{flower.HOST}:{local.port}", *trust, *signed,
-            "--host", flower.HOST, "--port", str(flower.free_port()), "--node-config", "partition-id=0", "--max-retries", "3",
+            name, "flower-supernode", "--superlink", f"{flower.HOST}:{local.port}", *(["--insecure"] if name == "plain text" else safe),
+            "--port", str(flower.free_port()), "--node-config", "client=0", "--max-retries", "3",
         )  # fmt: skip
 
 
 def complaint(local: flower.Local, name: str) -> str:
-    """The last thing a node had to say, on one line."""
-    lines = [line.strip() for line in (local.folder / f"{name}.log").read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    """Why a node says that it is not in, on one line."""
+    text = (local.folder / f"{name}.log").read_text(errors="replace")
+    return text.partition("Failed to initialize the connection to the SuperLink.")[2].strip().partition("\n")[0]
 
 
 # ---- many clients
 
 
-def scale(numbers: list[int]) -> dict:
-    """Flower's simulation of so many clients, two classes each; memory of all its processes behind each round."""
-    rows = []
+def scale(numbers: list[int]) -> None:
+    """Flower's simulation of so many clients, one class each in each task."""
     for clients in numbers:
-        sizes = dict(clients=clients, tasks=2, classes_per_task=1, private_classes=2, rounds=5)
-        config, memory = experiment(profile="smoke", method="fed_lscl", **sizes), []
+        add("scale", {"clients": clients}, lambda clients=clients: simulated(clients))
 
-        def note(rounds: int, memory=memory) -> None:
-            memory.append(round(sum(rss(process) for process in family(os.getpid())) / 2**20))
 
-        start = time.perf_counter()
-        with Watch(config, note):
-            record = flower.federate_here(config, True, SETTINGS, quiet)
-        rounds = len(record["bytes_up"])
-        rows.append({
-            "clients": clients,
-            "rounds": rounds,
-            "seconds": round(time.perf_counter() - start, 1),
-            "seconds_per_round": round(sum(record["seconds"][name] for name in ("train", "aggregate", "evaluate")) / rounds, 2),
-            "memory_mb": memory,
-            "differs_from_one_process": difference(record, run(config)),
-        })  # fmt: skip
-    return {"runs": rows}
+def simulated(clients: int) -> dict:
+    """One simulated run; memory and CPU seconds of all its processes behind each round but the last."""
+    config, memory, cpu = (
+        experiment(profile="smoke", method="fed_lscl", clients=clients, tasks=1, classes_per_task=1, private_classes=2, rounds=6),
+        [],
+        [],
+    )
+
+    def note(rounds: int) -> None:
+        own = family(os.getpid())
+        memory.append(round(sum(rss(process) for process in own) / 2**20))
+        cpu.append(sum(cpu_of(process) for process in own))
+
+    with Watch(config, note):
+        record = flower.federate_here(config, True, SETTINGS, quiet)
+    return {
+        "rounds": len(record["bytes_up"]),
+        "seconds_per_exchange": round(sum(record["seconds"][name] for name in ("train", "aggregate", "evaluate")) / (config.rounds + 1), 1),
+        "cpu_seconds_per_exchange": round((cpu[-1] - cpu[0]) / (len(cpu) - 1), 1),
+        "memory_mb": memory,
+        "differs_from_one_process": differing(record, run(config)),
+    }
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """CPU seconds of a process, 0 if it is gone."""
+    with suppress(psutil.Error):
+        return sum(process.cpu_times()[:2])
+    return 0.0
 
 
 def rss(process: psutil.Process) -> int:
@@ -411,18 +444,17 @@ def main() -> None:
     parser.add_argument("what", choices=["parity", "faults", "scale"])
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--methods", default="local_head,fed_lscl,fedavg,lorm,pilora")
+    parser.add_argument("--transports", default="simulation,tls")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--stops", type=int, default=5)
     parser.add_argument("--clients", default="25,50,100")
     given = parser.parse_args()
-    with paths.scratch():
-        if given.what == "parity":
-            facts = parity(given.profile, given.methods.split(","))
-        elif given.what == "faults":
-            facts = faults(given.kills, given.stops)
-        else:
-            facts = scale([int(number) for number in given.clients.split(",")])
-    measure.write(given.what, facts, "federation")
+    if given.what == "parity":
+        parity(given.profile, given.methods.split(","), given.transports.split(","))
+    elif given.what == "faults":
+        faults(given.kills, given.stops)
+    else:
+        scale([int(number) for number in given.clients.split(",")])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The command line: `lscl run`, `federate`, `sweep`, `plan`, `table`, `pages`, `check`, `verify`, `data`, `pretrain`, `probe`, `reproduce`,
-`doctor`."""
+"""The command line: `lscl run`, `federate`, `node`, `sweep`, `plan`, `table`, `pages`, `check`, `verify`, `data`, `pretrain`, `probe`,
+`reproduce`, `doctor`."""
 
 import inspect
 import os
@@ -86,13 +86,14 @@ def federate_command(
     min_clients: Annotated[int, typer.Option(min=0, help="good answers that an exchange needs, 0 = those of all clients")] = 0,
     timeout: Annotated[float, typer.Option(min=1, help="seconds that an exchange may take; who is late is left out")] = 600.0,
     max_mb: Annotated[float, typer.Option(min=0.001, help="largest answer of a client in megabytes")] = 512.0,
+    link: Annotated[str, typer.Option(help="a SuperLink that runs here already, by its name in Flower's configuration; none = start all")] = "",
 ) -> None:
-    """Run one experiment as a real federation on this machine: a server and a process for each client, TLS, a key for each node.
+    """Run one experiment as a real federation: a server and a process for each client, TLS, a key for each node.
 
-    Needs the extra `flower`. A stopped run goes on where it was. How to use several machines stands in the book.
+    Starts all of them on this machine, unless a SuperLink is named. Needs the extra `flower`. A stopped run goes on where it was.
     """
     try:
-        from lscl.federation.flower.local import federate_here
+        from lscl.federation.flower.local import federate_here, submit
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
     from lscl.records import differing
@@ -105,7 +106,7 @@ def federate_command(
         if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
             print(line, file=sys.stderr, flush=True)
 
-    record = federate_here(config, simulation, settings, show)
+    record = submit(config, settings, show, link, os.environ) if link else federate_here(config, simulation, settings, show)
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:
@@ -113,6 +114,23 @@ def federate_command(
         differs = differing(record, alone)
         print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
         _show_accuracy(alone)
+
+
+@app.command("node")
+def node_command(
+    client: Annotated[int, typer.Option(min=0, help="the client's number, from 0")],
+    link: Annotated[str, typer.Option(help="host:port of the SuperLink")],
+    authority: Annotated[Path, typer.Option(help="certificate of the authority that signed the SuperLink's")],
+    key: Annotated[Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="a port of this machine, used by the node's own processes only")] = 9094,
+) -> None:
+    """Be one client of a federation over several machines, until stopped; Flower's SuperNode is started again whenever it ends.
+
+    Needs the extra `flower`. The client's state lies in LSCL_PRIVATE, images are found by LSCL_DATA_DIR.
+    """
+    from lscl.federation.flower.node import serve
+
+    serve(client, link, authority, key, port)
 
 
 @app.command("sweep")
@@ -203,16 +221,16 @@ def pages_command() -> None:
 
 @app.command("check")
 def check_command() -> None:
-    """Compare those pieces with what code, config and records give today; one line for each that differs, and exit code 2."""
-    from lscl import pages
+    """Compare those pieces with what code, config and records give today, and the notebooks with the records they show; one line for each
+    that is older, and exit code 2."""
+    from lscl import pages, stamps
 
-    found = pages.stale()
-    for line in found:
+    made, notebooks = pages.stale(), stamps.stale()
+    for line in [*made, *(["`lscl pages` writes them"] if made else []), *notebooks]:
         print(f"lscl: {line}", file=sys.stderr)
-    if found:
-        print("lscl: `lscl pages` writes them", file=sys.stderr)
+    if made or notebooks:
         raise typer.Exit(2)
-    print("every generated page, table and sentence is what code, config and records give")
+    print("every generated page, table, figure and sentence is what code, config and records give")
 
 
 @app.command("verify")

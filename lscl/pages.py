@@ -1,13 +1,13 @@
 """All that the book and the README show and that code makes: pages, tables, the interactive figure, sentences with numbers."""
 
-from functools import lru_cache
+import json
+import re
 from itertools import zip_longest
 from pathlib import Path
 
-import pandas as pd
+import yaml
 
-from lscl import explore, method_pages, paths, plan, readme, reference, report, sweeps
-from lscl.config import experiment
+from lscl import explore, hardware, method_pages, numbers, paths, readme, reference, report, status, sweeps, verify
 from lscl.data.store import write_atomic
 from lscl.records import Record, all_records, select
 from lscl.report import METHOD_LABELS
@@ -15,7 +15,8 @@ from lscl.report import METHOD_LABELS
 
 def pieces() -> dict[str, str]:
     """Every piece as it has to be today: {path from the repository's root: text}. Without records each says so."""
-    records = report.main_records(all_records("mini"))
+    everything = sweeps.reported(all_records("mini"))
+    records = report.main_records(everything)
     tables = {
         "config.md": report.numbered(reference.config_table(), "Every parameter, its value in each profile, and what it means", "tab-config"),
         "method_values.md": report.numbered(reference.method_values(), "Values of single systems", "tab-method-values", index=False),
@@ -24,12 +25,28 @@ def pieces() -> dict[str, str]:
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmarks(),
+        **{f"federation_{name}.md": federation(name) for name in FEDERATION},
+        "times.md": times(records),
+        "cards.md": report.numbered(hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards"),
+        "verified.md": verify.outcome("mini"),
+        "status.md": status_tables(everything),
+        numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
         "explore.html": explore.page(records),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {})
+    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | install_cells()
+
+
+def install_cells() -> dict[str, str]:
+    """Every notebook with the repository's public address in its first cell; the address is a setting of _config.yml and stands nowhere else."""
+    found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
+    if not found:
+        return {}
+    address = yaml.safe_load((paths.root() / "_config.yml").read_text())["repository"]["url"]
+    cell = re.compile(r'(REPOSITORY = \\")[^"\\]*')  # as JSON has it
+    return {f"notebooks/{path.name}": cell.sub(lambda kept: kept[1] + address, path.read_text()) for path in found}
 
 
 def write() -> list[Path]:
@@ -64,24 +81,31 @@ def _short(text: str, most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-@lru_cache  # the code alone decides it
 def paper_plan(card: str = "t4") -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
-    machine, parts = plan.card(card), []
-    for dataset in sweeps.PLANS["paper"]:
-        rows = {}
-        for method, extra in sweeps.TABLE1:
-            one = plan.cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
-            rows[" ".join([METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
-                "GPU memory GB": f"{one.memory / 2**30:.1f}",
-                "disk GB": f"{one.disk / 1e9:.1f}",
-                "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",
-                "PFLOP, server": f"{one.server / 1e15:.1f}",
-                "hours": f"{one.hours(machine):.1f}",
-            }
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
-        caption = f"{report.DATASET_LABELS[dataset]}, profile `paper`, one seed, by the cost model; hours expected on the card `{card}`"
-        parts.append(report.numbered(table, caption, f"tab-plan-{dataset}"))
+    caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
+    return "\n\n".join(
+        report.numbered(hardware.each_system(dataset, card), caption.format(report.DATASET_LABELS[dataset], card), f"tab-plan-{dataset}")
+        for dataset in sweeps.PLANS["paper"]
+    )
+
+
+def times(records: list[Record]) -> str:
+    """What was measured where, as markdown."""
+    table = hardware.measured(records)
+    if table.empty:
+        return report.NO_RECORDS
+    caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
+    return report.numbered(table, caption, "tab-times", index=False) + (f"\n\n{report.source_note(records)}" if records else "")
+
+
+def status_tables(records: list[Record]) -> str:
+    """The state of the records, as markdown."""
+    parts = [report.numbered(status.sets(records), "Runs that are recorded, by named set, profile `mini`", "tab-status-runs", index=False)]
+    if records:
+        about = "every record of the profile `mini` but those for tuning"
+        parts.append(report.numbered(status.digests(records), f"Digests of what went in, {about}", "tab-status-digests", index=False))
+        parts.append(report.numbered(status.versions(records), f"Versions and machines, {about}", "tab-status-versions", index=False))
     return "\n\n".join(parts)
 
 
@@ -90,6 +114,24 @@ def benchmarks() -> str:
     table = report.benchmarks()
     caption = "Every recorded benchmark against its goal, the machine and the commit"
     return "No benchmark has been recorded yet." if table.empty else report.numbered(table, caption, "tab-benchmarks")
+
+
+# A table of the page about federations: how it is made, from which part of the recorded measurements, and what it shows.
+FEDERATION = {
+    "parity": (report.parity, "parity", "What a federation was compared in with the same run in one process"),
+    "wire": (report.wire, "parity", "Bytes on the wire and in payloads; overhead: kB beyond the payload, for each client and exchange"),
+    "faults": (report.faults, "faults", "Faults that were tried and what came of them"),
+    "scale": (report.scale, "scale", "Simulated clients: seconds, and memory of all processes together"),
+}
+
+
+def federation(name: str) -> str:
+    """What was measured of real federations, one table with its source, as markdown."""
+    make, part, caption = FEDERATION[name]
+    table = make()
+    if table.empty:
+        return "Not measured yet: see `benchmarks/federation.py`."
+    return f"{report.numbered(table, caption, f'tab-federation-{name}', index=False)}\n\n{report.federation_note(part)}"
 
 
 def headline(records: list[Record]) -> str:

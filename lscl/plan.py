@@ -29,7 +29,7 @@ from lscl.methods.parts.inversion import SIDE, Encoder
 from lscl.methods.parts.passes import BATCH
 from lscl.methods.parts.synthesis import ImageGenerator
 from lscl.models.foundation import FrozenViT, architecture
-from lscl.models.prefix_cache import limit_bytes
+from lscl.models.prefix_cache import STORED, limit_bytes
 from lscl.models.small import small_cnn
 from lscl.records import physical_memory
 
@@ -170,7 +170,7 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
 def cnn_of(config: Experiment, client: int = 0) -> Network:
     """The CNN of a client."""
     with torch.device("meta"):
-        return network(small_cnn(config, client).train(), torch.empty(2, 3, config.image_size, config.image_size))
+        return network(small_cnn(config, client).train(), torch.empty(2, 3, config.side, config.side))
 
 
 def blocks_of(config: Experiment) -> Blocks:
@@ -258,7 +258,7 @@ def cost(config: Experiment) -> Cost:
         frozen = every.forward(cls_only=False) * (1 if kind.query else 1 - blocks.count / whole.depth)
         linear += (images + surrogate) * (stem + frozen)
         tokens = whole.tokens if blocks.count else 1
-        disk += (images + surrogate) * FLOAT * whole.width * (tokens + (1 if kind.query else 0))
+        disk += (images + surrogate) * STORED[config.activations].itemsize * whole.width * (tokens + (1 if kind.query else 0))
         linear += trained * blocks.step() + _passes(config) * blocks.forward() * counts.epoch * config.rounds
         linear += counts.evaluated * blocks.forward() * (2 if method == "fedmgp" else 1)
         weights = FLOAT * sum(p.numel() for p in vit.parameters())
@@ -354,7 +354,7 @@ def _own(config: Experiment, cnn: Network, blocks: Blocks, counts: Counts, train
 
 def _generator(latent: int, config: Experiment, width: int) -> float:
     with torch.device("meta"):
-        return network(ImageGenerator(latent, config.image_size, width, nn.Sigmoid()), torch.empty(2, latent)).flops
+        return network(ImageGenerator(latent, config.side, width, nn.Sigmoid()), torch.empty(2, latent)).flops
 
 
 # ---- a set of runs

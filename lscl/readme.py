@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,15 @@ def expect(profile: str, minutes: float, runs: list[records.Record]) -> Path:
     return path
 
 
+def expected() -> list[dict[str, Any]]:
+    """What `expect` has kept, by profile."""
+    return [json.loads(path.read_text()) for path in sorted((paths.results() / "expected").glob("*.json"))]
+
+
 def table() -> str:
     """The markdown table: command, machine, minutes, accuracy of Fed-LSCL."""
     rows = ["| command | measured on | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
-    for path in sorted((paths.results() / "expected").glob("*.json")):
-        row = json.loads(path.read_text())
+    for row in expected():
         rows.append(f"| `{row['command']}` | {_machine(row['hardware'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
     for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
         command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"

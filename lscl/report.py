@@ -607,9 +607,107 @@ def benchmarks() -> pd.DataFrame:
 def _benchmark(found: dict[str, Any]) -> dict[str, str]:
     goal, ratio, lower = found.get("goal"), found["ratio"], found["better"] == "lower"
     if goal is None:
-        return {"ratio": f"{ratio:g}", "goal": "–", "met": "–"}
+        return {"measured": f"{ratio:g}", "goal": "–", "met": "–"}
     met = ratio <= goal if lower else ratio >= goal
-    return {"ratio": f"{ratio:g}", "goal": f"{'at most' if lower else 'at least'} {goal:g}", "met": "yes" if met else "no"}
+    return {"measured": f"{ratio:g}", "goal": f"{'at most' if lower else 'at least'} {goal:g}", "met": "yes" if met else "no"}
+
+
+# ---- federations over Flower (results/federation/, made by benchmarks/federation.py)
+
+
+def federation(part: str) -> list[dict[str, Any]]:
+    """The recorded rows of one part: parity, faults or scale; none if it was never run.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
+    path = paths.results() / "federation" / f"{part}.json"
+    try:
+        return json.loads(path.read_text())["rows"] if path.exists() else []
+    except (ValueError, LookupError, TypeError) as error:
+        raise LsclError(f"cannot read {path}: {type(error).__name__} {error}") from error
+
+
+def parity() -> pd.DataFrame:
+    """Every federation against the same run in one process: what was compared and what differed."""
+    rows = [
+        {
+            "system": METHOD_LABELS[row["method"]],
+            "profile": row["profile"],
+            "transport": {"tls": "processes over TLS", "simulation": "Flower's simulation"}[row["transport"]],
+            "accuracies compared": row["accuracies"],
+            "byte counts compared": row["byte_counts"],
+            "differs": ", ".join(row["differs"]) or "nothing",
+        }
+        for row in federation("parity")
+    ]
+    return pd.DataFrame(rows)
+
+
+def wire() -> pd.DataFrame:
+    """Bytes between SuperLink and nodes, TLS and HTTP and questions for work included, against the payloads among them.
+
+    overhead: kB beyond the payload for each client and exchange, up and down.
+    """
+    rows = []
+    for row in federation("parity"):
+        if "wire_up" not in row:
+            continue
+        messages, shown = row["clients"] * sum(row["exchanges"]), {"system": METHOD_LABELS[row["method"]], "profile": row["profile"]}
+        for side in ("up", "down"):
+            payload, sent = sum(row[f"payload_{side}"]), sum(row[f"wire_{side}"])
+            shown |= {f"payload MB {side}": f"{payload / 1e6:.2f}", f"wire MB {side}": f"{sent / 1e6:.2f}"}
+            shown[f"overhead kB {side}"] = f"{(sent - payload) / 1e3 / messages:.1f}"
+        rows.append(shown)
+    return pd.DataFrame(rows)
+
+
+def faults() -> pd.DataFrame:
+    """Every fault that was tried, how often, and its outcome."""
+    rows = []
+    for row in federation("faults"):
+        if row["fault"] == "client killed":
+            points = row["points"]
+            missed, back = sum(point["rounds_missed"] for point in points), sum(point["came_back"] for point in points)
+            busy = sum(point["while_it_computed"] for point in points)
+            outcome = (
+                f"{row['rounds_finished']} of {row['rounds']} rounds finished; {missed} answers missing in all; back in a later round {back} times"
+            )
+            rows.append({"fault": f"SIGKILL to a client, {busy} times while it computed", "times": len(points), "outcome": outcome})
+        elif row["fault"] == "server killed":
+            outcome = f"{row['finished_rounds']} of {row['of']} rounds were finished; went on after round {row['resumed_after']}; {row['then']}"
+            rows.append({"fault": f"SIGKILL to the server {row['killed']}", "times": 1, "outcome": outcome})
+        else:
+            rows += [{"fault": f"payload: {one['kind']}", "times": 1, "outcome": one["server_says"]} for one in row["bad_payloads"]]
+            rows += [{"fault": f"node: {one['node']}", "times": 1, "outcome": f"not let in: {one['says']}"} for one in row["strangers"]]
+    return pd.DataFrame(rows)
+
+
+def scale() -> pd.DataFrame:
+    """Flower's simulation of many clients."""
+    rows = [
+        {
+            "clients": row["clients"],
+            "rounds": row["rounds"],
+            "seconds per exchange": row["seconds_per_exchange"],
+            "CPU seconds per exchange": row["cpu_seconds_per_exchange"],
+            "memory MB behind the first round": row["memory_mb"][0],
+            "behind the last": row["memory_mb"][-1],
+            "differs from one process": ", ".join(row["differs_from_one_process"]) or "nothing",
+        }
+        for row in federation("scale")
+    ]
+    return pd.DataFrame(rows)
+
+
+def federation_note(part: str) -> str:
+    """Machines, commits and version of Flower behind the rows of a part, in small print."""
+    found = {
+        f"{row['machine']['cpu']}, {row['machine']['cores']} cores, {row['machine']['load']:.0f} other processes busy, flwr {row['flwr']}, "
+        f"commit {(row['commit'] or '–')[:10]}"
+        for row in federation(part)
+    }
+    return f"<small>{'; '.join(sorted(found))}</small>"
 
 
 # ---- text

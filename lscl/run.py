@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +70,15 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
         frozen = foundation_of(config, kind.cut(config)).to(device)
         if not 0 <= config.block < frozen.depth:
             raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
+        if config.compile:
+            frozen.compile_blocks()
     watch = progress.prepare if progress else None
-    train = inputs(kind, frozen, data.train, device, watch)
-    test = train if config.eval_split == "holdout" else inputs(kind, frozen, data.test, device, watch)
+    read = partial(inputs, kind, frozen, device=device, watch=watch, numbers=config.activations, side=config.cnn_size)
+    train = read(data.train)
+    test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
     if spare is not None:
-        method.server_images = inputs(kind, frozen, spare, device, watch)
+        method.server_images = read(spare)
     method.device = device
 
     def new_client(k: int) -> Client:
@@ -84,13 +88,19 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
 
 
 def inputs(
-    kind: type[Method], frozen: FrozenViT | None, images: ImageSet, device: torch.device, watch: Callable[[int, int], None] | None = None
+    kind: type[Method],
+    frozen: FrozenViT | None,
+    images: ImageSet,
+    device: torch.device,
+    watch: Callable[[int, int], None] | None = None,
+    numbers: str = "fp32",
+    side: int | None = None,
 ) -> Inputs:
     """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
     if frozen is None:
-        return Inputs(images, None, device)
-    last = prefix_cache(frozen.at(frozen.depth), images, device, watch) if kind.query else None
-    return Inputs(images, prefix_cache(frozen, images, device, watch), device, last)
+        return Inputs(images, None, device, side=side)
+    last = prefix_cache(frozen.at(frozen.depth), images, device, watch, numbers) if kind.query else None
+    return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
 LARGE = {"colab", "paper"}  # profiles that may need more than a machine has

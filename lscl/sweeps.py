@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -187,6 +188,26 @@ def regimes(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
 def regime_run(values: dict[str, Any], regime: dict[str, Any], writer: str, seed: int) -> Experiment:
     """The run of one writer (a name in WRITERS) in one regime."""
     return experiment(**{**values, **_ALONE, **WRITERS[writer], **regime, "seed": seed})
+
+
+@lru_cache
+def _rows(profile: str, dataset: str, seed: int) -> dict[str, dict[str, str]]:
+    """{config digest: {name of a set: row}} of every set with one data set and seed, but for tuning."""
+    values, rows = {"profile": profile, "dataset": dataset}, {}
+    runs = [("table1", config.method, config) for config in table1(values, [seed])]
+    for name in ("ablations", "blocks", "buffers", "cnns"):
+        runs += [(name, label, variant_run(values, change, seed)) for label, change in variants(name, profile).items()]
+    for regime in REGIMES:
+        about = f"{regime['images_per_class']} images a class, block {regime['block']}"
+        runs += [("regimes", f"{writer}; {about}", regime_run(values, regime, writer, seed)) for writer in WRITERS]
+    for name, row, config in runs:
+        rows.setdefault(config.digest, {})[name] = row
+    return rows
+
+
+def rows_of(record: records.Record) -> dict[str, str]:
+    """The named sets that a record belongs to, and its row in each: {"table1": method, "blocks": "block 3", ...}; empty if it is in none."""
+    return _rows(record["profile"], record["dataset"], record["seed"]).get(record["config_digest"], {})
 
 
 def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collection[str] = ()) -> list[Experiment]:

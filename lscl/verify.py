@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lscl import paths, records
+import pandas as pd
+
+from lscl import paths, records, report
 from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.run import run
 from lscl.seeding import numpy_generator
-from lscl.sweeps import reported
+from lscl.sweeps import reported, rows_of
 
+# Where the runs of a named set stand.
+TABLES = {"table1": "Table 1", "ablations": "Table 2", "blocks": "Fig. 3", "cnns": "Fig. 4", "buffers": "Fig. 5", "regimes": "the writers by regime"}
 IGNORED = {*records.TIMES, "overrides", "name", "config", "config_digest"}  # parameters that came later are completed, not compared
 
 
@@ -19,13 +23,23 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
     """`count` records of a profile drawn at random, without those for tuning.
 
     Raises:
-        LsclError: there are not so many.
+        LsclError: there are none, or not so many.
     """
     found = [one for one in reported(records.all_records(profile)) if dataset in (None, one["dataset"])]
+    if not found:
+        raise LsclError(f"no records of profile {profile} to verify: make some with lscl run or lscl sweep")
     if not 1 <= count <= len(found):
         raise LsclError(f"sample = {count}: there are {len(found)} records to verify, give 1 to {len(found)}")
     chosen = numpy_generator(seed, "verify").choice(len(found), count, replace=False)
     return [found[i] for i in sorted(chosen)]
+
+
+def cells(record: records.Record) -> list[str]:
+    """What of the tables and figures this record is behind: the set, the data set, the row, the seed, and its two final accuracies."""
+    rows = {name: report.label(record) if name == "table1" else row for name, row in rows_of(record).items()}
+    accuracies = ", ".join(f"{report.final(record, mask):.1f} % {report.MASK_LABELS[mask]}" for mask in ("task", "seen"))
+    where = report.DATASET_LABELS[record["dataset"]]
+    return [f"{TABLES[name]}, {where}, {row}, seed {record['seed']}: {accuracies}" for name, row in rows.items()]
 
 
 def verify(record: records.Record, data_dir: Path | None = None, weights: Path | None = None) -> dict[str, Any]:
@@ -38,6 +52,7 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
     differs = records.differing(record, again, IGNORED)
     return {
         "name": record["name"],
+        "cells": cells(record),
         "equal": not differs,
         "differs": differs,
         "seconds": round(sum(again["seconds"].values()), 1),
@@ -57,10 +72,35 @@ def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = N
     found = []
     for record in sample(profile, count, seed, dataset):
         found.append(verify(record, data_dir, weights))
-        print(f"{found[-1]['name']}: {'equal to the bit' if found[-1]['equal'] else 'differs in ' + ', '.join(found[-1]['differs'])}", flush=True)
+        outcome = "equal to the bit" if found[-1]["equal"] else f"differs in {', '.join(found[-1]['differs'])}"
+        print(f"{'; '.join(found[-1]['cells']) or 'in no table'}: {outcome} ({record['name']})", flush=True)
     path = paths.results() / "verified" / f"{profile}.json"
     write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
     unequal = [one["name"] for one in found if not one["equal"]]
     if unequal:
         raise LsclError(f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}")
     return path
+
+
+def outcome(profile: str) -> str:
+    """The outcome that is kept for a profile, as a numbered table with what it says in a sentence, as markdown."""
+    path = paths.results() / "verified" / f"{profile}.json"
+    if not path.exists():
+        return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
+    saved = json.loads(path.read_text())
+    known = {one["name"]: one for one in records.all_records(profile)}
+    rows = [
+        {
+            "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
+            "computed again": "equal to the bit" if one["equal"] else f"differs in {', '.join(one['differs'])}",
+            "seconds": f"{one['seconds']:.1f}",
+            "recorded at": (one["recorded_at"] or "–")[:10],
+            "verified at": (one["verified_at"] or "–")[:10],
+            "machine": one["hardware"]["cpu"],
+        }
+        for one in saved["runs"]
+    ]
+    equal = sum(one["equal"] for one in saved["runs"])
+    command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
+    caption = f"`{command}`: cells drawn at random, their records computed again from nothing"
+    return f"{equal} of {len(rows)} were equal to the bit.\n\n{report.numbered(pd.DataFrame(rows), caption, f'tab-verified-{profile}', index=False)}"

@@ -22,6 +22,6 @@ def record(method="fed_lscl", seed=42, score=80.0, tasks=5, **changes):
         "bytes_up": [[1_000_000, 3_000_000]] * 5 * tasks, "bytes_down": [[500_000, 500_000]] * 5 * tasks, "seconds": {"prepare": 60, "train": 120},
         "cpu_seconds": 90.0, "peak_memory_mb": 900, "trained_parameters": [1000, 2000],
         "data_digest": "d1", "partition_digest": f"p{seed}", "weights_digest": "w1", "commit": "abcdef0123456", "dirty": False,
-        "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
+        "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}, "versions": {"torch": "2.0"},
     }  # fmt: skip
     return {**made, **changes}

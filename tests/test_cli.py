@@ -47,6 +47,7 @@ SMOKE = ("--profile", "smoke")
         (("table", "--profile", "colab"), "no records of profile colab"),
         (("table", "--profile", "big"), "unknown profile 'big'"),
         (("reproduce", "dmo"), "did you mean 'demo'?"),
+        (("node", "--client", "0", "--link", "localhost:1", "--authority", "no/ca.crt", "--key", "no/key"), "no file no/ca.crt"),
         (("pretrain", "--data-dir", "no/such/folder"), "no data folder no/such/folder"),
     ],
 )

@@ -6,6 +6,7 @@ import torch
 from lscl.federation.training import fit
 from lscl.methods import METHODS
 from lscl.methods.base import Stage
+from lscl.models.foundation import FrozenViT
 from lscl.precision import Arithmetic, laid_out, prepare_device
 from lscl.run import run
 
@@ -61,6 +62,16 @@ def test_a_run_in_bf16_is_another_run_that_is_as_good(smoke):
     records = [run(smoke(method="fed_lscl", precision=precision), quiet=True) for precision in ("fp32", "bf16")]
     assert len({one["config_digest"] for one in records}) == 2 and "precision=bf16" in records[1]["name"]
     assert records[0]["bytes_up"] == records[1]["bytes_up"]
+
+
+def test_activations_in_bf16_and_compiled_blocks_are_other_runs_with_the_same_traffic(smoke, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(FrozenViT, "compile_blocks", lambda frozen: compiled.append(frozen))
+    plain, *others = (run(smoke(method="fed_lscl", **change), quiet=True) for change in ({}, {"activations": "bf16"}, {"compile": True}))
+    assert len(compiled) == 1
+    for one, name in zip(others, ("activations=bf16", "compile=True"), strict=True):
+        assert one["config_digest"] != plain["config_digest"] and name in one["name"]
+        assert one["bytes_up"] == plain["bytes_up"]
 
 
 def test_channels_last_changes_the_layout_and_hardly_the_numbers(federation, smoke):

@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
+from made_records import record
 from safetensors.torch import save_file
 
 from lscl import cli, records, verify
+from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.models.foundation import foundation
 from lscl.run import run
@@ -45,6 +47,32 @@ def test_a_run_with_a_local_checkpoint_is_verified_with_that_file(smoke, tree, t
 
 def sorted_by_name(found):
     return sorted(found, key=lambda one: one["name"])
+
+
+def test_the_cells_behind_a_record_are_named(recorded, tree, capsys):
+    head, ours = recorded
+    assert verify.cells(head) == []  # on images of one's own: no set has them
+    config = experiment(profile="mini", dataset="cifar100", seed=1999)
+    made = {**record(seed=1999), "config_digest": config.digest}
+    assert verify.cells(made)[0] == "Table 1, CIFAR-100, Fed-LSCL (O2D exact), seed 1999: 72.0 % task-masked, 42.0 % class-incremental"
+    assert [text.split(",")[:3] for text in verify.cells(made)[1:3]] == [["Table 2", " CIFAR-100", " whole"], ["Fig. 3", " CIFAR-100", " block 3"]]
+    verify.verify_sample("smoke", 1, 0, tree)
+    assert capsys.readouterr().out.startswith("in no table: equal to the bit (")
+
+
+def test_the_page_shows_the_outcome_that_is_kept(recorded, tree):
+    assert "`lscl verify --profile smoke --sample 3`" in verify.outcome("smoke")
+    verify.verify_sample("smoke", 2, 5, tree)
+    text = verify.outcome("smoke")
+    assert text.startswith("2 of 2 were equal to the bit.") and "`lscl verify --profile smoke --sample 2 --seed 5`" in text
+    for one in recorded:
+        assert f"| {one['name']} | equal to the bit |" in text
+
+
+def test_nothing_recorded_is_said(one_line):
+    with pytest.raises(LsclError) as caught:
+        verify.sample("smoke", 1, 0)
+    one_line(caught, "no records of profile smoke")
 
 
 def test_a_changed_number_is_found_and_named(recorded, tree, one_line):

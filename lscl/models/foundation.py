@@ -27,6 +27,7 @@ from lscl.errors import LsclError, unknown
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.seeding import seeded
 
+TOLERANCE = 1e-3  # of the norm, for compiled blocks: TF32 rounds to about that
 WEIGHTS = Path(__file__).parents[1] / "weights" / "mini_vit.safetensors"
 
 
@@ -90,6 +91,31 @@ class FrozenViT(nn.Module):
             raise LsclError("only timm ViTs made of standard blocks (timm.models.vision_transformer.Block) can be adapted")
         self.vit = vit.eval().requires_grad_(False)
         self.block, self.mean, self.std = block, tuple(mean), tuple(std)
+        self.block_forward = block_forward
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Let `suffix` run its blocks through torch.compile, if that changes nothing beyond TOLERANCE; prefixes stay as they are.
+
+        Raises:
+            LsclError: no compiler on this machine, or other numbers.
+        """
+        if self.block == self.depth:
+            return
+        compiled, weight = torch.compile(block_forward, backend=backend), self.vit.blocks[self.block].attn.qkv.weight
+        with seeded(0, "compile"):
+            z, A, B = (torch.randn(shape, device=weight.device) for shape in ((2, 5, self.width), (2, 1, self.width), (2, len(weight), 1)))
+        found = {}
+        for name, forward in (("plain", block_forward), ("compiled", compiled)):
+            leaves = [one.clone().requires_grad_() for one in (z, A, B)]
+            try:
+                out = forward(self.vit.blocks[self.block], leaves[0], Adapter(qkv=LowRank(*leaves[1:], scale=0.1)), 1)
+                found[name] = [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+            except Exception as error:  # a missing compiler shows itself in many types
+                raise LsclError(f"compile = True: torch.compile does not work here, it needs a C++ compiler: {str(error).splitlines()[0]}") from error
+        gap = max(float((a - b).norm() / a.norm()) for a, b in zip(found["plain"], found["compiled"], strict=True))
+        if gap > TOLERANCE:
+            raise LsclError(f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, allowed is {TOLERANCE:.0e}")
+        self.block_forward = compiled
 
     @property
     def width(self) -> int:
@@ -147,7 +173,7 @@ class FrozenViT(nn.Module):
             raise LsclError(f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}")
         for index in range(self.block, self.depth):
             kept = keep if index == self.depth - 1 else None
-            z = block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
+            z = self.block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
         z = self.vit.norm(z[:, :keep])
         return z[:, 0] if keep == 1 else z
 
@@ -167,7 +193,7 @@ def block_forward(block: Block, z: Tensor, adapter: Adapter = PLAIN, keep: int |
     q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     if adapter.keys is not None:
         k, v = _in_front(block.attn, adapter.keys, k), _in_front(block.attn, adapter.values, v)
-    x = F.scaled_dot_product_attention(q, k, v)
+    x = _attention(q, k, v)
     x = block.attn.norm(x.transpose(1, 2).reshape(z.shape))
     z = z + block.ls1(_add(adapter.proj, block.attn.proj(x), x))
     x = block.norm2(z)
@@ -187,6 +213,13 @@ def _in_front(attn: Attention, prefix: Tensor, x: Tensor) -> Tensor:
     """(l, d) or (b, l, d) in front of x: (b, heads, N, d / heads) -> (b, heads, l + N, d / heads)."""
     prefix = prefix.expand(len(x), *prefix.shape[-2:])
     return torch.cat([_heads(attn, prefix, 1)[0], x], dim=2)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.device.type == "cpu" and q.dtype != torch.float32:  # its way back in half precision is several times slower on the CPU than in float32
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _first_qkv(attn: Attention, x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:

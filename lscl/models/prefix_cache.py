@@ -22,36 +22,47 @@ from lscl.data.store import ImageSet, new_folder
 from lscl.errors import LsclError
 from lscl.models.foundation import FrozenViT
 
+STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16: its bits
 CHUNK = 16  # images per forward pass; always whole chunks from the start, so a value never depends on what was asked for
 
 
-def prefix_cache(foundation: FrozenViT, images: ImageSet, device: torch.device, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """The tokens of all `images` in front of the adapted block: (n, N, d) float32, memory-mapped, read-only.
+def prefix_cache(
+    foundation: FrozenViT, images: ImageSet, device: torch.device, progress: Callable[[int, int], None] | None = None, numbers: str = "fp32"
+) -> np.ndarray:
+    """The tokens of all `images` in front of the adapted block: (n, N, d), memory-mapped, read-only; `tokens_at` reads them.
 
-    Kept under a digest of the model, the block, the normalisation and the images. A damaged file is noticed and rebuilt.
+    numbers: fp32, or bf16, which is stored as its bits (int16) and takes half of the disk. Kept under a digest of the model, the
+    block, the normalisation and the images. A damaged file is noticed and rebuilt.
 
     Raises:
         LsclError: the disk is full, the cache folder cannot be written, or LSCL_CACHE_GB leaves no room.
     """
-    folder = paths.cache() / "prefix" / _key(foundation, images)
+    folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers), STORED[numbers]
     shape = (len(images), foundation.tokens, foundation.width)
     hold(folder)
     try:
         return _open(folder)
     except (OSError, ValueError, KeyError):
         pass  # absent or damaged: compute (again)
-    make_room(folder, 4 * math.prod(shape))
+    make_room(folder, stored.itemsize * math.prod(shape))
     foundation.to(device)
     with new_folder(folder) as new:
-        out = np.lib.format.open_memmap(new / "tokens.npy", "w+", np.float32, shape)
+        out = np.lib.format.open_memmap(new / "tokens.npy", "w+", stored, shape)
         for start in range(0, len(images), CHUNK):
             pixels = torch.from_numpy(np.array(images.images[start : start + CHUNK])).to(device)
-            out[start : start + CHUNK] = foundation.prefix(pixels).cpu().numpy()
+            tokens = foundation.prefix(pixels).cpu()
+            out[start : start + CHUNK] = (tokens if numbers == "fp32" else tokens.bfloat16().view(torch.int16)).numpy()
             if progress is not None:
                 progress(min(start + CHUNK, len(images)), len(images))
         out.flush()
         (new / "about.json").write_text(json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}))
     return _open(folder)
+
+
+def tokens_at(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tokens of the images at `index` (b,) of what `prefix_cache` gave: (b, N, d) float32 on `device`; what is moved is what is stored."""
+    tokens = torch.from_numpy(stored[index.numpy()]).to(device)
+    return tokens.view(torch.bfloat16).float() if stored.dtype == STORED["bf16"] else tokens
 
 
 _held: dict[Path, BinaryIO] = {}  # open lock files, for as long as the process lasts
@@ -151,8 +162,9 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.exists())
 
 
-def _key(foundation: FrozenViT, images: ImageSet) -> str:
+def _key(foundation: FrozenViT, images: ImageSet, numbers: str) -> str:
     about = [foundation.digest, foundation.block, foundation.mean, foundation.std, images.digest, CHUNK, torch.get_num_threads()]
+    about += [] if numbers == "fp32" else [numbers]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
 
 

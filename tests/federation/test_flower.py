@@ -27,18 +27,18 @@ class StubGrid:
     def __init__(self, config, settings=None, lost=lambda exchange, client: None, run_id=1):
         self.run_config = {"experiment": describe(config), "min-clients": 0, "timeout": 5.0, "max-mb": 512.0, **(settings or {})}
         self.lost, self.replies, self.sent, self.run_id = lost, {}, [], run_id
-        self.contexts = {EXTRA - k: Context(run_id, EXTRA - k, {"partition-id": k}, RecordDict(), self.run_config) for k in range(config.clients)}
+        self.contexts = {EXTRA - k: Context(run_id, EXTRA - k, {"client": k}, RecordDict(), self.run_config) for k in range(config.clients)}
+        self.nodes = [SimpleNamespace(node_id=EXTRA - k, name=f"client{k}", last_activated_at=str(k)) for k in range(config.clients)]
 
-    def get_node_ids(self):
-        return list(self.contexts)
+    def get_nodes(self):
+        return self.nodes
 
-    def push_messages(self, messages):
+    def send_and_receive(self, messages, timeout):
         for message in messages:
             number, node = len(self.sent), message.metadata.dst_node_id
             message.metadata.__dict__["_message_id"] = str(number)
             self.sent.append(message)
-            asked = max((int(key) for key in message.content), default=None)
-            odd = self.lost(asked, EXTRA - node) if asked is not None else None
+            odd = self.lost(max(exchanges_in(message)), EXTRA - node)
             if odd == "gone":
                 continue
             reply = self.answer(message, node)
@@ -46,16 +46,13 @@ class StubGrid:
                 odd(reply)
             if odd != "late":
                 self.replies[str(number)] = reply
-        return [message.metadata.message_id for message in messages]
+        return [self.replies.pop(one) for one in sorted(self.replies, reverse=True)]  # never in the order of the clients
 
     def answer(self, message, node):
         try:
             return client_app.app(message, self.contexts[node])
         except LsclError as error:
             return Message(Error(code=0, reason=str(error)), reply_to=message)
-
-    def pull_messages(self, ids):
-        return [self.replies.pop(one) for one in reversed(ids) if one in self.replies]  # never in the order of the clients
 
     def serve(self):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run_id, 1, 1
@@ -64,17 +61,23 @@ class StubGrid:
 
 @pytest.fixture
 def over_flower(places, monkeypatch, tree):
-    """over_flower(config, settings, lost, run_id): the record of a run over the stub grid, and the grid."""
+    """over_flower(config, settings, lost, grid): the record of a run over a stub grid, and the grid."""
     monkeypatch.setenv("LSCL_PRIVATE", str(places / "private"))
     monkeypatch.setenv("LSCL_DATA_DIR", str(tree))
     monkeypatch.setattr(server_app, "PAUSE", 0)
 
-    def make(config, settings=None, lost=lambda exchange, client: None, run_id=1):
-        grid = StubGrid(config, settings, lost, run_id)
+    next_run = itertools.count(1)
+
+    def make(config, settings=None, lost=lambda exchange, client: None, grid=StubGrid):
+        grid = grid(config, settings, lost, next(next_run))
         grid.serve()
         return json.loads((places / "results" / "federation" / "runs" / f"{config.name}.json").read_text()), grid
 
     return make
+
+
+def exchanges_in(message):
+    return [int(name) for name in message.content.array_records]
 
 
 def compared(record):
@@ -98,7 +101,7 @@ def test_nothing_private_is_in_any_message(over_flower, smoke, places):
     """What goes up is the payload; the state stays in the client's folder."""
     config = smoke()
     _, grid = over_flower(config)
-    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload"}
+    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload", "client"}
     kept = sorted(path.name for path in (places / "private" / config.name / "client1").glob("*.safetensors"))
     assert kept == ["000003.safetensors", "000004.safetensors", "000005.safetensors"]
 
@@ -120,7 +123,7 @@ def test_a_round_goes_on_without_a_client_that_comes_back_later(over_flower, smo
     record, grid = over_flower(config, {"min-clients": 2, "timeout": 0.01}, lambda exchange, client: odd.get((exchange, client)))
     faults = [line for lines in record["faults"] for line in lines]
     assert len(faults) == len(odd) and all("no answer within 0.01 s" in line for line in faults)
-    sent = [sorted(map(int, message.content)) for message in grid.sent if message.content and message.metadata.dst_node_id == EXTRA - 1]
+    sent = [sorted(exchanges_in(message)) for message in grid.sent if message.metadata.dst_node_id == EXTRA - 1]
     last = max(exchange for exchange, client in odd if client == 1)
     assert next(numbers for numbers in sent if last + 1 in numbers) == [n for n in range(last + 2) if (n, 1) in odd or n == last + 1]
     assert [len(numbers) for numbers in sent if min(numbers) > last + 1] == [1] * (sent[-1][0] - last - 1)
@@ -132,7 +135,7 @@ def test_a_late_answer_is_the_clients_own_affair(over_flower, smoke):
     """It has trained, so it goes on from there; nothing it was sent is taken in twice."""
     config = smoke(method="local_head")
     on_time, _ = over_flower(config)
-    late, _ = over_flower(config, {"min-clients": 2, "timeout": 0.01}, lambda exchange, client: "late" if (exchange, client) == (1, 1) else None, 2)
+    late, _ = over_flower(config, {"min-clients": 2, "timeout": 0.01}, lambda exchange, client: "late" if (exchange, client) == (1, 1) else None)
     assert late["accuracy"] == on_time["accuracy"]
 
 
@@ -140,11 +143,11 @@ def test_too_few_clients_stop_the_run_at_the_last_finished_round_and_it_goes_on(
     config = smoke(method="lorm")
     whole, _ = over_flower(config)
     with pytest.raises(LsclError) as caught:
-        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None, 2)
+        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None)
     one_line(caught, "2 good answers, at least 3 are needed: client 1: no answer")
-    again, grid = over_flower(config, run_id=3)
+    again, grid = over_flower(config)
     assert compared(again) == compared(whole)
-    assert min(min(map(int, message.content)) for message in grid.sent if message.content) == 2  # the two rounds before were not done again
+    assert min(min(exchanges_in(message)) for message in grid.sent) == 2  # the two rounds before were not done again
 
 
 class Killed(BaseException):
@@ -155,8 +158,7 @@ class Killed(BaseException):
 def test_a_server_that_is_killed_anywhere_resumes_and_ends_as_if_it_had_not(over_flower, smoke, name, places):
     config = smoke(method=name)
     whole, grid = over_flower(config)
-    exchanges = max(max(map(int, message.content)) for message in grid.sent if message.content) + 1
-    number = itertools.count(2)
+    exchanges = max(max(exchanges_in(message)) for message in grid.sent) + 1
     for point in range(exchanges):
         for client in (0, 2):  # with one answer behind it, and with all
 
@@ -165,8 +167,8 @@ def test_a_server_that_is_killed_anywhere_resumes_and_ends_as_if_it_had_not(over
                     raise Killed
 
             with pytest.raises(Killed):
-                over_flower(config, lost=kill, run_id=next(number))
-            again, _ = over_flower(config, run_id=next(number))
+                over_flower(config, lost=kill)
+            again, _ = over_flower(config)
             assert compared(again) == compared(whole), (point, client)
 
 
@@ -174,11 +176,63 @@ def test_a_message_that_was_overtaken_does_not_undo_what_came_later(over_flower,
     config = smoke(method="local_head")
     _, grid = over_flower(config)
     state = {path: path.read_bytes() for path in (places / "private").rglob("*.safetensors")}
-    first = next(message for message in grid.sent if message.content)
+    first = grid.sent[0]
     with pytest.raises(LsclError) as caught:
         client_app.app(first, grid.contexts[first.metadata.dst_node_id])
     one_line(caught, "exchange 0 comes too late")
     assert state == {path: path.read_bytes() for path in (places / "private").rglob("*.safetensors")}
+
+
+def test_every_round_looks_again_which_node_serves_a_client(over_flower, smoke):
+    """A new node of a client, in the place of one that is gone, goes on with the client's state."""
+    config, moved = smoke(method="local_head"), []
+
+    class Moving(StubGrid):
+        def get_nodes(self):
+            if len(self.sent) == config.clients and not moved:
+                moved.append(self.nodes.pop(1))
+                self.nodes.append(SimpleNamespace(node_id=7, name="client1", last_activated_at="9"))
+                self.contexts[7] = self.contexts[EXTRA - 1]
+            return self.nodes
+
+    whole, _ = over_flower(config)
+    again, grid = over_flower(config, grid=Moving)
+    assert compared(again) == compared(whole)
+    asked = [message.metadata.dst_node_id for message in grid.sent]
+    assert set(asked[: config.clients]) == {1000, 999, 998} and set(asked[config.clients :]) == {1000, 7, 998}
+
+
+def test_a_node_that_serves_another_client_refuses(over_flower, smoke):
+    config = smoke(method="local_head")
+
+    class Mistaken(StubGrid):
+        def get_nodes(self):
+            self.contexts[EXTRA - 1].node_config["client"] = 2
+            return self.nodes
+
+    record, _ = over_flower(config, {"min-clients": 2}, grid=Mistaken)
+    assert {line for lines in record["faults"] for line in lines} == {"client 1: this node is client 2, the message is for client 1"}
+
+
+def test_simulated_nodes_have_no_names_and_strangers_names_count_for_nothing(over_flower, smoke):
+    config = smoke(method="local_head")
+
+    class Simulated(StubGrid):
+        def get_nodes(self):
+            for node, context in self.contexts.items():
+                context.node_config = {"partition-id": node}
+            return [SimpleNamespace(node_id=node.node_id, name=None, last_activated_at=None) for node in self.nodes]
+
+    class Strange(StubGrid):
+        def get_nodes(self):
+            odd = [SimpleNamespace(node_id=n, name=name, last_activated_at="9") for n, name in ((3, ""), (4, "client3"), (5, "client-1"))]
+            return [*odd, *self.nodes]
+
+    whole, _ = over_flower(config)
+    for kind in (Simulated, Strange):
+        again, grid = over_flower(config, grid=kind)
+        assert compared(again) == compared(whole)
+        assert {message.metadata.dst_node_id for message in grid.sent} == {1000, 999, 998}
 
 
 def test_a_client_that_lost_its_disk_says_so_and_is_left_out(over_flower, smoke, places):

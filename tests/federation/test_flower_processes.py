@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -66,3 +67,44 @@ def test_a_stopped_command_ends_every_process_it_started(left, how):
         process.wait(timeout=60)
     assert process.returncode == (130 if how == signal.SIGINT else 143)
     assert left() == []
+
+
+def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_never_in(left, tmp_path):
+    """SIGKILL to the SuperNode and the client app while it trains: that exchange goes on without it, a later one with it."""
+    config, record = experiment(**SIZES | dict(rounds=4, tasks=1)), {}
+    settings = {"min-clients": config.clients - 1, "timeout": 100.0}
+    with flower.federation(tmp_path, tmp_path / "private", config) as local:
+        bench.start_strangers(local)
+        run = threading.Thread(target=lambda: record.update(local.run(settings, print)))
+        run.start()
+        while not (app := bench.found(local.processes["client1"].pid, "flwr-clientapp")):
+            assert run.is_alive()
+            time.sleep(0.02)
+        bench.kill([bench.found(local.processes["client1"].pid, "flower-supernode"), app])
+        run.join()
+        nodes = json.loads(local.flwr("supernode", "list", "here", "--verbose", "--format", "json"))["nodes"]
+        said = [bench.complaint(local, name) for name in bench.STRANGERS]
+    up = record["bytes_up"]
+    assert len(up) == config.rounds and min(row[k] for row in up for k in (0, 2)) > 0
+    assert up[0][1] == 0 and up[-1][1] > 0 and record["accuracy"]["task"][-1][1] is not None
+    assert [node["status"] for node in nodes] == ["online"] * config.clients
+    reasons = ("Failed to activate SuperNode", "CERTIFICATE_VERIFY_FAILED", "Server disconnected")
+    assert all(reason in line for reason, line in zip(reasons, said, strict=True)), said
+    assert left() == []
+
+
+def test_a_federation_goes_on_behind_the_last_finished_round_of_a_server_that_was_killed(left):
+    command = [sys.executable, "-m", "lscl.cli", "federate", "--compare", "--profile", "smoke", "--tasks", "1", "--rounds", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        said = ""
+        while "round 1 done" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        bench.kill(bench.family(bench.found(process.pid, "flower-superlink").pid))
+        said = process.stderr.read()
+    assert process.returncode == 2 and "the same command goes on after the last finished round" in said
+    assert left() == []
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "going on after round 1" in again.stderr
+    assert "every accuracy and every payload byte count is the same" in again.stdout

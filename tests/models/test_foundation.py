@@ -375,3 +375,43 @@ def test_a_run_with_a_local_checkpoint_never_falls_back_to_another(one_line):
     with pytest.raises(LsclError) as caught:
         foundation_of(experiment(profile="smoke", weights_sha256="0" * 64), 0)
     one_line(caught, "weights_sha256", "say by weights where")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # raised and hidden inside torch.compile
+def test_compiled_blocks_give_the_same_output_and_gradients():
+    plain, compiled = foundation("tiny", 1), foundation("tiny", 1)
+    compiled.compile_blocks("aot_eager")  # traces all of it and needs no C++ compiler
+    assert compiled.block_forward is not block_forward
+    for batch in (3, 4):  # another size than the one before
+        z, found = plain.prefix(random_images(batch)), []
+        for frozen in (plain, compiled):
+            update = random_update(frozen, batch=batch)
+            leaves = [update.A.requires_grad_(), update.B.requires_grad_()]
+            out = frozen.suffix(z, update)
+            loss = (out * torch.arange(out.numel()).view_as(out)).sum()  # not the sum of squares, which the final norm makes a constant
+            found.append([out, *torch.autograd.grad(loss, leaves)])
+        gaps = [float((a - b).detach().norm() / a.detach().norm()) for a, b in zip(*found, strict=True)]
+        assert max(gaps) < 1e-5, gaps
+
+
+@pytest.mark.parametrize(("broken", "message"), [(RuntimeError("no compiler\nand more"), "does not work here.*: no compiler$"), (None, "differs by")])
+def test_a_compiler_that_fails_or_computes_something_else_is_refused(monkeypatch, broken, message):
+    def compiled(function, backend):
+        def other(block, z, *rest):
+            if broken:
+                raise broken
+            return function(block, z, *rest) * 1.01
+
+        return other
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    frozen = foundation("tiny", 1)
+    with pytest.raises(LsclError, match=message):
+        frozen.compile_blocks()
+    assert frozen.block_forward is block_forward
+
+
+def test_nothing_is_compiled_behind_the_last_block():
+    frozen = foundation("tiny", None)
+    frozen.compile_blocks("no such backend")
+    assert frozen.block_forward is block_forward

@@ -10,7 +10,7 @@ import torch
 
 from lscl.errors import LsclError
 from lscl.models.foundation import foundation
-from lscl.models.prefix_cache import CHUNK, prefix_cache, release
+from lscl.models.prefix_cache import CHUNK, prefix_cache, release, tokens_at
 
 CPU = torch.device("cpu")
 
@@ -52,6 +52,16 @@ def test_tokens_are_computed_once_then_mapped_from_disk(cache, images):
     second, calls = computed(foundation("tiny", 1), images)
     assert calls == [] and np.array_equal(first, second)
     assert isinstance(second, np.memmap) and not second.flags.writeable
+
+
+def test_bf16_takes_half_of_the_disk_and_rounds_every_token_once(cache, images):
+    exact, _ = computed(foundation("tiny", 1), images)
+    rounded = prefix_cache(foundation("tiny", 1), images, CPU, numbers="bf16")
+    assert rounded.nbytes == exact.nbytes / 2 and len(entries(cache)) == 2
+    index = torch.tensor([83, 0, 5])
+    found = tokens_at(rounded, index, CPU)
+    assert found.dtype == torch.float32 and torch.equal(found, torch.from_numpy(exact[index.numpy()]).bfloat16().float())
+    assert torch.equal(tokens_at(exact, index, CPU), torch.from_numpy(exact[index.numpy()]))
 
 
 def test_model_block_normalisation_and_images_each_have_their_own_file(cache, images):

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import safe_open
 
@@ -25,19 +25,15 @@ app = ClientApp()
 prepared = lru_cache(maxsize=1)(setting)  # in a simulation one process serves many clients
 
 
-@app.query("who")
-def who(message: Message, context: Context) -> Message:
-    """Which client this node is."""
-    return Message(RecordDict({"who": MetricRecord({"client": int(context.node_config["partition-id"])})}), reply_to=message)
-
-
 @app.train()
 def exchange(message: Message, context: Context) -> Message:
     """Take in what was missed, do what is asked, save, answer."""
-    config, number = understand(context.run_config), int(context.node_config["partition-id"])
+    config, number = understand(context.run_config), int(message.content["to"]["client"])
+    if number != context.node_config.get("client", number):
+        raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
     _, _, method, new_client = prepared(config)
     client, stages = new_client(number), exchanges(method)
-    due = sorted((int(key), value["payload"]) for key, value in message.content.items())
+    due = sorted((int(key), value["payload"]) for key, value in message.content.array_records.items())
     asked, payload = due.pop()
     folder, run = paths.private() / config.name / f"client{number}", str(message.metadata.run_id)
     folder.mkdir(parents=True, exist_ok=True)

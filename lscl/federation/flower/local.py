@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +29,12 @@ from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.errors import LsclError
 from lscl.federation.flower.messages import describe
+from lscl.federation.flower.node import QUIET
 from lscl.records import Record
 from lscl.run import prepare
 
 APP = Path(__file__).parent / "app"
 HOST = "127.0.0.1"
-# Flower reports usage, looks for updates and installs packages while it runs, unless it is told not to.
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 PATIENCE = 60  # seconds for a process to start
 
 
@@ -110,18 +109,15 @@ class Local:
                 command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
-    def tls(self) -> list[str]:
-        """The options that make a process of Flower serve over TLS."""
-        options = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
-        return [word for option, file in options.items() for word in (option, str(self.folder / file))]
-
     def start_link(self) -> None:
         """Start the SuperLink and wait until it answers.
 
         Raises:
             LsclError: it ends, or does not answer in time.
         """
-        safe = ["--insecure", "--simulation"] if self.simulation else [*self.tls(), "--enable-supernode-auth"]
+        files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+        tls = [word for option, file in files.items() for word in (option, str(self.folder / file))]
+        safe = ["--insecure", "--simulation"] if self.simulation else [*tls, "--enable-supernode-auth"]
         self.start("superlink", "flower-superlink", *safe, "--host", HOST, "--port", str(self.port))
         home = self.folder / "flwr"
         home.mkdir(exist_ok=True)
@@ -147,40 +143,22 @@ class Local:
             raise LsclError(f"flwr {words[0]}: {' '.join((done.stdout + done.stderr).split())[-500:]}")
         return done.stdout
 
-    def register(self, name: str) -> None:
-        """Make a key for a SuperNode and let it in."""
-        node_key(self.folder / f"{name}.key")
-        self.flwr("supernode", "register", str(self.folder / f"{name}.pub"), "here")
+    def register(self, client: int) -> None:
+        """Make a key for the node of a client and let it in."""
+        node_key(self.folder / f"client{client}.key")
+        self.flwr("supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}")
 
-    def start_node(self, client: int, name: str | None = None, link: int | None = None) -> None:
-        """Start the SuperNode of a client; link: port of the SuperLink, or of what stands in front of it."""
-        name = name or f"client{client}"
+    def start_node(self, client: int, link: int | None = None) -> None:
+        """Start the node of a client; link: port of the SuperLink, or of what stands in front of it."""
         self.start(
-            name, "flower-supernode", "--superlink", f"{HOST}:{link or self.port}", "--root-certificates", str(self.folder / "ca.crt"), *self.tls(),
-            "--auth-supernode-private-key", str(self.folder / f"{name}.key"), "--host", HOST, "--port", str(free_port()),
-            "--node-config", f"partition-id={client}",
+            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client), "--link", f"{HOST}:{link or self.port}",
+            "--authority", str(self.folder / "ca.crt"), "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
         )  # fmt: skip
 
-    def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> None:
-        """Hand the run to the SuperLink and wait for its end; show: called with every line that Flower or the server writes.
-
-        Raises:
-            LsclError: the server says that it cannot go on.
-        """
-        written = {"experiment": describe(self.config), **settings}
-        (self.folder / "run.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in written.items()))
+    def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
+        """Hand the run to the SuperLink, as `submit` does."""
         nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.threads}"
-        command = ["flwr", "run", str(APP), "here", "--stream", "--run-config", str(self.folder / "run.toml")]
-        command += ["--federation-config", nodes] if self.simulation else []
-        why, options = "", dict(env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, text=True)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
-            self.processes["run"] = process
-            for line in process.stdout:
-                show(line.rstrip())
-                why = line.partition("LsclError: ")[2].strip() or why
-        del self.processes["run"]
-        if why:
-            raise LsclError(why)
+        return submit(self.config, settings, show, "here", self.environment, ["--federation-config", nodes] if self.simulation else [])
 
     def last_lines(self, name: str, count: int = 1) -> str:
         """The end of a process's log."""
@@ -188,11 +166,8 @@ class Local:
 
     def stop(self, *names: str) -> None:
         """End processes that were started here, all if none is named, and all that they started."""
-        started, ending = [self.processes.pop(name) for name in names or list(self.processes)], []
-        for one in started:
-            with suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(one.pid)
-                ending += [parent, *parent.children(recursive=True)]
+        started = [self.processes.pop(name) for name in names or list(self.processes)]
+        ending = [process for one in started for process in started_by(one.pid)]
         for step in (psutil.Process.terminate, psutil.Process.kill):
             for process in ending:
                 with suppress(psutil.NoSuchProcess):
@@ -200,6 +175,51 @@ class Local:
             _, ending = psutil.wait_procs(ending, timeout=10)
         for one in started:
             one.wait()
+
+
+def started_by(pid: int) -> list[psutil.Process]:
+    """A process that leads a session, what it started, and what is left in its session of those that have ended."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError):
+            found += [process] if os.getsid(process.pid) == pid and process not in found else []
+    return found
+
+
+def submit(
+    config: Experiment,
+    settings: Mapping[str, float],
+    show: Callable[[str], None],
+    link: str,
+    environment: Mapping[str, str],
+    more: Sequence[str] = (),
+) -> Record:
+    """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
+
+    show: called with every line that Flower or the server writes; more: further words of the command.
+
+    Raises:
+        LsclError: the run came to no end; what was finished before stays.
+    """
+    path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
+    path.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write("".join(f"{name} = {json.dumps(value)}\n" for name, value in {"experiment": describe(config), **settings}.items()))
+        file.flush()
+        command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
+        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            try:
+                for line in process.stdout:
+                    show(line.rstrip())
+                    why, last = line.partition("LsclError: ")[2].strip() or why, line.strip() or last
+            finally:
+                process.terminate()
+    if not path.exists():
+        raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
+    return json.loads(path.read_text())
 
 
 @contextmanager
@@ -212,7 +232,7 @@ def federation(folder: Path, private: Path, config: Experiment, simulation: bool
             certificates(folder)
         local.start_link()
         for k in range(0 if simulation else config.clients):
-            local.register(f"client{k}")
+            local.register(k)
             local.start_node(k)
         yield local
     finally:
@@ -226,15 +246,11 @@ def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, f
     Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished.
 
     Raises:
-        LsclError: the run came to no end; what was finished before stays.
+        LsclError: as `submit`.
     """
-    home = paths.results() / "federation"
-    private, made = home / "state" / f"{config.name}-private", home / "runs" / f"{config.name}.json"
+    private = paths.results() / "federation" / "state" / f"{config.name}-private"
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
-    made.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder, federation(Path(folder), private, config, simulation) as local:
-        local.run(settings, show)
-    if not made.exists():
-        raise LsclError(f"{config.name} came to no end; the same command goes on after the last finished round")
+        record = local.run(settings, show)
     shutil.rmtree(private, ignore_errors=True)
-    return json.loads(made.read_text())
+    return record

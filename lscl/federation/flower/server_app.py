@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from lscl.methods.base import Method, Stage
 from lscl.progress import Progress
 from lscl.run import claim, make_record, play, setting
 
-PAUSE = 0.2  # seconds between two looks for replies
+PAUSE = 0.5  # seconds between two looks for nodes
 
 app = ServerApp()
 
@@ -47,8 +47,8 @@ def main(grid: Grid, context: Context) -> None:
 class OverGrid:
     """A transport that sends one message per client and exchange.
 
-    nodes: the node of each client that is there; who: the client of each node that was asked; missed: what a client was sent and
-    did not answer, by exchange. It is sent again with the next exchange, for other payloads may build on it.
+    nodes: the node of each client that is there; missed: what a client was sent and did not answer, by exchange. It is sent again
+    with the next exchange, for other payloads may build on it.
     """
 
     grid: Grid
@@ -58,7 +58,6 @@ class OverGrid:
     limit: int
     progress: Progress
     nodes: dict[int, int] = field(default_factory=dict)
-    who: dict[int, int] = field(default_factory=dict)
     missed: dict[int, dict[int, Payload]] = field(default_factory=dict)
     id: str = "-missed"
     task: int = -1
@@ -66,44 +65,42 @@ class OverGrid:
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload | LsclError]:
         number = exchanges(self.method).index(stage)
         self.find(self.least if self.nodes else len(downloads))
-        due = {k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}
-        parcels = {k: {str(n): ArrayRecord({"payload": pack(payload)}) for n, payload in sent.items()} for k, sent in due.items()}
-        replies = self.send({self.nodes[k]: RecordDict(parcel) for k, parcel in parcels.items()}, "train", self.timeout)
-        answers = {}
+        replies, answers = self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}), {}
         for k, download in downloads.items():
-            reply = replies.get(self.nodes.get(k))
+            reply = replies.get(k)
             if reply is not None and reply.has_content():
                 self.missed.pop(k, None)
                 answers[k] = opened(reply, f"client {k}", self.limit)
                 self.progress.client(stage, k)
             else:
                 self.missed.setdefault(k, {})[number] = download
-                answers[k] = LsclError(f"client {k}: {reply.error.reason if reply else f'no answer within {self.timeout:g} s'}")
+                late = f"no answer within {self.timeout:g} s" if k in self.nodes else "no node of it is there"
+                answers[k] = LsclError(f"client {k}: {reply.error.reason if reply else late}")
         return answers
 
     def find(self, wanted: int) -> None:
-        """Wait until `wanted` clients are there, or until the time is over."""
+        """Look which nodes are there, until `wanted` clients are or the time is over. A node that was registered as client3 is
+        client 3; nodes without names are simulated, each can be any client."""
         end = time.monotonic() + self.timeout
         while True:
-            alive = set(self.grid.get_node_ids())
-            for node, reply in self.send({node: RecordDict() for node in alive - set(self.who)}, "query.who", min(self.timeout, 60)).items():
-                if reply.has_content():
-                    self.who[node] = int(reply.content["who"]["client"])
-            self.nodes = {k: node for node, k in self.who.items() if node in alive and 0 <= k < self.method.config.clients}
+            alive = sorted(self.grid.get_nodes(), key=lambda node: (node.last_activated_at or "", node.node_id))
+            names = {f"client{k}": k for k in range(self.method.config.clients)}
+            self.nodes = {names[node.name]: node.node_id for node in alive if node.name in names}
+            if not any(node.name for node in alive):
+                self.nodes = dict(zip(names.values(), sorted(node.node_id for node in alive)))
             if len(self.nodes) >= wanted or time.monotonic() > end:
                 return
             time.sleep(PAUSE)
 
-    def send(self, contents: Mapping[int, RecordDict], kind: str, timeout: float) -> dict[int, Message]:
-        """Send to each node what is for it; -> the replies, errors among them, that came in time, by node."""
-        messages = [Message(content, dst_node_id=node, message_type=kind, ttl=timeout) for node, content in contents.items()]
-        waiting = {one: node for one, node in zip(self.grid.push_messages(messages), contents, strict=True) if one is not None}
-        replies, end = {}, time.monotonic() + timeout
-        while waiting and time.monotonic() < end:
-            for reply in self.grid.pull_messages(list(waiting)):
-                replies[waiting.pop(reply.metadata.reply_to_message_id)] = reply
-            time.sleep(PAUSE if waiting else 0)
-        return replies
+    def send(self, due: Mapping[int, Mapping[int, Payload]]) -> dict[int, Message]:
+        """Send to each client the payloads of its exchanges; -> the replies, errors among them, that came in time, by client."""
+        messages = {}
+        for k, payloads in due.items():
+            content = {"to": MetricRecord({"client": k}), **{str(n): ArrayRecord({"payload": pack(payload)}) for n, payload in payloads.items()}}
+            messages[k] = Message(RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout)
+        replies = self.grid.send_and_receive(messages.values(), timeout=self.timeout)
+        by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        return {k: by_message[sent.metadata.message_id] for k, sent in messages.items() if sent.metadata.message_id in by_message}
 
     def private_state(self) -> dict[str, Tensor]:
         """What was missed, as one flat dictionary, for saving."""

@@ -1,0 +1,66 @@
+"""Hardware and times: what a command took and gave where it was measured, and what the cost model expects of cards that nobody has tried."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import pandas as pd
+
+from lscl import plan, readme, report, sweeps
+from lscl.config import experiment
+from lscl.records import Record, select
+
+cost = lru_cache(plan.cost)  # some seconds for all systems, and the code alone decides it
+
+
+def measured(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
+    rows = [
+        {**_row(one["hardware"]), "command": f"`{one['command']}`", **_found(one["minutes"], one["task"], one["seen"])} for one in readme.expected()
+    ]
+    for record in select(records, seed=sweeps.SEEDS[0]):
+        options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
+        command = f"`lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}`"
+        accuracies = (report.final(record, mask) for mask in ("task", "seen"))
+        rows.append({**_row(record["hardware"], record["config"]["threads"]), "command": command, **_found(report.minutes(record), *accuracies)})
+    return pd.DataFrame(rows)
+
+
+def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:
+    used = f", {threads} thread{'s' * (threads > 1)} used" if threads else ""
+    return {"machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {hardware['gpu'] or 'no GPU'}{used}"}
+
+
+def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
+    return {"minutes": f"{minutes:.1f}", "task-masked %": f"{task:.1f}", "class-incremental %": f"{seen:.1f}"}
+
+
+def planned() -> pd.DataFrame:
+    """One row per card: hours by the cost model of one run of Fed-LSCL and of the whole main table with its seeds, and whether it holds every run."""
+    rows = {}
+    for name, machine in plan.CARDS.items():
+        rows[f"`{name}`"] = {"GPU memory GB": f"{machine.memory / 2**30:.0f}"}
+        for dataset, seeds in sweeps.PLANS["paper"].items():
+            every = [cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.TABLE1]
+            ours = next(one for one in every if one.config.method == "fed_lscl")
+            title = report.DATASET_LABELS[dataset]
+            rows[f"`{name}`"] |= {
+                f"{title}: Fed-LSCL, hours": f"{ours.hours(machine):.1f}",
+                f"{title}: all, {len(seeds)} seeds, hours": f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}",
+                f"{title}: all fit": "yes" if max(one.memory for one in every) <= machine.memory else "no",
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
+
+
+def each_system(dataset: str, card: str = "t4") -> pd.DataFrame:
+    """What one run of every system in the profile paper needs by the cost model, on one card."""
+    machine, rows = plan.card(card), {}
+    for method, extra in sweeps.TABLE1:
+        one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+        rows[" ".join([report.METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
+            "GPU memory GB": f"{one.memory / 2**30:.1f}",
+            "disk GB": f"{one.disk / 1e9:.1f}",
+            "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",
+            "PFLOP, server": f"{one.server / 1e15:.1f}",
+            "hours": f"{one.hours(machine):.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
