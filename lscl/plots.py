@@ -384,10 +384,10 @@ def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
 
 @styled
 def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
-    """Pictures with titles, two in a row. pictures: {title: (H, W, 3) uint8}."""
+    """Pictures with titles, two in a row, hardly enlarged, as pixels cost bytes. pictures: {title: (H, W, 3) uint8}."""
     rows = -(-len(pictures) // 2)
     height, width, _ = next(iter(pictures.values())).shape
-    figure, axes = _figure(8, rows * (0.35 + 3.8 * height / width), rows, 2)
+    figure, axes = _figure(5.4, rows * (0.35 + 2.5 * height / width), rows, 2)
     for place in axes.flat:
         place.set_axis_off()
     for place, (title, pixels) in zip(axes.flat, pictures.items()):
@@ -446,12 +446,14 @@ def classes_of_clients(panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
 def by_round(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, tasks: int) -> Figure:
     """A value in every round, one line per system, one panel per direction, logarithmic; thin lines between the tasks.
 
-    panels: {title: {system: (rounds,)}}; rounds without anything are left out of a line.
+    panels: {title: {system: (rounds,)}}; what is zero is left out.
     """
     figure, (places,) = _figure(8, 4.2, 1, len(panels), sharey=True)
     systems = list(dict.fromkeys(name for found in panels.values() for name in found))
     for axes, (title, found) in zip(places, panels.items()):
         for name, values in found.items():
+            if not np.any(values):
+                continue
             values = np.where(np.asarray(values) > 0, values, np.nan)
             x = np.arange(1, len(values) + 1) / (len(values) / tasks)
             axes.plot(x, values, markersize=3.5, label=name, **look(systems.index(name)))

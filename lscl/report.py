@@ -315,13 +315,13 @@ def efforts(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """
     rows = {}
     for name, group in cells(records, draft).items():
-        speed = lambda one: one["trained_images"] / (60 * cpu_minutes(one))
+        seconds = [60 * cpu_minutes(one) for one in group]
         rows[name] = {
             "n": str(len(group)),
             "trained parameters": cost_row(group)["trained parameters"],
             "trained images": f"{np.mean([one['trained_images'] for one in group]):,.0f}",
-            "CPU minutes": summary(map(cpu_minutes, group)).estimate.replace("nan ± nan", "–").replace("nan", "–"),
-            "images per CPU second": f"{np.mean([speed(one) for one in group]):.0f}".replace("nan", "–"),
+            "CPU seconds": "–" if np.isnan(seconds).any() else summary(seconds).estimate,
+            "images per CPU second": f"{sum(one['trained_images'] for one in group) / sum(seconds):,.0f}".replace("nan", "–"),
             "peak memory MB": cost_row(group)["peak memory MB"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

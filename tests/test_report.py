@@ -319,8 +319,8 @@ class TestCosts:
     def test_efforts(self):
         group = [record(seed=seed, cpu_seconds=60.0 * seed, trained_images=6000) for seed in (1, 2)]
         table = report.efforts([*group, record("fedavg", cpu_seconds=math.nan, trained_images=10)])
-        assert table.loc["Fed-LSCL (O2D exact)"].tolist() == ["2", "1,500", "6,000", "1.5 ± 6.4", "75", "900"]
-        assert table.loc["FedAvg", ["CPU minutes", "images per CPU second"]].tolist() == ["–", "–"]
+        assert table.loc["Fed-LSCL (O2D exact)"].tolist() == ["2", "1,500", "6,000", "90.0 ± 381.2", "67", "900"]  # 12.706 * 30
+        assert table.loc["FedAvg", ["CPU seconds", "images per CPU second"]].tolist() == ["–", "–"]
 
     def test_phases_leave_out_the_preparation(self):
         one = record(seconds={"prepare": 600, "train": 120, "aggregate": 30, "evaluate": 60})
