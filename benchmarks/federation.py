@@ -223,7 +223,7 @@ def clients_killed(kills: int, seed: int) -> dict:
     """SIGKILL to all processes of a client at random moments of one run; they are started again at once, the next client is killed
     when they have been let in."""
     config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=2 * kills + 2)
-    settings, draw, points, rounds = {**SETTINGS, "min-clients": 2, "timeout": 100.0}, random.Random(seed), [], [0]
+    settings, draw, points, rounds = {**SETTINGS, "min-clients": 2}, random.Random(seed), [], [0]
     with deployed(config) as local, Watch(config, rounds.append):
 
         def attack() -> None:
@@ -270,9 +270,9 @@ def times_in(local: flower.Local, client: int) -> int:
 
 def server_killed(stop: int) -> dict:
     """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command once more."""
-    config, draw, finished = experiment(profile="smoke", method="fed_lscl"), random.Random(stop), [0]
+    config, draw, finished = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=3), random.Random(stop), [0]
     total, inside = config.tasks * config.rounds, stop % 2 == 0
-    command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl"]
+    command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl", "--tasks", "1", "--rounds", "3"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, Watch(config, finished.append):
         while finished[-1] < stop % total or not (link := found(process.pid, "flower-superlink")):
             time.sleep(0.01)
@@ -285,7 +285,7 @@ def server_killed(stop: int) -> dict:
     again = subprocess.run([*command, "--compare"], capture_output=True, text=True)
     resumed = [line for line in again.stderr.splitlines() if "going on after round" in line]
     return {
-        "killed": "inside a round" if inside else "between two rounds",
+        "killed": "inside a round" if inside else "between two rounds" if before else "before the first round",
         "finished_rounds": before,
         "of": total,
         "exit_code": process.returncode,
