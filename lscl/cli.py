@@ -221,16 +221,16 @@ def pages_command() -> None:
 
 @app.command("check")
 def check_command() -> None:
-    """Compare those pieces with what code, config and records give today; one line for each that differs, and exit code 2."""
-    from lscl import pages
+    """Compare those pieces with what code, config and records give today, and the notebooks with the records they show; one line for each
+    that is older, and exit code 2."""
+    from lscl import pages, stamps
 
-    found = pages.stale()
-    for line in found:
+    made, notebooks = pages.stale(), stamps.stale()
+    for line in [*made, *(["`lscl pages` writes them"] if made else []), *notebooks]:
         print(f"lscl: {line}", file=sys.stderr)
-    if found:
-        print("lscl: `lscl pages` writes them", file=sys.stderr)
+    if made or notebooks:
         raise typer.Exit(2)
-    print("every generated page, table and sentence is what code, config and records give")
+    print("every generated page, table, figure and sentence is what code, config and records give")
 
 
 @app.command("verify")

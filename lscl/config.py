@@ -35,7 +35,8 @@ class Experiment(BaseModel):
     images_per_class: int | None = Field(None, ge=1, description="training images used per class, none = all")
     test_images_per_class: int | None = Field(None, ge=1, description="test images used per class, none = all")
     eval_split: Literal["official", "holdout"] = Field("official", description="test images: official split, or 30 % of the client's own")
-    image_size: int = Field(32, ge=8, le=1024, description="pixels a side of the decoded images, seen by the CNN")
+    image_size: int = Field(32, ge=8, le=1024, description="pixels a side of the decoded images")
+    cnn_size: int | None = Field(None, ge=8, le=1024, description="pixels a side of what the CNN sees, none = as decoded")
 
     clients: int = Field(5, ge=1, le=1000, description="clients (paper: 5)")
     tasks: int = Field(5, ge=1, description="tasks per client (paper: 5)")
@@ -175,6 +176,11 @@ class Experiment(BaseModel):
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes a run repeat bit for bit")
 
     @property
+    def side(self) -> int:
+        """Pixels a side of what the CNN sees."""
+        return self.image_size if self.cnn_size is None else self.cnn_size
+
+    @property
     def tasks_run(self) -> int:
         """Tasks that are really run."""
         return self.tasks if self.stop_after is None else min(self.stop_after, self.tasks)
@@ -274,6 +280,7 @@ DATASETS: dict[tuple[str, str], dict[str, Any]] = {
     ("demo", "glyphs"): _GLYPHS,
     ("mini", "glyphs"): dict(_GLYPHS, images_per_class=24, test_images_per_class=7),  # the eighth is for FedMGP's server
     ("colab", "glyphs"): dict(_GLYPHS, images_per_class=24, test_images_per_class=7),
+    ("paper", "cifar100"): {"cnn_size": 224},  # stored with the 32 that they have
     ("paper", "glyphs"): _GLYPHS,
     ("demo", "imagenet_r"): dict(_LITTLE_IMAGENET_R, images_per_class=10),
     ("mini", "imagenet_r"): dict(_LITTLE_IMAGENET_R, image_size=64),

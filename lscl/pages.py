@@ -1,8 +1,11 @@
 """All that the book and the README show and that code makes: pages, tables, the interactive figure, sentences with numbers."""
 
 import json
+import re
 from itertools import zip_longest
 from pathlib import Path
+
+import yaml
 
 from lscl import explore, hardware, method_pages, numbers, paths, readme, reference, report, status, sweeps, verify
 from lscl.data.store import write_atomic
@@ -33,7 +36,17 @@ def pieces() -> dict[str, str]:
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {})
+    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | install_cells()
+
+
+def install_cells() -> dict[str, str]:
+    """Every notebook with the repository's public address in its first cell; the address is a setting of _config.yml and stands nowhere else."""
+    found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
+    if not found:
+        return {}
+    address = yaml.safe_load((paths.root() / "_config.yml").read_text())["repository"]["url"]
+    cell = re.compile(r'(REPOSITORY = \\")[^"\\]*')  # as JSON has it
+    return {f"notebooks/{path.name}": cell.sub(lambda kept: kept[1] + address, path.read_text()) for path in found}
 
 
 def write() -> list[Path]:

@@ -12,7 +12,7 @@ import nbformat
 import papermill
 from rich.console import Console
 
-from lscl import pages, paths, readme, records
+from lscl import pages, paths, readme, records, stamps
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.run import affordable, run
@@ -46,7 +46,9 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
         else:
             execute(notebook, target, profile, data_dir)
         if store:
-            write_atomic(notebook, _clean(nbformat.read(target, 4)).encode())
+            executed = nbformat.read(target, 4)
+            stamps.stamp(executed)
+            write_atomic(notebook, _clean(executed).encode())
     page = build_book(profile) if book else None
     minutes = (time.perf_counter() - started) / 60
     if store and len(missing) == len(runs):
@@ -130,9 +132,10 @@ def _stamp_file(target: Path) -> Path:
 
 
 def _stamp(notebook: Path, profile: str) -> str:
-    """A digest of all that decides a notebook's outputs: its cells, the code, and the records."""
+    """A digest of all that decides a notebook's outputs: its cells, the code, the records, and what else is read from results/."""
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, 4).cells]
     total = hashlib.sha256(json.dumps([cells, profile, records.source()["code_digest"]]).encode())
-    for path in sorted((paths.results() / "runs").glob("*/*.json")):
-        total.update(path.read_bytes())
+    for pattern in ("runs/*/*.json", "tuning/*.json", "published/*.csv", "benchmarks/*.json"):
+        for path in sorted(paths.results().glob(pattern)):
+            total.update(path.read_bytes())
     return total.hexdigest()

@@ -170,7 +170,7 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
 def cnn_of(config: Experiment, client: int = 0) -> Network:
     """The CNN of a client."""
     with torch.device("meta"):
-        return network(small_cnn(config, client).train(), torch.empty(2, 3, config.image_size, config.image_size))
+        return network(small_cnn(config, client).train(), torch.empty(2, 3, config.side, config.side))
 
 
 def blocks_of(config: Experiment) -> Blocks:
@@ -354,7 +354,7 @@ def _own(config: Experiment, cnn: Network, blocks: Blocks, counts: Counts, train
 
 def _generator(latent: int, config: Experiment, width: int) -> float:
     with torch.device("meta"):
-        return network(ImageGenerator(latent, config.image_size, width, nn.Sigmoid()), torch.empty(2, latent)).flops
+        return network(ImageGenerator(latent, config.side, width, nn.Sigmoid()), torch.empty(2, latent)).flops
 
 
 # ---- a set of runs

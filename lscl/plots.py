@@ -16,6 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 from scipy import stats
 from torch import Tensor
@@ -446,6 +447,27 @@ def by_round(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, tasks: 
     places[0].set_ylabel(label)
     handles = {text: handle for axes in places for handle, text in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def growth(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], label: str) -> Figure:
+    """How something grows with sizes, both axes logarithmic and of equal scale, so that a slope can be read off; linear growth is drawn beside it.
+
+    panels: {what grows: {system: (sizes, values)}}; a panel each, a line per system.
+    """
+    figure, (row,) = _figure(2.3 * len(panels) + 0.6, 2.9, 1, len(panels), sharey=True)
+    for axes, (size, lines) in zip(row, panels.items(), strict=True):
+        for number, (name, (sizes, values)) in enumerate(lines.items()):
+            axes.plot(sizes, values, label=name if axes is row[0] else None, markersize=4, **look(number))
+        sizes, values = next(iter(lines.values()))
+        axes.plot(sizes, [values[0] * one / sizes[0] for one in sizes], color=SOFT, lw=0.8, label="linear" if axes is row[0] else None, zorder=0)
+        axes.set(xscale="log", yscale="log", title=size, xticks=sizes, xticklabels=[f"{one:g}" for one in sizes])
+        axes.minorticks_off()
+    row[0].set_ylabel(label)
+    row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    row[0].yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

@@ -512,9 +512,9 @@ def benchmarks() -> pd.DataFrame:
 def _benchmark(found: dict[str, Any]) -> dict[str, str]:
     goal, ratio, lower = found.get("goal"), found["ratio"], found["better"] == "lower"
     if goal is None:
-        return {"ratio": f"{ratio:g}", "goal": "–", "met": "–"}
+        return {"measured": f"{ratio:g}", "goal": "–", "met": "–"}
     met = ratio <= goal if lower else ratio >= goal
-    return {"ratio": f"{ratio:g}", "goal": f"{'at most' if lower else 'at least'} {goal:g}", "met": "yes" if met else "no"}
+    return {"measured": f"{ratio:g}", "goal": f"{'at most' if lower else 'at least'} {goal:g}", "met": "yes" if met else "no"}
 
 
 # ---- federations over Flower (results/federation/, made by benchmarks/federation.py)

@@ -73,7 +73,7 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
         if config.compile:
             frozen.compile_blocks()
     watch = progress.prepare if progress else None
-    read = partial(inputs, kind, frozen, device=device, watch=watch, numbers=config.activations)
+    read = partial(inputs, kind, frozen, device=device, watch=watch, numbers=config.activations, side=config.cnn_size)
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
@@ -94,12 +94,13 @@ def inputs(
     device: torch.device,
     watch: Callable[[int, int], None] | None = None,
     numbers: str = "fp32",
+    side: int | None = None,
 ) -> Inputs:
     """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
     if frozen is None:
-        return Inputs(images, None, device)
+        return Inputs(images, None, device, side=side)
     last = prefix_cache(frozen.at(frozen.depth), images, device, watch, numbers) if kind.query else None
-    return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last)
+    return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
 LARGE = {"colab", "paper"}  # profiles that may need more than a machine has

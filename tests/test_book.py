@@ -3,7 +3,9 @@
 import ast
 import json
 import re
+import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -135,6 +137,11 @@ def test_the_colab_cell_has_the_address_of_the_settings(path):
 
 
 def test_the_address_stands_nowhere_else():
-    address = SETTINGS["repository"]["url"]
-    others = [path for path in (*PAGES, *(ROOT / "lscl").rglob("*.py")) if address in path.read_text()]
-    assert others == []
+    """Apart from the notebooks' first cell, which `lscl pages` writes and the test above compares."""
+    address = urlsplit(SETTINGS["repository"]["url"])
+    assert address.scheme == "https" and len(address.path) > 3
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    holding = [name for name in tracked if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()]
+    assert [name for name in holding if not name.startswith("notebooks/")] == ["_config.yml"]
+    for path in NOTEBOOKS:
+        assert path.read_text().count(address.path) == 1

@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import yaml
 from made_records import record
 from test_cli import call
 from tests_root import ROOT
 
-from lscl import numbers, pages, records, report, status, sweeps
+from lscl import numbers, pages, records, report, stamps, status, sweeps
 from lscl.errors import LsclError
 from lscl.report import DATASET_LABELS
 from lscl.sweeps import PLANS, TABLE1
@@ -57,6 +59,22 @@ def test_sentences_take_their_numbers_from_records(places, saved):
     times = (places / "results" / "tables" / "times.md").read_text()
     assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
     assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
+
+
+def test_the_address_of_the_settings_is_written_into_the_notebooks(places, capsys):
+    for name in ("_config.yml", "notebooks/05_results.ipynb"):
+        (places / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, places / name)
+    settings, notebook = places / "_config.yml", places / "notebooks" / "05_results.ipynb"
+    pages.write()
+    before = notebook.read_text()
+    assert before == (ROOT / "notebooks" / "05_results.ipynb").read_text()
+    address = yaml.safe_load(settings.read_text())["repository"]["url"]
+    settings.write_text(settings.read_text().replace(address, "https://example.org/someone/copy"))
+    code, _, err = call(capsys, "check")
+    assert code == 2 and "notebooks/05_results.ipynb, line" in err and "https://example.org/someone/copy" in err
+    pages.write()
+    assert notebook.read_text() == before.replace(address, "https://example.org/someone/copy") != before
 
 
 def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
@@ -129,6 +147,7 @@ def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, 
 def test_what_is_committed_is_what_the_records_give(monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     assert pages.stale() == [], "run: lscl pages"
+    assert stamps.stale() == [], "run: lscl reproduce demo --store"
 
 
 def test_two_writes_are_equal(places):

@@ -39,6 +39,7 @@ FIGURES = {
     "classes_of_clients": lambda: plots.classes_of_clients({"task": {"x": draw.uniform(0, 100, (2, 9))}}, ["a", "b"], "%"),
     "by_round": lambda: plots.by_round({"up": {"x": np.ones(10)}, "down": {"x": np.zeros(10), "y": np.arange(10)}}, "MB", 5),
     "stacked": lambda: plots.stacked({"x": {"a": 1, "b": 2}, "y": {"a": 3, "b": 4}}, "minutes"),
+    "growth": lambda: plots.growth({"clients": {"x": ([1, 2, 4], [1, 2, 5])}, "tasks": {"x": ([1, 4], [2, 9])}}, "seconds"),
     "costs": lambda: plots.costs({"a": (0, 50), "b": (3, 55)}, "MB", "%"),
 }
 

@@ -231,3 +231,13 @@ def test_runs_that_cut_the_vit_elsewhere_share_a_bounded_cache(smoke, monkeypatc
     again = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
     assert [compared(one) for one in again] == [compared(one) for one in whole]
     assert len([path for path in (tmp_path / "bounded" / "prefix").iterdir() if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fed_lscl", "glfc", "target", "mfcl"])
+def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, smoke):
+    """16 pixels as decoded, 20 for the CNN: what a server makes and sends for it has 20 too."""
+    record = run(smoke(method=name, cnn_size=20), quiet=True)
+    plain = run(smoke(method=name), quiet=True)
+    assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
+    larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
+    assert larger == (name in ("target", "mfcl"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lscl.data.partition import Partition, Task
@@ -19,13 +20,14 @@ class Inputs:
     """The images of one split as the networks take them.
 
     prefix: the frozen ViT's tokens in front of its cut, (n, N, d), or None; last: its CLS token behind the last block,
-    nothing adapted, (n, 1, d), or None; both as `prefix_cache` stores them.
+    nothing adapted, (n, 1, d), or None; both as `prefix_cache` stores them. side: pixels a side for the CNN, None = as decoded.
     """
 
     images: ImageSet
     prefix: np.ndarray | None
     device: torch.device
     last: np.ndarray | None = None
+    side: int | None = None
 
     def batch(self, index: Tensor) -> "Batch":
         """The images at the positions `index` (b,)."""
@@ -47,7 +49,8 @@ class Batch:
     @cached_property
     def images(self) -> Tensor:
         """(b, 3, H, W) float32 in about -2 to 2, for the CNN."""
-        return as_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
+        pixels = as_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
+        return resized(pixels, self.inputs.side or pixels.shape[-1])
 
     @cached_property
     def prefix(self) -> Tensor:
@@ -63,6 +66,13 @@ class Batch:
 def as_input(pixels: Tensor) -> Tensor:
     """(b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2, as the CNNs take it."""
     return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """(n, 3, H, W) -> (n, 3, side, side), bilinear; as they are if they have that size."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=images.shape[-1] > side)
 
 
 @dataclass

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lscl.federation.client import Batch, Client, as_input
+from lscl.federation.client import Batch, Client, as_input, resized
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.base import Phase, Stage
 from lscl.methods.parts.buffer import first, herding, random
-from lscl.methods.parts.inversion import SIDE, encoder, gradient, reconstruct, recovered_class, resized
+from lscl.methods.parts.inversion import SIDE, encoder, gradient, reconstruct, recovered_class
 from lscl.methods.parts.masked import mask_logits
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
 from lscl.methods.parts.passes import BATCH, over
@@ -167,7 +167,7 @@ class GLFC(OldModel):
         """Share of the reconstructed images that the global model gets right among the known classes; 0 if there are none. -> ()."""
         model, right = self.teacher(), torch.tensor(0.0)
         for pixels, labels in zip(self.server["proxy.images"].split(BATCH), self.server["proxy.labels"].split(BATCH)):
-            images = resized(as_input(pixels.to(self.device)), self.config.image_size)
+            images = resized(as_input(pixels.to(self.device)), self.config.side)
             logits = mask_logits(model["head"](model["cnn"](images)), self.known())
             right += (logits.argmax(1).cpu() == labels).sum()
         return right / max(1, len(self.server["proxy.labels"]))

@@ -54,7 +54,7 @@ class MFCL(OldModel):
         config = self.config
         last = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3, affine=False))
         with seeded(config.seed, "generator"):
-            return ImageGenerator(config.mfcl_latent, config.image_size, config.mfcl_width, last, eps=0.8)
+            return ImageGenerator(config.mfcl_latent, config.side, config.mfcl_width, last, eps=0.8)
 
     def load_generator(self, state: Payload) -> ImageGenerator:
         """The generator among the tensors of server or client state."""

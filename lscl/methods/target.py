@@ -106,7 +106,7 @@ class Synthesis:
 
     def __init__(self, config: Experiment, teacher: nn.Module, student: nn.Module, classes: Tensor, draw: torch.Generator, device: torch.device):
         self.config, self.teacher, self.student, self.classes, self.draw, self.device = config, teacher, student, classes, draw, device
-        self.generator = ImageGenerator(config.target_latent, config.image_size, config.target_width, nn.Sigmoid()).to(device).train()
+        self.generator = ImageGenerator(config.target_latent, config.side, config.target_width, nn.Sigmoid()).to(device).train()
         self.meta = torch.optim.Adam(self.generator.parameters(), config.target_lr * config.target_steps, betas=(0.5, 0.999))
         self.teaching = torch.optim.SGD(student.parameters(), lr=STUDENT_LR, momentum=STUDENT_MOMENTUM)
         self.statistics, self.carried = Statistics(batchnorms(teacher, config.method, config.cnn)), None

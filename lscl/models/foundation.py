@@ -193,7 +193,7 @@ def block_forward(block: Block, z: Tensor, adapter: Adapter = PLAIN, keep: int |
     q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     if adapter.keys is not None:
         k, v = _in_front(block.attn, adapter.keys, k), _in_front(block.attn, adapter.values, v)
-    x = F.scaled_dot_product_attention(q, k, v)
+    x = _attention(q, k, v)
     x = block.attn.norm(x.transpose(1, 2).reshape(z.shape))
     z = z + block.ls1(_add(adapter.proj, block.attn.proj(x), x))
     x = block.norm2(z)
@@ -213,6 +213,13 @@ def _in_front(attn: Attention, prefix: Tensor, x: Tensor) -> Tensor:
     """(l, d) or (b, l, d) in front of x: (b, heads, N, d / heads) -> (b, heads, l + N, d / heads)."""
     prefix = prefix.expand(len(x), *prefix.shape[-2:])
     return torch.cat([_heads(attn, prefix, 1)[0], x], dim=2)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.device.type == "cpu" and q.dtype != torch.float32:  # its way back in half precision is several times slower on the CPU than in float32
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _first_qkv(attn: Attention, x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:

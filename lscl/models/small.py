@@ -87,6 +87,6 @@ def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> Feat
         cnn.fc = nn.Identity()
     else:
         cnn.classifier = nn.Identity()
-    if name == "resnet18" and config.image_size <= STEM_MAX_SIZE:
+    if name == "resnet18" and config.side <= STEM_MAX_SIZE:
         cnn.conv1, cnn.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return FeatureExtractor(cnn, width, config.features, norm)

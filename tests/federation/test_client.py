@@ -1,8 +1,12 @@
 """One client: its images as the networks take them, its stream of tasks, its private state."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+
+from lscl.federation.client import resized
 
 
 @pytest.fixture
@@ -23,6 +27,20 @@ def test_pixels_0_to_255_become_minus_2_to_2_channels_first(client, toy):
     image = client.train.batch(torch.tensor([5])).images[0].numpy()
     assert np.allclose(image, (pixels.transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-6)
     assert image.min() >= -2 and image.max() <= 2
+
+
+def test_resizing_leaves_images_of_that_size_alone():
+    images = torch.rand(2, 3, 32, 32)
+    assert resized(images, 32) is images
+    assert resized(images, 16).shape == (2, 3, 16, 16) and resized(images, 48).shape == (2, 3, 48, 48)
+    assert resized(torch.full((1, 3, 64, 64), 0.3), 32).sub(0.3).abs().max() < 1e-6
+
+
+def test_the_cnn_may_see_the_images_at_another_size(client, toy):
+    index = torch.tensor([5, 7])
+    small = client.train.batch(index).images
+    large = replace(client.train, side=24).batch(index).images
+    assert large.shape == (2, 3, 24, 24) and torch.equal(large, resized(small, 24))
 
 
 def test_the_current_task_follows_the_partition(client):

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lscl.federation.client import resized
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.training import answer
 from lscl.methods.base import Stage
 from lscl.methods.glfc import binary, compensation, labels_of
 from lscl.methods.parts.buffer import herding
-from lscl.methods.parts.inversion import encoder, gradient, recovered_class, resized
+from lscl.methods.parts.inversion import encoder, gradient, recovered_class
 from lscl.methods.parts.old_model import of_model
 
 

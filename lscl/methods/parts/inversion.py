@@ -35,13 +35,6 @@ def encoder(num_classes: int, seed: int) -> Encoder:
         return Encoder(num_classes)
 
 
-def resized(images: Tensor, side: int) -> Tensor:
-    """(n, 3, H, W) -> (n, 3, side, side), bilinear; as they are if they have that size."""
-    if images.shape[-1] == side:
-        return images
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=images.shape[-1] > side)
-
-
 def gradient(network: Encoder, image: Tensor, label: Tensor, differentiable: bool = False) -> Tensor:
     """d CE(encoder(x), y) / d parameters, flat, the linear layer's weights and biases last. image: (1, 3, 32, 32), label: (1,) -> (E,)."""
     loss = F.cross_entropy(network(image), label)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lscl.methods.parts.inversion import encoder, gradient, reconstruct, recovered_class, resized
+from lscl.methods.parts.inversion import encoder, gradient, reconstruct, recovered_class
 
 
 @pytest.fixture
@@ -70,10 +70,3 @@ def test_a_search_that_leaves_the_finite_numbers_ends_where_it_was(pair):
     received = gradient(network, images[:1], labels[:1]) * 1e38
     found = reconstruct(network, received, 3, steps=3, iterations=2, keep=3, start=images[1:2])
     assert torch.equal(found, images[1:2].expand(3, 3, 32, 32))
-
-
-def test_resizing_leaves_images_of_that_size_alone():
-    images = torch.rand(2, 3, 32, 32)
-    assert resized(images, 32) is images
-    assert resized(images, 16).shape == (2, 3, 16, 16) and resized(images, 48).shape == (2, 3, 48, 48)
-    assert resized(torch.full((1, 3, 64, 64), 0.3), 32).sub(0.3).abs().max() < 1e-6
