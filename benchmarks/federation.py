@@ -200,7 +200,8 @@ def faults(kills: int, stops: int) -> None:
     for stop in range(stops):
         add("faults", {"fault": "server killed", "point": stop}, lambda stop=stop: server_killed(stop))
     for first in range(0, kills, KILLS):
-        add("faults", {"fault": "client killed", "seed": first}, lambda first=first: clients_killed(min(KILLS, kills - first), first))
+        some = min(KILLS, kills - first)
+        add("faults", {"fault": "client killed", "kills": some, "seed": first}, lambda some=some, first=first: clients_killed(some, first))
 
 
 def family(pid: int) -> list[psutil.Process]:
