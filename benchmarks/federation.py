@@ -110,20 +110,13 @@ class Watch:
 
 
 @contextmanager
-def deployed(config: Experiment, link=None) -> Iterator[flower.Local]:
-    """SuperLink and SuperNodes; link(port) gives the port that the nodes take for the SuperLink's."""
-    with tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder:
-        local = flower.Local(Path(folder), Path(folder) / "private", config)
-        try:
-            flower.certificates(local.folder)
-            local.start_link()
-            port = link(local.port) if link else local.port
-            for k in range(config.clients):
-                local.register(k)
-                local.start_node(k, link=port)
-            yield local
-        finally:
-            local.stop()
+def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.Local]:
+    """A federation of processes over TLS in a temporary folder."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder,
+        flower.federation(Path(folder), Path(folder) / "private", config, link=link) as local,
+    ):
+        yield local
 
 
 def quiet(line: str) -> None:
