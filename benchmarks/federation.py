@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -109,20 +110,13 @@ class Watch:
 
 
 @contextmanager
-def deployed(config: Experiment, link=None) -> Iterator[flower.Local]:
-    """SuperLink and SuperNodes; link(port) gives the port that the nodes take for the SuperLink's."""
-    with tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder:
-        local = flower.Local(Path(folder), Path(folder) / "private", config)
-        try:
-            flower.certificates(local.folder)
-            local.start_link()
-            port = link(local.port) if link else local.port
-            for k in range(config.clients):
-                local.register(k)
-                local.start_node(k, link=port)
-            yield local
-        finally:
-            local.stop()
+def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.Local]:
+    """A federation of processes over TLS in a temporary folder."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder,
+        flower.federation(Path(folder), Path(folder) / "private", config, link=link) as local,
+    ):
+        yield local
 
 
 def quiet(line: str) -> None:
@@ -199,7 +193,8 @@ def faults(kills: int, stops: int) -> None:
     for stop in range(stops):
         add("faults", {"fault": "server killed", "point": stop}, lambda stop=stop: server_killed(stop))
     for first in range(0, kills, KILLS):
-        add("faults", {"fault": "client killed", "seed": first}, lambda first=first: clients_killed(min(KILLS, kills - first), first))
+        some = min(KILLS, kills - first)
+        add("faults", {"fault": "client killed", "kills": some, "seed": first}, lambda some=some, first=first: clients_killed(some, first))
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -223,7 +218,7 @@ def clients_killed(kills: int, seed: int) -> dict:
     """SIGKILL to all processes of a client at random moments of one run; they are started again at once, the next client is killed
     when they have been let in."""
     config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=2 * kills + 2)
-    settings, draw, points, rounds = {**SETTINGS, "min-clients": 2, "timeout": 100.0}, random.Random(seed), [], [0]
+    settings, draw, points, rounds = {**SETTINGS, "min-clients": 2}, random.Random(seed), [], [0]
     with deployed(config) as local, Watch(config, rounds.append):
 
         def attack() -> None:
@@ -270,9 +265,9 @@ def times_in(local: flower.Local, client: int) -> int:
 
 def server_killed(stop: int) -> dict:
     """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command once more."""
-    config, draw, finished = experiment(profile="smoke", method="fed_lscl"), random.Random(stop), [0]
+    config, draw, finished = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=3), random.Random(stop), [0]
     total, inside = config.tasks * config.rounds, stop % 2 == 0
-    command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl"]
+    command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl", "--tasks", "1", "--rounds", "3"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, Watch(config, finished.append):
         while finished[-1] < stop % total or not (link := found(process.pid, "flower-superlink")):
             time.sleep(0.01)
@@ -285,7 +280,7 @@ def server_killed(stop: int) -> dict:
     again = subprocess.run([*command, "--compare"], capture_output=True, text=True)
     resumed = [line for line in again.stderr.splitlines() if "going on after round" in line]
     return {
-        "killed": "inside a round" if inside else "between two rounds",
+        "killed": "inside a round" if inside else "between two rounds" if before else "before the first round",
         "finished_rounds": before,
         "of": total,
         "exit_code": process.returncode,
@@ -304,52 +299,58 @@ def found(pid: int, name: str) -> psutil.Process | None:
     return None
 
 
-# What a node with the wrong intentions sends: runs in its process only, behind the client app's own checks.
+# What is added to the client app of a node with the wrong intentions: behind its own checks, another payload than the honest one.
 SPOIL = """
-import os, sys
-if "BAD_PAYLOADS" in os.environ and any("flwr-clientapp" in word for word in sys.argv):
-    import torch
-    from lscl.federation.flower import client_app
-    honest, kinds = client_app.pack, os.environ["BAD_PAYLOADS"]
-    def pack(payload):
-        done = int(open(kinds).read() or 0) if os.path.exists(kinds) else 0
-        if "weight" in payload:
-            open(kinds, "w").write(str(done + 1))
-            [lambda: payload["weight"].fill_(torch.nan), lambda: payload["bias"].fill_(torch.inf), lambda: payload.pop("bias"),
-             lambda: payload.update(image=torch.zeros(3)), lambda: payload.update(bias=payload["bias"][:5].clone()),
-             lambda: payload.update(bias=payload["bias"].double()), lambda: payload.update(features=torch.zeros(10**6, 16)),
-             lambda: None][min(done, 7)]()
-        return honest(payload)
-    client_app.pack = pack
+
+import os
+from pathlib import Path
+
+import torch
+
+honest, done = pack, Path(os.environ["BAD_PAYLOADS"])
+SPOILS = [
+    lambda payload: payload["weight"].fill_(torch.nan),
+    lambda payload: payload["bias"].fill_(torch.inf),
+    lambda payload: payload.pop("bias"),
+    lambda payload: payload.update(image=torch.zeros(3)),
+    lambda payload: payload.update(bias=payload["bias"][:5].clone()),
+    lambda payload: payload.update(bias=payload["bias"].double()),
+    lambda payload: payload.update(features=torch.zeros(10**5, 16)),
+]
+
+
+def pack(payload):
+    number = len(done.read_text()) if done.exists() else 0
+    if "weight" in payload and number < len(SPOILS):
+        done.write_text("x" * (number + 1))
+        SPOILS[number](payload)
+    return honest(payload)
 """
 KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type", "size"]
 
 
 def strangers_and_bad_payloads() -> dict:
     """One run in which client 1 sends something wrong in seven rounds, and three nodes that nobody let in try to be client 0."""
-    config = experiment(profile="smoke", method="fed_lscl", rounds=4)
+    config = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=len(KINDS) + 1)
     with deployed(config) as local:
-        spoiler = local.folder / "spoiler"
-        spoiler.mkdir()
-        (spoiler / "sitecustomize.py").write_text(SPOIL)
+        spoiled = local.folder / "spoiled"
+        shutil.copytree(Path(flower.__file__).parents[2], spoiled / "lscl", ignore=shutil.ignore_patterns("__pycache__"))
+        with open(spoiled / "lscl" / "federation" / "flower" / "client_app.py", "a") as file:
+            file.write(SPOIL)
         local.stop("client1")
-        with changed(PYTHONPATH=f"{spoiler}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", BAD_PAYLOADS=str(spoiler / "done")):
+        with changed(PYTHONPATH=str(spoiled), BAD_PAYLOADS=str(spoiled / "done")):
             local.start_node(1)
         start_strangers(local)
         record = local.run({**SETTINGS, "min-clients": 2, "max-mb": 1.0}, quiet)
         nodes = json.loads(local.flwr("supernode", "list", "here", "--verbose", "--format", "json"))["nodes"]
         strangers = [{"node": name, "says": complaint(local, name)} for name in STRANGERS]
     lines = [line for one in record["faults"] for line in one]
-    payloads = [{"kind": kind, "server_says": line} for kind, line in zip(KINDS, lines)]
-    finished, good = len(record["bytes_up"]), sum(min(one[0], one[2]) > 0 for one in record["bytes_up"])
     return {
-        "bad_payloads": payloads,
-        "bad_payloads_run": {
-            "rounds": finished,
-            "of": config.tasks * config.rounds,
-            "rounds_with_both_others": good,
-            "answers_not_taken": len(lines),
-        },
+        "bad_payloads": [{"kind": kind, "server_says": line} for kind, line in zip(KINDS, lines, strict=True)],
+        "rounds": config.rounds,
+        "rounds_finished": len(record["bytes_up"]),
+        "rounds_with_both_others": sum(min(one[0], one[2]) > 0 for one in record["bytes_up"]),
+        "rounds_with_the_client": sum(one[1] > 0 for one in record["bytes_up"]),
         "strangers": strangers,
         "nodes": len(nodes),
         "nodes_online": sum(node["status"] == "online" for node in nodes),

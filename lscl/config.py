@@ -257,6 +257,7 @@ _TUNED: dict[str, dict[str, Any]] = {
     "fedavg_vit": dict(lr=1e-1),
     "local_lora": dict(lr=1e-2),
     "target": dict(lr=3e-4),
+    "mfcl": dict(lr=1e-3),
     "l2p": dict(lr=3e-2),
     "dualprompt": dict(lr=3e-2),
     "fed_lscl": dict(lr_generator_bias=1e-4, lr_generator=1e-6, o2d_lambda=10.0, auxiliary=0.0),

@@ -583,7 +583,8 @@ def faults() -> pd.DataFrame:
             outcome = f"{row['finished_rounds']} of {row['of']} rounds were finished; went on after round {row['resumed_after']}; {row['then']}"
             rows.append({"fault": f"SIGKILL to the server {row['killed']}", "times": 1, "outcome": outcome})
         else:
-            rows += [{"fault": f"payload: {one['kind']}", "times": 1, "outcome": one["server_says"]} for one in row["bad_payloads"]]
+            went = f"{row['rounds_finished']} of {row['rounds']} rounds finished; left out:"
+            rows += [{"fault": f"payload: {one['kind']}", "times": 1, "outcome": f"{went} {one['server_says']}"} for one in row["bad_payloads"]]
             rows += [{"fault": f"node: {one['node']}", "times": 1, "outcome": f"not let in: {one['says']}"} for one in row["strangers"]]
     return pd.DataFrame(rows)
 

@@ -204,7 +204,10 @@ MEASURED = {
             "points": [{"rounds_missed": n, "came_back": True, "while_it_computed": n == 1} for n in (2, 1)],
         },
         {"fault": "server killed", "killed": "inside a round", "finished_rounds": 1, "of": 4, "resumed_after": 1, "then": "all the same", **ABOUT},
-        {"fault": "bad", "bad_payloads": [{"kind": "NaN", "server_says": "no"}], "strangers": [{"node": "plain text", "says": "out"}], **ABOUT},
+        {
+            "fault": "bad", "bad_payloads": [{"kind": "NaN", "server_says": "no"}], "strangers": [{"node": "plain text", "says": "out"}],
+            "rounds": 8, "rounds_finished": 8, **ABOUT,
+        },
     ],
     "scale": [
         {
@@ -231,7 +234,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
             "| SIGKILL to a client, 1 times while it computed | 2 | "
             "8 of 8 rounds finished; 3 answers missing in all; back in a later round 2 times |",
             "| SIGKILL to the server inside a round | 1 | 1 of 4 rounds were finished; went on after round 1; all the same |",
-            "| payload: NaN | 1 | no |",
+            "| payload: NaN | 1 | 8 of 8 rounds finished; left out: no |",
             "| node: plain text | 1 | not let in: out |",
         ],
         "scale": ["| 9 | 6 | 8.5 | 9.5 | 700 | 710 | nothing |"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from lscl import records
@@ -252,9 +252,9 @@ def spoil(change):
     """Change the payload of a reply in place."""
 
     def apply(reply):
-        payload = unpack(reply.content["answer"]["payload"], "test")
+        payload = unpack(reply.content["answer"], "test")
         changed = change(payload)
-        reply.content["answer"] = ArrayRecord({"payload": changed if changed is not None else pack(payload)})
+        reply.content["answer"] = changed if changed is not None else pack(payload)
 
     return apply
 
@@ -292,12 +292,13 @@ def test_bytes_that_are_no_payload_are_one_line(data, one_line):
     from flwr.app import Array
 
     with pytest.raises(LsclError) as caught:
-        unpack(Array(np.frombuffer(data, np.uint8)), "client 1")
+        unpack(ArrayRecord({"payload": Array(np.frombuffer(data, np.uint8))}), "client 1")
     one_line(caught, "payload of client 1: cannot be read")
 
 
-def test_a_reply_without_a_payload_is_left_out(over_flower, smoke):
-    odd = lambda exchange, client: (lambda reply: reply.content.clear()) if (exchange, client) == (1, 1) else None
+@pytest.mark.parametrize("change", [lambda content: content.clear(), lambda content: content.update(answer=MetricRecord({"payload": 1}))])
+def test_a_reply_without_a_payload_is_left_out(over_flower, smoke, change):
+    odd = lambda exchange, client: (lambda reply: change(reply.content)) if (exchange, client) == (1, 1) else None
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
     assert record["faults"][1] == ["payload of client 1: there is none in the message"]
 

@@ -50,7 +50,7 @@ def left(monkeypatch, tmp_path):
 
 def test_a_simulation_gives_the_record_of_one_process_and_ends_all_its_processes(left):
     config, lines = experiment(**SIZES), []
-    record = flower.federate_here(config, True, {"timeout": 100.0}, lines.append)
+    record = flower.federate_here(config, True, {"timeout": 300.0}, lines.append)
     assert compared(record) == compared(run(config, quiet=True))
     assert any("task 2/2 done" in line for line in lines)
     assert left() == []
@@ -72,7 +72,7 @@ def test_a_stopped_command_ends_every_process_it_started(left, how):
 def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_never_in(left, tmp_path):
     """SIGKILL to the SuperNode and the client app while it trains: that exchange goes on without it, a later one with it."""
     config, record = experiment(**SIZES | dict(rounds=4, tasks=1)), {}
-    settings = {"min-clients": config.clients - 1, "timeout": 100.0}
+    settings = {"min-clients": config.clients - 1, "timeout": 300.0}
     with flower.federation(tmp_path, tmp_path / "private", config) as local:
         bench.start_strangers(local)
         run = threading.Thread(target=lambda: record.update(local.run(settings, print)))

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import safe_open
 
@@ -33,24 +33,23 @@ def exchange(message: Message, context: Context) -> Message:
         raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
     _, _, method, new_client = prepared(config)
     client, stages = new_client(number), exchanges(method)
-    due = sorted((int(key), value["payload"]) for key, value in message.content.array_records.items())
-    asked, payload = due.pop()
+    due = {int(key): record for key, record in message.content.array_records.items()}
+    asked = max(due)
     folder, run = paths.private() / config.name / f"client{number}", str(message.metadata.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         done = restore(folder, client, asked, run)
         client.task = stages[done].task if done >= 0 else -1
-        for missed, earlier in due:
-            if missed == done + 1:
-                catch_up(method, client, stages[missed], unpack(earlier, "server"))
-                done = missed
+        while done + 1 < asked and done + 1 in due:
+            done += 1
+            catch_up(method, client, stages[done], unpack(due[done], "server"))
         if done != asked - 1:
             raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
-        reply = seal(answer(method, client, stages[asked], unpack(payload, "server")), f"client {number}")
+        reply = seal(answer(method, client, stages[asked], unpack(due[asked], "server")), f"client {number}")
         write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run))
         for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
             old.unlink()
-    return Message(RecordDict({"answer": ArrayRecord({"payload": pack(reply)})}), reply_to=message)
+    return Message(RecordDict({"answer": pack(reply)}), reply_to=message)
 
 
 def restore(folder: Path, client: Client, asked: int, run: str) -> int:

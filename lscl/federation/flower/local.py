@@ -223,17 +223,23 @@ def submit(
 
 
 @contextmanager
-def federation(folder: Path, private: Path, config: Experiment, simulation: bool = False) -> Iterator[Local]:
-    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block."""
+def federation(
+    folder: Path, private: Path, config: Experiment, simulation: bool = False, link: Callable[[int], int] = lambda port: port
+) -> Iterator[Local]:
+    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block.
+
+    link: gives, for the SuperLink's port, the one that the nodes are to connect to.
+    """
     local = Local(folder, private, config, simulation)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
     try:
         if not simulation:
             certificates(folder)
         local.start_link()
+        port = link(local.port)
         for k in range(0 if simulation else config.clients):
             local.register(k)
-            local.start_node(k)
+            local.start_node(k, port)
         yield local
     finally:
         local.stop()

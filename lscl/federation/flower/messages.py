@@ -4,7 +4,7 @@ import json
 import os
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -16,20 +16,22 @@ from lscl.federation.state import as_bytes
 FRAME = 2**16  # bytes that names, shapes and types of a payload may take
 
 
-def pack(payload: Payload) -> Array:
-    """A payload as one array (bytes,) of uint8."""
-    return Array(np.frombuffer(as_bytes(payload), np.uint8))
+def pack(payload: Payload) -> ArrayRecord:
+    """A payload as a record of one array (bytes,) of uint8."""
+    return ArrayRecord({"payload": Array(np.frombuffer(as_bytes(payload), np.uint8))})
 
 
-def unpack(array: Array, sender: str, limit: int | None = None) -> Payload:
-    """The payload in an array.
+def unpack(record: object, sender: str, limit: int | None = None) -> Payload:
+    """The payload in a record of a message, whatever that is.
 
     Raises:
-        LsclError: it is none, or larger than `limit` bytes and the frame.
+        LsclError: there is none, or it cannot be read, or is larger than `limit` bytes and the frame.
     """
-    check_size(len(array.data), sender, None if limit is None else limit + FRAME)
+    if not isinstance(record, ArrayRecord) or "payload" not in record:
+        raise LsclError(f"payload of {sender}: there is none in the message")
+    check_size(len(record["payload"].data), sender, None if limit is None else limit + FRAME)
     try:
-        return load(array.numpy().tobytes())
+        return load(record["payload"].numpy().tobytes())
     except (SafetensorError, ValueError, TypeError, KeyError, EOFError) as error:
         raise LsclError(f"payload of {sender}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -68,14 +68,17 @@ class OverGrid:
         replies, answers = self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}), {}
         for k, download in downloads.items():
             reply = replies.get(k)
-            if reply is not None and reply.has_content():
-                self.missed.pop(k, None)
-                answers[k] = opened(reply, f"client {k}", self.limit)
-                self.progress.client(stage, k)
-            else:
+            if reply is None or reply.has_error():
                 self.missed.setdefault(k, {})[number] = download
                 late = f"no answer within {self.timeout:g} s" if k in self.nodes else "no node of it is there"
                 answers[k] = LsclError(f"client {k}: {reply.error.reason if reply else late}")
+                continue
+            self.missed.pop(k, None)
+            self.progress.client(stage, k)
+            try:
+                answers[k] = unpack(reply.content.get("answer"), f"client {k}", self.limit)
+            except LsclError as error:
+                answers[k] = error
         return answers
 
     def find(self, wanted: int) -> None:
@@ -96,7 +99,7 @@ class OverGrid:
         """Send to each client the payloads of its exchanges; -> the replies, errors among them, that came in time, by client."""
         messages = {}
         for k, payloads in due.items():
-            content = {"to": MetricRecord({"client": k}), **{str(n): ArrayRecord({"payload": pack(payload)}) for n, payload in payloads.items()}}
+            content = {"to": MetricRecord({"client": k}), **{str(n): pack(payload) for n, payload in payloads.items()}}
             messages[k] = Message(RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout)
         replies = self.grid.send_and_receive(messages.values(), timeout=self.timeout)
         by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
@@ -115,13 +118,3 @@ class OverGrid:
             k, number, name = key.split(".", 2)
             payload = self.missed.setdefault(int(k), {}).setdefault(int(number), {})
             payload |= {name: value} if name else {}
-
-
-def opened(reply: Message, sender: str, limit: int) -> Payload | LsclError:
-    """The payload in a reply, or what is wrong with it."""
-    try:
-        return unpack(reply.content["answer"]["payload"], sender, limit)
-    except KeyError:
-        return LsclError(f"payload of {sender}: there is none in the message")
-    except LsclError as error:
-        return error
