@@ -215,9 +215,9 @@ KILLS = 5  # in one run
 
 
 def clients_killed(kills: int, seed: int) -> dict:
-    """SIGKILL to all processes of a client at random moments of one run; they are started again at once, the next client is killed
-    when they have been let in."""
-    config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=2 * kills + 2)
+    """SIGKILL to all processes of a client at random moments of one run; they are started again at once, and the next client is killed
+    when they have been let in and a round has begun and ended since."""
+    config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=3 * kills + 1)
     settings, draw, points, rounds = {**SETTINGS, "min-clients": 2}, random.Random(seed), [], [0]
     with deployed(config) as local, Watch(config, rounds.append):
 
@@ -237,6 +237,9 @@ def clients_killed(kills: int, seed: int) -> dict:
                 while times_in(local, client) < 2:
                     time.sleep(0.5)
                 (local.folder / f"client{client}.log").write_text(LET_IN)
+                back = rounds[-1]
+                while rounds[-1] < back + 2:
+                    time.sleep(0.5)
 
         thread = threading.Thread(target=attack, daemon=True)
         thread.start()

@@ -552,7 +552,8 @@ def parity() -> pd.DataFrame:
 def wire() -> pd.DataFrame:
     """Bytes between SuperLink and nodes, TLS and HTTP and questions for work included, against the payloads among them.
 
-    overhead: kB beyond the payload for each client and exchange, up and down.
+    overhead: kB beyond the payload for each client and exchange, up and down. It grows with the seconds that an exchange takes,
+    for nodes ask for work all the time.
     """
     rows = []
     for row in federation("parity"):
@@ -563,7 +564,7 @@ def wire() -> pd.DataFrame:
             payload, sent = sum(row[f"payload_{side}"]), sum(row[f"wire_{side}"])
             shown |= {f"payload MB {side}": f"{payload / 1e6:.2f}", f"wire MB {side}": f"{sent / 1e6:.2f}"}
             shown[f"overhead kB {side}"] = f"{(sent - payload) / 1e3 / messages:.1f}"
-        rows.append(shown)
+        rows.append({**shown, "seconds of an exchange": f"{row['seconds'] / sum(row['exchanges']):.0f}"})
     return pd.DataFrame(rows)
 
 
@@ -609,7 +610,7 @@ def scale() -> pd.DataFrame:
 def federation_note(part: str) -> str:
     """Machines, commits and version of Flower behind the rows of a part, in small print."""
     found = {
-        f"{row['machine']['cpu']}, {row['machine']['cores']} cores, {row['machine']['load']:.0f} other processes busy, flwr {row['flwr']}, "
+        f"{row['machine']['cpu']}, {row['machine']['cores']} cores, load {row['machine']['load']:.0f} before it began, flwr {row['flwr']}, "
         f"commit {(row['commit'] or '–')[:10]}"
         for row in federation(part)
     }

@@ -196,7 +196,15 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
 
 
 ABOUT = {"commit": "abcdef0123456", "machine": {"cpu": "some cpu", "cores": 2, "load": 1.6}, "flwr": "1.41.0"}
-SENT = {"clients": 2, "exchanges": [1, 2], "wire_up": [1200, 400], "payload_up": [1000, 0], "wire_down": [6e6, 6e6], "payload_down": [5e6, 5e6]}
+SENT = {
+    "clients": 2,
+    "seconds": 60.0,
+    "exchanges": [1, 2],
+    "wire_up": [1200, 400],
+    "payload_up": [1000, 0],
+    "wire_down": [6e6, 6e6],
+    "payload_down": [5e6, 5e6],
+}
 MEASURED = {
     "parity": [
         {"profile": "demo", "method": "lorm", "transport": "tls", "differs": [], "accuracies": 75, "byte_counts": 50, **SENT, **ABOUT},
@@ -228,12 +236,12 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     for part, rows in MEASURED.items():
         (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}))
     texts = {name: pages.federation(name) for name in pages.FEDERATION}
-    note = "<small>some cpu, 2 cores, 2 other processes busy, flwr 1.41.0, commit abcdef0123</small>"
+    note = "<small>some cpu, 2 cores, load 2 before it began, flwr 1.41.0, commit abcdef0123</small>"
     assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
     lines = {name: [line for line in text.splitlines() if line.startswith("|")][2:] for name, text in texts.items()}
     assert lines == {
         "parity": ["| LoRM | demo | processes over TLS | 75 | 50 | nothing |", "| LoRM | demo | Flower's simulation | 75 | 50 | bytes_up |"],
-        "wire": ["| LoRM | demo | 0.00 | 0.00 | 0.1 | 10.00 | 12.00 | 333.3 |"],
+        "wire": ["| LoRM | demo | 0.00 | 0.00 | 0.1 | 10.00 | 12.00 | 333.3 | 20 |"],
         "faults": [
             "| SIGKILL to a client, 1 times while it computed | 2 | "
             "8 of 8 rounds finished; 3 answers missing in all; back in a later round 2 times |",
