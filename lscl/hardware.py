@@ -1,22 +1,27 @@
 """Hardware and times: what a command took and gave where it was measured, and what the cost model expects of cards that nobody has tried."""
 
+import json
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 
-from lscl import plan, readme, report, sweeps
+from lscl import paths, plan, report, sweeps
 from lscl.config import experiment
 from lscl.records import Record, select
 
 cost = lru_cache(plan.cost)  # some seconds for all systems, and the code alone decides it
 
 
+def expected() -> list[dict[str, Any]]:
+    """What whole profiles took and gave (`readme.expect`), by profile."""
+    return [json.loads(path.read_text()) for path in sorted((paths.results() / "expected").glob("*.json"))]
+
+
 def measured(records: Iterable[Record]) -> pd.DataFrame:
     """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
-    rows = [
-        {**_row(one["hardware"]), "command": f"`{one['command']}`", **_found(one["minutes"], one["task"], one["seen"])} for one in readme.expected()
-    ]
+    rows = [{**_row(one["hardware"]), "command": f"`{one['command']}`", **_found(one["minutes"], one["task"], one["seen"])} for one in expected()]
     for record in select(records, seed=sweeps.SEEDS[0]):
         options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
         command = f"`lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}`"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from lscl import explore, hardware, method_pages, numbers, paths, readme, reference, report, status, sweeps, verify
+from lscl import api_pages, explore, hardware, method_pages, numbers, paths, readme, reference, report, status, sweeps, verify
 from lscl.data.store import write_atomic
 from lscl.records import Record, all_records, select
 from lscl.report import METHOD_LABELS
@@ -32,9 +32,11 @@ def pieces() -> dict[str, str]:
         "status.md": status_tables(everything),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
         "explore.html": explore.page(records),
+        "explore.md": sources(records),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
+    made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
     return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | install_cells()
 
@@ -88,6 +90,12 @@ def paper_plan(card: str = "t4") -> str:
         report.numbered(hardware.each_system(dataset, card), caption.format(report.DATASET_LABELS[dataset], card), f"tab-plan-{dataset}")
         for dataset in sweeps.PLANS["paper"]
     )
+
+
+def sources(records: list[Record]) -> str:
+    """The records behind each part of the interactive figure, as markdown."""
+    groups = {name: select(records, dataset=name) for name in report.DATASET_LABELS}
+    return "\n\n".join(f"{report.DATASET_LABELS[name]}: {report.source_note(group)}" for name, group in groups.items() if group) or report.NO_RECORDS
 
 
 def times(records: list[Record]) -> str:

@@ -147,6 +147,10 @@ def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, 
 def test_what_is_committed_is_what_the_records_give(monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     assert pages.stale() == [], "run: lscl pages"
+
+
+def test_committed_notebooks_are_not_older_than_the_records_they_show(monkeypatch):
+    monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     assert stamps.stale() == [], "run: lscl reproduce demo --store"
 
 

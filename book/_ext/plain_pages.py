@@ -7,9 +7,11 @@ from pathlib import Path
 
 def setup(app):
     app.connect("config-inited", take_numbers, priority=100)  # before MyST looks
+    app.connect("autodoc-process-docstring", as_restructured_text)
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
-    return {"env_version": 3, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 4, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def tidy(app, pagename, templatename, context, doctree):
@@ -40,3 +42,17 @@ def commit(folder):
     except (OSError, subprocess.CalledProcessError):
         return "a copy without its history"
     return f"commit `{found.stdout.strip()[:10]}`"
+
+
+def as_restructured_text(app, what, name, found, options, lines):
+    """Docstrings are plain text: a bar is a bar. What a system's class says stands on its page, so here is its first paragraph and the way there."""
+    lines[:] = [line.replace("|", r"\|") for line in lines]
+    if what == "class" and name.startswith("lscl.methods.") and ".parts." not in name and found.__name__ not in ("Method", "Stage", "Phase"):
+        page = name.split(".")[2]
+        end = lines.index("") if "" in lines else len(lines)
+        lines[end:] = ["", f"Everything else: :doc:`/book/methods/{page}`.", ""]
+
+
+def short_signature(app, what, name, found, options, signature, return_annotation):
+    """The config has a hundred fields, which have a page; its signature is not the place for them."""
+    return ("(**values)", return_annotation) if name == "lscl.config.Experiment" else None
