@@ -16,6 +16,7 @@ from lscl.sweeps import reported, rows_of
 
 # Where the runs of a named set stand.
 TABLES = {"table1": "Table 1", "ablations": "Table 2", "blocks": "Fig. 3", "cnns": "Fig. 4", "buffers": "Fig. 5", "regimes": "the writers by regime"}
+AGAIN = "the record was made again since"
 IGNORED = {*records.TIMES, "overrides", "name", "config", "config_digest"}  # parameters that came later are completed, not compared
 
 
@@ -72,14 +73,17 @@ def verify_sample(profile: str, count: int, seed: int, data_dir: Path | None = N
     found = []
     for record in sample(profile, count, seed, dataset):
         found.append(verify(record, data_dir, weights))
-        outcome = "equal to the bit" if found[-1]["equal"] else f"differs in {', '.join(found[-1]['differs'])}"
-        print(f"{'; '.join(found[-1]['cells']) or 'in no table'}: {outcome} ({record['name']})", flush=True)
+        print(f"{'; '.join(found[-1]['cells']) or 'in no table'}: {_said(found[-1])} ({record['name']})", flush=True)
     path = paths.results() / "verified" / f"{profile}.json"
     write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
     unequal = [one["name"] for one in found if not one["equal"]]
     if unequal:
         raise LsclError(f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}")
     return path
+
+
+def _said(one: dict[str, Any]) -> str:
+    return "equal to the bit" if one["equal"] else f"differs in {', '.join(one['differs'])}"
 
 
 def outcome(profile: str) -> str:
@@ -92,7 +96,7 @@ def outcome(profile: str) -> str:
     rows = [
         {
             "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
-            "computed again": "equal to the bit" if one["equal"] else f"differs in {', '.join(one['differs'])}",
+            "computed again": _said(one) if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"]) else AGAIN,
             "seconds": f"{one['seconds']:.1f}",
             "recorded at": (one["recorded_at"] or "–")[:10],
             "verified at": (one["verified_at"] or "–")[:10],
