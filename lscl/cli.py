@@ -94,6 +94,7 @@ def federate_command(
     """
     try:
         from lscl.federation.flower.local import federate_here, submit
+        from lscl.federation.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
     from lscl.records import differing
@@ -106,7 +107,7 @@ def federate_command(
         if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
             print(line, file=sys.stderr, flush=True)
 
-    record = submit(config, settings, show, link, os.environ) if link else federate_here(config, simulation, settings, show)
+    record = submit(config, settings, show, link, environment()) if link else federate_here(config, simulation, settings, show)
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:

@@ -116,3 +116,11 @@ def test_data_show_prints_every_client_and_task(capsys):
     code, out, _ = call(capsys, "data", "show", *SMOKE)
     assert code == 0
     assert sum(line.startswith("client ") for line in out.splitlines()) == 6
+
+
+def test_a_node_without_flower_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
+    file = tmp_path / "file"
+    file.touch()
+    code, _, err = call(capsys, "node", "--client", "0", "--link", "localhost:1", "--authority", str(file), "--key", str(file))
+    assert code == 2 and "needs the extra flower" in err and len(err.strip().splitlines()) == 1

@@ -28,13 +28,14 @@ from cryptography.x509.oid import NameOID
 from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.errors import LsclError
+from lscl.federation.flower import node
 from lscl.federation.flower.messages import describe
-from lscl.federation.flower.node import QUIET
 from lscl.records import Record
 from lscl.run import prepare
 
 APP = Path(__file__).parent / "app"
 HOST = "127.0.0.1"
+FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
 PATIENCE = 60  # seconds for a process to start
 
 
@@ -99,8 +100,7 @@ class Local:
         found = {name: getattr(self.config, name) for name in PLACES}
         places = {f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value) for name, value in found.items() if value}
         homes = {"LSCL_ROOT": paths.root(), "LSCL_CACHE": paths.cache().resolve(), "LSCL_PRIVATE": self.private, "FLWR_HOME": self.folder / "flwr"}
-        scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, **QUIET, **places, **{name: str(path) for name, path in homes.items()}, "PATH": scripts, "PYTHONUNBUFFERED": "1"}
+        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, "PYTHONUNBUFFERED": "1"}
 
     def start(self, name: str, *command: str) -> None:
         """Start a process that writes to `name`.log."""
@@ -193,7 +193,7 @@ def submit(
     settings: Mapping[str, float],
     show: Callable[[str], None],
     link: str,
-    environment: Mapping[str, str],
+    variables: Mapping[str, str],
     more: Sequence[str] = (),
 ) -> Record:
     """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
@@ -210,11 +210,11 @@ def submit(
         file.flush()
         command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
         pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        with subprocess.Popen(command, env=environment, **pipes) as process:
+        with subprocess.Popen(command, env=variables, **pipes) as process:
             try:
                 for line in process.stdout:
                     show(line.rstrip())
-                    why, last = line.partition("LsclError: ")[2].strip() or why, line.strip() or last
+                    why, last = line.partition("LsclError: ")[2].strip() or why, line.strip(FRAME) or last
             finally:
                 process.terminate()
     if not path.exists():

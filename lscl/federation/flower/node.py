@@ -1,6 +1,7 @@
 """The process that stays on a client's machine: Flower's SuperNode, started again whenever it ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,11 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_
 AGAIN = 5  # seconds before a SuperNode that ended is started again
 
 
+def environment() -> dict[str, str]:
+    """What Flower's programs get: a quiet Flower, and its other programs, which lie beside this Python."""
+    return {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def serve(client: int, link: str, authority: Path, key: Path, port: int) -> None:
     """Be client `client` of the SuperLink at `link` (host:port) until this process is told to end; port: for its own processes only.
 
@@ -22,16 +28,19 @@ def serve(client: int, link: str, authority: Path, key: Path, port: int) -> None
     missing, up to a minute: until then a new start fails, and is tried again.
 
     Raises:
-        LsclError: no such file.
+        LsclError: no such file, or no Flower.
     """
     for path in (authority, key):
         if not path.is_file():
             raise LsclError(f"no file {path}")
-    command = ["flower-supernode", "--superlink", link, "--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
+    program = shutil.which("flower-supernode", path=environment()["PATH"])
+    if program is None:
+        raise LsclError("no program flower-supernode: lscl node needs the extra flower, pip install 'lscl[flower]'")
+    command = [program, "--superlink", link, "--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
     command += ["--node-config", f"client={client}", "--host", "127.0.0.1", "--port", str(port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     while True:
-        with subprocess.Popen(command, env={**os.environ, **QUIET}, start_new_session=True) as node:
+        with subprocess.Popen(command, env=environment(), start_new_session=True) as node:
             try:
                 node.wait()
             finally:
