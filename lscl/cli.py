@@ -310,6 +310,7 @@ def probe_command(values: dict, per_class: Annotated[int, typer.Option(min=1, he
 def reproduce_command(
     profile: Annotated[str, typer.Argument(help="profile: " + ", ".join(PROFILES))] = "demo",
     data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
+    weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, instead of the published one")] = None,
     book: Annotated[bool, typer.Option(help="build the book afterwards")] = True,
     force: Annotated[bool, typer.Option(help="execute every notebook again, even if nothing has changed")] = False,
     store: Annotated[bool, typer.Option(help="for maintainers: write outputs back to notebooks/ and minutes to results/expected/")] = False,
@@ -319,7 +320,7 @@ def reproduce_command(
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    pipeline.reproduce(profile, data_dir, book, force, store)
+    pipeline.reproduce(profile, data_dir, weights, book, force, store)
 
 
 @app.command("doctor")

@@ -21,7 +21,14 @@ from lscl.sweeps import plan
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
 
 
-def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, force: bool = False, store: bool = False) -> None:
+def reproduce(
+    profile: str,
+    data_dir: Path | None = None,
+    weights: Path | None = None,
+    book: bool = True,
+    force: bool = False,
+    store: bool = False,
+) -> None:
     """Compute the missing runs of `profile`, execute every notebook, and build the book from the executed notebooks.
 
     A notebook is executed again only if it, the code or the records have changed. `store` writes the executed notebooks,
@@ -32,19 +39,20 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
     say, started = Console(stderr=True).print, time.perf_counter()
-    runs, done = plan(profile, data_dir), []
+    runs, done = plan(profile, data_dir, weights), []
     missing = [config for config in runs if not records.find(config)]
     affordable(missing)
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
     pages.write()
+    places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
     for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
         target = paths.results() / "executed" / profile / notebook.name
-        if not force and _stamp_file(target).exists() and _stamp_file(target).read_text() == _stamp(notebook, profile):
+        if not force and _stamp_file(target).exists() and _stamp_file(target).read_text() == _stamp(notebook, profile, places):
             say(f"{notebook.name}: nothing has changed, kept")
         else:
-            execute(notebook, target, profile, data_dir)
+            execute(notebook, target, profile, places)
         if store:
             executed = nbformat.read(target, 4)
             stamps.stamp(executed)
@@ -56,14 +64,16 @@ def reproduce(profile: str, data_dir: Path | None = None, book: bool = True, for
     say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
 
 
-def execute(notebook: Path, target: Path, profile: str, data_dir: Path | None = None) -> None:
+def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | None]) -> None:
     """Run one notebook through papermill in its own folder; parameters that equal the notebook's own are not injected.
+
+    places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
 
     Raises:
         LsclError: a cell failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    wanted = {"profile": profile, "data_dir": str(data_dir) if data_dir else None}
+    wanted = {"profile": profile, **places}
     own = papermill.inspect_notebook(str(notebook))
     parameters = {
         name: value
@@ -76,7 +86,7 @@ def execute(notebook: Path, target: Path, profile: str, data_dir: Path | None = 
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
-    write_atomic(_stamp_file(target), _stamp(notebook, profile).encode())
+    write_atomic(_stamp_file(target), _stamp(notebook, profile, places).encode())
 
 
 def build_book(profile: str) -> Path:
@@ -131,10 +141,10 @@ def _stamp_file(target: Path) -> Path:
     return target.with_suffix(".stamp")
 
 
-def _stamp(notebook: Path, profile: str) -> str:
-    """A digest of all that decides a notebook's outputs: its cells, the code, the records, and what else is read from results/."""
+def _stamp(notebook: Path, profile: str, places: dict[str, str | None]) -> str:
+    """A digest of all that decides a notebook's outputs: its cells and parameters, the code, the records, and what else is read from results/."""
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, 4).cells]
-    total = hashlib.sha256(json.dumps([cells, profile, records.source()["code_digest"]]).encode())
+    total = hashlib.sha256(json.dumps([cells, profile, places, records.source()["code_digest"]]).encode())
     for pattern in ("runs/*/*.json", "tuning/*.json", "published/*.csv", "benchmarks/*.json"):
         for path in sorted(paths.results().glob(pattern)):
             total.update(path.read_bytes())

@@ -55,7 +55,15 @@ class Study:
         return f"**Not yet measured: {len(self.missing)} of {total} runs of this study.** `{command}` makes them."
 
 
-def collect(name: str, profile: str, dataset: str, seeds: Iterable[int] = SEEDS, compute: bool = False, data_dir: Path | str | None = None) -> Study:
+def collect(
+    name: str,
+    profile: str,
+    dataset: str,
+    seeds: Iterable[int] = SEEDS,
+    compute: bool = False,
+    data_dir: Path | str | None = None,
+    weights: Path | str | None = None,
+) -> Study:
     """The records of the study `name` (see `sweeps.variants`); with `compute`, runs without a record are computed first.
 
     Raises:
@@ -66,7 +74,7 @@ def collect(name: str, profile: str, dataset: str, seeds: Iterable[int] = SEEDS,
     labels = variants(name, profile)
     for label, change in labels.items():
         for seed in sorted(seeds):
-            config = variant_run({"profile": profile, "dataset": dataset, "data_dir": data_dir}, change, seed)
+            config = variant_run({"profile": profile, "dataset": dataset, "data_dir": data_dir, "weights": weights}, change, seed)
             record = run(config, quiet=True) if compute else records.find(config)
             if record is None:
                 missing.append(config)
@@ -81,10 +89,10 @@ def profile_shown(profile: str, compute: bool) -> str:
     return "mini" if profile in ("smoke", "demo") and not compute else profile
 
 
-def of_profile(name: str, profile: str, compute: bool = False, data_dir: Path | str | None = None) -> list[Study]:
+def of_profile(name: str, profile: str, compute: bool = False, data_dir: Path | str | None = None, weights: Path | str | None = None) -> list[Study]:
     """The study `name` on every data set of the profile shown; with `compute`, missing runs are computed first."""
     profile = profile_shown(profile, compute)
-    return [collect(name, profile, dataset, seeds, compute, data_dir) for dataset, seeds in PLANS[profile].items()]
+    return [collect(name, profile, dataset, seeds, compute, data_dir, weights) for dataset, seeds in PLANS[profile].items()]
 
 
 def shown(studies: Sequence[Study]) -> list[Study]:

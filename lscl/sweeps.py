@@ -55,10 +55,10 @@ def reported(found: Iterable[records.Record]) -> list[records.Record]:
     return [one for one in found if one["seed"] != TUNING_SEED]
 
 
-def plan(profile: str, data_dir: Path | None = None) -> list[Experiment]:
-    """Every run behind the main table of a profile."""
+def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None) -> list[Experiment]:
+    """Every run behind the main table of a profile; `weights` is a local checkpoint of its frozen ViT."""
     return [
-        experiment(**extra, method=method, dataset=dataset, profile=profile, seed=seed, data_dir=data_dir)
+        experiment(**extra, method=method, dataset=dataset, profile=profile, seed=seed, data_dir=data_dir, weights=weights)
         for dataset, seeds in PLANS[profile].items()
         for seed in seeds
         for method, extra in TABLE1

@@ -60,12 +60,12 @@ class TestPages:
         asked = []
         monkeypatch.setattr(studies, "collect", lambda *args: asked.append(args))
         for profile, compute in (("demo", False), ("demo", True), ("paper", False)):
-            studies.of_profile("blocks", profile, compute, "folder")
-        assert asked[:2] == [("blocks", "mini", name, sweeps.SEEDS, False, "folder") for name in ("cifar100", "glyphs")]
+            studies.of_profile("blocks", profile, compute, "folder", "vit.npz")
+        assert asked[:2] == [("blocks", "mini", name, sweeps.SEEDS, False, "folder", "vit.npz") for name in ("cifar100", "glyphs")]
         assert asked[2:] == [
-            ("blocks", "demo", "glyphs", [42], True, "folder"),
-            ("blocks", "paper", "cifar100", sweeps.SEEDS, False, "folder"),
-            ("blocks", "paper", "imagenet_r", sweeps.SEEDS, False, "folder"),
+            ("blocks", "demo", "glyphs", [42], True, "folder", "vit.npz"),
+            ("blocks", "paper", "cifar100", sweeps.SEEDS, False, "folder", "vit.npz"),
+            ("blocks", "paper", "imagenet_r", sweeps.SEEDS, False, "folder", "vit.npz"),
         ]
 
     def test_without_records_one_table_and_what_is_missing(self):

@@ -216,7 +216,8 @@ def _in_front(attn: Attention, prefix: Tensor, x: Tensor) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):  # its way back in half precision is several times slower on the CPU than in float32
+    # on the CPU its way back in half precision is several times slower than in float32
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v)
