@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 
@@ -202,8 +203,18 @@ def _choice(method: str, grid: pd.DataFrame) -> str:
     if best.empty:
         return f"{len(grid)} of {len(sweeps.GRIDS[method])} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
-        return f"Chosen: {used}."
+        return f"Chosen: {used}.{_edges(method, config)}"
     return f"Best: {best.iloc[0]}. Not yet in use: `mini` has {used}."
+
+
+def _edges(method: str, config: dict[str, Any]) -> str:
+    """Which chosen values, of parameters with three or more in the grid, are its smallest or largest, so that better ones may lie beyond."""
+    parts = []
+    for name in sweeps.GRIDS[method][0]:
+        values = sorted({point[name] for point in sweeps.GRIDS[method]})
+        if len(values) > 2 and config[name] in (values[0], values[-1]):
+            parts.append(f"`{name}` = {config[name]:g} is the {'smallest' if config[name] == values[0] else 'largest'} that was tried")
+    return f" At the edge of the grid: {' and '.join(parts)}, so a value beyond it might do better." if parts else ""
 
 
 # ---- overview

@@ -604,6 +604,47 @@ def benchmarks() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
 
 
+GROWTH = {"clients": "clients", "tasks": "tasks", "classes_per_task": "classes a task", "images_per_class": "images a class"}
+
+
+def growth() -> list[dict[str, Any]]:
+    """The rows of benchmarks/scaling.py, see there; none if it was never run.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
+    path = paths.results() / "benchmarks" / "scaling.json"
+    try:
+        return json.loads(path.read_text())["rows"] if path.exists() else []
+    except (ValueError, LookupError, TypeError) as error:
+        raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
+
+
+def growth_panels(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """What `plots.growth` draws of these rows. key: cpu_seconds or peak_memory_mb."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for row in rows:
+        points = [point[row["size"]] for point in row["points"]], [point[key] for point in row["points"]]
+        panels.setdefault(GROWTH[row["size"]], {})[METHOD_LABELS[row["method"]]] = points
+    return panels
+
+
+def exponents(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per system and size: the sizes, and the fitted exponents of processor time and peak memory."""
+    return pd.DataFrame(
+        [
+            {
+                "system": METHOD_LABELS[row["method"]],
+                "grows": GROWTH[row["size"]],
+                "sizes": ", ".join(f"{point[row['size']]:g}" for point in row["points"]),
+                "exponent of time": f"{row['time_exponent']['ratio']:.2f}",
+                "exponent of memory": f"{row['memory_exponent']['ratio']:.2f}",
+            }
+            for row in rows
+        ]
+    )
+
+
 def _benchmark(found: dict[str, Any]) -> dict[str, str]:
     goal, ratio, lower = found.get("goal"), found["ratio"], found["better"] == "lower"
     if goal is None:

@@ -76,6 +76,14 @@ def test_the_choice_is_compared_with_what_is_in_use(places):
     ):
         path.write_text(json.dumps({"rows": rows, "best": {"fedavg": best} if best else {}}))
         assert says in method_pages.tuning("fedavg")
+    assert "edge" not in method_pages.tuning("fedavg")
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_told():
+    edge = method_pages._edges("fedavg_vit", {"lr": 1e-1})
+    assert edge == " At the edge of the grid: `lr` = 0.1 is the largest that was tried, so a value beyond it might do better."
+    assert method_pages._edges("fedavg_vit", {"lr": 1e-2}) == ""
+    assert method_pages._edges("lorm", {"lr": 1e-3, "lorm_rank": 4}) == ""  # two ranks are not enough to have an inside
 
 
 def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):

@@ -286,6 +286,19 @@ class TestWriters:
 
 
 class TestFiles:
+    def test_growth(self, places):
+        assert report.growth() == []
+        folder = places / "results" / "benchmarks"
+        folder.mkdir()
+        points = [{"tasks": n, "cpu_seconds": 3.0 * n, "peak_memory_mb": 500.0} for n in (1, 2)]
+        row = {"method": "lorm", "size": "tasks", "points": points, "time_exponent": {"ratio": 1.0}, "memory_exponent": {"ratio": 0.0}}
+        (folder / "scaling.json").write_text(json.dumps({"rows": [row]}))
+        assert report.growth_panels(report.growth(), "cpu_seconds") == {"tasks": {"LoRM": ([1, 2], [3.0, 6.0])}}
+        assert report.exponents(report.growth()).values.tolist() == [["LoRM", "tasks", "1, 2", "1.00", "0.00"]]
+        (folder / "scaling.json").write_text("{}")
+        with pytest.raises(LsclError, match=r"cannot read the benchmark .*scaling\.json: KeyError"):
+            report.growth()
+
     def test_tuning(self, places):
         folder = places / "results" / "tuning"
         folder.mkdir()
