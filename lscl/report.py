@@ -363,17 +363,25 @@ def cost_reading(records: Iterable[Record], draft: bool = False) -> str:
 def sheets(records: Iterable[Record]) -> dict[str, Path]:
     """Images that servers made, as files beside the records: {"TARGET, after task 1": path}, first and last sheet of a run.
 
-    Of every method that leaves any, the run of its first record in the order given.
+    Of every method that leaves any, the run of its first record in the order given, see `drawn_by`.
     """
     found: dict[str, Path] = {}
-    for method in METHOD_LABELS:
-        for record in select(records, method=method):
-            made = sorted((folder(record["profile"]) / "sheets").glob(f"*--{record['config_digest']}--task*.png"))
-            for path in made[:: max(1, len(made) - 1)]:
-                found[f"{METHOD_LABELS[method]}, after task {path.stem.rpartition('--task')[2]}"] = path
-            if made:
-                break
+    for record in drawn_by(records):
+        made = _sheets_of(record)
+        for path in made[:: max(1, len(made) - 1)]:
+            found[f"{METHOD_LABELS[record['method']]}, after task {path.stem.rpartition('--task')[2]}"] = path
     return found
+
+
+def drawn_by(records: Iterable[Record]) -> list[Record]:
+    """The records whose `sheets` are shown: of every method the first that has any."""
+    group = list(records)
+    with_sheets = ([record for record in select(group, method=method) if _sheets_of(record)] for method in METHOD_LABELS)
+    return [found[0] for found in with_sheets if found]
+
+
+def _sheets_of(record: Record) -> list[Path]:
+    return sorted((folder(record["profile"]) / "sheets").glob(f"*--{record['config_digest']}--task*.png"))
 
 
 ONE_SEED = "with one seed nothing can be concluded"
@@ -620,6 +628,14 @@ def growth() -> list[dict[str, Any]]:
         raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
 
 
+def growth_note() -> str:
+    """Machine, threads and commit of `growth` in small print; nothing if it was never run."""
+    if not growth():
+        return ""
+    found = json.loads((paths.results() / "benchmarks" / "scaling.json").read_text())
+    return f"<small>{found['machine']['cpu']}, {found['threads']} threads, commit {(found['commit'] or 'installed package')[:10]}</small>"
+
+
 def growth_panels(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """What `plots.growth` draws of these rows. key: cpu_seconds or peak_memory_mb."""
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
@@ -781,8 +797,9 @@ def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Re
 
 
 def source_note(records: Iterable[Record], draft: bool = False) -> str:
-    """The records behind a table or figure in small print."""
-    return f"<small>{provenance(records, draft)}</small>"
+    """The records behind a table or figure in small print; nothing without records."""
+    group = list(records)
+    return f"<small>{provenance(group, draft)}</small>" if group else ""
 
 
 def by_dataset(records: Iterable[Record], make: Callable[[list[Record]], pd.DataFrame], caption: str, name: str, draft: bool = False) -> str:

@@ -1,17 +1,37 @@
-"""A small Sphinx extension: numbers inside sentences; what the theme puts into every page and this book does not want; a name that it leaves out."""
+"""A small Sphinx extension: numbers inside sentences; figures that are more than an image; what the theme puts into every page and this book does not want; a name that it leaves out."""
 
 import json
 import subprocess
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
 
 def setup(app):
+    app.add_directive("live-figure", LiveFigure)
     app.connect("config-inited", take_numbers, priority=100)  # before MyST looks
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
-    return {"env_version": 4, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 5, "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+class LiveFigure(SphinxDirective):
+    """A figure with number and caption whose picture is a file of HTML: ```{live-figure} FILE ANCHOR, and the caption below."""
+
+    required_arguments = 2
+    has_content = True
+
+    def run(self):
+        relative, path = self.env.relfn2path(self.arguments[0])
+        self.env.note_dependency(relative)
+        text, _ = self.state.inline_text(" ".join(self.content), self.lineno)
+        picture = nodes.raw("", Path(path).read_text(), format="html")
+        figure = nodes.figure("", picture, nodes.caption("", "", *text), names=[self.arguments[1]])
+        self.state.document.note_explicit_target(figure)
+        return [figure]
 
 
 def tidy(app, pagename, templatename, context, doctree):
