@@ -33,8 +33,10 @@ class StubGrid:
     def get_nodes(self):
         return self.nodes
 
-    def send_and_receive(self, messages, timeout):
+    def push_messages(self, messages):
+        names = []
         for message in messages:
+            names.append(str(len(self.sent)))
             number, node = len(self.sent), message.metadata.dst_node_id
             message.metadata.__dict__["_message_id"] = str(number)
             self.sent.append(message)
@@ -46,6 +48,9 @@ class StubGrid:
                 odd(reply)
             if odd != "late":
                 self.replies[str(number)] = reply
+        return names
+
+    def pull_messages(self, names):
         return [self.replies.pop(one) for one in sorted(self.replies, reverse=True)]  # never in the order of the clients
 
     def answer(self, message, node):
@@ -200,6 +205,22 @@ def test_every_round_looks_again_which_node_serves_a_client(over_flower, smoke):
     assert compared(again) == compared(whole)
     asked = [message.metadata.dst_node_id for message in grid.sent]
     assert set(asked[: config.clients]) == {1000, 999, 998} and set(asked[config.clients :]) == {1000, 7, 998}
+
+
+def test_nobody_waits_for_a_node_that_has_started_anew(over_flower, smoke):
+    """Its message may have ended with it, and Flower says nothing of that; the client is asked again in the next round."""
+    config = smoke(method="local_head")
+
+    class Anew(StubGrid):
+        def pull_messages(self, names):
+            if "1" in names:
+                self.nodes[1].last_activated_at = "again"
+            return super().pull_messages(names)
+
+    settings = {"min-clients": 2, "timeout": 600.0}
+    record, grid = over_flower(config, settings, lambda exchange, client: "gone" if (exchange, client) == (0, 1) else None, Anew)
+    assert record["faults"] == [["client 1: its node has started anew"]] + [[]] * (len(record["faults"]) - 1)
+    assert exchanges_in([one for one in grid.sent if one.metadata.dst_node_id == EXTRA - 1][1]) == [0, 1]
 
 
 def test_a_node_that_serves_another_client_refuses(over_flower, smoke):

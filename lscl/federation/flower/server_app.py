@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -47,8 +47,8 @@ def main(grid: Grid, context: Context) -> None:
 class OverGrid:
     """A transport that sends one message per client and exchange.
 
-    nodes: the node of each client that is there; missed: what a client was sent and did not answer, by exchange. It is sent again
-    with the next exchange, for other payloads may build on it.
+    nodes: the node of each client that is there; started: when each node was; missed: what a client was sent and did not answer, by
+    exchange. It is sent again with the next exchange, for other payloads may build on it.
     """
 
     grid: Grid
@@ -58,6 +58,7 @@ class OverGrid:
     limit: int
     progress: Progress
     nodes: dict[int, int] = field(default_factory=dict)
+    started: dict[int, str | None] = field(default_factory=dict)
     missed: dict[int, dict[int, Payload]] = field(default_factory=dict)
     id: str = "-missed"
     task: int = -1
@@ -91,19 +92,31 @@ class OverGrid:
             self.nodes = {names[node.name]: node.node_id for node in alive if node.name in names}
             if not any(node.name for node in alive):
                 self.nodes = dict(zip(names.values(), sorted(node.node_id for node in alive)))
+            self.started = {node.node_id: node.last_activated_at for node in alive}
             if len(self.nodes) >= wanted or time.monotonic() > end:
                 return
             time.sleep(PAUSE)
 
     def send(self, due: Mapping[int, Mapping[int, Payload]]) -> dict[int, Message]:
-        """Send to each client the payloads of its exchanges; -> the replies, errors among them, that came in time, by client."""
-        messages = {}
+        """Send to each client the payloads of its exchanges; -> the replies, errors among them, that came in time, by client.
+
+        Nobody waits for a node that has started anew since: what it was sent may have ended with it.
+        """
+        messages, replies = {}, {}
         for k, payloads in due.items():
             content = {"to": MetricRecord({"client": k}), **{str(n): pack(payload) for n, payload in payloads.items()}}
             messages[k] = Message(RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout)
-        replies = self.grid.send_and_receive(messages.values(), timeout=self.timeout)
-        by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        return {k: by_message[sent.metadata.message_id] for k, sent in messages.items() if sent.metadata.message_id in by_message}
+        waiting = {name: k for name, k in zip(self.grid.push_messages(list(messages.values())), messages) if name}
+        end = time.monotonic() + self.timeout
+        while waiting and (now := time.monotonic()) < end:
+            anew = {node.node_id for node in self.grid.get_nodes() if self.started.get(node.node_id, "") != node.last_activated_at}
+            for reply in self.grid.pull_messages(list(waiting)):
+                replies[waiting.pop(reply.metadata.reply_to_message_id)] = reply
+            for name, k in list(waiting.items()):
+                if self.nodes[k] in anew:
+                    replies[waiting.pop(name)] = Message(Error(code=0, reason="its node has started anew"), reply_to=messages[k])
+            time.sleep(min(PAUSE, end - now) if waiting else 0)
+        return replies
 
     def private_state(self) -> dict[str, Tensor]:
         """What was missed, as one flat dictionary, for saving."""
