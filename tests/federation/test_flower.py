@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from lscl import records
 from lscl.errors import LsclError
 from lscl.federation.flower import client_app, server_app
+from lscl.federation.flower import grid as grid_transport
 from lscl.federation.flower.messages import describe, pack, understand, unpack
 from lscl.methods import METHODS
 from lscl.run import run
@@ -69,7 +70,7 @@ def over_flower(places, monkeypatch, tree):
     """over_flower(config, settings, lost, grid): the record of a run over a stub grid, and the grid."""
     monkeypatch.setenv("LSCL_PRIVATE", str(places / "private"))
     monkeypatch.setenv("LSCL_DATA_DIR", str(tree))
-    monkeypatch.setattr(server_app, "PAUSE", 0)
+    monkeypatch.setattr(grid_transport, "PAUSE", 0)
 
     next_run = itertools.count(1)
 
