@@ -9,7 +9,7 @@ per sample), and, where the package peft is installed, with a LoRA made by it in
 
     python benchmarks/training_step.py [--shapes vit_b] [--batch 16] [--threads 2] [--methods fed_lscl,lorm]
 
-writes results/benchmarks/training_step_<shapes>.json. Run it alone on the machine: about ten minutes for ViT-B/16.
+writes results/benchmarks/training_step_<shapes>.json. Run it alone on the machine: about half an hour for ViT-B/16 on two slow cores.
 """
 
 import argparse
