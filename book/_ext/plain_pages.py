@@ -1,4 +1,5 @@
-"""A small Sphinx extension: numbers inside sentences; figures that are more than an image; what the theme puts into every page and this book does not want; a name that it leaves out."""
+"""A small Sphinx extension: numbers inside sentences; figures that are more than an image; what the theme puts into every page and
+this book does not want; a name that it leaves out."""
 
 import json
 import subprocess
