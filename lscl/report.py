@@ -621,19 +621,27 @@ def growth() -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    path = paths.results() / "benchmarks" / "scaling.json"
-    try:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
+    return _rows_of(_scaling(), "the benchmark ")
 
 
 def growth_note() -> str:
     """Machine, threads and commit of `growth` in small print; nothing if it was never run."""
     if not growth():
         return ""
-    found = json.loads((paths.results() / "benchmarks" / "scaling.json").read_text())
+    found = json.loads(_scaling().read_text())
     return f"<small>{found['machine']['cpu']}, {found['threads']} threads, commit {(found['commit'] or 'installed package')[:10]}</small>"
+
+
+def _scaling() -> Path:
+    return paths.results() / "benchmarks" / "scaling.json"
+
+
+def _rows_of(path: Path, what: str = "") -> list[dict[str, Any]]:
+    """The rows of a file of measurements; none if there is no such file."""
+    try:
+        return json.loads(path.read_text())["rows"] if path.exists() else []
+    except (ValueError, LookupError, TypeError) as error:
+        raise LsclError(f"cannot read {what}{path}: {type(error).__name__} {error}") from error
 
 
 def growth_panels(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
@@ -678,11 +686,7 @@ def federation(part: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    path = paths.results() / "federation" / f"{part}.json"
-    try:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read {path}: {type(error).__name__} {error}") from error
+    return _rows_of(paths.results() / "federation" / f"{part}.json")
 
 
 def parity() -> pd.DataFrame:

@@ -97,14 +97,8 @@ def test_one_parameters_cell_in_front(path):
     assert tagged[0] <= 4
     assert 'profile = "demo"' in source(cells[tagged[0]])
     names = [node.targets[0].id for node in ast.parse(source(cells[tagged[0]])).body]
-    assert set(names) <= {
-        "profile",
-        "dataset",
-        "seed",
-        "data_dir",
-        "weights",
-        "compute",
-    }  # derived values come later, or an injected value would not reach them
+    # derived values come later, or an injected value would not reach them
+    assert set(names) <= {"profile", "dataset", "seed", "data_dir", "weights", "compute"}
 
 
 @notebooks

@@ -37,9 +37,9 @@ class StubGrid:
     def push_messages(self, messages):
         names = []
         for message in messages:
-            names.append(str(len(self.sent)))
-            number, node = len(self.sent), message.metadata.dst_node_id
-            message.metadata.__dict__["_message_id"] = str(number)
+            name, node = str(len(self.sent)), message.metadata.dst_node_id
+            names.append(name)
+            message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
             odd = self.lost(max(exchanges_in(message)), EXTRA - node)
             if odd == "gone":
@@ -48,7 +48,7 @@ class StubGrid:
             if callable(odd):
                 odd(reply)
             if odd != "late":
-                self.replies[str(number)] = reply
+                self.replies[name] = reply
         return names
 
     def pull_messages(self, names):
