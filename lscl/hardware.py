@@ -19,6 +19,26 @@ def expected() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((paths.results() / "expected").glob("*.json"))]
 
 
+def notebook_time(notebook: str, runs: bool = False) -> str | None:
+    """How long a notebook took in `make demo` on how many cores, with the runs made before it if `runs`; None if nobody measured it."""
+    for one in expected():
+        if one["profile"] == "demo":
+            seconds = one["notebooks"][notebook] + runs * one["runs_seconds"]
+            return f"{duration(seconds)} on {one['hardware']['cores']} cores"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """In steps of 5 seconds, or of half a minute from 100 seconds on."""
+    return f"{max(5, 5 * round(seconds / 5))} seconds" if seconds < 100 else f"{round(seconds / 30) / 2:g} minutes"
+
+
+def notebooks() -> pd.DataFrame:
+    """One row per notebook: the time it took in `make demo`."""
+    rows = [(name, duration(seconds)) for one in expected() if one["profile"] == "demo" for name, seconds in one["notebooks"].items()]
+    return pd.DataFrame([{"notebook": f"{{doc}}`/notebooks/{name}`", "time": taken} for name, taken in rows])
+
+
 def measured(records: Iterable[Record]) -> pd.DataFrame:
     """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
     rows = [{**_row(one["hardware"]), "command": f"`{one['command']}`", **_found(one["minutes"], one["task"], one["seen"])} for one in expected()]

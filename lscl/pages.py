@@ -27,6 +27,7 @@ def pieces() -> dict[str, str]:
         "benchmarks.md": benchmarks(),
         **{f"federation_{name}.md": federation(name) for name in FEDERATION},
         "times.md": times(records),
+        "notebooks.md": notebook_times(),
         "cards.md": report.numbered(hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards"),
         "verified.md": verify.outcome("mini"),
         "status.md": status_tables(everything),
@@ -38,17 +39,30 @@ def pieces() -> dict[str, str]:
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | install_cells()
+    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | notebook_heads()
 
 
-def install_cells() -> dict[str, str]:
-    """Every notebook with the repository's public address in its first cell; the address is a setting of _config.yml and stands nowhere else."""
+def notebook_heads() -> dict[str, str]:
+    """Every notebook with what its first cells take from elsewhere: the measured time, and the repository's public address.
+
+    The address is a setting of _config.yml and stands nowhere else; the time comes from results/expected/demo.json.
+    """
     found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     if not found:
         return {}
     address = yaml.safe_load((paths.root() / "_config.yml").read_text())["repository"]["url"]
-    cell = re.compile(r'(REPOSITORY = \\")[^"\\]*')  # as JSON has it
-    return {f"notebooks/{path.name}": cell.sub(lambda kept: kept[1] + address, path.read_text()) for path in found}
+    cell, time = re.compile(r'(REPOSITORY = \\")[^"\\]*'), re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")  # as JSON has it
+    heads = {}
+    for path in found:
+        text = cell.sub(lambda kept: kept[1] + address, path.read_text())
+        heads[f"notebooks/{path.name}"] = time.sub(lambda kept, name=path.stem: _time(kept, name), text)
+    return heads
+
+
+def _time(kept: re.Match, notebook: str) -> str:
+    """The matched words with the time that the notebook took when `make demo` was measured; as they are where nobody has measured it."""
+    taken = hardware.notebook_time(notebook, runs=kept[2] is not None)
+    return f"{kept[1]}{taken}{kept[2] or ''}]" if taken else kept[0]
 
 
 def write() -> list[Path]:
@@ -105,6 +119,13 @@ def times(records: list[Record]) -> str:
         return report.NO_RECORDS
     caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
     return report.numbered(table, caption, "tab-times", index=False) + (f"\n\n{report.source_note(records)}" if records else "")
+
+
+def notebook_times() -> str:
+    """What each page of notebooks took, as markdown."""
+    table = hardware.notebooks()
+    caption = "Measured with `make demo`: the time of each notebook, without what the runs before it took"
+    return report.NO_RECORDS if table.empty else report.numbered(table, caption, "tab-notebooks", index=False)
 
 
 def status_tables(records: list[Record]) -> str:

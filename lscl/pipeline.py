@@ -45,6 +45,7 @@ def reproduce(
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
+    runs_seconds, seconds = time.perf_counter() - started, {}
     pages.write()
     places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
     for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
@@ -55,12 +56,14 @@ def reproduce(
             execute(notebook, target, profile, places)
         if store:
             executed = nbformat.read(target, 4)
+            seconds[notebook.stem] = executed.metadata.papermill.duration
             stamps.stamp(executed)
             write_atomic(notebook, _clean(executed).encode())
     page = build_book(profile) if book else None
     minutes = (time.perf_counter() - started) / 60
     if store and len(missing) == len(runs):
-        readme.expect(profile, minutes, done)
+        readme.expect(profile, minutes, done, runs_seconds, seconds)
+        pages.write()
     say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
 
 

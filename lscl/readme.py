@@ -13,12 +13,18 @@ from lscl.evaluation import average_so_far
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 
 
-def expect(profile: str, minutes: float, runs: list[records.Record]) -> Path:
-    """Keep what `lscl reproduce profile` took and gave on this machine, for the README."""
+def expect(profile: str, minutes: float, runs: list[records.Record], runs_seconds: float, notebooks: dict[str, float]) -> Path:
+    """Keep what `lscl reproduce profile` took and gave on this machine, for README and book.
+
+    minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
+    """
     ours = records.select(runs, method="fed_lscl", overrides={})
     about = {
+        "profile": profile,
         "command": "make demo" if profile == "demo" else f"lscl reproduce {profile}",
         "minutes": round(minutes, 1),
+        "runs_seconds": round(runs_seconds, 1),
+        "notebooks": {name: round(seconds, 1) for name, seconds in notebooks.items()},
         "hardware": records.hardware(),
         "commit": records.source()["commit"],
         **{mask: _mean(ours, mask) for mask in ("task", "seen")},

@@ -49,9 +49,7 @@ def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
 
 def test_sentences_take_their_numbers_from_records(places, saved):
     saved(record(), record(seed=1999, score=82))
-    (places / "results" / "expected").mkdir()
-    about = {"command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
-    (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
+    expect(places)
     pages.write()
     found = json.loads((places / "results" / "tables" / "numbers.json").read_text())
     assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
@@ -59,6 +57,30 @@ def test_sentences_take_their_numbers_from_records(places, saved):
     times = (places / "results" / "tables" / "times.md").read_text()
     assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
     assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
+
+
+def expect(places, **seconds):
+    about = {"profile": "demo", "command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
+    (places / "results" / "expected").mkdir()
+    (places / "results" / "expected" / "demo.json").write_text(json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}))
+
+
+def test_the_notebooks_say_how_long_they_took(places):
+    for name in ("_config.yml", "notebooks/04_one_by_one_distillation.ipynb", "notebooks/05_results.ipynb"):
+        (places / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, places / name)
+    expect(places, **{"04_one_by_one_distillation": 72.0, "05_results": 11.0})
+    pages.write()
+    four, five = (markdown(path)[0] for path in sorted((places / "notebooks").glob("*.ipynb")))
+    assert "**Takes** [70 seconds on 2 cores](../book/hardware.md)." in four
+    assert "**Takes** [2.5 minutes on 2 cores, runs included](../book/hardware.md)" in five
+    table = (places / "results" / "tables" / "notebooks.md").read_text()
+    assert "| {doc}`/notebooks/05_results` | 10 seconds |" in table
+
+
+def test_every_notebook_says_how_long_it_took():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert len(re.findall(r"\*\*Takes\*\* \[[^]]+ on \d+ cores", markdown(path)[0])) == 1, path.name
 
 
 def test_the_address_of_the_settings_is_written_into_the_notebooks(places, capsys):
@@ -87,7 +109,8 @@ def test_no_result_is_typed_by_hand():
     unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
     readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     texts = {path.name: path.read_text() for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
-    texts |= {path.name: "\n".join(markdown(path)) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    takes = re.compile(r"\*\*Takes\*\* \[[^]]+\]")  # written by `lscl pages`
+    texts |= {path.name: takes.sub("", "\n".join(markdown(path))) for path in (ROOT / "notebooks").glob("*.ipynb")}
     settings = {"95 %", "30 %"}  # the intervals' level, `eval_split`
     settings |= {"5 GB", "4 GB", "16 GB"}  # what is installed, memory of machines
     found = {(name, number) for name, text in texts.items() for number in unit.findall(re.sub(r"(?ms)^```(?!\{figure).*?^```$|^:.*?$", "", text))}

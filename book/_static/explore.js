@@ -95,7 +95,7 @@
         hoverlabel: { namelength: -1 },
         legend: narrow ? { orientation: "h", y: -0.25 } : {},
         height: narrow ? 700 : 520,
-        margin: { t: 20, r: 10 },
+        margin: { t: 40, r: 10 }, // the toolbar lies above the legend
       },
       { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] },
     );
