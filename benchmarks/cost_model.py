@@ -1,6 +1,6 @@
 """The cost model of `lscl plan` against measured training steps, on the CPU, at three sizes of the ViT (random weights, 224 px).
 
-Seconds are predicted from the FLOPs of a step and the rates of a matrix product, a convolution and a GELU, measured just before; bytes are
+Seconds are predicted from the FLOPs of a step and the rates of a matrix product, attention, a convolution and a GELU, measured just before; bytes are
 what autograd keeps for the backward pass, each storage once, weights left out. The ratio is the largest factor between prediction and
 measurement, in either direction, over sizes and systems.
 
@@ -71,17 +71,17 @@ def main() -> None:
                 "size": name,
                 "method": system,
                 "seconds": round(statistics.median(seconds), 4),
-                "predicted_seconds": round(plan.seconds_of(config, machine), 4),
+                "predicted_seconds": round(float(plan.seconds_of(config, machine)), 4),
                 "megabytes": round(kept(partial(phase.loss, client, batch), weights) / 1e6, 1),
-                "predicted_megabytes": round(given.batch * plan.step_of(config)[2] / 1e6, 1),
+                "predicted_megabytes": round(given.batch * plan.step_of(config).saved / 1e6, 1),
             }
             for what in ("seconds", "megabytes"):
-                found[f"{what}_ratio"] = round(found[f"predicted_{what}"] / found[what], 3)
+                found[f"{what}_ratio"] = round(float(found[f"predicted_{what}"] / found[what]), 3)
             rows.append(found)
             print(found, flush=True)
     worst = max(max(row[key], 1 / row[key]) for row in rows for key in ("seconds_ratio", "megabytes_ratio"))
     facts = {"ratio": round(worst, 3), "goal": GOAL, "better": "lower", "threads": given.threads, "batch": given.batch}
-    rates = {"linear_gflops": round(machine.linear / 1e9, 1), "convolution_gflops": round(machine.convolution / 1e9, 1)}
+    rates = {f"{kind}_gflops": round(getattr(machine, kind) / 1e9, 1) for kind in ("linear", "attention", "convolution")}
     rates["traffic_gb_per_s"] = round(machine.traffic / 1e9, 1)
     measure.write("cost_model", {**facts, **rates, "rows": rows})
 

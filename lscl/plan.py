@@ -1,8 +1,8 @@
 """What a set of runs will need before anything runs: memory, disk, download, FLOPs and hours, from an explicit cost model.
 
 One FLOP is one addition or multiplication. A linear layer costs 2 x tokens x in x out forward and as much backward to its input;
-frozen weights need no third product, trained ones do. Attention costs 4 N^2 d forward and twice that backward. CNNs, generators and
-patch embeddings are counted by torch on tensors that have shapes and no memory. `benchmarks/cost_model.py` compares all of this with
+frozen weights need no third product, trained ones do. Attention costs 4 N^2 d forward and twice that backward, at a rate of its own. CNNs, generators
+and patch embeddings are counted by torch on tensors that have shapes and no memory. `benchmarks/cost_model.py` compares all of this with
 measured steps.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -40,27 +41,33 @@ CLASSES = {"cifar100": 100, "imagenet_r": imagenet_r.CLASSES, "glyphs": 200}
 DOWNLOADS = {"cifar100": 169_001_437, "imagenet_r": imagenet_r.SIZE, "glyphs": 0}
 CUDA_CONTEXT = 6e8  # bytes that the driver and torch's kernels take, roughly
 VISITS = 4  # of what is kept for the backward pass: written and read, and its gradient too
+# Of a linear layer's input and output by the narrow products of its low-rank update, which are bound by memory and not by FLOPs. Forward: the
+# input is read, the output copied, read and written again; backward: the output's gradient is read, the input's is written, and read with
+# another one to be added to it and written, and one of the two is read for the gradient of A or of B.
+LOW_RANK_VISITS = 5.5
 L_BFGS_EVALUATIONS = 1.25  # of the closure, per iteration
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What to plan for. memory: bytes on the device; linear, convolution: FLOP/s that are reached; traffic: bytes/s of elementwise work; step:
-    seconds that a step costs at least."""
+    """What to plan for. memory: bytes on the device; linear, attention, convolution: FLOP/s that are reached; traffic: bytes/s of elementwise
+    work; step: seconds that a step costs at least."""
 
     name: str
     memory: float
     linear: float
+    attention: float
     convolution: float
     traffic: float
     step: float
 
 
-# From data sheets: GB, TFLOP/s in FP32, GB/s. Half of the rate for linear layers and a third for convolutions are expected to be reached;
+# From data sheets: GB, TFLOP/s in FP32, GB/s. Half of the rate for linear layers, a third for attention and convolutions are expected to be reached;
 # nobody measured that here.
 SHEETS = {"t4": (15, 8.1, 300), "v100": (16, 15.7, 900), "a100": (40, 19.5, 1555), "rtx3090": (24, 35.6, 936), "h100": (80, 67.0, 3350)}
 CARDS = {
-    name: Machine(name, memory * 2**30, peak * 0.5e12, peak * 0.33e12, bandwidth * 0.7e9, 0.02) for name, (memory, peak, bandwidth) in SHEETS.items()
+    name: Machine(name, memory * 2**30, peak * 0.5e12, peak * 0.33e12, peak * 0.33e12, bandwidth * 0.7e9, 0.02)
+    for name, (memory, peak, bandwidth) in SHEETS.items()
 }
 
 
@@ -70,6 +77,7 @@ class Cost:
 
     config: Experiment
     linear: float
+    attention: float
     convolution: float
     server: float
     traffic: float
@@ -81,11 +89,11 @@ class Cost:
     @property
     def flops(self) -> float:
         """All of it, clients and server."""
-        return self.linear + self.convolution + self.server
+        return self.linear + self.attention + self.convolution + self.server
 
     def hours(self, machine: Machine) -> float:
         """Expected hours; the server's work is made of convolutions, but for O2D, which is small."""
-        work = self.linear / machine.linear + (self.convolution + self.server) / machine.convolution
+        work = self.linear / machine.linear + self.attention / machine.attention + (self.convolution + self.server) / machine.convolution
         return (work + self.traffic / machine.traffic + self.steps * machine.step) / 3600
 
 
@@ -94,27 +102,25 @@ class Cost:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a ViT from `first` on, N tokens of width d, hidden width h. FLOPs are per image."""
+    """The last `count` blocks of a ViT, N tokens of width d, hidden width h. FLOPs are per image, in linear layers and in attention: (2,)."""
 
     count: int
     tokens: int
     width: int
     hidden: int
 
-    def forward(self, cls_only: bool = True) -> float:
+    def forward(self, cls_only: bool = True) -> np.ndarray:
         """All blocks; in the last one only what the CLS token needs."""
-        return sum(self._block(cls_only and index == self.count - 1)[0] for index in range(self.count))
+        return sum((self._block(cls_only and index == self.count - 1) for index in range(self.count)), np.zeros(2))
 
-    def step(self, cls_only: bool = True) -> float:
+    def step(self, cls_only: bool = True) -> np.ndarray:
         """Forward, and back to the activations."""
-        found = [self._block(cls_only and index == self.count - 1) for index in range(self.count)]
-        return sum(2 * total + attention for total, attention in found)
+        return self.forward(cls_only) * (2, 3)
 
-    def _block(self, short: bool) -> tuple[float, float]:
+    def _block(self, short: bool) -> np.ndarray:
         n, d, rows = self.tokens, self.width, 1 if short else self.tokens
         linear = 2 * (2 * n * d * d + 2 * rows * d * d + 2 * rows * d * self.hidden)
-        attention = 4 * rows * n * d
-        return linear + attention, attention
+        return np.array([linear, 4.0 * rows * n * d])
 
     def saved(self, every_input: bool = False) -> float:
         """Bytes kept for the backward pass, per image: both norms' inputs, q, k, v, attention's output, the hidden layer; in the last block
@@ -123,6 +129,11 @@ class Blocks:
         if every_input:
             whole, last = whole + 2 * self.width + self.hidden, last + 2 * self.width
         return FLOAT * self.tokens * (max(0, self.count - 1) * whole + min(1, self.count) * last)
+
+    def low_rank(self) -> float:
+        """Bytes that an update of every linear layer moves in a step, per image; in the last block all tokens only pass qkv."""
+        whole, last = 8 * self.width + 2 * self.hidden, 4 * self.width  # inputs and outputs
+        return LOW_RANK_VISITS * FLOAT * self.tokens * (max(0, self.count - 1) * whole + min(1, self.count) * last)
 
     def passing(self) -> float:
         """Bytes that live at once in a forward pass without gradients, per image."""
@@ -189,16 +200,29 @@ def generator_flops(config: Experiment, width: int) -> float:
 
 def seconds_of(config: Experiment, machine: Machine) -> float:
     """Seconds of one training step of the first task."""
-    linear, convolution, saved = step_of(config)
-    return config.batch * (linear / machine.linear + convolution / machine.convolution + VISITS * saved / machine.traffic) + machine.step
+    one = step_of(config)
+    work = one.linear / machine.linear + one.attention / machine.attention + one.convolution / machine.convolution
+    return config.batch * (work + one.traffic / machine.traffic) + machine.step
 
 
-def step_of(config: Experiment) -> tuple[float, float, float]:
-    """One image in a training step of the first task: FLOPs in linear layers and attention, FLOPs in convolutions, bytes kept for the
-    backward pass."""
-    blocks, cnn = blocks_of(config), cnn_of(config) if trains_cnn(config) else NOTHING
-    linear = blocks.step() + generator_flops(config, blocks.width)
-    return linear, 3 * cnn.flops, blocks.saved(config.method == "lorm") + cnn.saved
+@dataclass(frozen=True)
+class Step:
+    """One image in a training step: FLOPs by kind, bytes kept for the backward pass, bytes of elementwise work."""
+
+    linear: float
+    attention: float
+    convolution: float
+    saved: float
+    traffic: float
+
+
+def step_of(config: Experiment, rows: float = 1) -> Step:
+    """A step of the first task; `rows` images go through the CNN for one of a batch."""
+    blocks, cnn, everywhere = blocks_of(config), cnn_of(config) if trains_cnn(config) else NOTHING, config.method == "lorm"
+    linear, attention = blocks.step()
+    saved = blocks.saved(everywhere) + cnn.saved * rows
+    linear += generator_flops(config, blocks.width)
+    return Step(linear, attention, 3 * cnn.flops, saved, VISITS * saved + (blocks.low_rank() if everywhere else 0))
 
 
 def trains_cnn(config: Experiment) -> bool:
@@ -246,7 +270,7 @@ def cost(config: Experiment) -> Cost:
     cnn = cnn_of(config) if has_cnn else NOTHING
     later = (config.tasks_run - 1) / config.tasks_run  # share of the work from the second task on
     trained = kind.passes * config.rounds * config.epochs * counts.epoch
-    linear = convolution = server = 0.0
+    dense, convolution, server = np.zeros(2), 0.0, 0.0  # dense: in linear layers and in attention
     images = counts.train + counts.test
     disk = images * config.image_size**2 * 3
     memory, download, steps = CUDA_CONTEXT, DOWNLOADS[config.dataset], trained / config.batch
@@ -256,11 +280,11 @@ def cost(config: Experiment) -> Cost:
         every = Blocks(whole.depth, whole.tokens, whole.width, blocks.hidden)
         surrogate = config.mgp_surrogate_per_class * CLASSES[config.dataset] if kind.surrogate else 0
         frozen = every.forward(cls_only=False) * (1 if kind.query else 1 - blocks.count / whole.depth)
-        linear += (images + surrogate) * (stem + frozen)
+        dense += (images + surrogate) * (frozen + np.array([stem, 0.0]))
         tokens = whole.tokens if blocks.count else 1
         disk += (images + surrogate) * STORED[config.activations].itemsize * whole.width * (tokens + (1 if kind.query else 0))
-        linear += trained * blocks.step() + _passes(config) * blocks.forward() * counts.epoch * config.rounds
-        linear += counts.evaluated * blocks.forward() * (2 if method == "fedmgp" else 1)
+        dense += trained * blocks.step() + _passes(config) * blocks.forward() * counts.epoch * config.rounds
+        dense += counts.evaluated * blocks.forward() * (2 if method == "fedmgp" else 1)
         weights = FLOAT * sum(p.numel() for p in vit.parameters())
         memory += weights
         download += weights if config.weights is None and config.foundation not in ("mini", "tiny") else 0
@@ -273,12 +297,12 @@ def cost(config: Experiment) -> Cost:
     convolution += extra
     steps += extra_steps
     model = FLOAT * _parameters(config, cnn)
-    saved = blocks.saved(method == "lorm") + cnn.saved * _rows(config)
-    step_bytes = config.batch * (saved + blocks.passing())
+    step = step_of(config, _rows(config))
+    step_bytes = config.batch * (step.saved + blocks.passing())
     pass_bytes = BATCH * (blocks.passing() + cnn.saved / 4)
     memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)  # all clients' models; one gradient, two moments, the server's copy
     disk += 3 * config.clients * model
-    return Cost(config, linear, convolution, server, trained * VISITS * saved, steps, memory, disk, download)
+    return Cost(config, *dense, convolution, server, trained * step.traffic, steps, memory, disk, download)
 
 
 def _passes(config: Experiment) -> float:
@@ -327,7 +351,7 @@ def _own(config: Experiment, cnn: Network, blocks: Blocks, counts: Counts, train
     if config.method == "fedmgp":
         images = config.mgp_surrogate_per_class * CLASSES[config.dataset]
         passes = (config.clients - 1) * blocks.forward(False) + config.mgp_surrogate_epochs * blocks.step(False)
-        return 0.0, rounds * images * passes, rounds * config.mgp_surrogate_epochs * images / config.batch
+        return 0.0, rounds * images * passes.sum(), rounds * config.mgp_surrogate_epochs * images / config.batch
     if config.method == "target":
         made = _generator(config.target_latent, config, config.target_width)
         turns = math.ceil(config.target_images / config.target_batch)
@@ -364,11 +388,12 @@ def here(device: torch.device) -> Machine:
     """This machine's memory, its rates not measured."""
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else physical_memory()
-    return Machine(torch.cuda.get_device_name(device) if cuda else "this machine", memory, math.nan, math.nan, math.nan, 0.02 if cuda else 0.002)
+    return Machine(torch.cuda.get_device_name(device) if cuda else "this machine", memory, *[math.nan] * 4, 0.02 if cuda else 0.002)
 
 
 def measured(device: torch.device) -> Machine:
-    """`here` with the rates of a matrix product, of a convolution in training and of a GELU, the best of a few; takes about a second."""
+    """`here` with the rates of a matrix product, of attention and of a convolution in training, and of a GELU, the best of a few; takes about
+    a second."""
 
     def rate(work: Callable[[], object], flops: float) -> float:
         best = math.inf
@@ -383,11 +408,13 @@ def measured(device: torch.device) -> Machine:
     tokens, weight = torch.randn(1576, 768, device=device), torch.randn(768, 3072, device=device)  # ViT-B's first MLP layer, 8 images
     maps = torch.randn(8, 64, 56, 56, device=device, requires_grad=True)  # ResNet's first stage, 8 images
     layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()).to(device)
+    q, k, v = torch.randn(3, 8, 12, 197, 64, device=device, requires_grad=True)  # its attention
     linear = rate(lambda: tokens @ weight, 2 * 1576 * 768 * 3072)
+    attention = rate(lambda: nn.functional.scaled_dot_product_attention(q, k, v).sum().backward(), 3 * 4 * 8 * 197**2 * 768)
     convolution = rate(lambda: layer(maps).sum().backward(), 3 * 2 * maps.numel() * 64 * 9)
     hidden = torch.randn(1576, 3072, device=device)
     traffic = rate(lambda: nn.functional.gelu(hidden), 2.0 * FLOAT * hidden.numel())
-    return replace(here(device), linear=linear, convolution=convolution, traffic=traffic)
+    return replace(here(device), linear=linear, attention=attention, convolution=convolution, traffic=traffic)
 
 
 def card(name: str) -> Machine:

@@ -42,9 +42,9 @@ def test_flops_of_a_step_are_those_that_torch_counts(stepped, name):
     loss, config, _ = stepped(name)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch does not count the CPU's own attention
         loss().backward()
-    linear, convolution, _ = plan.step_of(config)
+    one = plan.step_of(config)
     # torch counts the update itself too, and leaves out the way back through the first qkv where nothing lies in front of it
-    assert 4 * (linear + convolution) == pytest.approx(counter.get_total_flops(), rel=0.12)
+    assert 4 * (one.linear + one.attention + one.convolution) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
 @pytest.mark.parametrize(("name", "number"), [("local_lora", 0), ("fed_lscl", 0), ("lorm", 1)])
@@ -61,7 +61,7 @@ def test_bytes_of_a_step_are_those_that_autograd_keeps(stepped, name, number):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         alive = loss()
     measured = sum(size for place, size in kept.items() if place not in weights)
-    assert alive.requires_grad and 4 * plan.step_of(config)[2] == pytest.approx(measured, rel=0.25)
+    assert alive.requires_grad and 4 * plan.step_of(config).saved == pytest.approx(measured, rel=0.25)
 
 
 def test_a_resnet_costs_what_is_published_for_it():
@@ -74,7 +74,7 @@ def test_a_resnet_costs_what_is_published_for_it():
 def test_vit_b_costs_what_is_published_for_it():
     config = experiment(profile="paper", dataset="cifar100", method="l2p", l2p_top_k=1, l2p_length=1)
     _, stem = plan.vit_shape(config.foundation)
-    whole = plan.Blocks(12, 197, 768, 3072).forward(cls_only=False) + stem
+    whole = plan.Blocks(12, 197, 768, 3072).forward(cls_only=False).sum() + stem
     assert whole / 2 == pytest.approx(17.5e9, rel=0.03)  # multiply-adds
 
 
@@ -202,7 +202,8 @@ def test_bad_input_to_plan_is_one_line(capsys, words, says):
 
 def test_this_machine_is_measured():
     found = plan.measured(torch.device("cpu"))
-    assert found.memory > 2**28 and 1e8 < found.linear < 1e15 and 1e8 < found.convolution < 1e15 and found.traffic > 1e7
+    assert found.memory > 2**28 and found.traffic > 1e7
+    assert all(1e8 < rate < 1e15 for rate in (found.linear, found.attention, found.convolution))
 
 
 # ---- batch systems
