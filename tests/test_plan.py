@@ -17,7 +17,7 @@ from lscl.methods import METHODS
 from lscl.models.small import small_cnn
 
 SMALL = {"foundation": "random/vit_tiny_patch16_224", "block": 9, "batch": 4}
-ROOMY = plan.Machine("a roomy machine", 1e18, 1e12, 1e12, 1e12, 0.0)
+ROOMY = plan.Machine("a roomy machine", 1e18, 1e12, 1e12, 1e12, 1e12, 0.0)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_more_images_rounds_and_clients_cost_more():
 def test_too_little_memory_or_disk_is_one_line_before_anything_runs(one_line, monkeypatch):
     config = experiment(profile="paper", dataset="cifar100")
     with pytest.raises(LsclError) as caught:
-        plan.check([config], plan.Machine("a small card", 2**30, 1, 1, 1, 1))
+        plan.check([config], plan.Machine("a small card", 2**30, 1, 1, 1, 1, 1))
     one_line(caught, config.name, "GB of memory", "a small card has 1.0", "lower batch")
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: plan.shutil._ntuple_diskusage(2e9, 1e9, 1e9))
     with pytest.raises(LsclError) as caught:
