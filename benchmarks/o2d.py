@@ -63,7 +63,16 @@ def epochs_needed(weights: list[Tensor], moments: list[Tensor], most: int) -> li
         last = 2 * epochs > most
         while len(needed) < len(GAPS) and (last or found[rate] <= GAPS[len(needed)]):
             gap = GAPS[len(needed)]
-            needed.append({"gap": gap, "epochs": epochs, "lr": rate, "gap_reached": round(found[rate], 6), "reached": found[rate] <= gap})
+            needed.append(
+                {
+                    "case": f"within {100 * gap:g} %",
+                    "gap": gap,
+                    "epochs": epochs,
+                    "lr": rate,
+                    "gap_reached": round(found[rate], 6),
+                    "reached": found[rate] <= gap,
+                }
+            )
         epochs *= 2
     return needed
 
@@ -124,15 +133,15 @@ def main() -> None:
         print(rows[-1], flush=True)
     epoch = measure.ratio(seconds, "epoch", "exact")
     for one in needed:
-        one["times_slower"] = round(epoch * one["epochs"], 1)
+        one["times_slower"] = {"ratio": round(epoch * one["epochs"], 1), "goal": GOALS["ratio"], "better": "higher"}
     facts = {
-        "ratio": next(one["times_slower"] for one in needed if one["gap"] == EQUAL),
+        "ratio": next(one["times_slower"]["ratio"] for one in needed if one["gap"] == EQUAL),
         "goal": GOALS["ratio"],
         "better": "higher",
         "features": given.features,
         "width": given.width,
         "seconds": {name: round(statistics.median(found), 4) for name, found in seconds.items()},
-        "gradient": needed,
+        "rows": needed,
         "growth": rows,
         "threads": given.threads,
     }

@@ -392,12 +392,12 @@ def here(device: torch.device) -> Machine:
 
 
 def measured(device: torch.device) -> Machine:
-    """`here` with the rates of a matrix product, of attention and of a convolution in training, and of a GELU, the best of a few; takes about
-    a second."""
+    """`here` with the rates of a matrix product, of attention and of a convolution in training, and of a GELU, the best of some; takes about
+    three seconds."""
 
     def rate(work: Callable[[], object], flops: float) -> float:
-        best = math.inf
-        for _ in range(5):
+        best, begun = math.inf, time.perf_counter()
+        while time.perf_counter() - begun < 0.7:
             start = time.perf_counter()
             work()
             if device.type == "cuda":

@@ -599,7 +599,7 @@ def benchmarks() -> pd.DataFrame:
             rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": (found["commit"] or "–")[:10]}
             parts = {"": found}
             for row in found.get("rows", []):
-                parts[", ".join(str(row[key]) for key in ("size", "method", "phase") if key in row)] = row
+                parts[", ".join(str(row[key]) for key in ("size", "method", "phase", "case") if key in row)] = row
             for name, part in parts.items():
                 inner = {
                     f"{name} {key.replace('_', ' ')}".strip(): value for key, value in part.items() if isinstance(value, dict) and "ratio" in value

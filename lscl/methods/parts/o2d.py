@@ -56,7 +56,8 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
     """
     if len(weights) == 1:
         return [weights[0].clone()]
-    products = [weight.double() @ moment for weight, moment in zip(weights, moments, strict=True)]
+    scratch = torch.empty(weights[0].shape, dtype=torch.float64)  # fresh memory takes longer than the sums, so it is used again
+    products = [scratch.copy_(weight) @ moment for weight, moment in zip(weights, moments, strict=True)]
     all_products, all_moments = products[0].clone(), sum(moments)
     for product in products[1:]:
         all_products += product
@@ -68,8 +69,8 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
             merged.append(weight.clone())
             continue
         pull = strength * mean_moment.trace() / len(mean_moment)
-        right = torch.sub(all_products, products[k], out=products[k]).div_(others)  # in place: fresh memory takes longer than the sums
-        right += pull * weight.double()
+        right = torch.sub(all_products, products[k], out=products[k]).div_(others)
+        right += scratch.copy_(weight).mul_(pull)
         factor = torch.linalg.cholesky(mean_moment + pull * eye)
         merged.append(torch.cholesky_solve(right.T, factor).T.to(weight.dtype))
     return merged
