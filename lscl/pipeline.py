@@ -85,7 +85,13 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     }
     try:
         papermill.execute_notebook(
-            str(notebook), str(target), parameters, kernel_name="python3", cwd=str(notebook.parent), progress_bar=sys.stderr.isatty()
+            str(notebook),
+            str(target),
+            parameters,
+            kernel_name="python3",
+            cwd=str(notebook.parent),
+            progress_bar=sys.stderr.isatty(),
+            coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
