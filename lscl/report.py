@@ -765,12 +765,16 @@ def scale() -> pd.DataFrame:
 
 def federation_note(part: str) -> str:
     """Machines, commits and version of Flower behind the rows of a part, in small print."""
-    found = {
-        f"{row['machine']['cpu']}, {row['machine']['cores']} cores, load {row['machine']['load']:.0f} before it began, flwr {row['flwr']}, "
-        f"commit {(row['commit'] or '–')[:10]}"
-        for row in federation(part)
-    }
-    return f"<small>{'; '.join(sorted(found))}</small>"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in federation(part):
+        groups.setdefault(f"{row['machine']['cpu']}, {row['machine']['cores']} cores, flwr {row['flwr']}", []).append(row)
+    notes = []
+    for machine, rows in sorted(groups.items()):
+        loads = sorted({round(row["machine"]["load"]) for row in rows})
+        load = f"load {loads[0]}" + (f" to {loads[-1]}" if len(loads) > 1 else "")
+        commits = ", ".join(sorted({(row["commit"] or "–")[:10] for row in rows}))
+        notes.append(f"{machine}, {load} before a row began, commit {commits}")
+    return f"<small>{'; '.join(notes)}</small>"
 
 
 # ---- text
