@@ -9,11 +9,8 @@ import argparse
 import statistics
 
 import measure
-import timm
 import torch
-from training_step import SHAPES, federation, step
-
-from lscl.models.foundation import foundation
+from training_step import SHAPES, begin, federation, frozen_vit, step
 
 GOAL = 0.95  # less is not worth a minute of compilation at the start of every run
 
@@ -26,13 +23,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.run
-    vit = foundation("mini", None).vit if given.shapes == "mini" else timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
-    work = {}
+    vit, work = frozen_vit(given.shapes), {}
     for name in ("plain", "compiled"):
         method, client = federation("fed_lscl", vit, given.shapes, None)
-        client.task, stage = 0, method.stages(0)[0]
-        method.start_task(client)
-        method.receive(client, method.broadcast(0, stage), stage)
+        stage = begin(method, client)
         if name == "compiled":
             method.foundation.compile_blocks()
         (phase,) = method.phases(client, stage)

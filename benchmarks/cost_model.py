@@ -17,7 +17,7 @@ from functools import partial
 import measure
 import timm
 import torch
-from training_step import METHOD_VALUES, SHAPES, federation, step
+from training_step import METHOD_VALUES, SHAPES, begin, federation, step
 
 from lscl import plan
 from lscl.config import experiment
@@ -57,9 +57,7 @@ def main() -> None:
         vit = timm.create_model(name, pretrained=False, num_classes=0)
         for system in SYSTEMS:
             method, client = federation(system, vit, "vit_b", given.batch)
-            client.task, stage = 0, method.stages(0)[1]  # LoRM's larger round, in which A moves
-            method.start_task(client)
-            method.receive(client, method.broadcast(0, stage), stage)
+            stage = begin(method, client, 1)  # LoRM's larger round, in which A moves
             (phase,) = method.phases(client, stage)
             values = {**SHAPES["vit_b"], **METHOD_VALUES["vit_b"].get(system, {}), "batch": given.batch, "foundation": f"random/{name}"}
             config = experiment(method=system, dataset="cifar100", **values)

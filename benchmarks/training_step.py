@@ -29,7 +29,7 @@ from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.federation.client import Client
 from lscl.methods import METHODS
-from lscl.methods.base import Method, Phase
+from lscl.methods.base import Method, Phase, Stage
 from lscl.models.foundation import FrozenViT, foundation
 from lscl.run import inputs
 
@@ -59,6 +59,19 @@ def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch
     method = kind(config, frozen, len(data.classes))
     both = inputs(kind, frozen, images, device)
     return method, Client(0, method.new_model(0), partition(config, data), both, both, config.seed)
+
+
+def frozen_vit(shapes: str) -> timm.models.VisionTransformer:
+    """The mini ViT, or ViT-B/16 with random weights."""
+    return foundation("mini", None).vit if shapes == "mini" else timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+
+
+def begin(method: Method, client: Client, number: int = 0) -> Stage:
+    """Bring the client to a stage of its first task, by the stage's number, as the loop does before it trains."""
+    client.task, stage = 0, method.stages(0)[number]
+    method.start_task(client)
+    method.receive(client, method.broadcast(0, stage), stage)
+    return stage
 
 
 def step(method: Method, client: Client, phase: Phase) -> Callable[[], None]:
@@ -215,14 +228,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.run
     torch.manual_seed(0)
-    vit = foundation("mini", None).vit if given.shapes == "mini" else timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+    vit = frozen_vit(given.shapes)
     rows = []
     for name in given.methods.split(","):
         method, client = federation(name, vit, given.shapes, given.batch)
-        client.task = 0
-        stage = method.stages(0)[0]
-        method.start_task(client)
-        method.receive(client, method.broadcast(0, stage), stage)
+        stage = begin(method, client)
         extra = {"l2p": method.config.l2p_top_k * method.config.l2p_length, "fedmgp": method.config.mgp_length}.get(name, 0)
         samples, tokens = len(client.train_index), client.train.prefix.shape[1] + extra
         for number, phase in enumerate(method.phases(client, stage)):
