@@ -1,0 +1,179 @@
+"""What the components of Fed-LSCL do inside a run, where the ablations only show what comes out of it.
+
+The first tasks of the whole system are run again, and of the system with one static LoRA, with the values of the records; on one seed's
+partition both see the same images. At the end of each task, on the images of that task, with the task given:
+
+- the accuracy on training and test images when the frozen ViT gets the update written for the image itself, that of another image, that of
+  the mean features of the client's training images (one update for all), or none; the head stays as it is. The gap between training and
+  test is overfitting; that between the own and another image's update is what the update says about its image.
+- the accuracy with the generator as the client trained it, as One-by-One Distillation returned it, and with the mean of all clients'; and how
+  far the server's step moves a generator, as a share of how far the round's training had moved it, for bias and weights.
+
+The runs must give the accuracies of the records, if there are any: that is compared, and a difference ends the benchmark.
+
+    python benchmarks/components.py [--dataset cifar100 --data-dir FOLDER] [--seeds 42,1999,2024] [--tasks 2] [--threads 1]
+
+writes results/components/<profile>--<dataset>.json, a row per seed and task; seeds that lie there are not run again.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import measure
+import numpy as np
+import torch
+from torch import Tensor
+
+from lscl import paths, records
+from lscl.config import Experiment, experiment
+from lscl.evaluation import evaluate, task_accuracies
+from lscl.federation.client import Client, Inputs
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.payload import Payload
+from lscl.methods.base import Stage
+from lscl.methods.fed_lscl import FedLSCL
+from lscl.methods.parts.masked import mask_logits
+from lscl.methods.parts.passes import BATCH, over
+from lscl.run import prepare
+from lscl.seeding import torch_generator
+
+
+@torch.no_grad()
+def accuracy(method: FedLSCL, client: Client, inputs: Inputs, index: Tensor, features: Tensor | None) -> float:
+    """Percent of the images at `index` (n,) put in the right class of the task at hand, with the updates written from `features`
+    (n, m), None = nothing adapted."""
+    right, place = 0, 0
+    for part in index.split(BATCH):
+        batch, f = inputs.batch(part), None if features is None else features[place : place + len(part)]
+        z = method.foundation.suffix(batch.prefix, None if f is None else method.update(client, f))
+        right += int((mask_logits(client.model["head"](z), client.classes).argmax(1) == batch.labels).sum())
+        place += len(part)
+    return 100 * right / len(index)
+
+
+def by_update(method: FedLSCL, client: Client) -> dict[str, dict[str, float]]:
+    """Accuracy of the client on the task just learned: {split: {update: percent}}."""
+    client.model.eval()
+    found, mean = {}, over(client.train, client.train_index, partial(method.look, client)).mean(0)
+    for split, inputs, index in (("training", client.train, client.train_index), ("test", client.test, client.test_index(client.task))):
+        f = over(inputs, index, partial(method.look, client))
+        chosen: dict[str, Tensor | None] = {"own": f, "none": None}
+        if method.m:
+            turn = torch.randperm(len(f), generator=torch_generator(client.seed, f"another image, {split}", client.id, client.task))
+            chosen |= {"another": f[turn.roll(1)][turn.argsort()], "mean": mean.expand(len(f), -1)}  # one cycle: nobody keeps its own
+        found[split] = {name: accuracy(method, client, inputs, index, features) for name, features in chosen.items()}
+    return found
+
+
+class Watched(InProcess):
+    """Looks at the clients' generators around each server step, and at the updates at the end of each task."""
+
+    def __init__(self, method: FedLSCL, clients: list[Client]):
+        super().__init__(method, clients)
+        self.rows: list[dict] = []
+        self.received: dict[int, Payload] = {}
+        self.uploads: dict[int, Payload] = {}
+        self.moved: list[dict[str, float]] = []
+
+    def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
+        if self.uploads and self.method.travels:
+            self.moved += [self.step(k, downloads[k]) for k in downloads]
+        if stage.name == "finish":
+            self.rows.append({"task": stage.task + 1, **self.look(stage, downloads)})
+            self.moved = []
+        self.received, self.uploads = dict(downloads), {}
+        answers = super().ask(stage, downloads)
+        if stage.name != "finish":
+            self.uploads = answers
+        return answers
+
+    def step(self, k: int, fused: Payload) -> dict[str, float]:
+        """How far the server moved client k's generator, divided by how far the client had moved it in the round."""
+        own, before = self.uploads[k], self.received[k]
+        return {name: float((fused[name] - own[name]).norm() / (own[name] - before[name]).norm()) for name in ("weight", "bias") if own[name].numel()}
+
+    def look(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict:
+        """Everything measured before a task ends, means over the clients."""
+        found: dict = {}
+        if self.method.travels:
+            mean = {name: sum(one[name] for one in self.uploads.values()) / len(self.uploads) for name in ("weight", "bias")}
+            kinds: dict[str, Callable[[int], Payload]] = {
+                "own": lambda k: self.uploads[k], "mean": lambda k: mean, "fused": lambda k: downloads[k],
+            }  # fmt: skip
+            found["generator"] = {kind: self.score(stage, {k: of(k) for k in downloads}) for kind, of in kinds.items()}
+            found["server_step"] = {name: round(float(np.mean([one[name] for one in self.moved])), 4) for name in self.moved[0]}
+        updates = []
+        for client in self.clients:
+            self.method.receive(client, downloads[client.id], stage)
+            updates.append(by_update(self.method, client))
+        found["update"] = {
+            split: {name: round(float(np.mean([one[split][name] for one in updates])), 3) for name in updates[0][split]} for split in updates[0]
+        }
+        return found
+
+    def score(self, stage: Stage, generators: Mapping[int, Payload]) -> float:
+        """Mean over the clients of the test accuracy on the task at hand, with these generators."""
+        found = []
+        for client in self.clients:
+            client.model["generator"].load_state_dict({name: generators[client.id][name] for name in ("weight", "bias")})
+            client.model.eval()
+            index = client.test_index(stage.task)
+            f = over(client.test, index, partial(self.method.look, client))
+            found.append(accuracy(self.method, client, client.test, index, f))
+        return round(float(np.mean(found)), 3)
+
+
+def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, tasks: int) -> bool | None:
+    """Whether the clients' accuracies after `tasks` tasks are those of the record of the whole run, to the bit; None = there is no record.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    record = records.find(config)
+    if record is None:
+        return None
+    ours = np.array([task_accuracies(evaluate(method, client), config.classes_per_task) for client in clients])  # (k, mask, u)
+    theirs = np.array([records.accuracy(record, mask)[tasks - 1, :, :tasks] for mask in ("task", "seen", "all")])  # (mask, k, u)
+    if not np.array_equal(ours.transpose(1, 0, 2), theirs):
+        raise SystemExit(f"{config.name}: the accuracies after task {tasks} are not those of its record")
+    return True
+
+
+def measured(config: Experiment, tasks: int) -> list[dict]:
+    """The rows of one run's first `tasks` tasks."""
+    _, _, method, clients = prepare(config.model_copy(update={"stop_after": tasks}))
+    watched = Watched(method, clients)
+    for report in federate(method, watched):
+        print(f"{config.name}: task {report.task + 1} round {report.round + 1}", flush=True)
+    same = same_as_record(config, clients, method, tasks)
+    return [{"seed": config.seed, "collaboration": config.collaboration, **row, "same_as_record": same} for row in watched.rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="glyphs")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--seeds", default="42,1999,2024")
+    parser.add_argument("--tasks", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="those of the records, or the comparison with them fails")
+    given = parser.parse_args()
+    name = f"{given.profile}--{given.dataset}"
+    path = paths.results() / "components" / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    for seed in map(int, given.seeds.split(",")):
+        for collaboration in ("written", "static"):
+            if any((row["seed"], row["collaboration"]) == (seed, collaboration) for row in rows):
+                continue
+            values = {"profile": given.profile, "dataset": given.dataset, "data_dir": given.data_dir, "seed": seed, "threads": given.threads}
+            rows += measured(
+                experiment(method="fed_lscl", **values, **({"collaboration": "static"} if collaboration == "static" else {})), given.tasks
+            )
+            measure.write(name, {"tasks": given.tasks, "rows": rows}, folder="components")
+
+
+if __name__ == "__main__":
+    main()
