@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lscl.errors import unknown
-from lscl.report import DATASET_LABELS, MASK_LABELS, Summary, paired, published_losses
-from lscl.studies import SCORES, Study, differences, shown
+from lscl.report import DATASET_LABELS, MASK_LABELS, Summary, published_losses, summary
+from lscl.studies import FACTORS, SCORES, Study, added, differences, shown
 from lscl.sweeps import BLOCKS, CNNS, variants
 
 
@@ -13,7 +15,8 @@ from lscl.sweeps import BLOCKS, CNNS, variants
 class Claim:
     """A statement of the paper about final accuracies, as we test it: sign * (variant - beside) < margin, in percentage points.
 
-    says: the statement; source: where the paper makes it.
+    says: the statement; source: where the paper makes it. beside = WITHOUT: `variant` is a component, and the difference is what it
+    adds on average (`studies.added`).
     """
 
     says: str
@@ -22,6 +25,16 @@ class Claim:
     beside: str
     sign: int = 1
     margin: float = 0.0
+
+    @property
+    def compared(self) -> str:
+        """What the difference is one of, as the start of a sentence that ends with its points."""
+        return f"{self.variant}: on average" if self.beside == WITHOUT else f"{self.variant} minus {self.beside} is"
+
+    def differences(self, study: Study, mask: str) -> np.ndarray:
+        """variant - beside in points for every seed that has both: (seeds,)."""
+        found = added(study, mask) if self.beside == WITHOUT else differences(study, self.beside, mask)
+        return found.get(self.variant, np.zeros(0))
 
     def verdict(self, difference: Summary) -> str:
         """What the 95 % interval of variant - beside says to it: an entry of JUDGEMENTS."""
@@ -33,10 +46,16 @@ class Claim:
         return CONTRADICTS if middle - difference.half_width > self.margin else OPEN
 
 
+WITHOUT = "the subsets without it"
 AGREES, CONTRADICTS, OPEN = "Agrees with the paper", "Does not agree with the paper", "Cannot be concluded from these runs"
 MISSING = "Not yet measured"
 JUDGEMENTS = (AGREES, CONTRADICTS, OPEN)
 MARGIN = 1.0  # points; what still counts as equal
+_ADDS = (
+    ("W", "an update written per image is better than a static one", "section 4.2"),
+    ("S", "SM-CF makes the system better", "Table 2"),
+    ("O", "O2D makes the system better", "Table 2"),
+)
 
 
 def claims(name: str, profile: str) -> list[Claim]:
@@ -50,6 +69,7 @@ def claims(name: str, profile: str) -> list[Claim]:
             Claim("without both it is worse", "Table 2", "neither O2D nor SM-CF", "whole"),
             Claim("without the large model it is worse", "Table 2", "CNN alone", "whole"),
             Claim("one static update for all images is worse than one written per image", "section 4.2", "static LoRA for the written one", "whole"),
+            *(Claim(f"{says}, on average over the other components", source, FACTORS[key], WITHOUT, -1) for key, says, source in _ADDS),
         ],
         "blocks": [
             Claim(f"block {block}, in the last quarter of the model, is worse than block 3", "Fig. 3", f"block {block}", "block 3") for block in late
@@ -62,21 +82,20 @@ def claims(name: str, profile: str) -> list[Claim]:
     }
     if name not in found:
         raise unknown("study", name, found)
-    return [claim for claim in found[name] if {claim.variant, claim.beside} <= set(variants(name, profile))]
+    return [claim for claim in found[name] if {claim.variant, claim.beside} <= {*variants(name, profile), *FACTORS.values(), WITHOUT}]
 
 
 def judge(study: Study, mask: str) -> str:
     """Every statement of the paper that the study tests, sorted by what its records say to it under `mask`, as a list in markdown."""
     sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
     for claim in claims(study.name, study.profile):
-        ours, others = (study.found.get(label, []) for label in (claim.variant, claim.beside))
-        text = f"{claim.says} ({claim.source})"
-        if not {one["seed"] for one in ours} & {one["seed"] for one in others}:
+        text, values = f"{claim.says} ({claim.source})", claim.differences(study, mask)
+        if not len(values):
             sorted_out[MISSING].append(text)
             continue
-        gap = paired(ours, others, mask).difference
+        gap = summary(values)
         spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
-        sorted_out[claim.verdict(gap)].append(f"{text}: {claim.variant} minus {claim.beside} is {gap.mean:+.1f} points ({spread})")
+        sorted_out[claim.verdict(gap)].append(f"{text}: {claim.compared} {gap.mean:+.1f} points ({spread})")
     lines = [f"- **{verdict}:** {'; '.join(found)}." for verdict, found in sorted_out.items() if found]
     return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
 

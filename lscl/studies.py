@@ -210,21 +210,24 @@ _SUBSETS = {
     "whole": "WSO", "no O2D": "WS", "no SM-CF": "WO", "neither O2D nor SM-CF": "W",
     "static LoRA for the written one": "SO", "static LoRA, no O2D": "S", "static LoRA, no SM-CF": "O", "static LoRA, neither O2D nor SM-CF": "",
 }  # fmt: skip
-_FACTORS = {"W": "written per image, not static", "S": "SM-CF", "O": "O2D"}
+FACTORS = {"W": "written per image, not static", "S": "SM-CF", "O": "O2D"}
+
+
+def added(study: Study, mask: str) -> dict[str, np.ndarray]:
+    """What each component (a name in FACTORS) adds to the final accuracy under `mask`, in points: {component: (seeds,)}.
+
+    Mean over the four subsets with it minus mean over the four without, for every seed that has all eight; empty if none has.
+    """
+    scores = [{one["seed"]: final(one, mask) for one in study.found.get(label, [])} for label in _SUBSETS]
+    seeds = sorted(set.intersection(*map(set, scores)))
+    table = np.array([[found[seed] for found in scores] for seed in seeds])  # (seeds, subsets)
+    sides = {name: np.array([1 if key in has else -1 for has in _SUBSETS.values()]) for key, name in FACTORS.items()}
+    return {name: table @ side / 4 for name, side in sides.items()} if seeds else {}
 
 
 def effects(study: Study) -> pd.DataFrame:
-    """What each component adds to the final accuracy, in points: mean over the four subsets with it minus mean over the four without.
-
-    Paired over the seeds that have all eight subsets, see `_gaps`. Empty if no seed has all.
-    """
-    gaps: dict[str, dict[str, Paired]] = {}
-    for mask in SCORES:
-        scores = [{one["seed"]: final(one, mask) for one in study.found.get(label, [])} for label in _SUBSETS]
-        seeds = sorted(set.intersection(*map(set, scores)))
-        table = np.array([[found[seed] for found in scores] for seed in seeds])  # (seeds, subsets)
-        sides = {name: np.array([1 if key in has else -1 for has in _SUBSETS.values()]) for key, name in _FACTORS.items()}
-        gaps[mask] = {name: Paired(summary(table @ side / 4)) for name, side in sides.items()} if seeds else {}
+    """`added` as a table, see `_gaps`. Empty if no seed has all subsets."""
+    gaps = {mask: {name: Paired(summary(values)) for name, values in added(study, mask).items()} for mask in SCORES}
     return _gaps(gaps).rename_axis("component")
 
 

@@ -32,7 +32,8 @@ def test_the_interval_decides(sign, margin, mean, expected):
 def test_every_statement_is_about_variants_of_the_study(study, profile):
     labels = sweeps.variants(study, profile)
     found = claims.claims(study, profile)
-    assert all({claim.variant, claim.beside} <= set(labels) for claim in found)
+    assert all({claim.variant, claim.beside} <= set(labels) for claim in found if claim.beside != claims.WITHOUT)
+    assert [claim.variant for claim in found if claim.beside == claims.WITHOUT] == (list(studies.FACTORS.values()) if study == "ablations" else [])
     assert found or (study, profile) == ("blocks", "smoke")  # three blocks have no last quarter
 
 
@@ -59,6 +60,21 @@ def test_statements_are_sorted(put):
     assert "without both" in missing
     assert claims.losses(collect()).endswith("lie 39.1 to 59.5 points below its whole one. Of the 4 variants measured here the lowest beside ours is "
                                              "*CNN alone*, -20.0 points.")  # fmt: skip
+
+
+def test_components_are_judged_by_all_their_subsets(put):
+    for seed, noise in ((42, 0), (1999, 0.1), (2024, -0.1)):
+        for place, change in enumerate(sweeps.ABLATIONS[label] for label in studies._SUBSETS):
+            static, without_smcf = "collaboration" in change, "continual" in change
+            put(70 + (4 + noise) * static - 2 * without_smcf + (noise if place % 2 else -noise), change, seed)
+    study = collect()
+    added = studies.added(study, "task")
+    written, smcf, o2d = (added[studies.FACTORS[key]] for key in "WSO")
+    assert written == pytest.approx([-4, -4.1, -3.9]) and smcf == pytest.approx([2, 2, 2]) and o2d == pytest.approx([0, -0.2, 0.2])
+    agrees, contradicts, still_open = claims.judge(study, "task").splitlines()[:3]
+    assert "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points" in agrees
+    assert "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points" in contradicts
+    assert "O2D: on average +0.0 points" in still_open
 
 
 def test_without_records_nothing_is_claimed():
