@@ -5,6 +5,7 @@ colours are those of Okabe and Ito, told apart by colour-blind readers too; line
 """
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -399,18 +400,26 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
 
 
 @styled
-def differences(panels: Mapping[str, Mapping[str, np.ndarray]], label: str) -> Figure:
+def differences(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, limit: float = math.inf) -> Figure:
     """Paired differences from a variant: mean, 95 % t interval, a tick per seed; one row per variant, one panel per score, a line at zero.
 
-    panels: {title: {variant: (seeds,)}}.
+    panels: {title: {variant: (seeds,)}}; limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be
+    told apart.
     """
     rows = list(next(iter(panels.values())))
     figure, (places,) = _figure(8, 1.1 + 0.27 * len(rows), 1, len(panels), sharey=True)
     for axes, (title, variants) in zip(places, panels.items()):
         for row, values in enumerate(np.asarray(found, float) for found in variants.values()):
-            half = _half_width(values) if len(values) > 1 else None
+            half, middle = _half_width(values) if len(values) > 1 else None, values.mean()
+            if abs(middle) > limit:
+                edge, side = math.copysign(limit, middle), "left" if middle < 0 else "right"
+                axes.plot(edge, row, "<" if middle < 0 else ">", color=COLOURS[0], markersize=7, clip_on=False)
+                axes.annotate(f"{middle:+.1f}", (edge, row), (-math.copysign(9, middle), 0), textcoords="offset points", ha=side, va="center")
+                continue
             axes.plot(values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6)
-            axes.errorbar(values.mean(), row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+            axes.errorbar(middle, row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+        if limit < math.inf:
+            axes.set_xlim(-limit, limit)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
         axes.set(title=title, xlabel=label, ylim=(len(rows) - 0.4, -0.6))
         axes.set_yticks(range(len(rows)), rows)

@@ -45,6 +45,13 @@ FIGURES = {
 }
 
 
+def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
+    (axes,) = plots.differences({"task": {"near": np.array([1.0, 2, 3]), "far": np.array([-41.0, -42, -43])}}, "points", limit=10).axes
+    assert axes.get_xlim() == (-10, 10)
+    assert [text.get_text() for text in axes.texts] == ["-42.0"]
+    assert [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "<"] == [[[-10, 1]]]
+
+
 def pixels(figure):
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
