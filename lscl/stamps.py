@@ -10,7 +10,7 @@ from lscl import paths, sweeps
 from lscl.records import Record, all_records, folder
 
 # What in a notebook's code reads which named set of runs; the studies are named where they are read.
-READS = {r"main_records\(": "table1", r"\bwriters\(": "regimes", r"\btuning\(": "tune", r"\bgrowth\(\)": "growth"}
+READS = {r"main_records\(": "table1", r"\bwriters\(": "regimes", r"\btuning\(": "tune", r"\bgrowth\(\)": "growth", r"\binside\.": "components"}
 STUDY = r"""(?:of_profile|collect)\(\s*["'](\w+)["']"""
 KEY = "lscl"  # of the notebook's metadata
 
@@ -22,14 +22,15 @@ def sets_of(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def digests(records: Iterable[Record], profile: str = "mini") -> dict[str, str]:
-    """The digest of all records of each named set, and of what tuning and the benchmark of growth have written."""
-    totals = {name: hashlib.sha256() for name in (*sweeps.SWEEPS, "growth")}
+    """The digest of all records of each named set, and of what tuning and the benchmarks of growth and components have written."""
+    totals = {name: hashlib.sha256() for name in (*sweeps.SWEEPS, "growth", "components")}
     for record in records:
         content = (folder(profile) / f"{record['name']}.json").read_bytes()
         for name in sweeps.rows_of(record):
             totals[name].update(content)
-    for path in sorted((paths.results() / "tuning").glob("*.json")):
-        totals["tune"].update(path.read_bytes())
+    for name, place in (("tune", "tuning"), ("components", "components")):
+        for path in sorted((paths.results() / place).glob("*.json")):
+            totals[name].update(path.read_bytes())
     for path in (paths.results() / "benchmarks").glob("scaling.json"):
         totals["growth"].update(path.read_bytes())
     return {name: total.hexdigest()[:16] for name, total in totals.items()}

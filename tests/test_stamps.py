@@ -46,10 +46,10 @@ def notebook(places):
 def test_the_sets_that_a_notebook_shows():
     cells = [
         nbformat.v4.new_code_cell(text)
-        for text in ("report.main_records(all)", 'studies.of_profile("blocks", profile)', "report.tuning()", "report.growth()")
+        for text in ("report.main_records(all)", 'studies.of_profile("blocks", profile)', "report.tuning()", "report.growth()", "inside.shown(x)")
     ]
     made = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("writers(")])
-    assert stamps.sets_of(made) == ["blocks", "growth", "table1", "tune"]
+    assert stamps.sets_of(made) == ["blocks", "components", "growth", "table1", "tune"]
 
 
 def test_a_notebook_without_records_carries_no_stamp(places):
