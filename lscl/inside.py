@@ -66,12 +66,13 @@ def server(found: list[dict[str, Any]]) -> pd.DataFrame:
     table = {}
     for collaboration, name in WRITERS.items():
         values = {title: by_seed(found, collaboration, "generator", key) for key, title in GENERATORS.items()}
-        own, fused, _ = values.values()
+        own, *others = values.values()
         if not len(own):
             continue
         row = {title: summary(of).estimate for title, of in values.items()}
-        gap = summary(fused - own)
-        row |= {"O2D minus trained": f"{gap.mean:+.1f}", "95 % interval": gap.interval}
+        for other, title in zip(others, ("O2D", "mean")):
+            gap = summary(other - own)
+            row |= {f"{title} minus trained": f"{gap.mean:+.1f}", f"95 % interval, {title}": gap.interval}
         for part, title in (("bias", "step, bias"), ("weight", "step, weights")):
             steps = by_seed(found, collaboration, "server_step", part)
             row[title] = f"{steps.mean():.1f}" if len(steps) else "–"
@@ -102,14 +103,14 @@ def reading(found: list[dict[str, Any]]) -> str:
         f"{-about['training'].mean:+.1f} points on training images and by {-about['test'].mean:+.1f} on test images "
         f"(95 % interval of the loss there: {about['test'].interval}).",
     ]
-    fused, trained = value("generator", "fused"), value("generator", "own")
-    step = summary(fused - trained)
-    heard = {1: "raises", 0: "cannot be seen to change", -1: "lowers"}[side(step)]
+    step, mean = (summary(value("generator", kind) - value("generator", "own")) for kind in ("fused", "mean"))
+    changes = {1: "raises", 0: "cannot be seen to change", -1: "lowers"}
     weights, bias = (value("server_step", part).mean() for part in ("weight", "bias"))
-    lines.append(
-        f"- **The server's step {heard} the accuracy on the task at hand**: {spread(step)}. It moves the generator's weights by {weights:.1f} times "
-        f"what the round's training moved them, its bias by {bias:.1f} times."
-    )
+    lines += [
+        f"- **The server's step {changes[side(step)]} the accuracy on the task at hand**: {spread(step)}. It moves the generator's weights "
+        f"by {weights:.1f} times what the round's training moved them, its bias by {bias:.1f} times.",
+        f"- **The mean of all clients' generators {changes[side(mean)]} it**: {spread(mean)}.",
+    ]
     return "\n".join(lines)
 
 

@@ -37,7 +37,12 @@ def test_tables():
     assert table.loc["written per image, training images", ["own minus none", "95 % interval"]].tolist() == ["+2.0", "1.8 to 2.2"]
     assert table.loc["static LoRA, test images"].tolist() == ["81.0", "–", "–", "80.0", "+1.0", "one seed, none"]
     moved = inside.server([*ROWS, static])
-    assert moved.loc["written per image", ["O2D minus trained", "step, bias", "step, weights"]].tolist() == ["+0.0", "0.5", "3.0"]
+    assert moved.loc["written per image", ["O2D minus trained", "mean minus trained", "step, bias", "step, weights"]].tolist() == [
+        "+0.0",
+        "+1.0",
+        "0.5",
+        "3.0",
+    ]
     assert moved.loc["static LoRA", "step, weights"] == "–"
 
 
