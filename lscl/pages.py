@@ -173,5 +173,5 @@ def headline(records: list[Record]) -> str:
         table = report.scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(report.costs(chosen)[["MB up", "CPU minutes"]])
         table["seeds"] = [str(len(group)) for group in report.cells(chosen).values()]
         caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± standard deviation over the seeds"
-        parts.append(f"{report.captioned(table, caption, f'tab-headline-{dataset}', chosen)}\n\n{report.reading(chosen, 'seen')}")
+        parts.append(f"{report.captioned(table, caption, f'tab-headline-{dataset}', chosen)}\n\n{report.reading(chosen, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else report.NO_RECORDS

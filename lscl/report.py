@@ -474,8 +474,11 @@ def p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
-    """What the final accuracies under `mask` say, in plain words: who is ahead, and whether the seeds can tell."""
+def reading(records: Iterable[Record], mask: str, draft: bool = False, brief: bool = False) -> str:
+    """What the final accuracies under `mask` say, in plain words: who is ahead, and whether the seeds can tell.
+
+    brief: the range of the points behind in place of each one's points and interval.
+    """
     groups = cells(records, draft)
     found = {name: summary(final(one, mask) for one in group) for name, group in groups.items()}
     order = sorted(found, key=lambda name: -found[name].mean)
@@ -483,9 +486,14 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False) -> str:
     gaps = {name: paired(groups[best], groups[name], mask) for name in order[1:]}
     text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {best}, {found[best].mean:.1f} %."]
     for verdict in VERDICTS:
-        behind = [f"{name} {_points(gap)}" for name, gap in gaps.items() if gap.verdict == verdict]
-        if behind:
-            text.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(behind)}.")
+        behind = {name: gap for name, gap in gaps.items() if gap.verdict == verdict}
+        if not behind:
+            continue
+        points = [f"{gap.difference.mean:.1f}" for gap in behind.values()]
+        said = f"{', '.join(behind)}, {' to '.join(dict.fromkeys((points[0], points[-1])))} points behind"
+        if not brief:
+            said = "; ".join(f"{name} {_points(gap)}" for name, gap in behind.items())
+        text.append(f"{verdict[0].upper()}{verdict[1:]}: {said}.")
     return " ".join(text)
 
 

@@ -231,6 +231,14 @@ class TestReading:
         assert "highest mean is that of own head only" in text
         assert text.endswith("Told apart from it, the interval leaving out zero: Fed-LSCL (O2D exact) 5.0 points behind (95 % interval 5.0 to 5.0).")
 
+    def test_brief_gives_names_and_the_range(self):
+        groups = [
+            record(method, seed=s, score=score + s) for method, score in (("fed_lscl", 80), ("local_head", 85), ("lorm", 70)) for s in (1, 2, 3)
+        ]
+        text = report.reading(groups, "task", brief=True)
+        assert text.endswith("Told apart from it, the interval leaving out zero: Fed-LSCL (O2D exact), LoRM, 5.0 to 15.0 points behind.")
+        assert report.reading(groups[:6], "task", brief=True).endswith("Fed-LSCL (O2D exact), 5.0 points behind.")
+
     def test_not_told_apart(self):
         groups = [record(seed=s, score=80) for s in (1, 2, 3)] + [record("local_head", seed=s, score=80 + x) for s, x in ((1, -3), (2, 0), (3, 4))]
         assert "Not told apart from it by these seeds, the interval holding zero: Fed-LSCL" in report.reading(groups, "seen")
