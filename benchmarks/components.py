@@ -18,7 +18,7 @@ writes results/components/<profile>--<dataset>.json, a row per seed and task; se
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +29,13 @@ from torch import Tensor
 
 from lscl import paths, records
 from lscl.config import Experiment, experiment
-from lscl.evaluation import evaluate, task_accuracies
+from lscl.evaluation import MASKS, evaluate, task_accuracies
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.payload import Payload
 from lscl.methods.base import Stage
 from lscl.methods.fed_lscl import FedLSCL
+from lscl.methods.parts.averaging import average
 from lscl.methods.parts.masked import mask_logits
 from lscl.methods.parts.passes import BATCH, over
 from lscl.run import prepare
@@ -99,11 +100,10 @@ class Watched(InProcess):
         """Everything measured before a task ends, means over the clients."""
         found: dict = {}
         if self.method.travels:
-            mean = {name: sum(one[name] for one in self.uploads.values()) / len(self.uploads) for name in ("weight", "bias")}
-            kinds: dict[str, Callable[[int], Payload]] = {
-                "own": lambda k: self.uploads[k], "mean": lambda k: mean, "fused": lambda k: downloads[k],
-            }  # fmt: skip
-            found["generator"] = {kind: self.score(stage, {k: of(k) for k in downloads}) for kind, of in kinds.items()}
+            states = {k: {name: one[name] for name in ("weight", "bias")} for k, one in self.uploads.items()}
+            mean = average(states, dict.fromkeys(states, 1.0))
+            kinds = {"own": self.uploads, "mean": dict.fromkeys(downloads, mean), "fused": downloads}
+            found["generator"] = {kind: self.score(stage, generators) for kind, generators in kinds.items()}
             found["server_step"] = {name: round(float(np.mean([one[name] for one in self.moved])), 4) for name in self.moved[0]}
         updates = []
         for client in self.clients:
@@ -136,7 +136,7 @@ def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, t
     if record is None:
         return None
     ours = np.array([task_accuracies(evaluate(method, client), config.classes_per_task) for client in clients])  # (k, mask, u)
-    theirs = np.array([records.accuracy(record, mask)[tasks - 1, :, :tasks] for mask in ("task", "seen", "all")])  # (mask, k, u)
+    theirs = np.array([records.accuracy(record, mask)[tasks - 1, :, :tasks] for mask in MASKS])  # (mask, k, u)
     if not np.array_equal(ours.transpose(1, 0, 2), theirs):
         raise SystemExit(f"{config.name}: the accuracies after task {tasks} are not those of its record")
     return True
@@ -168,10 +168,11 @@ def main() -> None:
         for collaboration in ("written", "static"):
             if any((row["seed"], row["collaboration"]) == (seed, collaboration) for row in rows):
                 continue
-            values = {"profile": given.profile, "dataset": given.dataset, "data_dir": given.data_dir, "seed": seed, "threads": given.threads}
-            rows += measured(
-                experiment(method="fed_lscl", **values, **({"collaboration": "static"} if collaboration == "static" else {})), given.tasks
-            )
+            config = experiment(
+                method="fed_lscl", profile=given.profile, dataset=given.dataset, data_dir=given.data_dir,
+                seed=seed, threads=given.threads, collaboration=collaboration,
+            )  # fmt: skip
+            rows += measured(config, given.tasks)
             measure.write(name, {"tasks": given.tasks, "rows": rows}, folder="components")
 
 

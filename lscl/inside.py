@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lscl import paths
-from lscl.errors import LsclError
-from lscl.report import DATASET_LABELS, Summary, numbered, summary
+from lscl.report import APART, DATASET_LABELS, Paired, Summary, measured_rows, numbered, summary
 
 SPLITS = ("training", "test")
 UPDATES = {"own": "the image's own", "another": "another image's", "mean": "one for all", "none": "none"}
@@ -24,11 +23,7 @@ def rows(profile: str, dataset: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    path = _path(profile, dataset)
-    try:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read {path}: {type(error).__name__} {error}") from error
+    return measured_rows(_path(profile, dataset))
 
 
 def _path(profile: str, dataset: str) -> Path:
@@ -82,7 +77,7 @@ def server(found: list[dict[str, Any]]) -> pd.DataFrame:
 
 def side(gap: Summary) -> int:
     """On which side of zero the 95 % interval lies wholly: 1, -1, or 0 if it holds zero or there is one seed."""
-    return int(np.sign(gap.mean)) if gap.n > 1 and abs(gap.mean) > gap.half_width else 0
+    return int(np.sign(gap.mean)) if Paired(gap).verdict == APART else 0
 
 
 def reading(found: list[dict[str, Any]]) -> str:

@@ -489,9 +489,10 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False, brief: bo
         behind = {name: gap for name, gap in gaps.items() if gap.verdict == verdict}
         if not behind:
             continue
-        points = [f"{gap.difference.mean:.1f}" for gap in behind.values()]
-        said = f"{', '.join(behind)}, {' to '.join(dict.fromkeys((points[0], points[-1])))} points behind"
-        if not brief:
+        if brief:
+            points = [f"{gap.difference.mean:.1f}" for gap in behind.values()]
+            said = f"{', '.join(behind)}, {' to '.join(dict.fromkeys((points[0], points[-1])))} points behind"
+        else:
             said = "; ".join(f"{name} {_points(gap)}" for name, gap in behind.items())
         text.append(f"{verdict[0].upper()}{verdict[1:]}: {said}.")
     return " ".join(text)
@@ -629,7 +630,7 @@ def growth() -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return _rows_of(_scaling(), "the benchmark ")
+    return measured_rows(_scaling(), "the benchmark ")
 
 
 def growth_note() -> str:
@@ -644,8 +645,12 @@ def _scaling() -> Path:
     return paths.results() / "benchmarks" / "scaling.json"
 
 
-def _rows_of(path: Path, what: str = "") -> list[dict[str, Any]]:
-    """The rows of a file of measurements; none if there is no such file."""
+def measured_rows(path: Path, what: str = "") -> list[dict[str, Any]]:
+    """The rows of a file of measurements; none if there is no such file.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
     try:
         return json.loads(path.read_text())["rows"] if path.exists() else []
     except (ValueError, LookupError, TypeError) as error:
@@ -694,7 +699,7 @@ def federation(part: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return _rows_of(paths.results() / "federation" / f"{part}.json")
+    return measured_rows(paths.results() / "federation" / f"{part}.json")
 
 
 def parity() -> pd.DataFrame:

@@ -67,7 +67,8 @@ def collect(
     """The records of the study `name` (see `sweeps.variants`); with `compute`, runs without a record are computed first.
 
     Raises:
-        LsclError: no such study, profile or data set; records of one study with several sets of images or weights.
+        LsclError: no such study, profile or data set; records of one study with several sets of images or weights, or of one of its
+            seeds with several partitions.
     """
     found: dict[str, list[Record]] = {}
     missing = []
@@ -136,6 +137,12 @@ def _same_data(found: dict[str, list[Record]], name: str) -> None:
         values = sorted({one[key] for group in found.values() for one in group if one[key] is not None})
         if len(values) > 1:
             raise LsclError(f"study {name}: its records have several of {key} ({', '.join(values)}), run them again with one version")
+    partitions: dict[int, set[str]] = {}
+    for one in (one for group in found.values() for one in group):
+        partitions.setdefault(one["seed"], set()).add(one["partition_digest"])
+    for seed, values in partitions.items():
+        if len(values) > 1:
+            raise LsclError(f"study {name}: its records of seed {seed} were trained on different partitions ({', '.join(sorted(values))})")
 
 
 def _rows(study: Study, of: Callable[[list[Record]], dict[str, str]]) -> pd.DataFrame:

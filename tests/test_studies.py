@@ -43,6 +43,13 @@ class TestCollect:
             collect()
         one_line(caught, "study ablations", "data_digest", "d1, d2")
 
+    def test_one_seed_with_two_partitions_is_refused(self, put, one_line):
+        put(80)
+        put(80, {"o2d": "none"}, partition_digest="other")
+        with pytest.raises(LsclError) as caught:
+            collect()
+        one_line(caught, "study ablations", "seed 42", "different partitions", "other")
+
     def test_what_is_missing_can_be_computed(self, tree, monkeypatch):
         monkeypatch.setattr(sweeps, "BUFFERS", (0, 2))
         options = {"seeds": [42], "data_dir": tree}
