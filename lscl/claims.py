@@ -86,7 +86,7 @@ def claims(name: str, profile: str) -> list[Claim]:
 
 
 def judge(study: Study, mask: str) -> str:
-    """Every statement of the paper that the study tests, sorted by what its records say to it under `mask`, as a list in markdown."""
+    """Every statement of the paper that the study tests, sorted by what its records say to it under `mask`, as a list of lists in markdown."""
     sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
     for claim in claims(study.name, study.profile):
         text, values = f"{claim.says} ({claim.source})", claim.differences(study, mask)
@@ -96,7 +96,7 @@ def judge(study: Study, mask: str) -> str:
         gap = summary(values)
         spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
         sorted_out[claim.verdict(gap)].append(f"{text}: {claim.compared} {gap.mean:+.1f} points ({spread})")
-    lines = [f"- **{verdict}:** {'; '.join(found)}." for verdict, found in sorted_out.items() if found]
+    lines = [line for verdict, found in sorted_out.items() if found for line in (f"- **{verdict}:**", *(f"  - {text}" for text in found))]
     return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
 
 

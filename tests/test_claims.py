@@ -44,6 +44,12 @@ def test_the_last_quarter_of_the_blocks():
         claims.claims("block", "mini")
 
 
+def sections(text):
+    """Verdict -> its statements, one per line, of a list that `claims.judge` wrote."""
+    parts = (part.split(":**\n") for part in text.removeprefix("- **").split("\n- **"))
+    return {verdict: statements for verdict, statements in parts if all(line.startswith("  - ") for line in statements.splitlines())}
+
+
 def test_statements_are_sorted(put):
     for seed, noise in ((42, 0), (1999, 0.2), (2024, -0.2)):
         put(80, seed=seed)
@@ -51,9 +57,9 @@ def test_statements_are_sorted(put):
         put(85 + noise, {"continual": "none"}, seed)
         put(80 + 5 * noise, {"collaboration": "static"}, seed)
     put(60, {"collaboration": "cnn"})
-    lines = claims.judge(collect(), "task").splitlines()
-    assert [line.split(":**")[0] for line in lines] == [f"- **{name}" for name in (*claims.JUDGEMENTS, "Not yet measured")]
-    agrees, contradicts, still_open, missing = lines
+    found = sections(claims.judge(collect(), "task"))
+    assert list(found) == [*claims.JUDGEMENTS, "Not yet measured"]
+    agrees, contradicts, still_open, missing = found.values()
     assert "no O2D minus whole is -10.0 points (95 % interval -10.5 to -9.5, n = 3)" in agrees
     assert "no SM-CF minus whole is +5.0" in contradicts
     assert "one static update" in still_open and "CNN alone minus whole is -20.0 points (one seed)" in still_open
@@ -71,7 +77,7 @@ def test_components_are_judged_by_all_their_subsets(put):
     added = studies.added(study, "task")
     written, smcf, o2d = (added[studies.FACTORS[key]] for key in "WSO")
     assert written == pytest.approx([-4, -4.1, -3.9]) and smcf == pytest.approx([2, 2, 2]) and o2d == pytest.approx([0, -0.2, 0.2])
-    agrees, contradicts, still_open = claims.judge(study, "task").splitlines()[:3]
+    agrees, contradicts, still_open, _ = sections(claims.judge(study, "task")).values()
     assert "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points" in agrees
     assert "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points" in contradicts
     assert "O2D: on average +0.0 points" in still_open
@@ -79,5 +85,7 @@ def test_components_are_judged_by_all_their_subsets(put):
 
 def test_without_records_nothing_is_claimed():
     both = studies.of_profile("cnns", "mini")
-    assert claims.judged(both) == "**CIFAR-100**\n\n- **Not yet measured:** clients may choose their CNN: the loss is less than 1 point (Fig. 4)."
+    assert claims.judged(both) == (
+        "**CIFAR-100**\n\n- **Not yet measured:**\n  - clients may choose their CNN: the loss is less than 1 point (Fig. 4)"
+    )
     assert claims.losses(collect()) == ""
