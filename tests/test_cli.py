@@ -5,8 +5,9 @@ import json
 import pytest
 from made_records import record
 
-from lscl import cli, records
-from lscl.sweeps import SWEEPS, TABLE1
+from lscl import cli
+from lscl.experiments import records
+from lscl.experiments.sweeps import SWEEPS, TABLE1
 
 
 def call(capsys, *words):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lscl.errors import LsclError
-from lscl.evaluation import MASKS
 from lscl.federation.client import Client
+from lscl.federation.method import Method, Stage
+from lscl.federation.metrics import MASKS
 from lscl.federation.payload import Payload, Shapes, num_bytes, seal
 from lscl.federation.training import answer
-from lscl.methods.base import Method, Stage
 
 
 class Transport(Protocol):

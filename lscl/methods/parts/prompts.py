@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lscl.models.foundation import FrozenViT
+from lscl.models.vit import FrozenViT
 
 
 def similarity(query: Tensor, keys: Tensor) -> Tensor:

@@ -1,0 +1,35 @@
+"""The server's side: the loop of one process, over Flower's grid."""
+
+import json
+import shutil
+import time
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from lscl import paths
+from lscl.data.store import write_atomic
+from lscl.experiments import records
+from lscl.experiments.progress import Progress
+from lscl.experiments.run import claim, make_record, play, setting
+from lscl.flower.grid import OverGrid
+from lscl.flower.messages import understand
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One run, from the last finished round on; the record goes to results/federation/runs/."""
+    config, settings = understand(context.run_config), context.run_config
+    least, limit = settings["min-clients"] or config.clients, int(settings["max-mb"] * 10**6)
+    folder = paths.results() / "federation"
+    state, progress, started = folder / "state" / config.name, Progress(config, every_round=True), time.perf_counter()
+    with claim(state, wait=False):
+        data, parts, method, _ = setting(config, progress)
+        about = {**records.source(), "prepare": time.perf_counter() - started}
+        transport = OverGrid(grid, method, least, settings["timeout"], limit, progress)
+        reports, about = play(method, transport, [transport], state, about, progress, least=least, limit=limit)
+        record = make_record(data, parts, method, reports, about)
+        write_atomic(folder / "runs" / f"{config.name}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        shutil.rmtree(state, ignore_errors=True)

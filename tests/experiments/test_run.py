@@ -1,0 +1,243 @@
+"""One run from a config to a record."""
+
+import hashlib
+import json
+import os
+import threading
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import save_file
+
+from lscl.config import experiment
+from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.experiments.progress import Progress
+from lscl.experiments.run import Busy, device_of, prepare, run, state_folders
+from lscl.methods import METHODS
+from lscl.models.vit import foundation
+
+
+def compared(record):
+    """What must be equal in equal runs."""
+    return json.dumps({name: value for name, value in record.items() if name not in records.TIMES}, sort_keys=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_repeats_bit_for_bit(smoke, name, monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    first = run(smoke(method=name), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    torch.manual_seed(2)
+    assert compared(run(smoke(method=name), quiet=True)) == compared(first)
+
+
+def test_a_run_repeats_with_nothing_in_the_cache(smoke, monkeypatch, tmp_path):
+    first = run(smoke(), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    assert compared(run(smoke(), quiet=True)) == compared(first)
+
+
+def test_another_seed_gives_another_result(smoke):
+    one, other = (run(smoke(seed=seed), quiet=True) for seed in (42, 1999))
+    assert one["accuracy"] != other["accuracy"] and one["partition_digest"] != other["partition_digest"]
+    assert one["data_digest"] == other["data_digest"] and one["weights_digest"] == other["weights_digest"]
+
+
+def test_a_finished_run_is_read_not_repeated(smoke):
+    first = run(smoke(), quiet=True)
+    assert run(smoke(), quiet=True) == first  # even the time it was finished
+    assert records.find(smoke()) == first
+
+
+def test_the_record_has_what_the_run_was(smoke, tree):
+    config = smoke()
+    record = run(config, quiet=True)
+    data, parts, method, clients = prepare(config)
+    assert (record["data_digest"], record["partition_digest"], record["weights_digest"]) == (data.digest, parts.digest, method.foundation.digest)
+    assert record["trained_parameters"] == [sum(p.numel() for p in client.model.parameters()) for client in clients]
+    assert record["trained_images"] == 2 * sum(len(task.train) for stream in parts.tasks for task in stream)
+    assert len(record["bytes_up"]) == len(record["bytes_down"]) == 4
+    assert set(record["seconds"]) == {"prepare", "train", "aggregate", "evaluate"} and record["peak_memory_mb"] > 0 and record["cpu_seconds"] > 0
+    for k in range(3):
+        assert sorted(map(int, record["per_class"][str(k)])) == sorted(parts.seen(k, 1))
+    assert records.accuracy(record, "task").shape == (2, 3, 2)
+
+
+def test_the_accuracy_in_the_record_is_that_of_the_per_class_counts(smoke):
+    record = run(smoke(), quiet=True)
+    for row, mask in enumerate(("task", "seen", "all")):
+        for k in range(3):
+            classes = list(record["per_class"][str(k)].values())
+            assert sum(one[row] for one in classes) / 6 == pytest.approx(records.accuracy(record, mask)[1, k].mean(), abs=1e-4)
+
+
+def test_a_run_leaves_a_record_a_partition_and_no_state(smoke, places):
+    record = run(smoke(), quiet=True)
+    found = sorted(str(path.relative_to(places / "results")) for path in places.rglob("*") if path.is_file())
+    partition = f"partitions/smoke--folder--s42--{record['partition_digest']}.json"
+    assert found == [partition, f"runs/smoke/{record['name']}.json"]
+
+
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit", "dualprompt"])
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole_one(smoke, name):
+    whole, short = (run(smoke(method=name, stop_after=after), quiet=True) for after in (None, 1))
+    for mask in whole["accuracy"]:
+        assert short["accuracy"][mask] == [[client[:1] for client in task] for task in whole["accuracy"][mask][:1]]
+    for key in ("bytes_up", "bytes_down"):
+        assert short[key] == whole[key][:2]
+    assert 2 * short["trained_images"] <= whole["trained_images"] + 6 * 9 and short["overrides"]["stop_after"] == 1
+    assert sorted(map(int, short["per_class"]["0"])) == sorted(prepare(smoke())[1].seen(0, 0))
+
+
+def test_holdout_tests_on_training_images_that_are_not_trained_on(smoke):
+    data, parts, _, clients = prepare(smoke(eval_split="holdout", private_classes=6, clients=2))
+    for client in clients:
+        assert client.test.images is data.train
+        client.task = 0
+        assert not set(client.test_index(0).tolist()) & set(client.train_index.tolist())
+    record = run(smoke(eval_split="holdout", private_classes=6, clients=2), quiet=True)
+    assert parts.holdout and records.accuracy(record, "task").shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.vit])
+@pytest.mark.parametrize("block", [3, 7])
+def test_a_block_the_vit_does_not_have_is_one_line(smoke, name, block, one_line):
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method=name, block=block), quiet=True)
+    one_line(caught, f"block = {block}", "0 to 2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(smoke, one_line):
+    assert device_of(smoke(device="auto")) == device_of(smoke(device="cpu")) == torch.device("cpu")
+    with pytest.raises(LsclError) as caught:
+        run(smoke(device="cuda"), quiet=True)
+    one_line(caught, "device = cuda: no CUDA GPU found")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_found_and_gives_about_the_same_scores(smoke, monkeypatch, tmp_path):
+    assert device_of(smoke(device="auto")).type == "cuda"
+    on_gpu = run(smoke(device="cuda"), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    on_cpu = run(smoke(device="cpu"), quiet=True)
+    assert on_gpu["config_digest"] == on_cpu["config_digest"] and on_gpu["bytes_up"] == on_cpu["bytes_up"]
+
+
+def test_unknown_parts_are_one_line(smoke, one_line):
+    for values, words in (({"cnn": "tinny"}, "unknown cnn 'tinny'"), ({"foundation": "tinny"}, "unknown foundation model 'tinny'")):
+        with pytest.raises(LsclError) as caught:
+            run(smoke(**values), quiet=True)
+        one_line(caught, words, "did you mean 'tiny'?")
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_line(smoke, monkeypatch, tmp_path, one_line):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "file"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(), quiet=True)
+    one_line(caught, "cannot write", tmp_path / "file")
+
+
+def test_a_run_in_another_folder_writes_where_lscl_root_says(smoke, places, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run(smoke(method="local_head"), quiet=True)
+    assert os.listdir(tmp_path / "elsewhere") == [] and records.find(smoke(method="local_head")) is not None
+
+
+def stopped(config, rounds):
+    """Stop a run by Ctrl-C during the round after `rounds`."""
+    with pytest.MonkeyPatch.context() as patch:
+        left = [rounds]
+
+        def round_ended(self, report):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        patch.setattr(Progress, "round", round_ended)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet=True)
+    (folder,) = state_folders()
+    (step,) = folder.glob("round-*")
+    assert step.name == f"round-{rounds:05d}"
+    return step
+
+
+def test_a_stop_says_how_to_go_on(smoke, capsys):
+    stopped(smoke(), 2)
+    assert capsys.readouterr().err.strip() == "stopped after round 2; the same command goes on from there"
+
+
+def test_a_run_begun_with_other_code_is_marked(smoke):
+    step = stopped(smoke(method="local_head"), 2)
+    saved = json.loads((step / "rounds.json").read_text())
+    saved["about"]["code_digest"] = "0" * 16
+    (step / "rounds.json").write_text(json.dumps(saved))
+    assert run(smoke(method="local_head"), quiet=True)["dirty"] is True
+    assert records.all_records("smoke") == []
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(smoke):
+    config = smoke(method="local_head")
+    state = records.folder("smoke") / "state" / config.name
+    state.parent.mkdir(parents=True)
+    lock = FileLock(f"{state}.lock")
+    lock.acquire()
+    with pytest.raises(Busy, match="another process is computing this run"):
+        run(config, quiet=True, wait=False)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(config, quiet=True)))
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive() and not found
+    lock.release()
+    thread.join()
+    assert found == [records.find(config)] and state_folders() == []
+
+
+def test_other_values_do_not_go_on_from_the_state(smoke):
+    stopped(smoke(), 2)
+    other = run(smoke(lr=2e-3), quiet=True)
+    assert other["dirty"] is False and len(state_folders()) == 1
+
+
+def test_glyphs_run_from_the_smoke_profile():
+    record = run(experiment(profile="smoke", method="local_head"), quiet=True)
+    assert record["dataset"] == "glyphs" and record["name"].startswith("glyphs--local_head--s42--")
+
+
+def test_a_run_with_a_local_checkpoint_records_name_and_digests(smoke, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    drawn = foundation("tiny", None)
+    save_file({name: value + 0.01 for name, value in drawn.vit.state_dict().items()}, path)
+    record = run(smoke(method="local_head", weights=path), quiet=True)
+    assert record["config"]["foundation"] == "tiny" and record["config"]["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["weights_digest"] == foundation("tiny", None, weights=path).digest != drawn.digest
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_runs_that_cut_the_vit_elsewhere_share_a_bounded_cache(smoke, monkeypatch, tmp_path):
+    """Two splits of 17 tokens of width 32 have room, or of one token, not both: each run makes room for itself."""
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    whole = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "bounded"))
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "again"))
+    monkeypatch.setenv("LSCL_CACHE_GB", str((84 + 28) * 17 * 32 * 4 * 1.1 / 1e9))
+    again = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
+    assert [compared(one) for one in again] == [compared(one) for one in whole]
+    assert len([path for path in (tmp_path / "bounded" / "prefix").iterdir() if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fed_lscl", "glfc", "target", "mfcl"])
+def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, smoke):
+    """16 pixels as decoded, 20 for the CNN: what a server makes and sends for it has 20 too."""
+    record = run(smoke(method=name, cnn_size=20), quiet=True)
+    plain = run(smoke(method=name), quiet=True)
+    assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
+    larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
+    assert larger == (name in ("target", "mfcl"))
