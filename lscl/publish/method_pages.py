@@ -103,7 +103,9 @@ def _keys(bibliography: str) -> dict[str, str]:
 
 def names_of_parameters(method: str) -> list[str]:
     """The fields of the config that the modules of a system's class, of its parents and of their parts read, or that are set for it."""
-    modules = {sys.modules[kind.__module__] for kind in METHODS[method].__mro__ if kind.__module__.startswith("lscl.methods")}
+    modules = {
+        sys.modules[kind.__module__] for kind in METHODS[method].__mro__ if kind.__module__.startswith(("lscl.methods", "lscl.federation.method"))
+    }
     homes = {getattr(value, "__module__", None) for module in modules for value in vars(module).values()}
     modules |= {sys.modules[name] for name in homes if name and name.startswith(("lscl.methods.parts", "lscl.models.cnn"))}
     read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", inspect.getsource(module))}
