@@ -3,10 +3,12 @@
 import hashlib
 import json
 import math
+import os
 from typing import Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
+from tests_root import ROOT
 
 from lscl import config as config_module
 from lscl.config import CHOSEN, DATASETS, PROFILES, SIZES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName, experiment
@@ -38,12 +40,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("lr", -1e-3, "greater than 0"),
-        ("lr", 0, "greater than 0"),
+        ("lr", -1e-3, "greater than or equal to 0.000000001"),
+        ("lr", 0, "greater than or equal to 0.000000001"),
         ("lr", math.nan, "finite"),
         ("lr_cnn", math.inf, "finite"),
-        ("lr_generator", -1.0, "greater than 0"),
-        ("lr_generator_bias", 0.0, "greater than 0"),
+        ("lr_generator", -1.0, "greater than or equal to 0.000000001"),
+        ("lr_generator_bias", 0.0, "greater than or equal to 0.000000001"),
         ("clients", 0, "greater than or equal to 1"),
         ("clients", -3, "greater than or equal to 1"),
         ("tasks", 0, "greater than or equal to 1"),
@@ -54,27 +56,27 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("epochs", 0, "greater than or equal to 1"),
         ("batch", 0, "greater than or equal to 1"),
         ("rank", 0, "greater than or equal to 1"),
-        ("lora_alpha", 0, "greater than 0"),
+        ("lora_alpha", 0, "greater than or equal to 0.000001"),
         ("block", -1, "greater than or equal to 0"),
         ("features", 0, "greater than or equal to 1"),
-        ("dirichlet", 0, "greater than 0"),
+        ("dirichlet", 0, "greater than or equal to 0.000001"),
         ("min_share", 1, "less than 1"),
         ("generator_dropout", 1.0, "less than 1"),
         ("auxiliary", -0.1, "greater than or equal to 0"),
         ("alpha", math.nan, "finite"),
         ("beta", -1, "greater than or equal to 0"),
-        ("o2d_lambda", 0, "greater than 0"),
-        ("o2d_lr", -1, "greater than 0"),
+        ("o2d_lambda", 0, "greater than or equal to 0.000001"),
+        ("o2d_lr", -1, "greater than or equal to 0.000000001"),
         ("o2d_epochs", 0, "greater than or equal to 1"),
         ("buffer_per_class", -1, "greater than or equal to 0"),
         ("images_per_class", 0, "greater than or equal to 1"),
         ("image_size", 4, "greater than or equal to 8"),
         ("mgp_length", 0, "greater than or equal to 1"),
         ("mgp_block", -1, "greater than or equal to 0"),
-        ("mgp_surrogate_lr", 0, "greater than 0"),
-        ("pilora_lr_lora", 0, "greater than 0"),
+        ("mgp_surrogate_lr", 0, "greater than or equal to 0.000000001"),
+        ("pilora_lr_lora", 0, "greater than or equal to 0.000000001"),
         ("pilora_orthogonal", -1, "greater than or equal to 0"),
-        ("pilora_merge", 0, "greater than 0"),
+        ("pilora_merge", 0, "greater than or equal to 0.000001"),
         ("lorm_rank", 0, "greater than or equal to 1"),
         ("lorm_alpha", 1.5, "less than or equal to 1"),
         ("seed", -1, "greater than or equal to 0"),
@@ -95,6 +97,53 @@ def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value,
     with pytest.raises(LsclError) as caught:
         experiment(**{field: value})
     one_line(caught, f"{field} = {value!r}", allowed, Experiment.model_fields[field].description)
+
+
+NUMBERS = [name for name, field in Experiment.model_fields.items() if set(get_args(field.annotation) or [field.annotation]) & {int, float}]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [10**24, -1, 1e308, "1e38", "9" * 5000])
+def test_every_number_has_bounds(name, value, one_line):
+    """What lies outside would end in an overflow, an allocation that fails or a matrix that cannot be inverted."""
+    with pytest.raises(LsclError) as caught:
+        experiment(**{name: value})
+    one_line(caught, f"{name} = ", Experiment.model_fields[name].description)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if Experiment.model_fields[name].annotation is float])
+def test_no_number_that_is_divided_by_may_be_a_denormal(name, one_line):
+    """Rates, temperatures and the like have a least value; a weight, share or dropout of almost 0 is 0."""
+    for value in (1e-320, 1e-40):
+        try:
+            assert getattr(experiment(**{name: value}), name) == value
+        except LsclError as error:
+            assert "\n" not in str(error) and f"{name} = {value!r}" in str(error) and "greater than or equal to 0.0000" in str(error)
+            continue
+        assert experiment(**{name: 0.0}) is not None, f"{name} takes {value} but not 0"
+
+
+def test_every_committed_record_lies_within_the_bounds():
+    found = sorted((ROOT / "results" / "runs").glob("*/*.json"))
+    assert len(found) > 300
+    for path in found:
+        Experiment(**json.loads(path.read_bytes())["config"])
+
+
+@pytest.mark.parametrize("values", [{"profile": ["demo"]}, {"profile": 3}, {"dataset": {}}, {"method": []}, {"weights": 3}, {"weights": "a\0b"}])
+def test_a_value_of_another_type_is_one_line(values, one_line):
+    with pytest.raises(LsclError) as caught:
+        experiment(**values)
+    one_line(caught, *[name.replace("dataset", "data set") for name in values])
+
+
+def test_a_checkpoint_that_is_no_file_is_one_line(tmp_path, one_line):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(LsclError) as caught:
+            experiment(weights=path)
+        one_line(caught, f"weights = {str(path)!r}", "not a regular file")
 
 
 @pytest.mark.parametrize("method", get_args(MethodName))
