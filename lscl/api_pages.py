@@ -4,8 +4,9 @@ import pkgutil
 
 import lscl
 
-# Flower's part needs an extra and has its own page, book/scaling_out.md; the commands' options are those of the configuration.
-LEFT_OUT = ("lscl.federation.flower", "lscl.cli")
+# Flower's part needs an extra and has its own page, book/scaling_out.md; the commands' options are those of the configuration; shapes are for
+# the reader of files alone.
+LEFT_OUT = ("lscl.federation.flower", "lscl.cli", "lscl.shapes")
 # Modules at the top of the package that are about runs; all others there make something of records.
 RUNNING = {"config", "doctor", "errors", "paths", "plan", "precision", "progress", "run", "seeding", "sweeps"}
 PAGES = {

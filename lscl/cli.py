@@ -4,14 +4,16 @@
 import inspect
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import click
 import typer
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, experiment
-from lscl.errors import LsclError, unknown
+from lscl.config import PROFILES, Experiment, check_dataset, check_profile, experiment
+from lscl.errors import LsclError, explained
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
@@ -119,7 +121,7 @@ def federate_command(
 
 @app.command("node")
 def node_command(
-    client: Annotated[int, typer.Option(min=0, help="the client's number, from 0")],
+    client: Annotated[int, typer.Option(min=0, max=999, help="the client's number, from 0")],
     link: Annotated[str, typer.Option(help="host:port of the SuperLink")],
     authority: Annotated[Path, typer.Option(help="certificate of the authority that signed the SuperLink's")],
     key: Annotated[Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")],
@@ -142,8 +144,8 @@ def sweep_command(
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
-    task_index: Annotated[int, typer.Option(help="which share of the runs, from 0: a batch system's number of this job")] = 0,
-    task_count: Annotated[int, typer.Option(help="in how many shares the runs are dealt out")] = 1,
+    task_index: Annotated[int, typer.Option(min=0, help="which share of the runs, from 0: a batch system's number of this job")] = 0,
+    task_count: Annotated[int, typer.Option(min=1, help="in how many shares the runs are dealt out")] = 1,
 ) -> None:
     """Run what is missing of a named set of runs; anything finished is skipped.
 
@@ -180,6 +182,12 @@ def plan_command(
     plan.check(runs, machine)
 
 
+def _check_names(profile: str, dataset: str | None = None) -> None:
+    check_profile(profile)
+    if dataset is not None:
+        check_dataset(dataset)
+
+
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -201,15 +209,14 @@ def table_command(
     from lscl.records import all_records, select
     from lscl.sweeps import reported
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    records = reported(all_records(profile))
+    _check_names(profile, dataset)
+    records = [one for one in reported(all_records(profile)) if dataset in (None, one["dataset"])]
     for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
         chosen = select(records, dataset=found, data_digest=digest)
-        if dataset in (None, found):
-            print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
+        print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
     if not records:
-        raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
+        which = f"profile {profile}" + (f" on {dataset}" if dataset else "")
+        raise LsclError(f"no records of {which} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
 
 
 @app.command("pages")
@@ -237,8 +244,8 @@ def check_command() -> None:
 @app.command("verify")
 def verify_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
-    sample: Annotated[int, typer.Option(help="how many records, drawn at random")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="seed of that draw")] = 0,
+    sample: Annotated[int, typer.Option(min=1, help="how many records, drawn at random")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="seed of that draw")] = 0,
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
     weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")] = None,
@@ -246,8 +253,7 @@ def verify_command(
     """Compute some recorded runs again from nothing and compare them with the records, to the bit."""
     from lscl.verify import verify_sample
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
+    _check_names(profile, dataset)
     print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights)}")
 
 
@@ -297,7 +303,7 @@ def pretrain_command(
 
 @app.command("probe")
 @config_options("method")
-def probe_command(values: dict, per_class: Annotated[int, typer.Option(min=1, help="training images per class")] = 60) -> None:
+def probe_command(values: dict, per_class: Annotated[int, typer.Option(min=1, max=10**6, help="training images per class")] = 60) -> None:
     """Linear-probe accuracy of the frozen foundation model's CLS feature, over all classes and over sets of 8."""
     from lscl.models.probe import probe
 
@@ -318,8 +324,7 @@ def reproduce_command(
     """Run every notebook in order through papermill, computing what is missing, then build the book."""
     from lscl import pipeline
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
+    _check_names(profile)
     pipeline.reproduce(profile, data_dir, weights, book, force, store)
 
 
@@ -332,21 +337,44 @@ def doctor_command() -> None:
         print(line)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: an LsclError is one line on stderr and exit code 2."""
+@contextmanager
+def one_line():
+    """Whatever a user can mend ends the process with one line on stderr and exit code 2; a bug keeps its traceback."""
     try:
-        app(args=arguments, prog_name="lscl")
-    except LsclError as error:
-        print(f"lscl: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        yield
+    except BrokenPipeError:
+        raise
+    except (LsclError, OSError, click.ClickException) as error:
+        _end(error)
+    except Exception as error:
+        line = explained(error)
+        if line is None:
+            raise
+        _end(line)
+
+
+def _end(error: Exception) -> NoReturn:
+    text = _usage(error) if isinstance(error, click.ClickException) else str(error)
+    print(f"lscl: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return (error.format_message() or "no command was given") + (f" ({context.command_path} --help says what is allowed)" if context else "")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: bad input is one line on stderr and exit code 2, see `one_line`."""
+    try:
+        with one_line():
+            paths.settle()
+            sys.exit(app(args=arguments, prog_name="lscl", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        print(f"lscl: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lscl import paths, report, sweeps
+from lscl import files, paths, report, sweeps
 from lscl.config import CHOSEN, SIZES, Experiment, experiment
 from lscl.methods import METHODS
 from lscl.records import Record, select
@@ -37,11 +37,16 @@ def page(method: str, records: list[Record]) -> str:
         costs(method, records),
         f"## {heading}\n\n{cited(differences)}" if differences else "",
         "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`." if method == "fed_lscl" else "",
-        f"## Parameters\n\n{report.numbered(parameters(method), f'{name}: every parameter that its code reads', f'tab-{method}-values')}",
+        f"## Parameters\n\n{_read(method)}",
         f"## Results\n\n{results(method, records)}",
         f"## Tuning\n\n{tuning(method)}",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _read(method: str) -> str:
+    caption = f"{METHOD_LABELS[method]}: every parameter that its code reads"
+    return report.numbered(parameters(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
 
 
 def anchor(method: str) -> str:
@@ -86,7 +91,7 @@ def _citation(number: str) -> str:
 def _bibliography() -> dict[str, str]:
     """The key of every entry of the bibliography that has an arXiv number; empty where there is no book."""
     path = paths.root() / "book" / "references.bib"
-    return _keys(path.read_text()) if path.exists() else {}
+    return _keys(files.text(path)) if path.exists() else {}
 
 
 @lru_cache
@@ -188,7 +193,7 @@ def tuning(method: str) -> str:
     for name, grid in report.tuning().items():
         own = grid[grid["system"] == METHOD_LABELS[method]].drop(columns="system")
         if len(own):
-            caption = f"{METHOD_LABELS[method]}: the grid on {name}, accuracy in %"
+            caption = f"{METHOD_LABELS[method]}: the grid on {report.plain(name)}, accuracy in %"
             parts.append(f"{_choice(method, own)}\n\n{report.numbered(own, caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
     total = len(sweeps.GRIDS[method])
     waiting = f"No point of its grid of {total} is recorded yet: `lscl sweep tune --methods {method} --profile mini` makes them."
@@ -230,9 +235,9 @@ def overview(records: list[Record]) -> str:
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
     caption = "The systems on CIFAR-100, profile `mini`: MB up per client and round; final accuracy, mean ± half of the 95 % interval over n seeds"
     return (
-        report.captioned(table, caption, "tab-systems", shown)
+        report.captioned(table, caption, "tab-systems", shown, markdown=("system", "idea"))
         if shown
-        else f"{report.numbered(table, caption, 'tab-systems')}\n\n{report.NO_RECORDS}"
+        else f"{report.numbered(table, caption, 'tab-systems', markdown=('system', 'idea'))}\n\n{report.NO_RECORDS}"
     )
 
 

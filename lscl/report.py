@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lscl import paths
+from lscl import files, paths, shapes
 from lscl.config import WHERE_AND_HOW
 from lscl.errors import LsclError
 from lscl.evaluation import average_so_far, backward_transfer, current_task, forgetting
@@ -141,7 +142,7 @@ def curves(records: Iterable[Record], mask: str, of: Callable = average_so_far, 
 
 def published() -> pd.DataFrame:
     """Table 1 of the paper: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy in percent."""
-    table = _read_published("paper_table1.csv").rename(columns={"method": "label"})
+    table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(columns={"method": "label"})
     unknown = set(table["label"]) - set(PAPER_NAMES)
     if unknown:
         raise LsclError(f"paper_table1.csv: unknown system {', '.join(sorted(unknown))}")
@@ -150,7 +151,7 @@ def published() -> pd.DataFrame:
 
 def published_table2(dataset: str) -> pd.DataFrame:
     """Table 2 of the paper on one data set: columns variant (full = the whole system) and accuracy in percent; empty if not reported."""
-    table = _read_published("paper_table2.csv")
+    table = _read_published("paper_table2.csv", {"variant": str, "dataset": str})
     return table[table["dataset"] == dataset]
 
 
@@ -175,12 +176,12 @@ def published_losses(dataset: str) -> list[float]:
     return [] if whole is None else [whole - float(value) for value in table[table["variant"] != "full"]["accuracy"]]
 
 
-def _read_published(name: str) -> pd.DataFrame:
+def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:
     path = paths.results() / "published" / name
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise LsclError(f"cannot read the published numbers {path}: {error}") from error
+    table = files.table(path, {**columns, "accuracy": float})
+    if not table["accuracy"].between(0, 100).all():
+        raise LsclError(f"cannot read {path}: an accuracy is not in 0 to 100 percent")
+    return table
 
 
 # ---- tables
@@ -551,7 +552,7 @@ def provenance(records: Iterable[Record], draft: bool = False) -> str:
     dirty = [one["name"] for one in group if one["dirty"]]
     if dirty and not draft:
         raise LsclError(f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: commit, then run it again")
-    short = lambda values: ", ".join(sorted({str(value) for value in values}))
+    short = lambda values: plain(", ".join(sorted({str(value) for value in values})))
     machines = short(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group)
     parts = [
         f"profile {group[0]['profile']}",
@@ -574,12 +575,18 @@ def _gpu(record: Record) -> str:
 
 
 def tuning() -> dict[str, pd.DataFrame]:
-    """The tuning grids that were recorded: {"mini, CIFAR-100": rows with system, point, both scores, chosen}."""
+    """The tuning grids that were recorded: {"mini, CIFAR-100": rows with system, point, both scores, chosen}.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
     found = {}
     for path in sorted((paths.results() / "tuning").glob("*.json")):
-        saved = json.loads(path.read_text())
+        saved = files.from_json(path, shapes.Grid | list[shapes.Point])
         rows = saved["rows"] if isinstance(saved, dict) else saved
         best = saved.get("best", {}) if isinstance(saved, dict) else {}
+        if not rows:
+            continue
         profile, _, dataset = path.stem.partition("--")
         found[f"{profile}, {DATASET_LABELS.get(dataset, dataset)}" if dataset else profile] = pd.DataFrame(
             {
@@ -603,8 +610,8 @@ def benchmarks() -> pd.DataFrame:
     """
     rows = {}
     for path in sorted((paths.results() / "benchmarks").glob("*.json")):
+        found = files.from_json(path, shapes.Benchmark)
         try:
-            found = json.loads(path.read_text())
             rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": (found["commit"] or "–")[:10]}
             parts = {"": found}
             for row in found.get("rows", []):
@@ -616,7 +623,7 @@ def benchmarks() -> pd.DataFrame:
                 for label_of, value in ({name: part} | inner).items():
                     if label_of and "ratio" in value:
                         rows[f"{found['name']}: {label_of}"] = _benchmark(value) | {"machine": "", "commit": ""}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
 
@@ -630,31 +637,28 @@ def growth() -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(_scaling(), "the benchmark ")
+    return measured_rows(_scaling(), shapes.Growing)
 
 
 def growth_note() -> str:
     """Machine, threads and commit of `growth` in small print; nothing if it was never run."""
     if not growth():
         return ""
-    found = json.loads(_scaling().read_text())
-    return f"<small>{found['machine']['cpu']}, {found['threads']} threads, commit {(found['commit'] or 'installed package')[:10]}</small>"
+    found = files.from_json(_scaling(), shapes.Measured)
+    return f"<small>{plain(found['machine']['cpu'])}, {found['threads']} threads, commit {short_commit(found['commit'])}</small>"
 
 
 def _scaling() -> Path:
     return paths.results() / "benchmarks" / "scaling.json"
 
 
-def measured_rows(path: Path, what: str = "") -> list[dict[str, Any]]:
-    """The rows of a file of measurements; none if there is no such file.
+def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
+    """The rows, each of this shape, of a file of measurements; none if there is no such file.
 
     Raises:
-        LsclError: a file that cannot be read.
+        LsclError: a file that cannot be read, or of another shape.
     """
-    try:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read {what}{path}: {type(error).__name__} {error}") from error
+    return files.from_json(path, shapes.Rows[shape])["rows"] if path.exists() else []
 
 
 def growth_panels(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
@@ -699,7 +703,7 @@ def federation(part: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(paths.results() / "federation" / f"{part}.json")
+    return measured_rows(paths.results() / "federation" / f"{part}.json", shapes.FEDERATION[part])
 
 
 def parity() -> pd.DataFrame:
@@ -726,7 +730,7 @@ def wire() -> pd.DataFrame:
     """
     rows = []
     for row in federation("parity"):
-        if "wire_up" not in row:
+        if row.get("wire_up") is None:
             continue
         messages, shown = row["clients"] * sum(row["exchanges"]), {"system": METHOD_LABELS[row["method"]], "profile": row["profile"]}
         for side in ("up", "down"):
@@ -785,36 +789,63 @@ def federation_note(part: str) -> str:
     for machine, rows in sorted(groups.items()):
         loads = sorted({round(row["machine"]["load"]) for row in rows})
         load = f"load {loads[0]}" + (f" to {loads[-1]}" if len(loads) > 1 else "")
-        commits = ", ".join(sorted({(row["commit"] or "–")[:10] for row in rows}))
-        notes.append(f"{machine}, {load} before a row began, commit {commits}")
+        commits = ", ".join(sorted({short_commit(row["commit"], "–") for row in rows}))
+        notes.append(f"{plain(machine)}, {load} before a row began, commit {commits}")
     return f"<small>{'; '.join(notes)}</small>"
 
 
 # ---- text
 
 
-def to_markdown(table: pd.DataFrame, index: bool = True) -> str:
-    """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses."""
+def plain(text: object) -> str:
+    """Text that comes from a record or another file, as it enters markdown or HTML: whatever either could take for a sign of its own is
+    written as an entity, and a line break is a space."""
+    shown = " ".join(str(text).split())
+    return _SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", "".join(one for one in shown if one.isprintable()))
+
+
+# Signs that start or end something in CommonMark, in MyST with its extensions, or in HTML. A lone "<" or "&", a pair
+# of brackets without a target and a "_" inside a word or without a second one do not.
+_SIGNS = re.compile(r"[`*{}$\\|~]|\](?=[(\[{:])|\[(?=\^)|<(?=\S)|&(?=[#\w])|(?<!\w)_(?=[^_]*_)|__")
+
+
+def code(text: object) -> str:
+    """The same as a piece of code: nothing but a backquote, a bar in a table and a line break means anything there."""
+    return f"`{' '.join(str(text).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def short_commit(commit: str | None, none: str = "installed package") -> str:
+    """The first ten digits of a commit, or `none`."""
+    return plain((commit or none)[:10]) if commit else none
+
+
+def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[str] = ()) -> str:
+    """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses.
+
+    Every entry is taken as `plain` text but those of the columns named in `markdown`, which are markdown already.
+    """
     shown = table.reset_index() if index else table
-    escape = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    head = "| " + " | ".join(map(escape, shown.columns)) + " |"
+    ready = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    head = "| " + " | ".join(map(plain, shown.columns)) + " |"
     numeric = [all(_numeric(value) for value in shown[column]) for column in shown.columns]
     rule = "|" + "|".join("---:" if right else ":---" for right in numeric) + "|"
-    return "\n".join([head, rule, *("| " + " | ".join(map(escape, row)) + " |" for row in shown.itertuples(index=False))])
+    writers = [ready if column in markdown else plain for column in shown.columns]
+    rows = ("| " + " | ".join(write(value) for write, value in zip(writers, row)) + " |" for row in shown.itertuples(index=False))
+    return "\n".join([head, rule, *rows])
 
 
 def _numeric(value: Any) -> bool:
     return str(value)[:1] in {*"0123456789+-–−", ""}
 
 
-def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True) -> str:
-    """A table with a number, a caption and an anchor `name`, as markdown for the book."""
-    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index)}\n:::"
+def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True, markdown: Collection[str] = ()) -> str:
+    """A table with a number, a caption and an anchor `name`, as markdown for the book; see `to_markdown`."""
+    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index, markdown)}\n:::"
 
 
-def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False) -> str:
+def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False, markdown: Collection[str] = ()) -> str:
     """A `numbered` table, and below it the records it came from."""
-    return f"{numbered(table, caption, name)}\n\n{source_note(records, draft)}"
+    return f"{numbered(table, caption, name, markdown=markdown)}\n\n{source_note(records, draft)}"
 
 
 def source_note(records: Iterable[Record], draft: bool = False) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import nbformat
 
-from lscl import paths, sweeps
+from lscl import files, paths, sweeps
 from lscl.records import Record, all_records, folder
 
 # What in a notebook's code reads which named set of runs; the studies are named where they are read.
@@ -47,7 +47,7 @@ def stale() -> list[str]:
     """One line for every committed notebook whose outputs are older than the records that it shows."""
     today, found = digests(sweeps.reported(all_records("mini"))), []
     for path in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
-        notebook = nbformat.read(path, 4)
+        notebook = files.notebook(path)
         carried = notebook.metadata.get(KEY, {}).get("records", {})
         old = [name for name in sets_of(notebook) if carried.get(name) != today[name]]
         if old:

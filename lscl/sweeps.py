@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lscl import paths, records
-from lscl.config import Experiment, MethodName, experiment
+from lscl.config import Experiment, MethodName, check_profile, experiment
 from lscl.data.glyphs import PER_CLASS
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
@@ -57,6 +57,7 @@ def reported(found: Iterable[records.Record]) -> list[records.Record]:
 
 def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None) -> list[Experiment]:
     """Every run behind the main table of a profile; `weights` is a local checkpoint of its frozen ViT."""
+    check_profile(profile)
     return [
         experiment(**extra, method=method, dataset=dataset, profile=profile, seed=seed, data_dir=data_dir, weights=weights)
         for dataset, seeds in PLANS[profile].items()
@@ -121,8 +122,9 @@ def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
     """What a study of Fed-LSCL changes in a profile, by the label of its tables: ablations, blocks, buffers, or cnns in sizes that fit.
 
     Raises:
-        LsclError: no such study.
+        LsclError: no such study or profile.
     """
+    check_profile(profile)
     studies = {
         "ablations": ABLATIONS,
         "blocks": {f"block {block}": {"block": block} for block in range(BLOCKS[profile])},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lscl import paths, records, report
+from lscl import files, paths, records, report, shapes
 from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
@@ -91,7 +91,7 @@ def outcome(profile: str) -> str:
     path = paths.results() / "verified" / f"{profile}.json"
     if not path.exists():
         return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
-    saved = json.loads(path.read_text())
+    saved = files.from_json(path, shapes.Verified)
     known = {one["name"]: one for one in records.all_records(profile)}
     rows = [
         {

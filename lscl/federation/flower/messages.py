@@ -1,13 +1,13 @@
 """How an exchange travels in Flower's records: a payload is one array of bytes in safetensors' format."""
 
 import json
-import os
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from lscl import paths
 from lscl.config import PLACES, Experiment, experiment
 from lscl.errors import LsclError
 from lscl.federation.payload import Payload, check_size
@@ -47,5 +47,5 @@ def understand(run_config: dict) -> Experiment:
     Raises:
         LsclError: unknown or impossible values.
     """
-    places = {name: os.environ[f"LSCL_{name.upper()}"] for name in PLACES if f"LSCL_{name.upper()}" in os.environ}
-    return experiment(**json.loads(run_config["experiment"]), **places)
+    places = {name: paths.variable(f"LSCL_{name.upper()}") for name in PLACES}
+    return experiment(**json.loads(run_config["experiment"]), **{name: value for name, value in places.items() if value})
