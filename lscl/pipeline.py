@@ -12,12 +12,14 @@ import nbformat
 import papermill
 from rich.console import Console
 
-from lscl import pages, paths, readme, records, stamps
+from lscl import files, pages, paths, readme, records, stamps
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.run import affordable, run
 from lscl.sweeps import plan
 
+# What notebooks read from results/.
+READ = ("runs/*/*.json", "runs/*/sheets/*.png", "tuning/*.json", "components/*.json", "published/*.csv", "benchmarks/*.json")
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
 
 
@@ -50,12 +52,16 @@ def reproduce(
     places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
     for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
         target = paths.results() / "executed" / profile / notebook.name
-        if not force and _stamp_file(target).exists() and _stamp_file(target).read_text() == _stamp(notebook, profile, places):
+        if (
+            not force
+            and _stamp_file(target).exists()
+            and _stamp_file(target).read_text(encoding="utf-8", errors="replace") == _stamp(notebook, profile, places)
+        ):
             say(f"{notebook.name}: nothing has changed, kept")
         else:
             execute(notebook, target, profile, places)
         if store:
-            executed = nbformat.read(target, 4)
+            executed = files.notebook(target)
             seconds[notebook.stem] = executed.metadata.papermill.duration
             stamps.stamp(executed)
             write_atomic(notebook, _clean(executed).encode())
@@ -77,6 +83,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"profile": profile, **places}
+    files.notebook(notebook)  # or say what is wrong with it
     own = papermill.inspect_notebook(str(notebook))
     parameters = {
         name: value
@@ -115,7 +122,7 @@ def build_book(profile: str) -> Path:
             shutil.copy(origin, source / part)
     (source / "notebooks").mkdir(parents=True, exist_ok=True)
     for executed in sorted((paths.results() / "executed" / profile).glob("*.ipynb")):
-        (source / "notebooks" / executed.name).write_text(_clean(nbformat.read(executed, 4)))
+        (source / "notebooks" / executed.name).write_text(_clean(files.notebook(executed)), encoding="utf-8")
     command = [
         sys.executable,
         "-c",
@@ -126,10 +133,10 @@ def build_book(profile: str) -> Path:
         str(source / "book" / "_toc.yml"),
     ]
     command += ["--path-output", str(source.parent), "-q", "-n", "-W", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         log = source.parent / "build.log"
-        log.write_text(done.stdout + done.stderr)
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
         raise LsclError(f"the book did not build without warnings, see {log}")
     return source.parent / "_build" / "html" / "index.html"
 
@@ -152,9 +159,9 @@ def _stamp_file(target: Path) -> Path:
 
 def _stamp(notebook: Path, profile: str, places: dict[str, str | None]) -> str:
     """A digest of all that decides a notebook's outputs: its cells and parameters, the code, the records, and what else is read from results/."""
-    cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, 4).cells]
+    cells = [(cell.cell_type, cell.source) for cell in files.notebook(notebook).cells]
     total = hashlib.sha256(json.dumps([cells, profile, places, records.source()["code_digest"]]).encode())
-    for pattern in ("runs/*/*.json", "tuning/*.json", "published/*.csv", "benchmarks/*.json"):
+    for pattern in READ:
         for path in sorted(paths.results().glob(pattern)):
             total.update(path.read_bytes())
     return total.hexdigest()

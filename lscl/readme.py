@@ -43,7 +43,9 @@ def table() -> str:
     for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
         command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
         scores = [f"{_mean([record], mask)} %" for mask in ("task", "seen")]
-        rows.append(f"| {_machine(record['hardware'])} | `{command}` | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |")
+        rows.append(
+            f"| {_machine(record['hardware'])} | {report.code(command)} | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |"
+        )
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(plan.card("t4"))
     command = "lscl run --method fed_lscl --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")

@@ -354,10 +354,10 @@ def cost_reading(records: Iterable[Record], draft: bool = False) -> str:
             gap = summary(pairs[:, 1] - pairs[:, 0])
             told = abs(gap.mean) > (gap.half_width if measured else 0)  # the interval of one seed is NaN: never told apart
             side = ("less" if gap.mean < 0 else "more") if told else tied
-            sides[side].append(f"{name} ({pairs[:, 1].sum() / pairs[:, 0].sum():.2f} times)")
+            sides[side].append(f"{plain(name)} ({pairs[:, 1].sum() / pairs[:, 0].sum():.2f} times)")
         told = "; ".join(f"{side}: {', '.join(found)}" for side, found in sides.items() if found)
         value = cost_row(groups[first])[cost]
-        lines.append(f"- **{cost}**, {value} for {first}" + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare."))
+        lines.append(f"- **{cost}**, {value} for {plain(first)}" + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare."))
     return "\n".join(lines)
 
 
@@ -485,9 +485,9 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False, brief: bo
     order = sorted(found, key=lambda name: -found[name].mean)
     best = order[0]
     gaps = {name: paired(groups[best], groups[name], mask) for name in order[1:]}
-    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {best}, {found[best].mean:.1f} %."]
+    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {plain(best)}, {found[best].mean:.1f} %."]
     for verdict in VERDICTS:
-        behind = {name: gap for name, gap in gaps.items() if gap.verdict == verdict}
+        behind = {plain(name): gap for name, gap in gaps.items() if gap.verdict == verdict}
         if not behind:
             continue
         if brief:

@@ -21,14 +21,19 @@ class Machine(Shape):
     """Where something was measured."""
 
     cpu: str
+
+
+class Cores(Machine):
+    """The same with its cores."""
+
     cores: int
-    gpu: str | None
 
 
-class Hardware(Machine):
-    """The same with its memory, as README and book show it."""
+class Hardware(Cores):
+    """All of it, as README and book show it."""
 
     memory_gb: int
+    gpu: str | None
 
 
 class Expected(Shape):
@@ -157,10 +162,15 @@ class Grid(Shape):
     best: dict[str, dict[str, int | float]] = Field(default_factory=dict)
 
 
-class Outcome(Shape):
-    """A measured ratio and its goal."""
+class Ratio(Shape):
+    """A measured ratio."""
 
     ratio: int | float
+
+
+class Outcome(Ratio):
+    """One with a goal."""
+
     better: Literal["lower", "higher"]
     goal: int | float | None = None
 
@@ -188,8 +198,8 @@ class Growing(Shape):
     method: MethodName
     size: Literal["clients", "tasks", "classes_per_task", "images_per_class"]
     points: list[dict[str, int | float]]
-    time_exponent: Outcome
-    memory_exponent: Outcome
+    time_exponent: Ratio
+    memory_exponent: Ratio
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -201,7 +211,7 @@ class Growing(Shape):
 class Done(Shape):
     """A row of a federation's measurements: where, and with what."""
 
-    machine: Machine
+    machine: Cores
     flwr: str
     commit: str | None
 

@@ -44,6 +44,29 @@ def test_other_weights_are_another_execution(places, notebook):
     assert len(stamps) == 3
 
 
+@pytest.mark.parametrize("name", ["runs/mini/a.json", "runs/mini/sheets/a.png", "components/a.json", "tuning/a.json", "benchmarks/a.json"])
+def test_whatever_a_notebook_reads_from_the_results_is_in_its_stamp(places, notebook, name):
+    path, before = notebook("1 + 1"), None
+    file = places / "results" / name
+    file.parent.mkdir(parents=True)
+    for content in (b"one", b"other"):
+        file.write_bytes(content)
+        stamp = pipeline._stamp(path, "mini", {})
+        assert stamp != before
+        before = stamp
+    file.unlink()
+    assert pipeline._stamp(path, "mini", {}) != before
+
+
+def test_a_damaged_notebook_is_one_line_with_its_name(places, tmp_path, one_line):
+    path = tmp_path / "01_one.ipynb"
+    for content in ("", "[]", "{", '{"cells": [], "metadata": {}, "nbformat": 3, "nbformat_minor": 0}', '{"cells": [{"cell_type": "code"}]}', "\0"):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(LsclError) as caught:
+            pipeline.execute(path, tmp_path / "executed.ipynb", "demo", {})
+        one_line(caught, path)
+
+
 def test_a_failed_cell_is_one_line_with_the_notebook_and_the_error(places, notebook, tmp_path):
     path, target = notebook("raise ValueError('no such image')"), tmp_path / "executed" / "01_one.ipynb"
     with pytest.raises(LsclError, match=r"01_one\.ipynb: ValueError: no such image"):
