@@ -30,7 +30,7 @@ def source() -> dict[str, Any]:
     """Which code runs: {"commit": hash or None, "dirty": uncommitted changes in the code, "code_digest": of all its files}."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = bool(git("status", "--porcelain", "--", "lscl", "pyproject.toml"))
@@ -64,7 +64,7 @@ def hardware() -> dict[str, Any]:
     """Processor, cores, memory and GPU of this machine."""
     cpu = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
@@ -119,7 +119,7 @@ def read(path: Path) -> Record:
         LsclError: no such file, damaged, or of another schema.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         found = record["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LsclError(f"cannot read the record {path}: {error}") from error

@@ -183,7 +183,7 @@ def put(places):
         one.pop("overrides")
         folder = records.folder("mini")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{config.name}.json").write_text(json.dumps(one))
+        (folder / f"{config.name}.json").write_text(json.dumps(one), encoding="utf-8")
 
     return save
 

@@ -77,8 +77,8 @@ def test_run_writes_a_record_and_reads_it_the_second_time(capsys):
 def test_a_record_of_another_schema_is_refused_by_name(capsys):
     code, out, _ = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "6")
     path = records.Path(out.split(": ")[1].splitlines()[0])
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "schema": 99}))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "schema": 99}), encoding="utf-8")
     code, _, err = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "6")
     assert code == 2
     assert "has schema 99" in err
@@ -105,7 +105,7 @@ def test_one_table_for_each_set_of_images(capsys, published):
     folder = records.folder("mini")
     folder.mkdir(parents=True)
     for one in (record(), record(data_digest="d2", values={"images_per_class": 5})):
-        (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+        (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}), encoding="utf-8")
     code, out, err = call(capsys, "table")
     assert code == 0, err
     assert out.count("cifar100, profile mini") == 2

@@ -74,7 +74,7 @@ def test_the_choice_is_compared_with_what_is_in_use(places):
         ({"lr": used}, f"Chosen: lr = {used:g}."),
         ({"lr": other}, f"Best: lr = {other:g}. Not yet in use: `mini` has lr = {used:g}."),
     ):
-        path.write_text(json.dumps({"rows": rows, "best": {"fedavg": best} if best else {}}))
+        path.write_text(json.dumps({"rows": rows, "best": {"fedavg": best} if best else {}}), encoding="utf-8")
         assert says in method_pages.tuning("fedavg")
     assert "edge" not in method_pages.tuning("fedavg")
 

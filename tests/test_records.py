@@ -59,13 +59,13 @@ def test_a_record_survives_being_saved_and_read(make, places):
     found = records.read(path)
     assert found == {**json.loads(json.dumps(record)), "overrides": {"image_size": 16}}
     assert np.array_equal(records.accuracy(found, "all"), records.accuracy(record, "all"), equal_nan=True)
-    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"method": "fed_lscl"}', "\x00\x00"])
 def test_a_damaged_record_is_one_line(tmp_path, content, one_line):
     path = tmp_path / "record.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         records.read(path)
     one_line(caught, f"cannot read the record {path}")
@@ -98,8 +98,8 @@ def test_all_records_are_the_committed_ones_in_the_order_of_their_names(make):
     records.save(make(dirty=True, seed=9))
     state = records.folder("smoke") / "state" / "run--1"
     state.mkdir(parents=True)
-    (state / "rounds.json").write_text("{}")
-    path.with_name(f".{path.name}.123").write_text("half a rec")  # what a killed process leaves
+    (state / "rounds.json").write_text("{}", encoding="utf-8")
+    path.with_name(f".{path.name}.123").write_text("half a rec", encoding="utf-8")  # what a killed process leaves
     assert [record["name"] for record in records.all_records("smoke")] == sorted(names)
     assert records.all_records("paper") == []
 
@@ -163,13 +163,13 @@ def repository(places, monkeypatch):
     """A git repository with lscl/, pyproject.toml and a committed result."""
     (places / "lscl").mkdir(parents=True)
     for name in ("lscl/a.py", "pyproject.toml", "README.md"):
-        (places / name).write_text("1")
+        (places / name).write_text("1", encoding="utf-8")
     for key, value in {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}.items():
         monkeypatch.setenv(key, value)
 
     def git(*words):
         return subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=places, check=True, capture_output=True, text=True
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=places, check=True, capture_output=True, encoding="utf-8"
         ).stdout.strip()
 
     git("init", "-q")
@@ -188,7 +188,7 @@ def test_a_clean_tree_is_its_commit(repository):
 )
 def test_a_tree_is_dirty_if_the_code_was_changed(repository, places, name, dirty):
     (places / name).parent.mkdir(exist_ok=True)
-    (places / name).write_text("2")
+    (places / name).write_text("2", encoding="utf-8")
     assert records.source()["dirty"] is dirty
 
 

@@ -300,10 +300,10 @@ class TestFiles:
         folder.mkdir()
         points = [{"tasks": n, "cpu_seconds": 3.0 * n, "peak_memory_mb": 500.0} for n in (1, 2)]
         row = {"method": "lorm", "size": "tasks", "points": points, "time_exponent": {"ratio": 1.0}, "memory_exponent": {"ratio": 0.0}}
-        (folder / "scaling.json").write_text(json.dumps({"rows": [row]}))
+        (folder / "scaling.json").write_text(json.dumps({"rows": [row]}), encoding="utf-8")
         assert report.growth_panels(report.growth(), "cpu_seconds") == {"tasks": {"LoRM": ([1, 2], [3.0, 6.0])}}
         assert report.exponents(report.growth()).values.tolist() == [["LoRM", "tasks", "1, 2", "1.00", "0.00"]]
-        (folder / "scaling.json").write_text("{}")
+        (folder / "scaling.json").write_text("{}", encoding="utf-8")
         with pytest.raises(LsclError, match=r"cannot read .*scaling\.json: rows: Field required"):
             report.growth()
 
@@ -314,7 +314,7 @@ class TestFiles:
             {"method": "local_head", "point": {"lr": lr}, "seed": 7, "task_masked": 80.0, "class_incremental": score}
             for lr, score in ((0.1, 50.0), (0.01, 55.0))
         ]
-        (folder / "mini--cifar100.json").write_text(json.dumps({"rows": rows, "best": {"local_head": {"lr": 0.01}}}))
+        (folder / "mini--cifar100.json").write_text(json.dumps({"rows": rows, "best": {"local_head": {"lr": 0.01}}}), encoding="utf-8")
         ((name, table),) = report.tuning().items()
         assert name == "mini, CIFAR-100"
         assert list(table["chosen"]) == ["", "✓"]

@@ -135,7 +135,7 @@ def test_unknown_parts_are_one_line(smoke, one_line):
 
 
 def test_a_results_folder_that_cannot_be_written_is_one_line(smoke, monkeypatch, tmp_path, one_line):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
         run(smoke(), quiet=True)
@@ -175,9 +175,9 @@ def test_a_stop_says_how_to_go_on(smoke, capsys):
 
 def test_a_run_begun_with_other_code_is_marked(smoke):
     step = stopped(smoke(method="local_head"), 2)
-    saved = json.loads((step / "rounds.json").read_text())
+    saved = json.loads((step / "rounds.json").read_text(encoding="utf-8"))
     saved["about"]["code_digest"] = "0" * 16
-    (step / "rounds.json").write_text(json.dumps(saved))
+    (step / "rounds.json").write_text(json.dumps(saved), encoding="utf-8")
     assert run(smoke(method="local_head"), quiet=True)["dirty"] is True
     assert records.all_records("smoke") == []
 

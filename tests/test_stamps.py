@@ -22,7 +22,7 @@ def save(places):
         path = records.folder("mini") / f"{config.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         made = {"name": config.name, "config": config.model_dump(mode="json"), "config_digest": config.digest}
-        path.write_text(json.dumps({**one, **made}))
+        path.write_text(json.dumps({**one, **made}), encoding="utf-8")
         return path
 
     return write
@@ -63,13 +63,13 @@ def test_a_changed_or_a_new_record_makes_the_notebooks_that_show_it_old(save, no
     notebook("report.main_records(all)")
     notebook('studies.of_profile("blocks", profile)', 7)
     assert stamps.stale() == []
-    path.write_text(path.read_text().replace("50.0", "50.5", 1))
+    path.write_text(path.read_text(encoding="utf-8").replace("50.0", "50.5", 1))
     assert [line.split(":")[0] for line in stamps.stale()] == ["notebooks/05_results.ipynb"]
     notebook("report.main_records(all)")
     save(record("fed_lscl"))  # the run with block 3, too
     assert [line.split(":")[0] for line in stamps.stale()] == ["notebooks/05_results.ipynb", "notebooks/07_results.ipynb"]
     assert "older than the records of blocks" in stamps.stale()[1]
-    (path.parents[3] / "_config.yml").write_text("repository: {url: https://example.org}")
+    (path.parents[3] / "_config.yml").write_text("repository: {url: https://example.org}", encoding="utf-8")
     code, _, err = call(capsys, "check")
     assert code == 2 and "notebooks/07_results.ipynb: its outputs are older" in err
 
@@ -79,7 +79,7 @@ def test_a_notebook_that_was_never_stamped_is_old(places, notebook):
     assert stamps.stale() == []
     folder = places / "results" / "tuning"
     folder.mkdir()
-    (folder / "mini--cifar100.json").write_text("[]")
+    (folder / "mini--cifar100.json").write_text("[]", encoding="utf-8")
     assert len(stamps.stale()) == 1
     made = nbformat.read(path, 4)
     del made.metadata[stamps.KEY]

@@ -131,7 +131,7 @@ def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     with new_folder(folder) as new:
         np.save(new / "images.npy", made.images)
         np.save(new / "labels.npy", made.labels)
-        (new / "about.json").write_text(json.dumps({"classes": made.classes, "digest": made.digest}))
+        (new / "about.json").write_text(json.dumps({"classes": made.classes, "digest": made.digest}), encoding="utf-8")
     return _open(folder)
 
 
@@ -172,12 +172,12 @@ def cached_splits(
             raise LsclError(f"{name}: {len(place)} images did not come, the first is {next(iter(place))}")
         for part, index in parts.items():
             made = ImageSet(np.load(new / part / "images.npy", mmap_mode="r"), labels[index], classes)
-            (new / part / "about.json").write_text(json.dumps({"classes": classes, "digest": made.digest}))
+            (new / part / "about.json").write_text(json.dumps({"classes": classes, "digest": made.digest}), encoding="utf-8")
     return tuple(_open(folder / part) for part in parts)
 
 
 def _open(folder: Path) -> ImageSet:
-    about = json.loads((folder / "about.json").read_text())
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     images = np.load(folder / "images.npy", mmap_mode="r")
     found = ImageSet(images, np.load(folder / "labels.npy"), tuple(about["classes"]))
     if found.digest != about["digest"]:

@@ -41,7 +41,7 @@ def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequ
         digests = [_save(method.server, new / "server.safetensors")]
         digests += [_save(client.private_state(), new / f"client{client.id}.safetensors") for client in clients]
         saved = {"about": about, "rounds": [_as_json(report) for report in reports], "sha256": digests}
-        (new / "rounds.json").write_text(json.dumps(saved))
+        (new / "rounds.json").write_text(json.dumps(saved), encoding="utf-8")
     for old in folder.glob("round-*"):
         if old != step:
             shutil.rmtree(old, ignore_errors=True)
@@ -57,7 +57,7 @@ def load_state(folder: Path, method: Method, clients: Sequence[Keeper]) -> tuple
     if not steps:
         return [], {}
     try:
-        saved = json.loads((steps[-1] / "rounds.json").read_text())
+        saved = json.loads((steps[-1] / "rounds.json").read_text(encoding="utf-8"))
         digests = saved["sha256"]
         method.server = _load(steps[-1] / "server.safetensors", digests[0])
         for client, digest in zip(clients, digests[1:], strict=True):

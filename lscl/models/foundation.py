@@ -342,7 +342,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         LsclError: a file is missing, or the weights are not the ones the .json file speaks of.
     """
     try:
-        data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
             raise LsclError(f"damaged weight file {path}: its SHA-256 is not the one in {path.with_suffix('.json').name}; install it again")
         return load(data)

@@ -55,7 +55,7 @@ def prefix_cache(
             if progress is not None:
                 progress(min(start + CHUNK, len(images)), len(images))
         out.flush()
-        (new / "about.json").write_text(json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}))
+        (new / "about.json").write_text(json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}), encoding="utf-8")
     return _open(folder)
 
 
@@ -169,7 +169,7 @@ def _key(foundation: FrozenViT, images: ImageSet, numbers: str) -> str:
 
 
 def _open(folder: Path) -> np.ndarray:
-    about = json.loads((folder / "about.json").read_text())
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     os.utime(folder / "about.json")  # the time of its last use
     if _file_digest(folder / "tokens.npy") != about["sha256"]:
         raise ValueError("digest")

@@ -62,7 +62,7 @@ def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.nda
     mode = "r+" if (folder / "teacher.npy").exists() else "w+"
     maps, features = (np.lib.format.open_memmap(folder / f"{name}.npy", mode, np.float16, shape) for name, shape in shapes.items())
     done_file = folder / "done.txt"
-    done = int(done_file.read_text()) if done_file.exists() else 0
+    done = int(done_file.read_text(encoding="utf-8")) if done_file.exists() else 0
     started = time.time()
     for start in range(done, len(images), CHUNK):
         part = slice(start, start + CHUNK)
@@ -72,7 +72,7 @@ def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.nda
         features[part] = network.forward_head(network.forward_features(large), pre_logits=True).half().numpy()
         if (start // CHUNK) % 250 == 249 or start + CHUNK >= len(images):
             maps.flush(), features.flush()
-            done_file.write_text(str(start + CHUNK))
+            done_file.write_text(str(start + CHUNK), encoding="utf-8")
             rate = (start + CHUNK - done) / (time.time() - started)
             print(f"frozen networks: {min(start + CHUNK, len(images))}/{len(images)} images, {rate:.0f} images/s", flush=True)
     return maps, features

@@ -70,7 +70,7 @@ def test_images_of_any_mode_and_odd_size_become_rgb(tmp_path):
 def test_files_that_are_no_images_are_passed_over(photos):
     folder, _ = photos
     before = list_images(folder)
-    (folder / "ant" / "notes.txt").write_text("no image")
+    (folder / "ant" / "notes.txt").write_text("no image", encoding="utf-8")
     (folder / "readme.png").write_bytes(b"not in a class folder")
     (folder / "empty").mkdir()
     assert list_images(folder) == before and len(before) == 6
@@ -95,7 +95,7 @@ def test_a_missing_folder_is_one_line(tmp_path, one_line):
 
 def test_a_folder_without_images_is_one_line(tmp_path, one_line):
     (tmp_path / "data" / "a").mkdir(parents=True)
-    (tmp_path / "data" / "a" / "notes.txt").write_text("")
+    (tmp_path / "data" / "a" / "notes.txt").write_text("", encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         image_folder(tmp_path / "data", 16)
     one_line(caught, "no images in", tmp_path / "data", ".png", ".jpg")

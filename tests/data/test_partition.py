@@ -201,7 +201,7 @@ def test_a_min_share_that_cannot_be_drawn_is_one_line(hundred, values, one_line)
 def test_the_saved_file_has_the_index_lists_and_their_digest(hundred, tmp_path):
     made = partition(paper(), hundred)
     made.save(tmp_path / "deep" / "partition.json")
-    saved = json.loads((tmp_path / "deep" / "partition.json").read_text())
+    saved = json.loads((tmp_path / "deep" / "partition.json").read_text(encoding="utf-8"))
     digest = saved.pop("digest")
     assert digest == made.digest == digest_of(json.dumps(saved, sort_keys=True).encode())[:16]
     assert saved["tasks"][4][2]["train"] == list(made.tasks[4][2].train) and saved["public"] == list(made.public)

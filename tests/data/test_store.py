@@ -91,7 +91,7 @@ DAMAGE = {
     "no labels": lambda folder: (folder / "labels.npy").unlink(),
     "no description": lambda folder: (folder / "about.json").unlink(),
     "half a description": lambda folder: os.truncate(folder / "about.json", 10),
-    "another description": lambda folder: (folder / "about.json").write_text("{}"),
+    "another description": lambda folder: (folder / "about.json").write_text("{}", encoding="utf-8"),
 }
 
 
@@ -116,7 +116,7 @@ def test_a_stopped_decoder_leaves_nothing_behind(cache, images):
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, images, one_line):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
         cached("toy", lambda: images)
@@ -133,14 +133,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cache, images, small_files, 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "made"
     with new_folder(target) as new:
-        (new / "a").write_text("1")
+        (new / "a").write_text("1", encoding="utf-8")
         assert not target.exists()
     with pytest.raises(ZeroDivisionError), new_folder(target) as new:
-        (new / "a").write_text("2")
+        (new / "a").write_text("2", encoding="utf-8")
         1 / len(list(target.glob("b")))
-    assert [path.name for path in tmp_path.iterdir()] == ["made"] and (target / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"] and (target / "a").read_text(encoding="utf-8") == "1"
     with new_folder(target) as new:
-        (new / "b").write_text("3")
+        (new / "b").write_text("3", encoding="utf-8")
     assert [path.name for path in target.iterdir()] == ["b"]
 
 
@@ -166,4 +166,4 @@ def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path, one_line):
 def test_class_names_survive_the_cache(cache, images):
     named = ImageSet(images.images, images.labels, ("U+2654 ♔", 'a "b"', "c\\d"))
     assert cached("toy", lambda: named).classes == named.classes
-    assert json.loads((cache / "toy" / "about.json").read_text())["digest"] == named.digest
+    assert json.loads((cache / "toy" / "about.json").read_text(encoding="utf-8"))["digest"] == named.digest

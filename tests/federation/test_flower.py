@@ -77,7 +77,7 @@ def over_flower(places, monkeypatch, tree):
     def make(config, settings=None, lost=lambda exchange, client: None, grid=StubGrid):
         grid = grid(config, settings, lost, next(next_run))
         grid.serve()
-        return json.loads((places / "results" / "federation" / "runs" / f"{config.name}.json").read_text()), grid
+        return json.loads((places / "results" / "federation" / "runs" / f"{config.name}.json").read_text(encoding="utf-8")), grid
 
     return make
 
@@ -93,7 +93,7 @@ def compared(record):
 def alone(config):
     """The record of the run in one process, as it was written."""
     made = run(config, quiet=True)
-    return json.loads((records.folder("smoke", made["dirty"]) / f"{config.name}.json").read_text())
+    return json.loads((records.folder("smoke", made["dirty"]) / f"{config.name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", METHODS)

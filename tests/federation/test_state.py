@@ -70,7 +70,7 @@ def test_a_state_that_was_being_written_is_passed_over(federation, smoke, tmp_pa
     reports, method, clients = played(federation, smoke(), 2)
     save_state(tmp_path, reports, method, clients, {})
     (tmp_path / ".round-00003-abc").mkdir()
-    (tmp_path / ".round-00003-abc" / "rounds.json").write_text("{")
+    (tmp_path / ".round-00003-abc" / "rounds.json").write_text("{", encoding="utf-8")
     assert len(load_state(tmp_path, method, clients)[0]) == 2
 
 
@@ -98,8 +98,8 @@ DAMAGE = {
     "a client missing": lambda step: (step / "client1.safetensors").unlink(),
     "no reports": lambda step: (step / "rounds.json").unlink(),
     "half the reports": lambda step: os.truncate(step / "rounds.json", 100),
-    "other reports": lambda step: (step / "rounds.json").write_text("{}"),
-    "no dictionary": lambda step: (step / "rounds.json").write_text("[1]"),
+    "other reports": lambda step: (step / "rounds.json").write_text("{}", encoding="utf-8"),
+    "no dictionary": lambda step: (step / "rounds.json").write_text("[1]", encoding="utf-8"),
 }
 
 
@@ -161,7 +161,7 @@ class Forks:
 
     def __init__(self, config):
         self.line = config.model_dump_json() + "\n"
-        self.server = subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.server = subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1)
 
     def start(self):
         self.server.stdin.write(self.line)

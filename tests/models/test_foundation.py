@@ -278,7 +278,7 @@ def test_missing_weights_or_description_are_one_line(weight_file, damage, one_li
     elif damage == "no description":
         about.unlink()
     else:
-        about.write_text({"no digest": "{}", "no json": "{"}[damage])
+        about.write_text({"no digest": "{}", "no json": "{"}[damage], encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         read_weights(weight_file)
     one_line(caught, f"cannot read the weights {weight_file}", "install the package again")

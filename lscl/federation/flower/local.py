@@ -122,7 +122,9 @@ class Local:
         home = self.folder / "flwr"
         home.mkdir(exist_ok=True)
         security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
-        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n')
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n', encoding="utf-8"
+        )
         scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
         trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
         while time.monotonic() < end and self.processes["superlink"].poll() is None:
@@ -138,7 +140,7 @@ class Local:
         Raises:
             LsclError: it failed.
         """
-        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, encoding="utf-8")
         if done.returncode != 0:
             raise LsclError(f"flwr {words[0]}: {' '.join((done.stdout + done.stderr).split())[-500:]}")
         return done.stdout
@@ -162,7 +164,7 @@ class Local:
 
     def last_lines(self, name: str, count: int = 1) -> str:
         """The end of a process's log."""
-        return " ".join((self.folder / f"{name}.log").read_text(errors="replace").split("\n")[-count - 1 :]).strip()
+        return " ".join((self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]).strip()
 
     def stop(self, *names: str) -> None:
         """End processes that were started here, all if none is named, and all that they started."""
@@ -205,11 +207,11 @@ def submit(
     """
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write("".join(f"{name} = {json.dumps(value)}\n" for name, value in {"experiment": describe(config), **settings}.items()))
         file.flush()
         command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
-        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
         with subprocess.Popen(command, env=variables, **pipes) as process:
             try:
                 for line in process.stdout:
@@ -219,7 +221,7 @@ def submit(
                 process.terminate()
     if not path.exists():
         raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
