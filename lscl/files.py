@@ -135,9 +135,9 @@ def table(path: Path, columns: dict[str, type]) -> pd.DataFrame:
     try:
         found = pd.read_csv(io.StringIO(text(path)), dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise LsclError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        raise LsclError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
     if list(found.columns) != list(columns):
-        raise LsclError(f"cannot read {path}: its columns are {', '.join(found.columns)}, they must be {', '.join(columns)}")
+        raise LsclError(f"cannot read {path}: its columns are {', '.join(found.columns)[:100]}, they must be {', '.join(columns)}")
     return pd.DataFrame({name: [_entry(path, name, kind, value) for value in found[name]] for name, kind in columns.items()})
 
 
@@ -147,7 +147,7 @@ def _entry(path: Path, name: str, kind: type, value: str) -> Any:
     except ValueError:
         entry = math.nan
     if value.strip() == "" or (kind is not str and not math.isfinite(entry)):
-        raise LsclError(f"cannot read {path}: {name} = {value!r}, it must be {'text' if kind is str else 'a number'}")
+        raise LsclError(f"cannot read {path}: {name} = {value[:50]!r}, it must be {'text' if kind is str else 'a number'}")
     return entry
 
 

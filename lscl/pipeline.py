@@ -42,6 +42,10 @@ def reproduce(
     """
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
+    notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
+    for notebook in notebooks:
+        files.notebook(notebook)
+    pages.pieces()  # so that a damaged file is told before anything is computed
     missing = [config for config in runs if not records.find(config)]
     affordable(missing)
     for number, config in enumerate(runs, 1):
@@ -50,7 +54,7 @@ def reproduce(
     runs_seconds, seconds = time.perf_counter() - started, {}
     pages.write()
     places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
-    for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
+    for notebook in notebooks:
         target = paths.results() / "executed" / profile / notebook.name
         if (
             not force

@@ -801,7 +801,7 @@ def plain(text: object) -> str:
     """Text that comes from a record or another file, as it enters markdown or HTML: whatever either could take for a sign of its own is
     written as an entity, and a line break is a space."""
     shown = " ".join(str(text).split())
-    return _SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", "".join(one for one in shown if one.isprintable()))
+    return _SIGNS.sub(lambda signs: "".join(f"&#{ord(one)};" for one in signs[0]), "".join(one for one in shown if one.isprintable()))
 
 
 # Signs that start or end something in CommonMark, in MyST with its extensions, or in HTML. A lone "<" or "&", a pair
@@ -810,8 +810,9 @@ _SIGNS = re.compile(r"[`*{}$\\|~]|\](?=[(\[{:])|\[(?=\^)|<(?=\S)|&(?=[#\w])|(?<!
 
 
 def code(text: object) -> str:
-    """The same as a piece of code: nothing but a backquote, a bar in a table and a line break means anything there."""
-    return f"`{' '.join(str(text).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+    """The same as a piece of code; as `plain` text where a sign in it could end that."""
+    shown = plain(text)
+    return f"`{shown}`" if shown == str(text) else shown
 
 
 def short_commit(commit: str | None, none: str = "installed package") -> str:

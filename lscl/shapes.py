@@ -29,8 +29,14 @@ class Cores(Machine):
     cores: int
 
 
+class Busy(Cores):
+    """The same with its load before a measurement."""
+
+    load: int | float
+
+
 class Hardware(Cores):
-    """All of it, as README and book show it."""
+    """All of that, as README and book show it."""
 
     memory_gb: int
     gpu: str | None
@@ -211,7 +217,7 @@ class Growing(Shape):
 class Done(Shape):
     """A row of a federation's measurements: where, and with what."""
 
-    machine: Cores
+    machine: Busy
     flwr: str
     commit: str | None
 
@@ -268,12 +274,26 @@ class ServerKilled(Done):
     then: str
 
 
+class BadPayload(Shape):
+    """What was sent, and what the server said to it."""
+
+    kind: str
+    server_says: str
+
+
+class Stranger(Shape):
+    """Who asked to be let in, and what was said."""
+
+    node: str
+    says: str
+
+
 class Refused(Done):
     """Bad payloads and strange nodes of one run, by what was said to them."""
 
     fault: str
-    bad_payloads: list[dict[Literal["kind", "server_says"], str]]
-    strangers: list[dict[Literal["node", "says"], str]]
+    bad_payloads: list[BadPayload]
+    strangers: list[Stranger]
     rounds: int
     rounds_finished: int
 
