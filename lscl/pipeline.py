@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from rich.console import Console
 
 from lscl import pages, paths, readme, records, stamps
@@ -19,6 +22,20 @@ from lscl.run import affordable, run
 from lscl.sweeps import plan
 
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
+UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts a notebook's kernel in the Python that runs this, whatever kernels are installed and whatever they are called."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            env=UTF8,
+        )
 
 
 def reproduce(
@@ -73,7 +90,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
 
     Raises:
-        LsclError: a cell failed.
+        LsclError: a cell failed, or the kernel died.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"profile": profile, **places}
@@ -89,12 +106,15 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
             str(target),
             parameters,
             kernel_name="python3",
+            kernel_manager_class=OwnKernel,
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
+    except RuntimeError as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
+        raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
     write_atomic(_stamp_file(target), _stamp(notebook, profile, places).encode())
 
 
@@ -115,7 +135,7 @@ def build_book(profile: str) -> Path:
             shutil.copy(origin, source / part)
     (source / "notebooks").mkdir(parents=True, exist_ok=True)
     for executed in sorted((paths.results() / "executed" / profile).glob("*.ipynb")):
-        (source / "notebooks" / executed.name).write_text(_clean(nbformat.read(executed, 4)))
+        (source / "notebooks" / executed.name).write_text(_clean(nbformat.read(executed, 4)), encoding="utf-8")
     command = [
         sys.executable,
         "-c",
@@ -126,10 +146,10 @@ def build_book(profile: str) -> Path:
         str(source / "book" / "_toc.yml"),
     ]
     command += ["--path-output", str(source.parent), "-q", "-n", "-W", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, **UTF8}, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         log = source.parent / "build.log"
-        log.write_text(done.stdout + done.stderr)
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
         raise LsclError(f"the book did not build without warnings, see {log}")
     return source.parent / "_build" / "html" / "index.html"
 
