@@ -152,6 +152,26 @@ def test_a_new_folder_that_was_taken_for_a_left_one_is_made_again(started, monke
         assert folder != taken[0] and folder.exists()
 
 
+NODE = """
+from pathlib import Path
+from lscl.federation.flower import node
+node.program = lambda: "{program}"
+node.serve(node.Node(client=0, link="localhost:1", authority=Path("ca.crt"), key=Path("key")))
+"""
+
+
+def test_a_node_that_is_killed_takes_its_supernode_along(started, tmp_path):
+    """The program that stands for Flower's is in a session of its own, as that is."""
+    program, pid = tmp_path / "flower-supernode", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 600\n")
+    program.chmod(0o755)
+    with subprocess.Popen([sys.executable, "-c", NODE.replace("{program}", str(program))]) as command:
+        until(pid.exists)
+        supernode = psutil.Process(int(pid.read_text()))
+        command.kill()
+    until(lambda: not supernode.is_running() or supernode.status() == psutil.STATUS_ZOMBIE)
+
+
 def test_marks_add_up(monkeypatch):
     """A node of a federation carries the federation's mark, and what it starts also its own."""
     monkeypatch.setenv(leftovers.MARK, "outer")

@@ -170,3 +170,16 @@ def test_private_folders_are_made_and_tightened(tmp_path):
     (folder / "state").chmod(0o644)
     private_folder(folder)
     assert (mode(folder), mode(folder / "state"), mode(outside)) == (0o700, 0o600, 0o644)
+
+
+def test_a_node_tightens_what_an_earlier_version_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("LSCL_PRIVATE", str(tmp_path / "private"))
+    state, other = (tmp_path / "private" / "run" / name for name in ("client0/000003.safetensors", "notes/text"))
+    for path in (state, other):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        path.chmod(0o644)
+    (tmp_path / "private").chmod(0o755)
+    node.tighten()
+    assert (mode(state), mode(state.parent), mode(state.parents[1])) == (0o600, 0o700, 0o700)
+    assert (mode(other), mode(tmp_path / "private")) == (0o644, 0o755)  # not a client's

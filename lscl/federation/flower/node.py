@@ -86,6 +86,12 @@ def program() -> str | None:
     return shutil.which("flower-supernode", path=environment()["PATH"])
 
 
+def tighten() -> None:
+    """Let nobody but the owner read the clients' state on this machine, also that of earlier versions and of runs that are over."""
+    for folder in {path.parent for path in paths.private().glob("*/client*/*.safetensors")}:
+        private_folder(private_folder(folder.parent) / folder.name)
+
+
 def serve(node: Node) -> None:
     """Be a client until this process is told to end; what it started ends with it, however that is.
 
@@ -94,8 +100,7 @@ def serve(node: Node) -> None:
     """
     from lscl.federation.flower import leftovers
 
-    for folder in {path.parent for path in paths.private().glob("*/client*/*.safetensors")}:  # of earlier versions, too
-        private_folder(private_folder(folder.parent) / folder.name)
+    tighten()
     command = [program(), "--superlink", node.link, "--root-certificates", str(node.authority), "--auth-supernode-private-key", str(node.key)]
     command += ["--node-config", f"client={node.client}", "--host", LOCAL, "--port", str(node.port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
