@@ -17,7 +17,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.evaluation import average_so_far
 from lscl.federation.flower import local as flower
+from lscl.federation.flower.leftovers import key_folder
 from lscl.records import accuracy, differing
 from lscl.run import run
 
@@ -112,10 +112,7 @@ class Watch:
 @contextmanager
 def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.Local]:
     """A federation of processes over TLS in a temporary folder."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder,
-        flower.federation(Path(folder), Path(folder) / "private", config, link=link) as local,
-    ):
+    with key_folder() as folder, flower.federation(folder, folder / "private", config, link=link) as local:
         yield local
 
 

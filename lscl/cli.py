@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import click
 import typer
+from click.exceptions import NoArgsIsHelpError, UsageError
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_dataset, check_profile, experiment
@@ -85,25 +86,31 @@ def federate_command(
     values: dict,
     simulation: Annotated[bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")] = False,
-    min_clients: Annotated[int, typer.Option(min=0, help="good answers that an exchange needs, 0 = those of all clients")] = 0,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds that an exchange may take; who is late is left out")] = 600.0,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="largest answer of a client in megabytes")] = 512.0,
+    min_clients: Annotated[int, typer.Option(help="good answers that an exchange needs, 0 = those of all clients")] = 0,
+    timeout: Annotated[float, typer.Option(help="seconds that an exchange may take; who is late is left out")] = 600.0,
+    max_mb: Annotated[float, typer.Option(help="largest answer of a client in megabytes")] = 512.0,
     link: Annotated[str, typer.Option(help="a SuperLink that runs here already, by its name in Flower's configuration; none = start all")] = "",
 ) -> None:
     """Run one experiment as a real federation: a server and a process for each client, TLS, a key for each node.
 
     Starts all of them on this machine, unless a SuperLink is named. Needs the extra `flower`. A stopped run goes on where it was.
     """
+    from lscl.federation.flower.rules import rules
+
+    config = experiment(**values)
+    settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(by_alias=True)
+    if simulation and link:
+        raise LsclError(f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two")
     try:
-        from lscl.federation.flower.local import federate_here, submit
+        from lscl.federation.flower.local import check_link, federate_here, submit
         from lscl.federation.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
     from lscl.records import differing
     from lscl.run import run
 
-    config = experiment(**values)
-    settings = {"min-clients": min_clients, "timeout": timeout, "max-mb": max_mb}
+    if link:
+        check_link(link)
 
     def show(line: str) -> None:
         if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
@@ -121,19 +128,19 @@ def federate_command(
 
 @app.command("node")
 def node_command(
-    client: Annotated[int, typer.Option(min=0, max=999, help="the client's number, from 0")],
+    client: Annotated[int, typer.Option(help="the client's number, from 0")],
     link: Annotated[str, typer.Option(help="host:port of the SuperLink")],
     authority: Annotated[Path, typer.Option(help="certificate of the authority that signed the SuperLink's")],
     key: Annotated[Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="a port of this machine, used by the node's own processes only")] = 9094,
+    port: Annotated[int, typer.Option(help="a port of this machine, used by the node's own processes only")] = 9094,
 ) -> None:
     """Be one client of a federation over several machines, until stopped; Flower's SuperNode is started again whenever it ends.
 
     Needs the extra `flower`. The client's state lies in LSCL_PRIVATE, images are found by LSCL_DATA_DIR.
     """
-    from lscl.federation.flower.node import serve
+    from lscl.federation.flower.node import checked_node, serve
 
-    serve(client, link, authority, key, port)
+    serve(checked_node({"client": client, "link": link, "authority": authority, "key": key, "port": port}))
 
 
 @app.command("sweep")

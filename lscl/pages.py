@@ -195,8 +195,9 @@ def headline(records: list[Record]) -> str:
         chosen = select(records, dataset=dataset)
         if not chosen:
             continue
-        table = report.scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(report.costs(chosen)[["MB up", "CPU minutes"]])
-        table["seeds"] = [str(len(group)) for group in report.cells(chosen).values()]
-        caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± standard deviation over the seeds"
+        table = report.scores(chosen)[["n", "task-masked %", "class-incremental %", "forgetting"]].join(
+            report.costs(chosen)[["MB up", "CPU minutes"]]
+        )
+        caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
         parts.append(f"{report.captioned(table, caption, f'tab-headline-{dataset}', chosen)}\n\n{report.reading(chosen, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else report.NO_RECORDS

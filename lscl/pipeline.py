@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from rich.console import Console
 
 from lscl import files, pages, paths, readme, records, stamps
@@ -21,6 +24,20 @@ from lscl.sweeps import plan
 # What notebooks read from results/.
 READ = ("runs/*/*.json", "runs/*/sheets/*.png", "tuning/*.json", "components/*.json", "published/*.csv", "benchmarks/*.json")
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
+UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts a notebook's kernel in the Python that runs this, whatever kernels are installed and whatever they are called."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            env=UTF8,
+        )
 
 
 def reproduce(
@@ -83,7 +100,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
 
     Raises:
-        LsclError: a cell failed.
+        LsclError: a cell failed, or the kernel died.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"profile": profile, **places}
@@ -100,12 +117,15 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
             str(target),
             parameters,
             kernel_name="python3",
+            kernel_manager_class=OwnKernel,
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
+    except RuntimeError as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
+        raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
     write_atomic(_stamp_file(target), _stamp(notebook, profile, places).encode())
 
 
@@ -137,7 +157,7 @@ def build_book(profile: str) -> Path:
         str(source / "book" / "_toc.yml"),
     ]
     command += ["--path-output", str(source.parent), "-q", "-n", "-W", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(command, env={**os.environ, **UTF8}, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         log = source.parent / "build.log"
         log.write_text(done.stdout + done.stderr, encoding="utf-8")

@@ -47,12 +47,9 @@ class Summary:
     half_width: float
     sd: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.sd:.1f}" if self.n > 1 else f"{self.mean:.1f}"
-
     @property
     def estimate(self) -> str:
-        """The mean and half the width of its 95 % interval as text."""
+        """The mean and half the width of its 95 % interval as text: what ± means in every table of this package."""
         return f"{self.mean:.1f} ± {self.half_width:.1f}" if self.n > 1 else f"{self.mean:.1f}"
 
     @property
@@ -235,14 +232,16 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """One row per system: final accuracies under the three masks, forgetting and backward transfer.
 
     Accuracies in percent after the last task over all tasks of all clients; forgetting and backward transfer in percentage points
-    under the class-incremental mask. Mean ± standard deviation over the seeds.
+    under the class-incremental mask. Mean ± half of the 95 % t interval over n seeds.
     """
     columns: dict[str, Callable[[Record], float]] = {
         **{f"{text} %": lambda one, mask=mask: final(one, mask) for mask, text in MASK_LABELS.items()},
         "forgetting": lambda one: forgetting(accuracy(one, "seen")),
         "backward transfer": lambda one: backward_transfer(accuracy(one, "seen")),
     }
-    rows = {name: {column: str(summary(map(of, group))) for column, of in columns.items()} for name, group in cells(records, draft).items()}
+    rows = {}
+    for name, group in cells(records, draft).items():
+        rows[name] = {"n": str(len(group)), **{column: summary(map(of, group)).estimate for column, of in columns.items()}}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
@@ -329,9 +328,21 @@ def efforts(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
 
 
 def phases(records: Iterable[Record], draft: bool = False) -> dict[str, dict[str, float]]:
-    """Minutes of a run by phase, means over the seeds: {system: {phase: minutes}}; preparation, which is cached, left out."""
-    mean = lambda key, group: float(np.mean([one["seconds"][key] for one in group])) / 60
-    return {name: {key: mean(key, group) for key in ("train", "aggregate", "evaluate")} for name, group in cells(records, draft).items()}
+    """Processor minutes of a run by phase, means over the seeds: {system: {phase: minutes}}; preparation, which is cached, left out.
+
+    Processor time is measured for the whole of a run and shared out as its seconds by the clock are, phase by phase: what else the machine does
+    slows all phases of a run alike, on average. A system with a record from before it was measured is left out.
+    """
+    found = {}
+    for name, group in cells(records, draft).items():
+        whole = [cpu_minutes(one) for one in group]
+        if np.isfinite(whole).all():
+            seconds = np.array([[one["seconds"][key] for key in PHASES] for one in group])
+            found[name] = dict(zip(PHASES, (np.array(whole)[:, None] * seconds / seconds.sum(1, keepdims=True)).mean(0).tolist(), strict=True))
+    return found
+
+
+PHASES = ("train", "aggregate", "evaluate")
 
 
 def cost_reading(records: Iterable[Record], draft: bool = False) -> str:
@@ -517,7 +528,7 @@ def coverage(records: Iterable[Record]) -> str:
 def writers(records: Iterable[Record]) -> pd.DataFrame:
     """When writing per image helps: task-masked accuracy of every writer in every regime, and the best written one minus the static one.
 
-    One task, no federation (`lscl sweep regimes`); mean ± standard deviation over the seeds that all writers of a regime have.
+    One task, no federation (`lscl sweep regimes`); mean ± half of the 95 % t interval over the n seeds that all writers of a regime have.
     The best written one is chosen by its mean, so its lead is an upper bound. Empty if there are no such records.
     """
     records = [one for one in records if one["config"]["tasks"] == 1 and one["config"]["o2d"] == "none"]
@@ -535,7 +546,7 @@ def writers(records: Iterable[Record]) -> pd.DataFrame:
             best = max(written, key=lambda name: values[name].mean())
             gap = summary(values[best] - values[static])
             name = f"{DATASET_LABELS[dataset]}, {regime['images_per_class']} images a class, block {regime['block']}"
-            rows[name] = {key: str(summary(found)) for key, found in values.items()}
+            rows[name] = {"n": str(len(common)), **{key: summary(found).estimate for key, found in values.items()}}
             rows[name] |= {"best written minus static": f"{gap.mean:+.1f}", "95 % interval": gap.interval}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("regime")
 
@@ -638,6 +649,17 @@ def growth() -> list[dict[str, Any]]:
         LsclError: a file that cannot be read.
     """
     return measured_rows(_scaling(), shapes.Growing)
+
+
+def growth_reading(rows: list[dict[str, Any]]) -> str:
+    """With which sizes the processor time grows how, in plain words, by the fitted exponents as `exponents` shows them."""
+    kinds: dict[str, list[str]] = {"faster than in proportion": [], "in proportion, to a tenth of the exponent": [], "more slowly than that": []}
+    for row in rows:
+        shown = f"{row['time_exponent']['ratio']:.2f}"
+        faster, even, slower = kinds.values()
+        kind = faster if float(shown) > 1.1 else slower if float(shown) < 0.9 else even
+        kind.append(f"{METHOD_LABELS[row['method']]} with the number of {GROWTH[row['size']].replace(' a ', ' in a ')} ({shown})")
+    return "Processor time grows " + "; ".join(f"**{kind}**: {', '.join(found)}" for kind, found in kinds.items() if found) + "." if rows else ""
 
 
 def growth_note() -> str:
@@ -795,6 +817,20 @@ def federation_note(part: str) -> str:
 
 
 # ---- text
+
+
+def drift_reading(kept: float, free: float) -> str:
+    """What Eq. 4 does to the drift of the features, in plain words, from how far they moved in a run with it (`kept`) and in one without (`free`).
+
+    Both as squared distance over squared length: two unrelated vectors of equal length are 2 apart.
+    """
+    times = f"{free / kept:.2f}" if kept else "inf"
+    text = f"At the end the features have moved by {kept:.2f} with Eq. 4 and by {free:.2f} without it, **{times} times** as far; 2 means unrelated."
+    if times == "1.00":
+        return f"{text} Here the equation makes no difference to the drift."
+    if free < kept:
+        return f"{text} Here the equation does not slow the drift down."
+    return f"{text} Here the equation slows the drift down" + (", it does not stop it." if f"{kept:.2f}" != "0.00" else ", almost to nothing.")
 
 
 def plain(text: object) -> str:

@@ -137,7 +137,7 @@ def test_headline_from_records(places, saved):
     saved(record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7))
     pages.write()
     text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
-    assert "| Fed-LSCL (O2D exact) | 73.0 ± 1.4 | 43.0 ± 1.4 |" in text
+    assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text and "standard deviation" not in text
     assert "seeds 42, 1999;" in text
 
 
@@ -153,7 +153,7 @@ def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(pl
     named = {line.split(",")[0].removeprefix("lscl: ") for line in err.splitlines()}
     assert {"results/tables/headline.md", "results/tables/systems.md", "results/tables/explore.html", "book/methods/fed_lscl.md"} <= named
     assert "book/methods/local_head.md" not in named and "results/tables/config.md" not in named
-    assert "has '| Fed-LSCL (O2D exact) | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 72.0 | 42.5 |" in err
+    assert "has '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.5 |" in err
 
 
 def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):

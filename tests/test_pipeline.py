@@ -1,5 +1,11 @@
 """A notebook is executed with the parameters that were asked for, and again only when something has changed."""
 
+import json
+import os
+import stat
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
@@ -72,3 +78,57 @@ def test_a_failed_cell_is_one_line_with_the_notebook_and_the_error(places, noteb
     with pytest.raises(LsclError, match=r"01_one\.ipynb: ValueError: no such image"):
         pipeline.execute(path, target, "demo", {})
     assert not pipeline._stamp_file(target).exists()
+
+
+def test_a_notebook_runs_in_the_python_that_runs_lscl(places, notebook, tmp_path, monkeypatch):
+    """Also where a kernel of the same name is another Python, and where the notebook names a kernel that nobody has."""
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps({"argv": ["/no/such/python", "{connection_file}"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(other.parents[1]))
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    monkeypatch.setenv("LC_ALL", "no_such_locale")
+    path, target = notebook("import sys; print(sys.executable, sys.flags.utf8_mode)"), tmp_path / "executed" / "01_one.ipynb"
+    path.write_text(path.read_text().replace("python3", "nobodys"))
+    pipeline.execute(path, target, "demo", {})
+    assert outputs(target) == [f"{sys.executable} 1\n"]
+
+
+@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_kernel_that_dies_is_one_line_with_the_notebook(places, notebook, tmp_path, one_line, end):
+    path, target = notebook(f"import os; {end}"), tmp_path / "executed" / "01_one.ipynb"
+    with pytest.raises(LsclError) as caught:
+        pipeline.execute(path, target, "demo", {})
+    one_line(caught, "01_one.ipynb: Kernel died", target)
+    assert target.exists() and not pipeline._stamp_file(target).exists()
+
+
+def test_a_kernel_that_does_not_start_is_one_line_too(places, notebook, tmp_path, one_line, monkeypatch):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(LsclError) as caught:
+        pipeline.execute(notebook("1"), tmp_path / "executed" / "01_one.ipynb", "demo", {})
+    one_line(caught, "01_one.ipynb: Kernel died")
+
+
+def test_the_book_is_built_in_utf_8_under_any_locale(places, monkeypatch, one_line):
+    """Of the environment that the builder is given, and of what it says in bytes that are no text."""
+    monkeypatch.setenv("LC_ALL", "no_such_locale")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    asked = """
+import locale, sys
+locale.setlocale(locale.LC_ALL, "")  # as Sphinx does
+sys.stdout.buffer.write(b"\\xff")
+sys.exit(sys.flags.utf8_mode != 1)
+"""
+    real, found = subprocess.run, []
+
+    def run(command, **options):
+        found.append(real([sys.executable, "-c", asked], **options))
+        return found[-1]
+
+    monkeypatch.setattr(subprocess, "run", run)
+    pipeline.build_book("demo")
+    assert found[0].returncode == 0 and os.environ["LC_ALL"] == "no_such_locale"

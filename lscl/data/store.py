@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
 from lscl import paths
 from lscl.errors import LsclError
+
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,23 @@ def new_folder(target: Path):
             shutil.rmtree(made, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def private_folder(path: Path) -> Path:
+    """A folder that only its owner can enter, with files that only its owner can read: made, with what is missing above it, or tightened."""
+    if not path.parent.exists():
+        private_folder(path.parent)
+    path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    path.chmod(PRIVATE_FOLDER)
+    for file in path.iterdir():
+        if file.is_file() and not file.is_symlink():
+            with suppress(FileNotFoundError):  # another process has renamed it
+                file.chmod(PRIVATE_FILE)
+    return path
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a whole file under a temporary name, then rename it: readers see the old file or the new one.
+
+    mode: who may read and write it, as far as the umask allows.
 
     Raises:
         LsclError: the disk is full or the folder cannot be written.
@@ -106,7 +123,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

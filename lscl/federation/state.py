@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lscl.data.store import new_folder
+from lscl.data.store import new_folder, private_folder
 from lscl.errors import LsclError
 from lscl.federation.loop import Round
 from lscl.methods.base import Method
@@ -42,6 +42,7 @@ def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequ
         digests += [_save(client.private_state(), new / f"client{client.id}.safetensors") for client in clients]
         saved = {"about": about, "rounds": [_as_json(report) for report in reports], "sha256": digests}
         (new / "rounds.json").write_text(json.dumps(saved), encoding="utf-8")
+        private_folder(new)
     for old in folder.glob("round-*"):
         if old != step:
             shutil.rmtree(old, ignore_errors=True)

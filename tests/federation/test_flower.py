@@ -112,6 +112,30 @@ def test_nothing_private_is_in_any_message(over_flower, smoke, places):
     assert kept == ["000003.safetensors", "000004.safetensors", "000005.safetensors"]
 
 
+def modes(folder):
+    """The modes of a folder and all that is in it: those of folders, those of files."""
+    there = [folder, *folder.rglob("*")]
+    return [{path.stat().st_mode & 0o777 for path in there if path.is_dir() == kind} for kind in (True, False)]
+
+
+def test_only_the_owner_can_read_what_clients_and_server_keep(over_flower, smoke, places):
+    """Also what an earlier version left open to all."""
+    config = smoke(method="local_head")
+    with pytest.raises(LsclError):
+        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None)
+    kept = [places / "private" / config.name, places / "results" / "federation" / "state" / config.name]
+    assert [modes(folder) for folder in kept] == [[{0o700}, {0o600}]] * 2
+    for folder in kept:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    with pytest.raises(LsclError):
+        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (3, 1) else None)
+    assert [modes(folder) for folder in kept] == [[{0o700}, {0o600}]] * 2
+    assert modes(places / "results" / "federation")[0] == {0o755, 0o700}  # what is not private stays as it was
+    over_flower(config)
+    assert modes(kept[0]) == [{0o700}, {0o600}]
+
+
 ABSENT = {
     "gone for a round": {(1, 1): "gone"},
     "gone behind a task and for the next round": {(2, 1): "gone", (3, 1): "gone"},

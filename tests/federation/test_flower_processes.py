@@ -90,8 +90,8 @@ def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_n
     assert len(up) == config.rounds and min(row[k] for row in up for k in (0, 2)) > 0
     assert up[0][1] == 0 and up[-1][1] > 0 and record["accuracy"]["task"][-1][1] is not None
     assert [node["status"] for node in nodes] == ["online"] * config.clients
-    reasons = ("Failed to activate SuperNode", "CERTIFICATE_VERIFY_FAILED", "Server disconnected")
-    assert all(reason in line for reason, line in zip(reasons, said, strict=True)), said
+    reasons = (("Failed to activate SuperNode",), ("CERTIFICATE_VERIFY_FAILED",), ("Server disconnected", "Connection reset by peer"))
+    assert all(any(reason in line for reason in some) for some, line in zip(reasons, said, strict=True)), said
     assert left() == []
 
 

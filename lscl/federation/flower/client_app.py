@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from safetensors import safe_open
 
 from lscl import paths
-from lscl.data.store import write_atomic
+from lscl.data.store import PRIVATE_FILE, private_folder, write_atomic
 from lscl.errors import LsclError
 from lscl.federation.client import Client
 from lscl.federation.flower.messages import pack, understand, unpack
@@ -35,9 +35,8 @@ def exchange(message: Message, context: Context) -> Message:
     client, stages = new_client(number), exchanges(method)
     due = {int(key): record for key, record in message.content.array_records.items()}
     asked = max(due)
-    folder, run = paths.private() / config.name / f"client{number}", str(message.metadata.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    folder, run = private_folder(private_folder(paths.private() / config.name) / f"client{number}"), str(message.metadata.run_id)
+    with FileLock(folder / "lock", mode=PRIVATE_FILE):
         done = restore(folder, client, asked, run)
         client.task = stages[done].task if done >= 0 else -1
         while done + 1 < asked and done + 1 in due:
@@ -46,7 +45,7 @@ def exchange(message: Message, context: Context) -> Message:
         if done != asked - 1:
             raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
         reply = seal(answer(method, client, stages[asked], unpack(due[asked], "server")), f"client {number}")
-        write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run))
+        write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
         for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
             old.unlink()
     return Message(RecordDict({"answer": pack(reply)}), reply_to=message)

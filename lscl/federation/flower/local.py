@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from cryptography.x509.oid import NameOID
 
 from lscl import paths
 from lscl.config import PLACES, Experiment
-from lscl.errors import LsclError
-from lscl.federation.flower import node
+from lscl.data.store import PRIVATE_FILE, private_folder
+from lscl.errors import LsclError, unknown
+from lscl.federation.flower import leftovers, node
 from lscl.federation.flower.messages import describe
 from lscl.records import Record
 from lscl.run import prepare
@@ -72,9 +74,16 @@ def node_key(path: Path) -> None:
 
 
 def secret(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read."""
-    path.touch(mode=0o600)
-    path.write_bytes(data)
+    """Write a new file that only its owner can read.
+
+    Raises:
+        LsclError: there is a file, or a link, which is never followed.
+    """
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, PRIVATE_FILE)) as file:
+            file.write(data)
+    except FileExistsError:
+        raise LsclError(f"{path} is there already, and a key is never overwritten: remove it or use another folder") from None
 
 
 def free_port() -> int:
@@ -100,7 +109,8 @@ class Local:
         found = {name: getattr(self.config, name) for name in PLACES}
         places = {f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value) for name, value in found.items() if value}
         homes = {"LSCL_ROOT": paths.root(), "LSCL_CACHE": paths.cache().resolve(), "LSCL_PRIVATE": self.private, "FLWR_HOME": self.folder / "flwr"}
-        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, "PYTHONUNBUFFERED": "1"}
+        mark = leftovers.marks(self.folder.name)
+        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, **mark, "PYTHONUNBUFFERED": "1"}
 
     def start(self, name: str, *command: str) -> None:
         """Start a process that writes to `name`.log."""
@@ -160,7 +170,8 @@ class Local:
     def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
         """Hand the run to the SuperLink, as `submit` does."""
         nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.threads}"
-        return submit(self.config, settings, show, "here", self.environment, ["--federation-config", nodes] if self.simulation else [])
+        more = ["--federation-config", nodes] if self.simulation else []
+        return submit(self.config, settings, show, "here", self.environment, more, self.folder)
 
     def last_lines(self, name: str, count: int = 1) -> str:
         """The end of a process's log."""
@@ -190,6 +201,22 @@ def started_by(pid: int) -> list[psutil.Process]:
     return found
 
 
+def check_link(link: str) -> None:
+    """Look a SuperLink up in Flower's configuration.
+
+    Raises:
+        LsclError: it is not there, or the configuration cannot be read.
+    """
+    path = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr")) / "config.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+        names = [name for name, connection in found.items() if isinstance(connection, dict)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise LsclError(f"link = {link!r}: cannot read Flower's configuration {path}: {error}") from None
+    if link not in names:
+        raise unknown(f"SuperLink in {path}", link, names)
+
+
 def submit(
     config: Experiment,
     settings: Mapping[str, float],
@@ -197,17 +224,19 @@ def submit(
     link: str,
     variables: Mapping[str, str],
     more: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Record:
     """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
 
-    show: called with every line that Flower or the server writes; more: further words of the command.
+    show: called with every line that Flower or the server writes; more: further words of the command; folder: for a file while it runs,
+    None = the system's temporary one.
 
     Raises:
         LsclError: the run came to no end; what was finished before stays.
     """
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write("".join(f"{name} = {json.dumps(value)}\n" for name, value in {"experiment": describe(config), **settings}.items()))
         file.flush()
         command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
@@ -251,14 +280,17 @@ def federation(
 def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
     """One run over processes of this machine, from its last finished round on; -> its record.
 
-    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished.
+    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished. Of a command that
+    is killed no process and no key is left, see `leftovers`.
 
     Raises:
         LsclError: as `submit`.
     """
     private = paths.results() / "federation" / "state" / f"{config.name}-private"
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
-    with tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder, federation(Path(folder), private, config, simulation) as local:
+    private.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(private)
+    with leftovers.key_folder() as folder, federation(folder, private, config, simulation) as local:
         record = local.run(settings, show)
     shutil.rmtree(private, ignore_errors=True)
     return record

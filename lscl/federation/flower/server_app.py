@@ -8,9 +8,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from lscl import paths, records
-from lscl.data.store import write_atomic
+from lscl.data.store import private_folder, write_atomic
 from lscl.federation.flower.grid import OverGrid
 from lscl.federation.flower.messages import understand
+from lscl.federation.flower.rules import rules
 from lscl.progress import Progress
 from lscl.run import claim, make_record, play, setting
 
@@ -20,14 +21,17 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One run, from the last finished round on; the record goes to results/federation/runs/."""
-    config, settings = understand(context.run_config), context.run_config
-    least, limit = settings["min-clients"] or config.clients, int(settings["max-mb"] * 10**6)
+    config = understand(context.run_config)
+    needs = rules(config, context.run_config)
+    least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
     folder = paths.results() / "federation"
     state, progress, started = folder / "state" / config.name, Progress(config, every_round=True), time.perf_counter()
     with claim(state, wait=False):
+        for kept in (state, *state.glob("round-*")):
+            private_folder(kept)
         data, parts, method, _ = setting(config, progress)
         about = {**records.source(), "prepare": time.perf_counter() - started}
-        transport = OverGrid(grid, method, least, settings["timeout"], limit, progress)
+        transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
         reports, about = play(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
         write_atomic(folder / "runs" / f"{config.name}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
