@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import click
 import typer
-from click.exceptions import NoArgsIsHelpError, UsageError
+from click.exceptions import NoArgsIsHelpError
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_dataset, check_profile, experiment
@@ -351,6 +351,9 @@ def one_line():
         yield
     except BrokenPipeError:
         raise
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except (LsclError, OSError, click.ClickException) as error:
         _end(error)
     except Exception as error:
