@@ -130,7 +130,7 @@ class GLFC(OldModel):
     # ---- server
 
     def expected(self, client: int, stage: Stage) -> Shapes:
-        extra = {"gradients": (None, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
+        extra = {"gradients": (self.config.classes_per_task, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
         return {**super().expected(client, stage), **extra}
 
     def once_per_task(self, stage: Stage) -> Payload:
