@@ -322,12 +322,12 @@ SPOILS = [
 ]
 
 
-def pack(payload):
+def pack(payload, ticket=None):
     number = len(done.read_text()) if done.exists() else 0
     if "weight" in payload and number < len(SPOILS):
         done.write_text("x" * (number + 1))
         SPOILS[number](payload)
-    return honest(payload)
+    return honest(payload, ticket)
 """
 KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type", "size"]
 
