@@ -21,7 +21,6 @@ from lscl.federation.payload import Payload, Shapes, brief, finite, largest_in, 
 from lscl.federation.training import answer
 from lscl.methods.base import Method, Stage
 
-
 AMPLIFIED = 1000.0  # an aggregate is at most so many times larger than what went into it
 
 
