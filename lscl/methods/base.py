@@ -113,16 +113,19 @@ class Method:
         return fixed.get(name) or (self.server[name].dtype if name in self.server else torch.float32)
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
-        """What the numbers of a valid upload must be like, by name. The defaults know the counts, the classes and BatchNorm's statistics by
-        their names; what is sent down under the same name was trained, anything else was measured."""
-        known = {IMAGES: torch.tensor(self.census.images(client, stage.task)), HOLDS: self.flags(self.census.parts.tasks[client][stage.task].classes)}
+        """What the numbers of a valid upload must be like, by name.
+
+        Counts, classes and BatchNorm's statistics are known by their names; what `start` has was trained, anything else was measured.
+        """
+        classes = self.census.parts.tasks[client][stage.task].classes
+        known = {IMAGES: torch.tensor(self.census.images(client, stage.task)), HOLDS: self.flags(classes)}
         start, steps = self.start(client, stage), self.steps(client, stage.task)
         found: dict[str, Check] = {}
         for name in self.expected(client, stage):
             if name in known:
                 found[name] = equal(known[name])
             elif name.endswith("running_var"):
-                found[name] = between(0, LIMIT)
+                found[name] = between(0, LIMIT**2)
             elif name.endswith("running_mean") or name not in start:
                 found[name] = between(-LIMIT, LIMIT)
             elif start[name].is_floating_point():

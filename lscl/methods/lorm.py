@@ -189,7 +189,8 @@ class LoRM(Method):
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         """Sums of squares are at most those of numbers at the limit, over all images and tokens."""
         images = self.census.images(client, stage.task)
-        found = super().checks(client, stage) | {f"{GRAM}.{layer}": between(0, images * self.foundation.tokens * LIMIT**2) for layer in self.layers()}
+        squares = between(0, images * self.foundation.tokens * LIMIT**2)
+        found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
         return found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack, images * LIMIT**2)}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
