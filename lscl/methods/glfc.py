@@ -174,7 +174,7 @@ class GLFC(OldModel):
 
     def sheet(self, task: int) -> np.ndarray | None:
         """The last reconstruction of every gradient: what the proxy server gets to see."""
-        if not self.config.glfc_proxy:
+        if "proxy.images" not in self.server:
             return None
         each = min(self.config.glfc_images, self.config.glfc_steps)
         return self.server["proxy.images"][each - 1 :: each].numpy()
