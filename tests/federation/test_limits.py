@@ -60,12 +60,11 @@ def test_moments_of_features_are_gram_matrices_also_in_single_precision(features
         ([[0.0, 1.0], [1.0, 0.0]], "eigenvalue below zero"),
         ([[-1.0, 0.0], [0.0, 1.0]], "squares of -1 to 1"),
         ([[1.0, 0.0], [0.0, 101.0]], "squares of 1 to 101, allowed are 0 to 100"),
-        ([[0.0, 1e-300], [1e-300, 0.0]], None),
     ],
 )
 def test_other_matrices_are_none(matrix, words):
     found = gram(unpack, 100.0)(pack(torch.tensor(matrix, dtype=torch.float64)))
-    assert found is None if words is None else words in found
+    assert words in found
 
 
 def test_right_answers_are_no_more_than_images_and_fewer_where_more_classes_compete():
