@@ -291,7 +291,8 @@ OBJECTS = [None, 3, "x", [1.0], {}, b"", torch.eye(3).to_sparse(), torch.empty(2
 
 def like(value, number, whole):
     """A number of the tensor's own type."""
-    return torch.tensor(bool(whole) if value.dtype == torch.bool else number if value.is_floating_point() else whole, dtype=value.dtype)
+    number = bool(whole) if value.dtype == torch.bool else number if value.is_floating_point() else whole
+    return torch.tensor(number).to(value.dtype)
 
 
 def one_number(value, number, whole):
