@@ -319,12 +319,12 @@ SPOILS = [
 ]
 
 
-def pack(payload):
+def pack(payload, ticket=None):
     number = len(done.read_text(encoding="utf-8")) if done.exists() else 0
     if "weight" in payload and number < len(SPOILS):
         done.write_text("x" * (number + 1), encoding="utf-8")
         SPOILS[number](payload)
-    return honest(payload)
+    return honest(payload, ticket)
 """
 KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type", "size"]
 

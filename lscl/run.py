@@ -18,7 +18,7 @@ from PIL import Image
 
 from lscl import paths, plan, records
 from lscl.config import Experiment
-from lscl.data.partition import Partition, partition
+from lscl.data.partition import Census, Partition, partition
 from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
@@ -77,6 +77,7 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
+    method.census = Census.of(parts, data)
     if spare is not None:
         method.server_images = read(spare)
     method.device = device

@@ -14,7 +14,7 @@ from tests_root import ROOT, Recorder
 
 from lscl import records
 from lscl.config import experiment
-from lscl.data.partition import partition
+from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.federation.client import Client
 from lscl.federation.loop import federate
@@ -100,6 +100,7 @@ def federation(toy):
         frozen = foundation_of(config, kind.cut(config)) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+        method.census = Census.of(parts, data)
         if kind.surrogate:
             images = pictures(len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9))
             method.server_images = inputs(kind, frozen, ImageSet(*images, data.classes), device)

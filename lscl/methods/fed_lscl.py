@@ -7,12 +7,14 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client
+from lscl.federation.limits import LIMIT, Check, gram
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.base import IMAGES, Method, Phase, Stage
 from lscl.methods.parts.averaging import average
@@ -242,7 +244,15 @@ class FedLSCL(Method):
             return {IMAGES: (), **shapes}
         if self.config.o2d_upload == "gram":
             return {**shapes, "gram": (q * (q + 1) // 2,)}
-        return {**shapes, "features": (None, self.m)}
+        kept = np.minimum(self.census.train[client, : stage.task + 1], self.config.buffer_per_class).sum()
+        return {**shapes, "features": (int(kept), self.m)}
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        found = super().checks(client, stage)
+        return {**found, "gram": gram(unpack, LIMIT**2)} if "gram" in found else found
+
+    def rate(self, name: str) -> float:
+        return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float64 if name == "gram" else super().dtype(name)

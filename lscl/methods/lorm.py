@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client
+from lscl.federation.limits import LIMIT, Check, between
+from lscl.federation.limits import gram as gram_check
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.base import HOLDS, IMAGES, Method, Phase, Stage
 from lscl.methods.parts.averaging import average, average_rows
@@ -180,6 +182,16 @@ class LoRM(Method):
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         moved = {name: tuple(self.server[name].shape) for name in self.sent(stage.round)}
         return {**about, **moved, **diagonals, f"{GRAM}.head": (d * (d + 1) // 2,)}
+
+    def start(self, client: int, stage: Stage) -> Payload:
+        return {name: self.server[name] for name in self.sent(stage.round)} if stage.name != GRAM else {}
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        """Sums of squares are at most those of numbers at the limit, over all images and tokens."""
+        images = self.census.images(client, stage.task)
+        squares = between(0, images * self.foundation.tokens * LIMIT**2)
+        found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
+        return found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack, images * LIMIT**2)}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Merge the factor that moved and the head; behind the last round, sum the diagonals."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lscl.config import experiment
-from lscl.data.partition import Partition, Task, check, partition
+from lscl.data.partition import Census, Partition, Task, check, partition
 from lscl.data.store import Dataset, ImageSet, digest_of
 from lscl.errors import LsclError
 
@@ -222,3 +222,16 @@ def test_a_class_that_comes_twice_is_noticed(one_line):
     with pytest.raises(LsclError) as caught:
         check(Partition(((Task((0,), (0,), ()), Task((0,), (1,), ())),), (), False), config)
     one_line(caught, "client 0 has 1 classes in 2 tasks")
+
+
+@pytest.mark.parametrize("split", ["official", "holdout"])
+def test_a_census_counts_every_clients_images(toy, split):
+    data = toy(classes=14, train=8)
+    made = partition(experiment(profile="smoke", private_classes=2, eval_split=split), data)
+    census, tested = Census.of(made, data), data.train if made.holdout else data.test
+    for client, stream in enumerate(made.tasks):
+        for task, part in enumerate(stream):
+            assert census.images(client, task) == len(part.train)
+            assert census.images_so_far(client, task) == sum(len(one.train) for one in stream[: task + 1])
+            shown = np.concatenate([tested.labels[list(one.test)] for one in stream[: task + 1]])
+            assert census.tested(client, task).tolist() == [(shown == label).sum() for label in made.seen(client, task)]

@@ -15,7 +15,7 @@ from lscl import records
 from lscl.errors import LsclError
 from lscl.federation.flower import client_app, server_app
 from lscl.federation.flower import grid as grid_transport
-from lscl.federation.flower.messages import describe, pack, understand, unpack
+from lscl.federation.flower.messages import describe, pack, understand, unpack, written_on
 from lscl.methods import METHODS
 from lscl.run import run
 
@@ -107,7 +107,7 @@ def test_nothing_private_is_in_any_message(over_flower, smoke, places):
     """What goes up is the payload; the state stays in the client's folder."""
     config = smoke()
     _, grid = over_flower(config)
-    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload", "client"}
+    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload", "client", "exchange", "nonce"}
     kept = sorted(path.name for path in (places / "private" / config.name / "client1").glob("*.safetensors"))
     assert kept == ["000003.safetensors", "000004.safetensors", "000005.safetensors"]
 
@@ -300,9 +300,13 @@ def spoil(change):
     def apply(reply):
         payload = unpack(reply.content["answer"], "test")
         changed = change(payload)
-        reply.content["answer"] = changed if changed is not None else pack(payload)
+        reply.content["answer"] = changed if changed is not None else pack(payload, words_on(reply))
 
     return apply
+
+
+def words_on(reply):
+    return written_on(reply.content["answer"]["payload"].numpy().tobytes())
 
 
 BAD = {
@@ -354,3 +358,42 @@ def test_the_config_travels_whole_but_for_the_places_of_a_machine(smoke, monkeyp
     assert str(tree) not in describe(config)
     monkeypatch.setenv("LSCL_DATA_DIR", str(tree))
     assert understand({"experiment": describe(config)}) == config
+
+
+def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower, smoke):
+    """Whatever is in it: names, shapes and numbers of such an answer fit."""
+    kept = {}
+
+    def odd(exchange, client):
+        def change(reply):
+            kept[exchange, client] = reply.content["answer"]
+            reply.content["answer"] = kept[{(1, 1): (0, 1), (3, 2): (3, 1), (4, 1): (4, 1)}.get((exchange, client), (exchange, client))]
+
+        return change
+
+    record, _ = over_flower(smoke(method="fedavg_vit"), {"min-clients": 2}, odd)
+    assert record["faults"] == [
+        [],
+        ["payload of client 1: it answers exchange 0 of client 1, asked was exchange 1 of client 1"],
+        ["payload of client 2: it answers exchange 3 of client 1, asked was exchange 3 of client 2"],
+        [],
+    ]
+
+
+def test_an_answer_to_an_earlier_message_of_the_same_exchange_is_refused(over_flower, smoke):
+    """As of a run before, that was the same up to there: a message's number is drawn anew."""
+    config, kept = smoke(method="local_head"), {}
+    keep = lambda exchange, client: lambda reply: kept.update({(exchange, client): reply.content["answer"]})
+    over_flower(config, lost=keep)
+    replay = lambda exchange, client: lambda reply: reply.content.update(answer=kept[exchange, client]) if (exchange, client) == (2, 1) else None
+    record, _ = over_flower(config, {"min-clients": 2}, replay)
+    assert record["faults"][1] == ["payload of client 1: it answers an earlier message of it, asked was exchange 2 of client 1"]
+    assert record["accuracy"]["task"][0][1] == [None, None]
+
+
+@pytest.mark.parametrize("words", [{}, {"client": "1"}, {"client": "1", "exchange": "1", "nonce": "\n" + "0" * 10_000, "more": ""}])
+def test_an_answer_without_its_ticket_is_refused_in_one_line(over_flower, smoke, words):
+    odd = lambda exchange, client: spoil(lambda payload: pack(payload, words)) if (exchange, client) == (1, 1) else None
+    record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
+    (line,) = record["faults"][1] or record["faults"][0]
+    assert line.startswith("payload of client 1: it answers ") and "\n" not in line and len(line) < 700

@@ -28,13 +28,14 @@ prepared = lru_cache(maxsize=1)(setting)  # in a simulation one process serves m
 @app.train()
 def exchange(message: Message, context: Context) -> Message:
     """Take in what was missed, do what is asked, save, answer."""
-    config, number = understand(context.run_config), int(message.content["to"]["client"])
+    ticket = dict(message.content["to"])
+    config, number = understand(context.run_config), int(ticket["client"])
     if number != context.node_config.get("client", number):
         raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
     _, _, method, new_client = prepared(config)
     client, stages = new_client(number), exchanges(method)
     due = {int(key): record for key, record in message.content.array_records.items()}
-    asked = max(due)
+    asked = int(ticket["exchange"])
     folder, run = private_folder(private_folder(paths.private() / config.name) / f"client{number}"), str(message.metadata.run_id)
     with FileLock(folder / "lock", mode=PRIVATE_FILE):
         done = restore(folder, client, asked, run)
@@ -48,7 +49,7 @@ def exchange(message: Message, context: Context) -> Message:
         write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
         for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
             old.unlink()
-    return Message(RecordDict({"answer": pack(reply)}), reply_to=message)
+    return Message(RecordDict({"answer": pack(reply, ticket)}), reply_to=message)
 
 
 def restore(folder: Path, client: Client, asked: int, run: str) -> int:
