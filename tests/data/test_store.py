@@ -1,12 +1,13 @@
 """Decoded images on disk: decoded once, checked at every opening, rebuilt when damaged, whole or not there at all."""
 
+import errno
 import json
 import os
 
 import numpy as np
 import pytest
 
-from lscl.data.store import ImageSet, cached, canonical, digest_of, new_folder, write_atomic
+from lscl.data.store import ImageSet, allocated_memmap, cached, cached_splits, canonical, digest_of, new_folder, write_atomic
 from lscl.errors import LsclError
 
 
@@ -167,3 +168,42 @@ def test_class_names_survive_the_cache(cache, images):
     named = ImageSet(images.images, images.labels, ("U+2654 ♔", 'a "b"', "c\\d"))
     assert cached("toy", lambda: named).classes == named.classes
     assert json.loads((cache / "toy" / "about.json").read_text())["digest"] == named.digest
+
+
+# ---- files that are written through a memory map
+
+
+def refused(code):
+    """A posix_fallocate that always fails with `code`."""
+
+    def call(*_):
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+@pytest.mark.parametrize("code", [None, errno.EOPNOTSUPP, errno.EINVAL], ids=str)
+def test_a_mapped_file_takes_all_of_its_space_at_once(tmp_path, monkeypatch, code):
+    """So that a full disk is noticed by the allocation and not by a Bus error in the middle of writing."""
+    if code is not None:  # what a file system without such a call answers
+        monkeypatch.setattr(os, "posix_fallocate", refused(code))
+    mapped = allocated_memmap(tmp_path / "x.npy", np.int16, (1000, 300))
+    assert (tmp_path / "x.npy").stat().st_blocks * 512 >= mapped.nbytes == 600_000 and not mapped.any()
+    mapped[...] = 7
+    mapped.flush()
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.full((1000, 300), 7, np.int16))
+
+
+def test_a_mapped_file_needs_no_posix(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert not allocated_memmap(tmp_path / "x.npy", np.float32, (5000,)).any()
+    assert (tmp_path / "x.npy").stat().st_blocks * 512 >= 20_000
+
+
+def test_a_disk_that_is_full_in_the_middle_is_one_line(cache, images, monkeypatch, one_line):
+    monkeypatch.setattr(os, "posix_fallocate", refused(errno.ENOSPC))
+    keys = [str(i) for i in range(len(images))]
+    with pytest.raises(LsclError) as caught:
+        cached_splits("toy", keys, images.labels, images.classes, images.labels == 0, 16, lambda: zip(keys, images.images))
+    one_line(caught, "cannot write", cache / "toy", os.strerror(errno.ENOSPC), "free some space")
+    assert not list(cache.iterdir())
