@@ -65,7 +65,8 @@ class Split:
         """The report."""
         order = sorted(self.counts, key=lambda name: (self.counts[name], name))
         least, most = (self.counts[order[i]] for i in (0, -1))
-        yield f"{self.folder.name}: {counted(len(self.keys), 'image')} of {len(order)} classes, {least} to {most} per class"
+        each = f"{least}" if least == most else f"{least} to {most}"
+        yield f"{self.folder.name}: {counted(len(self.keys), 'image')} of {len(order)} classes, {each} per class"
         if least != most:
             few, many = (", ".join(f"{shown(name, 40)} {self.counts[name]}" for name in names[:NAMED]) for names in (order, order[::-1]))
             yield f"  fewest: {few}; most: {many}"

@@ -1,6 +1,7 @@
 """Decoded images on disk: decoded once, checked at every opening, rebuilt when damaged, whole or not there at all."""
 
 import errno
+import io
 import json
 import os
 
@@ -82,6 +83,13 @@ def flip(path, at):
     path.write_bytes(data)
 
 
+def huge():
+    """The header of an array of 10^15 numbers, without them."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (10**15,)})
+    return file.getvalue()
+
+
 DAMAGE = {
     "a pixel": lambda folder: flip(folder / "images.npy", -100),
     "a label": lambda folder: flip(folder / "labels.npy", -8),
@@ -93,6 +101,20 @@ DAMAGE = {
     "no description": lambda folder: (folder / "about.json").unlink(),
     "half a description": lambda folder: os.truncate(folder / "about.json", 10),
     "another description": lambda folder: (folder / "about.json").write_text("{}"),
+    **{
+        f"description {text[:20]}": lambda folder, text=text: (folder / "about.json").write_text(text)
+        for text in ("[]", "null", "7", '"classes"', '{"classes": 3, "digest": "x"}', "[" * 100_000, '{"classes": [], "digest": []}', "")
+    },
+    "a description that is no text": lambda folder: (folder / "about.json").write_bytes(b"\xff\xfe\x00"),
+    "notes that are none": lambda folder: (folder / "about.json").write_text(
+        json.dumps({**json.loads((folder / "about.json").read_text()), "notes": 3})
+    ),
+    "labels of a huge shape": lambda folder: (folder / "labels.npy").write_bytes(huge()),
+    "images of a huge shape": lambda folder: (folder / "images.npy").write_bytes(huge()),
+    "an archive": lambda folder: np.savez(folder / "a.npz", a=np.zeros(3)) or (folder / "a.npz").replace(folder / "images.npy"),
+    "objects": lambda folder: np.save(folder / "labels.npy", np.array([{}, []], object)),
+    "a folder": lambda folder: (folder / "about.json").unlink() or (folder / "about.json").mkdir(),
+    "a FIFO": lambda folder: (folder / "about.json").unlink() or os.mkfifo(folder / "about.json"),
 }
 
 
@@ -104,6 +126,23 @@ def test_a_damaged_cache_is_rebuilt(cache, images, damage):
     found = cached("toy", lambda: calls.append(1) or images)
     assert calls == [1] and found.digest == images.digest
     assert cached("toy", None).digest == images.digest
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_of_two_splits_is_rebuilt(cache, images, damage):
+    keys, calls = [str(i) for i in range(len(images))], []
+
+    def read():
+        calls.append(1)
+        return zip(keys, images.images)
+
+    def both():
+        return cached_splits("two", keys, images.labels, images.classes, np.arange(len(images)) % 2 == 0, 16, read)
+
+    digests = [part.digest for part in both()]
+    DAMAGE[damage](cache / "two" / "test")
+    assert [part.digest for part in both()] == digests and len(calls) == 2
+    assert [part.digest for part in both()] == digests and len(calls) == 2
 
 
 def test_a_stopped_decoder_leaves_nothing_behind(cache, images):
@@ -129,6 +168,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cache, images, small_files, 
         cached("toy", lambda: images)
     one_line(caught, "cannot write", cache / "toy", "free some space")
     assert not list(cache.iterdir())
+
+
+def test_only_a_full_cache_disk_advises_another_cache(cache, tmp_path, small_files, one_line):
+    """The state of a run and its record lie with the results; moving the cache does not help them."""
+    with small_files(1000), pytest.raises(LsclError) as caught, new_folder(tmp_path / "results" / "round-00001") as new:
+        (new / "client0").write_bytes(bytes(5000))
+    one_line(caught, "cannot write", tmp_path / "results" / "round-00001", "the same command goes on")
+    assert "LSCL_CACHE" not in str(caught.value)
+    with small_files(1000), pytest.raises(LsclError) as caught:
+        write_atomic(tmp_path / "results" / "record.json", bytes(5000))
+    one_line(caught, "cannot write", "the same command goes on")
+    assert "LSCL_CACHE" not in str(caught.value)
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
