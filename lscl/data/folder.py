@@ -144,11 +144,16 @@ def split_folders(folder: Path) -> tuple[Path, Path]:
     """
     if not folder.is_dir():
         raise LsclError(f"no data folder {folder}: give an existing folder with {' and '.join(SPLITS)} in it")
-    found = sorted(path.name for path in _listed(folder) if path.is_dir() and not hidden(path.name))
-    if not set(SPLITS) <= set(found):
-        there = ", ".join(shown(name, 40) for name in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        raise LsclError(f"{folder}: expected the folders {' and '.join(SPLITS)}, found {there or 'no folder'}")
+    if not all((folder / split).is_dir() for split in SPLITS):
+        raise LsclError(f"{folder}: expected the folders {' and '.join(SPLITS)}, found {folders_in(folder)}")
     return folder / SPLITS[0], folder / SPLITS[1]
+
+
+def folders_in(folder: Path) -> str:
+    """The names of the folders that lie in `folder`, as a list in a sentence."""
+    found = sorted(path.name for path in _listed(folder) if path.is_dir() and not hidden(path.name))
+    more = f" and {len(found) - 8} more" if found[8:] else ""
+    return ", ".join(shown(name, 40) for name in found[:8]) + more or "no folder"
 
 
 def same_classes(folder: Path, train: Collection[str], test: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR100
 from lscl import paths
 from lscl.config import Experiment
 from lscl.data.duplicates import without_duplicates
-from lscl.data.folder import class_files, image_folder, same_classes, split_folders
+from lscl.data.folder import class_files, folders_in, image_folder, same_classes, split_folders
 from lscl.data.glyphs import glyphs
 from lscl.data.imagenet_r import imagenet_r
 from lscl.data.store import Dataset, ImageSet, cached, canonical
@@ -101,6 +101,11 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
         if (len(train.classes), len(test.classes)) != (100, 100):
             raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
         return train, test
+    if folder is not None and not (folder / CIFAR100.base_folder).is_dir():
+        raise LsclError(
+            f"CIFAR-100 not found in {folder}: expected the folders train and test, or torchvision's {CIFAR100.base_folder}, "
+            f"found {folders_in(folder)}; give --data-dir another folder, or leave it out to download"
+        )
     return _torchvision_cifar100(folder)
 
 
