@@ -2,6 +2,7 @@
 `reproduce`, `doctor`."""
 
 import inspect
+import io
 import os
 import sys
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_dataset, check_profile, experiment
-from lscl.errors import LsclError, explained
+from lscl.errors import LsclError, explained, shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
@@ -268,6 +269,7 @@ def verify_command(
 @config_options("method")
 def data_show(values: dict) -> None:
     """Print the partition: training images by client, task and class, with digests and checks."""
+    from lscl.data.duplicates import duplicates
     from lscl.data.partition import partition
     from lscl.data.sources import load
 
@@ -275,16 +277,31 @@ def data_show(values: dict) -> None:
     data = load(config)
     parts = partition(config, data)
     print(f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}")
-    print(f"partition seed {config.seed}, digest {parts.digest}: no image on two clients, none in train and test")
+    print(f"partition seed {config.seed}, digest {parts.digest}: no position on two clients, none in train and test")
+    print(duplicates(data.train, data.test))
     for client, stream in enumerate(parts.tasks):
         for number, task in enumerate(stream):
             counts = {label: 0 for label in task.classes}
             for image in task.train:
                 counts[int(data.train.labels[image])] += 1
-            shown = ", ".join(f"{data.classes[label]}{'*' if label in parts.public else ''} {count}" for label, count in counts.items())
-            print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {shown}")
+            dealt = ", ".join(f"{shown(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}" for label, count in counts.items())
+            print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {dealt}")
     if parts.public:
         print("* public class, shared out over all clients by a Dirichlet draw")
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="folder with train/<class>/... and test/<class>/...")],
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="pixels a side at which images are compared")] = 32,
+) -> None:
+    """Look at your own images: formats, sizes, modes, class balance, equal images, ignored and unreadable files.
+
+    Exit code 0 if `lscl run --dataset folder` can use them, else 2 and one line that says why not."""
+    from lscl.data.check import check_folder
+
+    for line in check_folder(folder, image_size):
+        print(line)
 
 
 @app.command("pretrain")
@@ -365,7 +382,7 @@ def one_line():
 
 def _end(error: Exception) -> NoReturn:
     text = _usage(error) if isinstance(error, click.ClickException) else str(error)
-    print(f"lscl: {' '.join(text.split())}", file=sys.stderr)
+    print(f"lscl: {shown(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -375,7 +392,10 @@ def _usage(error: click.ClickException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: bad input is one line on stderr and exit code 2, see `one_line`."""
+    """Entry point: bad input is one line on stderr and exit code 2, see `one_line`. What an output's encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with one_line():
             paths.settle()

@@ -40,6 +40,9 @@ class Experiment(BaseModel):
     data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, torchvision's own files, or imagenet-r)")
     images_per_class: int | None = Field(None, ge=1, le=10**6, description="training images used per class, none = all")
     test_images_per_class: int | None = Field(None, ge=1, le=10**6, description="test images used per class, none = all")
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="drop: no training image whose pixels a test image or another class has too, and one of those repeated in a class"
+    )
     eval_split: Literal["official", "holdout"] = Field("official", description="test images: official split, or 30 % of the client's own")
     image_size: int = Field(32, ge=8, le=1024, description="pixels a side of the decoded images")
     cnn_size: int | None = Field(None, ge=8, le=1024, description="pixels a side of what the CNN sees, none = as decoded")

@@ -14,6 +14,18 @@ class Absent(LsclError):
     """There is no such file."""
 
 
+def shown(text: str, most: int | None = None) -> str:
+    """A name as it may stand in a line of output: what is not printable (line ends, control characters, bytes that are no text) as an
+    escape such as \\n, and cut behind `most` characters."""
+    plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return plain if most is None or len(plain) <= most else f"{plain[: most - 1]}…"
+
+
+def counted(count: int, thing: str) -> str:
+    """A number and what is counted: "1 file", "2 files"."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def unknown(kind: str, value: object, allowed: Iterable[object]) -> LsclError:
     """An error for an unknown name, with the nearest valid one and the whole list of what is allowed."""
     names, text = [str(name) for name in allowed], str(value)[:100]

@@ -1,9 +1,13 @@
 """Bad input on the command line is one line on stderr and exit code 2; good input works."""
 
+import io
 import json
+import shutil
+import sys
 
 import pytest
 from made_records import record
+from PIL import Image
 
 from lscl import cli, records
 from lscl.sweeps import SWEEPS, TABLE1
@@ -135,6 +139,68 @@ def test_data_show_prints_every_client_and_task(capsys):
     code, out, _ = call(capsys, "data", "show", *SMOKE)
     assert code == 0
     assert sum(line.startswith("client ") for line in out.splitlines()) == 6
+
+
+def test_data_show_says_the_truth_about_equal_pixels(capsys, tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "tree")
+    for number, label in enumerate((3, 4, 5)):
+        shutil.copy(tmp_path / "tree" / "test" / "class03" / "006.png", tmp_path / "tree" / "train" / f"class{label:02d}" / f"more{number}.png")
+    words = ("data", "show", *SMOKE, "--dataset", "folder", "--data-dir", str(tmp_path / "tree"), "--images-per-class", "none")
+    code, out, err = call(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "no position on two clients" in out and "no image" not in out
+    assert "equal pixels: 1 group of 4 images; 1 within train, 0 within test, 1 across train and test, 1 with different classes\n" in out
+    code, out, err = call(capsys, *words, "--duplicates", "drop")
+    assert code == 0 and "equal pixels: none\n" in out
+    assert err == "duplicates = drop: 3 training images left out, 3 of them equal to a test image, 0 under several classes, 0 repeated\n"
+
+
+NAMES = ("new\nline", "esc\x1b[31m", "\u2654 \u00e9", "bidi\u202e", "l\udce9", "x" * 200)
+
+
+@pytest.fixture
+def named(tree, tmp_path):
+    """The tree with class names that no output should show as they are, and a file that is no image beside each."""
+    shutil.copytree(tree, tmp_path / "tree")
+    for split in ("train", "test"):
+        for number, name in enumerate(NAMES):
+            path = tmp_path / "tree" / split / name
+            (tmp_path / "tree" / split / f"class{number:02d}").rename(path)
+            (path / f"{name[:99]}.txt").write_text("")
+    Image.new("RGB", (16, 16)).save(tmp_path / "tree" / "train" / NAMES[0] / "more.png")
+    return tmp_path / "tree"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_names_are_shown_as_escapes_in_every_encoding(monkeypatch, named, encoding):
+    for words in (("data", "show", *SMOKE, "--dataset", "folder", "--data-dir", str(named)), ("data", "check", str(named))):
+        with monkeypatch.context() as patch:
+            for name in ("stdout", "stderr"):
+                patch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict"))
+            with pytest.raises(SystemExit) as end:
+                cli.main(list(words))
+            outputs = [stream.flush() or stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr)]
+        assert end.value.code == 0
+        assert all(one.isprintable() or one == "\n" for text in outputs for one in text)
+        text = "".join(outputs)
+        assert r"new\nline" in text
+        if words[1] == "show":
+            assert all(part in text for part in (r"esc\x1b[31m 6", r"bidi\u202e 6", r"l\udce9 6"))
+            assert "x" * 59 + ("\\u2026" if encoding == "ascii" else "…") in text
+            assert "x" * 60 not in outputs[0]
+
+
+@pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("doctor",), ("sweep", "table1", *SMOKE, "--list")], ids=str)
+def test_no_command_fails_on_an_output_without_its_letters(monkeypatch, words):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"))
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    assert end.value.code == 0
+
+
+def test_an_error_line_shows_control_characters_as_escapes(capsys, tmp_path):
+    code, _, err = call(capsys, "data", "check", str(tmp_path / "no\x1b[31m\u202e\udce9"))
+    assert code == 2 and r"no\x1b[31m\u202e\udce9" in err and len(err.splitlines()) == 1
 
 
 def test_a_node_without_flower_is_one_line(capsys, monkeypatch, tmp_path):

@@ -21,7 +21,8 @@ import numpy as np
 from filelock import FileLock
 
 from lscl import paths
-from lscl.data.folder import square
+from lscl.data.folder import DECODER
+from lscl.data.picture import square
 from lscl.data.store import ImageSet, cached_splits, digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
@@ -92,7 +93,7 @@ def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
     labels, classes = _labels(names)
     test = split(labels)
     save_split(test)
-    name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}"
+    name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}-v{DECODER}"
     return cached_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
 
 

@@ -1,5 +1,6 @@
 """Data sets by name, in one canonical order, so that every source of the same images gives the same digest."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,20 +8,26 @@ from torchvision.datasets import CIFAR100
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.folder import image_folder
+from lscl.data.duplicates import without_duplicates
+from lscl.data.folder import class_files, folders_in, image_folder, same_classes, split_folders
 from lscl.data.glyphs import glyphs
 from lscl.data.imagenet_r import imagenet_r
 from lscl.data.store import Dataset, ImageSet, cached, canonical
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shown
 
 
 def load(config: Experiment) -> Dataset:
-    """The data set of `config`, reduced to its images per class.
+    """The data set of `config`, reduced to its images per class; what its reader noted is printed on stderr.
 
     Raises:
         LsclError: missing or empty folder, corrupt image, no download possible, or fewer images per class than asked for.
     """
     train, test = _splits(config)
+    for split, images in (("train", train), ("test", test)):
+        for note in images.notes:
+            print(f"{shown(str(config.data_dir / split))}: {note}", file=sys.stderr)
+    if config.duplicates == "drop":
+        train = without_duplicates(train, test)
     return Dataset(
         config.dataset,
         per_class(train, config.images_per_class, f"{config.dataset} train"),
@@ -94,6 +101,11 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
         if (len(train.classes), len(test.classes)) != (100, 100):
             raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
         return train, test
+    if folder is not None and not (folder / CIFAR100.base_folder).is_dir():
+        raise LsclError(
+            f"CIFAR-100 not found in {folder}: expected the folders train and test, or torchvision's {CIFAR100.base_folder}, "
+            f"found {folders_in(folder)}; give --data-dir another folder, or leave it out to download"
+        )
     return _torchvision_cifar100(folder)
 
 
@@ -113,8 +125,7 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
 
 
 def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
-    train, test = (image_folder(folder / split, size) for split in ("train", "test"))
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise LsclError(f"{folder}: train and test must have the same class folders; {odd[0]!r} is in only one of them")
+    places = split_folders(folder)
+    same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
+    train, test = (image_folder(place, size) for place in places)
     return train, test

@@ -7,6 +7,7 @@ first stages (frozen), whose output is computed once per image and kept. Only th
 import hashlib
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from lscl import paths
 from lscl.data.folder import image_folder
 from lscl.data.store import write_atomic
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shown
 from lscl.models.foundation import enlarge
 from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
 from lscl.seeding import seeded, torch_generator
@@ -95,6 +96,8 @@ def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: f
         LsclError: no images, or the teacher's package is missing.
     """
     data = image_folder(data_dir, 32)
+    for note in data.notes:
+        print(f"{shown(str(data_dir))}: {note}", file=sys.stderr)
     work = paths.cache() / "pretrain" / data.digest[:16]
     maps, features = frozen_outputs(data.images, work)
     sample = torch.from_numpy(features[:: max(1, len(features) // 10_000)]).float()

@@ -99,6 +99,22 @@ def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_download
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "cache").exists()
 
 
+def test_cifar100_under_other_split_names_says_what_was_expected_and_found(own_cache, tmp_path, one_line):
+    for name in ("training", "validation", ".git"):
+        (tmp_path / "data" / name / "apple").mkdir(parents=True)
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "data"))
+    one_line(caught, "CIFAR-100 not found in", "expected the folders train and test, or torchvision's cifar-100-python, found training, validation;")
+
+
+def test_what_a_folder_holds_beside_images_is_told_at_every_loading(smoke, tree, tmp_path, capsys):
+    shutil.copytree(tree, tmp_path / "tree")
+    (tmp_path / "tree" / "test" / "class01" / "list.csv").write_text("")
+    for _ in range(2):
+        load(smoke(data_dir=tmp_path / "tree"))
+        assert capsys.readouterr().err == f"{tmp_path / 'tree' / 'test'}: 1 file ignored: 1 .csv; the first is class01/list.csv\n"
+
+
 def test_a_download_that_fails_is_one_line(own_cache, tmp_path, monkeypatch, one_line):
     monkeypatch.setattr(CIFAR100, "url", (tmp_path / "gone").as_uri())
     with pytest.raises(LsclError) as caught:
