@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -325,6 +326,8 @@ def experiment(**values: Any) -> Experiment:
 def _checked_digest(path: Path, wanted: str | None) -> str:
     try:
         about = path.stat()
+        if not S_ISREG(about.st_mode):  # reading a pipe would never end
+            raise OSError("not a file")
         found = _file_digest(path, about.st_size, about.st_mtime_ns)
     except OSError as error:
         raise LsclError(f"weights = {str(path)!r}: {error.strerror or error}; give an existing .safetensors or .npz file") from error

@@ -14,3 +14,8 @@ def unknown(kind: str, value: object, allowed: Iterable[object]) -> LsclError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return LsclError(f"unknown {kind} {str(value)!r}{hint} (allowed: {', '.join(names)})")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, as far as it fits into one line; its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
