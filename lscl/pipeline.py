@@ -15,6 +15,7 @@ from rich.console import Console
 from lscl import pages, paths, readme, records, stamps
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
+from lscl.models.prefix_cache import limit_bytes
 from lscl.run import affordable, run
 from lscl.sweeps import plan
 
@@ -38,6 +39,7 @@ def reproduce(
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
     missing = [config for config in runs if not records.find(config)]

@@ -1,5 +1,6 @@
 """Decoded images as memory-mapped uint8 arrays with a digest: decoded once, checked at every opening."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ import numpy as np
 
 from lscl import paths
 from lscl.errors import LsclError
+
+ZEROS = 2**24  # bytes written at once
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,27 @@ def digest_of(*parts: np.ndarray | bytes) -> str:
             part = memoryview(np.ascontiguousarray(part)).cast("B")
         total.update(part)
     return total.hexdigest()
+
+
+def allocated_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of zeros, memory-mapped for writing, with all of its space taken on the disk already.
+
+    A file with holes would end the process (Bus error) as soon as the disk is full; here a full disk is an ordinary error.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    mapped = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+        except (AttributeError, OSError) as error:  # macOS and Windows have no such call, some file systems refuse it
+            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            file.seek(mapped.offset)
+            for start in range(0, mapped.nbytes, ZEROS):
+                file.write(bytes(min(ZEROS, mapped.nbytes - start)))
+    return mapped
 
 
 @contextmanager
