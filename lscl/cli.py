@@ -107,9 +107,11 @@ def federate_command(
         from lscl.federation.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
+    from lscl.models.prefix_cache import limit_bytes
     from lscl.records import differing
     from lscl.run import run
 
+    limit_bytes()  # a bound that is no number is said before anything else
     if link:
         check_link(link)
 
@@ -308,27 +310,22 @@ def data_check(
 def pretrain_command(
     data_dir: Annotated[Path, typer.Option(help="folder of <class>/<image> files; labels are not used")],
     out: Annotated[Path, typer.Option(help="weight file to write (.safetensors), with a .json file beside it")] = Path("mini_vit.safetensors"),
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the images")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 128,
+    epochs: Annotated[int, typer.Option(help="passes over the images")] = 3,
+    batch: Annotated[int, typer.Option(help="images per step")] = 128,
     lr: Annotated[float, typer.Option(help="AdamW learning rate")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
+    seed: Annotated[int, typer.Option()] = 0,
+    threads: Annotated[int, typer.Option()] = 2,
 ) -> None:
     """Make the mini foundation model: distil EfficientNet-Lite0's features into the hybrid ViT. Resumes when stopped."""
-    import torch
-
     from lscl.models.pretrain import pretrain
 
-    if not lr > 0:
-        raise LsclError(f"lr = {lr}: must be greater than 0")
-    torch.set_num_threads(threads)
-    pretrain(data_dir, out, epochs, batch, lr, seed)
+    pretrain(data_dir, out, epochs, batch, lr, seed, threads)
 
 
 @app.command("probe")
 @config_options("method")
-def probe_command(values: dict, per_class: Annotated[int, typer.Option(min=1, max=10**6, help="training images per class")] = 60) -> None:
-    """Linear-probe accuracy of the frozen foundation model's CLS feature, over all classes and over sets of 8."""
+def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="training images per class")] = 60) -> None:
+    """Linear-probe accuracy of the frozen foundation model's feature, over all classes and over sets of 8."""
     from lscl.models.probe import probe
 
     result = probe(experiment(**values), per_class)

@@ -65,3 +65,8 @@ def _place(error: Exception) -> str:
     """File and line where the package came to it."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "lscl" in Path(frame.filename).parts]
     return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else "another package"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, as far as it fits into one line; its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

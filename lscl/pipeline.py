@@ -18,6 +18,7 @@ from rich.console import Console
 from lscl import files, pages, paths, readme, records, stamps
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
+from lscl.models.prefix_cache import limit_bytes
 from lscl.run import affordable, run
 from lscl.sweeps import plan
 
@@ -57,6 +58,7 @@ def reproduce(
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
     notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))

@@ -27,8 +27,9 @@ from lscl.federation.loop import InProcess, Round, Transport, exchanges, federat
 from lscl.federation.state import Keeper, load_state, save_state
 from lscl.methods import METHODS
 from lscl.methods.base import Method
-from lscl.models.foundation import FrozenViT, foundation_of
-from lscl.models.prefix_cache import prefix_cache, release
+from lscl.models.foundation import FrozenViT, check_block, foundation_of
+from lscl.models.prefix_cache import limit_bytes, prefix_cache, release
+from lscl.models.small import check_cnns
 from lscl.precision import laid_out, prepare_device
 from lscl.progress import Progress
 
@@ -61,6 +62,8 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written; filling costs 5 %
     prepare_device(config)
     device = device_of(config)
+    if plan.trains_cnn(config):
+        check_cnns(config)
     data = load(config)
     parts = partition(config, data)
     kind = METHODS[config.method]
@@ -68,8 +71,8 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     frozen = None
     if kind.vit:
         frozen = foundation_of(config, kind.cut(config)).to(device)
-        if not 0 <= config.block < frozen.depth:
-            raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
+        check_block(config, frozen.depth)
+        kind.check_foundation(config, frozen)
         if config.compile:
             frozen.compile_blocks()
     watch = progress.prepare if progress else None
@@ -132,6 +135,7 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
         LsclError: bad values, data or files; what was computed before is kept.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     code = records.source()
     existing = _finished(config, code)
     if existing is not None:

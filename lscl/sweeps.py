@@ -13,6 +13,7 @@ from lscl.data.glyphs import PER_CLASS
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.evaluation import average_so_far
+from lscl.models.prefix_cache import limit_bytes
 from lscl.models.small import MINI_FIVE, TORCHVISION
 from lscl.run import Busy, affordable, run
 
@@ -248,6 +249,7 @@ def sweep(
         LsclError: unknown set, method or task, uncommitted changes in the code (their runs could not be used), or a run that this
             machine cannot hold.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     runs = part(runs_of(name, values, seeds, methods), index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)

@@ -61,6 +61,8 @@ class Method:
     head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
+        if foundation is not None:
+            self.check_foundation(config, foundation)
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
         self.device = torch.device("cpu")  # where the server computes; lscl.run sets it
         self.server: dict[str, Tensor] = self.initial_server()
@@ -69,6 +71,14 @@ class Method:
     def cut(config: Experiment) -> int | None:
         """The block in front of which the frozen ViT is cut; None = behind the last, for methods that use its features as they are."""
         return None
+
+    @staticmethod
+    def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
+        """Whether the method can work on this frozen ViT.
+
+        Raises:
+            LsclError: it cannot, and why.
+        """
 
     # -- building blocks
     def build(self, client: int) -> nn.Module:

@@ -14,7 +14,7 @@ from lscl.methods.base import Method, Phase, Stage
 from lscl.methods.parts.heads import classifier
 from lscl.methods.parts.masked import mask_logits, masked_cross_entropy
 from lscl.methods.parts.passes import over
-from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
 from lscl.models.foundation import Adapter
 from lscl.seeding import torch_generator
 
@@ -74,6 +74,7 @@ class FedMGP(Method):
     query = True
     passes = 2  # one for each phase
     surrogate = True
+    check_foundation = staticmethod(check_class_token)
 
     @staticmethod
     def cut(config: Experiment) -> int | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lscl.config import Experiment
+from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.limits import LIMIT, Check, between
 from lscl.federation.limits import gram as gram_check
@@ -17,7 +18,7 @@ from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merg
 from lscl.methods.parts.lora import StaticLoRA
 from lscl.methods.parts.o2d import pack, unpack
 from lscl.methods.parts.passes import over
-from lscl.models.foundation import Adapter, LowRank
+from lscl.models.foundation import Adapter, FrozenViT, LowRank, plain_mlps
 from lscl.seeding import seeded
 
 GRAM = "gram"  # name of the exchange behind the last round of a task, and of the Gram matrices in a payload
@@ -65,6 +66,12 @@ class LoRM(Method):
     @staticmethod
     def cut(config: Experiment) -> int | None:
         return 0
+
+    @staticmethod
+    def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
+        if not plain_mlps(foundation.vit):
+            kind = type(foundation.vit.blocks[0].mlp).__name__
+            raise LsclError(f"foundation = {config.foundation!r}: its blocks have a {kind}, and lorm updates an MLP of two linear layers")
 
     def build(self, client: int) -> nn.Module:
         loras = [nn.ModuleDict(self.new_loras(block)) for block in range(self.foundation.depth)]
@@ -133,7 +140,8 @@ class LoRM(Method):
             return replace(adapter, **parts)
 
         adapters = {block: recorded(block, adapter) for block, adapter in self.adapters(client).items()}
-        features = over(client.train, client.train_index, lambda batch: self.foundation.suffix(batch.prefix, adapters, keep=None)[:, 0])
+        feature = lambda batch: self.foundation.pooled(self.foundation.suffix(batch.prefix, adapters, keep=None))
+        features = over(client.train, client.train_index, feature)
         return sums, gram(features)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
