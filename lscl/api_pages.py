@@ -7,7 +7,7 @@ import lscl
 # Flower's part needs an extra and has its own page, book/scaling_out.md; the commands' options are those of the configuration.
 LEFT_OUT = ("lscl.federation.flower", "lscl.cli")
 # Modules at the top of the package that are about runs; all others there make something of records.
-RUNNING = {"config", "doctor", "errors", "paths", "plan", "precision", "progress", "run", "seeding", "sweeps"}
+RUNNING = {"config", "doctor", "errors", "origin", "paths", "plan", "precision", "progress", "run", "seeding", "sweeps"}
 PAGES = {
     "running": ("Running", "Configuration, one run, sets of runs, what they will need."),
     "data": ("Data", "Images and their partition over clients and tasks."),

@@ -1,6 +1,7 @@
 """Any image-folder tree: FOLDER/train/<class>/<image> and FOLDER/test/<class>/<image>, or FOLDER/<class>/<image>."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,11 +22,16 @@ def image_folder(folder: Path, size: int) -> ImageSet:
         LsclError: the folder is missing or holds no images, or an image is corrupt (it is named).
     """
     files = list_images(folder)
-    stamp = hashlib.sha256(f"{folder.resolve()} {size}\n".encode())  # train/ and test/ may agree in all names, sizes and times
+    return cached(f"folder-{stamp(folder, files, size)}", lambda: _decode(folder, files, size))
+
+
+def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
+    """What names a decoded source in the cache: its place, its files' names, sizes and times, and whatever `more` decides; 16 hex digits."""
+    total = hashlib.sha256(" ".join(map(str, (folder.resolve(), *more))).encode() + b"\n")  # train/ and test/ may agree in all files
     for path in files:
         about = path.stat()
-        stamp.update(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return cached(f"folder-{stamp.hexdigest()[:16]}", lambda: _decode(folder, files, size))
+        total.update(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return total.hexdigest()[:16]
 
 
 def list_images(folder: Path) -> list[Path]:

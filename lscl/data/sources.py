@@ -1,5 +1,6 @@
 """Data sets by name, in one canonical order, so that every source of the same images gives the same digest."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -7,25 +8,34 @@ from torchvision.datasets import CIFAR100
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.folder import image_folder
+from lscl.data.folder import image_folder, stamp
 from lscl.data.glyphs import glyphs
 from lscl.data.imagenet_r import imagenet_r
 from lscl.data.store import Dataset, ImageSet, cached, canonical
 from lscl.errors import LsclError
+
+CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
+    "e99a3ffc39c3636f9e386d2889633c17e86840863ae63967e2df0e33d91e36b4",
+    "fae39000ede653013428e0d150927cbbf0223cfb8e26715b8428086ddcef4e2e",
+)
 
 
 def load(config: Experiment) -> Dataset:
     """The data set of `config`, reduced to its images per class.
 
     Raises:
-        LsclError: missing or empty folder, corrupt image, no download possible, or fewer images per class than asked for.
+        LsclError: missing or empty folder, corrupt image, no download possible, fewer images per class than asked for, or others than
+            those of `data_digest`.
     """
     train, test = _splits(config)
-    return Dataset(
+    data = Dataset(
         config.dataset,
         per_class(train, config.images_per_class, f"{config.dataset} train"),
         per_class(test, config.test_images_per_class, f"{config.dataset} test"),
     )
+    if config.data_digest not in (None, data.digest):
+        raise LsclError(f"{config.data_dir} holds other images (digest {data.digest}) than those asked for (data_digest = {config.data_digest})")
+    return data
 
 
 def surrogate(config: Experiment) -> ImageSet:
@@ -67,6 +77,7 @@ def per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
     return _of_each_class(images, 0, count)
 
 
+@lru_cache(maxsize=4)  # so that the images of one run are copied and hashed once
 def _of_each_class(images: ImageSet, first: int, count: int) -> ImageSet:
     order = np.argsort(images.labels, kind="stable")
     starts = np.searchsorted(images.labels[order], np.arange(len(images.classes))) + first
@@ -93,6 +104,8 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
         train, test = _folder_pair(folder, 32)
         if (len(train.classes), len(test.classes)) != (100, 100):
             raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
+        if (train.digest, test.digest) != CIFAR100_DIGESTS:
+            raise LsclError(f"{folder} does not hold the pixels of CIFAR-100's 50,000 and 10,000 images: give --dataset folder for images of your own")
         return train, test
     return _torchvision_cifar100(folder)
 
@@ -109,7 +122,10 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
             ) from error
         return canonical(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
 
-    return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
+    if folder is None:
+        return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
+    key = f"cifar100-{stamp(folder, sorted((folder / CIFAR100.base_folder).glob('*')))}"  # what another source gave is not taken for it
+    return cached(f"{key}-train", lambda: decode(True)), cached(f"{key}-test", lambda: decode(False))
 
 
 def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:

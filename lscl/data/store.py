@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from lscl import paths
 from lscl.errors import LsclError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with labels.
+    """Images with labels; two of them are equal only if they are the same object.
 
     images: (n, H, W, 3) uint8; labels: (n,) int64 into `classes`; digest: SHA-256 over pixels, labels and class names.
     """
@@ -117,10 +118,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise LsclError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file, never waited for.
+
+    Raises:
+        OSError: it cannot be read, is no regular file (a folder, a pipe), or has more than `limit` bytes.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("it is not a regular file")
+    if about.st_size > limit:
+        raise OSError(f"it has {about.st_size} bytes, at most {limit} are read")
+    return path.read_bytes()
+
+
 def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     """The image set kept under `name` in the cache folder; decoded first if it is absent or damaged.
 
-    The stored digest is compared with the bytes on disk at every opening, so a damaged cache is rebuilt, never used.
+    The stored digest is compared with the bytes on disk when they are first opened and after every change of the files, so a damaged
+    cache is rebuilt, never used.
     """
     folder = paths.cache() / "images" / name
     try:
@@ -177,6 +193,13 @@ def cached_splits(
 
 
 def _open(folder: Path) -> ImageSet:
+    """The image set in a folder of the cache; while its files do not change, they are read and compared with their digest only once."""
+    files = [(folder / name).stat() for name in ("about.json", "images.npy", "labels.npy")]
+    return _checked(folder, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in files))
+
+
+@lru_cache(maxsize=4)
+def _checked(folder: Path, stamps: tuple) -> ImageSet:
     about = json.loads((folder / "about.json").read_text())
     images = np.load(folder / "images.npy", mmap_mode="r")
     found = ImageSet(images, np.load(folder / "labels.npy"), tuple(about["classes"]))
