@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, experiment
+from lscl.config import PROFILES, Experiment, check_read, experiment
 from lscl.errors import LsclError, unknown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -62,9 +62,16 @@ def run_command(values: dict) -> None:
     from lscl.records import folder
     from lscl.run import run
 
-    record = run(experiment(**values))
+    record = run(_one(values))
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+
+
+def _one(values: dict[str, Any]) -> Experiment:
+    """The experiment of the command line; an option that its system never reads is refused."""
+    config = experiment(**values)
+    check_read(values, [config.method])
+    return config
 
 
 def _show_accuracy(record: dict) -> None:
@@ -97,10 +104,13 @@ def federate_command(
         from lscl.federation.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
-    from lscl.records import differing
+    from lscl.records import differing, find
     from lscl.run import run
 
-    config = experiment(**values)
+    config = _one(values)
+    alone = find(config) if compare else None
+    if alone and config.threads is None:  # or the two would differ
+        config = config.model_copy(update={"threads": alone["config"]["threads"]})
     settings = {"min-clients": min_clients, "timeout": timeout, "max-mb": max_mb}
 
     def show(line: str) -> None:
@@ -111,7 +121,7 @@ def federate_command(
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:
-        alone = run(config)
+        alone = run(config.model_copy(update={"threads": record["config"]["threads"]}))
         differs = differing(record, alone)
         print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
         _show_accuracy(alone)

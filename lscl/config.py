@@ -384,8 +384,9 @@ def experiment(**values: Any) -> Experiment:
 
 def _with_images(config: Experiment) -> Experiment:
     """The config with what is known of its images: their size is the data set's, and a folder is known by their digest."""
-    if config.image_size != PIXELS.get(config.dataset, config.image_size):
-        raise LsclError(f"image_size = {config.image_size}: {config.dataset} has {PIXELS[config.dataset]} pixels a side (allowed here: {PIXELS[config.dataset]})")
+    size = PIXELS.get(config.dataset, config.image_size)
+    if config.image_size != size:
+        raise LsclError(f"image_size = {config.image_size}: images of {config.dataset} have {size} pixels a side, no other size is allowed")
     if config.dataset != "folder" and config.data_digest is not None:
         raise LsclError(f"data_digest = {config.data_digest!r}: only dataset = folder is known by its images, this is {config.dataset}")
     if config.dataset != "folder" or config.data_dir is None:

@@ -67,6 +67,5 @@ def compare(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place
     """
     for name, remedy in ENTRIES.items():
         if name in wanted and made[name] != wanted[name] and not (name == "threads" and made["device"] == "cuda"):
-            raise LsclError(
-                f"{what} was made with {name} = {made[name]}, this call asks for {name} = {wanted[name]}: {remedy}, or move {place} away to start anew"
-            )
+            gap = f"{what} was made with {name} = {made[name]}, this call asks for {name} = {wanted[name]}"
+            raise LsclError(f"{gap}: {remedy}, or move {place} away to start anew")

@@ -105,7 +105,7 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
         if (len(train.classes), len(test.classes)) != (100, 100):
             raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
         if (train.digest, test.digest) != CIFAR100_DIGESTS:
-            raise LsclError(f"{folder} does not hold the pixels of CIFAR-100's 50,000 and 10,000 images: give --dataset folder for images of your own")
+            raise LsclError(f"{folder} does not hold the pixels of CIFAR-100, all 60,000 images: give --dataset folder for images of your own")
         return train, test
     return _torchvision_cifar100(folder)
 

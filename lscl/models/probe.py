@@ -24,7 +24,7 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
 
     Writes and returns accuracy in percent over all classes, and over 8 at a time (mean of 50 random sets of classes).
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.cpu_threads)
     data = load(config.model_copy(update={"images_per_class": None, "test_images_per_class": None}))
     train = per_class(data.train, count, f"{config.dataset} train")
     model = foundation_of(config, None)

@@ -1,14 +1,12 @@
 """The server's side: the loop of one process, over Flower's grid."""
 
-import json
 import shutil
 import time
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from lscl import paths, records
-from lscl.data.store import write_atomic
+from lscl import origin, paths, records
 from lscl.federation.flower.grid import OverGrid
 from lscl.federation.flower.messages import understand
 from lscl.progress import Progress
@@ -26,9 +24,10 @@ def main(grid: Grid, context: Context) -> None:
     state, progress, started = folder / "state" / config.name, Progress(config, every_round=True), time.perf_counter()
     with claim(state, wait=False):
         data, parts, method, _ = setting(config, progress)
-        about = {**records.source(), "prepare": time.perf_counter() - started}
+        about = {**records.source(), "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
         transport = OverGrid(grid, method, least, settings["timeout"], limit, progress)
         reports, about = play(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
-        write_atomic(folder / "runs" / f"{config.name}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        del record["optimised_images"]  # how many the clients have seen is known to them alone
+        records.write(record, folder / "runs")
         shutil.rmtree(state, ignore_errors=True)
