@@ -78,8 +78,8 @@ class Experiment(BaseModel):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of every named draw (paper: 42, 1999, 2024)")
 
     data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, torchvision's own files, or imagenet-r)")
-    data_digest: str | None = Field(
-        None, pattern="^[0-9a-f]{16}$", description="digest of the images of dataset = folder; filled in, or checked if given"
+    folder_digest: str | None = Field(
+        None, pattern="^[0-9a-f]{16}$", description="digest of all images of dataset = folder; filled in, or checked if given"
     )
     images_per_class: int | None = Field(None, ge=1, description="training images used per class, none = all")
     test_images_per_class: int | None = Field(None, ge=1, description="test images used per class, none = all")
@@ -232,7 +232,7 @@ class Experiment(BaseModel):
     @property
     def source(self) -> str:
         """The data set in file names; a folder with the first 8 digits of its images' digest, so that two of them stand side by side."""
-        return f"{self.dataset}-{self.data_digest[:8]}" if self.data_digest else self.dataset
+        return f"{self.dataset}-{self.folder_digest[:8]}" if self.folder_digest else self.dataset
 
     @property
     def cpu_threads(self) -> int:
@@ -265,7 +265,7 @@ class Experiment(BaseModel):
     def overrides(self) -> dict[str, Any]:
         """The values that differ from the profile's; which images a folder holds is none of them."""
         base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed)
-        ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW | {"data_digest"}) for one in (self, base))
+        ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW | {"folder_digest"}) for one in (self, base))
         return {key: value for key, value in ours.items() if value != theirs[key]}
 
 
@@ -387,13 +387,13 @@ def _with_images(config: Experiment) -> Experiment:
     size = PIXELS.get(config.dataset, config.image_size)
     if config.image_size != size:
         raise LsclError(f"image_size = {config.image_size}: images of {config.dataset} have {size} pixels a side, no other size is allowed")
-    if config.dataset != "folder" and config.data_digest is not None:
-        raise LsclError(f"data_digest = {config.data_digest!r}: only dataset = folder is known by its images, this is {config.dataset}")
+    if config.dataset != "folder" and config.folder_digest is not None:
+        raise LsclError(f"folder_digest = {config.folder_digest!r}: only dataset = folder is known by its images, this is {config.dataset}")
     if config.dataset != "folder" or config.data_dir is None:
         return config
-    from lscl.data.sources import load  # here: it needs this module
+    from lscl.data.sources import folder_digest  # here: it needs this module
 
-    return config.model_copy(update={"data_digest": load(config).digest})
+    return config.model_copy(update={"folder_digest": folder_digest(config)})
 
 
 def _checked_digest(path: Path, wanted: str | None) -> str:

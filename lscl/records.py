@@ -292,7 +292,6 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
         LsclError: there is a file with its digest, but damaged, made when a parameter had another default, or from other images, on
             another device or with other threads than those asked for (`lscl.origin`); or the folder of the images is missing.
     """
-    wanted = origin.asked(config)
     for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):  # the name before it follows the profile's values
         record = _of_folder(read(path), config.profile, dirty, path)
         if code_digest not in (None, record["code_digest"]):
@@ -301,7 +300,7 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
         changed = [f"{key} = {record['config'][key]}, now {now[key]}" for key in now if record["config"][key] != now[key]]
         if changed:
             raise LsclError(f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again")
-        origin.compare(origin.of_record(record), wanted, "the record of this run", path)
+        origin.compare(origin.of_record(record), origin.asked(config), "the record of this run", path)
         return record
     return None
 

@@ -156,7 +156,7 @@ def other_value(name, now):
         "data_dir": "elsewhere",
         "weights": __file__,
         "weights_sha256": "0" * 64,
-        "data_digest": "0" * 16,
+        "folder_digest": "0" * 16,
         "min_share": 0.1,
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
@@ -243,19 +243,19 @@ def test_images_of_one_size_have_no_other(dataset, one_line):
 
 def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
     config = smoke()
-    assert experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, data_digest=config.data_digest) == config
+    assert experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, folder_digest=config.folder_digest) == config
     assert (
-        config.name.startswith(f"folder-{config.data_digest[:8]}--fed_lscl--image_size=16--s42")
-        and config.source == f"folder-{config.data_digest[:8]}"
+        config.name.startswith(f"folder-{config.folder_digest[:8]}--fed_lscl--image_size=16--s42")
+        and config.source == f"folder-{config.folder_digest[:8]}"
     )
-    assert smoke(images_per_class=5).data_digest != config.data_digest == smoke(method="glfc").data_digest
+    assert smoke(image_size=8).folder_digest != config.folder_digest == smoke(method="glfc", images_per_class=5).folder_digest
     with pytest.raises(LsclError) as caught:
-        smoke(data_digest="0" * 16)
-    one_line(caught, tree, "holds other images", config.data_digest, "data_digest = 0000000000000000")
+        smoke(folder_digest="0" * 16)
+    one_line(caught, tree, "holds other images", config.folder_digest, "folder_digest = 0000000000000000")
     with pytest.raises(LsclError) as caught:
-        experiment(data_digest="0" * 16)
-    one_line(caught, "data_digest = '0000000000000000'", "only dataset = folder")
-    assert experiment(profile="smoke", dataset="folder").data_digest is None  # without a folder nothing can be known
+        experiment(folder_digest="0" * 16)
+    one_line(caught, "folder_digest = '0000000000000000'", "only dataset = folder")
+    assert experiment(profile="smoke", dataset="folder").folder_digest is None  # without a folder nothing can be known
 
 
 def test_options_of_other_systems_are_named():

@@ -33,7 +33,7 @@ def make(smoke):
         config = smoke(**values)
         facts = {"seconds": {"train": 1.5}, "bytes_up": [[1, 2, 3]] * 4, "bytes_down": [[1, 2, 3]] * 4, "trained_parameters": [1, 2, 3]}
         facts |= {"trained_images": 9, "peak_memory_mb": 1, "commit": "abc", "dirty": dirty, "code_digest": "c0de", "device": "cpu"}
-        facts |= {"data_digest": config.data_digest, "partition_digest": partition(config, load(config)).digest}
+        facts |= {"data_digest": load(config).digest, "partition_digest": partition(config, load(config)).digest}
         facts |= {"server_images_digest": None, "weights_digest": "w1"}
         return records.make(config, COUNTS, [[1, 2, 3, 4, 5, 6]] * 3, facts)
 

@@ -83,7 +83,7 @@ def test_the_accuracy_in_the_record_is_that_of_the_per_class_counts(smoke):
 def test_a_run_leaves_a_record_a_partition_and_no_state(smoke, places):
     record = run(smoke(), quiet=True)
     found = sorted(str(path.relative_to(places / "results")) for path in places.rglob("*") if path.is_file())
-    partition = f"partitions/smoke--folder-{record['data_digest'][:8]}--s42--{record['partition_digest']}.json"
+    partition = f"partitions/smoke--{smoke().source}--s42--{record['partition_digest']}.json"
     assert found == [partition, f"runs/smoke/{record['name']}.json"]
 
 
@@ -227,10 +227,10 @@ def test_two_folders_stand_side_by_side(smoke, other_tree, places):
     first, second = run(one, quiet=True), run(other, quiet=True)
     assert first["data_digest"] != second["data_digest"] and first["name"] != second["name"]
     for config, record in ((one, first), (other, second)):
-        assert record["name"].startswith(f"folder-{record['data_digest'][:8]}--local_head--") and record["data_digest"] == config.data_digest
+        assert record["name"].startswith(f"folder-{config.folder_digest[:8]}--local_head--") and config.source == f"folder-{config.folder_digest[:8]}"
         assert run(config, quiet=True) == records.find(config) == record
     assert sorted(path.name.split("--s42")[0] for path in (places / "results" / "partitions").iterdir()) == sorted(
-        f"smoke--folder-{one['data_digest'][:8]}" for one in (first, second)
+        f"smoke--{one.source}" for one in (one, other)
     )
 
 
@@ -265,7 +265,7 @@ def test_images_that_change_between_config_and_run_are_one_line(smoke, other_tre
     shutil.copytree(tree, other_tree)
     with pytest.raises(LsclError) as caught:
         run(config, quiet=True)
-    one_line(caught, other_tree, "holds other images", smoke().data_digest, f"data_digest = {config.data_digest}")
+    one_line(caught, other_tree, "holds other images", smoke().folder_digest, f"folder_digest = {config.folder_digest}")
 
 
 def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_line, monkeypatch):

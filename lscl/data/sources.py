@@ -25,17 +25,19 @@ def load(config: Experiment) -> Dataset:
 
     Raises:
         LsclError: missing or empty folder, corrupt image, no download possible, fewer images per class than asked for, or others than
-            those of `data_digest`.
+            those of `folder_digest`.
     """
     train, test = _splits(config)
-    data = Dataset(
+    return Dataset(
         config.dataset,
         per_class(train, config.images_per_class, f"{config.dataset} train"),
         per_class(test, config.test_images_per_class, f"{config.dataset} test"),
     )
-    if config.data_digest not in (None, data.digest):
-        raise LsclError(f"{config.data_dir} holds other images (digest {data.digest}) than those asked for (data_digest = {config.data_digest})")
-    return data
+
+
+def folder_digest(config: Experiment) -> str:
+    """The digest of all images in a folder, as many as there are: 16 hex digits. Raises as `load`."""
+    return Dataset(config.dataset, *_splits(config)).digest
 
 
 def surrogate(config: Experiment) -> ImageSet:
@@ -93,7 +95,11 @@ def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
         return imagenet_r(config.data_dir, config.image_size)
     if config.data_dir is None:
         raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
-    return _folder_pair(config.data_dir, config.image_size)
+    train, test = _folder_pair(config.data_dir, config.image_size)
+    found = Dataset(config.dataset, train, test).digest
+    if config.folder_digest not in (None, found):
+        raise LsclError(f"{config.data_dir} holds other images (digest {found}) than those asked for (folder_digest = {config.folder_digest})")
+    return train, test
 
 
 def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
