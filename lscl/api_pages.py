@@ -8,7 +8,7 @@ import lscl
 # the reader of files alone.
 LEFT_OUT = ("lscl.federation.flower", "lscl.cli", "lscl.shapes")
 # Modules at the top of the package that are about runs; all others there make something of records.
-RUNNING = {"config", "doctor", "errors", "notebooks", "paths", "plan", "precision", "progress", "run", "seeding", "sweeps"}
+RUNNING = {"config", "doctor", "errors", "notebooks", "origin", "paths", "plan", "precision", "progress", "run", "seeding", "sweeps"}
 PAGES = {
     "running": ("Running", "Configuration, one run, sets of runs, what they will need."),
     "data": ("Data", "Images and their partition over clients and tasks."),

@@ -14,7 +14,7 @@ import typer
 from click.exceptions import NoArgsIsHelpError
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, check_dataset, check_profile, experiment
+from lscl.config import PROFILES, Experiment, check_dataset, check_profile, check_read, experiment
 from lscl.errors import LsclError, explained, shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -66,9 +66,16 @@ def run_command(values: dict) -> None:
     from lscl.records import folder
     from lscl.run import run
 
-    record = run(experiment(**values))
+    record = run(_one(values))
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+
+
+def _one(values: dict[str, Any]) -> Experiment:
+    """The experiment of the command line; an option that its system never reads is refused."""
+    config = experiment(**values)
+    check_read(values, [config.method])
+    return config
 
 
 def _show_accuracy(record: dict) -> None:
@@ -108,12 +115,15 @@ def federate_command(
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
     from lscl.models.prefix_cache import limit_bytes
-    from lscl.records import differing
+    from lscl.records import differing, find
     from lscl.run import run
 
     limit_bytes()  # a bound that is no number is said before anything else
     if link:
         check_link(link)
+    alone = find(config) if compare else None
+    if alone and config.threads is None:  # or the two would differ
+        config = config.model_copy(update={"threads": alone["config"]["threads"]})
 
     def show(line: str) -> None:
         if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
@@ -123,7 +133,7 @@ def federate_command(
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:
-        alone = run(config)
+        alone = run(config.model_copy(update={"threads": record["config"]["threads"]}))
         differs = differing(record, alone)
         print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
         _show_accuracy(alone)

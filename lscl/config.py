@@ -3,6 +3,7 @@
 import hashlib
 import json
 import stat
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +20,53 @@ DatasetName = Literal["cifar100", "imagenet_r", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
 PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: in no record
-WHERE_AND_HOW = PLACES | {"threads"}  # change where a number is computed, not which number: not in the digest
+WHERE_AND_HOW = PLACES | {"threads"}  # not in the digest; lscl.origin compares them
+PIXELS = {"glyphs": 32, "cifar100": 32}  # pixels a side of data sets that have one size only
+
+# Which systems read an option that not all of them read, by the first letters of its name; of several entries the longest counts.
+_CNN = ("fedavg", "fedprox", "glfc", "target", "mfcl", "fed_lscl")
+_VIT = ("fedavg_vit", "l2p", "dualprompt", "fedmgp", "pilora", "lorm", "fed_lscl", "local_head", "local_lora")
+READERS: dict[str, tuple[str, ...]] = {
+    **{f"{name}_": (name,) for name in ("l2p", "pilora", "lorm", "glfc", "target", "mfcl")},
+    "prox_": ("fedprox",),
+    "dual_": ("dualprompt",),
+    "mgp_": ("fedmgp",),
+    "prompt_batchwise": ("l2p", "dualprompt"),
+    "prompt_": ("l2p", "dualprompt", "fedmgp"),
+    "head": ("fedavg_vit", "fedmgp"),
+    "head_merge": (*_CNN[:-1], "fedavg_vit", "l2p", "dualprompt", "lorm"),
+    "block": ("fed_lscl", "local_lora"),
+    "rank": ("fed_lscl", "local_lora", "pilora"),
+    "lora_alpha": ("fed_lscl", "local_lora"),
+    **dict.fromkeys(("cnn", "features", "channels_last"), _CNN),
+    **dict.fromkeys(("foundation", "weights", "normalize", "activations", "compile"), _VIT),
+    **dict.fromkeys(
+        (
+            "feature_norm", "lr_", "generator_dropout", "auxiliary", "collaboration", "continual", "ewc_weight", "lwf_weight", "replay_weight",
+            "alpha", "beta", "consistency", "buffer_per_class", "o2d",
+        ),
+        ("fed_lscl",),
+    ),
+}  # fmt: skip
+
+
+def readers(option: str) -> tuple[str, ...]:
+    """The systems that read an option."""
+    found = [start for start in READERS if option.startswith(start)]
+    return READERS[max(found, key=len)] if found else get_args(MethodName)
+
+
+def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
+    """Refuse options that none of the methods reads: they would file the same run under another name.
+
+    Raises:
+        LsclError: naming the option and the systems that it belongs to.
+    """
+    methods = sorted(set(methods))
+    for option in options:
+        if not set(readers(option)) & set(methods):
+            raise LsclError(f"{option} is an option of {', '.join(readers(option))}, not of {', '.join(methods)}: leave it out")
+
 
 # Bounds far beyond any use: what lies outside is a slip, and would end in an overflow or an allocation that no machine can hold.
 RATE = {"ge": 1e-9, "le": 1e3}  # learning rates
@@ -38,6 +85,9 @@ class Experiment(BaseModel):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of every named draw (paper: 42, 1999, 2024)")
 
     data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, torchvision's own files, or imagenet-r)")
+    folder_digest: str | None = Field(
+        None, pattern="^[0-9a-f]{16}$", description="digest of all images of dataset = folder; filled in, or checked if given"
+    )
     images_per_class: int | None = Field(None, ge=1, le=10**6, description="training images used per class, none = all")
     test_images_per_class: int | None = Field(None, ge=1, le=10**6, description="test images used per class, none = all")
     duplicates: Literal["keep", "drop"] = Field(
@@ -183,13 +233,23 @@ class Experiment(BaseModel):
     channels_last: bool = Field(False, description="convolutions in channels-last layout")
     activations: Literal["fp32", "bf16"] = Field("fp32", description="numbers of the stored prefix activations; bf16 takes half of the disk")
     compile: bool = Field(False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if there is one")
-    threads: int = Field(2, ge=1, le=1024, description="CPU threads; part of what makes a run repeat bit for bit")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto = as the record or saved state, else a GPU if any")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; none = as the record or saved state has it, else 2 (smoke: 1)")
 
     @property
     def side(self) -> int:
         """Pixels a side of what the CNN sees."""
         return self.image_size if self.cnn_size is None else self.cnn_size
+
+    @property
+    def source(self) -> str:
+        """The data set in file names; a folder with the first 8 digits of its images' digest, so that two of them stand side by side."""
+        return f"{self.dataset}-{self.folder_digest[:8]}" if self.folder_digest else self.dataset
+
+    @property
+    def cpu_threads(self) -> int:
+        """The threads to compute with on a CPU, where neither a record nor a saved state says how many."""
+        return self.threads or (1 if self.profile == "smoke" else 2)
 
     @property
     def tasks_run(self) -> int:
@@ -209,15 +269,15 @@ class Experiment(BaseModel):
     def name(self) -> str:
         """File name of the record: data set, method, what differs from the profile, seed, digest."""
         differs = [f"{key}={value}" for key, value in sorted(self.overrides().items())]
-        text = "--".join([self.dataset, self.method, *differs]).replace("/", "_")
+        text = "--".join([self.source, self.method, *differs]).replace("/", "_")
         if len(text) > 150:  # a file name has room for 255 bytes
             text = text[:150]
         return f"{text}--s{self.seed}--{self.digest}"
 
     def overrides(self) -> dict[str, Any]:
-        """The values that differ from the profile's."""
+        """The values that differ from the profile's; which images a folder holds is none of them."""
         base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed)
-        ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW) for one in (self, base))
+        ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW | {"folder_digest"}) for one in (self, base))
         return {key: value for key, value in ours.items() if value != theirs[key]}
 
 
@@ -227,7 +287,7 @@ _SMALL_STEPS = {"epochs": 2, "batch": 32, "lr": 3e-3, "lr_generator": 1e-5, "lr_
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(
         clients=3, tasks=2, classes_per_task=3, private_classes=4, rounds=2, epochs=1, batch=8, images_per_class=6, test_images_per_class=2,
-        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2, threads=1,
+        foundation="tiny", block=1, cnn="tiny", features=16, buffer_per_class=2,
     ),
     "demo": dict(_SMALL_STEPS, epochs=1, images_per_class=10, test_images_per_class=4),
     "mini": dict(_SMALL_STEPS, images_per_class=60, test_images_per_class=50),
@@ -337,11 +397,26 @@ def experiment(**values: Any) -> Experiment:
     if given.get("weights") is not None:
         given["weights_sha256"] = _checked_digest(Path(str(given["weights"])), given.get("weights_sha256"))
     try:
-        return Experiment(**{**PROFILES[profile], **sizes, **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
+        made = Experiment(**{**PROFILES[profile], **sizes, **tuned, **from_dataset, "profile": profile, "dataset": dataset, **given})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise LsclError(f"{field} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]} ({_describe(field)})") from None
+    return _with_images(made)
+
+
+def _with_images(config: Experiment) -> Experiment:
+    """The config with what is known of its images: their size is the data set's, and a folder is known by their digest."""
+    size = PIXELS.get(config.dataset, config.image_size)
+    if config.image_size != size:
+        raise LsclError(f"image_size = {config.image_size}: images of {config.dataset} have {size} pixels a side, no other size is allowed")
+    if config.dataset != "folder" and config.folder_digest is not None:
+        raise LsclError(f"folder_digest = {config.folder_digest!r}: only dataset = folder is known by its images, this is {config.dataset}")
+    if config.dataset != "folder" or config.data_dir is None:
+        return config
+    from lscl.data.sources import folder_digest  # here: it needs this module
+
+    return config.model_copy(update={"folder_digest": folder_digest(config)})
 
 
 def _short(value: object, most: int = 200) -> str:

@@ -311,17 +311,19 @@ _ENDS = {"first": 0, "last": -1}
 def efforts(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """One row per system, mean ± half of the 95 % t interval over the seeds: trained parameters of a client, processor time, images, memory.
 
-    Images count every pass of the training; memory is the highest of the process.
+    Images are those that optimisers have seen, kept and made ones among them; in records that do not say how many these were, the images
+    of the tasks in every pass. Memory is the highest of the process.
     """
     rows = {}
     for name, group in cells(records, draft).items():
         seconds = [60 * cpu_minutes(one) for one in group]
+        images = [one.get("optimised_images", one["trained_images"]) for one in group]
         rows[name] = {
             "n": str(len(group)),
             "trained parameters": cost_row(group)["trained parameters"],
-            "trained images": f"{np.mean([one['trained_images'] for one in group]):,.0f}",
+            "trained images": f"{np.mean(images):,.0f}",
             "CPU seconds": "–" if np.isnan(seconds).any() else summary(seconds).estimate,
-            "images per CPU second": f"{sum(one['trained_images'] for one in group) / sum(seconds):,.0f}".replace("nan", "–"),
+            "images per CPU second": f"{sum(images) / sum(seconds):,.0f}".replace("nan", "–"),
             "peak memory MB": cost_row(group)["peak memory MB"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

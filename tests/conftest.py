@@ -34,9 +34,10 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch, tmp_path, session_cache):
-    """Results go to a folder of each test, never to the repository; -> that folder."""
+    """Results go to a folder of each test, never to the repository, and as if the code were committed; -> that folder."""
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
     torch.set_num_threads(1)
     return tmp_path / "root"
 
@@ -177,9 +178,8 @@ def put(places):
 
     def save(score, variant=None, seed=42, **changes):
         config = variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
-        one = record(seed=seed, score=score, **changes)
-        classes = {str(k): {str(c): [float(score), score - 30.0, score - 40.0] for c in range(k, k + 2)} for k in range(5)}
-        one |= {"config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "name": config.name, "per_class": classes}
+        one = record(seed=seed, score=score, clients=5, **changes)
+        one |= {"config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}, "name": config.name}
         one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}
         one.pop("overrides")
         folder = records.folder("mini")

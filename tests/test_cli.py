@@ -82,6 +82,65 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(capsys, words, says):
     assert err.startswith("lscl: ")
 
 
+FOREIGN = {
+    ("fed_lscl", "--glfc-memory", "5"): "glfc_memory is an option of glfc, not of fed_lscl",
+    ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, local_lora, pilora, not of fedavg",
+    ("fedavg", "--weights", __file__): "weights is an option of fedavg_vit",
+    ("local_head", "--cnn", "resnet18"): "cnn is an option of fedavg, fedprox, glfc, target, mfcl, fed_lscl, not of local_head",
+    ("local_head", "--block", "1"): "block is an option of fed_lscl, local_lora, not of local_head",
+    ("l2p", "--o2d", "none"): "o2d is an option of fed_lscl, not of l2p",
+    ("lorm", "--prompt-batchwise", "true"): "prompt_batchwise is an option of l2p, dualprompt, not of lorm",
+}
+
+
+@pytest.mark.parametrize("command", ["run", "federate"])
+@pytest.mark.parametrize("words", FOREIGN)
+def test_an_option_of_another_system_is_one_line_that_names_it(capsys, places, command, words):
+    method, *option = words
+    code, out, err = call(capsys, command, *SMOKE, "--method", method, *option)
+    assert (code, out) == (2, "") and FOREIGN[words] in err and len(err.strip().splitlines()) == 1
+    assert not places.exists()
+
+
+def test_in_a_set_of_runs_an_option_is_given_to_those_that_read_it(capsys):
+    methods = ("--methods", "local_head,local_lora", "--list")
+    code, plain, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901", *methods)
+    code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901", *methods, "--rank", "2")
+    assert code == 0
+    (head, lora), (same, other) = plain.splitlines(), out.splitlines()
+    assert head == same and lora != other and "rank=2" in other
+    code, _, err = call(capsys, "sweep", "table1", *SMOKE, *methods, "--lorm-rank", "2")
+    assert code == 2 and "lorm_rank is an option of lorm, not of local_head, local_lora: leave it out" in err
+
+
+@pytest.mark.parametrize("words", [("--image-size", "64"), ("--dataset", "cifar100", "--image-size", "64")])
+def test_images_of_one_size_cannot_have_another_one(capsys, words):
+    code, _, err = call(capsys, "run", *SMOKE, *words)
+    assert code == 2 and "image_size = 64: images of" in err and "32 pixels" in err and len(err.strip().splitlines()) == 1
+
+
+def test_two_folders_print_their_own_accuracies(capsys, tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "other")
+    for path in (tmp_path / "other" / "train").glob("*/*"):  # the classes change places
+        path.rename(path.with_name(f"x{path.name}"))
+    for k in range(7):
+        one, two = ((tmp_path / "other" / "train" / f"class{n:02d}") for n in (k, 13 - k))
+        one.rename(tmp_path / "kept"), two.rename(one), (tmp_path / "kept").rename(two)
+    words = ("run", *SMOKE, "--method", "local_head", "--dataset", "folder", "--image-size", "16", "--data-dir")
+    outs = [call(capsys, *words, str(folder))[1] for folder in (tree, tmp_path / "other", tree, tmp_path / "other")]
+    assert outs[:2] == outs[2:] and outs[0].splitlines()[1:] != outs[1].splitlines()[1:]
+    code, _, err = call(capsys, *words, str(tmp_path / "nowhere"))
+    assert code == 2 and "no data folder" in err and len(err.strip().splitlines()) == 1
+
+
+def test_other_threads_than_those_of_the_record_are_one_line(capsys):
+    words = ("run", *SMOKE, "--method", "local_head", "--seed", "8")
+    assert call(capsys, *words, "--threads", "2")[0] == 0
+    assert call(capsys, *words)[0] == 0
+    code, _, err = call(capsys, *words, "--threads", "1")
+    assert code == 2 and "threads = 2, this call asks for threads = 1" in err and len(err.strip().splitlines()) == 1
+
+
 def test_unknown_option_names_the_nearest(capsys):
     code, _, err = call(capsys, "run", "--method", "fed_lscl", "--rankk", "3")
     assert code == 2
@@ -127,8 +186,8 @@ def test_sweep_of_some_methods(capsys):
 def test_one_table_for_each_set_of_images(capsys, published):
     folder = records.folder("mini")
     folder.mkdir(parents=True)
-    for one in (record(), record(data_digest="d2", values={"images_per_class": 5})):
-        (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}), encoding="utf-8")
+    for one in (record(clients=5), record(data_digest="d2", clients=5, values={"images_per_class": 5})):
+        (folder / f"{one['name']}.json").write_text(json.dumps(one))
     code, out, err = call(capsys, "table")
     assert code == 0, err
     assert out.count("cifar100, profile mini") == 2

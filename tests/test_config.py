@@ -11,7 +11,21 @@ from pydantic import ValidationError
 from tests_root import ROOT
 
 from lscl import config as config_module
-from lscl.config import CHOSEN, DATASETS, PROFILES, SIZES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import (
+    CHOSEN,
+    DATASETS,
+    PROFILES,
+    READERS,
+    SIZES,
+    WHERE_AND_HOW,
+    DatasetName,
+    Experiment,
+    MethodName,
+    ProfileName,
+    check_read,
+    experiment,
+    readers,
+)
 from lscl.errors import LsclError
 
 
@@ -191,6 +205,7 @@ def other_value(name, now):
         "data_dir": "elsewhere",
         "weights": __file__,
         "weights_sha256": "0" * 64,
+        "folder_digest": "0" * 16,
         "min_share": 0.1,
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
@@ -200,8 +215,8 @@ def other_value(name, now):
 
 @pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - WHERE_AND_HOW))
 def test_whatever_decides_the_result_is_in_the_digest(name):
-    base = experiment()
-    changed = experiment(**{name: other_value(name, getattr(base, name))})
+    base = experiment(dataset="folder")
+    changed = experiment(**{"dataset": "folder", name: other_value(name, getattr(base, name))})
     assert changed.digest != base.digest
 
 
@@ -259,10 +274,55 @@ def test_the_name_is_one_file_name():
     config = experiment(foundation="hub/user/model")
     assert "/" not in config.name
     fields = [name for name in Experiment.model_fields if name not in {"method", "dataset", "profile", "data_dir", "weights"}]
-    many = [experiment(**{name: other_value(name, getattr(experiment(), name)) for name in fields}), experiment(cnn=",".join(["tiny"] * 99))]
+    other = {name: other_value(name, getattr(experiment(), name)) for name in fields}
+    many = [experiment(dataset="folder", **other), experiment(cnn=",".join(["tiny"] * 99))]
     again = experiment(cnn=",".join(["tiny"] * 98))
     assert all(len(one.name) <= 200 for one in many) and many[1].name != again.name
     assert many[1].name.startswith("glyphs--fed_lscl--cnn=tiny,") and many[1].name.endswith(f"--s42--{many[1].digest}")
+
+
+@pytest.mark.parametrize("dataset", ["glyphs", "cifar100"])
+def test_images_of_one_size_have_no_other(dataset, one_line):
+    assert experiment(dataset=dataset, image_size=32) == experiment(dataset=dataset)
+    for size in (16, 64):
+        with pytest.raises(LsclError) as caught:
+            experiment(dataset=dataset, image_size=size)
+        one_line(caught, f"image_size = {size}: images of {dataset} have 32 pixels a side")
+
+
+def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
+    config = smoke()
+    assert experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, folder_digest=config.folder_digest) == config
+    assert (
+        config.name.startswith(f"folder-{config.folder_digest[:8]}--fed_lscl--image_size=16--s42")
+        and config.source == f"folder-{config.folder_digest[:8]}"
+    )
+    assert smoke(image_size=8).folder_digest != config.folder_digest == smoke(method="glfc", images_per_class=5).folder_digest
+    with pytest.raises(LsclError) as caught:
+        smoke(folder_digest="0" * 16)
+    one_line(caught, tree, "holds other images", config.folder_digest, "folder_digest = 0000000000000000")
+    with pytest.raises(LsclError) as caught:
+        experiment(folder_digest="0" * 16)
+    one_line(caught, "folder_digest = '0000000000000000'", "only dataset = folder")
+    assert experiment(profile="smoke", dataset="folder").folder_digest is None  # without a folder nothing can be known
+
+
+def test_options_of_other_systems_are_named():
+    assert readers("glfc_memory") == ("glfc",) and readers("o2d_lr") == readers("lr_cnn") == ("fed_lscl",)
+    assert readers("head") == ("fedavg_vit", "fedmgp") and "lorm" in readers("head_merge") and readers("prompt_clip") != readers("prompt_batchwise")
+    assert readers("lr") == readers("seed") == get_args(MethodName)
+
+
+@pytest.mark.parametrize("option", READERS)
+def test_every_entry_of_readers_names_options_and_systems(option):
+    assert any(name.startswith(option) for name in Experiment.model_fields) and set(READERS[option]) <= set(get_args(MethodName))
+
+
+def test_an_option_that_no_system_reads_is_one_line(one_line):
+    check_read(["lr", "rank"], ["lorm", "pilora"])
+    with pytest.raises(LsclError) as caught:
+        check_read(["lr", "rank"], ["lorm", "fedavg"])
+    one_line(caught, "rank is an option of fed_lscl, local_lora, pilora, not of fedavg, lorm: leave it out")
 
 
 def test_none_lifts_the_limits_of_a_profile():

@@ -26,7 +26,7 @@ def saved(places):
         folder = records.folder("mini")
         folder.mkdir(parents=True, exist_ok=True)
         for one in made:
-            (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}), encoding="utf-8")
+            (folder / f"{one['name']}.json").write_text(json.dumps(one))
         return [folder / f"{one['name']}.json" for one in made]
 
     return save
@@ -48,7 +48,7 @@ def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
 
 
 def test_sentences_take_their_numbers_from_records(places, saved):
-    saved(record(), record(seed=1999, score=82))
+    saved(record(clients=5), record(seed=1999, score=82, clients=5))
     expect(places)
     pages.write()
     found = json.loads((places / "results" / "tables" / "numbers.json").read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def test_the_state_of_the_records(places, saved):
 
 
 def test_headline_from_records(places, saved):
-    saved(record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7))
+    saved(record(clients=5), record(seed=1999, score=82, clients=5), record("local_head", clients=5), record("local_head", seed=7, clients=5))
     pages.write()
     text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
     assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text and "standard deviation" not in text
@@ -142,12 +142,12 @@ def test_headline_from_records(places, saved):
 
 
 def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):
-    path, _ = saved(record(), record("local_head"))
+    path, _ = saved(record(clients=5), record("local_head", clients=5))
     for command, code in (("check", 2), ("pages", 0), ("check", 0)):
         assert call(capsys, command)[0] == code
-    changed = json.loads(path.read_text(encoding="utf-8"))
-    changed["accuracy"]["seen"][-1][0][0] += 5
-    path.write_text(json.dumps(changed), encoding="utf-8")
+    changed = json.loads(path.read_text())
+    changed["accuracy"]["seen"][-1][0][0] += 12.5  # of 25
+    path.write_text(json.dumps(changed))
     code, _, err = call(capsys, "check")
     assert code == 2
     named = {line.split(",")[0].removeprefix("lscl: ") for line in err.splitlines()}
@@ -157,7 +157,7 @@ def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(pl
 
 
 def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
-    saved(record())
+    saved(record(clients=5))
     pages.write()
     table = places / "results" / "tables" / "headline.md"
     table.write_text(table.read_text(encoding="utf-8").replace("| 72.0 |", "| 79.0 |"))

@@ -21,8 +21,8 @@ def save(places):
         config = experiment(method=one["method"], dataset="cifar100", profile="mini", seed=one["seed"])
         path = records.folder("mini") / f"{config.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = {"name": config.name, "config": config.model_dump(mode="json"), "config_digest": config.digest}
-        path.write_text(json.dumps({**one, **made}), encoding="utf-8")
+        made = {"name": config.name, "config": {**one["config"], "clients": config.clients}, "config_digest": config.digest}
+        path.write_text(json.dumps({**record(one["method"], one["seed"], clients=5), **made, "commit": one["commit"]}))
         return path
 
     return write

@@ -130,6 +130,10 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
     with pytest.raises(LsclError) as caught:
         sweeps.sweep("table1", values, [42])
     one_line(caught, "uncommitted changes")
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": True, "code_digest": "0"})
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("table1", values, [42])
+    one_line(caught, "no commit of its own repository")
     assert records.all_records("smoke") == []
 
 

@@ -30,11 +30,17 @@ def image_folder(folder: Path, size: int) -> ImageSet:
         LsclError: the folder is missing or holds no images, a class has none, or an image cannot be read (it is named).
     """
     classes, loose = class_files(folder)
-    stamp = hashlib.sha256(os.fsencode(f"{folder.resolve()} {size} {DECODER}\n"))  # train/ and test/ may agree in all names, sizes and times
-    for path in [*(path for files in classes.values() for path in files), *loose]:
+    name = f"folder-{stamp(folder, [*(path for files in classes.values() for path in files), *loose], size, DECODER)}"
+    return cached_piecewise(name, lambda made: _decode(folder, classes, loose, size, made))
+
+
+def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
+    """What names a decoded source in the cache: its place, its files' names, sizes and times, and whatever `more` decides; 16 hex digits."""
+    total = hashlib.sha256(os.fsencode(" ".join(map(str, (folder.resolve(), *more))) + "\n"))  # train/ and test/ may agree in all files
+    for path in files:
         about = path.stat() if path.exists() else path.lstat()  # a broken link is what it is
-        stamp.update(os.fsencode(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n"))
-    return cached_piecewise(f"folder-{stamp.hexdigest()[:16]}", lambda made: _decode(folder, classes, loose, size, made))
+        total.update(os.fsencode(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n"))
+    return total.hexdigest()[:16]
 
 
 def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:

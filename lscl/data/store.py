@@ -5,11 +5,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 ZEROS = 2**24  # bytes written at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with labels.
+    """Images with labels; two of them are equal only if they are the same object.
 
     images: (n, H, W, 3) uint8; labels: (n,) int64 into `classes`; digest: SHA-256 over pixels, labels and class names.
     notes: what whoever uses them should know about their files, one line each.
@@ -166,10 +167,25 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise cannot_write(path, error) from error
 
 
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file, never waited for.
+
+    Raises:
+        OSError: it cannot be read, is no regular file (a folder, a pipe), or has more than `limit` bytes.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("it is not a regular file")
+    if about.st_size > limit:
+        raise OSError(f"it has {about.st_size} bytes, at most {limit} are read")
+    return path.read_bytes()
+
+
 def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     """The image set kept under `name` in the cache folder; decoded first if it is absent or damaged.
 
-    The stored digest is compared with the bytes on disk at every opening, so a damaged cache is rebuilt, never used.
+    The stored digest is compared with the bytes on disk when they are first opened and after every change of the files, so a damaged
+    cache is rebuilt, never used.
     """
     folder = paths.cache() / "images" / name
     found = _found(folder)
@@ -247,11 +263,18 @@ def _found(folder: Path) -> ImageSet | None:
 
 
 def _open(folder: Path) -> ImageSet:
+    """The image set in a folder of the cache; while its files do not change, they are read and compared with their digest only once."""
     files = [folder / name for name in ("about.json", "images.npy", "labels.npy")]
     if not all(path.is_file() for path in files):
         raise FileNotFoundError(f"{folder}: not all of its files are there")
-    about = json.loads(files[0].read_text(encoding="utf-8"))
-    found = ImageSet(np.load(files[1], mmap_mode="r"), np.load(files[2]), tuple(about["classes"]), tuple(map(str, about.get("notes", ()))))
+    return _checked(folder, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in (path.stat() for path in files)))
+
+
+@lru_cache(maxsize=4)
+def _checked(folder: Path, stamps: tuple) -> ImageSet:
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    found = ImageSet(images, labels, tuple(about["classes"]), tuple(map(str, about.get("notes", ()))))
     if found.digest != about["digest"]:
         raise ValueError(f"{folder}: other digest")
     return found

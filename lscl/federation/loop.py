@@ -53,6 +53,7 @@ class Round:
     """What the loop reports after a round. `scores`: the clients' right answers, only after the last round of a task.
 
     cpu_seconds: of this process, all its threads; other work on the machine hardly changes them.
+    images: that an optimiser of this process has seen, on clients and server, repeats and made ones among them.
     faults: why an answer was not taken, one line each; such a client has 0 bytes up, or no scores.
     """
 
@@ -62,6 +63,7 @@ class Round:
     bytes_down: list[int]
     seconds: dict[str, float]
     cpu_seconds: float = 0.0
+    images: int = 0
     scores: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -94,7 +96,7 @@ def federate(method: Method, transport: Transport, done: int = 0, least: int | N
             number += 1
             if number <= done:
                 continue
-            start, cpu_start = time.perf_counter(), time.process_time()
+            start, cpu_start, seen = time.perf_counter(), time.process_time(), method.optimised
             downloads = {k: seal(method.broadcast(k, stage), "server") for k in range(config.clients)}
             uploads, faults = _collect(method, transport, stage, downloads, least, limit)
             trained = time.perf_counter()
@@ -114,7 +116,7 @@ def federate(method: Method, transport: Transport, done: int = 0, least: int | N
                 "aggregate": aggregated - trained,
                 "evaluate": time.perf_counter() - aggregated,
             }
-            report.cpu_seconds = time.process_time() - cpu_start
+            report.cpu_seconds, report.images = time.process_time() - cpu_start, method.optimised - seen
             yield report
 
 

@@ -65,6 +65,7 @@ class Method:
             self.check_foundation(config, foundation)
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
         self.device = torch.device("cpu")  # where the server computes; lscl.run sets it
+        self.optimised = 0  # images that an optimiser has seen; `fit` counts those of a phase, a method those that it adds to them
         self.server: dict[str, Tensor] = self.initial_server()
 
     @staticmethod

@@ -138,6 +138,7 @@ class FedLSCL(Method):
             return config.lwf_weight * distillation(logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE)
         if config.continual == "replay" and len(state["buffer"]) > 0:
             kept = client.train.batch(state["buffer"][self.drawn(client, len(batch.index))])
+            self.optimised += len(kept.index)
             seen = torch.tensor(client.partition.seen(client.id, client.task))
             return config.replay_weight * replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
         return nothing
@@ -164,6 +165,7 @@ class FedLSCL(Method):
         """
         state, model = client.state, client.model
         chosen = self.drawn(client, size)
+        self.optimised += len(chosen)
         f = self.look(client, client.train.batch(state["buffer"][chosen]))
         before = state["previous.features"][chosen].to(f.device)
         term = self.config.alpha * self.distance(f, before)

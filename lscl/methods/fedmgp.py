@@ -188,4 +188,5 @@ class FedMGP(Method):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
+                self.optimised += len(index)
         return student.detach().cpu()

@@ -30,7 +30,7 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
     """
     if count < 1:
         raise LsclError(f"per_class = {count}: at least 1 image of each class is needed")
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.cpu_threads)
     data = load(config.model_copy(update={"images_per_class": None, "test_images_per_class": None}))
     train = per_class(data.train, count, f"{config.dataset} train")
     model = foundation_of(config, None)

@@ -15,7 +15,7 @@ import torch
 from lscl import records
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
-from lscl.federation.state import load_state, save_state
+from lscl.federation.state import _digest, load_state, save_state
 from lscl.run import run, state_folders
 
 
@@ -89,6 +89,15 @@ def flip(path, at):
     path.write_bytes(data)
 
 
+def rewrite(step, change, sign=False):
+    """Change what is saved about the rounds; sign: give it a digest that fits."""
+    saved = json.loads((step / "rounds.json").read_text())
+    change(saved)
+    if sign:
+        saved["digest"] = _digest({key: value for key, value in saved.items() if key != "digest"})
+    (step / "rounds.json").write_text(json.dumps(saved))
+
+
 DAMAGE = {
     "a flipped bit of the server": lambda step: flip(step / "server.safetensors", -50),
     "a flipped bit of a client": lambda step: flip(step / "client1.safetensors", -50),
@@ -98,8 +107,22 @@ DAMAGE = {
     "a client missing": lambda step: (step / "client1.safetensors").unlink(),
     "no reports": lambda step: (step / "rounds.json").unlink(),
     "half the reports": lambda step: os.truncate(step / "rounds.json", 100),
-    "other reports": lambda step: (step / "rounds.json").write_text("{}", encoding="utf-8"),
-    "no dictionary": lambda step: (step / "rounds.json").write_text("[1]", encoding="utf-8"),
+    "a folder for the reports": lambda step: ((step / "rounds.json").unlink(), (step / "rounds.json").mkdir()),
+    "a pipe for the reports": lambda step: ((step / "rounds.json").unlink(), os.mkfifo(step / "rounds.json")),
+    "a pipe for the server": lambda step: ((step / "server.safetensors").unlink(), os.mkfifo(step / "server.safetensors")),
+    "nested reports": lambda step: (step / "rounds.json").write_text("[" * 100_000),
+    "a changed score": lambda step: rewrite(step, lambda saved: saved["rounds"][1]["scores"]["0"]["correct"][0].__setitem__(0, 2)),
+    "another count of bytes": lambda step: rewrite(step, lambda saved: saved["rounds"][0].update(bytes_up=[1, 1, 1])),
+    "a dropped round": lambda step: rewrite(step, lambda saved: saved["rounds"].pop(0)),
+    "a repeated round": lambda step: rewrite(step, lambda saved: saved["rounds"].append(saved["rounds"][-1])),
+    "other code": lambda step: rewrite(step, lambda saved: saved["about"].update(dirty=False)),
+    "unsigned, as by an earlier version": lambda step: rewrite(step, lambda saved: saved.pop("digest")),
+    "a dropped round, signed": lambda step: rewrite(step, lambda saved: saved["rounds"].pop(0), sign=True),
+    "no round, signed": lambda step: rewrite(step, lambda saved: saved["rounds"].clear(), sign=True),
+    "rounds in another order, signed": lambda step: rewrite(step, lambda saved: saved["rounds"].reverse(), sign=True),
+    "a later round's name": lambda step: step.rename(step.with_name("round-00009")),
+    "other reports": lambda step: (step / "rounds.json").write_text("{}"),
+    "no dictionary": lambda step: (step / "rounds.json").write_text("[1]"),
 }
 
 
@@ -110,7 +133,8 @@ def test_a_damaged_state_is_one_line_that_says_what_to_do(federation, smoke, tmp
     DAMAGE[damage](tmp_path / "round-00002")
     with pytest.raises(LsclError) as caught:
         load_state(tmp_path, *federation(smoke()))
-    one_line(caught, f"damaged state {tmp_path / 'round-00002'}", "delete that folder")
+    (step,) = tmp_path.iterdir()
+    one_line(caught, f"damaged state {step}", "delete that folder")
 
 
 def test_the_state_of_another_model_is_one_line(federation, smoke, tmp_path, one_line):
@@ -139,9 +163,11 @@ def compared(record):
 # Forks one process for each line it reads, so that torch is imported only once.
 FORKS = """
 import json, os, sys, traceback
+from lscl import records
 from lscl.config import experiment
 from lscl.run import run
 
+records.source = lambda: {"commit": None, "dirty": False, "code_digest": "c0de"}  # as in the tests
 for line in iter(sys.stdin.readline, ""):
     child = os.fork()
     if child == 0:

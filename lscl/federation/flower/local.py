@@ -32,8 +32,8 @@ from lscl.data.store import PRIVATE_FILE, private_folder
 from lscl.errors import LsclError, unknown
 from lscl.federation.flower import leftovers, node
 from lscl.federation.flower.messages import describe
-from lscl.records import Record
-from lscl.run import prepare
+from lscl.records import Record, read
+from lscl.run import prepare, settled
 
 APP = Path(__file__).parent / "app"
 HOST = "127.0.0.1"
@@ -169,7 +169,7 @@ class Local:
 
     def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
         """Hand the run to the SuperLink, as `submit` does."""
-        nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.threads}"
+        nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.cpu_threads}"
         more = ["--federation-config", nodes] if self.simulation else []
         return submit(self.config, settings, show, "here", self.environment, more, self.folder)
 
@@ -234,6 +234,7 @@ def submit(
     Raises:
         LsclError: the run came to no end; what was finished before stays.
     """
+    config = settled(config, paths.results() / "federation" / "state" / config.name)
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
@@ -250,7 +251,7 @@ def submit(
                 process.terminate()
     if not path.exists():
         raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read(path)
 
 
 @contextmanager
@@ -286,7 +287,8 @@ def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, f
     Raises:
         LsclError: as `submit`.
     """
-    private = paths.results() / "federation" / "state" / f"{config.name}-private"
+    state = paths.results() / "federation" / "state"
+    private, config = state / f"{config.name}-private", settled(config, state / config.name)
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
     private.parent.mkdir(parents=True, exist_ok=True)
     private_folder(private)

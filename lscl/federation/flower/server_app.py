@@ -1,14 +1,13 @@
 """The server's side: the loop of one process, over Flower's grid."""
 
-import json
 import shutil
 import time
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from lscl import paths, records
-from lscl.data.store import private_folder, write_atomic
+from lscl import origin, paths, records
+from lscl.data.store import private_folder
 from lscl.federation.flower.grid import OverGrid
 from lscl.federation.flower.messages import understand
 from lscl.federation.flower.rules import rules
@@ -30,9 +29,10 @@ def main(grid: Grid, context: Context) -> None:
         for kept in (state, *state.glob("round-*")):
             private_folder(kept)
         data, parts, method, _ = setting(config, progress)
-        about = {**records.source(), "prepare": time.perf_counter() - started}
+        about = {**records.source(), "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
         transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
         reports, about = play(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
-        write_atomic(folder / "runs" / f"{config.name}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        del record["optimised_images"]  # how many the clients have seen is known to them alone
+        records.write(record, folder / "runs")
         shutil.rmtree(state, ignore_errors=True)
