@@ -105,7 +105,7 @@ def federate_command(
     """
     from lscl.federation.flower.rules import rules
 
-    config = experiment(**values)
+    config = _one(values)
     settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(by_alias=True)
     if simulation and link:
         raise LsclError(f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two")
