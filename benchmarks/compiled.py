@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.run
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
     vit, work = frozen_vit(given.shapes), {}
     for name in ("plain", "compiled"):
         method, client = federation("fed_lscl", vit, given.shapes, None)

@@ -27,18 +27,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lscl import paths, records
+from lscl import paths
 from lscl.config import Experiment, experiment
-from lscl.evaluation import MASKS, evaluate, task_accuracies
+from lscl.experiments import records
+from lscl.experiments.run import prepare
+from lscl.federation.averaging import average
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.masking import mask_logits
+from lscl.federation.method import Stage
+from lscl.federation.metrics import MASKS, evaluate, task_accuracies
 from lscl.federation.payload import Payload
-from lscl.methods.base import Stage
 from lscl.methods.fed_lscl import FedLSCL
-from lscl.methods.parts.averaging import average
-from lscl.methods.parts.masked import mask_logits
 from lscl.methods.parts.passes import BATCH, over
-from lscl.run import prepare
 from lscl.seeding import torch_generator
 
 

@@ -19,8 +19,8 @@ import timm
 import torch
 from training_step import METHOD_VALUES, SHAPES, begin, federation, step
 
-from lscl import plan
 from lscl.config import experiment
+from lscl.experiments import cost_model
 
 SIZES = "vit_tiny_patch16_224,vit_small_patch16_224,vit_base_patch16_224"
 SYSTEMS = ("local_lora", "fed_lscl", "lorm")
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.run
-    machine, rows = plan.measured(torch.device("cpu")), []
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
+    machine, rows = cost_model.measured(torch.device("cpu")), []
     for name in given.sizes.split(","):
         vit = timm.create_model(name, pretrained=False, num_classes=0)
         for system in SYSTEMS:
@@ -69,9 +69,9 @@ def main() -> None:
                 "size": name,
                 "method": system,
                 "seconds": round(statistics.median(seconds), 4),
-                "predicted_seconds": round(float(plan.seconds_of(config, machine)), 4),
+                "predicted_seconds": round(float(cost_model.seconds_of(config, machine)), 4),
                 "megabytes": round(kept(partial(phase.loss, client, batch), weights) / 1e6, 1),
-                "predicted_megabytes": round(given.batch * plan.step_of(config).saved / 1e6, 1),
+                "predicted_megabytes": round(given.batch * cost_model.step_of(config).saved / 1e6, 1),
             }
             for what in ("seconds", "megabytes"):
                 found[f"{what}_ratio"] = round(float(found[f"predicted_{what}"] / found[what]), 3)

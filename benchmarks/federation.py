@@ -26,14 +26,16 @@ from pathlib import Path
 
 import psutil
 
-from lscl import paths, records
+import lscl
+from lscl import paths
 from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
-from lscl.evaluation import average_so_far
-from lscl.federation.flower import local as flower
-from lscl.federation.flower.leftovers import key_folder
-from lscl.records import accuracy, differing
-from lscl.run import run
+from lscl.experiments import records
+from lscl.experiments.records import accuracy, differing
+from lscl.experiments.run import run
+from lscl.federation.metrics import average_so_far
+from lscl.flower import local as flower
+from lscl.flower.leftovers import key_folder
 
 BUFFER = 2**16
 SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
@@ -334,7 +336,7 @@ def strangers_and_bad_payloads() -> dict:
     config = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=len(KINDS) + 1)
     with deployed(config) as local:
         spoiled = local.folder / "spoiled"
-        shutil.copytree(Path(flower.__file__).parents[2], spoiled / "lscl", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(lscl.__path__[0]), spoiled / "lscl", ignore=shutil.ignore_patterns("__pycache__"))
         with open(spoiled / "lscl" / "federation" / "flower" / "client_app.py", "a", encoding="utf-8") as file:
             file.write(SPOIL)
         local.stop("client1")

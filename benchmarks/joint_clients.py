@@ -14,7 +14,7 @@ import argparse
 import measure
 import torch
 
-from lscl.models.foundation import LowRank, foundation
+from lscl.models.vit import LowRank, foundation
 
 SHAPES = {"mini": ("mini", 32), "vit_b": ("random/vit_base_patch16_224", 16)}  # the frozen ViT and the images of a client's step
 BLOCK, RANK = 3, 4

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lscl import paths, records
+from lscl import paths
 from lscl.data.store import write_atomic
+from lscl.experiments import records
 
 REPEATS = 7
 

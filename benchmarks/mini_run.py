@@ -17,7 +17,7 @@ import torch
 
 from lscl import paths
 from lscl.config import Experiment, experiment
-from lscl.run import prepare, run
+from lscl.experiments.run import prepare, run
 
 GOALS = {"seconds": (300, "lower"), "images_per_second": (400, "higher"), "peak_memory_mb": (2048, "lower")}
 

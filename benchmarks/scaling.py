@@ -18,7 +18,7 @@ import numpy as np
 
 from lscl import paths
 from lscl.config import Experiment, experiment
-from lscl.run import run
+from lscl.experiments.run import run
 
 BASE = {"clients": 4, "tasks": 2, "classes_per_task": 4, "images_per_class": 12}
 SIZES = {"clients": (2, 4, 8, 16), "tasks": (1, 2, 4, 8), "classes_per_task": (2, 4, 8, 16), "images_per_class": (3, 6, 12, 24)}

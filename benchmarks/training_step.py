@@ -27,11 +27,11 @@ from torch import Tensor
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
+from lscl.experiments.run import inputs
 from lscl.federation.client import Client
+from lscl.federation.method import Method, Phase, Stage
 from lscl.methods import METHODS
-from lscl.methods.base import Method, Phase, Stage
-from lscl.models.foundation import FrozenViT, foundation
-from lscl.run import inputs
+from lscl.models.vit import FrozenViT, foundation
 
 CLASSES = 4  # few, so that a small batch has them all; they only make the head narrower
 METHOD_VALUES = {"vit_b": {"lorm": {"lorm_rank": 16, "batch": 8}}, "mini": {}}
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--methods", default="fed_lscl,local_lora,l2p,dualprompt,fedmgp,pilora,lorm")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.run
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
     torch.manual_seed(0)
     vit = frozen_vit(given.shapes)
     rows = []

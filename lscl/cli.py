@@ -63,8 +63,8 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 @config_options()
 def run_command(values: dict) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run goes on where it was."""
-    from lscl.records import folder
-    from lscl.run import run
+    from lscl.experiments.records import folder
+    from lscl.experiments.run import run
 
     record = run(_one(values))
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
@@ -79,8 +79,8 @@ def _one(values: dict[str, Any]) -> Experiment:
 
 
 def _show_accuracy(record: dict) -> None:
-    from lscl.evaluation import average_so_far, current_task
-    from lscl.records import accuracy
+    from lscl.experiments.records import accuracy
+    from lscl.federation.metrics import average_so_far, current_task
 
     for mask in record["accuracy"]:
         acc = accuracy(record, mask)
@@ -103,20 +103,20 @@ def federate_command(
 
     Starts all of them on this machine, unless a SuperLink is named. Needs the extra `flower`. A stopped run goes on where it was.
     """
-    from lscl.federation.flower.rules import rules
+    from lscl.flower.rules import rules
 
     config = _one(values)
     settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(by_alias=True)
     if simulation and link:
         raise LsclError(f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two")
     try:
-        from lscl.federation.flower.local import check_link, federate_here, submit
-        from lscl.federation.flower.node import environment
+        from lscl.flower.local import check_link, federate_here, submit
+        from lscl.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
-    from lscl.models.prefix_cache import limit_bytes
-    from lscl.records import differing, find
-    from lscl.run import run
+    from lscl.experiments.records import differing, find
+    from lscl.experiments.run import run
+    from lscl.models.cache import limit_bytes
 
     limit_bytes()  # a bound that is no number is said before anything else
     if link:
@@ -151,7 +151,7 @@ def node_command(
 
     Needs the extra `flower`. The client's state lies in LSCL_PRIVATE, images are found by LSCL_DATA_DIR.
     """
-    from lscl.federation.flower.node import checked_node, serve
+    from lscl.flower.node import checked_node, serve
 
     serve(checked_node({"client": client, "link": link, "authority": authority, "key": key, "port": port}))
 
@@ -171,7 +171,7 @@ def sweep_command(
 
     Several of these commands may run at once on one results folder: each takes runs that no other is at.
     """
-    from lscl import sweeps
+    from lscl.experiments import sweeps
 
     sweeps.sweep(name, values, _seeds(seeds), list_only, _names(methods), task_index, task_count)
 
@@ -186,8 +186,8 @@ def plan_command(
     card: Annotated[str, typer.Option(help="a GPU to plan for (t4, v100, a100, rtx3090, h100); none = this machine, measured")] = "",
 ) -> None:
     """Print what runs will need: memory, disk, download, FLOPs and hours, from nothing; refuse if there is not enough."""
-    from lscl import plan, sweeps
-    from lscl.run import device_of
+    from lscl.experiments import cost_model, sweeps
+    from lscl.experiments.run import device_of
 
     config = experiment(**values)
     if name:
@@ -197,9 +197,9 @@ def plan_command(
         runs = [one for one in sweeps.plan(config.profile, config.data_dir) if one.method in allowed and values.get("dataset") in (None, one.dataset)]
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
-    machine = plan.card(card) if card else plan.measured(device_of(config))
-    print(plan.table([plan.cost(one) for one in runs], machine))
-    plan.check(runs, machine)
+    machine = cost_model.card(card) if card else cost_model.measured(device_of(config))
+    print(cost_model.table([cost_model.cost(one) for one in runs], machine))
+    cost_model.check(runs, machine)
 
 
 def _check_names(profile: str, dataset: str | None = None) -> None:
@@ -225,9 +225,9 @@ def table_command(
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
 ) -> None:
     """Print the scores of all finished runs of a profile but those for tuning, mean over seeds."""
-    from lscl import report
-    from lscl.records import all_records, select
-    from lscl.sweeps import reported
+    from lscl.experiments.records import all_records, select
+    from lscl.experiments.sweeps import reported
+    from lscl.results import report
 
     _check_names(profile, dataset)
     records = [one for one in reported(all_records(profile)) if dataset in (None, one["dataset"])]
@@ -242,7 +242,7 @@ def table_command(
 @app.command("pages")
 def pages_command() -> None:
     """Write all that the book and the README show and that code makes of the records: tables, pages, sentences."""
-    from lscl import pages
+    from lscl.publish import pages
 
     print(f"{len(pages.write())} pieces are what code, config and records give")
 
@@ -251,9 +251,9 @@ def pages_command() -> None:
 def check_command() -> None:
     """Compare those pieces with what code, config and records give today, and the notebooks with the records they show; one line for each
     that is older, and exit code 2."""
-    from lscl import pages, stamps
+    from lscl.publish import freshness, pages
 
-    made, notebooks = pages.stale(), stamps.stale()
+    made, notebooks = pages.stale(), freshness.stale()
     for line in [*made, *(["`lscl pages` writes them"] if made else []), *notebooks]:
         print(f"lscl: {line}", file=sys.stderr)
     if made or notebooks:
@@ -271,10 +271,12 @@ def verify_command(
     weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")] = None,
 ) -> None:
     """Compute some recorded runs again from nothing and compare them with the records, to the bit."""
-    from lscl.verify import verify_sample
+    from lscl.experiments.verify import verify_sample
+    from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
-    print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights)}")
+    describe = lambda record: "; ".join(cells(record)) or "in no table"
+    print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
 
 
 @data_app.command("show")
@@ -353,16 +355,16 @@ def reproduce_command(
     store: Annotated[bool, typer.Option(help="for maintainers: write outputs back to notebooks/ and minutes to results/expected/")] = False,
 ) -> None:
     """Run every notebook in order through papermill, computing what is missing, then build the book."""
-    from lscl import pipeline
+    from lscl.publish import build
 
     _check_names(profile)
-    pipeline.reproduce(profile, data_dir, weights, book, force, store)
+    build.reproduce(profile, data_dir, weights, book, force, store)
 
 
 @app.command("doctor")
 def doctor_command() -> None:
     """Versions, device, disk, weights, saved states: what is there and what is missing."""
-    from lscl.doctor import doctor
+    from lscl.experiments.doctor import doctor
 
     for line in doctor():
         print(line)

@@ -20,7 +20,7 @@ DatasetName = Literal["cifar100", "imagenet_r", "glyphs", "folder"]
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
 PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: in no record
-WHERE_AND_HOW = PLACES | {"threads"}  # not in the digest; lscl.origin compares them
+WHERE_AND_HOW = PLACES | {"threads"}  # not in the digest; lscl.experiments.origin compares them
 PIXELS = {"glyphs": 32, "cifar100": 32}  # pixels a side of data sets that have one size only
 
 # Which systems read an option that not all of them read, by the first letters of its name; of several entries the longest counts.

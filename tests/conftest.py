@@ -12,18 +12,18 @@ from made_records import record
 from PIL import Image
 from tests_root import ROOT, Recorder
 
-from lscl import records
 from lscl.config import experiment
 from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
+from lscl.experiments import records
+from lscl.experiments.progress import Progress
+from lscl.experiments.run import inputs, run
+from lscl.experiments.sweeps import variant_run
 from lscl.federation.client import Client
 from lscl.federation.loop import federate
+from lscl.federation.method import Stage
 from lscl.methods import METHODS
-from lscl.methods.base import Stage
-from lscl.models.foundation import foundation_of
-from lscl.progress import Progress
-from lscl.run import inputs, run
-from lscl.sweeps import variant_run
+from lscl.models.vit import foundation_of
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +77,12 @@ def smoke(tree):
         return experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **spare, **values})
 
     return make
+
+
+@pytest.fixture
+def recorded(smoke, tree):
+    """Two records of the smoke profile."""
+    return [run(smoke(method=method), quiet=True) for method in ("local_head", "fed_lscl")]
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lscl import records
 from lscl.config import experiment
+from lscl.experiments import records
 
 
 def record(method="fed_lscl", seed=42, score=80.0, tasks=5, clients=2, **changes):

@@ -10,8 +10,11 @@ from made_records import record
 from test_cli import call
 from tests_root import ROOT
 
-from lscl import cli, doctor, hardware, inside, numbers, pages, paths, pipeline, readme, records, reference, report, stamps, verify
+from lscl import cli, paths
 from lscl.errors import Absent, LsclError
+from lscl.experiments import doctor, records, verify
+from lscl.publish import build, freshness, hardware, numbers, pages, readme, reference
+from lscl.results import components, report
 
 SMOKE = ("--profile", "smoke")
 COMMANDS = [
@@ -150,8 +153,8 @@ DESCRIBED = [
     ("results/probe/mini--cifar100--60.json", reference.model_card),
     ("results/tuning/mini--cifar100.json", report.tuning),
     ("results/verified/mini.json", lambda: verify.outcome("mini")),
-    ("results/components/mini--cifar100.json", lambda: inside.rows("mini", "cifar100")),
-    ("results/components/mini--cifar100.json", lambda: inside.note("mini", "cifar100")),
+    ("results/components/mini--cifar100.json", lambda: components.rows("mini", "cifar100")),
+    ("results/components/mini--cifar100.json", lambda: components.note("mini", "cifar100")),
     ("results/benchmarks/scaling.json", report.benchmarks),
     ("results/benchmarks/scaling.json", report.growth),
     ("results/benchmarks/o2d.json", report.benchmarks),
@@ -160,7 +163,7 @@ DESCRIBED = [
     ("results/federation/scale.json", lambda: report.federation_note("scale")),
     ("results/published/paper_table1.csv", report.published),
     ("results/published/paper_table2.csv", lambda: report.published_final("cifar100")),
-    ("notebooks/05_results.ipynb", stamps.stale),
+    ("notebooks/05_results.ipynb", freshness.stale),
     ("_config.yml", pages.notebook_heads),
     ("README.md", lambda: readme.text(pages.files.text(paths.root() / "README.md"))),
 ]
@@ -402,9 +405,9 @@ def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
 
 
 def test_the_data_of_the_figure_are_what_they_were(places, published):
-    from lscl import explore
+    from lscl.publish import explorer
 
-    text = explore.page([record(values={"cnn": "</script><script>{{ 1 }}"})])
+    text = explorer.page([record(values={"cnn": "</script><script>{{ 1 }}"})])
     data = text.split('id="explore-data">')[1].split("</script>")[0]
     (system,) = json.loads(data)["CIFAR-100"]
     assert "</script><script>{{ 1 }}" in system["name"]
@@ -438,5 +441,5 @@ def test_an_executed_notebook_that_is_damaged_is_named(places, repository, one_l
     path.parent.mkdir(parents=True)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(LsclError) as caught:
-        pipeline.build_book("smoke")
+        build.build_book("smoke")
     one_line(caught, path)

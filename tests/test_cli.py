@@ -9,8 +9,9 @@ import pytest
 from made_records import record
 from PIL import Image
 
-from lscl import cli, records
-from lscl.sweeps import SWEEPS, TABLE1
+from lscl import cli
+from lscl.experiments import records
+from lscl.experiments.sweeps import SWEEPS, TABLE1
 
 
 def call(capsys, *words):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
-from lscl.models.prefix_cache import tokens_at
+from lscl.models.cache import tokens_at
 from lscl.seeding import torch_generator
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lscl.errors import LsclError
-from lscl.evaluation import MASKS
 from lscl.federation.client import Client
 from lscl.federation.limits import Check, equal, right
+from lscl.federation.method import Method, Stage
+from lscl.federation.metrics import MASKS
 from lscl.federation.payload import Payload, Shapes, brief, finite, largest_in, num_bytes, seal
 from lscl.federation.training import answer
-from lscl.methods.base import Method, Stage
 
 AMPLIFIED = 1000.0  # an aggregate is at most so many times larger than what went into it
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from lscl.evaluation import evaluate
 from lscl.federation.client import Client
+from lscl.federation.method import Method, Phase, Stage
+from lscl.federation.metrics import evaluate
 from lscl.federation.payload import Payload
-from lscl.methods.base import Method, Phase, Stage
-from lscl.precision import Arithmetic
+from lscl.models.precision import Arithmetic
 from lscl.seeding import seeded
 
 

@@ -1,6 +1,6 @@
 """The systems: one file each, on the hooks of `base.Method`."""
 
-from lscl.methods.base import Method
+from lscl.federation.method import Method
 from lscl.methods.dualprompt import DualPrompt
 from lscl.methods.fed_lscl import FedLSCL
 from lscl.methods.fedavg import FedAvg

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
+from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.payload import Payload
-from lscl.methods.base import Method, Phase, Stage
 from lscl.methods.parts.prompts import similarity
-from lscl.models.foundation import Adapter
+from lscl.models.vit import Adapter
 
 
 class DualPrompt(Method):

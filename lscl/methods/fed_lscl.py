@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lscl.config import Experiment
+from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.limits import LIMIT, Check, gram
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import IMAGES, Method, Phase, Stage
-from lscl.methods.parts.averaging import average
 from lscl.methods.parts.buffer import index_sample, lowest_loss
 from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
-from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack, second_moments, unpack
 from lscl.methods.parts.passes import over
-from lscl.models.foundation import LowRank
+from lscl.models.cnn import small_cnn
 from lscl.models.generator import Generator
-from lscl.models.small import small_cnn
+from lscl.models.vit import LowRank
 from lscl.seeding import seeded
 
 FISHER_IMAGES = 64  # of a task, for EWC

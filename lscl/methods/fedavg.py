@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
-from lscl.methods.base import Method
-from lscl.models.small import small_cnn
+from lscl.federation.method import Method
+from lscl.models.cnn import small_cnn
 
 
 class FedAvg(Method):

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
-from lscl.methods.base import Method
+from lscl.federation.method import Method
 from lscl.methods.parts.heads import classifier
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
+from lscl.federation.masking import mask_logits, masked_cross_entropy
+from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import Method, Phase, Stage
 from lscl.methods.parts.heads import classifier
-from lscl.methods.parts.masked import mask_logits, masked_cross_entropy
 from lscl.methods.parts.passes import over
 from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
-from lscl.models.foundation import Adapter
+from lscl.models.vit import Adapter
 from lscl.seeding import torch_generator
 
 

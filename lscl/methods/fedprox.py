@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from lscl.federation.client import Batch, Client
+from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
-from lscl.methods.base import Stage
 from lscl.methods.fedavg import FedAvg
 
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lscl.federation.client import Batch, Client, as_input, resized
+from lscl.federation.masking import mask_logits
+from lscl.federation.method import Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import Phase, Stage
 from lscl.methods.parts.buffer import first, herding, random
 from lscl.methods.parts.inversion import SIDE, encoder, gradient, reconstruct, recovered_class
-from lscl.methods.parts.masked import mask_logits
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
 from lscl.methods.parts.passes import BATCH, over
 from lscl.methods.parts.synthesis import as_pixels

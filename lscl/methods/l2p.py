@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
-from lscl.methods.base import Method, Phase, Stage
+from lscl.federation.method import Method, Phase, Stage
 from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
+from lscl.federation.method import Method, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import Method, Stage
 
 
 class LocalHead(Method):

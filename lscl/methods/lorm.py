@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.errors import LsclError
+from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
 from lscl.federation.limits import LIMIT, Check, between
 from lscl.federation.limits import gram as gram_check
+from lscl.federation.method import HOLDS, IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import HOLDS, IMAGES, Method, Phase, Stage
-from lscl.methods.parts.averaging import average, average_rows
 from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
 from lscl.methods.parts.lora import StaticLoRA
 from lscl.methods.parts.o2d import pack, unpack
 from lscl.methods.parts.passes import over
-from lscl.models.foundation import Adapter, FrozenViT, LowRank, plain_mlps
+from lscl.models.vit import Adapter, FrozenViT, LowRank, plain_mlps
 from lscl.seeding import seeded
 
 GRAM = "gram"  # name of the exchange behind the last round of a task, and of the Gram matrices in a payload

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
+from lscl.federation.masking import mask_logits, masked_cross_entropy
+from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
-from lscl.methods.base import Stage
-from lscl.methods.parts.masked import mask_logits, masked_cross_entropy
 from lscl.methods.parts.old_model import KNOWN, OldModel
 from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, kl_gap
 from lscl.seeding import seeded, torch_generator

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from lscl.config import Experiment
+from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.limits import Check, equal
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import IMAGES, Method, Phase, Stage
-from lscl.methods.parts.averaging import average
-from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.passes import over
 from lscl.methods.parts.prototypes import class_means, distances, merge_weights
-from lscl.models.foundation import LowRank
+from lscl.models.vit import LowRank
 from lscl.seeding import seeded
 
 

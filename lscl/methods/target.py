@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client, as_input
+from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
-from lscl.methods.base import Stage
 from lscl.methods.parts.continual import distillation
 from lscl.methods.parts.old_model import OldModel
 from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, jitter, mix, norm_gap

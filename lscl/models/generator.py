@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lscl.models.foundation import LowRank
+from lscl.models.vit import LowRank
 
 
 class Generator(nn.Linear):

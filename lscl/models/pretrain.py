@@ -23,8 +23,8 @@ from lscl import paths
 from lscl.data.folder import image_folder
 from lscl.data.store import allocated_memmap, write_atomic
 from lscl.errors import LsclError, first_line, shown
-from lscl.models.foundation import enlarge
 from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
+from lscl.models.vit import enlarge
 from lscl.seeding import seeded, torch_generator
 
 TEACHER_SIZE = 128  # pixels a side

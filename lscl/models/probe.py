@@ -13,7 +13,7 @@ from lscl.config import Experiment
 from lscl.data.sources import load, per_class
 from lscl.data.store import ImageSet, write_atomic
 from lscl.errors import LsclError
-from lscl.models.foundation import FrozenViT, foundation_of
+from lscl.models.vit import FrozenViT, foundation_of
 from lscl.seeding import numpy_generator
 
 DECAYS = (1e-3, 1e-2, 3e-2)  # chosen by cross-validation on the training images

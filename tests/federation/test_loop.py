@@ -6,9 +6,9 @@ from tests_root import Recorder
 
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, exchanges, federate
+from lscl.federation.method import HOLDS, IMAGES, Stage
 from lscl.federation.training import answer, catch_up
 from lscl.methods import METHODS
-from lscl.methods.base import HOLDS, IMAGES, Stage
 
 
 def played(federation, config):

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from tests_root import Recorder
 
 from lscl.errors import LsclError
+from lscl.experiments.run import run as run_of
+from lscl.experiments.run import state_folders
 from lscl.federation.limits import LIMIT, STEP, largest
 from lscl.federation.loop import InProcess, exchanges, federate
+from lscl.federation.method import IMAGES, Stage
 from lscl.federation.payload import finite
 from lscl.methods import METHODS
-from lscl.methods.base import IMAGES, Stage
 from lscl.methods.parts.o2d import pack
-from lscl.run import run as run_of
-from lscl.run import state_folders
 
 ATTACKER, OTHERS = 1, (0, 2)
 GRAM = {"method": "fed_lscl", "o2d_upload": "gram"}

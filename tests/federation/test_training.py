@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lscl.federation.method import Phase, Stage
 from lscl.federation.training import answer, fit
-from lscl.methods.base import Phase, Stage
-from lscl.models.small import TORCHVISION
+from lscl.models.cnn import TORCHVISION
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.method import Stage
 from lscl.federation.training import answer
-from lscl.methods.base import Stage
 
 CONTROLS = ("local_head", "local_lora")
 

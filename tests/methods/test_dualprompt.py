@@ -5,8 +5,8 @@ import torch
 
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.method import Stage
 from lscl.federation.training import answer
-from lscl.methods.base import Stage
 
 
 def test_the_payload_has_the_size_of_the_formula(federation, smoke):

@@ -6,10 +6,10 @@ import torch
 from tests_root import Recorder
 
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.base import Stage
-from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.o2d import o2d_exact, second_moments
 
 

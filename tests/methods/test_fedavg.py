@@ -6,9 +6,9 @@ from torch import nn
 
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.method import IMAGES, Stage
 from lscl.federation.training import answer
-from lscl.methods.base import IMAGES, Stage
-from lscl.models import small
+from lscl.models import cnn
 
 
 def test_the_payload_has_the_size_of_the_formula(federation, smoke):
@@ -60,7 +60,7 @@ def test_several_networks_cannot_be_averaged(federation, smoke, one_line):
 
 def test_the_features_are_not_normalised(federation, smoke):
     method, clients = federation(smoke(method="fedavg"))
-    assert isinstance(clients[0].model["cnn"], small.FeatureExtractor) and not clients[0].model["cnn"].norm
+    assert isinstance(clients[0].model["cnn"], cnn.FeatureExtractor) and not clients[0].model["cnn"].norm
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.01, 3.0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lscl.federation.loop import InProcess, federate
-from lscl.methods.base import HOLDS, IMAGES, Stage
+from lscl.federation.method import HOLDS, IMAGES, Stage
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from lscl.errors import LsclError
+from lscl.experiments.run import prepare, run
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.base import Stage
-from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.prompts import with_prompts
-from lscl.models.foundation import Adapter
-from lscl.run import prepare, run
+from lscl.models.vit import Adapter
 from lscl.seeding import torch_generator
 
 D, LENGTH, CLASSES = 32, 3, 14  # width, tokens of the global prompt, classes in the smoke profile

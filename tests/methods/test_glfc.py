@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from lscl.federation.client import resized
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.method import Stage
 from lscl.federation.training import answer
-from lscl.methods.base import Stage
 from lscl.methods.glfc import binary, compensation, labels_of
 from lscl.methods.parts.buffer import herding
 from lscl.methods.parts.inversion import encoder, gradient, recovered_class

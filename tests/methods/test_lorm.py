@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from lscl.federation.method import HOLDS, Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.base import HOLDS, Stage
 from lscl.methods.parts.gram import gram
 from lscl.methods.parts.o2d import unpack
 

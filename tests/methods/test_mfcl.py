@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lscl.federation.loop import InProcess, federate
-from lscl.methods.base import Stage
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import Stage
 from lscl.methods.mfcl import SIGMA, imbalance, roughness
-from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.synthesis import Statistics, batchnorms, kl_gap
 
 

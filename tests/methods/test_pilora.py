@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import IMAGES, Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.base import IMAGES, Stage
-from lscl.methods.parts.masked import masked_cross_entropy
 from lscl.methods.parts.prototypes import class_means, merge_weights
 from lscl.methods.pilora import on_queries_and_values
 

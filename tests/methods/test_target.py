@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lscl.experiments.run import grid, run, save_sheet
 from lscl.federation.client import as_input
 from lscl.federation.loop import InProcess, federate
-from lscl.methods.base import Stage
-from lscl.methods.parts.masked import masked_cross_entropy
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import Stage
 from lscl.methods.parts.synthesis import Statistics, batchnorms, norm_gap
 from lscl.methods.target import TEMPERATURE, Synthesis, disagreement, scores
-from lscl.run import grid, run, save_sheet
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import torch
 
-from lscl.models.foundation import foundation
 from lscl.models.generator import Generator
+from lscl.models.vit import foundation
 
 
 def made(features=6, width=32, rank=3, scale=4.0):

@@ -6,8 +6,8 @@ import pytest
 
 from lscl.data.sources import load
 from lscl.errors import LsclError
-from lscl.models.foundation import foundation
 from lscl.models.probe import probe
+from lscl.models.vit import foundation
 
 
 def test_a_probe_is_written_and_repeats(smoke, places):

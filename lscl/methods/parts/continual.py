@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lscl.methods.parts.masked import mask_logits
+from lscl.federation.masking import mask_logits
 
 
 def diagonal_fisher(parameters: Mapping[str, nn.Parameter], log_likelihoods: Callable[[int], Tensor], count: int) -> dict[str, Tensor]:

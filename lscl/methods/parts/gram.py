@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lscl.models.foundation import Addition
+from lscl.models.vit import Addition
 
 
 @dataclass(frozen=True)

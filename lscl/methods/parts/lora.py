@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from lscl.models.foundation import LowRank
+from lscl.models.vit import LowRank
 
 
 class StaticLoRA(nn.Module):

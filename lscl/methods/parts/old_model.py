@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lscl.federation.client import Client
+from lscl.federation.method import HOLDS, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.base import HOLDS, Stage
 from lscl.methods.fedavg import FedAvg
 
 KNOWN = "known"  # U: the classes any client has had in earlier tasks (on the server: so far), (C,) bool

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lscl.config import Experiment
 from lscl.errors import LsclError
-from lscl.models.foundation import FrozenViT
+from lscl.models.vit import FrozenViT
 
 
 def similarity(query: Tensor, keys: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
 from lscl.methods.parts.o2d import pack, unpack
-from lscl.models.foundation import LowRank
+from lscl.models.vit import LowRank
 
 RANK, WIDTH, OUT = 2, 6, 5
 

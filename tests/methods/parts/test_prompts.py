@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
-from lscl.models.foundation import foundation
+from lscl.models.vit import foundation
 
 
 def test_similarity_is_the_cosine():

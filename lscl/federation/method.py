@@ -1,0 +1,228 @@
+"""The hooks of a federated continual learning method. The defaults are FedAvg; a method overrides what it changes.
+
+Server state lives in `Method.server`, private client state in `Client.model` and `Client.state`; only payloads cross between them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lscl.config import Experiment
+from lscl.data.partition import Census
+from lscl.federation.averaging import average, average_rows
+from lscl.federation.client import Batch, Client, Inputs
+from lscl.federation.limits import LIMIT, STEP, Check, between, equal, near
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.payload import Payload, Shapes
+from lscl.models.vit import FrozenViT
+from lscl.seeding import seeded
+
+IMAGES = "images"  # name of the number of training images in an upload: () int64
+HOLDS = "holds"  # name of the classes of the client's task in an upload, only with head_merge = holders: (C,) bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One exchange: broadcast, local work, upload, aggregate. `name` is "train", "finish", or a method's own."""
+
+    task: int
+    round: int
+    name: str = "train"
+
+
+@dataclass
+class Phase:
+    """One run of an optimiser over images: parameter groups with their learning rates, and a loss.
+
+    index: positions of the training images, None = those of the task at hand; clip: largest norm of the gradient, None = any.
+    """
+
+    groups: list[dict]
+    loss: Callable[[Client, Batch], Tensor]
+    epochs: int
+    batch: int
+    index: Tensor | None = None
+    clip: float | None = None
+
+
+class Method:
+    """FedAvg's life cycle."""
+
+    vit = True  # whether the frozen ViT is used at all
+    query = False  # whether its CLS feature with nothing adapted is needed beside the prefix
+    passes = 1  # how often an epoch goes through the task's images
+    surrogate = False  # whether the server needs images of its own, in `server_images`
+    server_images: Inputs | None = None  # images of the official test split that nobody is tested on
+    census: Census  # who has which classes and how many images; lscl.experiments.run sets it
+    head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`
+
+    def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
+        if foundation is not None:
+            self.check_foundation(config, foundation)
+        self.config, self.foundation, self.num_classes = config, foundation, num_classes
+        self.device = torch.device("cpu")  # where the server computes; lscl.experiments.run sets it
+        self.optimised = 0  # images that an optimiser has seen; `fit` counts those of a phase, a method those that it adds to them
+        self.server: dict[str, Tensor] = self.initial_server()
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        """The block in front of which the frozen ViT is cut; None = behind the last, for methods that use its features as they are."""
+        return None
+
+    @staticmethod
+    def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
+        """Whether the method can work on this frozen ViT.
+
+        Raises:
+            LsclError: it cannot, and why.
+        """
+
+    # -- building blocks
+    def build(self, client: int) -> nn.Module:
+        """The modules of a client; called by `new_model`."""
+        raise NotImplementedError
+
+    def new_model(self, client: int) -> nn.Module:
+        """An untrained model of a client; what all clients have in common starts from the same draw."""
+        with seeded(self.config.seed, "model"):
+            return self.build(client)
+
+    def shared(self, model: nn.Module) -> dict[str, Tensor]:
+        """What of the model travels, by name: all parameters and buffers."""
+        return dict(model.state_dict())
+
+    def initial_server(self) -> dict[str, Tensor]:
+        """What the server holds before the first round."""
+        return {name: value.detach().clone() for name, value in self.shared(self.new_model(0)).items()}
+
+    # -- server
+    @property
+    def by_holders(self) -> bool:
+        """Whether rows of the head are averaged only over the clients that trained them."""
+        return self.config.head_merge == "holders" and len(self.head_rows) > 0
+
+    def stages(self, task: int) -> list[Stage]:
+        """The exchanges of a task."""
+        return [Stage(task, number) for number in range(self.config.rounds)]
+
+    def broadcast(self, client: int, stage: Stage) -> Payload:
+        """What the server sends to a client."""
+        return self.server
+
+    def expected(self, client: int, stage: Stage) -> Shapes:
+        """Names and shapes of a valid upload."""
+        about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
+        return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor in a valid upload: that of the server's tensor of this name, else float32."""
+        fixed = {IMAGES: torch.int64, HOLDS: torch.bool}
+        return fixed.get(name) or (self.server[name].dtype if name in self.server else torch.float32)
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        """What the numbers of a valid upload must be like, by name.
+
+        Counts, classes and BatchNorm's statistics are known by their names; what `start` has was trained, anything else was measured.
+        """
+        classes = self.census.parts.tasks[client][stage.task].classes
+        known = {IMAGES: torch.tensor(self.census.images(client, stage.task)), HOLDS: self.flags(classes)}
+        start, steps = self.start(client, stage), self.steps(client, stage.task)
+        found: dict[str, Check] = {}
+        for name in self.expected(client, stage):
+            if name in known:
+                found[name] = equal(known[name])
+            elif name.endswith("running_var"):
+                found[name] = between(0, LIMIT**2)
+            elif name.endswith("running_mean") or name not in start:
+                found[name] = between(-LIMIT, LIMIT)
+            elif start[name].is_floating_point():
+                found[name] = near(start[name], self.rate(name), steps)
+            else:
+                found[name] = between(start[name], start[name] + int(STEP) * steps)
+        return found
+
+    def start(self, client: int, stage: Stage) -> Payload:
+        """What the training of a round starts from, by the names of the upload."""
+        return self.broadcast(client, stage)
+
+    def steps(self, client: int, task: int) -> int:
+        """Steps of the optimiser in a round, at most; a method may train on kept images of earlier tasks, too."""
+        return self.config.epochs * math.ceil(self.census.images_so_far(client, task) / self.config.batch)
+
+    def rate(self, name: str) -> float:
+        """The learning rate of what is uploaded under this name."""
+        return self.config.lr
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Fuse the uploads into `server`: the average weighted by the number of training images.
+
+        Tensors in `server` are replaced, never written into: the loop goes back to those of before if this fails.
+        """
+        self.server.update(self.averaged(uploads))
+
+    def averaged(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+        """What was uploaded under the names of `server`, averaged by the number of training images.
+
+        With head_merge = holders, a row of the head is averaged only over the clients whose task has its class.
+        """
+        weights = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
+        states = {k: {name: value for name, value in payload.items() if name in self.server} for k, payload in uploads.items()}
+        merged = average(states, weights)
+        if self.by_holders:
+            holders = {k: payload[HOLDS] for k, payload in uploads.items()}
+            for name in self.head_rows:
+                merged[name] = average_rows(self.server[name], {k: payload[name] for k, payload in uploads.items()}, holders, weights)
+        return merged
+
+    def server_end_task(self, task: int) -> None:
+        """After every client has ended the task."""
+
+    def sheet(self, task: int) -> np.ndarray | None:
+        """Images the server made in the task, to look at: (n, H, W, 3) uint8; None if it made none."""
+        return None
+
+    # -- client
+    def start_task(self, client: Client) -> None:
+        """Before the first round of a task."""
+
+    def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
+        """Take in what the server sent."""
+        client.model.load_state_dict(payload, strict=False)
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        """The optimiser runs of a round; every round starts with fresh optimisers."""
+        return [Phase([{"params": list(client.model.parameters()), "lr": self.config.lr}], self.loss, self.config.epochs, self.config.batch)]
+
+    def loss(self, client: Client, batch: Batch) -> Tensor:
+        """Cross-entropy over the classes of the client's task."""
+        return self.cross_entropy(client, batch, self.logits(client, batch))
+
+    def cross_entropy(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
+        """Mean cross-entropy of (b, C) logits, all classes but those of the client's task left out."""
+        return masked_cross_entropy(logits, batch.labels, client.classes)
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        """What the client sends to the server."""
+        about = {IMAGES: torch.tensor(len(client.current.train))}
+        if self.by_holders:
+            about[HOLDS] = self.holds(client)
+        return {**about, **self.shared(client.model)}
+
+    def holds(self, client: Client) -> Tensor:
+        """Which classes are in the client's task: (C,) bool."""
+        return self.flags(client.current.classes)
+
+    def flags(self, classes: Sequence[int]) -> Tensor:
+        """Some classes as flags: (C,) bool."""
+        return torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, torch.tensor(classes), True)
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        """Scores of all classes, (b, C); the evaluation masks them."""
+        raise NotImplementedError
+
+    def end_task(self, client: Client) -> None:
+        """After the task's evaluation."""

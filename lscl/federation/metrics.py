@@ -1,0 +1,92 @@
+"""Scores: what is right under three masks, and the metrics made from it, one formula each.
+
+The accuracy tensor is acc[mask][t][k][u]: after task t, client k, on the test images of its task u <= t. Masks:
+task = only the classes of task u compete (the task is given), seen = all classes client k has met so far
+(class-incremental), all = every class of the data set.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lscl.federation.client import Client
+from lscl.federation.masking import mask_logits
+from lscl.federation.method import Method
+
+MASKS = ("task", "seen", "all")
+BATCH = 200  # images per forward pass; part of what makes a run repeat bit for bit
+
+
+@torch.no_grad()
+def evaluate(method: Method, client: Client) -> dict[str, Tensor]:
+    """Right answers of a client on the test images of its tasks so far.
+
+    -> {"correct": (masks, classes met so far) int64, "total": (classes met so far,) int64}, classes in order of arrival.
+    """
+    client.model.eval()
+    seen = torch.tensor(client.partition.seen(client.id, client.task))
+    place = torch.full((method.num_classes,), -1)
+    place[seen] = torch.arange(len(seen))
+    correct, total = torch.zeros(len(MASKS), len(seen), dtype=torch.int64), torch.zeros(len(seen), dtype=torch.int64)
+    for task in range(client.task + 1):
+        own = torch.tensor(client.partition.tasks[client.id][task].classes)
+        for index in client.test_index(task).split(BATCH):
+            batch = client.test.batch(index)
+            logits, labels = method.logits(client, batch).cpu(), batch.labels.cpu()
+            total.index_add_(0, place[labels], torch.ones_like(labels))
+            for row, allowed in enumerate((own, seen, torch.arange(method.num_classes))):
+                right = mask_logits(logits, allowed).argmax(1) == labels
+                correct[row].index_add_(0, place[labels], right.long())
+    return {"correct": correct, "total": total}
+
+
+def task_accuracies(found: dict, classes_per_task: int) -> np.ndarray:
+    """One client's right answers {"correct": (masks, seen), "total": (seen,)} -> percent by (mask, task)."""
+    correct, total = np.asarray(found["correct"]), np.asarray(found["total"])
+    return 100 * correct.reshape(len(MASKS), -1, classes_per_task).sum(2) / total.reshape(-1, classes_per_task).sum(1)
+
+
+def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int) -> np.ndarray:
+    """acc[mask][t][k][u] in percent from the right answers counts[t][k]; NaN for u > t and for a client that gave none (None)."""
+    tasks, clients = len(counts), len(counts[0])
+    acc = np.full((len(MASKS), tasks, clients, tasks), np.nan)
+    for t, row in enumerate(counts):
+        for k, found in enumerate(row):
+            if found is not None:
+                acc[:, t, k, : t + 1] = task_accuracies(found, classes_per_task)
+    return acc
+
+
+def current_task(acc: np.ndarray) -> np.ndarray:
+    """Table 1 of the paper: after task t, mean over clients of acc[t][k][t]. acc: (t, k, u) -> (t,)."""
+    return np.array([acc[t, :, t].mean() for t in range(len(acc))])
+
+
+def average_so_far(acc: np.ndarray) -> np.ndarray:
+    """After task t, mean over clients and tasks u <= t. The last entry is Table 2 of the paper. acc: (t, k, u) -> (t,)."""
+    return np.array([acc[t, :, : t + 1].mean() for t in range(len(acc))])
+
+
+def forgetting(acc: np.ndarray) -> float:
+    """Mean over clients and tasks u < T of max_{t < T} acc[t][u] - acc[T][u] (Chaudhry et al. 2018). acc: (t, k, u)."""
+    if len(acc) == 1:
+        return 0.0
+    return float((np.nanmax(acc[:-1, :, :-1], axis=0) - acc[-1, :, :-1]).mean())
+
+
+def backward_transfer(acc: np.ndarray) -> float:
+    """Mean over clients and tasks u < T of acc[T][u] - acc[u][u] (Lopez-Paz and Ranzato 2017). acc: (t, k, u)."""
+    if len(acc) == 1:
+        return 0.0
+    then = np.stack([acc[u, :, u] for u in range(len(acc) - 1)], axis=1)
+    return float((acc[-1, :, :-1] - then).mean())
+
+
+def per_class(counts: list[list[dict]], partition_seen: list[list[int]]) -> dict[int, dict[int, list[float]]]:
+    """After the last task: {client: {class: [accuracy in percent under each mask]}}."""
+    last = counts[-1]
+    return {
+        k: {label: (100 * np.asarray(found["correct"])[:, i] / found["total"][i]).tolist() for i, label in enumerate(partition_seen[k])}
+        for k, found in enumerate(last)
+        if found is not None
+    }

@@ -1,0 +1,71 @@
+"""The client's side: one message is one exchange. Model and state lie on the client's own disk and are never sent."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors import safe_open
+
+from lscl import paths
+from lscl.data.store import PRIVATE_FILE, private_folder, write_atomic
+from lscl.errors import LsclError
+from lscl.experiments.run import setting
+from lscl.federation.checkpoint import as_bytes
+from lscl.federation.client import Client
+from lscl.federation.loop import exchanges
+from lscl.federation.payload import seal
+from lscl.federation.training import answer, catch_up
+from lscl.flower.messages import pack, understand, unpack
+
+KEPT = 3  # states on disk: a server that starts again may ask for the two exchanges of its last round once more
+
+app = ClientApp()
+prepared = lru_cache(maxsize=1)(setting)  # in a simulation one process serves many clients
+
+
+@app.train()
+def exchange(message: Message, context: Context) -> Message:
+    """Take in what was missed, do what is asked, save, answer."""
+    ticket = dict(message.content["to"])
+    config, number = understand(context.run_config), int(ticket["client"])
+    if number != context.node_config.get("client", number):
+        raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
+    _, _, method, new_client = prepared(config)
+    client, stages = new_client(number), exchanges(method)
+    due = {int(key): record for key, record in message.content.array_records.items()}
+    asked = int(ticket["exchange"])
+    folder, run = private_folder(private_folder(paths.private() / config.name) / f"client{number}"), str(message.metadata.run_id)
+    with FileLock(folder / "lock", mode=PRIVATE_FILE):
+        done = restore(folder, client, asked, run)
+        client.task = stages[done].task if done >= 0 else -1
+        while done + 1 < asked and done + 1 in due:
+            done += 1
+            catch_up(method, client, stages[done], unpack(due[done], "server"))
+        if done != asked - 1:
+            raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
+        reply = seal(answer(method, client, stages[asked], unpack(due[asked], "server")), f"client {number}")
+        write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
+        for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+            old.unlink()
+    return Message(RecordDict({"answer": pack(reply, ticket)}), reply_to=message)
+
+
+def restore(folder: Path, client: Client, asked: int, run: str) -> int:
+    """Bring the client to its newest state in front of exchange `asked`; -> the exchange it is from, -1 = none.
+
+    Later states are of a server that stopped before it had saved them: they are dropped, for the exchanges come again.
+
+    Raises:
+        LsclError: the later states are of this very `run`: the message has overtaken another one.
+    """
+    for path in sorted(folder.glob("*.safetensors"), reverse=True):
+        with safe_open(path, "pt") as file:
+            if int(path.stem) < asked:
+                client.load_private_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                return int(path.stem)
+            if file.metadata()["run"] == run:
+                raise LsclError(f"exchange {asked} comes too late, {int(path.stem)} is done")
+        path.unlink()
+    return -1

@@ -1,0 +1,298 @@
+"""A federation on this machine: a SuperLink and its SuperNodes as processes on loopback, with TLS and node keys made on the spot."""
+
+import datetime
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
+
+from lscl import paths
+from lscl.config import PLACES, Experiment
+from lscl.data.store import PRIVATE_FILE, private_folder
+from lscl.errors import LsclError, unknown
+from lscl.experiments.records import Record, read
+from lscl.experiments.run import prepare, settled
+from lscl.flower import leftovers, node
+from lscl.flower.messages import describe
+
+APP = Path(__file__).parent / "app"
+HOST = "127.0.0.1"
+FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
+PATIENCE = 60  # seconds for a process to start
+
+
+def certificates(folder: Path) -> None:
+    """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 that it signed (server.pem, server.key), for one day."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def certificate(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+        subject, signed_by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
+        new = x509.CertificateBuilder().subject_name(subject).issuer_name(signed_by).public_key(key.public_key())
+        new = new.serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        new = new.add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
+        new = new.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        new = new.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        if name == issuer:
+            usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+            usage |= {"encipher_only": False, "decipher_only": False, "digital_signature": True, "key_cert_sign": True, "crl_sign": True}
+            new = new.add_extension(x509.KeyUsage(**usage), critical=True)
+        else:
+            new = new.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        return new.sign(signer, hashes.SHA256())
+
+    authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    (folder / "ca.crt").write_bytes(certificate("lscl", authority, "lscl", authority).public_bytes(Encoding.PEM))
+    (folder / "server.pem").write_bytes(certificate(HOST, server, "lscl", authority).public_bytes(Encoding.PEM))
+    secret(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def node_key(path: Path) -> None:
+    """Write a SuperNode's private key to `path` and its public key beside it (.pub)."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+
+
+def secret(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner can read.
+
+    Raises:
+        LsclError: there is a file, or a link, which is never followed.
+    """
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, PRIVATE_FILE)) as file:
+            file.write(data)
+    except FileExistsError:
+        raise LsclError(f"{path} is there already, and a key is never overwritten: remove it or use another folder") from None
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        return one.getsockname()[1]
+
+
+@dataclass
+class Local:
+    """The processes of a federation. `folder`: keys, certificates and logs; `private`: where the clients keep their state."""
+
+    folder: Path
+    private: Path
+    config: Experiment
+    simulation: bool = False
+    port: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What all processes get: they run in `folder`, so every path is absolute."""
+        found = {name: getattr(self.config, name) for name in PLACES}
+        places = {f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value) for name, value in found.items() if value}
+        homes = {"LSCL_ROOT": paths.root(), "LSCL_CACHE": paths.cache().resolve(), "LSCL_PRIVATE": self.private, "FLWR_HOME": self.folder / "flwr"}
+        mark = leftovers.marks(self.folder.name)
+        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, **mark, "PYTHONUNBUFFERED": "1"}
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process that writes to `name`.log."""
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def start_link(self) -> None:
+        """Start the SuperLink and wait until it answers.
+
+        Raises:
+            LsclError: it ends, or does not answer in time.
+        """
+        files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
+        tls = [word for option, file in files.items() for word in (option, str(self.folder / file))]
+        safe = ["--insecure", "--simulation"] if self.simulation else [*tls, "--enable-supernode-auth"]
+        self.start("superlink", "flower-superlink", *safe, "--host", HOST, "--port", str(self.port))
+        home = self.folder / "flwr"
+        home.mkdir(exist_ok=True)
+        security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n', encoding="utf-8"
+        )
+        scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
+        trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
+        while time.monotonic() < end and self.processes["superlink"].poll() is None:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{scheme}://{HOST}:{self.port}/health", verify=trust).is_success:
+                    return
+            time.sleep(0.2)
+        raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
+
+    def flwr(self, *words: str) -> str:
+        """One command of Flower's own; -> what it printed.
+
+        Raises:
+            LsclError: it failed.
+        """
+        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, encoding="utf-8")
+        if done.returncode != 0:
+            raise LsclError(f"flwr {words[0]}: {' '.join((done.stdout + done.stderr).split())[-500:]}")
+        return done.stdout
+
+    def register(self, client: int) -> None:
+        """Make a key for the node of a client and let it in."""
+        node_key(self.folder / f"client{client}.key")
+        self.flwr("supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}")
+
+    def start_node(self, client: int, link: int | None = None) -> None:
+        """Start the node of a client; link: port of the SuperLink, or of what stands in front of it."""
+        self.start(
+            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client), "--link", f"{HOST}:{link or self.port}",
+            "--authority", str(self.folder / "ca.crt"), "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
+        )  # fmt: skip
+
+    def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
+        """Hand the run to the SuperLink, as `submit` does."""
+        nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.cpu_threads}"
+        more = ["--federation-config", nodes] if self.simulation else []
+        return submit(self.config, settings, show, "here", self.environment, more, self.folder)
+
+    def last_lines(self, name: str, count: int = 1) -> str:
+        """The end of a process's log."""
+        return " ".join((self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]).strip()
+
+    def stop(self, *names: str) -> None:
+        """End processes that were started here, all if none is named, and all that they started."""
+        started = [self.processes.pop(name) for name in names or list(self.processes)]
+        ending = [process for one in started for process in started_by(one.pid)]
+        for step in (psutil.Process.terminate, psutil.Process.kill):
+            for process in ending:
+                with suppress(psutil.NoSuchProcess):
+                    step(process)
+            _, ending = psutil.wait_procs(ending, timeout=10)
+        for one in started:
+            one.wait()
+
+
+def started_by(pid: int) -> list[psutil.Process]:
+    """A process that leads a session, what it started, and what is left in its session of those that have ended."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError):
+            found += [process] if os.getsid(process.pid) == pid and process not in found else []
+    return found
+
+
+def check_link(link: str) -> None:
+    """Look a SuperLink up in Flower's configuration.
+
+    Raises:
+        LsclError: it is not there, or the configuration cannot be read.
+    """
+    path = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr")) / "config.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+        names = [name for name, connection in found.items() if isinstance(connection, dict)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise LsclError(f"link = {link!r}: cannot read Flower's configuration {path}: {error}") from None
+    if link not in names:
+        raise unknown(f"SuperLink in {path}", link, names)
+
+
+def submit(
+    config: Experiment,
+    settings: Mapping[str, float],
+    show: Callable[[str], None],
+    link: str,
+    variables: Mapping[str, str],
+    more: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Record:
+    """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
+
+    show: called with every line that Flower or the server writes; more: further words of the command; folder: for a file while it runs,
+    None = the system's temporary one.
+
+    Raises:
+        LsclError: the run came to no end; what was finished before stays.
+    """
+    config = settled(config, paths.results() / "federation" / "state" / config.name)
+    path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
+    path.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
+        file.write("".join(f"{name} = {json.dumps(value)}\n" for name, value in {"experiment": describe(config), **settings}.items()))
+        file.flush()
+        command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
+        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+        with subprocess.Popen(command, env=variables, **pipes) as process:
+            try:
+                for line in process.stdout:
+                    show(line.rstrip())
+                    why, last = line.partition("LsclError: ")[2].strip() or why, line.strip(FRAME) or last
+            finally:
+                process.terminate()
+    if not path.exists():
+        raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
+    return read(path)
+
+
+@contextmanager
+def federation(
+    folder: Path, private: Path, config: Experiment, simulation: bool = False, link: Callable[[int], int] = lambda port: port
+) -> Iterator[Local]:
+    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block.
+
+    link: gives, for the SuperLink's port, the one that the nodes are to connect to.
+    """
+    local = Local(folder, private, config, simulation)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
+    try:
+        if not simulation:
+            certificates(folder)
+        local.start_link()
+        port = link(local.port)
+        for k in range(0 if simulation else config.clients):
+            local.register(k)
+            local.start_node(k, port)
+        yield local
+    finally:
+        local.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
+    """One run over processes of this machine, from its last finished round on; -> its record.
+
+    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished. Of a command that
+    is killed no process and no key is left, see `leftovers`.
+
+    Raises:
+        LsclError: as `submit`.
+    """
+    state = paths.results() / "federation" / "state"
+    private, config = state / f"{config.name}-private", settled(config, state / config.name)
+    prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
+    private.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(private)
+    with leftovers.key_folder() as folder, federation(folder, private, config, simulation) as local:
+        record = local.run(settings, show)
+    shutil.rmtree(private, ignore_errors=True)
+    return record

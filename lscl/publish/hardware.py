@@ -1,0 +1,94 @@
+"""Hardware and times: what a command took and gave where it was measured, and what the cost model expects of cards that nobody has tried."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from lscl import files, paths
+from lscl.config import experiment
+from lscl.experiments import cost_model, sweeps
+from lscl.experiments.records import Record, select
+from lscl.results import file_shapes, report
+
+cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code alone decides it
+
+
+def expected() -> list[dict[str, Any]]:
+    """What whole profiles took and gave (`readme.expect`), by profile."""
+    return [files.from_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))]
+
+
+def notebook_time(notebook: str, runs: bool = False) -> str | None:
+    """How long a notebook took in `make demo` on how many cores, with the runs made before it if `runs`; None if nobody measured it."""
+    for one in expected():
+        if one["profile"] == "demo" and notebook in one["notebooks"]:
+            seconds = one["notebooks"][notebook] + runs * one["runs_seconds"]
+            return f"{duration(seconds)} on {one['hardware']['cores']} cores"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """In steps of 5 seconds, or of half a minute from 100 seconds on."""
+    return f"{max(5, 5 * round(seconds / 5))} seconds" if seconds < 100 else f"{round(seconds / 30) / 2:g} minutes"
+
+
+def notebooks() -> pd.DataFrame:
+    """One row per notebook: the time it took in `make demo`."""
+    rows = [(name, duration(seconds)) for one in expected() if one["profile"] == "demo" for name, seconds in one["notebooks"].items()]
+    return pd.DataFrame([{"notebook": f"{{doc}}`/notebooks/{name}`", "time": taken} for name, taken in rows])
+
+
+def measured(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
+    rows = [
+        {**_row(one["hardware"]), "command": report.code(one["command"]), **_found(one["minutes"], one["task"], one["seen"])} for one in expected()
+    ]
+    for record in select(records, seed=sweeps.SEEDS[0]):
+        options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
+        command = report.code(f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}")
+        accuracies = (report.final(record, mask) for mask in ("task", "seen"))
+        rows.append({**_row(record["hardware"], record["config"]["threads"]), "command": command, **_found(report.minutes(record), *accuracies)})
+    return pd.DataFrame(rows)
+
+
+def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:
+    used = f", {threads} thread{'s' * (threads > 1)} used" if threads else ""
+    return {"machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {hardware['gpu'] or 'no GPU'}{used}"}
+
+
+def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
+    return {"minutes": f"{minutes:.1f}", "task-masked %": f"{task:.1f}", "class-incremental %": f"{seen:.1f}"}
+
+
+def planned() -> pd.DataFrame:
+    """One row per card: hours by the cost model of one run of Fed-LSCL and of the whole main table with its seeds, and whether it holds every run."""
+    rows = {}
+    for name, machine in cost_model.CARDS.items():
+        rows[f"`{name}`"] = {"GPU memory GB": f"{machine.memory / 2**30:.0f}"}
+        for dataset, seeds in sweeps.PLANS["paper"].items():
+            every = [cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.TABLE1]
+            ours = next(one for one in every if one.config.method == "fed_lscl")
+            title = report.DATASET_LABELS[dataset]
+            rows[f"`{name}`"] |= {
+                f"{title}: Fed-LSCL, hours": f"{ours.hours(machine):.1f}",
+                f"{title}: all, {len(seeds)} seeds, hours": f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}",
+                f"{title}: all fit": "yes" if max(one.memory for one in every) <= machine.memory else "no",
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
+
+
+def each_system(dataset: str, card: str = "t4") -> pd.DataFrame:
+    """What one run of every system in the profile paper needs by the cost model, on one card."""
+    machine, rows = cost_model.card(card), {}
+    for method, extra in sweeps.TABLE1:
+        one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+        rows[" ".join([report.METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
+            "GPU memory GB": f"{one.memory / 2**30:.1f}",
+            "disk GB": f"{one.disk / 1e9:.1f}",
+            "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",
+            "PFLOP, server": f"{one.server / 1e15:.1f}",
+            "hours": f"{one.hours(machine):.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

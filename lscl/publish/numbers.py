@@ -1,0 +1,65 @@
+"""Numbers inside the sentences of the book. A page calls one by its name in double braces; `lscl pages` writes them all to one file."""
+
+from collections.abc import Callable
+
+from lscl import files, paths
+from lscl.config import PROFILES, experiment
+from lscl.data import imagenet_r
+from lscl.errors import Absent
+from lscl.experiments import cost_model, sweeps
+from lscl.experiments.records import Record, select
+from lscl.models.vit import WEIGHTS
+from lscl.publish.hardware import cost
+from lscl.results import file_shapes, report
+
+NONE = "(not yet measured)"
+FILE = "numbers.json"
+
+
+def numbers(records: list[Record]) -> dict[str, str]:
+    """Every number by its name; `records` are those of the main table. What nobody has measured yet says so."""
+    ours = {dataset: select(records, method="fed_lscl", overrides={}, dataset=dataset) for dataset in sweeps.PLANS["mini"]}
+    found: dict[str, Callable[[], str]] = {
+        "demo_minutes": lambda: f"{_expected('demo')['minutes']:g}",
+        "demo_cores": lambda: str(_expected("demo")["hardware"]["cores"]),
+        "demo_task": lambda: f"{_expected('demo')['task']:.1f} %",
+        "demo_seen": lambda: f"{_expected('demo')['seen']:.1f} %",
+        **{
+            f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask)
+            for dataset, group in ours.items()
+            for mask in ("task", "seen")
+        },
+        "published_cifar100": lambda: _published("cifar100"),
+        "main_runs": lambda: str(len(records)),
+        "main_hours": lambda: f"{sum(map(report.minutes, records)) / 60:.1f}",
+        "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
+        "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
+        "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
+        "tuning_seed": lambda: str(sweeps.TUNING_SEED),
+        "weights_images": lambda: f"{files.from_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
+        "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
+        "colab_hours": lambda: f"{sum(cost(one).hours(cost_model.card('t4')) for one in sweeps.plan('colab')):.1f}",
+        "paper_hours": lambda: f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.card('t4')):.0f}",
+    }
+    return {name: _value(of) for name, of in found.items()}
+
+
+def _value(of: Callable[[], str]) -> str:
+    try:
+        return of()
+    except Absent:
+        return NONE
+
+
+def _final(group: list[Record], mask: str) -> str:
+    return f"{report.summary(report.final(one, mask) for one in group).estimate} %" if group else NONE
+
+
+def _published(dataset: str) -> str:
+    found = report.published_final(dataset)
+    return NONE if found is None else f"{found:.1f} %"
+
+
+def _expected(profile: str) -> dict:
+    """What a whole profile took and gave, see `readme.expect`."""
+    return files.from_json(paths.results() / "expected" / f"{profile}.json", file_shapes.Expected)

@@ -1,0 +1,76 @@
+"""The README's table of what to expect, made from records; `lscl pages` writes it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lscl import paths
+from lscl.config import experiment
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError
+from lscl.experiments import cost_model, records
+from lscl.federation.metrics import average_so_far
+from lscl.publish import hardware
+from lscl.results import report
+
+BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
+
+
+def expect(profile: str, minutes: float, runs: list[records.Record], runs_seconds: float, notebooks: dict[str, float]) -> Path:
+    """Keep what `lscl reproduce profile` took and gave on this machine, for README and book.
+
+    minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
+    """
+    ours = records.select(runs, method="fed_lscl", overrides={})
+    about = {
+        "profile": profile,
+        "command": "make demo" if profile == "demo" else f"lscl reproduce {profile}",
+        "minutes": round(minutes, 1),
+        "runs_seconds": round(runs_seconds, 1),
+        "notebooks": {name: round(seconds, 1) for name, seconds in notebooks.items()},
+        "hardware": records.hardware(),
+        "commit": records.source()["commit"],
+        **{mask: _mean(ours, mask) for mask in ("task", "seen")},
+    }
+    path = paths.results() / "expected" / f"{profile}.json"
+    write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
+    return path
+
+
+def table() -> str:
+    """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
+    rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
+    for row in hardware.expected():
+        rows.append(f"| {_machine(row['hardware'])} | {report.code(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
+    for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
+        command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
+        scores = [f"{_mean([record], mask)} %" for mask in ("task", "seen")]
+        rows.append(
+            f"| {_machine(record['hardware'])} | {report.code(command)} | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |"
+        )
+    minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
+    command = "lscl run --method fed_lscl --dataset cifar100 --profile paper"
+    rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
+    return "\n".join(rows)
+
+
+def _published() -> str:
+    found = report.published_final("cifar100")
+    return "–" if found is None else f"{found:.1f} %, the paper's"
+
+
+def _mean(runs: list[records.Record], mask: str) -> float:
+    """Accuracy after the last task over all tasks, mean over runs, in percent."""
+    return round(float(np.mean([average_so_far(records.accuracy(one, mask))[-1] for one in runs])), 1)
+
+
+def _machine(hardware: dict) -> str:
+    return report.plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
+
+
+def text(before: str) -> str:
+    """The README with today's table between its two markers."""
+    if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
+        raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")
+    return f"{before.split(BEGIN)[0]}{BEGIN}\n{table()}\n{END}{before.split(END)[1]}"

@@ -1,0 +1,63 @@
+"""What the code says of itself, as tables and text of the book: parameters, values of single methods, the mini model."""
+
+from typing import Any
+
+import pandas as pd
+
+from lscl import files, paths
+from lscl.config import CHOSEN, PROFILES, SIZES, Experiment, experiment
+from lscl.models.vit import WEIGHTS
+from lscl.results.report import METHOD_LABELS, numbered, plain
+
+
+def config_table() -> pd.DataFrame:
+    """Every field of the config with its value in each profile (on CIFAR-100) and what it means."""
+    made = {profile: experiment(profile=profile, dataset="cifar100").model_dump(mode="json") for profile in PROFILES}
+    rows = {}
+    for name, field in Experiment.model_fields.items():
+        if name in ("method", "dataset", "profile", "seed"):
+            values = dict.fromkeys(PROFILES, show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
+        else:
+            values = {profile: show(values[name]) for profile, values in made.items()}
+        rows[f"`{name}`"] = values | {"meaning": field.description}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+def method_values() -> pd.DataFrame:
+    """What one method alone has different in a profile: sizes, values from tuning, official values."""
+    reasons = dict.fromkeys(PROFILES, "official") | {"demo": "tuning", "mini": "tuning"}
+    given = [(method, profile, "size", values) for profile, methods in SIZES.items() for method, values in methods.items()]
+    given += [(method, profile, reasons[profile], values) for profile, methods in CHOSEN.items() for method, values in methods.items()]
+    text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
+    rows = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
+    order = list(METHOD_LABELS.values())
+    return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
+
+
+def show(value: Any) -> str:
+    """A value of the config as the tables write it."""
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def model_card() -> str:
+    """The facts about the mini foundation model that its description and the probes hold, as markdown."""
+    parts, about = [], WEIGHTS.with_suffix(".json")
+    if about.exists():
+        parts.append(numbered(_facts(files.from_json(about, dict[str, Any])), "How the file of the mini model was made", "tab-model-facts"))
+    for path in sorted((paths.results() / "probe").glob("*.json")):
+        caption = f"Linear probe on the frozen features: {plain(path.stem.replace('--', ', '))} images a class"
+        parts.append(numbered(_facts(files.from_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
+    return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
+
+
+def _facts(values: dict[str, Any]) -> pd.DataFrame:
+    text = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {part}" for key, part in value.items())
+        elif isinstance(value, list):
+            value = f"{len(value)}: " + ", ".join(str(part) for part in value)
+        text[name.replace("_", " ")] = {"value": str(value)}
+    return pd.DataFrame.from_dict(text, orient="index").rename_axis("fact")

@@ -1,0 +1,522 @@
+"""Figures of the book, in one style. Each function returns a Figure; its alt text stands in the metadata of the notebook's cell.
+
+Figures carry their own near-white ground, so that they read the same on a light page, on a dark page and on paper. The
+colours are those of Okabe and Ito, told apart by colour-blind readers too; lines also differ in marker and dash.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+
+from lscl.errors import LsclError
+from lscl.models.vit import FrozenViT, LowRank
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
+MARKERS = "osD^vPX*"
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+HATCHES = ("", "//", "..", "xx")
+LOOKS = len(COLOURS)
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dash of line `number`; the first 64 all differ, and the first 8 in each of the three."""
+    other = (number + number // LOOKS) % LOOKS
+    return {"color": COLOURS[number % LOOKS], "marker": MARKERS[other], "linestyle": DASHES[other]}
+
+
+INK, SOFT, GROUND = "#222222", "#8A8A8A", "#FCFCFA"
+HEAT, DIVERGING = "cividis", "RdBu_r"
+STYLE = {
+    **sns.axes_style("ticks"),
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "figure.dpi": 110,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.7,
+    "axes.edgecolor": SOFT,
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"], INK),
+    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "image.interpolation": "nearest",
+}
+
+
+class Picture(Figure):
+    """A figure that pyplot knows nothing of (no double display) and that notebooks show as the value of a cell."""
+
+    def _repr_png_(self) -> bytes:
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12, facecolor=GROUND)
+        Image.open(drawn).convert("RGB").quantize(256).save(small, "PNG", optimize=True)  # a palette: a third of the size
+        return small.getvalue()
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Let a figure function draw in the book's style, whatever the reader's own settings are."""
+
+    @wraps(draw)
+    def wrapped(*args, **kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` x `height` inches and its axes (rows, columns)."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _picture(axes: Axes, pixels: np.ndarray, title: str = "", size: float = 8.5) -> None:
+    axes.imshow(pixels)
+    axes.set_title(title, fontsize=size, pad=3)
+    axes.set_axis_off()
+
+
+# ---- 01 data
+
+
+@styled
+def partition_picture(counts: np.ndarray) -> Figure:
+    """Who holds which class, when and how many images of it: one row per client, one column per class, a colour per task.
+
+    counts: (clients, tasks, classes) training images. Within the stretch of a client the classes stand in its order of tasks; public
+    ones stand right, in the order of the first client.
+    """
+    clients, tasks, _ = counts.shape
+    held = counts.sum(1) > 0  # (clients, classes)
+    used = np.flatnonzero(held.any(0))
+    first = held[:, used].argmax(0)  # the first client that holds the class
+    when = np.where(held, counts.argmax(1), np.nan)[:, used]
+    when = when[:, np.lexsort((when[first, range(len(used))], first, held[:, used].sum(0)))]
+    figure, ((top, bottom),) = _figure(8, 3.4, 1, 2, width_ratios=[4, 1])
+    palette = ListedColormap(sns.color_palette("viridis", tasks))
+    mesh = top.pcolormesh(when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), edgecolors=GROUND, linewidth=0.3)
+    top.set(xlabel=f"{len(used)} classes, private ones first", ylabel="client", yticks=np.arange(clients) + 0.5, yticklabels=range(1, clients + 1))
+    top.invert_yaxis()
+    bar = figure.colorbar(mesh, ax=top, ticks=range(tasks), location="top", aspect=50, pad=0.02)
+    bar.set_ticklabels(range(1, tasks + 1))
+    bar.set_label("task in which the client meets the class")
+    options = {"annot": True, "fmt": "d", "cbar": False, "annot_kws": {"size": 8}, "linewidths": 0.5, "linecolor": GROUND}
+    sns.heatmap(counts.sum(2), ax=bottom, cmap=HEAT, xticklabels=range(1, tasks + 1), yticklabels=range(1, clients + 1), **options)
+    bottom.set(title="training images", xlabel="task", ylabel="")
+    bottom.tick_params(axis="y", rotation=0)
+    for axes in (top, bottom):
+        axes.grid(False)
+    return figure
+
+
+@styled
+def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """How the images of the public classes fell to the clients, one bar per class. counts: (clients, public classes)."""
+    figure, ((axes,),) = _figure(8, 3.2)
+    left, order = np.zeros(counts.shape[1]), np.argsort(-counts.max(0), kind="stable")
+    for client, row in enumerate(counts[:, order]):
+        axes.bar(range(len(row)), row, bottom=left, color=COLOURS[client % LOOKS], label=f"client {client + 1}", edgecolor=GROUND, linewidth=0.6)
+        left += row
+    axes.set(ylabel="training images", xlabel="public class", xlim=(-0.6, len(order) - 0.4))
+    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=60, ha="right", fontsize=7.5)
+    axes.legend(ncols=len(counts), loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
+@styled
+def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
+    """The largest share that one client gets of a class, for several concentrations. shares: {label: (draws, clients)}."""
+    figure, ((axes,),) = _figure(6.5, 2.8)
+    for (name, drawn), colour, dash in zip(shares.items(), COLOURS, DASHES):
+        largest = np.sort(100 * drawn.max(1))
+        axes.plot(largest, np.linspace(0, 100, len(largest)), color=colour, linestyle=dash, label=name)
+    axes.set(xlabel="largest share of one client, %", ylabel="public classes below, %", xlim=(0, 100))
+    axes.legend(title="concentration")
+    return figure
+
+
+@styled
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8, size: float = 0.95) -> Figure:
+    """Images (n, H, W, 3) uint8 in rows, with short titles."""
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(size * columns, (size + 0.18) * rows, rows, columns)
+    for place in axes.flat:
+        place.set_axis_off()
+    for place, pixels, title in zip(axes.flat, images, titles):
+        _picture(place, pixels, title)
+    return figure
+
+
+# ---- 02 collaboration
+
+
+@styled
+def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
+    """The updates B_i A_i that were written for a few images, as mean size of each patch of entries.
+
+    images: (n, H, W, 3) uint8; deltas: (n, 3d, d). The rows are the query, key and value parts of the fused qkv.
+    """
+    n, _, width = deltas.shape
+    step = width // blocks
+    small = np.sqrt(np.square(deltas[:, : 3 * blocks * step, : blocks * step]).reshape(n, 3 * blocks, step, blocks, step).mean((2, 4)))
+    figure, axes = _figure(1.5 * n + 0.8, 4.4, 2, n, height_ratios=[1, 2.6])
+    for place, pixels in zip(axes[0], images):
+        _picture(place, pixels)
+    for place, values in zip(axes[1], small):
+        mesh = place.imshow(values, cmap=HEAT, vmin=0, vmax=small.max(), aspect="auto")
+        place.set(xticks=[], yticks=[])
+        place.grid(False)
+        for edge in (blocks, 2 * blocks):
+            place.axhline(edge - 0.5, color=GROUND, linewidth=1.5)
+    axes[1, 0].set_yticks([blocks * (part + 0.5) for part in range(3)], ["query", "key", "value"])
+    figure.colorbar(mesh, ax=axes[1], label="size of the entries", shrink=0.9)
+    return figure
+
+
+@styled
+def similarity(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
+    """Pairwise values between images, with the images along both sides. matrix: (n, n); images: (n, H, W, 3) uint8."""
+    n = len(images)
+    figure = Picture(figsize=(5.6, 4.8))
+    axes = figure.add_axes((0.16, 0.14, 0.68, 0.8))
+    sns.heatmap(matrix, ax=axes, cmap=HEAT, square=True, xticklabels=False, yticklabels=False, cbar_kws={"label": label, "shrink": 0.85})
+    for i, pixels in enumerate(images):
+        for bounds in ((-1.15, i + 0.05, 0.9, 0.9), (i + 0.05, n + 0.25, 0.9, 0.9)):
+            inset = axes.inset_axes(bounds, transform=axes.transData)
+            inset.imshow(pixels)
+            inset.set_axis_off()
+    return figure
+
+
+@styled
+def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
+    """How large the parts of an update are, one dot per image. parts: {name: (images,)}."""
+    figure, ((axes,),) = _figure(6.5, 0.7 + 0.5 * len(parts))
+    for row, (values, colour) in enumerate(zip(parts.values(), COLOURS)):
+        axes.plot(values, row + np.linspace(-0.22, 0.22, len(values)), ".", color=colour, markersize=5)
+        axes.plot([np.mean(values)] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=1.6)
+    axes.set(xlabel="Frobenius norm", yticks=range(len(parts)), yticklabels=list(parts), ylim=(len(parts) - 0.5, -0.5))
+    axes.set_xlim(left=0)
+    axes.grid(axis="x")
+    axes.grid(False, axis="y")
+    return figure
+
+
+@torch.no_grad()
+def cls_attention(foundation: FrozenViT, z: Tensor, update: LowRank | None = None) -> np.ndarray:
+    """Attention of CLS to the patches in the adapted block, mean over the heads. z: (b, N, d) -> (b, side, side).
+
+    Raises:
+        LsclError: the ViT has no class token.
+    """
+    if foundation.vit.cls_token is None:
+        raise LsclError("this ViT has no class token whose attention could be shown")
+    block = foundation.vit.blocks[foundation.block]
+    attention, x = block.attn, block.norm1(z)
+    qkv = attention.qkv(x)
+    if update is not None:
+        qkv = update.add_to(qkv, x)
+    q, k, _ = qkv.reshape(*x.shape[:2], 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
+    weights = (attention.q_norm(q)[:, :, :1] @ attention.k_norm(k).transpose(-2, -1) * attention.scale).softmax(-1)
+    patches = weights.mean(1)[:, 0, foundation.vit.num_prefix_tokens :]
+    side = round(patches.shape[1] ** 0.5)
+    return patches.reshape(-1, side, side).cpu().numpy()
+
+
+@styled
+def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
+    """Where CLS looks without and with the written update, and the difference. off, on: (n, side, side)."""
+    n, most, gap = len(images), max(off.max(), on.max()), np.abs(on - off).max()
+    figure, axes = _figure(1.15 * n + 1.3, 4.9, 4, n)
+    for column in range(n):
+        _picture(axes[0, column], images[column])
+        for row, (values, low, high, colours) in enumerate([(off, 0, most, HEAT), (on, 0, most, HEAT), (on - off, -gap, gap, DIVERGING)], 1):
+            mesh = axes[row, column].imshow(values[column], cmap=colours, vmin=low, vmax=high)
+            axes[row, column].set(xticks=[], yticks=[])
+            axes[row, column].grid(False)
+            if column == n - 1 and row > 1:
+                figure.colorbar(mesh, ax=axes[1:3, :] if row == 2 else axes[3, :], shrink=0.8)
+    for row, text in enumerate(["without", "with", "difference"], 1):
+        axes[row, 0].set_ylabel(text)
+    return figure
+
+
+@styled
+def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
+    """CLS features before and after, on the two main axes of both together. before, after: (n, d); labels: (n,)."""
+    both = np.concatenate([before, after])
+    both = both - both.mean(0)
+    flat = both @ np.linalg.svd(both, full_matrices=False)[2][:2].T
+    figure, (panels,) = _figure(8, 3.4, 1, 2, sharex=True, sharey=True)
+    for axes, points, title in zip(panels, np.split(flat, 2), ["frozen model", "with the written updates"]):
+        for number, label in enumerate(np.unique(labels)):
+            own = labels == label
+            axes.scatter(*points[own].T, s=22, color=COLOURS[number % LOOKS], marker=MARKERS[number % LOOKS], label=names[label], linewidth=0)
+        axes.set(title=title, xlabel="first axis")
+        axes.grid(False)
+    panels[0].set_ylabel("second axis")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure
+
+
+@styled
+def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = "step") -> Figure:
+    """A few curves over steps."""
+    figure, ((axes,),) = _figure(6.5, 2.8)
+    for (name, y), colour, dash in zip(values.items(), COLOURS, DASHES):
+        axes.plot(np.arange(1, len(y) + 1), y, color=colour, linestyle=dash, label=name)
+    axes.set(xlabel=x, ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(values) > 1:
+        axes.legend()
+    return figure
+
+
+# ---- 03 forgetting
+
+
+@styled
+def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
+    """Accuracy on each task after every later one, one panel per variant. acc: {label: (t, clients, u)} in percent."""
+    figure, (panels,) = _figure(max(6.5, 3.2 * len(acc)), 3, 1, len(acc), sharey=True)
+    for axes, (name, values) in zip(panels, acc.items()):
+        tasks = len(values)
+        for u in range(tasks):
+            axes.plot(range(u + 1, tasks + 1), values[u:, :, u].mean(1), label=f"task {u + 1}", **look(u))
+        axes.set(title=name, xlabel="after task", xticks=range(1, tasks + 1), ylim=(0, 102))
+    panels[0].set_ylabel(f"accuracy, %, {mask}")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="on the images of")
+    return figure
+
+
+@styled
+def bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
+    """Grouped bars with their values on top. values: {group: {series: value}}."""
+    figure, ((axes,),) = _figure(6.5, 2.9)
+    series = list(next(iter(values.values())))
+    for number, name in enumerate(series):
+        x = np.arange(len(values)) + (number - (len(series) - 1) / 2) * 0.8 / len(series)
+        drawn = axes.bar(x, [group[name] for group in values.values()], 0.75 / len(series), color=COLOURS[number % LOOKS], label=name)
+        axes.bar_label(drawn, fmt="%.3g", fontsize=8, padding=1)
+    axes.set_xticks(range(len(values)), list(values))
+    axes.set_ylabel(label)
+    axes.margins(y=0.15)
+    if len(series) > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(series))
+    return figure
+
+
+# ---- 04 distillation
+
+
+@styled
+def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label: str) -> Figure:
+    """How a distance falls with the passes over the teachers, both axes logarithmic. gaps: {label: one value per entry of steps}."""
+    figure, ((axes,),) = _figure(6.5, 3.1)
+    for (name, values), colour, marker, dash in zip(gaps.items(), COLOURS, MARKERS, DASHES):
+        axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="passes over the teachers", ylabel=label)
+    axes.set_xticks(list(steps), [str(step) for step in steps])
+    axes.minorticks_off()
+    axes.legend()
+    return figure
+
+
+# ---- 05 results
+
+
+def _half_width(values: np.ndarray) -> np.ndarray:
+    """Half of the 95 % t interval of the mean over the first axis, the seeds; there must be several."""
+    n = len(values)
+    return stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+
+
+def _line(axes: Axes, values: np.ndarray, name: str, number: int, band: bool) -> None:
+    """Mean over the seeds, with its 95 % t interval as a band. values: (seeds, tasks)."""
+    x, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
+    axes.plot(x, mean, markersize=4.5, label=name, **look(number))
+    if band and len(values) > 1:
+        half = _half_width(values)
+        axes.fill_between(x, mean - half, mean + half, color=look(number)["color"], alpha=0.15, linewidth=0)
+
+
+@styled
+def curves(panels: Mapping[str, Mapping[str, np.ndarray]], label: str = "accuracy, %, all tasks so far", bands: bool = True) -> Figure:
+    """Accuracy over the tasks, one panel per mask, a line per system, with its 95 % band unless there are too many to tell apart.
+
+    panels: {title: {system: (seeds, tasks)}}.
+    """
+    figure, (places,) = _figure(8, 3.7, 1, len(panels))
+    for axes, (title, systems) in zip(places, panels.items()):
+        for number, (name, values) in enumerate(systems.items()):
+            _line(axes, np.asarray(values, float), name, number, bands)
+        tasks = np.asarray(next(iter(systems.values()))).shape[1]
+        axes.set(title=title, xlabel="after task", xticks=range(1, tasks + 1))
+    places[0].set_ylabel(label)
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
+    """One labelled point per system. points: {system: (x, y)}."""
+    figure, ((axes,),) = _figure(6.5, 3.1)
+    for number, (name, point) in enumerate(points.items()):
+        axes.plot(*point, markersize=8, label=name, **{**look(number), "linestyle": "none"})
+    axes.set(xlabel=x, ylabel=y)
+    axes.margins(0.12)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@styled
+def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
+    """Pictures with titles, two in a row, hardly enlarged, as pixels cost bytes. pictures: {title: (H, W, 3) uint8}."""
+    rows = -(-len(pictures) // 2)
+    height, width, _ = next(iter(pictures.values())).shape
+    figure, axes = _figure(5.4, rows * (0.35 + 2.5 * height / width), rows, 2)
+    for place in axes.flat:
+        place.set_axis_off()
+    for place, (title, pixels) in zip(axes.flat, pictures.items()):
+        _picture(place, pixels, title, 10)
+    return figure
+
+
+# ---- 06 to 08 studies
+
+
+@styled
+def differences(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, limit: float = math.inf) -> Figure:
+    """Paired differences from a variant: mean, 95 % t interval, a tick per seed; one row per variant, one panel per score, a line at zero.
+
+    panels: {title: {variant: (seeds,)}}; limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be
+    told apart.
+    """
+    rows = list(next(iter(panels.values())))
+    figure, (places,) = _figure(8, 1.1 + 0.27 * len(rows), 1, len(panels), sharey=True)
+    for axes, (title, variants) in zip(places, panels.items()):
+        for row, values in enumerate(np.asarray(found, float) for found in variants.values()):
+            half, middle = _half_width(values) if len(values) > 1 else None, values.mean()
+            if abs(middle) > limit:
+                edge, side = math.copysign(limit, middle), "left" if middle < 0 else "right"
+                axes.plot(edge, row, "<" if middle < 0 else ">", color=COLOURS[0], markersize=7, clip_on=False)
+                axes.annotate(f"{middle:+.1f}", (edge, row), (-math.copysign(9, middle), 0), textcoords="offset points", ha=side, va="center")
+                continue
+            axes.plot(values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6)
+            axes.errorbar(middle, row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+        if limit < math.inf:
+            axes.set_xlim(-limit, limit)
+        axes.axvline(0, color=INK, linestyle="--", linewidth=1)
+        axes.set(title=title, xlabel=label, ylim=(len(rows) - 0.4, -0.6))
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(axis="x")
+    return figure
+
+
+@styled
+def classes_of_clients(panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]], names: Sequence[str], label: str) -> Figure:
+    """One dot per class of each client and a bar at their mean, the groups side by side, one panel per score.
+
+    panels: {title: {group: clients x (classes,)}}; names: what stands under each client.
+    """
+    figure, places = _figure(8, 2.9 * len(panels), len(panels), 1, sharex=True, sharey=True)
+    for (axes,), (title, groups) in zip(places, panels.items()):
+        for number, (group, clients) in enumerate(groups.items()):
+            for k, values in enumerate(clients):
+                middle = k + (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
+                x = middle + np.linspace(-0.28, 0.28, len(values)) / len(groups)
+                style = {"color": COLOURS[number % LOOKS], "marker": MARKERS[number % LOOKS], "label": group if k == 0 else None}
+                axes.plot(x, np.sort(values), markersize=3.5, alpha=0.7, linestyle="none", **style)
+                axes.plot([middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [np.mean(values)] * 2, color=INK, linewidth=1.8)
+        axes.set(title=title, ylabel=label, ylim=(-3, 103))
+    places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
+    figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(panels))
+    return figure
+
+
+# ---- 09 costs
+
+
+@styled
+def by_round(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, tasks: int) -> Figure:
+    """A value in every round, one line per system, one panel per direction, logarithmic; thin lines between the tasks.
+
+    panels: {title: {system: (rounds,)}}; what is zero is left out.
+    """
+    figure, (places,) = _figure(8, 4.2, 1, len(panels), sharey=True)
+    systems = list(dict.fromkeys(name for found in panels.values() for name in found))
+    for axes, (title, found) in zip(places, panels.items()):
+        for name, values in found.items():
+            if not np.any(values):
+                continue
+            values = np.where(np.asarray(values) > 0, values, np.nan)
+            x = np.arange(1, len(values) + 1) / (len(values) / tasks)
+            axes.plot(x, values, markersize=3.5, label=name, **look(systems.index(name)))
+        axes.set(title=title, xlabel="task", yscale="log", xticks=range(tasks + 1))
+        axes.grid(axis="x")
+    places[0].set_ylabel(label)
+    handles = {text: handle for axes in places for handle, text in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def growth(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], label: str) -> Figure:
+    """How something grows with sizes, both axes logarithmic and of equal scale, so that a slope can be read off; linear growth is drawn beside it.
+
+    panels: {what grows: {system: (sizes, values)}}; a panel each, a line per system.
+    """
+    figure, (row,) = _figure(2.3 * len(panels) + 0.6, 2.9, 1, len(panels), sharey=True)
+    for axes, (size, lines) in zip(row, panels.items(), strict=True):
+        for number, (name, (sizes, values)) in enumerate(lines.items()):
+            axes.plot(sizes, values, label=name if axes is row[0] else None, markersize=4, **look(number))
+        sizes, values = next(iter(lines.values()))
+        axes.plot(sizes, [values[0] * one / sizes[0] for one in sizes], color=SOFT, lw=0.8, label="linear" if axes is row[0] else None, zorder=0)
+        axes.set(xscale="log", yscale="log", title=size, xticks=sizes, xticklabels=[f"{one:g}" for one in sizes])
+        axes.minorticks_off()
+    row[0].set_ylabel(label)
+    row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    row[0].yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def stacked(rows: Mapping[str, Mapping[str, float]], label: str) -> Figure:
+    """One horizontal bar per row, made of parts. rows: {row: {part: value}}."""
+    figure, ((axes,),) = _figure(8, 1.2 + 0.3 * len(rows))
+    left = np.zeros(len(rows))
+    for number, part in enumerate(next(iter(rows.values()))):
+        values = np.array([row[part] for row in rows.values()])
+        axes.barh(
+            range(len(rows)), values, left=left, label=part, color=COLOURS[number % LOOKS], edgecolor=GROUND, hatch=["", "//", "..", "xx"][number % 4]
+        )
+        left += values
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="x")
+    axes.grid(False, axis="y")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    return figure

@@ -1,0 +1,238 @@
+"""The cost model against what torch counts and what autograd keeps, and the refusals."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests_root import ROOT
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lscl import cli
+from lscl.config import Experiment, experiment
+from lscl.errors import LsclError
+from lscl.experiments import cost_model, run, sweeps
+from lscl.methods import METHODS
+from lscl.models.cnn import small_cnn
+
+SMALL = {"foundation": "random/vit_tiny_patch16_224", "block": 9, "batch": 4}
+ROOMY = cost_model.Machine("a roomy machine", 1e18, 1e12, 1e12, 1e12, 1e12, 0.0)
+
+
+@pytest.fixture
+def stepped(federation, smoke):
+    """stepped(name): the loss of a training step of 4 images on a ViT of true shape, as a function, and the config."""
+
+    def make(name, number=0):
+        config = smoke(method=name, clients=1, private_classes=3, **SMALL)
+        method, (client,) = federation(config)
+        client.task, stage = 0, method.stages(0)[number]
+        method.start_task(client)
+        method.receive(client, method.broadcast(0, stage), stage)
+        (phase,) = method.phases(client, stage)
+        batch = client.train.batch(client.train_index[:4])
+        return lambda: phase.loss(client.model.train() and client, batch), config, (method, client, batch)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["local_lora", "fed_lscl", "pilora", "dualprompt"])
+def test_flops_of_a_step_are_those_that_torch_counts(stepped, name):
+    loss, config, _ = stepped(name)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch does not count the CPU's own attention
+        loss().backward()
+    one = cost_model.step_of(config)
+    # torch counts the update itself too, and leaves out the way back through the first qkv where nothing lies in front of it
+    assert 4 * (one.linear + one.attention + one.convolution) == pytest.approx(counter.get_total_flops(), rel=0.12)
+
+
+@pytest.mark.parametrize(("name", "number"), [("local_lora", 0), ("fed_lscl", 0), ("lorm", 1)])
+def test_bytes_of_a_step_are_those_that_autograd_keeps(stepped, name, number):
+    loss, config, (method, client, batch) = stepped(name, number)
+    weights = {p.untyped_storage().data_ptr() for part in (method.foundation.vit, client.model) for p in part.parameters()}
+    weights |= {batch.prefix.untyped_storage().data_ptr(), batch.images.untyped_storage().data_ptr()}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive = loss()
+    measured = sum(size for place, size in kept.items() if place not in weights)
+    assert alive.requires_grad and 4 * cost_model.step_of(config).saved == pytest.approx(measured, rel=0.25)
+
+
+def test_a_resnet_costs_what_is_published_for_it():
+    config = experiment(profile="paper", dataset="imagenet_r")
+    found = cost_model.cnn_of(config)
+    assert found.flops / 2 == pytest.approx(1.8e9, rel=0.02)  # multiply-adds, He et al. 2015, Table 1
+    assert found.weights == 4 * sum(p.numel() for p in small_cnn(config, 0).parameters())
+
+
+def test_vit_b_costs_what_is_published_for_it():
+    config = experiment(profile="paper", dataset="cifar100", method="l2p", l2p_top_k=1, l2p_length=1)
+    _, stem = cost_model.vit_shape(config.foundation)
+    whole = cost_model.Blocks(12, 197, 768, 3072).forward(cls_only=False).sum() + stem
+    assert whole / 2 == pytest.approx(17.5e9, rel=0.03)  # multiply-adds
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
+def test_every_system_has_a_cost_in_every_profile(profile, method):
+    for dataset in ("cifar100", "imagenet_r", "glyphs"):
+        found = cost_model.cost(experiment(profile=profile, dataset=dataset, method=method))
+        values = (found.flops, found.steps, found.memory, found.disk)
+        assert all(value > 0 and value < 1e20 for value in values) and found.hours(cost_model.CARDS["t4"]) > 0
+
+
+def test_images_are_those_of_the_partition(toy, monkeypatch):
+    from lscl.data.partition import partition
+
+    for split in ("official", "holdout"):
+        config = experiment(profile="smoke", dataset="folder", eval_split=split, private_classes=6, images_per_class=6)
+        data = toy(classes=18)
+        monkeypatch.setattr(cost_model, "IMAGES", {"folder": (6, 2)})
+        monkeypatch.setattr(cost_model, "CLASSES", {"folder": 18})
+        tasks = [task for stream in partition(config, data).tasks for task in stream]
+        counts = cost_model.Counts.of(config)
+        assert counts.epoch == pytest.approx(sum(len(task.train) for task in tasks), rel=0.06)  # 30 % of 6 images are 2
+        assert counts.evaluated == pytest.approx(sum(len(task.test) * (1 if i % 2 else 2) for i, task in enumerate(tasks)), rel=0.15)
+
+
+def test_the_servers_work_is_in_the_cost():
+    for method in ("target", "fedmgp", "mfcl", "glfc"):
+        assert cost_model.cost(experiment(profile="paper", dataset="cifar100", method=method)).server > 0
+    more = cost_model.cost(experiment(profile="paper", dataset="cifar100", method="target", target_student_steps=800))
+    assert more.server > 1.5 * cost_model.cost(experiment(profile="paper", dataset="cifar100", method="target")).server
+
+
+def test_more_images_rounds_and_clients_cost_more():
+    base = dict(profile="mini", dataset="cifar100", method="fed_lscl")
+    once = cost_model.cost(experiment(**base))
+    assert cost_model.cost(experiment(**base, rounds=10)).flops == pytest.approx(2 * once.flops, rel=0.15)
+    assert cost_model.cost(experiment(**base, images_per_class=120)).flops > 1.6 * once.flops
+    assert cost_model.cost(experiment(**base, batch=64)).memory > once.memory
+    assert cost_model.cost(experiment(**base, stop_after=1)).flops < 0.3 * once.flops
+
+
+def test_too_little_memory_or_disk_is_one_line_before_anything_runs(one_line, monkeypatch):
+    config = experiment(profile="paper", dataset="cifar100")
+    with pytest.raises(LsclError) as caught:
+        cost_model.check([config], cost_model.Machine("a small card", 2**30, 1, 1, 1, 1, 1))
+    one_line(caught, config.name, "GB of memory", "a small card has 1.0", "lower batch")
+    monkeypatch.setattr(cost_model.shutil, "disk_usage", lambda _: cost_model.shutil._ntuple_diskusage(2e9, 1e9, 1e9))
+    with pytest.raises(LsclError) as caught:
+        cost_model.check([config], ROOMY)
+    one_line(caught, "1 GB are free", "LSCL_CACHE")
+    for start in (lambda: run.run(config, quiet=True), lambda: sweeps.sweep("table1", {"profile": "paper", "dataset": "cifar100"}, [42])):
+        monkeypatch.setattr("lscl.experiments.records.source", lambda: {"commit": "abc", "dirty": False, "code_digest": "0"})
+        monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("it began"))
+        with pytest.raises(LsclError) as caught:
+            start()
+        one_line(caught, "LSCL_CACHE")
+
+
+def test_what_lies_in_the_cache_is_not_asked_for_again(monkeypatch, tmp_path):
+    config = experiment(profile="colab", dataset="cifar100", method="fedavg")
+    need = cost_model.disk([cost_model.cost(config)])
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    with open(tmp_path / "cache" / "images", "wb") as file:
+        file.truncate(int(need))  # takes no room
+    monkeypatch.setattr(cost_model.shutil, "disk_usage", lambda _: cost_model.shutil._ntuple_diskusage(2e9, 1e9, 0))
+    cost_model.check([config], ROOMY)
+
+
+def test_a_bounded_cache_needs_no_more_than_its_bound(monkeypatch, one_line):
+    runs = sweeps.runs_of("table1", {"profile": "paper", "dataset": "cifar100"}, [42])
+    monkeypatch.setattr(cost_model.shutil, "disk_usage", lambda _: cost_model.shutil._ntuple_diskusage(5e10, 0, 5e10))
+    with pytest.raises(LsclError) as caught:
+        cost_model.check(runs, ROOMY)
+    one_line(caught, "50 GB are free")
+    monkeypatch.setenv("LSCL_CACHE_GB", "40")
+    assert len(cost_model.check(runs, ROOMY)) == len(runs)
+
+
+def test_small_profiles_and_unknown_data_run_unasked(monkeypatch, smoke):
+    monkeypatch.setattr(cost_model, "check", lambda *_: pytest.fail("asked"))
+    run.affordable([smoke(), experiment(profile="mini"), experiment(profile="paper", dataset="folder")])
+
+
+def test_a_folder_has_no_known_size(smoke, one_line):
+    with pytest.raises(LsclError) as caught:
+        cost_model.cost(smoke())
+    one_line(caught, "dataset = 'folder'", "cifar100")
+
+
+def test_the_colab_plan_fits_one_free_session():
+    costs = [cost_model.cost(config) for config in sweeps.plan("colab")]
+    card = cost_model.CARDS["t4"]
+    assert sum(one.hours(card) for one in costs) <= 2
+    assert max(one.memory for one in costs) < card.memory and cost_model.disk(costs) < 40e9
+    assert {one.config.method for one in costs} == set(sweeps.QUICK["colab"])
+
+
+def test_the_command_prints_every_system_and_a_total(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "--profile", "mini", "--card", "h100"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0 and len(lines) == 2 + 2 * len(sweeps.TABLE1) and "all on h100" in lines[-1]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "table1", "--profile", "mini", "--dataset", "glyphs", "--methods", "l2p", "--seeds", "1,2"])
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:-1]] == [["glyphs", "l2p", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--card", "t44"), "did you mean 't4'?"),
+        (("tabel1",), "did you mean 'table1'?"),
+        (("--methods", "none_of_them"), "nothing to plan for"),
+        (("--foundation", "vit_bas_patch16_224", "table1"), "did you mean 'vit_base_patch16_224'?"),
+    ],
+)
+def test_bad_input_to_plan_is_one_line(capsys, words, says):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "--profile", "mini", "--card", "t4", *words] if "--card" not in words else ["plan", "--profile", "mini", *words])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and says in err and len(err.strip().splitlines()) == 1
+
+
+def test_this_machine_is_measured():
+    found = cost_model.measured(torch.device("cpu"))
+    assert found.memory > 2**28 and found.traffic > 1e7
+    assert all(1e8 < rate < 1e15 for rate in (found.linear, found.attention, found.convolution))
+
+
+# ---- batch systems
+
+
+def test_shares_are_every_run_once_whatever_is_finished():
+    runs = sweeps.runs_of("table1", {"profile": "mini", "dataset": "glyphs"}, [1, 2, 3])
+    shares = [sweeps.part(runs, index, 7) for index in range(7)]
+    assert sorted(one.name for share in shares for one in share) == sorted(one.name for one in runs)
+    assert isinstance(runs[0], Experiment) and max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(("index", "count"), [(5, 5), (-1, 5), (0, 0)])
+def test_a_share_that_does_not_exist_is_one_line(index, count, one_line):
+    with pytest.raises(LsclError) as caught:
+        sweeps.part([], index, count)
+    one_line(caught, f"task_index = {index}")
+
+
+def test_the_slurm_example_deals_out_the_table_without_slurm():
+    """The script is run as a job array would run it; two shares of two are the whole table."""
+    script, found = ROOT / "examples" / "slurm" / "table1.sh", []
+    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text(encoding="utf-8")
+    for index in ("0", "1"):
+        values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": f"{sys.executable} -m lscl.cli"}
+        command = ["bash", str(script), "--list", "--dataset", "imagenet_r"]
+        done = subprocess.run(command, env={**os.environ, **values}, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+        found.append(done.stdout.split())
+    names = [share[2::3] for share in found]
+    wanted = [one.name for one in sweeps.runs_of("table1", {"profile": "paper", "dataset": "imagenet_r"}, sweeps.SEEDS)]
+    assert names == [wanted[0::2], wanted[1::2]]

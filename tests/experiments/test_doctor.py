@@ -1,0 +1,44 @@
+"""What is installed, where things lie, and what is missing."""
+
+import pytest
+import torch
+
+from lscl.experiments import doctor as module
+from lscl.experiments.doctor import doctor
+from lscl.experiments.progress import Progress
+from lscl.experiments.run import run
+from lscl.models.pretrain import write_weights
+
+
+@pytest.fixture
+def weights(monkeypatch, tmp_path):
+    path = tmp_path / "mini.safetensors"
+    write_weights(path, {"a": torch.ones(3)}, {})
+    monkeypatch.setattr(module, "WEIGHTS", path)
+    return path
+
+
+def test_versions_places_and_weights_are_told(weights, places, session_cache):
+    lines = list(doctor())
+    assert any(f"torch {torch.__version__.split('+')[0]}" in line for line in lines)
+    assert any(str(places / "results") in line for line in lines) and any(str(session_cache) in line for line in lines)
+    assert "weights: mini.safetensors is the file its description speaks of" in lines
+    assert not any("\n" in line or line.startswith("bad weights") for line in lines)
+
+
+def test_damaged_weights_are_told(weights):
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert any(line.startswith(f"bad weights: damaged weight file {weights}") for line in doctor())
+
+
+def test_stopped_runs_are_told(weights, smoke, monkeypatch):
+    def stop(self, report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "round", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(smoke(), quiet=True)
+    (line,) = [line for line in doctor() if line.startswith("stopped run")]
+    assert line == f"stopped run: smoke {smoke().name}; the same command goes on"

@@ -1,0 +1,424 @@
+"""One run from a config to a record."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import save_file
+
+from lscl.config import experiment
+from lscl.data import sources
+from lscl.data.glyphs import glyphs
+from lscl.data.store import ImageSet
+from lscl.errors import LsclError
+from lscl.experiments import origin, records
+from lscl.experiments.progress import Progress
+from lscl.experiments.run import Busy, device_of, prepare, run, state_folders
+from lscl.methods import METHODS
+from lscl.models.vit import foundation
+
+
+def compared(record):
+    """What must be equal in equal runs."""
+    return json.dumps({name: value for name, value in record.items() if name not in records.TIMES}, sort_keys=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_repeats_bit_for_bit(smoke, name, monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    first = run(smoke(method=name), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    torch.manual_seed(2)
+    assert compared(run(smoke(method=name), quiet=True)) == compared(first)
+
+
+def test_a_run_repeats_with_nothing_in_the_cache(smoke, monkeypatch, tmp_path):
+    first = run(smoke(), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    assert compared(run(smoke(), quiet=True)) == compared(first)
+
+
+def test_another_seed_gives_another_result(smoke):
+    one, other = (run(smoke(seed=seed), quiet=True) for seed in (42, 1999))
+    assert one["accuracy"] != other["accuracy"] and one["partition_digest"] != other["partition_digest"]
+    assert one["data_digest"] == other["data_digest"] and one["weights_digest"] == other["weights_digest"]
+
+
+def test_a_finished_run_is_read_not_repeated(smoke):
+    first = run(smoke(), quiet=True)
+    assert run(smoke(), quiet=True) == first  # even the time it was finished
+    assert records.find(smoke()) == first
+
+
+def test_the_record_has_what_the_run_was(smoke, tree):
+    config = smoke()
+    record = run(config, quiet=True)
+    data, parts, method, clients = prepare(config)
+    assert (record["data_digest"], record["partition_digest"], record["weights_digest"]) == (data.digest, parts.digest, method.foundation.digest)
+    assert record["trained_parameters"] == [sum(p.numel() for p in client.model.parameters()) for client in clients]
+    assert record["trained_images"] == 2 * sum(len(task.train) for stream in parts.tasks for task in stream)
+    assert len(record["bytes_up"]) == len(record["bytes_down"]) == 4
+    assert set(record["seconds"]) == {"prepare", "train", "aggregate", "evaluate"} and record["peak_memory_mb"] > 0 and record["cpu_seconds"] > 0
+    for k in range(3):
+        assert sorted(map(int, record["per_class"][str(k)])) == sorted(parts.seen(k, 1))
+    assert records.accuracy(record, "task").shape == (2, 3, 2)
+
+
+def test_the_accuracy_in_the_record_is_that_of_the_per_class_counts(smoke):
+    record = run(smoke(), quiet=True)
+    for row, mask in enumerate(("task", "seen", "all")):
+        for k in range(3):
+            classes = list(record["per_class"][str(k)].values())
+            assert sum(one[row] for one in classes) / 6 == pytest.approx(records.accuracy(record, mask)[1, k].mean(), abs=1e-4)
+
+
+def test_a_run_leaves_a_record_a_partition_and_no_state(smoke, places):
+    record = run(smoke(), quiet=True)
+    found = sorted(str(path.relative_to(places / "results")) for path in places.rglob("*") if path.is_file())
+    partition = f"partitions/smoke--{smoke().source}--s42--{record['partition_digest']}.json"
+    assert found == [partition, f"runs/smoke/{record['name']}.json"]
+
+
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit", "dualprompt"])
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole_one(smoke, name):
+    whole, short = (run(smoke(method=name, stop_after=after), quiet=True) for after in (None, 1))
+    for mask in whole["accuracy"]:
+        assert short["accuracy"][mask] == [[client[:1] for client in task] for task in whole["accuracy"][mask][:1]]
+    for key in ("bytes_up", "bytes_down"):
+        assert short[key] == whole[key][:2]
+    assert 2 * short["trained_images"] <= whole["trained_images"] + 6 * 9 and short["overrides"]["stop_after"] == 1
+    assert sorted(map(int, short["per_class"]["0"])) == sorted(prepare(smoke())[1].seen(0, 0))
+
+
+def test_holdout_tests_on_training_images_that_are_not_trained_on(smoke):
+    data, parts, _, clients = prepare(smoke(eval_split="holdout", private_classes=6, clients=2))
+    for client in clients:
+        assert client.test.images is data.train
+        client.task = 0
+        assert not set(client.test_index(0).tolist()) & set(client.train_index.tolist())
+    record = run(smoke(eval_split="holdout", private_classes=6, clients=2), quiet=True)
+    assert parts.holdout and records.accuracy(record, "task").shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.vit])
+@pytest.mark.parametrize("block", [3, 7])
+def test_a_block_the_vit_does_not_have_is_one_line(smoke, name, block, one_line):
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method=name, block=block), quiet=True)
+    one_line(caught, f"block = {block}", "0 to 2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(smoke, one_line):
+    assert device_of(smoke(device="auto")) == device_of(smoke(device="cpu")) == torch.device("cpu")
+    with pytest.raises(LsclError) as caught:
+        run(smoke(device="cuda"), quiet=True)
+    one_line(caught, "device = cuda: no CUDA GPU found")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_found_and_gives_about_the_same_scores(smoke, monkeypatch, tmp_path):
+    assert device_of(smoke(device="auto")).type == "cuda"
+    on_gpu = run(smoke(device="cuda"), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    on_cpu = run(smoke(device="cpu"), quiet=True)
+    assert on_gpu["config_digest"] == on_cpu["config_digest"] and on_gpu["bytes_up"] == on_cpu["bytes_up"]
+
+
+def test_unknown_parts_are_one_line(smoke, one_line):
+    for values, words in (({"cnn": "tinny"}, "unknown cnn 'tinny'"), ({"foundation": "tinny"}, "unknown foundation model 'tinny'")):
+        with pytest.raises(LsclError) as caught:
+            run(smoke(**values), quiet=True)
+        one_line(caught, words, "did you mean 'tiny'?")
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_line(smoke, monkeypatch, tmp_path, one_line):
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "file"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(), quiet=True)
+    one_line(caught, "cannot write", tmp_path / "file")
+
+
+def test_a_run_in_another_folder_writes_where_lscl_root_says(smoke, places, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run(smoke(method="local_head"), quiet=True)
+    assert os.listdir(tmp_path / "elsewhere") == [] and records.find(smoke(method="local_head")) is not None
+
+
+def stopped(config, rounds):
+    """Stop a run by Ctrl-C during the round after `rounds`."""
+    with pytest.MonkeyPatch.context() as patch:
+        left = [rounds]
+
+        def round_ended(self, report):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        patch.setattr(Progress, "round", round_ended)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet=True)
+    (folder,) = state_folders()
+    (step,) = folder.glob("round-*")
+    assert step.name == f"round-{rounds:05d}"
+    return step
+
+
+def test_a_stop_says_how_to_go_on(smoke, capsys):
+    stopped(smoke(), 2)
+    assert capsys.readouterr().err.strip() == "stopped after round 2; the same command goes on from there"
+
+
+def test_a_run_begun_with_other_code_is_marked(smoke, monkeypatch):
+    step = stopped(smoke(method="local_head"), 2)
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "0ther"})
+    assert step.exists() and run(smoke(method="local_head"), quiet=True)["dirty"] is True
+    assert records.all_records("smoke") == []
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(smoke):
+    config = smoke(method="local_head")
+    state = records.folder("smoke") / "state" / config.name
+    state.parent.mkdir(parents=True)
+    lock = FileLock(f"{state}.lock")
+    lock.acquire()
+    with pytest.raises(Busy, match="another process is computing this run"):
+        run(config, quiet=True, wait=False)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(config, quiet=True)))
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive() and not found
+    lock.release()
+    thread.join()
+    assert found == [records.find(config)] and state_folders() == []
+
+
+def test_other_values_do_not_go_on_from_the_state(smoke):
+    stopped(smoke(), 2)
+    other = run(smoke(lr=2e-3), quiet=True)
+    assert other["dirty"] is False and len(state_folders()) == 1
+
+
+# ---- two inputs never share a record
+
+
+@pytest.fixture
+def other_tree(tree, tmp_path):
+    """A copy of `tree` in which one training image is another one."""
+    shutil.copytree(tree, tmp_path / "other_tree")
+    path = next((tmp_path / "other_tree" / "train" / "class00").iterdir())
+    Image.new("RGB", (16, 16), (250, 0, 250)).save(path)
+    return tmp_path / "other_tree"
+
+
+def test_two_folders_stand_side_by_side(smoke, other_tree, places):
+    one, other = smoke(method="local_head"), smoke(method="local_head", data_dir=other_tree)
+    first, second = run(one, quiet=True), run(other, quiet=True)
+    assert first["data_digest"] != second["data_digest"] and first["name"] != second["name"]
+    for config, record in ((one, first), (other, second)):
+        assert record["name"].startswith(f"folder-{config.folder_digest[:8]}--local_head--") and config.source == f"folder-{config.folder_digest[:8]}"
+        assert run(config, quiet=True) == records.find(config) == record
+    assert sorted(path.name.split("--s42")[0] for path in (places / "results" / "partitions").iterdir()) == sorted(
+        f"smoke--{one.source}" for one in (one, other)
+    )
+
+
+def test_the_same_images_elsewhere_are_the_same_run(smoke, tree, tmp_path):
+    first = run(smoke(method="local_head"), quiet=True)
+    shutil.copytree(tree, tmp_path / "moved")
+    assert run(smoke(method="local_head", data_dir=tmp_path / "moved"), quiet=True) == first
+
+
+def test_a_run_that_was_stopped_does_not_go_on_with_another_folder(smoke, other_tree):
+    stopped(smoke(method="local_head"), 2)
+    other = run(smoke(method="local_head", data_dir=other_tree), quiet=True)
+    assert len(state_folders()) == 1  # that of the first folder is still there
+    fresh = run(smoke(method="local_head"), quiet=True)
+    assert state_folders() == [] and fresh["data_digest"] != other["data_digest"]
+
+
+def test_a_folder_that_is_gone_is_one_line_even_if_there_is_a_record(smoke, tree, tmp_path, one_line):
+    shutil.copytree(tree, tmp_path / "gone")
+    config = smoke(method="local_head", data_dir=tmp_path / "gone")
+    run(config, quiet=True)
+    shutil.rmtree(tmp_path / "gone")
+    for call in (lambda: run(config, quiet=True), lambda: records.find(config), lambda: smoke(method="local_head", data_dir=tmp_path / "gone")):
+        with pytest.raises(LsclError) as caught:
+            call()
+        one_line(caught, "no data folder", tmp_path / "gone")
+
+
+def test_images_that_change_between_config_and_run_are_one_line(smoke, other_tree, tree, one_line):
+    config = smoke(method="local_head", data_dir=other_tree)
+    shutil.rmtree(other_tree)
+    shutil.copytree(tree, other_tree)
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True)
+    one_line(caught, other_tree, "holds other images", smoke().folder_digest, f"folder_digest = {config.folder_digest}")
+
+
+def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_line, monkeypatch):
+    config = experiment(profile="smoke", method="local_head", data_dir=tmp_path)  # glyphs, which need no folder
+    record = run(config, quiet=True)
+    monkeypatch.setattr(sources, "glyphs", lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs()))
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True)
+    one_line(caught, f"data_digest = {record['data_digest']}", "this call asks for data_digest", "give the images that it was made from")
+
+
+def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, one_line):
+    record = run(smoke(method="local_head", threads=2), quiet=True)
+    assert record["config"]["threads"] == 2
+    assert run(smoke(method="local_head"), quiet=True) == run(smoke(method="local_head", threads=2), quiet=True) == record
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="local_head", threads=1), quiet=True)
+    one_line(caught, "threads = 2", "this call asks for threads = 1", "leave threads out", f"{record['name']}.json")
+
+
+def test_threads_left_open_are_those_of_the_profile(smoke):
+    assert run(smoke(method="local_head"), quiet=True)["config"]["threads"] == 1 == torch.get_num_threads()
+    assert experiment().cpu_threads == 2 and experiment(profile="mini", threads=5).cpu_threads == 5
+
+
+def test_a_stopped_run_goes_on_with_its_threads_or_not_at_all(smoke, one_line):
+    step = stopped(smoke(threads=2), 2)
+    with pytest.raises(LsclError) as caught:
+        run(smoke(threads=1), quiet=True)
+    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step)
+    assert step.exists()
+    record = run(smoke(), quiet=True)
+    assert record["config"]["threads"] == 2 == torch.get_num_threads()
+
+
+ORIGINS = {"device": "cuda", "weights_digest": "0ther", "partition_digest": "0ther", "data_digest": "0ther"}
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_a_stopped_run_of_another_origin_does_not_go_on(smoke, name, monkeypatch, one_line):
+    with pytest.MonkeyPatch.context() as patch:
+        made = origin.of_run
+        patch.setattr(origin, "of_run", lambda *about: made(*about) | {name: ORIGINS[name]})
+        step = stopped(smoke(), 1)
+    before = sorted(path.name for path in step.iterdir())
+    with pytest.raises(LsclError) as caught:
+        run(smoke(), quiet=True)
+    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step)
+    assert sorted(path.name for path in step.iterdir()) == before
+
+
+def test_a_record_of_another_device_is_one_line_only_if_that_one_is_asked_for(smoke, one_line):
+    record = run(smoke(method="local_head", device="cpu"), quiet=True)
+    assert record["device"] == "cpu" and origin.of_record(record)["device"] == "cpu"
+    records.save({**json.loads(json.dumps(record)), "device": "cuda", "config": {**record["config"], "threads": 7}})
+    assert run(smoke(method="local_head"), quiet=True)["device"] == "cuda"
+    assert run(smoke(method="local_head", threads=1), quiet=True)["config"]["threads"] == 7  # on a GPU they do not matter
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="local_head", device="cpu"), quiet=True)
+    one_line(caught, "device = cuda", "this call asks for device = cpu")
+
+
+def test_a_changed_weight_of_the_shipped_model_is_another_origin(smoke, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save_file({name: value + 0.01 for name, value in foundation("tiny", None).vit.state_dict().items()}, path)
+    method = lambda **values: origin.of_run(*prepare(smoke(method="local_head", **values))[:3])
+    assert method()["weights_digest"] != method(weights=path)["weights_digest"]
+
+
+# ---- images that the optimisers have seen
+
+
+def images_of(smoke, **values):
+    record = run(smoke(**values), quiet=True)
+    return record["trained_images"], record["optimised_images"]
+
+
+@pytest.mark.parametrize("method", ["local_head", "fedavg", "fedprox", "l2p", "pilora", "lorm"])
+def test_images_of_the_tasks_are_counted_once_per_pass(smoke, method):
+    own, seen = images_of(smoke, method=method)
+    assert own == seen > 0
+
+
+def test_kept_images_are_counted(smoke):
+    """At most two kept images of each of a client's first three classes, in two rounds of the second task."""
+    data, parts, *_ = prepare(smoke())
+    kept = np.minimum(parts.counts(data.train.labels, len(data.classes))[:, 0], 2).sum()
+    own, seen = images_of(smoke, method="glfc", glfc_memory=6)
+    assert seen == own + 2 * kept
+    own, seen = images_of(smoke, continual="none")
+    assert own == seen
+    for continual in ("consistency", "replay"):
+        own, seen = images_of(smoke, continual=continual)
+        assert own < seen <= 2 * own
+
+
+def test_made_images_are_counted(smoke):
+    """Batches of 8 in the second task; MFCL: 8 made ones in each, and the generator's 5 steps of 8."""
+    parts = prepare(smoke())[1]
+    batches = 2 * sum(len(range(0, len(stream[1].train), 8)) - (len(stream[1].train) % 8 == 1) for stream in parts.tasks)
+    own, seen = images_of(smoke, method="mfcl")
+    assert seen == own + 8 * batches + 5 * 8
+    own, seen = images_of(smoke, method="target", target_warmup=1)
+    second = 2 * sum(len(stream[1].train) for stream in parts.tasks)
+    assert seen == own + second + 3 * 3 * 8 + 2 * 2 * 8  # as many as there are own ones; 3 rounds of 3 steps; 2 rounds of 2 steps of the student
+
+
+def test_the_servers_images_are_counted(smoke):
+    """14 images in 2 epochs of 4 rounds."""
+    own, seen = images_of(smoke, method="fedmgp")
+    assert seen == own + 4 * 2 * 14
+
+
+def test_images_seen_before_a_stop_are_counted(smoke):
+    stopped(smoke(method="mfcl"), 3)
+    own, seen = images_of(smoke, method="mfcl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSCL_ROOT", os.environ["LSCL_ROOT"] + "2")
+        assert images_of(smoke, method="mfcl") == (own, seen)
+
+
+def test_glyphs_run_from_the_smoke_profile():
+    record = run(experiment(profile="smoke", method="local_head"), quiet=True)
+    assert record["dataset"] == "glyphs" and record["name"].startswith("glyphs--local_head--s42--")
+
+
+def test_a_run_with_a_local_checkpoint_records_name_and_digests(smoke, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    drawn = foundation("tiny", None)
+    save_file({name: value + 0.01 for name, value in drawn.vit.state_dict().items()}, path)
+    record = run(smoke(method="local_head", weights=path), quiet=True)
+    assert record["config"]["foundation"] == "tiny" and record["config"]["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["weights_digest"] == foundation("tiny", None, weights=path).digest != drawn.digest
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_runs_that_cut_the_vit_elsewhere_share_a_bounded_cache(smoke, monkeypatch, tmp_path):
+    """Two splits of 17 tokens of width 32 have room, or of one token, not both: each run makes room for itself."""
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    whole = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "bounded"))
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "again"))
+    monkeypatch.setenv("LSCL_CACHE_GB", str((84 + 28) * 17 * 32 * 4 * 1.1 / 1e9))
+    again = [run(smoke(method=method, seed=3), quiet=True) for method in ("local_lora", "pilora")]
+    assert [compared(one) for one in again] == [compared(one) for one in whole]
+    assert len([path for path in (tmp_path / "bounded" / "prefix").iterdir() if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fed_lscl", "glfc", "target", "mfcl"])
+def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, smoke):
+    """16 pixels as decoded, 20 for the CNN: what a server makes and sends for it has 20 too."""
+    record = run(smoke(method=name, cnn_size=20), quiet=True)
+    plain = run(smoke(method=name), quiet=True)
+    assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
+    larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
+    assert larger == (name in ("target", "mfcl"))

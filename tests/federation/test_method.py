@@ -1,0 +1,172 @@
+"""What every method promises the loop."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from lscl.config import MethodName
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.masking import masked_cross_entropy
+from lscl.federation.method import Stage
+from lscl.federation.payload import seal
+from lscl.federation.training import answer
+from lscl.methods import METHODS
+
+OWN_LOSS = {
+    "l2p",
+    "dualprompt",
+    "glfc",
+    "fedmgp",
+    "pilora",
+}  # a pull of the keys on top; a binary one per class; a loss for each phase; further terms
+OWN_GROUPS = {"dualprompt", "fedmgp", "lorm"}  # the slot of the task only; two phases; one LoRA factor per round
+OWN_RATE = {"fedmgp", "pilora"}  # trains with the true class's prompt, tests with the nearest key's; distances are flatter than scores
+
+
+def without(*names):
+    """All methods but a few, for which a property does not hold."""
+    return [name for name in METHODS if name not in names]
+
+
+def test_every_method_of_the_config_exists():
+    assert set(METHODS) == set(get_args(MethodName))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_upload_has_the_promised_names_and_shapes(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    stage = Stage(0, 0)
+    for client in clients:
+        upload = answer(method, client, stage, method.broadcast(client.id, stage))
+        expected = method.expected(client.id, stage)
+        assert set(upload) == set(expected)
+        for key, shape in expected.items():
+            assert len(shape) == upload[key].ndim and all(want in (None, have) for want, have in zip(shape, upload[key].shape))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_logits_are_one_row_per_image_over_all_classes(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    clients[2].task = 0
+    clients[2].model.eval()
+    logits = method.logits(clients[2], clients[2].train.batch(torch.tensor([5, 80, 2])))
+    assert logits.shape == (3, 14) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", without(*OWN_LOSS))
+def test_the_loss_is_the_cross_entropy_over_the_classes_of_the_task(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    client, stage = clients[0], Stage(0, 0)
+    client.task = 0
+    method.receive(client, method.broadcast(0, stage), stage)
+    client.model.eval()
+    batch = client.train.batch(client.train_index[:6])
+    expected = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)
+    assert torch.allclose(method.loss(client, batch), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_new_models_are_drawn_by_seed_and_client_alone(federation, smoke, name):
+    method, _ = federation(smoke(method=name))
+    other_seed, _ = federation(smoke(method=name, seed=1))
+    torch.manual_seed(3)
+    first = method.new_model(1).state_dict()
+    torch.manual_seed(4)
+    again, other = method.new_model(1).state_dict(), other_seed.new_model(1).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert any(not torch.equal(value, other[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.vit])
+def test_the_foundation_model_is_never_changed(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    before = {key: value.clone() for key, value in method.foundation.state_dict().items()}
+    list(federate(method, InProcess(method, clients)))
+    assert all(torch.equal(value, before[key]) for key, value in method.foundation.state_dict().items())
+    assert not any(".vit." in key or "foundation" in key for key in clients[0].model.state_dict())
+
+
+@pytest.mark.parametrize("name", without(*OWN_GROUPS))
+def test_every_trained_parameter_is_in_exactly_one_group(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    (phase,) = method.phases(clients[0], Stage(0, 0))
+    grouped = [id(parameter) for group in phase.groups for parameter in list(group["params"])]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in clients[0].model.parameters())
+    assert (phase.epochs, phase.batch) == (1, 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_head_rows_outside_the_task_are_not_changed_by_training(federation, smoke, name):
+    method, clients = federation(smoke(method=name))
+    client, stage = clients[0], Stage(0, 0)
+    head = client.model["head"] if "head" in dict(client.model.named_children()) else client.model
+    method.receive(client, method.broadcast(0, stage), stage)
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    answer(method, client, stage, method.broadcast(0, stage))
+    inside = torch.zeros(14, dtype=torch.bool)
+    inside[client.classes] = True
+    for key, value in head.state_dict().items():
+        assert torch.equal(value[~inside], before[key][~inside])
+        assert (value[inside] != before[key][inside]).flatten(1 if value.ndim > 1 else 0).any()
+        assert all((value[row] != before[key][row]).any() for row in client.classes)
+
+
+@pytest.mark.parametrize("name", without(*OWN_RATE))
+def test_training_lowers_the_loss_on_the_clients_own_images(federation, smoke, name):
+    method, clients = federation(smoke(method=name, epochs=15, lr=1e-2))
+    client, stage = clients[0], Stage(0, 0)
+
+    def loss():
+        client.model.eval()
+        batch = client.train.batch(client.train_index)
+        with torch.no_grad():
+            return float(masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes))
+
+    client.task = 0
+    method.receive(client, method.broadcast(0, stage), stage)
+    before = loss()
+    answer(method, client, stage, method.broadcast(0, stage))
+    assert loss() < 0.9 * before
+
+
+OWN_MERGE = {"fed_lscl", "pilora", "lorm"}  # tested with the method: other names on the server; solved in float64
+
+
+@pytest.mark.parametrize("name", without(*OWN_MERGE))
+def test_one_client_alone_gets_its_upload_back(federation, smoke, name):
+    """T1: with one client and one round the server holds what was uploaded."""
+    method, clients = federation(smoke(method=name, clients=1, rounds=1))
+    stage = Stage(0, 0)
+    upload = seal(answer(method, clients[0], stage, method.broadcast(0, stage)), "client 0", method.expected(0, stage))
+    method.aggregate({0: upload}, stage)
+    sent = set(upload) & set(method.server)
+    assert all(torch.equal(upload[key], method.server[key]) for key in sent) and (sent or not upload)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_an_image_gets_does_not_depend_on_its_place_in_the_batch(federation, smoke, name):
+    """T2: loss and scores under a permutation of the batch."""
+    method, clients = federation(smoke(method=name))
+    client, stage = clients[0], Stage(0, 0)
+    answer(method, client, stage, method.broadcast(0, stage))
+    client.model.eval()
+    index, order = client.train_index[:6], torch.tensor([3, 0, 5, 1, 4, 2])
+    with torch.no_grad():
+        one, other = (client.train.batch(chosen) for chosen in (index, index[order]))
+        assert torch.allclose(method.loss(client, other), method.loss(client, one), atol=1e-5)
+        assert torch.allclose(method.logits(client, other), method.logits(client, one)[order], atol=1e-5)
+        alone = torch.cat([method.logits(client, client.train.batch(i[None])) for i in index])
+        assert torch.allclose(alone, method.logits(client, one), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_image_is_ever_uploaded(federation, smoke, name):
+    """T4: nothing of the size of an image, or of a batch of them, goes up."""
+    method, clients = federation(smoke(method=name))
+    pixels = clients[0].train.images.images[0].size
+    for number, stage in enumerate(method.stages(0)):
+        for client in clients:
+            client.round = number
+            for value in answer(method, client, stage, seal(method.broadcast(client.id, stage), "server")).values():
+                assert value.numel() != pixels and (value.ndim < 2 or value[0].numel() != pixels)

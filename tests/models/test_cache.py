@@ -1,0 +1,194 @@
+"""Prefix activations on disk."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lscl.errors import LsclError
+from lscl.models.cache import CHUNK, prefix_cache, release, tokens_at
+from lscl.models.vit import foundation
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "prefix"
+
+
+@pytest.fixture
+def images(toy):
+    return toy().train  # 84 images
+
+
+def entries(cache):
+    """What is kept, lock files left out."""
+    return sorted(path for path in cache.iterdir() if path.is_dir())
+
+
+def computed(*arguments):
+    """The tokens, and how many images went through the ViT for them."""
+    calls = []
+    return prefix_cache(*arguments, CPU, lambda done, total: calls.append((done, total))), calls
+
+
+def test_tokens_are_the_prefix_of_every_image(cache, images):
+    frozen = foundation("tiny", 1)
+    tokens, calls = computed(frozen, images)
+    assert tokens.shape == (84, 17, 32) and tokens.dtype == np.float32
+    starts = range(0, 84, CHUNK)
+    assert calls == [(min(start + CHUNK, 84), 84) for start in starts]
+    for part in (slice(start, start + CHUNK) for start in starts):
+        assert np.array_equal(tokens[part], frozen.prefix(torch.from_numpy(images.images[part])).numpy())
+
+
+def test_tokens_are_computed_once_then_mapped_from_disk(cache, images):
+    first, _ = computed(foundation("tiny", 1), images)
+    second, calls = computed(foundation("tiny", 1), images)
+    assert calls == [] and np.array_equal(first, second)
+    assert isinstance(second, np.memmap) and not second.flags.writeable
+
+
+def test_bf16_takes_half_of_the_disk_and_rounds_every_token_once(cache, images):
+    exact, _ = computed(foundation("tiny", 1), images)
+    rounded = prefix_cache(foundation("tiny", 1), images, CPU, numbers="bf16")
+    assert rounded.nbytes == exact.nbytes / 2 and len(entries(cache)) == 2
+    index = torch.tensor([83, 0, 5])
+    found = tokens_at(rounded, index, CPU)
+    assert found.dtype == torch.float32 and torch.equal(found, torch.from_numpy(exact[index.numpy()]).bfloat16().float())
+    assert torch.equal(tokens_at(exact, index, CPU), torch.from_numpy(exact[index.numpy()]))
+
+
+def test_model_block_normalisation_and_images_each_have_their_own_file(cache, images):
+    other = foundation("tiny", 1)
+    other.vit.cls_token += 1e-3
+    variants = [
+        (foundation("tiny", 1), images),
+        (foundation("tiny", 2), images),
+        (foundation("tiny", None), images),
+        (foundation("tiny", 1, normalize=False), images),
+        (other, images),
+        (foundation("tiny", 1), images.subset(np.arange(84)[::-1])),
+    ]
+    assert all(computed(*variant)[1] for variant in variants)
+    assert len(entries(cache)) == len(variants)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "empty", "no description", "half a description"])
+def test_damaged_tokens_are_computed_again(cache, images, damage):
+    frozen = foundation("tiny", 1)
+    expected = np.array(prefix_cache(frozen, images, CPU))
+    (folder,) = entries(cache)
+    if damage == "flipped":
+        data = bytearray((folder / "tokens.npy").read_bytes())
+        data[-1000] ^= 1
+        (folder / "tokens.npy").write_bytes(data)
+    elif damage == "no description":
+        (folder / "about.json").unlink()
+    else:
+        name, size = {"cut off": ("tokens.npy", 5000), "empty": ("tokens.npy", 0), "half a description": ("about.json", 9)}[damage]
+        os.truncate(folder / name, size)
+    found, calls = computed(frozen, images)
+    assert calls and np.array_equal(found, expected)
+    assert computed(frozen, images)[1] == []
+
+
+def test_a_stopped_computation_leaves_nothing_behind(cache, images):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prefix_cache(foundation("tiny", 1), images, CPU, stop)
+    assert entries(cache) == []
+    assert computed(foundation("tiny", 1), images)[1][-1] == (84, 84)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, images, one_line):
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, "cannot write", tmp_path / "file", "set LSCL_CACHE")
+
+
+def test_a_full_disk_is_one_line(cache, images, small_files, one_line):
+    with small_files(10_000), pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, "cannot write", "free some space")
+    assert entries(cache) == []
+
+
+# ---- LSCL_CACHE_GB
+
+SIZE = 84 * 17 * 32 * 4 + 128  # bytes of the tokens of the 84 images, and of the file's head
+
+
+def bounded(monkeypatch, entries_allowed):
+    monkeypatch.setenv("LSCL_CACHE_GB", str(entries_allowed * (SIZE + 500) / 1e9))
+
+
+def test_least_recently_used_activations_go_first(cache, images, monkeypatch):
+    bounded(monkeypatch, 2)
+    for block in (0, 1):
+        prefix_cache(foundation("tiny", block), images, CPU)
+        release()  # as when a process ends
+    first, second = sorted(entries(cache), key=lambda folder: (folder / "about.json").stat().st_mtime)
+    os.utime(second / "about.json", (1, 1))
+    os.utime(first / "about.json", (2, 2))
+    prefix_cache(foundation("tiny", 2), images, CPU)
+    assert len(entries(cache)) == 2 and first.exists() and not second.exists()
+    assert sum(path.stat().st_size for folder in entries(cache) for path in folder.iterdir()) <= 2 * (SIZE + 500)
+    assert computed(foundation("tiny", 0), images)[1] == []  # still there
+
+
+def test_using_activations_makes_them_recent(cache, images, monkeypatch):
+    prefix_cache(foundation("tiny", 1), images, CPU)
+    (folder,) = entries(cache)
+    os.utime(folder / "about.json", (1, 1))
+    prefix_cache(foundation("tiny", 1), images, CPU)
+    assert (folder / "about.json").stat().st_mtime > 1e9
+    release()
+
+
+def test_what_a_process_uses_is_never_taken_away(cache, images, monkeypatch, one_line):
+    bounded(monkeypatch, 1)
+    held = prefix_cache(foundation("tiny", 0), images, CPU)
+    before = np.array(held)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, "LSCL_CACHE_GB", "in use", "raise it")
+    (folder,) = entries(cache)
+    assert np.array_equal(held, before)
+    release()
+    command = "import sys, time; from pathlib import Path; from lscl.models.cache import hold; hold(Path(sys.argv[1]))"
+    command += "; print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", command, str(folder)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.read(1) == b"1"
+        with pytest.raises(LsclError):
+            prefix_cache(foundation("tiny", 1), images, CPU)
+        other.kill()
+    release()
+    assert computed(foundation("tiny", 1), images)[1]  # its end frees them
+    assert len(entries(cache)) == 1 and not folder.exists()
+    release()
+
+
+def test_without_a_bound_nothing_is_removed(cache, images, monkeypatch):
+    monkeypatch.delenv("LSCL_CACHE_GB", raising=False)
+    for block in range(3):
+        prefix_cache(foundation("tiny", block), images, CPU)
+        release()
+    assert len(entries(cache)) == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "nan"])
+def test_a_bound_that_is_no_size_is_one_line(cache, images, monkeypatch, text, one_line):
+    monkeypatch.setenv("LSCL_CACHE_GB", text)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, f"LSCL_CACHE_GB = {text!r}", "greater than 0")

@@ -1,0 +1,148 @@
+"""The book's sources: complete, readable without pictures, small, and free of this machine's paths."""
+
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted((ROOT / "book").rglob("*.md"))
+SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+LIMIT = 250_000  # bytes
+PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
+
+
+def entries():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"], *(one["file"] for chapter in chapters for one in (chapter, *chapter.get("sections", [])))]
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def outputs(notebook):
+    return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+
+
+def texts(output):
+    """Every text of an output, pictures left out."""
+    parts = [value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")]
+    return "".join("".join(part) if isinstance(part, list) else str(part) for part in [*parts, output.get("text", "")])
+
+
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_every_entry_exists_and_every_page_is_an_entry():
+    found = set(entries())
+    for entry in found:
+        assert any((ROOT / f"{entry}{ending}").exists() for ending in (".md", ".ipynb")), entry
+    assert {str(path.relative_to(ROOT).with_suffix("")) for path in (*PAGES, *NOTEBOOKS)} == found
+
+
+def test_the_book_never_executes():
+    assert SETTINGS["execute"]["execute_notebooks"] == "off"
+    assert SETTINGS["launch_buttons"]["colab_url"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pictures_in_pages_have_alt_text(path):
+    text = path.read_text(encoding="utf-8")
+    for block in re.findall(r"```\{(?:figure|image)\}.*?```", text, re.DOTALL):
+        alt = re.search(r"^:alt: (.+)$", block, re.MULTILINE)
+        assert alt and len(alt[1]) > 30, block[:80]
+    assert not re.search(r"!\[\]\(|<img", text)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_included_tables_exist(path):
+    for name in re.findall(r"```\{include\} (\S+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / name).exists(), name
+
+
+@notebooks
+def test_pictures_in_notebooks_have_alt_text_and_caption(path):
+    for cell in read(path)["cells"]:
+        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        calls = cell["cell_type"] == "code" and re.search(r"^figures\.(?!cls_attention)", source(cell).strip().splitlines()[-1])
+        if drawn or calls:
+            settings = cell["metadata"].get("mystnb", {})
+            assert len(settings["image"]["alt"]) > 40
+            assert settings["figure"]["name"].startswith("fig-")
+            assert settings["figure"]["caption"].endswith(".")
+
+
+def test_figure_names_are_unique():
+    names = [cell["metadata"]["mystnb"]["figure"]["name"] for path in NOTEBOOKS for cell in read(path)["cells"] if "mystnb" in cell["metadata"]]
+    assert len(set(names)) == len(names) > 10
+
+
+@notebooks
+def test_one_parameters_cell_in_front(path):
+    cells = read(path)["cells"]
+    tagged = [place for place, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    assert tagged[0] <= 4
+    assert 'profile = "demo"' in source(cells[tagged[0]])
+    names = [node.targets[0].id for node in ast.parse(source(cells[tagged[0]])).body]
+    # derived values come later, or an injected value would not reach them
+    assert set(names) <= {"profile", "dataset", "seed", "data_dir", "weights", "compute"}
+
+
+@notebooks
+def test_small_and_clean(path):
+    notebook = read(path)
+    assert path.stat().st_size <= LIMIT
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert "papermill" not in notebook["metadata"]
+    assert not any("papermill" in cell["metadata"] for cell in notebook["cells"])
+    assert not any("injected-parameters" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
+
+
+@notebooks
+def test_stored_outputs_are_complete_and_name_no_place(path):
+    notebook = read(path)
+    assert all(cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    for output in outputs(notebook):
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr", texts(output)[:200]
+        assert not PATH.search(texts(output)), texts(output)[:200]
+
+
+@notebooks
+def test_notebooks_show_and_the_library_computes(path):
+    code = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+    for cell in code:
+        lines = source(cell).splitlines()
+        assert len(lines) <= 16, source(cell)[:80]
+        assert not any(line.startswith("class ") for line in lines)
+
+
+@notebooks
+def test_the_colab_cell_has_the_address_of_the_settings(path):
+    first = next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
+    assert "hide-input" in first["metadata"]["tags"]
+    assert re.search(r'^REPOSITORY = "(.+)"$', source(first), re.MULTILINE)[1] == SETTINGS["repository"]["url"]
+
+
+def test_the_address_stands_nowhere_else():
+    """Apart from the notebooks' first cell, which `lscl pages` writes and the test above compares."""
+    address = urlsplit(SETTINGS["repository"]["url"])
+    assert address.scheme == "https" and len(address.path) > 3
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()
+    holding = [name for name in tracked if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()]
+    assert [name for name in holding if not name.startswith("notebooks/")] == ["_config.yml"]
+    for path in NOTEBOOKS:
+        assert path.read_text(encoding="utf-8").count(address.path) == 1

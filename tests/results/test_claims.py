@@ -1,0 +1,92 @@
+"""What the paper states, sorted by what records made by hand say to it."""
+
+import math
+
+import pytest
+from test_studies import collect
+
+from lscl.errors import LsclError
+from lscl.experiments import sweeps
+from lscl.results import claims, studies
+from lscl.results.claims import AGREES, CONTRADICTS, OPEN, Claim
+from lscl.results.report import Summary
+
+pytestmark = pytest.mark.usefixtures("published")
+
+
+@pytest.mark.parametrize(
+    ("sign", "margin", "mean", "expected"),
+    [
+        (1, 0, -3, AGREES), (1, 0, 3, CONTRADICTS), (1, 0, -0.5, OPEN), (1, 0, 0.5, OPEN),  # "is worse"
+        (1, 1, -3, AGREES), (1, 1, -0.1, AGREES), (1, 1, 0.5, OPEN), (1, 1, 2.5, CONTRADICTS),  # "is less than a point better"
+        (-1, 1, 3, AGREES), (-1, 1, -2.5, CONTRADICTS), (-1, 1, -0.5, OPEN),  # "is less than a point worse"
+    ],
+)  # fmt: skip
+def test_the_interval_decides(sign, margin, mean, expected):
+    claim = Claim("", "", "a", "b", sign, margin)
+    assert claim.verdict(Summary(mean, 3, 1.0, 0.4)) == expected
+    assert claim.verdict(Summary(mean, 1, math.nan, math.nan)) == OPEN
+
+
+@pytest.mark.parametrize("profile", sweeps.PLANS)
+@pytest.mark.parametrize("study", ("ablations", "blocks", "buffers", "cnns"))
+def test_every_statement_is_about_variants_of_the_study(study, profile):
+    labels = sweeps.variants(study, profile)
+    found = claims.claims(study, profile)
+    assert all({claim.variant, claim.beside} <= set(labels) for claim in found if claim.beside != claims.WITHOUT)
+    assert [claim.variant for claim in found if claim.beside == claims.WITHOUT] == (list(studies.FACTORS.values()) if study == "ablations" else [])
+    assert found or (study, profile) == ("blocks", "smoke")  # three blocks have no last quarter
+
+
+def test_the_last_quarter_of_the_blocks():
+    assert [claim.variant for claim in claims.claims("blocks", "mini")] == ["block 6", "block 7"]
+    assert [claim.variant for claim in claims.claims("blocks", "paper")] == ["block 9", "block 10", "block 11"]
+    with pytest.raises(LsclError, match="unknown study 'block'"):
+        claims.claims("block", "mini")
+
+
+def sections(text):
+    """Verdict -> its statements, one per line, of a list that `claims.judge` wrote."""
+    parts = (part.split(":**\n") for part in text.removeprefix("- **").split("\n- **"))
+    return {verdict: statements for verdict, statements in parts if all(line.startswith("  - ") for line in statements.splitlines())}
+
+
+def test_statements_are_sorted(put):
+    for seed, noise in ((42, 0), (1999, 0.2), (2024, -0.2)):
+        put(80, seed=seed)
+        put(70 + noise, {"o2d": "none"}, seed)
+        put(85 + noise, {"continual": "none"}, seed)
+        put(80 + 5 * noise, {"collaboration": "static"}, seed)
+    put(60, {"collaboration": "cnn"})
+    found = sections(claims.judge(collect(), "task"))
+    assert list(found) == [*claims.JUDGEMENTS, "Not yet measured"]
+    agrees, contradicts, still_open, missing = found.values()
+    assert "no O2D minus whole is -10.0 points (95 % interval -10.5 to -9.5, n = 3)" in agrees
+    assert "no SM-CF minus whole is +5.0" in contradicts
+    assert "one static update" in still_open and "CNN alone minus whole is -20.0 points (one seed)" in still_open
+    assert "without both" in missing
+    assert claims.losses(collect()).endswith("lie 39.1 to 59.5 points below its whole one. Of the 4 variants measured here the lowest beside ours is "
+                                             "*CNN alone*, -20.0 points.")  # fmt: skip
+
+
+def test_components_are_judged_by_all_their_subsets(put):
+    for seed, noise in ((42, 0), (1999, 0.1), (2024, -0.1)):
+        for place, change in enumerate(sweeps.ABLATIONS[label] for label in studies._SUBSETS):
+            static, without_smcf = "collaboration" in change, "continual" in change
+            put(70 + (4 + noise) * static - 2 * without_smcf + (noise if place % 2 else -noise), change, seed)
+    study = collect()
+    added = studies.added(study, "task")
+    written, smcf, o2d = (added[studies.FACTORS[key]] for key in "WSO")
+    assert written == pytest.approx([-4, -4.1, -3.9]) and smcf == pytest.approx([2, 2, 2]) and o2d == pytest.approx([0, -0.2, 0.2])
+    agrees, contradicts, still_open, _ = sections(claims.judge(study, "task")).values()
+    assert "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points" in agrees
+    assert "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points" in contradicts
+    assert "O2D: on average +0.0 points" in still_open
+
+
+def test_without_records_nothing_is_claimed():
+    both = studies.of_profile("cnns", "mini")
+    assert claims.judged(both) == (
+        "**CIFAR-100**\n\n- **Not yet measured:**\n  - clients may choose their CNN: the loss is less than 1 point (Fig. 4)"
+    )
+    assert claims.losses(collect()) == ""
