@@ -227,11 +227,11 @@ def test_a_share_that_does_not_exist_is_one_line(index, count, one_line):
 def test_the_slurm_example_deals_out_the_table_without_slurm():
     """The script is run as a job array would run it; two shares of two are the whole table."""
     script, found = ROOT / "examples" / "slurm" / "table1.sh", []
-    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text()
+    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text(encoding="utf-8")
     for index in ("0", "1"):
         values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": f"{sys.executable} -m lscl.cli"}
         command = ["bash", str(script), "--list", "--dataset", "imagenet_r"]
-        done = subprocess.run(command, env={**os.environ, **values}, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env={**os.environ, **values}, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
         found.append(done.stdout.split())
     names = [share[2::3] for share in found]
     wanted = [one.name for one in sweeps.runs_of("table1", {"profile": "paper", "dataset": "imagenet_r"}, sweeps.SEEDS)]

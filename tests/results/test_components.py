@@ -66,7 +66,7 @@ def test_without_rows_and_with_a_damaged_file(places):
     )
     path = places / "results" / "components" / "mini--glyphs.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(LsclError, match=r"cannot read .*mini--glyphs\.json"):
         components.rows("mini", "glyphs")
 
@@ -74,10 +74,10 @@ def test_without_rows_and_with_a_damaged_file(places):
 def test_the_benchmark_measures_what_the_tables_show(places):
     script = Path(__file__).parents[2] / "benchmarks" / "components.py"
     done = subprocess.run(
-        [sys.executable, script, "--profile", "smoke", "--seeds", "42", "--tasks", "1"], capture_output=True, text=True, timeout=300
+        [sys.executable, script, "--profile", "smoke", "--seeds", "42", "--tasks", "1"], capture_output=True, encoding="utf-8", timeout=300
     )
     assert done.returncode == 0, done.stderr
-    written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text())["rows"]
+    written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text(encoding="utf-8"))["rows"]
     assert set(written["update"]["test"]) == set(components.UPDATES) and set(static["update"]["test"]) == {"own", "none"}
     assert set(written["server_step"]) == {"weight", "bias"} and set(static["server_step"]) == {"bias"}
     assert written["generator"]["fused"] == pytest.approx(written["update"]["test"]["own"], abs=1e-3)  # two ways to the same accuracy
