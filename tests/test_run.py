@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from lscl import origin, records
+from lscl import origin, pipeline, records, sweeps
 from lscl.config import experiment
 from lscl.data import sources
 from lscl.data.glyphs import glyphs
@@ -422,3 +422,23 @@ def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, s
     assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
     larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
     assert larger == (name in ("target", "mfcl"))
+
+
+def test_a_cnn_that_does_not_take_the_images_is_one_line_before_anything_is_computed(smoke, monkeypatch, one_line):
+    monkeypatch.setattr("lscl.run.load", lambda config: pytest.fail("data are read first"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(cnn="tiny,inception_v3"), quiet=True)
+    one_line(caught, "cnn = 'inception_v3'", "16 pixels")
+
+
+def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smoke, monkeypatch, one_line):
+    run(smoke(method="local_head"), quiet=True)
+    monkeypatch.setenv("LSCL_CACHE_GB", "many")
+    for command in (
+        lambda: run(smoke(method="local_head"), quiet=True),
+        lambda: sweeps.sweep("table1", {"profile": "smoke"}, [42], list_only=True),
+        lambda: pipeline.reproduce("smoke"),
+    ):
+        with pytest.raises(LsclError) as caught:
+            command()
+        one_line(caught, "LSCL_CACHE_GB = 'many'")
