@@ -1,5 +1,6 @@
 """Whatever is wrong with a command, a file, a place or a size is one line on stderr and exit code 2; a bug keeps its traceback."""
 
+import argparse
 import json
 import os
 
@@ -136,6 +137,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     monkeypatch.setattr(doctor, "doctor", fail)
     with pytest.raises(type(bug)):
         cli.main(["doctor"])
+
+
+# ---- arguments of the benchmarks
+
+
+def test_arguments_of_benchmarks_have_bounds(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import measure
+
+    assert measure.counts("1, 1000000") == [1, 10**6] and measure.names(["a", "b"])("b,a") == ["b", "a"]
+    for text in ("", "0", "-1", "1.5", "x", "1e3", "²", "1000001", "9" * 5000, "1,,2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 to 1000000"):
+            measure.counts(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="unknown name 'c'"):
+        measure.names(["a", "b"])("a,c")
 
 
 # ---- damaged files of results and settings
