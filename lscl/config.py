@@ -34,7 +34,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "prompt_batchwise": ("l2p", "dualprompt"),
     "prompt_": ("l2p", "dualprompt", "fedmgp"),
     "head": ("fedavg_vit", "fedmgp"),
-    "head_merge": (*_CNN[:-1], "fedavg_vit", "l2p", "dualprompt", "lorm"),
+    "head_merge": (*_CNN[:-1], "fedavg_vit", "l2p", "dualprompt", "pilora", "lorm"),
     "block": ("fed_lscl", "local_lora"),
     "rank": ("fed_lscl", "local_lora", "pilora"),
     "lora_alpha": ("fed_lscl", "local_lora"),
