@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.experiments.run import run
+from lscl.experiments.run import run, settled
 from lscl.flower import client_app, server_app
 from lscl.flower import grid as grid_transport
 from lscl.flower.messages import describe, pack, understand, unpack, written_on
@@ -351,6 +352,30 @@ def test_a_reply_without_a_payload_is_left_out(over_flower, smoke, change):
     odd = lambda exchange, client: (lambda reply: change(reply.content)) if (exchange, client) == (1, 1) else None
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
     assert record["faults"][1] == ["payload of client 1: there is none in the message"]
+
+
+def test_a_server_does_not_go_on_with_the_state_of_another_origin(over_flower, smoke, places, one_line):
+    config = smoke(threads=2)
+    with pytest.raises(LsclError, match="at least 3 are needed"):
+        over_flower(config, {"timeout": 1.0}, lost=lambda exchange, client: "gone" if exchange >= 4 else None)
+    (step,) = (places / "results" / "federation" / "state" / config.name).glob("round-*")
+    with pytest.raises(LsclError) as caught:
+        over_flower(smoke(threads=1))
+    one_line(caught, "saved state", "threads = 2, this call asks for threads = 1", step)
+    assert settled(smoke(), step.parent).threads == 2  # what `lscl federate` asks for without --threads
+    record, _ = over_flower(config)
+    assert record["config"]["threads"] == 2 and "optimised_images" not in record
+    assert records.read(places / "results" / "federation" / "runs" / f"{config.name}.json")["name"] == record["name"]
+
+
+def test_a_node_with_other_images_says_so(smoke, tree, tmp_path, monkeypatch, one_line):
+    config = smoke()
+    shutil.copytree(tree, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "class00").iterdir()).unlink()
+    monkeypatch.setenv("LSCL_DATA_DIR", str(tmp_path / "other"))
+    with pytest.raises(LsclError) as caught:
+        understand({"experiment": describe(config)})
+    one_line(caught, tmp_path / "other", "holds other images", config.folder_digest)
 
 
 def test_the_config_travels_whole_but_for_the_places_of_a_machine(smoke, monkeypatch, tree):
