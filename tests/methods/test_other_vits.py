@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from lscl.models.foundation import FrozenViT
-from lscl.plots import cls_attention
-from lscl.run import run
 from timm.layers import SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 
 from lscl.errors import LsclError
+from lscl.experiments.run import run
 from lscl.methods import METHODS
 from lscl.methods.parts.prompts import with_prompts
 from lscl.models.mini import MEAN, STD
+from lscl.models.vit import FrozenViT
+from lscl.results.figures import cls_attention
 from lscl.seeding import seeded
 
 POOLED = {"random/test_vit2": "avg", "random/test_vit3": "map"}  # one register, no class token

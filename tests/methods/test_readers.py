@@ -3,9 +3,9 @@
 from typing import get_args
 
 import pytest
-from lscl.run import run
 
 from lscl.config import Experiment, MethodName, readers
+from lscl.experiments.run import run
 
 VARIANTS = {
     "fed_lscl": [{"continual": "ewc"}, {"continual": "lwf"}, {"continual": "replay"}, {"o2d": "sgd"}, {"o2d": "average"}, {"auxiliary": 1.0}],
