@@ -296,7 +296,7 @@ def test_a_stopped_run_goes_on_with_its_threads_or_not_at_all(smoke, one_line):
     step = stopped(smoke(threads=2), 2)
     with pytest.raises(LsclError) as caught:
         run(smoke(threads=1), quiet=True)
-    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step)
+    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step.parent)
     assert step.exists()
     record = run(smoke(), quiet=True)
     assert record["config"]["threads"] == 2 == torch.get_num_threads()
@@ -314,7 +314,7 @@ def test_a_stopped_run_of_another_origin_does_not_go_on(smoke, name, monkeypatch
     before = sorted(path.name for path in step.iterdir())
     with pytest.raises(LsclError) as caught:
         run(smoke(), quiet=True)
-    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step)
+    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step.parent)
     assert sorted(path.name for path in step.iterdir()) == before
 
 
