@@ -60,6 +60,14 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(capsys, words, says):
     assert err.startswith("lscl: ")
 
 
+def test_ctrl_c_is_no_traceback_and_exit_code_130(capsys, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lscl.experiments.doctor.doctor", stop)
+    assert call(capsys, "doctor") == (130, "", "")
+
+
 def test_unknown_option_names_the_nearest(capsys):
     code, _, err = call(capsys, "run", "--method", "fed_lscl", "--rankk", "3")
     assert code == 2
