@@ -164,7 +164,7 @@ def main() -> None:
     given = parser.parse_args()
     name = f"{given.profile}--{given.dataset}"
     path = paths.results() / "components" / f"{name}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     for seed in map(int, given.seeds.split(",")):
         for collaboration in ("written", "static"):
             if any((row["seed"], row["collaboration"]) == (seed, collaboration) for row in rows):

@@ -82,7 +82,7 @@ def growth(clients: int, features: int, rows: int) -> dict:
     o2d_exact(*drawn(2, features, rows), 1.0)  # loads what the first call loads
     before, seconds = memory_mb("VmRSS"), []
     weights, moments = drawn(clients, features, rows)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     for _ in range(5):
         start = time.perf_counter()
         o2d_exact(weights, moments, 1.0)
@@ -92,7 +92,7 @@ def growth(clients: int, features: int, rows: int) -> dict:
 
 def memory_mb(which: str) -> float:
     """This process's resident memory now (VmRSS) or at its peak (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(which))
     return int(line.split()[1]) / 1024
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     seconds = measure.side_by_side(work, given.repeats)
     rows = []
     for count in given.clients.split(","):
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", count], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", count], capture_output=True, encoding="utf-8", check=True)
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
     epoch = measure.ratio(seconds, "epoch", "exact")

@@ -66,7 +66,7 @@ def main() -> None:
                 key = f"{method} {json.dumps(sizes, sort_keys=True)}"
                 if key not in known:
                     command = [sys.executable, __file__, *sys.argv[1:], "--one", key]
-                    known[key] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+                    known[key] = json.loads(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[-1])
                     print(key, known[key], flush=True)
                 found.append({size: value, **known[key]})
             fits = {

@@ -16,7 +16,7 @@ from tests_root import ROOT, Recorder
 
 from lscl.config import experiment
 from lscl.data.glyphs import glyphs
-from lscl.data.partition import partition
+from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.experiments import records
 from lscl.experiments.progress import Progress
@@ -70,9 +70,10 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch, tmp_path, session_cache):
-    """Results go to a folder of each test, never to the repository; -> that folder."""
+    """Results go to a folder of each test, never to the repository, and as if the code were committed; -> that folder."""
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
     torch.set_num_threads(1)
     return tmp_path / "root"
 
@@ -142,6 +143,7 @@ def federation(toy):
         frozen = foundation_of(config, kind.cut(config)) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+        method.census = Census.of(parts, data)
         if kind.surrogate:
             images = pictures(len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9))
             method.server_images = inputs(kind, frozen, ImageSet(*images, data.classes), device)
@@ -218,14 +220,13 @@ def put(places):
 
     def save(score, variant=None, seed=42, **changes):
         config = variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
-        one = record(seed=seed, score=score, **changes)
-        classes = {str(k): {str(c): [float(score), score - 30.0, score - 40.0] for c in range(k, k + 2)} for k in range(5)}
-        one |= {"config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "name": config.name, "per_class": classes}
+        one = record(seed=seed, score=score, clients=5, **changes)
+        one |= {"config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}, "name": config.name}
         one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}
         one.pop("overrides")
         folder = records.folder("mini")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{config.name}.json").write_text(json.dumps(one))
+        (folder / f"{config.name}.json").write_text(json.dumps(one), encoding="utf-8")
 
     return save
 

@@ -130,7 +130,7 @@ class GLFC(OldModel):
     # ---- server
 
     def expected(self, client: int, stage: Stage) -> Shapes:
-        extra = {"gradients": (None, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
+        extra = {"gradients": (self.config.classes_per_task, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
         return {**super().expected(client, stage), **extra}
 
     def once_per_task(self, stage: Stage) -> Payload:
@@ -174,7 +174,7 @@ class GLFC(OldModel):
 
     def sheet(self, task: int) -> np.ndarray | None:
         """The last reconstruction of every gradient: what the proxy server gets to see."""
-        if not self.config.glfc_proxy:
+        if "proxy.images" not in self.server:
             return None
         each = min(self.config.glfc_images, self.config.glfc_steps)
         return self.server["proxy.images"][each - 1 :: each].numpy()

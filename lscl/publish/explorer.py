@@ -29,7 +29,11 @@ ALT = "Accuracy of every system over the tasks or against its costs; the same nu
 def page(records: Iterable[Record]) -> str:
     """The figure as a piece of HTML with its data inside, so that it works from a file, without a server."""
     found = data(records)
-    return PAGE.format(alt=ALT, data=json.dumps(found, separators=(",", ":")).replace("</", "<\\/")) if found else f"<p>{NO_RECORDS}</p>"
+    return (
+        PAGE.format(alt=ALT, data=json.dumps(found, separators=(",", ":")).replace("<", "\\u003c").replace("{{", "{\\u007b"))
+        if found
+        else f"<p>{NO_RECORDS}</p>"
+    )
 
 
 def data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:

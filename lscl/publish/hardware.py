@@ -1,30 +1,29 @@
 """Hardware and times: what a command took and gave where it was measured, and what the cost model expects of cards that nobody has tried."""
 
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
-from lscl.results import report
+from lscl.results import file_shapes, report
 
 cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code alone decides it
 
 
 def expected() -> list[dict[str, Any]]:
     """What whole profiles took and gave (`readme.expect`), by profile."""
-    return [json.loads(path.read_text()) for path in sorted((paths.results() / "expected").glob("*.json"))]
+    return [files.from_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))]
 
 
 def notebook_time(notebook: str, runs: bool = False) -> str | None:
     """How long a notebook took in `make demo` on how many cores, with the runs made before it if `runs`; None if nobody measured it."""
     for one in expected():
-        if one["profile"] == "demo":
+        if one["profile"] == "demo" and notebook in one["notebooks"]:
             seconds = one["notebooks"][notebook] + runs * one["runs_seconds"]
             return f"{duration(seconds)} on {one['hardware']['cores']} cores"
     return None
@@ -43,10 +42,12 @@ def notebooks() -> pd.DataFrame:
 
 def measured(records: Iterable[Record]) -> pd.DataFrame:
     """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
-    rows = [{**_row(one["hardware"]), "command": f"`{one['command']}`", **_found(one["minutes"], one["task"], one["seen"])} for one in expected()]
+    rows = [
+        {**_row(one["hardware"]), "command": report.code(one["command"]), **_found(one["minutes"], one["task"], one["seen"])} for one in expected()
+    ]
     for record in select(records, seed=sweeps.SEEDS[0]):
         options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
-        command = f"`lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}`"
+        command = report.code(f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}")
         accuracies = (report.final(record, mask) for mask in ("task", "seen"))
         rows.append({**_row(record["hardware"], record["config"]["threads"]), "command": command, **_found(report.minutes(record), *accuracies)})
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import CHOSEN, SIZES, Experiment, experiment
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
@@ -39,11 +39,16 @@ def page(method: str, records: list[Record]) -> str:
         costs(method, records),
         f"## {heading}\n\n{cited(differences)}" if differences else "",
         "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`." if method == "fed_lscl" else "",
-        f"## Parameters\n\n{report.numbered(parameters(method), f'{name}: every parameter that its code reads', f'tab-{method}-values')}",
+        f"## Parameters\n\n{_read(method)}",
         f"## Results\n\n{results(method, records)}",
         f"## Tuning\n\n{tuning(method)}",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _read(method: str) -> str:
+    caption = f"{METHOD_LABELS[method]}: every parameter that its code reads"
+    return report.numbered(parameters(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
 
 
 def anchor(method: str) -> str:
@@ -88,7 +93,7 @@ def _citation(number: str) -> str:
 def _bibliography() -> dict[str, str]:
     """The key of every entry of the bibliography that has an arXiv number; empty where there is no book."""
     path = paths.root() / "book" / "references.bib"
-    return _keys(path.read_text()) if path.exists() else {}
+    return _keys(files.text(path)) if path.exists() else {}
 
 
 @lru_cache
@@ -192,7 +197,7 @@ def tuning(method: str) -> str:
     for name, grid in report.tuning().items():
         own = grid[grid["system"] == METHOD_LABELS[method]].drop(columns="system")
         if len(own):
-            caption = f"{METHOD_LABELS[method]}: the grid on {name}, accuracy in %"
+            caption = f"{METHOD_LABELS[method]}: the grid on {report.plain(name)}, accuracy in %"
             parts.append(f"{_choice(method, own)}\n\n{report.numbered(own, caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
     total = len(sweeps.GRIDS[method])
     waiting = f"No point of its grid of {total} is recorded yet: `lscl sweep tune --methods {method} --profile mini` makes them."
@@ -208,17 +213,26 @@ def _choice(method: str, grid: pd.DataFrame) -> str:
         return f"{len(grid)} of {len(sweeps.GRIDS[method])} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
-    return f"Best: {best.iloc[0]}. Not yet in use: `mini` has {used}."
+    return f"Best: {report.plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
 
 
 def _edges(method: str, config: dict[str, Any]) -> str:
-    """Which chosen values, of parameters with three or more in the grid, are its smallest or largest, so that better ones may lie beyond."""
+    """Which chosen values are the smallest or largest of the grid's, so that better ones may lie beyond."""
     parts = []
     for name in sweeps.GRIDS[method][0]:
-        values = sorted({point[name] for point in sweeps.GRIDS[method]})
-        if len(values) > 2 and config[name] in (values[0], values[-1]):
-            parts.append(f"`{name}` = {config[name]:g} is the {'smallest' if config[name] == values[0] else 'largest'} that was tried")
+        edge = _edge(config[name], sorted({point[name] for point in sweeps.GRIDS[method]}))
+        parts += [f"`{name}` = {config[name]:g} is the {edge}"] if edge else []
     return f" At the edge of the grid: {' and '.join(parts)}, so a value beyond it might do better." if parts else ""
+
+
+def _edge(value: float, tried: list[float]) -> str:
+    """On which edge of the values that were tried, in order, this one lies; empty inside."""
+    if value not in (tried[0], tried[-1]):
+        return ""
+    if len(tried) == 1:
+        return "only one that was tried"
+    smallest, largest = ("smaller of the two", "larger of the two") if len(tried) == 2 else ("smallest", "largest")
+    return f"{smallest if value == tried[0] else largest} that {'were' if len(tried) == 2 else 'was'} tried"
 
 
 # ---- overview
@@ -234,9 +248,9 @@ def overview(records: list[Record]) -> str:
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
     caption = "The systems on CIFAR-100, profile `mini`: MB up per client and round; final accuracy, mean ± half of the 95 % interval over n seeds"
     return (
-        report.captioned(table, caption, "tab-systems", shown)
+        report.captioned(table, caption, "tab-systems", shown, markdown=("system", "idea"))
         if shown
-        else f"{report.numbered(table, caption, 'tab-systems')}\n\n{report.NO_RECORDS}"
+        else f"{report.numbered(table, caption, 'tab-systems', markdown=('system', 'idea'))}\n\n{report.NO_RECORDS}"
     )
 
 

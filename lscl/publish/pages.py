@@ -5,10 +5,9 @@ import re
 from itertools import zip_longest
 from pathlib import Path
 
-import yaml
-
-from lscl import paths
+from lscl import files, paths
 from lscl.data.store import write_atomic
+from lscl.errors import LsclError
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, all_records, select
 from lscl.publish import api_pages, explorer, hardware, method_pages, numbers, readme, reference, status, verified
@@ -21,7 +20,9 @@ def pieces() -> dict[str, str]:
     everything = sweeps.reported(all_records("mini"))
     records = report.main_records(everything)
     tables = {
-        "config.md": report.numbered(reference.config_table(), "Every parameter, its value in each profile, and what it means", "tab-config"),
+        "config.md": report.numbered(
+            reference.config_table(), "Every parameter, its value in each profile, and what it means", "tab-config", markdown=("name", "meaning")
+        ),
         "method_values.md": report.numbered(reference.method_values(), "Values of single systems", "tab-method-values", index=False),
         "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
@@ -31,7 +32,9 @@ def pieces() -> dict[str, str]:
         **{f"federation_{name}.md": federation(name) for name in FEDERATION},
         "times.md": times(records),
         "notebooks.md": notebook_times(),
-        "cards.md": report.numbered(hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards"),
+        "cards.md": report.numbered(
+            hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards", markdown=["card"]
+        ),
         "verified.md": verified.outcome("mini"),
         "status.md": status_tables(everything),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
@@ -42,7 +45,7 @@ def pieces() -> dict[str, str]:
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | notebook_heads()
+    return made | ({"README.md": readme.text(files.text(page))} if page.exists() else {}) | notebook_heads()
 
 
 def notebook_heads() -> dict[str, str]:
@@ -53,13 +56,27 @@ def notebook_heads() -> dict[str, str]:
     found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     if not found:
         return {}
-    address = yaml.safe_load((paths.root() / "_config.yml").read_text())["repository"]["url"]
+    address = _address(paths.root() / "_config.yml")
     cell, time = re.compile(r'(REPOSITORY = \\")[^"\\]*'), re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")  # as JSON has it
     heads = {}
     for path in found:
-        text = cell.sub(lambda kept: kept[1] + address, path.read_text())
+        text = cell.sub(lambda kept: kept[1] + address, files.text(path))
         heads[f"notebooks/{path.name}"] = time.sub(lambda kept, name=path.stem: _time(kept, name), text)
     return heads
+
+
+def _address(path: Path) -> str:
+    """The repository's public address in the settings.
+
+    Raises:
+        LsclError: it does not stand there.
+    """
+    found = files.settings(path)
+    for name in ("repository", "url"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, str) or not re.fullmatch(r"https?://[^\s\"\\]+", found):
+        raise LsclError(f"{path}: repository: url: must be a web address, found {found!r}")
+    return found
 
 
 def _time(kept: re.Match, notebook: str) -> str:
@@ -93,7 +110,9 @@ def stale() -> list[str]:
 
 def _read(name: str) -> str | None:
     path = paths.root() / name
-    return path.read_text() if path.exists() else None
+    if path.exists() and not path.is_file():
+        raise LsclError(f"cannot read {path}: not a regular file")
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
 
 def _short(text: str, most: int = 100) -> str:
@@ -121,22 +140,28 @@ def times(records: list[Record]) -> str:
     if table.empty:
         return report.NO_RECORDS
     caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
-    return report.numbered(table, caption, "tab-times", index=False) + (f"\n\n{report.source_note(records)}" if records else "")
+    return report.numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (f"\n\n{report.source_note(records)}" if records else "")
 
 
 def notebook_times() -> str:
     """What each page of notebooks took, as markdown."""
     table = hardware.notebooks()
     caption = "Measured with `make demo`: the time of each notebook, without what the runs before it took"
-    return report.NO_RECORDS if table.empty else report.numbered(table, caption, "tab-notebooks", index=False)
+    return report.NO_RECORDS if table.empty else report.numbered(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
 
 
 def status_tables(records: list[Record]) -> str:
     """The state of the records, as markdown."""
-    parts = [report.numbered(status.sets(records), "Runs that are recorded, by named set, profile `mini`", "tab-status-runs", index=False)]
+    parts = [
+        report.numbered(
+            status.sets(records), "Runs that are recorded, by named set, profile `mini`", "tab-status-runs", index=False, markdown=["command"]
+        )
+    ]
     if records:
         about = "every record of the profile `mini` but those for tuning"
-        parts.append(report.numbered(status.digests(records), f"Digests of what went in, {about}", "tab-status-digests", index=False))
+        parts.append(
+            report.numbered(status.digests(records), f"Digests of what went in, {about}", "tab-status-digests", index=False, markdown=["digest"])
+        )
         parts.append(report.numbered(status.versions(records), f"Versions and machines, {about}", "tab-status-versions", index=False))
     return "\n\n".join(parts)
 
@@ -173,8 +198,9 @@ def headline(records: list[Record]) -> str:
         chosen = select(records, dataset=dataset)
         if not chosen:
             continue
-        table = report.scores(chosen)[["task-masked %", "class-incremental %", "forgetting"]].join(report.costs(chosen)[["MB up", "CPU minutes"]])
-        table["seeds"] = [str(len(group)) for group in report.cells(chosen).values()]
-        caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± standard deviation over the seeds"
+        table = report.scores(chosen)[["n", "task-masked %", "class-incremental %", "forgetting"]].join(
+            report.costs(chosen)[["MB up", "CPU minutes"]]
+        )
+        caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
         parts.append(f"{report.captioned(table, caption, f'tab-headline-{dataset}', chosen)}\n\n{report.reading(chosen, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else report.NO_RECORDS

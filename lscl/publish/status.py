@@ -42,7 +42,7 @@ def digests(records: Iterable[Record]) -> pd.DataFrame:
     order = list(kinds.values())
     rows = sorted(count.items(), key=lambda item: (order.index(item[0][0]), item[0]))
     return pd.DataFrame(
-        {"what": kind, "data set": report.DATASET_LABELS[dataset], "digest": f"`{digest}`", "runs": str(runs)}
+        {"what": kind, "data set": report.DATASET_LABELS[dataset], "digest": report.code(digest), "runs": str(runs)}
         for (kind, dataset, digest), runs in rows
     )
 

@@ -1,6 +1,5 @@
 """What the components of Fed-LSCL do inside a run (results/components/, made by benchmarks/components.py): tables and sentences."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lscl import paths
-from lscl.results.report import APART, DATASET_LABELS, Paired, Summary, measured_rows, numbered, summary
+from lscl import files, paths
+from lscl.results import file_shapes
+from lscl.results.report import APART, DATASET_LABELS, Paired, Summary, measured_rows, numbered, plain, short_commit, summary
 
 SPLITS = ("training", "test")
 UPDATES = {"own": "the image's own", "another": "another image's", "mean": "one for all", "none": "none"}
@@ -23,7 +23,7 @@ def rows(profile: str, dataset: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(_path(profile, dataset))
+    return measured_rows(_path(profile, dataset), file_shapes.Written | file_shapes.Static)
 
 
 def _path(profile: str, dataset: str) -> Path:
@@ -82,7 +82,7 @@ def side(gap: Summary) -> int:
 
 def reading(found: list[dict[str, Any]]) -> str:
     """What the tables say about the written update and the server's step, in plain words, as a list in markdown; empty without rows."""
-    if not found:
+    if not any(row["collaboration"] == "written" for row in found):
         return ""
     value = lambda *keys: by_seed(found, "written", *keys)
     own, none = ({split: value("update", split, key) for split in SPLITS} for key in ("own", "none"))
@@ -128,12 +128,12 @@ def readings(profile: str) -> str:
 
 def note(profile: str, dataset: str) -> str:
     """Where the rows come from, in small print."""
-    found = json.loads(_path(profile, dataset).read_text())
+    found = files.from_json(_path(profile, dataset), file_shapes.Components)
     group = found["rows"]
     seeds = ", ".join(map(str, sorted({row["seed"] for row in group})))
     compared = sum(bool(row["same_as_record"]) for row in group)
-    code = (found["commit"] or "installed package")[:10] + (", uncommitted changes" if found["dirty"] else "")
+    code = short_commit(found["commit"]) + (", uncommitted changes" if found["dirty"] else "")
     return (
-        f"<small>profile {profile}; commit {code}; seeds {seeds}; mean over the first {found['tasks']} tasks; {found['machine']['cpu']}; "
+        f"<small>profile {profile}; commit {code}; seeds {seeds}; mean over the first {found['tasks']} tasks; {plain(found['machine']['cpu'])}; "
         f"{compared} of {len(group)} rows are of runs with exactly the accuracies of their record</small>"
     )

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import WHERE_AND_HOW
 from lscl.errors import LsclError
 from lscl.experiments.records import Record, accuracy, folder, select
 from lscl.experiments.sweeps import REGIMES, TABLE1, WRITERS, regime_run, reported
 from lscl.federation.metrics import average_so_far, backward_transfer, current_task, forgetting
+from lscl.results import file_shapes
 
 METHOD_LABELS = {
     "fed_lscl": "Fed-LSCL", "fedavg": "FedAvg", "fedprox": "FedProx", "fedavg_vit": "FedAvg + ViT", "l2p": "FedAvg + L2P",
@@ -46,12 +48,9 @@ class Summary:
     half_width: float
     sd: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.sd:.1f}" if self.n > 1 else f"{self.mean:.1f}"
-
     @property
     def estimate(self) -> str:
-        """The mean and half the width of its 95 % interval as text."""
+        """The mean and half the width of its 95 % interval as text: what ± means in every table of this package."""
         return f"{self.mean:.1f} ± {self.half_width:.1f}" if self.n > 1 else f"{self.mean:.1f}"
 
     @property
@@ -141,7 +140,7 @@ def curves(records: Iterable[Record], mask: str, of: Callable = average_so_far, 
 
 def published() -> pd.DataFrame:
     """Table 1 of the paper: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy in percent."""
-    table = _read_published("paper_table1.csv").rename(columns={"method": "label"})
+    table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(columns={"method": "label"})
     unknown = set(table["label"]) - set(PAPER_NAMES)
     if unknown:
         raise LsclError(f"paper_table1.csv: unknown system {', '.join(sorted(unknown))}")
@@ -150,7 +149,7 @@ def published() -> pd.DataFrame:
 
 def published_table2(dataset: str) -> pd.DataFrame:
     """Table 2 of the paper on one data set: columns variant (full = the whole system) and accuracy in percent; empty if not reported."""
-    table = _read_published("paper_table2.csv")
+    table = _read_published("paper_table2.csv", {"variant": str, "dataset": str})
     return table[table["dataset"] == dataset]
 
 
@@ -175,12 +174,12 @@ def published_losses(dataset: str) -> list[float]:
     return [] if whole is None else [whole - float(value) for value in table[table["variant"] != "full"]["accuracy"]]
 
 
-def _read_published(name: str) -> pd.DataFrame:
+def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:
     path = paths.results() / "published" / name
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise LsclError(f"cannot read the published numbers {path}: {error}") from error
+    table = files.table(path, {**columns, "accuracy": float})
+    if not table["accuracy"].between(0, 100).all():
+        raise LsclError(f"cannot read {path}: an accuracy is not in 0 to 100 percent")
+    return table
 
 
 # ---- tables
@@ -234,14 +233,16 @@ def scores(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """One row per system: final accuracies under the three masks, forgetting and backward transfer.
 
     Accuracies in percent after the last task over all tasks of all clients; forgetting and backward transfer in percentage points
-    under the class-incremental mask. Mean ± standard deviation over the seeds.
+    under the class-incremental mask. Mean ± half of the 95 % t interval over n seeds.
     """
     columns: dict[str, Callable[[Record], float]] = {
         **{f"{text} %": lambda one, mask=mask: final(one, mask) for mask, text in MASK_LABELS.items()},
         "forgetting": lambda one: forgetting(accuracy(one, "seen")),
         "backward transfer": lambda one: backward_transfer(accuracy(one, "seen")),
     }
-    rows = {name: {column: str(summary(map(of, group))) for column, of in columns.items()} for name, group in cells(records, draft).items()}
+    rows = {}
+    for name, group in cells(records, draft).items():
+        rows[name] = {"n": str(len(group)), **{column: summary(map(of, group)).estimate for column, of in columns.items()}}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
@@ -311,26 +312,40 @@ _ENDS = {"first": 0, "last": -1}
 def efforts(records: Iterable[Record], draft: bool = False) -> pd.DataFrame:
     """One row per system, mean ± half of the 95 % t interval over the seeds: trained parameters of a client, processor time, images, memory.
 
-    Images count every pass of the training; memory is the highest of the process.
+    Images are those that optimisers have seen, kept and made ones among them; in records that do not say how many these were, the images
+    of the tasks in every pass. Memory is the highest of the process.
     """
     rows = {}
     for name, group in cells(records, draft).items():
         seconds = [60 * cpu_minutes(one) for one in group]
+        images = [one.get("optimised_images", one["trained_images"]) for one in group]
         rows[name] = {
             "n": str(len(group)),
             "trained parameters": cost_row(group)["trained parameters"],
-            "trained images": f"{np.mean([one['trained_images'] for one in group]):,.0f}",
+            "trained images": f"{np.mean(images):,.0f}",
             "CPU seconds": "–" if np.isnan(seconds).any() else summary(seconds).estimate,
-            "images per CPU second": f"{sum(one['trained_images'] for one in group) / sum(seconds):,.0f}".replace("nan", "–"),
+            "images per CPU second": f"{sum(images) / sum(seconds):,.0f}".replace("nan", "–"),
             "peak memory MB": cost_row(group)["peak memory MB"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
 def phases(records: Iterable[Record], draft: bool = False) -> dict[str, dict[str, float]]:
-    """Minutes of a run by phase, means over the seeds: {system: {phase: minutes}}; preparation, which is cached, left out."""
-    mean = lambda key, group: float(np.mean([one["seconds"][key] for one in group])) / 60
-    return {name: {key: mean(key, group) for key in ("train", "aggregate", "evaluate")} for name, group in cells(records, draft).items()}
+    """Processor minutes of a run by phase, means over the seeds: {system: {phase: minutes}}; preparation, which is cached, left out.
+
+    Processor time is measured for the whole of a run and shared out as its seconds by the clock are, phase by phase: what else the machine does
+    slows all phases of a run alike, on average. A system with a record from before it was measured is left out.
+    """
+    found = {}
+    for name, group in cells(records, draft).items():
+        whole = [cpu_minutes(one) for one in group]
+        if np.isfinite(whole).all():
+            seconds = np.array([[one["seconds"][key] for key in PHASES] for one in group])
+            found[name] = dict(zip(PHASES, (np.array(whole)[:, None] * seconds / seconds.sum(1, keepdims=True)).mean(0).tolist(), strict=True))
+    return found
+
+
+PHASES = ("train", "aggregate", "evaluate")
 
 
 def cost_reading(records: Iterable[Record], draft: bool = False) -> str:
@@ -353,10 +368,10 @@ def cost_reading(records: Iterable[Record], draft: bool = False) -> str:
             gap = summary(pairs[:, 1] - pairs[:, 0])
             told = abs(gap.mean) > (gap.half_width if measured else 0)  # the interval of one seed is NaN: never told apart
             side = ("less" if gap.mean < 0 else "more") if told else tied
-            sides[side].append(f"{name} ({pairs[:, 1].sum() / pairs[:, 0].sum():.2f} times)")
+            sides[side].append(f"{plain(name)} ({pairs[:, 1].sum() / pairs[:, 0].sum():.2f} times)")
         told = "; ".join(f"{side}: {', '.join(found)}" for side, found in sides.items() if found)
         value = cost_row(groups[first])[cost]
-        lines.append(f"- **{cost}**, {value} for {first}" + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare."))
+        lines.append(f"- **{cost}**, {value} for {plain(first)}" + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare."))
     return "\n".join(lines)
 
 
@@ -484,9 +499,9 @@ def reading(records: Iterable[Record], mask: str, draft: bool = False, brief: bo
     order = sorted(found, key=lambda name: -found[name].mean)
     best = order[0]
     gaps = {name: paired(groups[best], groups[name], mask) for name in order[1:]}
-    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {best}, {found[best].mean:.1f} %."]
+    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {plain(best)}, {found[best].mean:.1f} %."]
     for verdict in VERDICTS:
-        behind = {name: gap for name, gap in gaps.items() if gap.verdict == verdict}
+        behind = {plain(name): gap for name, gap in gaps.items() if gap.verdict == verdict}
         if not behind:
             continue
         if brief:
@@ -516,7 +531,7 @@ def coverage(records: Iterable[Record]) -> str:
 def writers(records: Iterable[Record]) -> pd.DataFrame:
     """When writing per image helps: task-masked accuracy of every writer in every regime, and the best written one minus the static one.
 
-    One task, no federation (`lscl sweep regimes`); mean ± standard deviation over the seeds that all writers of a regime have.
+    One task, no federation (`lscl sweep regimes`); mean ± half of the 95 % t interval over the n seeds that all writers of a regime have.
     The best written one is chosen by its mean, so its lead is an upper bound. Empty if there are no such records.
     """
     records = [one for one in records if one["config"]["tasks"] == 1 and one["config"]["o2d"] == "none"]
@@ -534,7 +549,7 @@ def writers(records: Iterable[Record]) -> pd.DataFrame:
             best = max(written, key=lambda name: values[name].mean())
             gap = summary(values[best] - values[static])
             name = f"{DATASET_LABELS[dataset]}, {regime['images_per_class']} images a class, block {regime['block']}"
-            rows[name] = {key: str(summary(found)) for key, found in values.items()}
+            rows[name] = {"n": str(len(common)), **{key: summary(found).estimate for key, found in values.items()}}
             rows[name] |= {"best written minus static": f"{gap.mean:+.1f}", "95 % interval": gap.interval}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("regime")
 
@@ -551,7 +566,7 @@ def provenance(records: Iterable[Record], draft: bool = False) -> str:
     dirty = [one["name"] for one in group if one["dirty"]]
     if dirty and not draft:
         raise LsclError(f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: commit, then run it again")
-    short = lambda values: ", ".join(sorted({str(value) for value in values}))
+    short = lambda values: plain(", ".join(sorted({str(value) for value in values})))
     machines = short(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group)
     parts = [
         f"profile {group[0]['profile']}",
@@ -574,12 +589,18 @@ def _gpu(record: Record) -> str:
 
 
 def tuning() -> dict[str, pd.DataFrame]:
-    """The tuning grids that were recorded: {"mini, CIFAR-100": rows with system, point, both scores, chosen}."""
+    """The tuning grids that were recorded: {"mini, CIFAR-100": rows with system, point, both scores, chosen}.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
     found = {}
     for path in sorted((paths.results() / "tuning").glob("*.json")):
-        saved = json.loads(path.read_text())
+        saved = files.from_json(path, file_shapes.Grid | list[file_shapes.Point])
         rows = saved["rows"] if isinstance(saved, dict) else saved
         best = saved.get("best", {}) if isinstance(saved, dict) else {}
+        if not rows:
+            continue
         profile, _, dataset = path.stem.partition("--")
         found[f"{profile}, {DATASET_LABELS.get(dataset, dataset)}" if dataset else profile] = pd.DataFrame(
             {
@@ -603,8 +624,8 @@ def benchmarks() -> pd.DataFrame:
     """
     rows = {}
     for path in sorted((paths.results() / "benchmarks").glob("*.json")):
+        found = files.from_json(path, file_shapes.Benchmark)
         try:
-            found = json.loads(path.read_text())
             rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": (found["commit"] or "–")[:10]}
             parts = {"": found}
             for row in found.get("rows", []):
@@ -616,7 +637,7 @@ def benchmarks() -> pd.DataFrame:
                 for label_of, value in ({name: part} | inner).items():
                     if label_of and "ratio" in value:
                         rows[f"{found['name']}: {label_of}"] = _benchmark(value) | {"machine": "", "commit": ""}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
 
@@ -630,31 +651,39 @@ def growth() -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(_scaling(), "the benchmark ")
+    return measured_rows(_scaling(), file_shapes.Growing)
+
+
+def growth_reading(rows: list[dict[str, Any]]) -> str:
+    """With which sizes the processor time grows how, in plain words, by the fitted exponents as `exponents` shows them."""
+    kinds: dict[str, list[str]] = {"faster than in proportion": [], "in proportion, to a tenth of the exponent": [], "more slowly than that": []}
+    for row in rows:
+        shown = f"{row['time_exponent']['ratio']:.2f}"
+        faster, even, slower = kinds.values()
+        kind = faster if float(shown) > 1.1 else slower if float(shown) < 0.9 else even
+        kind.append(f"{METHOD_LABELS[row['method']]} with the number of {GROWTH[row['size']].replace(' a ', ' in a ')} ({shown})")
+    return "Processor time grows " + "; ".join(f"**{kind}**: {', '.join(found)}" for kind, found in kinds.items() if found) + "." if rows else ""
 
 
 def growth_note() -> str:
     """Machine, threads and commit of `growth` in small print; nothing if it was never run."""
     if not growth():
         return ""
-    found = json.loads(_scaling().read_text())
-    return f"<small>{found['machine']['cpu']}, {found['threads']} threads, commit {(found['commit'] or 'installed package')[:10]}</small>"
+    found = files.from_json(_scaling(), file_shapes.Measured)
+    return f"<small>{plain(found['machine']['cpu'])}, {found['threads']} threads, commit {short_commit(found['commit'])}</small>"
 
 
 def _scaling() -> Path:
     return paths.results() / "benchmarks" / "scaling.json"
 
 
-def measured_rows(path: Path, what: str = "") -> list[dict[str, Any]]:
-    """The rows of a file of measurements; none if there is no such file.
+def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
+    """The rows, each of this shape, of a file of measurements; none if there is no such file.
 
     Raises:
-        LsclError: a file that cannot be read.
+        LsclError: a file that cannot be read, or of another shape.
     """
-    try:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read {what}{path}: {type(error).__name__} {error}") from error
+    return files.from_json(path, file_shapes.Rows[shape])["rows"] if path.exists() else []
 
 
 def growth_panels(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
@@ -699,7 +728,7 @@ def federation(part: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(paths.results() / "federation" / f"{part}.json")
+    return measured_rows(paths.results() / "federation" / f"{part}.json", file_shapes.FEDERATION[part])
 
 
 def parity() -> pd.DataFrame:
@@ -726,7 +755,7 @@ def wire() -> pd.DataFrame:
     """
     rows = []
     for row in federation("parity"):
-        if "wire_up" not in row:
+        if row.get("wire_up") is None:
             continue
         messages, shown = row["clients"] * sum(row["exchanges"]), {"system": METHOD_LABELS[row["method"]], "profile": row["profile"]}
         for side in ("up", "down"):
@@ -785,36 +814,78 @@ def federation_note(part: str) -> str:
     for machine, rows in sorted(groups.items()):
         loads = sorted({round(row["machine"]["load"]) for row in rows})
         load = f"load {loads[0]}" + (f" to {loads[-1]}" if len(loads) > 1 else "")
-        commits = ", ".join(sorted({(row["commit"] or "–")[:10] for row in rows}))
-        notes.append(f"{machine}, {load} before a row began, commit {commits}")
+        commits = ", ".join(sorted({short_commit(row["commit"], "–") for row in rows}))
+        notes.append(f"{plain(machine)}, {load} before a row began, commit {commits}")
     return f"<small>{'; '.join(notes)}</small>"
 
 
 # ---- text
 
 
-def to_markdown(table: pd.DataFrame, index: bool = True) -> str:
-    """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses."""
+def drift_reading(kept: float, free: float) -> str:
+    """What Eq. 4 does to the drift of the features, in plain words, from how far they moved in a run with it (`kept`) and in one without (`free`).
+
+    Both as squared distance over squared length: two unrelated vectors of equal length are 2 apart.
+    """
+    times = f"{free / kept:.2f}" if kept else "inf"
+    text = f"At the end the features have moved by {kept:.2f} with Eq. 4 and by {free:.2f} without it, **{times} times** as far; 2 means unrelated."
+    if times == "1.00":
+        return f"{text} Here the equation makes no difference to the drift."
+    if free < kept:
+        return f"{text} Here the equation does not slow the drift down."
+    return f"{text} Here the equation slows the drift down" + (", it does not stop it." if f"{kept:.2f}" != "0.00" else ", almost to nothing.")
+
+
+def plain(text: object) -> str:
+    """Text that comes from a record or another file, as it enters markdown or HTML: whatever either could take for a sign of its own is
+    written as an entity, and a line break is a space."""
+    shown = " ".join(str(text).split())
+    return _SIGNS.sub(lambda signs: "".join(f"&#{ord(one)};" for one in signs[0]), "".join(one for one in shown if one.isprintable()))
+
+
+# Signs that start or end something in CommonMark, in MyST with its extensions, or in HTML. A lone "<" or "&", a pair
+# of brackets without a target and a "_" inside a word or without a second one do not.
+_SIGNS = re.compile(r"[`*{}$\\|~]|\](?=[(\[{:])|\[(?=\^)|<(?=\S)|&(?=[#\w])|(?<!\w)_(?=[^_]*_)|__")
+
+
+def code(text: object) -> str:
+    """The same as a piece of code; as `plain` text where a sign in it could end that."""
+    shown = plain(text)
+    return f"`{shown}`" if shown == str(text) else shown
+
+
+def short_commit(commit: str | None, none: str = "installed package") -> str:
+    """The first ten digits of a commit, or `none`."""
+    return plain((commit or none)[:10]) if commit else none
+
+
+def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[str] = ()) -> str:
+    """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses.
+
+    Every entry is taken as `plain` text but those of the columns named in `markdown`, which are markdown already.
+    """
     shown = table.reset_index() if index else table
-    escape = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    head = "| " + " | ".join(map(escape, shown.columns)) + " |"
+    ready = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    head = "| " + " | ".join(map(plain, shown.columns)) + " |"
     numeric = [all(_numeric(value) for value in shown[column]) for column in shown.columns]
     rule = "|" + "|".join("---:" if right else ":---" for right in numeric) + "|"
-    return "\n".join([head, rule, *("| " + " | ".join(map(escape, row)) + " |" for row in shown.itertuples(index=False))])
+    writers = [ready if column in markdown else plain for column in shown.columns]
+    rows = ("| " + " | ".join(write(value) for write, value in zip(writers, row)) + " |" for row in shown.itertuples(index=False))
+    return "\n".join([head, rule, *rows])
 
 
 def _numeric(value: Any) -> bool:
     return str(value)[:1] in {*"0123456789+-–−", ""}
 
 
-def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True) -> str:
-    """A table with a number, a caption and an anchor `name`, as markdown for the book."""
-    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index)}\n:::"
+def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True, markdown: Collection[str] = ()) -> str:
+    """A table with a number, a caption and an anchor `name`, as markdown for the book; see `to_markdown`."""
+    return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index, markdown)}\n:::"
 
 
-def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False) -> str:
+def captioned(table: pd.DataFrame, caption: str, name: str, records: Iterable[Record], draft: bool = False, markdown: Collection[str] = ()) -> str:
     """A `numbered` table, and below it the records it came from."""
-    return f"{numbered(table, caption, name)}\n\n{source_note(records, draft)}"
+    return f"{numbered(table, caption, name, markdown=markdown)}\n\n{source_note(records, draft)}"
 
 
 def source_note(records: Iterable[Record], draft: bool = False) -> str:

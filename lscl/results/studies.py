@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lscl.config import Experiment
+from lscl.config import Experiment, check_profile
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.records import Record, accuracy
@@ -92,6 +92,7 @@ def profile_shown(profile: str, compute: bool) -> str:
 
 def of_profile(name: str, profile: str, compute: bool = False, data_dir: Path | str | None = None, weights: Path | str | None = None) -> list[Study]:
     """The study `name` on every data set of the profile shown; with `compute`, missing runs are computed first."""
+    check_profile(profile)
     profile = profile_shown(profile, compute)
     return [collect(name, profile, dataset, seeds, compute, data_dir, weights) for dataset, seeds in PLANS[profile].items()]
 

@@ -269,11 +269,11 @@ def test_a_share_that_does_not_exist_is_one_line(index, count, one_line):
 def test_the_slurm_example_deals_out_the_table_without_slurm(capsys):
     """The script is run as a job array would run it; two shares of two are the whole table."""
     script, found = ROOT / "examples" / "slurm" / "table1.sh", []
-    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text()
+    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text(encoding="utf-8")
     for index in ("0", "1"):
         values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": "echo"}  # says what the command line gets
         command = ["bash", str(script), "--list", "--dataset", "imagenet_r"]
-        words = subprocess.run(command, env={**os.environ, **values}, capture_output=True, text=True, check=True).stdout.split()
+        words = subprocess.run(command, env={**os.environ, **values}, capture_output=True, encoding="utf-8", check=True).stdout.split()
         with pytest.raises(SystemExit) as end:
             cli.main(words)
         assert end.value.code == 0

@@ -15,7 +15,7 @@ from lscl.models.vit import foundation
 
 def test_a_record_is_equal_to_the_bit_when_computed_again(recorded, tree, places):
     path = verify.verify_sample("smoke", 2, 0, tree)
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     assert path == places / "results" / "verified" / "smoke.json"
     assert [(one["name"], one["equal"], one["differs"]) for one in saved["runs"]] == [(one["name"], True, []) for one in sorted_by_name(recorded)]
     assert len(records.all_records("smoke")) == 2  # nothing was added
@@ -50,14 +50,14 @@ def test_nothing_recorded_is_said(one_line):
 
 def test_a_changed_number_is_found_and_named(recorded, tree, one_line):
     path = records.folder("smoke") / f"{recorded[0]['name']}.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     record["accuracy"]["seen"][0][0][0] += 1e-6
     record["bytes_up"][0][0] += 1
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         verify.verify_sample("smoke", 2, 0, tree)
     one_line(caught, "1 of 2 records differ", recorded[0]["name"])
-    found = {one["name"]: one["differs"] for one in json.loads((path.parents[2] / "verified" / "smoke.json").read_text())["runs"]}
+    found = {one["name"]: one["differs"] for one in json.loads((path.parents[2] / "verified" / "smoke.json").read_text(encoding="utf-8"))["runs"]}
     assert found == {recorded[0]["name"]: ["accuracy", "bytes_up"], recorded[1]["name"]: []}
 
 

@@ -16,7 +16,7 @@ from lscl.experiments import records
 from lscl.experiments.run import run
 from lscl.flower import client_app, server_app
 from lscl.flower import grid as grid_transport
-from lscl.flower.messages import describe, pack, understand, unpack
+from lscl.flower.messages import describe, pack, understand, unpack, written_on
 from lscl.methods import METHODS
 
 EXTRA = 1000  # node numbers are not client numbers
@@ -77,7 +77,7 @@ def over_flower(places, monkeypatch, tree):
     def make(config, settings=None, lost=lambda exchange, client: None, grid=StubGrid):
         grid = grid(config, settings, lost, next(next_run))
         grid.serve()
-        return json.loads((places / "results" / "federation" / "runs" / f"{config.name}.json").read_text()), grid
+        return json.loads((places / "results" / "federation" / "runs" / f"{config.name}.json").read_text(encoding="utf-8")), grid
 
     return make
 
@@ -93,7 +93,7 @@ def compared(record):
 def alone(config):
     """The record of the run in one process, as it was written."""
     made = run(config, quiet=True)
-    return json.loads((records.folder("smoke", made["dirty"]) / f"{config.name}.json").read_text())
+    return json.loads((records.folder("smoke", made["dirty"]) / f"{config.name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -107,9 +107,33 @@ def test_nothing_private_is_in_any_message(over_flower, smoke, places):
     """What goes up is the payload; the state stays in the client's folder."""
     config = smoke()
     _, grid = over_flower(config)
-    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload", "client"}
+    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload", "client", "exchange", "nonce"}
     kept = sorted(path.name for path in (places / "private" / config.name / "client1").glob("*.safetensors"))
     assert kept == ["000003.safetensors", "000004.safetensors", "000005.safetensors"]
+
+
+def modes(folder):
+    """The modes of a folder and all that is in it: those of folders, those of files."""
+    there = [folder, *folder.rglob("*")]
+    return [{path.stat().st_mode & 0o777 for path in there if path.is_dir() == kind} for kind in (True, False)]
+
+
+def test_only_the_owner_can_read_what_clients_and_server_keep(over_flower, smoke, places):
+    """Also what an earlier version left open to all."""
+    config = smoke(method="local_head")
+    with pytest.raises(LsclError):
+        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None)
+    kept = [places / "private" / config.name, places / "results" / "federation" / "state" / config.name]
+    assert [modes(folder) for folder in kept] == [[{0o700}, {0o600}]] * 2
+    for folder in kept:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    with pytest.raises(LsclError):
+        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (3, 1) else None)
+    assert [modes(folder) for folder in kept] == [[{0o700}, {0o600}]] * 2
+    assert modes(places / "results" / "federation")[0] == {0o755, 0o700}  # what is not private stays as it was
+    over_flower(config)
+    assert modes(kept[0]) == [{0o700}, {0o600}]
 
 
 ABSENT = {
@@ -276,9 +300,13 @@ def spoil(change):
     def apply(reply):
         payload = unpack(reply.content["answer"], "test")
         changed = change(payload)
-        reply.content["answer"] = changed if changed is not None else pack(payload)
+        reply.content["answer"] = changed if changed is not None else pack(payload, words_on(reply))
 
     return apply
+
+
+def words_on(reply):
+    return written_on(reply.content["answer"]["payload"].numpy().tobytes())
 
 
 BAD = {
@@ -330,3 +358,42 @@ def test_the_config_travels_whole_but_for_the_places_of_a_machine(smoke, monkeyp
     assert str(tree) not in describe(config)
     monkeypatch.setenv("LSCL_DATA_DIR", str(tree))
     assert understand({"experiment": describe(config)}) == config
+
+
+def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower, smoke):
+    """Whatever is in it: names, shapes and numbers of such an answer fit."""
+    kept = {}
+
+    def odd(exchange, client):
+        def change(reply):
+            kept[exchange, client] = reply.content["answer"]
+            reply.content["answer"] = kept[{(1, 1): (0, 1), (3, 2): (3, 1), (4, 1): (4, 1)}.get((exchange, client), (exchange, client))]
+
+        return change
+
+    record, _ = over_flower(smoke(method="fedavg_vit"), {"min-clients": 2}, odd)
+    assert record["faults"] == [
+        [],
+        ["payload of client 1: it answers exchange 0 of client 1, asked was exchange 1 of client 1"],
+        ["payload of client 2: it answers exchange 3 of client 1, asked was exchange 3 of client 2"],
+        [],
+    ]
+
+
+def test_an_answer_to_an_earlier_message_of_the_same_exchange_is_refused(over_flower, smoke):
+    """As of a run before, that was the same up to there: a message's number is drawn anew."""
+    config, kept = smoke(method="local_head"), {}
+    keep = lambda exchange, client: lambda reply: kept.update({(exchange, client): reply.content["answer"]})
+    over_flower(config, lost=keep)
+    replay = lambda exchange, client: lambda reply: reply.content.update(answer=kept[exchange, client]) if (exchange, client) == (2, 1) else None
+    record, _ = over_flower(config, {"min-clients": 2}, replay)
+    assert record["faults"][1] == ["payload of client 1: it answers an earlier message of it, asked was exchange 2 of client 1"]
+    assert record["accuracy"]["task"][0][1] == [None, None]
+
+
+@pytest.mark.parametrize("words", [{}, {"client": "1"}, {"client": "1", "exchange": "1", "nonce": "\n" + "0" * 10_000, "more": ""}])
+def test_an_answer_without_its_ticket_is_refused_in_one_line(over_flower, smoke, words):
+    odd = lambda exchange, client: spoil(lambda payload: pack(payload, words)) if (exchange, client) == (1, 1) else None
+    record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
+    (line,) = record["faults"][1] or record["faults"][0]
+    assert line.startswith("payload of client 1: it answers ") and "\n" not in line and len(line) < 700

@@ -77,7 +77,7 @@ def test_a_stopped_federation_ends_every_process_it_started(left, tmp_path, monk
 
 def test_a_command_that_is_told_to_end_ends_every_process_it_started(left):
     command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--clients", "1", "--tasks", "1", "--rounds", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8") as process:
         while not (bench.found(process.pid, "flwr-serverapp") and bench.found(process.pid, "flower-supernode")):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
@@ -106,14 +106,14 @@ def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_n
     assert len(up) == config.rounds and min(row[0] for row in up) > 0
     assert up[0][1] == 0 and up[-1][1] > 0 and record["accuracy"]["task"][-1][1] is not None
     assert [node["status"] for node in nodes] == ["online"] * config.clients
-    reasons = ("Failed to activate SuperNode", "CERTIFICATE_VERIFY_FAILED", "Server disconnected")
-    assert all(reason in line for reason, line in zip(reasons, said, strict=True)), said
+    reasons = (("Failed to activate SuperNode",), ("CERTIFICATE_VERIFY_FAILED",), ("Server disconnected", "Connection reset by peer"))
+    assert all(any(reason in line for reason in some) for some, line in zip(reasons, said, strict=True)), said
     assert left() == []
 
 
 def test_a_federation_goes_on_behind_the_last_finished_round_of_a_server_that_was_killed(left):
     command = [sys.executable, "-m", "lscl.cli", "federate", "--compare", "--profile", "smoke", "--clients", "2", "--tasks", "1", "--rounds", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8") as process:
         said = ""
         while "round 1 done" not in said:
             line = process.stderr.readline()
@@ -123,6 +123,6 @@ def test_a_federation_goes_on_behind_the_last_finished_round_of_a_server_that_wa
         said = process.stderr.read()
     assert process.returncode == 2 and "the same command goes on after the last finished round" in said
     assert left() == []
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    again = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     assert "going on after round 1" in again.stderr
     assert "every accuracy and every payload byte count is the same" in again.stdout

@@ -109,7 +109,7 @@ def test_a_stopped_computation_leaves_nothing_behind(cache, images):
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, images, one_line):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
         prefix_cache(foundation("tiny", 1), images, CPU)

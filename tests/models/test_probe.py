@@ -13,7 +13,7 @@ from lscl.models.vit import foundation
 def test_a_probe_is_written_and_repeats(smoke, places):
     result = probe(smoke(), 6)
     (path,) = (places / "results" / "probe").glob("*.json")
-    assert path.name == "tiny--folder--6.json" and json.loads(path.read_text()) == result
+    assert path.name == "tiny--folder--6.json" and json.loads(path.read_text(encoding="utf-8")) == result
     assert probe(smoke(), 6) == result
     data = load(smoke(images_per_class=None, test_images_per_class=None))
     assert (result["data_digest"], result["weights_digest"]) == (data.digest, foundation("tiny", None).digest)

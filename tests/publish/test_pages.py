@@ -28,14 +28,14 @@ def saved(places):
         folder = records.folder("mini")
         folder.mkdir(parents=True, exist_ok=True)
         for one in made:
-            (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+            (folder / f"{one['name']}.json").write_text(json.dumps(one))
         return [folder / f"{one['name']}.json" for one in made]
 
     return save
 
 
 def test_without_records_every_table_is_a_sentence(places):
-    written = {str(path.relative_to(places)): path.read_text() for path in pages.write()}
+    written = {str(path.relative_to(places)): path.read_text(encoding="utf-8") for path in pages.write()}
     assert set(written) == set(pages.pieces())
     values = written["results/tables/method_values.md"]
     assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
@@ -50,13 +50,13 @@ def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
 
 
 def test_sentences_take_their_numbers_from_records(places, saved):
-    saved(record(), record(seed=1999, score=82))
+    saved(record(clients=5), record(seed=1999, score=82, clients=5))
     expect(places)
     pages.write()
-    found = json.loads((places / "results" / "tables" / "numbers.json").read_text())
+    found = json.loads((places / "results" / "tables" / "numbers.json").read_text(encoding="utf-8"))
     assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
     assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == numbers.NONE
-    times = (places / "results" / "tables" / "times.md").read_text()
+    times = (places / "results" / "tables" / "times.md").read_text(encoding="utf-8")
     assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
     assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
 
@@ -64,7 +64,7 @@ def test_sentences_take_their_numbers_from_records(places, saved):
 def expect(places, **seconds):
     about = {"profile": "demo", "command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
     (places / "results" / "expected").mkdir()
-    (places / "results" / "expected" / "demo.json").write_text(json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}))
+    (places / "results" / "expected" / "demo.json").write_text(json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}), encoding="utf-8")
 
 
 def test_the_notebooks_say_how_long_they_took(places):
@@ -76,7 +76,7 @@ def test_the_notebooks_say_how_long_they_took(places):
     four, five = (markdown(path)[0] for path in sorted((places / "notebooks").glob("*.ipynb")))
     assert "**Takes** [70 seconds on 2 cores](../book/hardware.md)." in four
     assert "**Takes** [2.5 minutes on 2 cores, runs included](../book/hardware.md)" in five
-    table = (places / "results" / "tables" / "notebooks.md").read_text()
+    table = (places / "results" / "tables" / "notebooks.md").read_text(encoding="utf-8")
     assert "| {doc}`/notebooks/05_results` | 10 seconds |" in table
 
 
@@ -91,26 +91,26 @@ def test_the_address_of_the_settings_is_written_into_the_notebooks(places, capsy
         shutil.copy(ROOT / name, places / name)
     settings, notebook = places / "_config.yml", places / "notebooks" / "05_results.ipynb"
     pages.write()
-    before = notebook.read_text()
-    assert before == (ROOT / "notebooks" / "05_results.ipynb").read_text()
-    address = yaml.safe_load(settings.read_text())["repository"]["url"]
-    settings.write_text(settings.read_text().replace(address, "https://example.org/someone/copy"))
+    before = notebook.read_text(encoding="utf-8")
+    assert before == (ROOT / "notebooks" / "05_results.ipynb").read_text(encoding="utf-8")
+    address = yaml.safe_load(settings.read_text(encoding="utf-8"))["repository"]["url"]
+    settings.write_text(settings.read_text(encoding="utf-8").replace(address, "https://example.org/someone/copy"))
     code, _, err = call(capsys, "check")
     assert code == 2 and "notebooks/05_results.ipynb, line" in err and "https://example.org/someone/copy" in err
     pages.write()
-    assert notebook.read_text() == before.replace(address, "https://example.org/someone/copy") != before
+    assert notebook.read_text(encoding="utf-8") == before.replace(address, "https://example.org/someone/copy") != before
 
 
 def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
-    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text())}
+    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text(encoding="utf-8"))}
     assert called == {*numbers.numbers([]), "built_from"}
 
 
 def test_no_result_is_typed_by_hand():
     """A number with a unit in a hand-written page or the README is a setting that stands in the list, or is called by its name."""
     unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
-    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    texts = {path.name: path.read_text() for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
+    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
     takes = re.compile(r"\*\*Takes\*\* \[[^]]+\]")  # written by `lscl pages`
     texts |= {path.name: takes.sub("", "\n".join(markdown(path))) for path in (ROOT / "notebooks").glob("*.ipynb")}
     settings = {"95 %", "30 %"}  # the intervals' level, `eval_split`
@@ -120,7 +120,7 @@ def test_no_result_is_typed_by_hand():
 
 
 def markdown(path):
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
 
 
 def test_the_state_of_the_records(places, saved):
@@ -136,33 +136,33 @@ def test_the_state_of_the_records(places, saved):
 
 
 def test_headline_from_records(places, saved):
-    saved(record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7))
+    saved(record(clients=5), record(seed=1999, score=82, clients=5), record("local_head", clients=5), record("local_head", seed=7, clients=5))
     pages.write()
-    text = (places / "results" / "tables" / "headline.md").read_text()
-    assert "| Fed-LSCL (O2D exact) | 73.0 ± 1.4 | 43.0 ± 1.4 |" in text
+    text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
+    assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text and "standard deviation" not in text
     assert "seeds 42, 1999;" in text
 
 
 def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):
-    path, _ = saved(record(), record("local_head"))
+    path, _ = saved(record(clients=5), record("local_head", clients=5))
     for command, code in (("check", 2), ("pages", 0), ("check", 0)):
         assert call(capsys, command)[0] == code
     changed = json.loads(path.read_text())
-    changed["accuracy"]["seen"][-1][0][0] += 5
+    changed["accuracy"]["seen"][-1][0][0] += 12.5  # of 25
     path.write_text(json.dumps(changed))
     code, _, err = call(capsys, "check")
     assert code == 2
     named = {line.split(",")[0].removeprefix("lscl: ") for line in err.splitlines()}
     assert {"results/tables/headline.md", "results/tables/systems.md", "results/tables/explore.html", "book/methods/fed_lscl.md"} <= named
     assert "book/methods/local_head.md" not in named and "results/tables/config.md" not in named
-    assert "has '| Fed-LSCL (O2D exact) | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 72.0 | 42.5 |" in err
+    assert "has '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.5 |" in err
 
 
 def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
-    saved(record())
+    saved(record(clients=5))
     pages.write()
     table = places / "results" / "tables" / "headline.md"
-    table.write_text(table.read_text().replace("| 72.0 |", "| 79.0 |"))
+    table.write_text(table.read_text(encoding="utf-8").replace("| 72.0 |", "| 79.0 |"))
     (places / "book" / "methods" / "fedavg.md").unlink()
     code, _, err = call(capsys, "check")
     assert code == 2 and len(err.splitlines()) == 3
@@ -205,8 +205,8 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
     ]
     for name, ratio, better in (("slow", 1.3, "lower"), ("fast", 120.0, "higher")):
         found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
-        (folder / f"{name}.json").write_text(json.dumps(found))
-    (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}))
+        (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}), encoding="utf-8")
     assert [line for line in pages.benchmarks().splitlines() if line.startswith("| ")][1:] == [
         "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
         "| open | 2 | – | – | some cpu | abcdef0123 |",
@@ -214,7 +214,7 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         "| slow: l2p | 1.6 | at most 1.5 | no |  |  |",
         "| slow: none part of it | 3 | at least 2 | yes |  |  |",
     ]
-    (folder / "open.json").write_text("{}")
+    (folder / "open.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         pages.benchmarks()
     one_line(caught, "open.json")
@@ -259,7 +259,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     folder = places / "results" / "federation"
     folder.mkdir(parents=True)
     for part, rows in MEASURED.items():
-        (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}))
+        (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}), encoding="utf-8")
     texts = {name: pages.federation(name) for name in pages.FEDERATION}
     note = "<small>some cpu, 2 cores, flwr 1.41.0, load 2 before a row began, commit abcdef0123</small>"
     assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
@@ -276,7 +276,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
         ],
         "scale": ["| 9 | 6 | 8.5 | 9.5 | 700 | 710 | nothing |"],
     }
-    (folder / "scale.json").write_text("{}")
+    (folder / "scale.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         pages.federation("scale")
     one_line(caught, "scale.json")

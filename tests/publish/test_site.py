@@ -32,7 +32,7 @@ def site():
     """The book, built as readers get it, warnings being errors."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml")]
     built = subprocess.run(
-        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"], capture_output=True, text=True
+        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"], capture_output=True, encoding="utf-8"
     )
     assert built.returncode == 0, built.stdout + built.stderr
     return SITE
@@ -40,7 +40,9 @@ def site():
 
 @pytest.fixture(scope="module")
 def soups(site):
-    return {path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(), "html.parser") for path in sorted(site.rglob("*.html"))}
+    return {
+        path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(site.rglob("*.html"))
+    }
 
 
 @pytest.fixture(scope="module")

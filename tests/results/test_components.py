@@ -66,7 +66,7 @@ def test_without_rows_and_with_a_damaged_file(places):
     )
     path = places / "results" / "components" / "mini--glyphs.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(LsclError, match=r"cannot read .*mini--glyphs\.json"):
         components.rows("mini", "glyphs")
 
@@ -76,7 +76,7 @@ def test_the_benchmark_measures_what_the_tables_show(places, monkeypatch):
     monkeypatch.syspath_prepend(script.parent)
     monkeypatch.setattr(sys, "argv", [str(script), "--profile", "smoke", "--seeds", "42", "--tasks", "1"])
     runpy.run_path(str(script), run_name="__main__")
-    written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text())["rows"]
+    written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text(encoding="utf-8"))["rows"]
     assert set(written["update"]["test"]) == set(components.UPDATES) and set(static["update"]["test"]) == {"own", "none"}
     assert set(written["server_step"]) == {"weight", "bias"} and set(static["server_step"]) == {"bias"}
     assert written["generator"]["fused"] == pytest.approx(written["update"]["test"]["own"], abs=1e-3)  # two ways to the same accuracy
