@@ -35,7 +35,10 @@ LONGEST = (
     "notebooks/03_continual_finetuning.ipynb",
     "notebooks/04_one_by_one_distillation.ipynb",
     "notebooks/02_collaborative_training.ipynb",
-    "tests/flower/test_flower.py",
+    "tests/flower/test_grid.py",
+    "tests/flower/test_server_app.py",
+    "tests/test_bad_input.py",
+    "tests/federation/test_robust.py",
     "tests/experiments/test_cost_model.py",
 )
 

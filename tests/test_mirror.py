@@ -4,10 +4,13 @@ from tests_root import ROOT
 
 # Test files that belong to no single module, and what they are about.
 OF_THE_WHOLE = {
+    "test_bad_input": "wrong values, damaged files and full disks, as the commands tell of them",
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
     "test_imports": "the order of the packages",
     "test_mirror": "this",
     "test_troubleshooting": "the page of errors",
+    "federation/test_robust": "what one client can do to the others",
+    "flower/test_flower_processes": "a federation of real processes",
     "methods/test_true_shapes": "every system at the paper's shapes",
     "publish/test_book": "pages and notebooks as committed",
     "publish/test_site": "the rendered book",

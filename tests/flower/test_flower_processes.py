@@ -89,7 +89,7 @@ def test_a_command_that_is_told_to_end_ends_every_process_it_started(left):
 
 def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_never_in(left, tmp_path):
     """SIGKILL to the SuperNode and the client app while it trains: that exchange goes on without it, a later one with it."""
-    config, record = experiment(**SIZES | dict(rounds=2)), {}
+    config, record = experiment(**SIZES | dict(rounds=4)), {}
     settings = {"min-clients": config.clients - 1, "timeout": 300.0}
     with flower.federation(tmp_path, tmp_path / "private", config) as local:
         bench.start_strangers(local)
