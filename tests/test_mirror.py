@@ -11,6 +11,8 @@ OF_THE_WHOLE = {
     "test_troubleshooting": "the page of errors",
     "federation/test_robust": "what one client can do to the others",
     "flower/test_flower_processes": "a federation of real processes",
+    "methods/test_other_vits": "every system on ViTs of other families",
+    "methods/test_readers": "which system reads which values of the config",
     "methods/test_true_shapes": "every system at the paper's shapes",
     "publish/test_book": "pages and notebooks as committed",
     "publish/test_site": "the rendered book",

@@ -130,8 +130,10 @@ class GLFC(OldModel):
     # ---- server
 
     def expected(self, client: int, stage: Stage) -> Shapes:
-        extra = {"gradients": (self.config.classes_per_task, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
-        return {**super().expected(client, stage), **extra}
+        if not (self.config.glfc_proxy and opening(stage)):
+            return super().expected(client, stage)
+        classes = np.count_nonzero(self.census.train[client, stage.task])
+        return {**super().expected(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
     def once_per_task(self, stage: Stage) -> Payload:
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from tests_root import ROOT
@@ -281,3 +282,35 @@ def test_the_slurm_example_deals_out_the_table_without_slurm(capsys):
     names = [share[2::3] for share in found]
     wanted = [one.name for one in sweeps.runs_of("table1", {"profile": "paper", "dataset": "imagenet_r"}, sweeps.SEEDS)]
     assert names == [wanted[0::2], wanted[1::2]]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cnn": "inception_v3"}, "cnn = 'inception_v3'"),
+        ({"cnn": "tiny,levit_128s"}, "cnn = 'levit_128s'"),
+        ({"block": 99}, "block = 99"),
+        ({"foundation": "random/swin_tiny_patch4_window7_224"}, "SwinTransformer"),
+        ({"foundation": "random/test_vit3", "method": "l2p"}, "pools all tokens (map)"),
+        ({"foundation": "random/test_vit2", "method": "fedmgp"}, "pools all tokens (avg)"),
+        ({"foundation": "random/vitamin_small_224", "method": "lorm"}, "GeGluMlp"),
+    ],
+)
+def test_a_run_that_would_be_refused_is_refused_by_the_plan(values, words, one_line):
+    with pytest.raises(LsclError) as caught:
+        cost_model.cost(experiment(profile="mini", dataset="cifar100", **values))
+    one_line(caught, words)
+
+
+def test_a_vit_that_pools_all_tokens_needs_all_of_its_last_block():
+    pooled, by_token = (cost_model.Blocks(2, 10, 4, 16, pooled) for pooled in (True, False))
+    assert np.array_equal(pooled.forward(), by_token.forward(cls_only=False)) and (pooled.forward() > by_token.forward()).all()
+    assert pooled.saved() > by_token.saved() and pooled.low_rank() > by_token.low_rank()
+    found = {name: cost_model.blocks_of(experiment(foundation=f"random/{name}", block=1)) for name in ("test_vit", "test_vit2", "vitamin_small_224")}
+    assert [one.pooled for one in found.values()] == [False, True, True]
+    assert found["vitamin_small_224"].hidden == 3 * 384  # three layers of 2 d x d, as two of 3 d x d
+
+
+@pytest.mark.parametrize("name", ["aimv2_large_patch14_224", "vit_base_patch16_siglip_224", "vit_tiny_r_s16_p8_224", "vitamin_small_224"])
+def test_other_vits_have_a_cost(name):
+    assert cost_model.cost(experiment(profile="mini", dataset="cifar100", foundation=f"random/{name}")).hours(cost_model.CARDS["t4"]) > 0

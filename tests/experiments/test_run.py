@@ -18,11 +18,12 @@ from lscl.data import sources
 from lscl.data.glyphs import glyphs
 from lscl.data.store import ImageSet
 from lscl.errors import LsclError
-from lscl.experiments import origin, records
+from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import Busy, device_of, prepare, run, state_folders
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
+from lscl.publish import build
 
 
 def compared(record):
@@ -422,3 +423,23 @@ def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, s
     assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
     larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
     assert larger == (name in ("target", "mfcl"))
+
+
+def test_a_cnn_that_does_not_take_the_images_is_one_line_before_anything_is_computed(smoke, monkeypatch, one_line):
+    monkeypatch.setattr("lscl.experiments.run.load", lambda config: pytest.fail("data are read first"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(cnn="tiny,inception_v3"), quiet=True)
+    one_line(caught, "cnn = 'inception_v3'", "16 pixels")
+
+
+def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smoke, monkeypatch, one_line):
+    run(smoke(method="local_head"), quiet=True)
+    monkeypatch.setenv("LSCL_CACHE_GB", "many")
+    for command in (
+        lambda: run(smoke(method="local_head"), quiet=True),
+        lambda: sweeps.sweep("table1", {"profile": "smoke"}, [42], list_only=True),
+        lambda: build.reproduce("smoke"),
+    ):
+        with pytest.raises(LsclError) as caught:
+            command()
+        one_line(caught, "LSCL_CACHE_GB = 'many'")

@@ -1,5 +1,7 @@
 """How an exchange travels in Flower's records."""
 
+import shutil
+
 import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
@@ -24,3 +26,13 @@ def test_the_config_travels_whole_but_for_the_places_of_a_machine(smoke, monkeyp
     assert str(tree) not in describe(config)
     monkeypatch.setenv("LSCL_DATA_DIR", str(tree))
     assert understand({"experiment": describe(config)}) == config
+
+
+def test_a_node_with_other_images_says_so(smoke, tree, tmp_path, monkeypatch, one_line):
+    config = smoke()
+    shutil.copytree(tree, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "class00").iterdir()).unlink()
+    monkeypatch.setenv("LSCL_DATA_DIR", str(tmp_path / "other"))
+    with pytest.raises(LsclError) as caught:
+        understand({"experiment": describe(config)})
+    one_line(caught, tmp_path / "other", "holds other images", config.folder_digest)

@@ -6,6 +6,8 @@ pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[fl
 from stub_grid import alone, compared, exchanges_in
 
 from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.experiments.run import settled
 from lscl.methods import METHODS
 
 
@@ -71,3 +73,17 @@ def test_a_server_that_is_killed_anywhere_resumes_and_ends_as_if_it_had_not(over
                 over_flower(config, lost=kill)
             again, _ = over_flower(config)
             assert compared(again) == compared(whole), (point, client)
+
+
+def test_a_server_does_not_go_on_with_the_state_of_another_origin(over_flower, smoke, places, one_line):
+    config = smoke(threads=2)
+    with pytest.raises(LsclError, match="at least 3 are needed"):
+        over_flower(config, {"timeout": 1.0}, lost=lambda exchange, client: "gone" if exchange >= 4 else None)
+    (step,) = (places / "results" / "federation" / "state" / config.name).glob("round-*")
+    with pytest.raises(LsclError) as caught:
+        over_flower(smoke(threads=1))
+    one_line(caught, "saved state", "threads = 2, this call asks for threads = 1", step)
+    assert settled(smoke(), step.parent).threads == 2  # what `lscl federate` asks for without --threads
+    record, _ = over_flower(config)
+    assert record["config"]["threads"] == 2 and "optimised_images" not in record
+    assert records.read(places / "results" / "federation" / "runs" / f"{config.name}.json")["name"] == record["name"]

@@ -33,7 +33,7 @@ class TestCollect:
 
     def test_nothing_is_missing(self, put):
         for size in sweeps.BUFFERS:
-            put(70 + size, {"buffer_per_class": size}, 42)
+            put(50 + size, {"buffer_per_class": size}, 42)
         study = collect("buffers", seeds=[42])
         assert study.note == "" and list(study.found) == list(study.labels)
 
