@@ -83,6 +83,14 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(capsys, words, says):
     assert err.startswith("lscl: ")
 
 
+def test_ctrl_c_is_no_traceback_and_exit_code_130(capsys, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lscl.experiments.doctor.doctor", stop)
+    assert call(capsys, "doctor") == (130, "", "")
+
+
 FOREIGN = {
     ("fed_lscl", "--glfc-memory", "5"): "glfc_memory is an option of glfc, not of fed_lscl",
     ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, local_lora, pilora, not of fedavg",
