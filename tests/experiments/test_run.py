@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from lscl.config import experiment
+from lscl.config import Experiment, experiment
 from lscl.data import sources
 from lscl.data.glyphs import glyphs
 from lscl.data.store import ImageSet
@@ -272,10 +272,12 @@ def test_images_that_change_between_config_and_run_are_one_line(smoke, other_tre
 def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_line, monkeypatch):
     config = experiment(profile="smoke", method="local_head", data_dir=tmp_path)  # glyphs, which need no folder
     record = run(config, quiet=True)
+    origin._images.cache_clear()
     monkeypatch.setattr(sources, "glyphs", lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs()))
     with pytest.raises(LsclError) as caught:
         run(config, quiet=True)
     one_line(caught, f"data_digest = {record['data_digest']}", "this call asks for data_digest", "give the images that it was made from")
+    origin._images.cache_clear()
 
 
 def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, one_line):
@@ -287,6 +289,19 @@ def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, on
     one_line(caught, "threads = 2", "this call asks for threads = 1", "leave threads out", f"{record['name']}.json")
 
 
+def test_whatever_loading_reads_of_a_config_decides_which_images_are_compared(smoke, monkeypatch):
+    found, plain = set(), Experiment.__getattribute__
+    config = smoke()
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "__getattribute__", lambda self, name: found.add(name) or plain(self, name))
+        for one in (config, experiment(), experiment(dataset="cifar100", data_dir="nowhere")):
+            try:
+                sources.load(one)
+            except LsclError:
+                assert one.dataset == "cifar100"
+    assert found & set(Experiment.model_fields) <= set(origin.IMAGES)
+
+
 def test_threads_left_open_are_those_of_the_profile(smoke):
     assert run(smoke(method="local_head"), quiet=True)["config"]["threads"] == 1 == torch.get_num_threads()
     assert experiment().cpu_threads == 2 and experiment(profile="mini", threads=5).cpu_threads == 5
@@ -296,7 +311,7 @@ def test_a_stopped_run_goes_on_with_its_threads_or_not_at_all(smoke, one_line):
     step = stopped(smoke(threads=2), 2)
     with pytest.raises(LsclError) as caught:
         run(smoke(threads=1), quiet=True)
-    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step)
+    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step.parent)
     assert step.exists()
     record = run(smoke(), quiet=True)
     assert record["config"]["threads"] == 2 == torch.get_num_threads()
@@ -314,7 +329,7 @@ def test_a_stopped_run_of_another_origin_does_not_go_on(smoke, name, monkeypatch
     before = sorted(path.name for path in step.iterdir())
     with pytest.raises(LsclError) as caught:
         run(smoke(), quiet=True)
-    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step)
+    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step.parent)
     assert sorted(path.name for path in step.iterdir()) == before
 
 

@@ -87,6 +87,7 @@ def test_device_tf32_threads_and_kind_of_processor_each_have_their_own_file(imag
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names["card"])
     monkeypatch.setattr("lscl.experiments.records.hardware", lambda: {"cpu": names["cpu"]})
     keys = lambda: [_key(frozen, images, "fp32", torch.device(kind)) for kind in ("cpu", "cuda")]
+    prepare_device(experiment(profile="smoke"))
     start = keys()
     prepare_device(experiment(profile="smoke", tf32=True))
     with_tf32 = keys()
