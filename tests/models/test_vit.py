@@ -570,7 +570,7 @@ def test_a_pipe_or_folder_in_place_of_a_checkpoint_is_one_line(tmp_path, one_lin
     for name in ("pipe.npz", "folder.npz"):
         with pytest.raises(LsclError) as caught:
             experiment(profile="smoke", weights=tmp_path / name)
-        one_line(caught, tmp_path / name, "not a file")
+        one_line(caught, tmp_path / name, "not a regular file")
 
 
 def test_drawn_weights_and_a_file_exclude_each_other(tmp_path, one_line):
