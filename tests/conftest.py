@@ -43,20 +43,10 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """For --dist loadgroup: the tests of a file stay on one worker, which makes their fixtures once, and what takes longest starts first.
-
-    The pages of the book are made of the same costs, which a process counts once, so their files stay together too.
-    """
-
-    def group(item):
-        name = item.path.relative_to(ROOT).as_posix()
-        return "pages" if name.startswith("tests/publish/") and name not in LONGEST else name
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+    """What takes longest starts first, so that at the end no worker is left alone with it."""
+    names = {item: item.path.relative_to(ROOT).as_posix() for item in items}
+    items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

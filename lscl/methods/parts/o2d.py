@@ -77,24 +77,26 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
 
 
 def o2d_sgd(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int) -> list[Tensor]:
-    """Eq. 5 by Adam, teacher after teacher as in the paper: in every epoch one step on each teacher's features.
+    """Eq. 5 for every client by gradient steps, as `o2d_sgd_of_client`."""
+    return [o2d_sgd_of_client(k, weights, moments, strength, lr, epochs) for k in range(len(weights))]
+
+
+def o2d_sgd_of_client(k: int, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int) -> Tensor:
+    """Eq. 5 for client k by Adam, teacher after teacher as in the paper: in every epoch one step on each teacher's features.
 
     The gradient of one teacher's term over all of its features is 2 (W - W_j) C_j; the learning rate falls linearly to zero.
     """
-    merged = []
-    for k, own in enumerate(weights):
-        teachers = [j for j in range(len(weights)) if j != k]
-        student = own.clone()
-        optimiser = torch.optim.Adam([student], lr=lr)
-        pull = float(_lambda(k, moments, strength)) if teachers else 0.0
-        moments_like = [moment.to(own.dtype) for moment in moments]
-        for step in range(epochs * len(teachers)):
-            optimiser.param_groups[0]["lr"] = lr * (1 - step / (epochs * len(teachers)))
-            j = teachers[step % len(teachers)]
-            student.grad = 2 * (student - weights[j]) @ moments_like[j] + 2 * pull * (student - own)
-            optimiser.step()
-        merged.append(student)
-    return merged
+    own, teachers = weights[k], [j for j in range(len(weights)) if j != k]
+    student = own.clone()
+    optimiser = torch.optim.Adam([student], lr=lr)
+    pull = float(_lambda(k, moments, strength)) if teachers else 0.0
+    moments_like = [moment.to(own.dtype) for moment in moments]
+    for step in range(epochs * len(teachers)):
+        optimiser.param_groups[0]["lr"] = lr * (1 - step / (epochs * len(teachers)))
+        j = teachers[step % len(teachers)]
+        student.grad = 2 * (student - weights[j]) @ moments_like[j] + 2 * pull * (student - own)
+        optimiser.step()
+    return student
 
 
 def _lambda(k: int, moments: Sequence[Tensor], strength: float) -> Tensor:
