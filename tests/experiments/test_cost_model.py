@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from lscl.config import Experiment, experiment
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, run, sweeps
 from lscl.methods import METHODS
+from lscl.models import counting
 from lscl.models.cnn import small_cnn
+from lscl.registry import DATASETS
 
 SMALL = {"foundation": "random/vit_tiny_patch16_224", "block": 9, "batch": 4}
 ROOMY = cost_model.Machine("a roomy machine", 1e18, 1e12, 1e12, 1e12, 1e12, 0.0)
@@ -67,15 +70,15 @@ def test_bytes_of_a_step_are_those_that_autograd_keeps(stepped, name, number):
 
 def test_a_resnet_costs_what_is_published_for_it():
     config = experiment(profile="paper", dataset="imagenet_r")
-    found = cost_model.cnn_of(config)
+    found = counting.cnn_of(config)
     assert found.flops / 2 == pytest.approx(1.8e9, rel=0.02)  # multiply-adds, He et al. 2015, Table 1
     assert found.weights == 4 * sum(p.numel() for p in small_cnn(config, 0).parameters())
 
 
 def test_vit_b_costs_what_is_published_for_it():
     config = experiment(profile="paper", dataset="cifar100", method="l2p", l2p_top_k=1, l2p_length=1)
-    _, stem = cost_model.vit_shape(config.foundation)
-    whole = cost_model.Blocks(12, 197, 768, 3072).forward(cls_only=False).sum() + stem
+    _, stem = counting.vit_shape(config.foundation)
+    whole = counting.Blocks(12, 197, 768, 3072).forward(cls_only=False).sum() + stem
     assert whole / 2 == pytest.approx(17.5e9, rel=0.03)  # multiply-adds
 
 
@@ -94,8 +97,7 @@ def test_images_are_those_of_the_partition(toy, monkeypatch):
     for split in ("official", "holdout"):
         config = experiment(profile="smoke", dataset="folder", eval_split=split, private_classes=6, images_per_class=6)
         data = toy(classes=18)
-        monkeypatch.setattr(cost_model, "IMAGES", {"folder": (6, 2)})
-        monkeypatch.setattr(cost_model, "CLASSES", {"folder": 18})
+        monkeypatch.setitem(DATASETS._entries, "folder", replace(DATASETS["folder"], images=(6, 2), classes=18))
         tasks = [task for stream in partition(config, data).tasks for task in stream]
         counts = cost_model.Counts.of(config)
         assert counts.epoch == pytest.approx(sum(len(task.train) for task in tasks), rel=0.06)  # 30 % of 6 images are 2
@@ -172,14 +174,14 @@ def test_the_colab_plan_fits_one_free_session():
     card = cost_model.CARDS["t4"]
     assert sum(one.hours(card) for one in costs) <= 2
     assert max(one.memory for one in costs) < card.memory and cost_model.disk(costs) < 40e9
-    assert {one.config.method for one in costs} == set(sweeps.QUICK["colab"])
+    assert {one.config.method for one in costs} == set(sweeps.quick("colab"))
 
 
 def test_the_command_prints_every_system_and_a_total(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", "--profile", "mini", "--card", "h100"])
     lines = capsys.readouterr().out.splitlines()
-    assert end.value.code == 0 and len(lines) == 2 + 2 * len(sweeps.TABLE1) and "all on h100" in lines[-1]
+    assert end.value.code == 0 and len(lines) == 2 + 2 * len(sweeps.main_table()) and "all on h100" in lines[-1]
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", "table1", "--profile", "mini", "--dataset", "glyphs", "--methods", "l2p", "--seeds", "1,2"])
     assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:-1]] == [["glyphs", "l2p", "2"]]
@@ -227,7 +229,7 @@ def test_a_share_that_does_not_exist_is_one_line(index, count, one_line):
 def test_the_slurm_example_deals_out_the_table_without_slurm():
     """The script is run as a job array would run it; two shares of two are the whole table."""
     script, found = ROOT / "examples" / "slurm" / "table1.sh", []
-    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text(encoding="utf-8")
+    assert f"#SBATCH --array=0-{3 * len(sweeps.main_table()) - 1}\n" in script.read_text(encoding="utf-8")
     for index in ("0", "1"):
         values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": f"{sys.executable} -m lscl.cli"}
         command = ["bash", str(script), "--list", "--dataset", "imagenet_r"]
