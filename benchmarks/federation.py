@@ -24,10 +24,12 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import measure
 import psutil
 
 import lscl
 from lscl import paths
+from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.experiments import records
@@ -36,6 +38,7 @@ from lscl.experiments.run import run
 from lscl.federation.metrics import average_so_far
 from lscl.flower import local as flower
 from lscl.flower.leftovers import key_folder
+from lscl.methods import METHODS
 
 BUFFER = 2**16
 SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
@@ -446,19 +449,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["parity", "faults", "scale"])
     parser.add_argument("--profile", default="demo")
-    parser.add_argument("--methods", default="local_head,fed_lscl,fedavg,lorm,pilora")
-    parser.add_argument("--transports", default="simulation,tls")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--stops", type=int, default=5)
-    parser.add_argument("--clients", default="25,50,100")
+    parser.add_argument("--methods", type=measure.names(METHODS), default="local_head,fed_lscl,fedavg,lorm,pilora")
+    parser.add_argument("--transports", type=measure.names(("simulation", "tls")), default="simulation,tls")
+    parser.add_argument("--kills", type=measure.count, default=10)
+    parser.add_argument("--stops", type=measure.count, default=5)
+    parser.add_argument("--clients", type=measure.counts, default="25,50,100")
     given = parser.parse_args()
     if given.what == "parity":
-        parity(given.profile, given.methods.split(","), given.transports.split(","))
+        parity(given.profile, given.methods, given.transports)
     elif given.what == "faults":
         faults(given.kills, given.stops)
     else:
-        scale([int(number) for number in given.clients.split(",")])
+        scale(given.clients)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

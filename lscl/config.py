@@ -52,6 +52,7 @@ def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
 RATE = {"ge": 1e-9, "le": 1e3}  # learning rates
 WEIGHT = {"ge": 0, "le": 1e6}  # of a term of a loss
 SCALE = {"ge": 1e-6, "le": 1e6}  # what is divided by: temperatures, norms, concentrations
+NAME = r"^[A-Za-z0-9_@./:, +=-]*$"  # what names of models are made of; they enter file names and pages
 
 
 class Experiment(BaseModel):
@@ -94,14 +95,22 @@ class Experiment(BaseModel):
     lr: float = Field(1e-3, **RATE, description="Adam learning rate of the classifier and of a static LoRA's A and B")
 
     foundation: str = Field(
-        "mini", min_length=1, max_length=200, description="frozen ViT: mini (shipped), tiny (random, for tests), a timm name, or random/<timm name>"
+        "mini",
+        min_length=1,
+        max_length=200,
+        pattern=NAME,
+        description="frozen ViT: mini (shipped), tiny (random, for tests), a timm name, or random/<timm name>",
     )
     weights: Path | None = Field(None, description="local checkpoint of the frozen ViT: .safetensors, or .npz of the original release")
     weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="SHA-256 of that file; filled in, or checked if given")
     normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
 
     cnn: str = Field(
-        "small", min_length=1, max_length=10**4, description="each client's CNN: small, tiny, a name of torchvision or timm; several with commas"
+        "small",
+        min_length=1,
+        max_length=10**4,
+        pattern=NAME,
+        description="each client's CNN: small, tiny, a name of torchvision or timm; several with commas",
     )
     features: int = Field(128, ge=1, le=2**14, description="width m of the CNN's features (512 for ResNet-18)")
 
@@ -287,10 +296,10 @@ def _checked_digest(path: Path, wanted: str | None) -> str:
         found = _file_digest(path, about.st_size, about.st_mtime_ns)
     except (OSError, ValueError) as error:
         raise LsclError(
-            f"weights = {str(path)!r}: {getattr(error, 'strerror', None) or error}; give an existing .safetensors or .npz file"
+            f"weights = {_short(str(path))}: {getattr(error, 'strerror', None) or error}; give an existing .safetensors or .npz file"
         ) from error
     if wanted is not None and wanted != found:
-        raise LsclError(f"weights = {str(path)!r}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for")
+        raise LsclError(f"weights = {_short(str(path))}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for")
     return found
 
 

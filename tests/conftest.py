@@ -1,6 +1,7 @@
 """What the tests share: a cache for the session, a results folder for each test, and small data."""
 
 import json
+import os
 import resource
 import shutil
 from contextlib import contextmanager
@@ -8,11 +9,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from made_records import record
 from PIL import Image
 from tests_root import ROOT, Recorder
+from toy_system import TOY_FACTS, ToySystem, load_toy
 
 from lscl.config import experiment
+from lscl.data.glyphs import glyphs
 from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.experiments import records
@@ -22,14 +26,50 @@ from lscl.experiments.sweeps import variant_run
 from lscl.federation.client import Client
 from lscl.federation.loop import federate
 from lscl.federation.method import Stage
-from lscl.methods import METHODS
 from lscl.models.vit import foundation_of
+from lscl.registry import DATASETS, METHODS, register, register_dataset
+
+# What takes longest, longest first; each other file takes less.
+LONGEST = (
+    "tests/publish/test_site.py",
+    "tests/flower/test_flower_processes.py",
+    "notebooks/03_continual_finetuning.ipynb",
+    "notebooks/04_one_by_one_distillation.ipynb",
+    "notebooks/02_collaborative_training.ipynb",
+    "tests/flower/test_grid.py",
+    "tests/flower/test_server_app.py",
+    "tests/test_bad_input.py",
+    "tests/federation/test_robust.py",
+    "tests/experiments/test_cost_model.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """For --dist loadgroup: the tests of a file stay on one worker, which makes their fixtures once, and what takes longest starts first.
+
+    The pages of the book are made of the same costs, which a process counts once, so their files stay together too.
+    """
+
+    def group(item):
+        name = item.path.relative_to(ROOT).as_posix()
+        return "pages" if name.startswith("tests/publish/") and name not in LONGEST else name
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory):
-    """One cache for all tests: the glyphs are drawn once."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache for all tests, of all workers: the glyphs are drawn once."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("cache")
+    cache = tmp_path_factory.getbasetemp().parent / "cache"
+    with FileLock(f"{cache}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSCL_CACHE", str(cache))
+        glyphs()
+    return cache
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +262,13 @@ def small_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+def toys():
+    """The toy system and the toy data set are registered while a test runs; -> the values that a config of them takes."""
+    register(ToySystem)
+    register_dataset("toy_images", load_toy, **TOY_FACTS)
+    yield {"method": "toy", "dataset": "toy_images", "profile": "smoke"}
+    METHODS.remove("toy")
+    DATASETS.remove("toy_images")

@@ -1,5 +1,6 @@
 """Whatever is wrong with a command, a file, a place or a size is one line on stderr and exit code 2; a bug keeps its traceback."""
 
+import argparse
 import json
 import os
 
@@ -139,6 +140,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     monkeypatch.setattr(doctor, "doctor", fail)
     with pytest.raises(type(bug)):
         cli.main(["doctor"])
+
+
+# ---- arguments of the benchmarks
+
+
+def test_arguments_of_benchmarks_have_bounds(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import measure
+
+    assert measure.counts("1, 1000000") == [1, 10**6] and measure.names(["a", "b"])("b,a") == ["b", "a"]
+    for text in ("", "0", "-1", "1.5", "x", "1e3", "²", "1000001", "9" * 5000, "1,,2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 to 1000000"):
+            measure.counts(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="unknown name 'c'"):
+        measure.names(["a", "b"])("a,c")
 
 
 # ---- damaged files of results and settings
@@ -371,7 +387,7 @@ MEASURED = (
 
 
 def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
-    """Every text of records, measurements and probes is the hostile one, and so is a CNN's name; the pages still show none of its signs."""
+    """Every text of records, measurements and probes is the hostile one, and the pages still show none of its signs."""
     for name in MEASURED:
         whole = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         path = places / "results" / f"{name}.json"
@@ -379,11 +395,11 @@ def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
         path.write_text(json.dumps(poisoned(whole, ("profile", "method", "transport", "collaboration", "better", "fault"))), encoding="utf-8")
     folder = records.folder("mini")
     folder.mkdir(parents=True)
-    for seed, values in ((42, {}), (1999, {}), (42, {"cnn": HOSTILE})):
-        one = record(seed=seed, values=values)
+    for seed in (42, 1999):
+        one = record(seed=seed)
         made = {key: value if key in SAFE | {"config", "accuracy"} else poisoned(value) for key, value in one.items()}
         made |= {"config": {**one["config"], "clients": 5}, "versions": {"torch": HOSTILE, HOSTILE: "1"}}
-        (folder / f"{seed}{len(values)}--{one['config_digest']}.json").write_text(json.dumps(made), encoding="utf-8")
+        (folder / f"{seed}--{one['config_digest']}.json").write_text(json.dumps(made), encoding="utf-8")
     made = pages.pieces()
     for name, text in made.items():
         for sign in (
@@ -407,10 +423,18 @@ def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
 def test_the_data_of_the_figure_are_what_they_were(places, published):
     from lscl.publish import explorer
 
-    text = explorer.page([record(values={"cnn": "</script><script>{{ 1 }}"})])
+    text = explorer.page([record(overrides={"cnn": "</script><script>{{ 1 }}"})])
     data = text.split('id="explore-data">')[1].split("</script>")[0]
     (system,) = json.loads(data)["CIFAR-100"]
     assert "</script><script>{{ 1 }}" in system["name"]
+
+
+def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, published):
+    """The config refuses such a name; a table would escape it all the same."""
+    made = [record(overrides={"cnn": HOSTILE}), record("local_head")]
+    table = report.captioned(report.scores(made), "Scores", "tab-x", made)
+    for text in (table, report.reading(made, "seen"), report.cost_reading(made), report.reading(made, "seen", brief=True)):
+        assert "alert" in text and not any(sign in text for sign in ("<script>", "`c`", "](javascript", "{{", "\n# head"))
 
 
 @pytest.mark.parametrize(

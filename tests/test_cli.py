@@ -11,7 +11,7 @@ from PIL import Image
 
 from lscl import cli
 from lscl.experiments import records
-from lscl.experiments.sweeps import main_table, sets
+from lscl.experiments.sweeps import main_table, named_sets
 
 
 def call(capsys, *words):
@@ -81,6 +81,14 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(capsys, words, says):
     assert says in err
     assert len(err.strip().splitlines()) == 1
     assert err.startswith("lscl: ")
+
+
+def test_ctrl_c_is_no_traceback_and_exit_code_130(capsys, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lscl.experiments.doctor.doctor", stop)
+    assert call(capsys, "doctor") == (130, "", "")
 
 
 FOREIGN = {
@@ -175,7 +183,7 @@ def test_sweep_list_only_prints_the_plan(capsys):
 
 def test_the_help_names_every_sweep(capsys):
     _, out, _ = call(capsys, "sweep", "--help")
-    assert all(name in out for name in sets())
+    assert all(name in out for name in named_sets())
 
 
 def test_sweep_of_some_methods(capsys):

@@ -103,6 +103,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("normalize", "perhaps", "boolean"),
         ("foundation", "", "at least 1 character"),
         ("cnn", "", "at least 1 character"),
+        ("cnn", "tiny\nsmall", "match pattern"),
+        ("cnn", "<script>", "match pattern"),
+        ("foundation", "a\0b", "match pattern"),
+        ("foundation", "mini`", "match pattern"),
     ],
 )
 def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value, allowed, one_line):

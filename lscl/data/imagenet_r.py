@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from lscl import paths
-from lscl.data.folder import DECODER, stamp
+from lscl.data.folder import DECODER, hidden, stamp
 from lscl.data.picture import square
 from lscl.data.store import ImageSet, cached_splits, digest_of, write_atomic
 from lscl.errors import LsclError
@@ -69,7 +69,7 @@ class Source:
 
     def _paths(self) -> list[Path]:
         found = sorted(path for pattern in ("*/*", "train/*/*", "test/*/*") for path in self.path.glob(pattern))
-        return [file for file in found if file.is_file() and file.suffix.lower() in ENDINGS]
+        return [file for file in found if file.is_file() and _image(file.name)]
 
     def _files(self, read: bool) -> Iterator[tuple[str, BinaryIO | None]]:
         if self.path.is_dir():
@@ -80,10 +80,14 @@ class Source:
             with tarfile.open(self.path) as archive:
                 for member in archive:
                     parts = Path(member.name).parts
-                    if member.isfile() and len(parts) >= 2 and parts[-1].lower().endswith(ENDINGS):
+                    if member.isfile() and len(parts) >= 2 and _image(parts[-1]):
                         yield "/".join(parts[-2:]), archive.extractfile(member) if read else None
         except (tarfile.TarError, OSError, EOFError) as error:
             raise LsclError(f"damaged archive {self.path}: {error}; remove it to download it again") from error
+
+
+def _image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not hidden(name)
 
 
 def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:

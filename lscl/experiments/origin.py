@@ -2,6 +2,7 @@
 a saved state goes on, so that two different inputs never share a result."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from lscl.config import Experiment
@@ -22,6 +23,16 @@ ENTRIES = {
     "device": "leave device out, or give that one",
     "threads": "leave threads out, or give as many",
 }
+
+IMAGES = (
+    "dataset",
+    "data_dir",
+    "folder_digest",
+    "image_size",
+    "images_per_class",
+    "test_images_per_class",
+    "duplicates",
+)  # parameters that `load` reads
 
 
 def of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
@@ -52,12 +63,18 @@ def asked(config: Experiment) -> dict[str, Any]:
     """
     wanted = {"threads": config.threads, "device": None if config.device == "auto" else config.device, "system_digest": code_of(config.method)}
     if config.data_dir is not None or not DATASETS[config.dataset].fixed:
-        data = load(config)
+        there = config.data_dir is not None and config.data_dir.is_dir()
+        data = _images(Experiment(**{name: getattr(config, name) for name in IMAGES}), there, DATASETS.version)
         wanted |= {"data_digest": data.digest, "partition_digest": partition(config, data).digest}
         option = METHODS[config.method].surrogate
         if option:
             wanted["server_images_digest"] = surrogate(config, option).digest[:16]
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+@lru_cache(maxsize=2)  # a set of runs asks for the same ones again and again; an own folder is known by its digest, which is always a fresh one
+def _images(config: Experiment, there: bool, _version: int) -> Dataset:
+    return load(config)
 
 
 def compare(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place: object) -> None:

@@ -29,8 +29,10 @@ SCHEMA = 1
 LARGEST = 64 * 2**20  # bytes of a record's file
 PACKAGE = Path(lscl.__path__[0]).resolve()
 Record = dict[str, Any]
-# What may differ between equal runs.
-TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions")
+# What may differ between equal runs; a server does not know how many images the clients of a real federation have gone through.
+TIMES = (
+    "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions", "optimised_images",
+)  # fmt: skip
 
 Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z]{1,64}$")]
@@ -283,8 +285,8 @@ def _understood(data: bytes, path: Path) -> Record:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         what = "a config that this version cannot read" if where == "config" else "an entry that is missing or wrong"
-        said = first["msg"].removeprefix("Value error, ")
-        raise LsclError(f"record {path} has {what}: {where}{': ' if where else ''}{said}"[:500]) from error
+        why = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()[:400]
+        raise LsclError(f"record {path} has {what}: {why}") from error
     if record["name"] != path.stem:
         raise LsclError(f"record {path} says that its name is {record['name']}: rename it, or move it away to run again")
     return {**record, "config": _saved(config), "overrides": config.overrides()}

@@ -138,12 +138,12 @@ def rows_of(record: records.Record) -> dict[str, str]:
 
 
 def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collection[str] = ()) -> list[Experiment]:
-    """The runs of the set `name` (a key of `sets`) under the config `values`; with `methods`, only theirs.
+    """The runs of the set `name` (a key of `named_sets`) under the config `values`; with `methods`, only theirs.
 
     Raises:
         LsclError: unknown set or method, or a value that no run of the set reads.
     """
-    found = sets()
+    found = named_sets()
     if name not in found:
         raise unknown("sweep", name, found)
     for method in methods:
@@ -167,7 +167,7 @@ def part(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
 def sweep(
     name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False, methods: Collection[str] = (), index: int = 0, count: int = 1
 ) -> None:
-    """Run what is missing of the set `name` (a key of `sets`) under the config `values`, or of the share of task `index` of `count`.
+    """Run what is missing of the set `name` (a key of `named_sets`) under the config `values`, or of the share of task `index` of `count`.
 
     With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
 
@@ -182,9 +182,10 @@ def sweep(
     if list_only:
         return
     code = records.source()
+    if code["dirty"] and code["commit"]:
+        raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
     if code["dirty"]:
-        why = "uncommitted changes in lscl/: commit them first" if code["commit"] else "lscl/ is no commit of its own repository: use a git clone"
-        raise LsclError(f"{why}, runs of a dirty tree can never enter a table")
+        raise LsclError("lscl/ is of no known commit: use a git clone, or an installed package as it was packed; other runs can never enter a table")
     affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
@@ -209,7 +210,7 @@ def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     return [config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs]
 
 
-def sets() -> dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]]:
+def named_sets() -> dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]]:
     """Every named set: the main table, the studies of the systems, and the tuning."""
     return {"table1": table1, **{name: partial(_study, name) for name in study_owners()}, "tune": tune}
 

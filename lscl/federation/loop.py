@@ -86,8 +86,8 @@ def federate(method: Method, transport: Transport, done: int = 0, least: int | N
     answer that makes the aggregation fail is left out, too; without, whatever the aggregation raises is raised.
 
     Raises:
-        LsclError: a client gave no answer or a bad one, and too few are left, or what the server would send next is not fit to be
-            sent; the server is as it was before the round.
+        LsclError: a client gave no answer or a bad one, and too few are left, or what the server would send next cannot be sent;
+            the rounds before are as they were.
     """
     config, number, following = method.config, 0, dict(pairwise(exchanges(method)))
     for task in range(config.tasks_run):

@@ -60,6 +60,10 @@ class HeadMerge(Parameters):
     head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
 
 
+# The points at which a system with one learning rate is tuned; six, as everybody has. This is the second grid: in the first, of the same
+# size, some systems were best at an edge, so the learning rates were moved up by one step.
+LEARNING_RATES = tuple({"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
+
 # What a system says of itself, and what holds if it does not. None of it is inherited: a system built on another one has its own.
 FACTS: dict[str, Any] = {
     "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000, "quick": (), "rows": ({},),

@@ -8,9 +8,8 @@ from lscl.config import WEIGHT, Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import HeadMerge, Method, Phase, Stage
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
 from lscl.federation.payload import Payload
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.methods.parts.prompts import PromptVote, similarity
 from lscl.models.vit import Adapter
 from lscl.registry import register

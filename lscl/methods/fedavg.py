@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import HeadMerge, Method
-from lscl.methods.parts.grids import LEARNING_RATES
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
 from lscl.models.cnn import small_cnn
 from lscl.registry import register
 

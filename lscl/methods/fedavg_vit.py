@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import HeadMerge, Method
-from lscl.methods.parts.grids import LEARNING_RATES
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.registry import register
 

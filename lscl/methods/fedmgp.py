@@ -13,9 +13,8 @@ from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import Method, Phase, Stage
+from lscl.federation.method import LEARNING_RATES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.methods.parts.passes import over
 from lscl.methods.parts.prompts import PromptClip, check_class_token, most_similar, similarity, with_prompts

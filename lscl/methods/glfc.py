@@ -13,10 +13,9 @@ from lscl.config import WEIGHT
 from lscl.federation.client import Batch, Client, as_input, resized
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
-from lscl.federation.method import Phase, Stage
+from lscl.federation.method import LEARNING_RATES, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.buffer import first, herding, random
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.methods.parts.inversion import SIDE, Encoder, encoder, gradient, reconstruct, recovered_class
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
 from lscl.methods.parts.passes import BATCH, over
@@ -179,8 +178,10 @@ class GLFC(OldModel):
     # ---- server
 
     def expected(self, client: int, stage: Stage) -> Shapes:
-        extra = {"gradients": (self.config.classes_per_task, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
-        return {**super().expected(client, stage), **extra}
+        if not (self.config.glfc_proxy and opening(stage)):
+            return super().expected(client, stage)
+        classes = np.count_nonzero(self.census.train[client, stage.task])
+        return {**super().expected(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
     def once_per_task(self, stage: Stage) -> Payload:
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}

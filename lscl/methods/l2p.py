@@ -8,8 +8,7 @@ from lscl.config import WEIGHT, Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import HeadMerge, Method, Phase, Stage
-from lscl.methods.parts.grids import LEARNING_RATES
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
 from lscl.methods.parts.prompts import PromptVote, check_class_token, most_similar, similarity, with_prompts
 from lscl.registry import register
 

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import Method, Stage
+from lscl.federation.method import LEARNING_RATES, Method, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.registry import register
 
 

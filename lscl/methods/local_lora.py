@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client
+from lscl.federation.method import LEARNING_RATES
 from lscl.methods.local_head import LocalHead
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.methods.parts.lora import OneBlock, OneBlockCosts, StaticLoRA, check_adapted_block
 from lscl.registry import register
 

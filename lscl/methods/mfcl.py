@@ -12,9 +12,8 @@ from lscl.config import RATE, SCALE, WEIGHT
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import Stage
+from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.methods.parts.old_model import KNOWN, OldModel
 from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, generator_flops, kl_gap
 from lscl.registry import register

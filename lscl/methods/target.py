@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client, as_input
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.method import Stage
+from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
 from lscl.methods.parts.continual import distillation
-from lscl.methods.parts.grids import LEARNING_RATES
 from lscl.methods.parts.old_model import OldModel
 from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, generator_flops, jitter, mix, norm_gap
 from lscl.registry import register

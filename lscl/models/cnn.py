@@ -99,7 +99,8 @@ def _look(name: str, side: int, features: int) -> None:
 
 
 def _misfit(name: str, side: int, reason: str) -> LsclError:
-    return LsclError(f"cnn = {name!r}: does not take images of {side} pixels ({reason}); give a size that it takes by cnn_size, or take another CNN")
+    what = f"cnn = {name!r}: does not take images of {side} pixels ({reason})"
+    return LsclError(f"{what}; give a size that it takes by cnn_size, or take another CNN")
 
 
 def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor:

@@ -116,6 +116,7 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
     return Network(flops / count, FLOAT * sum(sizes) / count, FLOAT * sum(p.numel() for p in model.parameters()))
 
 
+@lru_cache
 def cnn_of(config: Experiment, client: int = 0) -> Network:
     """The CNN of a client."""
     with torch.device("meta"):

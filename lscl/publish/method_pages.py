@@ -113,7 +113,7 @@ def names_of_parameters(method: str) -> list[str]:
     homes = {getattr(value, "__module__", None) for module in modules for value in vars(module).values()}
     modules |= {sys.modules[name] for name in homes if name and name.startswith(("lscl.methods.parts", "lscl.models.cnn"))}
     read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", _source(module))} & METHODS.core
-    given = [*(set(point) for point in grid(method)[:1]), *(kind.sizes.get(name, {}) | chosen(kind, name) for name in ("mini", "paper"))]
+    given = [*(set(point) for point in points_of(method)[:1]), *(kind.sizes.get(name, {}) | chosen(kind, name) for name in ("mini", "paper"))]
     return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
 
 
@@ -125,7 +125,7 @@ def _source(module: ModuleType) -> str:
         return ""
 
 
-def grid(method: str) -> list[dict[str, Any]]:
+def points_of(method: str) -> list[dict[str, Any]]:
     """The points at which a system is tuned."""
     return sweeps.grids().get(method, [])
 
@@ -208,7 +208,7 @@ def tuning(method: str) -> str:
         if len(own):
             caption = f"{METHOD_LABELS[method]}: the grid on {report.plain(name)}, accuracy in %"
             parts.append(f"{_choice(method, own)}\n\n{report.numbered(own, caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
-    total = len(grid(method))
+    total = len(points_of(method))
     if not total:
         return "It has no grid: its values are those of the profile."
     waiting = f"No point of its grid of {total} is recorded yet: `lscl sweep tune --methods {method} --profile mini` makes them."
@@ -218,10 +218,10 @@ def tuning(method: str) -> str:
 def _choice(method: str, tried: pd.DataFrame) -> str:
     """What the grid says is best, and what `mini` uses."""
     config = experiment(profile="mini", dataset="cifar100", method=method).model_dump()
-    used = ", ".join(f"{name} = {config[name]:g}" for name in grid(method)[0])
+    used = ", ".join(f"{name} = {config[name]:g}" for name in points_of(method)[0])
     best = tried.loc[tried["chosen"] != "", "values"]
     if best.empty:
-        return f"{len(tried)} of {len(grid(method))} points are recorded, so nothing is chosen yet; `mini` uses {used}."
+        return f"{len(tried)} of {len(points_of(method))} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
     return f"Best: {report.plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
@@ -230,8 +230,8 @@ def _choice(method: str, tried: pd.DataFrame) -> str:
 def _edges(method: str, config: dict[str, Any]) -> str:
     """Which chosen values are the smallest or largest of the grid's, so that better ones may lie beyond."""
     parts = []
-    for name in grid(method)[0]:
-        edge = _edge(config[name], sorted({point[name] for point in grid(method)}))
+    for name in points_of(method)[0]:
+        edge = _edge(config[name], sorted({point[name] for point in points_of(method)}))
         parts += [f"`{name}` = {config[name]:g} is the {edge}"] if edge else []
     return f" At the edge of the grid: {' and '.join(parts)}, so a value beyond it might do better." if parts else ""
 

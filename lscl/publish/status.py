@@ -29,7 +29,7 @@ def sets(records: Iterable[Record], profile: str = "mini") -> pd.DataFrame:
                     "command": f"`lscl sweep {name} --dataset {dataset} --profile {profile}`",
                     "runs": f"{len(found)} of {len(wanted)}",
                     "minutes": f"{sum(map(report.minutes, found)):.0f}",
-                    "commits": ", ".join(sorted({(one["commit"] or "installed package")[:10] for one in found})) or "–",
+                    "commits": ", ".join(sorted({one["commit"][:10] if one["commit"] else "installed package" for one in found})) or "–",
                 }
             )
     return pd.DataFrame(rows)

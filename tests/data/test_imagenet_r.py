@@ -129,6 +129,7 @@ def test_every_source_gives_the_same_images_and_the_split_is_kept(archive, tmp_p
         target = tmp_path / "halves" / ("train", "test")[number % 2] / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+    (tmp_path / "whole" / "imagenet-r" / "n00000001" / "._art_0.png").write_bytes(b"left by a copy")
     (tmp_path / "packed").mkdir()
     shutil.copy(archive, tmp_path / "packed" / "imagenet-r.tar")
     digests = set()

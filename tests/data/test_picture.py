@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -169,7 +171,15 @@ def test_no_program_is_started_for_a_drawing(tmp_path, one_line):
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(LsclError) as caught:
         read(path, str(path))
-    one_line(caught, "corrupt image", path)
+    one_line(caught, "corrupt image", path, "no format that Pillow reads")  # not: no Ghostscript found
+
+
+def test_pillow_writes_nothing_beside_the_line(tmp_path):
+    """It logs what it finds in some files, and Python prints that where nobody has set up logging."""
+    (tmp_path / "a.tif").write_bytes(twelve_bits(0, 1).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 99)))
+    words = "import sys, pathlib, lscl.data.picture as p\ntry: p.read(pathlib.Path(sys.argv[1]), 'a')\nexcept p.LsclError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", words, str(tmp_path / "a.tif")], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("corrupt image a: ") and done.stderr == ""
 
 
 def test_any_damage_is_one_line_or_an_image(colours, capfd, one_line):

@@ -13,16 +13,17 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from lscl.config import experiment
+from lscl.config import Experiment, experiment, fields
 from lscl.data import sources
 from lscl.data.glyphs import glyphs
 from lscl.data.store import ImageSet
 from lscl.errors import LsclError
-from lscl.experiments import origin, records
+from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import Busy, device_of, prepare, run, state_folders
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
+from lscl.publish import build
 
 
 def compared(record):
@@ -271,10 +272,12 @@ def test_images_that_change_between_config_and_run_are_one_line(smoke, other_tre
 def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_line, monkeypatch):
     config = experiment(profile="smoke", method="local_head", data_dir=tmp_path)  # glyphs, which need no folder
     record = run(config, quiet=True)
+    origin._images.cache_clear()
     monkeypatch.setattr(sources, "glyphs", lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs()))
     with pytest.raises(LsclError) as caught:
         run(config, quiet=True)
     one_line(caught, f"data_digest = {record['data_digest']}", "this call asks for data_digest", "give the images that it was made from")
+    origin._images.cache_clear()
 
 
 def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, one_line):
@@ -286,6 +289,19 @@ def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, on
     one_line(caught, "threads = 2", "this call asks for threads = 1", "leave threads out", f"{record['name']}.json")
 
 
+def test_whatever_loading_reads_of_a_config_decides_which_images_are_compared(smoke, monkeypatch):
+    found, plain = set(), Experiment.__getattribute__
+    config = smoke()
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "__getattribute__", lambda self, name: found.add(name) or plain(self, name))
+        for one in (config, experiment(), experiment(dataset="cifar100", data_dir="nowhere")):
+            try:
+                sources.load(one)
+            except LsclError:
+                assert one.dataset == "cifar100"
+    assert found & set(fields()) <= set(origin.IMAGES)
+
+
 def test_threads_left_open_are_those_of_the_profile(smoke):
     assert run(smoke(method="local_head"), quiet=True)["config"]["threads"] == 1 == torch.get_num_threads()
     assert experiment().cpu_threads == 2 and experiment(profile="mini", threads=5).cpu_threads == 5
@@ -295,7 +311,7 @@ def test_a_stopped_run_goes_on_with_its_threads_or_not_at_all(smoke, one_line):
     step = stopped(smoke(threads=2), 2)
     with pytest.raises(LsclError) as caught:
         run(smoke(threads=1), quiet=True)
-    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step)
+    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step.parent)
     assert step.exists()
     record = run(smoke(), quiet=True)
     assert record["config"]["threads"] == 2 == torch.get_num_threads()
@@ -313,7 +329,7 @@ def test_a_stopped_run_of_another_origin_does_not_go_on(smoke, name, monkeypatch
     before = sorted(path.name for path in step.iterdir())
     with pytest.raises(LsclError) as caught:
         run(smoke(), quiet=True)
-    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step)
+    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step.parent)
     assert sorted(path.name for path in step.iterdir()) == before
 
 
@@ -422,3 +438,23 @@ def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, s
     assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
     larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
     assert larger == (name in ("target", "mfcl"))
+
+
+def test_a_cnn_that_does_not_take_the_images_is_one_line_before_anything_is_computed(smoke, monkeypatch, one_line):
+    monkeypatch.setattr("lscl.experiments.run.load", lambda config: pytest.fail("data are read first"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(cnn="tiny,inception_v3"), quiet=True)
+    one_line(caught, "cnn = 'inception_v3'", "16 pixels")
+
+
+def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smoke, monkeypatch, one_line):
+    run(smoke(method="local_head"), quiet=True)
+    monkeypatch.setenv("LSCL_CACHE_GB", "many")
+    for command in (
+        lambda: run(smoke(method="local_head"), quiet=True),
+        lambda: sweeps.sweep("table1", {"profile": "smoke"}, [42], list_only=True),
+        lambda: build.reproduce("smoke"),
+    ):
+        with pytest.raises(LsclError) as caught:
+            command()
+        one_line(caught, "LSCL_CACHE_GB = 'many'")

@@ -134,16 +134,16 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": True, "code_digest": "0"})
     with pytest.raises(LsclError) as caught:
         sweeps.sweep("table1", values, [42])
-    one_line(caught, "no commit of its own repository")
+    one_line(caught, "lscl/ is of no known commit")
     assert records.all_records("smoke") == []
 
 
 def test_regimes_differ_only_in_what_the_update_is_made_of(values):
-    runs = sweeps.sets()["regimes"]({"profile": "mini", "dataset": "cifar100"}, [42, 1999])
+    runs = sweeps.named_sets()["regimes"]({"profile": "mini", "dataset": "cifar100"}, [42, 1999])
     assert len({config.digest for config in runs}) == len(runs) == 2 * len(fed_lscl_studies.REGIMES) * len(fed_lscl_studies.WRITERS)
     free = {"method", "collaboration", "lr_generator", "auxiliary", "o2d_lambda"}  # the last has no effect without O2D
     assert len({config.lr_generator_bias for config in runs}) == len({config.lr for config in runs}) == 1
-    assert max(config.images_per_class for config in sweeps.sets()["regimes"]({"profile": "mini", "dataset": "glyphs"}, [42])) <= PER_CLASS
+    assert max(config.images_per_class for config in sweeps.named_sets()["regimes"]({"profile": "mini", "dataset": "glyphs"}, [42])) <= PER_CLASS
     for regime in fed_lscl_studies.REGIMES:
         same = [config for config in runs if config.seed == 42 and all(getattr(config, key) == value for key, value in regime.items())]
         assert len({json.dumps(config.model_dump(mode="json", exclude=free), sort_keys=True) for config in same}) == 1
@@ -153,29 +153,17 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
 
 @pytest.mark.parametrize(("name", "count"), [("ablations", 15), ("blocks", 8), ("buffers", 6), ("cnns", 2)])
 def test_studies_hold_the_whole_system_once_and_differ_in_one_respect(name, count):
-    runs = sweeps.sets()[name]({"profile": "mini", "dataset": "cifar100"}, [42])
+    runs = sweeps.named_sets()[name]({"profile": "mini", "dataset": "cifar100"}, [42])
     assert len({config.digest for config in runs}) == len(runs) == count
     assert [config.overrides() for config in runs].count({}) == 1
     if name != "ablations":
         assert all(len(config.overrides()) <= 1 for config in runs)
 
 
-def test_every_set_of_components_is_among_the_ablations():
-    """With a written and with a static update, each of O2D and SM-CF on and off; the CNN alone has no generator that O2D could fuse."""
-    on = lambda change: (
-        change.get("collaboration", "written"),
-        change.get("o2d", "exact") != "none",
-        change.get("continual", "consistency") != "none",
-    )
-    found = {on(change) for change in fed_lscl_studies.ABLATIONS.values()}
-    assert {(kind, o2d, kept) for kind in ("written", "static") for o2d in (True, False) for kept in (True, False)} <= found
-    assert {("cnn", True, True), ("cnn", True, False)} <= found
-
-
 def test_a_study_has_labels_and_its_runs_follow_them(one_line):
     found = sweeps.variants("cnns", "mini")
     assert list(found) == list(fed_lscl_studies.CNNS) and found[fed_lscl_studies.CNNS[0]] == {}
-    runs = sweeps.sets()["cnns"]({"profile": "mini", "dataset": "cifar100"}, [1, 2])
+    runs = sweeps.named_sets()["cnns"]({"profile": "mini", "dataset": "cifar100"}, [1, 2])
     assert [config.overrides() for config in runs] == [*found.values(), *found.values()] and [config.seed for config in runs] == [1, 1, 2, 2]
     assert sweeps.variants("cnns", "paper") != found
     with pytest.raises(LsclError) as caught:
@@ -184,5 +172,5 @@ def test_a_study_has_labels_and_its_runs_follow_them(one_line):
 
 
 def test_every_named_sweep_makes_valid_runs(values):
-    for name, make in sweeps.sets().items():
+    for name, make in sweeps.named_sets().items():
         assert all(config.profile == "smoke" for config in make(values, [42])), name

@@ -40,7 +40,7 @@ def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
 @every
 def test_the_parameters_are_those_that_the_method_reads(method):
     names = method_pages.names_of_parameters(method)
-    assert {"lr", "epochs", "batch", *method_pages.grid(method)[0]} <= set(names) <= set(fields())
+    assert {"lr", "epochs", "batch", *method_pages.points_of(method)[0]} <= set(names) <= set(fields())
     own = {"fedprox": "prox", "l2p": "l2p", "dualprompt": "dual", "fedmgp": "mgp", "pilora": "pilora", "lorm": "lorm"}
     own |= {"glfc": "glfc", "target": "target", "mfcl": "mfcl"}
     for other, prefix in own.items():
@@ -67,7 +67,7 @@ def test_the_choice_is_compared_with_what_is_in_use(places):
     folder = places / "results" / "tuning"
     folder.mkdir(parents=True)
     used = experiment(profile="mini", dataset="cifar100", method="fedavg").lr
-    other = next(point["lr"] for point in method_pages.grid("fedavg") if point["lr"] != used)
+    other = next(point["lr"] for point in method_pages.points_of("fedavg") if point["lr"] != used)
     row = {"method": "fedavg", "seed": sweeps.TUNING_SEED, "task_masked": 30.0, "class_incremental": 20.0}
     rows = [{**row, "point": {"lr": lr}} for lr in (used, other)]
     path = folder / "mini--cifar100.json"

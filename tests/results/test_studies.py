@@ -34,7 +34,7 @@ class TestCollect:
 
     def test_nothing_is_missing(self, put):
         for size in fed_lscl_studies.BUFFERS:
-            put(40 + size, {"buffer_per_class": size}, 42)
+            put(50 + size, {"buffer_per_class": size}, 42)
         study = collect("buffers", seeds=[42])
         assert study.note == "" and list(study.found) == list(study.labels)
 
