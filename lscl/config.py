@@ -229,6 +229,7 @@ def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
         **METHODS.everywhere(profile),
         **kind.sizes.get(profile, {}),
         **chosen(kind, profile),
+        **({"image_size": source.pixels} if source.pixels else {}),
         **source.values.get(profile, {}),
         **METHODS.everywhere((profile, dataset)),
     }

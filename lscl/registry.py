@@ -41,8 +41,8 @@ class ImageSource:
 
     Args:
         name: as the config has it.
-        load: config -> training and test images.
-        label: its name in tables.
+        load: config -> training and test images; of the config it reads `data_dir`, `image_size` and `folder_digest`.
+        label: its name in tables; empty = the name.
         values: what it changes in a profile, behind what the system changes.
         images: training and test images of a class, on average; None = not known before they are read.
         classes: how many there are.

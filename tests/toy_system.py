@@ -37,7 +37,7 @@ class ToySystem(Method):
         return [Phase([{"params": client.model.parameters(), "lr": self.config.lr}], self.loss, self.config.epochs, self.config.batch)]
 
 
-TOY_FACTS = {"label": "Toy images", "images": (6, 2), "classes": 14, "pixels": 16, "values": {"smoke": {"image_size": 16}}}
+TOY_FACTS = {"label": "Toy images", "images": (6, 2), "classes": 14, "pixels": 16}
 
 
 def load_toy(config):

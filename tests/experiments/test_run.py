@@ -109,7 +109,7 @@ def test_holdout_tests_on_training_images_that_are_not_trained_on(smoke):
     assert parts.holdout and records.accuracy(record, "task").shape == (2, 2, 2)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.vit])
+@pytest.mark.parametrize("name", METHODS.owners("block"))
 @pytest.mark.parametrize("block", [3, 7])
 def test_a_block_the_vit_does_not_have_is_one_line(smoke, name, block, one_line):
     with pytest.raises(LsclError) as caught:
