@@ -12,46 +12,53 @@ from typing import Annotated, Any, NoReturn
 import click
 import typer
 from click.exceptions import NoArgsIsHelpError
+from typer.core import TyperCommand, TyperOption
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, check_dataset, check_profile, check_read, experiment
+from lscl.config import PROFILES, Experiment, check_profile, check_read, experiment, fields
 from lscl.errors import LsclError, explained, shown
+from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
 app.add_typer(data_app, name="data")
 
 
-def config_options(*leave_out: str):
-    """Give a command one option per config field, all passed on as the dictionary `values`."""
+def config_command(group: typer.Typer, name: str, *leave_out: str):
+    """Make a command with one option per field of the config, all passed on as the dictionary `values`.
+
+    The options of all systems come first, then a panel for each system. They are made when the command is called: until then no system has
+    to be loaded.
+    """
+
+    class ConfigCommand(TyperCommand):
+        def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+            *own, helping = super().get_params(ctx)
+            return [*own, *(_option(field) for field in fields() if field not in leave_out), helping]
 
     def decorate(command):
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "values"]
-        options = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[str | None, typer.Option("--" + name.replace("_", "-"), help=_help(name))],
-                default=None,
-            )
-            for name in Experiment.model_fields
-            if name not in leave_out
-        ]
 
         def wrapped(**given: Any) -> None:
             mine = {p.name: given.pop(p.name) for p in own}
             command(values=_parse(given), **mine)
 
-        wrapped.__signature__ = inspect.Signature([*own, *options])
+        wrapped.__signature__ = inspect.Signature(own)
         wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
-        return wrapped
+        group.command(name, cls=ConfigCommand)(wrapped)
+        return command
 
     return decorate
 
 
-def _help(name: str) -> str:
-    field = Experiment.model_fields[name]
-    return f"{field.description} [{field.default}]"
+def _option(name: str) -> TyperOption:
+    """The option of a field, in the panel of the systems that own it."""
+    field, labels = fields()[name], Labels(METHODS)
+    panel = ", ".join(labels[owner] for owner in METHODS.owners(name)) or None
+    text = f"{field.description} [{field.default}]"
+    return TyperOption(
+        param_decls=[name, "--" + name.replace("_", "-")], type=str, default=None, help=text, rich_help_panel=panel, show_default=False
+    )
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
@@ -59,8 +66,7 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
     return {name: None if text.lower() == "none" else text for name, text in given.items() if text is not None}
 
 
-@app.command("run")
-@config_options()
+@config_command(app, "run")
 def run_command(values: dict) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run goes on where it was."""
     from lscl.experiments.records import folder
@@ -88,8 +94,7 @@ def _show_accuracy(record: dict) -> None:
         print(f"  mask {mask:4}: current task {tasks} %, all tasks at the end {average_so_far(acc)[-1]:.2f} %")
 
 
-@app.command("federate")
-@config_options()
+@config_command(app, "federate")
 def federate_command(
     values: dict,
     simulation: Annotated[bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")] = False,
@@ -156,8 +161,7 @@ def node_command(
     serve(checked_node({"client": client, "link": link, "authority": authority, "key": key, "port": port}))
 
 
-@app.command("sweep")
-@config_options("method", "seed")
+@config_command(app, "sweep", "method", "seed")
 def sweep_command(
     values: dict,
     name: Annotated[str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, tune")] = "table1",
@@ -176,8 +180,7 @@ def sweep_command(
     sweeps.sweep(name, values, _seeds(seeds), list_only, _names(methods), task_index, task_count)
 
 
-@app.command("plan")
-@config_options("method", "seed")
+@config_command(app, "plan", "method", "seed")
 def plan_command(
     values: dict,
     name: Annotated[str, typer.Argument(help="named set of runs, as for sweep; none = what the results of the profile need")] = "",
@@ -193,7 +196,7 @@ def plan_command(
     if name:
         runs = sweeps.runs_of(name, values, _seeds(seeds), _names(methods))
     else:
-        allowed = _names(methods) or [method for method, _ in sweeps.TABLE1]
+        allowed = _names(methods) or [method for method, _ in sweeps.main_table()]
         runs = [one for one in sweeps.plan(config.profile, config.data_dir) if one.method in allowed and values.get("dataset") in (None, one.dataset)]
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
@@ -205,7 +208,7 @@ def plan_command(
 def _check_names(profile: str, dataset: str | None = None) -> None:
     check_profile(profile)
     if dataset is not None:
-        check_dataset(dataset)
+        DATASETS.find(dataset)
 
 
 def _names(text: str) -> list[str]:
@@ -279,8 +282,7 @@ def verify_command(
     print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
 
 
-@data_app.command("show")
-@config_options("method")
+@config_command(data_app, "show", "method")
 def data_show(values: dict) -> None:
     """Print the partition: training images by client, task and class, with digests and checks."""
     from lscl.data.duplicates import duplicates
@@ -334,8 +336,7 @@ def pretrain_command(
     pretrain(data_dir, out, epochs, batch, lr, seed, threads)
 
 
-@app.command("probe")
-@config_options("method")
+@config_command(app, "probe", "method")
 def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="training images per class")] = 60) -> None:
     """Linear-probe accuracy of the frozen foundation model's feature, over all classes and over sets of 8."""
     from lscl.models.probe import probe

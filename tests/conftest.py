@@ -13,6 +13,7 @@ from filelock import FileLock
 from made_records import record
 from PIL import Image
 from tests_root import ROOT, Recorder
+from toy_system import TOY_FACTS, ToySystem, load_toy
 
 from lscl.config import experiment
 from lscl.data.glyphs import glyphs
@@ -25,8 +26,8 @@ from lscl.experiments.sweeps import variant_run
 from lscl.federation.client import Client
 from lscl.federation.loop import federate
 from lscl.federation.method import Stage
-from lscl.methods import METHODS
 from lscl.models.vit import foundation_of
+from lscl.registry import DATASETS, METHODS, register, register_dataset
 
 # What takes longest, longest first; each other file takes less.
 LONGEST = (
@@ -251,3 +252,13 @@ def small_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+def toys():
+    """The toy system and the toy data set are registered while a test runs; -> the values that a config of them takes."""
+    register(ToySystem)
+    register_dataset("toy_images", load_toy, **TOY_FACTS)
+    yield {"method": "toy", "dataset": "toy_images", "profile": "smoke"}
+    METHODS.remove("toy")
+    DATASETS.remove("toy_images")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lscl import cli
 from lscl.experiments import records
-from lscl.experiments.sweeps import SWEEPS, TABLE1
+from lscl.experiments.sweeps import main_table, named_sets
 
 
 def call(capsys, *words):
@@ -93,9 +93,9 @@ def test_ctrl_c_is_no_traceback_and_exit_code_130(capsys, monkeypatch):
 
 FOREIGN = {
     ("fed_lscl", "--glfc-memory", "5"): "glfc_memory is an option of glfc, not of fed_lscl",
-    ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, local_lora, pilora, not of fedavg",
-    ("fedavg", "--weights", __file__): "weights is an option of fedavg_vit",
-    ("local_head", "--cnn", "resnet18"): "cnn is an option of fedavg, fedprox, glfc, target, mfcl, fed_lscl, not of local_head",
+    ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, pilora, local_lora, not of fedavg",
+    ("fedavg", "--weights", __file__): "weights is an option of fed_lscl, fedavg_vit",
+    ("local_head", "--cnn", "resnet18"): "cnn is an option of fed_lscl, fedavg, fedprox, glfc, target, mfcl, not of local_head",
     ("local_head", "--block", "1"): "block is an option of fed_lscl, local_lora, not of local_head",
     ("l2p", "--o2d", "none"): "o2d is an option of fed_lscl, not of l2p",
     ("lorm", "--prompt-batchwise", "true"): "prompt_batchwise is an option of l2p, dualprompt, not of lorm",
@@ -178,12 +178,12 @@ def test_a_record_of_another_schema_is_refused_by_name(capsys):
 def test_sweep_list_only_prints_the_plan(capsys):
     code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901,902", "--list")
     assert code == 0
-    assert out.count("missing") == 2 * len(TABLE1)
+    assert out.count("missing") == 2 * len(main_table())
 
 
 def test_the_help_names_every_sweep(capsys):
     _, out, _ = call(capsys, "sweep", "--help")
-    assert all(name in out for name in SWEEPS)
+    assert all(name in out for name in named_sets())
 
 
 def test_sweep_of_some_methods(capsys):

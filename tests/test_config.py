@@ -10,28 +10,26 @@ import pytest
 from pydantic import ValidationError
 from tests_root import ROOT
 
-from lscl import config as config_module
 from lscl.config import (
-    CHOSEN,
-    DATASETS,
+    NEEDS,
     PROFILES,
-    READERS,
-    SIZES,
     WHERE_AND_HOW,
-    DatasetName,
     Experiment,
-    MethodName,
     ProfileName,
     check_read,
+    chosen,
     experiment,
+    fields,
     readers,
 )
 from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.registry import DATASETS, METHODS
 
 
-@pytest.mark.parametrize("name", Experiment.model_fields)
+@pytest.mark.parametrize("name", fields())
 def test_every_field_says_what_it_is(name):
-    text = Experiment.model_fields[name].description
+    text = fields()[name].description
     assert text and "\n" not in text
 
 
@@ -114,10 +112,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
 def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value, allowed, one_line):
     with pytest.raises(LsclError) as caught:
         experiment(**{field: value})
-    one_line(caught, f"{field} = {value!r}", allowed, Experiment.model_fields[field].description)
+    one_line(caught, f"{field} = {value!r}", allowed, fields()[field].description)
 
 
-NUMBERS = [name for name, field in Experiment.model_fields.items() if set(get_args(field.annotation) or [field.annotation]) & {int, float}]
+NUMBERS = [name for name, field in fields().items() if set(get_args(field.annotation) or [field.annotation]) & {int, float}]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -126,11 +124,11 @@ def test_every_number_has_bounds(name, value, one_line):
     """What lies outside would end in an overflow, an allocation that fails or a matrix that cannot be inverted."""
     with pytest.raises(LsclError) as caught:
         experiment(**{name: value})
-    one_line(caught, f"{name} = ", Experiment.model_fields[name].description)
+    one_line(caught, f"{name} = ", fields()[name].description)
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("name", [name for name in NUMBERS if Experiment.model_fields[name].annotation is float])
+@pytest.mark.parametrize("name", [name for name in NUMBERS if fields()[name].annotation is float])
 def test_no_number_that_is_divided_by_may_be_a_denormal(name, one_line):
     """Rates, temperatures and the like have a least value; a weight, share or dropout of almost 0 is 0."""
     for value in (1e-320, 1e-40):
@@ -142,11 +140,27 @@ def test_no_number_that_is_divided_by_may_be_a_denormal(name, one_line):
         assert experiment(**{name: 0.0}) is not None, f"{name} takes {value} but not 0"
 
 
+COMMITTED = sorted((ROOT / "results" / "runs").glob("*/*.json"))
+
+
 def test_every_committed_record_lies_within_the_bounds():
-    found = sorted((ROOT / "results" / "runs").glob("*/*.json"))
-    assert len(found) > 300
-    for path in found:
+    assert len(COMMITTED) > 300
+    for path in COMMITTED:
         Experiment(**json.loads(path.read_bytes())["config"])
+
+
+def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch):
+    """A run is found by its digest; the name is that of its file, but where a value has become one of the profile since."""
+    monkeypatch.setenv("LSCL_ROOT", str(ROOT))
+    others = []
+    for path in COMMITTED:
+        config = experiment(**json.loads(path.read_bytes())["config"])
+        assert config.digest == path.stem[-12:], path.name
+        others += [path.name] if config.name != path.stem else []
+    assert len(others) < len(COMMITTED) / 2
+    for path in COMMITTED[::40]:
+        record = records.read(path)
+        assert records.find(experiment(**record["config"]))["name"] == path.stem
 
 
 @pytest.mark.parametrize("values", [{"profile": ["demo"]}, {"profile": 3}, {"dataset": {}}, {"method": []}, {"weights": 3}, {"weights": "a\0b"}])
@@ -164,17 +178,12 @@ def test_a_checkpoint_that_is_no_file_is_one_line(tmp_path, one_line):
         one_line(caught, f"weights = {str(path)!r}", "not a regular file")
 
 
-@pytest.mark.parametrize("method", get_args(MethodName))
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("profile", get_args(ProfileName))
 def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
-    for dataset in get_args(DatasetName):
-        config = experiment(profile=profile, method=method, dataset=dataset)
-        expected = {
-            **PROFILES[profile],
-            **SIZES.get(profile, {}).get(method, {}),
-            **CHOSEN.get(profile, {}).get(method, {}),
-            **DATASETS.get((profile, dataset), {}),
-        }
+    for dataset, source in DATASETS.items():
+        config, kind = experiment(profile=profile, method=method, dataset=dataset), METHODS[method]
+        expected = {**PROFILES[profile], **kind.sizes.get(profile, {}), **chosen(kind, profile), **source.values.get(profile, {})}
         assert all(getattr(config, key) == value for key, value in expected.items())
         assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"
 
@@ -186,26 +195,28 @@ def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
     assert experiment(profile=profile, dataset="glyphs").private_classes == 40
 
 
-@pytest.mark.parametrize("profile", SIZES)
+@pytest.mark.parametrize("profile", ["smoke", "demo", "mini"])
 def test_sizes_of_a_method_are_its_own_business(profile):
     """Else new methods would change the digests, and with them the records, of all the others."""
     other = experiment(profile=profile, dataset="cifar100", method="fed_lscl")
     plain = Experiment(**PROFILES[profile])
-    for method, values in SIZES[profile].items():
+    sized = {name: kind.sizes[profile] for name, kind in METHODS.items() if profile in kind.sizes}
+    assert len(sized) >= 4
+    for method, values in sized.items():
         assert all(getattr(experiment(profile=profile, dataset="cifar100", method=method), name) == value for name, value in values.items())
         assert all(getattr(other, name) == getattr(plain, name) for name in values)
 
 
 def other_value(name, now):
     """Another valid value of a field."""
-    kind = Experiment.model_fields[name].annotation
+    kind = fields()[name].annotation
     if get_origin(kind) is Literal:
         return next(value for value in get_args(kind) if value != now)
     if isinstance(now, bool):
         return not now
-    if isinstance(now, str):
-        return "tiny"
     special = {
+        "method": "lorm",
+        "dataset": "glyphs",
         "data_dir": "elsewhere",
         "weights": __file__,
         "weights_sha256": "0" * 64,
@@ -214,10 +225,12 @@ def other_value(name, now):
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
     }
-    return special.get(name, 9 if now is None else now + 1)
+    if name in special:
+        return special[name]
+    return "tiny" if isinstance(now, str) else 9 if now is None else now + 1
 
 
-@pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - WHERE_AND_HOW))
+@pytest.mark.parametrize("name", sorted(set(fields()) - WHERE_AND_HOW))
 def test_whatever_decides_the_result_is_in_the_digest(name):
     base = experiment(dataset="folder")
     changed = experiment(**{"dataset": "folder", name: other_value(name, getattr(base, name))})
@@ -238,7 +251,7 @@ def test_the_digest_depends_on_values_not_on_how_they_were_given():
 
 
 def test_a_parameter_added_later_keeps_the_digests_of_finished_runs():
-    class Later(Experiment):
+    class Later(type(experiment())):
         temperature: float = 2.0
 
     before = experiment(profile="mini", rank=8)
@@ -247,11 +260,13 @@ def test_a_parameter_added_later_keeps_the_digests_of_finished_runs():
 
 
 def test_what_was_tuned_is_a_value_of_the_profile_for_that_method_only(monkeypatch):
-    monkeypatch.setitem(config_module.CHOSEN, "mini", {"local_head": {"lr": 0.5}})
+    for method, values in (("local_head", {"lr": 0.5}), ("local_lora", {})):
+        monkeypatch.setattr(METHODS[method], "tuned", values)
     assert experiment(profile="mini", method="local_head").lr == 0.5
     assert experiment(profile="mini", method="local_head").overrides() == {}
     assert experiment(profile="mini", method="local_head", lr=0.25).overrides() == {"lr": 0.25}
-    assert experiment(profile="mini", method="local_lora").lr == PROFILES["mini"]["lr"] == experiment(profile="demo", method="local_head").lr
+    assert experiment(profile="mini", method="local_lora").lr == PROFILES["mini"]["lr"] != 0.5
+    assert experiment(profile="paper", method="local_head").lr == 1e-3  # official, not tuned
 
 
 def test_what_a_method_needs_smaller_is_a_value_of_the_profile_for_that_method_only():
@@ -277,8 +292,8 @@ def test_a_value_equal_to_the_profiles_is_no_override():
 def test_the_name_is_one_file_name():
     config = experiment(foundation="hub/user/model")
     assert "/" not in config.name
-    fields = [name for name in Experiment.model_fields if name not in {"method", "dataset", "profile", "data_dir", "weights"}]
-    other = {name: other_value(name, getattr(experiment(), name)) for name in fields}
+    names = [name for name in fields() if name not in {"method", "dataset", "profile", "data_dir", "weights"}]
+    other = {name: other_value(name, getattr(experiment(), name)) for name in names}
     many = [experiment(dataset="folder", **other), experiment(cnn=",".join(["tiny"] * 99))]
     again = experiment(cnn=",".join(["tiny"] * 98))
     assert all(len(one.name) <= 200 for one in many) and many[1].name != again.name
@@ -313,20 +328,23 @@ def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
 
 def test_options_of_other_systems_are_named():
     assert readers("glfc_memory") == ("glfc",) and readers("o2d_lr") == readers("lr_cnn") == ("fed_lscl",)
-    assert readers("head") == ("fedavg_vit", "fedmgp") and "lorm" in readers("head_merge") and readers("prompt_clip") != readers("prompt_batchwise")
-    assert readers("lr") == readers("seed") == get_args(MethodName)
+    assert readers("head") == ("fedavg_vit", "fedmgp") and set(readers("prompt_clip")) - set(readers("prompt_batchwise")) == {"fedmgp"}
+    assert {"lorm", "pilora", "glfc"} < set(readers("head_merge")) and "fed_lscl" not in readers("head_merge")
+    assert readers("lr") == readers("seed") == tuple(METHODS)
+    assert "fed_lscl" in readers("cnn") and "fed_lscl" in readers("foundation") and not set(readers("cnn")) & {"l2p", "local_head"}
+    assert "fedprox" in readers("cnn_size") and "fedprox" not in readers("weights")
 
 
-@pytest.mark.parametrize("option", READERS)
-def test_every_entry_of_readers_names_options_and_systems(option):
-    assert any(name.startswith(option) for name in Experiment.model_fields) and set(READERS[option]) <= set(get_args(MethodName))
+def test_every_option_has_a_reader():
+    assert all(readers(name) for name in fields())
+    assert set(name for names in NEEDS.values() for name in names) < set(Experiment.model_fields)
 
 
 def test_an_option_that_no_system_reads_is_one_line(one_line):
     check_read(["lr", "rank"], ["lorm", "pilora"])
     with pytest.raises(LsclError) as caught:
         check_read(["lr", "rank"], ["lorm", "fedavg"])
-    one_line(caught, "rank is an option of fed_lscl, local_lora, pilora, not of fedavg, lorm: leave it out")
+    one_line(caught, "rank is an option of fed_lscl, pilora, local_lora, not of fedavg, lorm: leave it out")
 
 
 def test_none_lifts_the_limits_of_a_profile():

@@ -11,10 +11,11 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.data.duplicates import without_duplicates
 from lscl.data.folder import class_files, folders_in, image_folder, same_classes, split_folders, stamp
-from lscl.data.glyphs import glyphs
-from lscl.data.imagenet_r import imagenet_r
+from lscl.data.glyphs import PER_CLASS, glyphs
+from lscl.data.imagenet_r import CLASSES, SIZE, imagenet_r
 from lscl.data.store import Dataset, ImageSet, cached, canonical
 from lscl.errors import LsclError, shown
+from lscl.registry import DATASETS, register_dataset
 
 CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
     "e99a3ffc39c3636f9e386d2889633c17e86840863ae63967e2df0e33d91e36b4",
@@ -47,8 +48,8 @@ def folder_digest(config: Experiment) -> str:
     return Dataset(config.dataset, *_splits(config)).digest
 
 
-def surrogate(config: Experiment) -> ImageSet:
-    """Images for a server that needs some: `mgp_surrogate_per_class` of every class, from the official test split.
+def surrogate(config: Experiment, option: str) -> ImageSet:
+    """Images for a server that needs some: as many of every class as the parameter `option` says, from the official test split.
 
     Nobody is tested on them: with eval_split = holdout they are the first of each class, else those behind test_images_per_class.
 
@@ -56,7 +57,7 @@ def surrogate(config: Experiment) -> ImageSet:
         LsclError: all images of the official test split are tested on, or a class has fewer than that.
     """
     _, test = _splits(config)
-    tested, count = 0 if config.eval_split == "holdout" else config.test_images_per_class, config.mgp_surrogate_per_class
+    tested, count = 0 if config.eval_split == "holdout" else config.test_images_per_class, getattr(config, option)
     if tested is None:
         raise LsclError(
             f"{config.method} needs {count} images per class on the server that nobody is tested on: "
@@ -64,7 +65,7 @@ def surrogate(config: Experiment) -> ImageSet:
         )
     have = np.bincount(test.labels, minlength=len(test.classes))
     if have.min() < tested + count:
-        lower = "mgp_surrogate_per_class" if tested == 0 else "test_images_per_class or mgp_surrogate_per_class, or set eval_split = holdout"
+        lower = option if tested == 0 else f"test_images_per_class or {option}, or set eval_split = holdout"
         raise LsclError(
             f"{config.dataset} test: class {test.classes[int(have.argmin())]!r} has {have.min()} images, {config.method} needs {tested} per class "
             f"to test on and {count} on the server: lower {lower}"
@@ -94,12 +95,18 @@ def _of_each_class(images: ImageSet, first: int, count: int) -> ImageSet:
 
 
 def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
-    if config.dataset == "glyphs":
-        return glyphs()
-    if config.dataset == "cifar100":
-        return _cifar100(config)
-    if config.dataset == "imagenet_r":
-        return imagenet_r(config.data_dir, config.image_size)
+    return DATASETS[config.dataset].load(config)
+
+
+def _glyphs(config: Experiment) -> tuple[ImageSet, ImageSet]:
+    return glyphs()
+
+
+def _imagenet_r(config: Experiment) -> tuple[ImageSet, ImageSet]:
+    return imagenet_r(config.data_dir, config.image_size)
+
+
+def _folder(config: Experiment) -> tuple[ImageSet, ImageSet]:
     if config.data_dir is None:
         raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
     train, test = _folder_pair(config.data_dir, config.image_size)
@@ -107,6 +114,11 @@ def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
     if config.folder_digest not in (None, found):
         raise LsclError(f"{config.data_dir} holds other images (digest {found}) than those asked for (folder_digest = {config.folder_digest})")
     return train, test
+
+
+def _folder_identity(config: Experiment) -> dict[str, str]:
+    """The digest of a folder, if one is given: two of them are two data sets."""
+    return {} if config.data_dir is None else {"folder_digest": folder_digest(config)}
 
 
 def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
@@ -151,3 +163,27 @@ def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
     same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
     train, test = (image_folder(place, size) for place in places)
     return train, test
+
+
+# Our data sets in the order of the tables, with what they change in a profile. Images of a class: for ImageNet-R the mean.
+_LITTLE_R = {"private_classes": 40, "images_per_class": 40, "test_images_per_class": 5}  # about 50 images of the smallest class
+_FEW_GLYPHS = {"private_classes": 40, "images_per_class": 24, "test_images_per_class": 7}  # drawn: 24 and 8; the eighth is for a server
+register_dataset(
+    "cifar100", _cifar100, label="CIFAR-100", images=(500, 100), classes=100, download=169_001_437, pixels=32, fixed=True,
+    values={"paper": {"cnn_size": 224}},  # stored with the 32 that they have
+)  # fmt: skip
+register_dataset(
+    "glyphs", _glyphs, label="Glyphs", images=(24, PER_CLASS - 24), classes=200, pixels=32, fixed=True,
+    values={
+        "smoke": {"private_classes": 6}, "demo": {"private_classes": 40}, "mini": _FEW_GLYPHS, "colab": _FEW_GLYPHS,
+        "paper": {"private_classes": 40},
+    },
+)  # fmt: skip
+register_dataset(
+    "imagenet_r", _imagenet_r, label="ImageNet-R", images=(120, 30), classes=CLASSES, download=SIZE, fixed=True,
+    values={  # there are no public classes
+        "demo": {**_LITTLE_R, "images_per_class": 10}, "mini": {**_LITTLE_R, "image_size": 64}, "colab": {**_LITTLE_R, "image_size": 224},
+        "paper": {"private_classes": 40, "image_size": 224},
+    },
+)  # fmt: skip
+register_dataset("folder", _folder, label="own images", identity=_folder_identity)

@@ -5,7 +5,7 @@ from typing import Any
 
 from IPython import get_ipython
 
-from lscl.config import Experiment, experiment
+from lscl.config import experiment, fields
 from lscl.errors import LsclError, unknown
 
 INJECTED = "# Parameters\n"  # how papermill's own cell begins
@@ -22,7 +22,7 @@ def parameters(**known: Any) -> None:
             raise unknown("parameter", name, known)
     if not isinstance(known.get("compute", False), bool):
         raise LsclError(f"compute = {known['compute']!r}: allowed are True and False")
-    experiment(**{name: value for name, value in known.items() if name in Experiment.model_fields})
+    experiment(**{name: value for name, value in known.items() if name in fields()})
 
 
 def injected() -> list[str]:

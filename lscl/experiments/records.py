@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import from_json
 
+import lscl
 from lscl import paths
-from lscl.config import PLACES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName
+from lscl.config import PLACES, WHERE_AND_HOW, Experiment, ProfileName, fields
 from lscl.data.store import digest_of, read_regular, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import origin
 from lscl.federation.metrics import MASKS, accuracy_tensor, per_class
 from lscl.machine import hardware, versions
+from lscl.registry import DATASETS, METHODS, foreign_parameters
 
 SCHEMA = 1
 LARGEST = 64 * 2**20  # bytes of a record's file
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(lscl.__path__[0]).resolve()
 Record = dict[str, Any]
 # What may differ between equal runs; a server does not know how many images the clients of a real federation have gone through.
 TIMES = (
@@ -49,17 +51,43 @@ class Hardware(BaseModel):
     gpu: Text | None
 
 
+def _config(values: Any) -> Experiment:
+    """The config of a record.
+
+    Raises:
+        ValueError: a system or data set that is not registered, the fields of one, or an impossible value.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"a dictionary is wanted, not {type(values).__name__}")
+    for key, known, call in (("method", METHODS, "register"), ("dataset", DATASETS, "register_dataset")):
+        name = values.get(key, fields()[key].default)
+        if not isinstance(name, str) or name not in known:
+            found = ", ".join(str(one)[:40] for one in sorted(set(map(str, values)) - set(fields()))[:5])
+            brings = f", which brings {found}" if found else ""
+            raise ValueError(
+                f"{known.kind} {str(name)[:80]!r}{brings} is not registered here: lscl.{call} makes it known (registered: {', '.join(known)})"
+            )
+    unknown = sorted(set(map(str, values)) - set(fields()))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)[:200]}: no registered system has these parameters; lscl.register makes the one that does known")
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
 class RecordFile(BaseModel):
     """What every record is: all entries are there, of the right type and size, and agree with each other."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
     schema_: Literal[SCHEMA] = Field(alias="schema")
-    method: MethodName
-    dataset: DatasetName
+    method: Text
+    dataset: Text
     profile: ProfileName
     seed: Count
     name: Annotated[str, Field(max_length=250, pattern=r"^[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")]
-    config: Experiment
+    config: Annotated[Experiment, PlainValidator(_config)]
     config_digest: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     accuracy: dict[Literal[MASKS], list[list[list[Percent | None]]]]
     per_class: dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]]]
@@ -67,6 +95,7 @@ class RecordFile(BaseModel):
     partition_digest: Digest
     server_images_digest: Digest | None = None  # came later
     weights_digest: Digest | None
+    system_digest: Digest | None = None  # of the source of a system that is not ours
     bytes_up: list[list[Count]]
     bytes_down: list[list[Count]]
     trained_parameters: list[Count]
@@ -194,7 +223,11 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
 
 
 def _saved(config: Experiment) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=PLACES)
+    """The config as a record has it, without the parameters that systems of other packages brought for runs of their own."""
+    values = config.model_dump(mode="json", exclude=PLACES)
+    known = fields()
+    others = {name for name in foreign_parameters(config.method) if name in values and values[name] == known[name].default}
+    return {name: value for name, value in values.items() if name not in others}
 
 
 def folder(profile: str, dirty: bool = False) -> Path:
@@ -223,7 +256,7 @@ def write(record: Record, where: Path) -> Path:
 
 def read(path: Path) -> Record:
     """Read one record; its config is completed by parameters that came later, at their defaults, and `overrides` is added: what
-    the config changes of the profile as it is today. So are `device` and `server_images_digest`, which came later.
+    the config changes of the profile as it is today. So are `device`, `server_images_digest` and `system_digest`, which came later.
 
     Raises:
         LsclError: no such file, no regular file, damaged, of another schema, or not what `RecordFile` says.
@@ -245,14 +278,14 @@ def _understood(data: bytes, path: Path) -> Record:
     if isinstance(found, bool) or found != SCHEMA:
         raise LsclError(f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: run it again or use another version")
     if isinstance(record.get("hardware"), dict):
-        record = {"device": "cuda" if record["hardware"].get("gpu") else "cpu", "server_images_digest": None, **record}
+        record = {"device": "cuda" if record["hardware"].get("gpu") else "cpu", "server_images_digest": None, "system_digest": None, **record}
     try:
         config = RecordFile.model_validate(record).config
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        what = "a config that this version cannot read" if where.startswith("config.") else "an entry that is missing or wrong"
-        why = f"{where} {first['msg']}".strip()[:300]
+        what = "a config that this version cannot read" if where == "config" else "an entry that is missing or wrong"
+        why = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()[:400]
         raise LsclError(f"record {path} has {what}: {why}") from error
     if record["name"] != path.stem:
         raise LsclError(f"record {path} says that its name is {record['name']}: rename it, or move it away to run again")
@@ -271,7 +304,7 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
         if code_digest not in (None, record["code_digest"]):
             return None
         now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
-        changed = [f"{key} = {record['config'][key]}, now {now[key]}" for key in now if record["config"][key] != now[key]]
+        changed = [f"{key} = {value}, now {now[key]}" for key, value in record["config"].items() if key in now and value != now[key]]
         if changed:
             raise LsclError(f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again")
         origin.compare(origin.of_record(record), origin.asked(config), "the record of this run", path)

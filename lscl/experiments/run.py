@@ -28,11 +28,11 @@ from lscl.federation.checkpoint import Keeper, load_state, save_state, saved_abo
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
-from lscl.methods import METHODS
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.precision import laid_out, prepare_device
-from lscl.models.vit import FrozenViT, check_block, foundation_of
+from lscl.models.vit import FrozenViT, foundation_of
+from lscl.registry import METHODS
 
 
 def device_of(config: Experiment) -> torch.device:
@@ -63,16 +63,15 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written; filling costs 5 %
     prepare_device(config)
     device = device_of(config)
-    if cost_model.trains_cnn(config):
+    kind = METHODS[config.method]
+    if kind.trains_cnn(config):
         check_cnns(config)
     data = load(config)
     parts = partition(config, data)
-    kind = METHODS[config.method]
-    spare = surrogate(config) if kind.surrogate else None
+    spare = surrogate(config, kind.surrogate) if kind.surrogate else None
     frozen = None
     if kind.vit:
         frozen = foundation_of(config, kind.cut(config)).to(device)
-        check_block(config, frozen.depth)
         kind.check_foundation(config, frozen)
         if config.compile:
             frozen.compile_blocks()
@@ -117,7 +116,7 @@ def affordable(configs: Collection[Experiment]) -> None:
     Raises:
         LsclError: a run needs more memory than the device has, or all together more disk.
     """
-    large = [config for config in configs if config.profile in LARGE and config.dataset in cost_model.IMAGES]
+    large = [config for config in configs if config.profile in LARGE and cost_model.sized(config)]
     if large:
         cost_model.check(large, cost_model.here(device_of(large[0])))
 
@@ -267,8 +266,9 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
+    left_out = {("threads", config.cpu_threads), ("system_digest", None)}  # the first stands in the config, and ours have no such digest
     facts = {
-        **{name: value for name, value in origin.of_run(data, parts, method).items() if name != "threads"},
+        **{name: value for name, value in origin.of_run(data, parts, method).items() if (name, value) not in left_out},
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],

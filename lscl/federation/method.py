@@ -1,24 +1,29 @@
 """The hooks of a federated continual learning method. The defaults are FedAvg; a method overrides what it changes.
 
+A system is one file: a subclass of `Method` that says of itself what `FACTS` lists, with its parameters, and `lscl.register`s itself.
 Server state lives in `Method.server`, private client state in `Client.model` and `Client.state`; only payloads cross between them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.data.partition import Census
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client, Inputs
+from lscl.federation.costs import Costs
 from lscl.federation.limits import LIMIT, STEP, Check, between, equal, near
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
 from lscl.models.vit import FrozenViT
+from lscl.registry import Parameters
 from lscl.seeding import seeded
 
 IMAGES = "images"  # name of the number of training images in an upload: () int64
@@ -49,16 +54,58 @@ class Phase:
     clip: float | None = None
 
 
-class Method:
-    """FedAvg's life cycle."""
+class HeadMerge(Parameters):
+    """For systems that average a classifier whose rows belong to one class each."""
 
+    head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
+
+
+# The points at which a system with one learning rate is tuned; six, as everybody has. This is the second grid: in the first, of the same
+# size, some systems were best at an edge, so the learning rates were moved up by one step.
+LEARNING_RATES = tuple({"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
+
+# What a system says of itself, and what holds if it does not. None of it is inherited: a system built on another one has its own.
+FACTS: dict[str, Any] = {
+    "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000, "quick": (), "rows": ({},),
+    "sizes": {}, "tuned": {}, "official": {}, "search_space": (), "notes": {}, "studies": {}, "costs": None,
+}  # fmt: skip
+
+
+class Method:
+    """FedAvg's life cycle, and what a system says of itself."""
+
+    name: ClassVar[str | None]  # in configs and file names
+    label: ClassVar[str]  # in tables; empty = the name
+    paper_name: ClassVar[str | None]  # in the tables of the Fed-LSCL paper; None = not there
+    citation: ClassVar[str | None]  # arXiv number of its source
+    role: ClassVar[str | None]  # "own" = the paper's system, "floor" = the one that all are compared with
+    place: ClassVar[int]  # in tables, from 0; systems of others come behind ours
+    turn: ClassVar[int]  # in sweeps, from 0: quick ones first
+    quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all
+    rows: ClassVar[Collection[dict[str, Any]]]  # its rows of the main table: what each changes of the profile
+    sizes: ClassVar[Mapping[str, dict[str, Any]]]  # by profile: what is smaller so that a run fits
+    tuned: ClassVar[dict[str, Any]]  # demo and mini: chosen on the tuning seed alone, from `search_space`
+    official: ClassVar[dict[str, Any]]  # colab and paper: of the official code
+    search_space: ClassVar[Collection[dict[str, Any]]]  # the points of `lscl sweep tune`; all set the same parameters
+    notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always says: {name: {value: text}}
+    studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # sets of runs: profile -> {label: what it changes}
+    costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
+
+    Parameters: ClassVar[type[Parameters]] = Parameters  # its own, and those it shares
     vit = True  # whether the frozen ViT is used at all
-    query = False  # whether its CLS feature with nothing adapted is needed beside the prefix
+    cnn = False  # whether clients have a small CNN
+    query = False  # whether the ViT's CLS feature with nothing adapted is needed beside the prefix
     passes = 1  # how often an epoch goes through the task's images
-    surrogate = False  # whether the server needs images of its own, in `server_images`
+    surrogate: str | None = None  # the parameter that says how many images per class the server needs; they are in `server_images`
     server_images: Inputs | None = None  # images of the official test split that nobody is tested on
     census: Census  # who has which classes and how many images; lscl.experiments.run sets it
-    head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`
+    head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge` (take `HeadMerge`)
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        for name, value in FACTS.items():
+            if name not in vars(cls):
+                setattr(cls, name, value)
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
         if foundation is not None:
@@ -72,6 +119,11 @@ class Method:
     def cut(config: Experiment) -> int | None:
         """The block in front of which the frozen ViT is cut; None = behind the last, for methods that use its features as they are."""
         return None
+
+    @classmethod
+    def trains_cnn(cls, config: Experiment) -> bool:
+        """Whether clients train a small CNN under this config."""
+        return cls.cnn
 
     @staticmethod
     def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
@@ -103,7 +155,7 @@ class Method:
     @property
     def by_holders(self) -> bool:
         """Whether rows of the head are averaged only over the clients that trained them."""
-        return self.config.head_merge == "holders" and len(self.head_rows) > 0
+        return len(self.head_rows) > 0 and self.config.head_merge == "holders"
 
     def stages(self, task: int) -> list[Stage]:
         """The exchanges of a task."""

@@ -1,17 +1,30 @@
 """FedAvg + DualPrompt: one prefix for all tasks in the first blocks, one for each task in the next."""
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import WEIGHT, Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import Method, Phase, Stage
+from lscl.federation.costs import Costs, Planned
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
 from lscl.federation.payload import Payload
-from lscl.methods.parts.prompts import similarity
+from lscl.methods.parts.prompts import PromptVote, similarity
 from lscl.models.vit import Adapter
+from lscl.registry import register
 
 
+class DualPromptCosts(Costs):
+    """The general prefix, and one for each task."""
+
+    def parameters(self, run: Planned) -> float:
+        config = self.config
+        slot = config.dual_task_blocks * config.dual_task_length
+        return 2 * run.width * (config.dual_general_blocks * config.dual_general_length + config.tasks * slot)
+
+
+@register
 class DualPrompt(Method):
     """A general prefix in the first blocks is always on; a task's own prefix follows, found at test time by its key.
 
@@ -28,6 +41,23 @@ class DualPrompt(Method):
     4. slots are numbered by the client's own tasks: the same slot holds other classes on each client (Fed-LSCL's setting).
     5. as many slots as tasks; there, 10.
     """
+
+    name, label, paper_name, citation = "dualprompt", "FedAvg + DualPrompt", "FedAvg+DualP", "2204.04799"
+    place, turn = 5, 12
+    sizes = {"smoke": {"dual_general_blocks": 1, "dual_task_blocks": 2}}  # the tiny ViT has three blocks
+    tuned = {"lr": 3e-2}
+    official = {"lr": 0.03 * 16 / 256}  # by the rule of the official code, for our batches of 16
+    search_space = LEARNING_RATES
+    costs = DualPromptCosts
+
+    class Parameters(PromptVote, HeadMerge):
+        """See `lscl.registry.Parameters`."""
+
+        dual_general_blocks: int = Field(2, ge=1, le=1000, description="first blocks that get DualPrompt's general prefix")
+        dual_task_blocks: int = Field(3, ge=1, le=1000, description="blocks behind them that get the prefix of a task")
+        dual_general_length: int = Field(5, ge=1, le=1000, description="keys and values in the general prefix")
+        dual_task_length: int = Field(5, ge=1, le=1000, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)")
+        dual_pull: float = Field(1.0, **WEIGHT, description="weight of DualPrompt's pull of the task's key to the frozen feature")
 
     query = True
     head_rows = ("head.weight", "head.bias")

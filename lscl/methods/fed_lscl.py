@@ -6,32 +6,70 @@
 """
 
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.limits import LIMIT, Check, gram
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.buffer import index_sample, lowest_loss
 from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
+from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
+from lscl.methods.parts.lora import OneBlock, check_adapted_block
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack, second_moments, unpack
 from lscl.methods.parts.passes import over
 from lscl.models.cnn import small_cnn
 from lscl.models.generator import Generator
 from lscl.models.vit import LowRank
+from lscl.registry import register
 from lscl.seeding import seeded
 
 FISHER_IMAGES = 64  # of a task, for EWC
 LWF_TEMPERATURE = 2.0
 
 
+class FedLSCLCosts(Costs):
+    """The written update in every step, kept images beside those of a batch, O2D on the server."""
+
+    def again(self) -> bool:
+        """Whether kept images go through the CNN beside those of a batch."""
+        return self.config.continual in ("consistency", "replay")
+
+    def cnn_images(self) -> float:
+        return 2 if self.again() else 1
+
+    def passes(self) -> float:
+        return 1 / self.config.rounds
+
+    def step_flops(self, width: int) -> float:
+        """The generator: forward, back to the features, and the gradient of its weights."""
+        return 6.0 * 4 * self.config.rank * width * (self.config.features + 1) if self.config.collaboration == "written" else 0.0
+
+    def parameters(self, run: Planned) -> float:
+        return 4 * self.config.rank * run.width * (self.config.features + 1) + run.classes * self.config.features
+
+    def own_work(self, run: Planned) -> OwnWork:
+        config, f = self.config, run.cnn.flops
+        numbers, q = 4 * config.rank * run.width, config.features + 1
+        again = run.later if self.again() else 0.0
+        clients = run.trained * (self.step_flops(run.width) * (1 + again) + 3 * f * again)
+        kept = config.clients * config.buffer_per_class * config.classes_per_task * config.tasks_run * (config.tasks_run + 1) / 2 * config.rounds
+        visits = {"exact": 2, "sgd": config.o2d_epochs * (config.clients - 1)}.get(config.o2d, 0)
+        solve = q**3 / 3 if config.o2d == "exact" else 0
+        return OwnWork(clients + kept * f, run.rounds * config.clients * (visits * 2.0 * numbers * q * q + solve))
+
+
+@register
 class FedLSCL(Method):
     """A CNN on each client writes a LoRA for the frozen ViT, per image; the server distils the writers into each other.
 
@@ -50,6 +88,59 @@ class FedLSCL(Method):
     2. Eq. 4 compares with the CNN and generator at the end of the previous task, after the last server step.
     3. teachers are the generators as uploaded, not the already distilled ones, so the order of clients does not matter.
     """
+
+    name, label, paper_name, citation, role = "fed_lscl", "Fed-LSCL", "Fed-LSCL", "2508.09489", "own"
+    place, turn, quick = 0, 8, ("demo", "colab")
+    rows = ({}, {"o2d": "sgd"})  # O2D as we solve it, and by gradient steps as in the paper
+    tuned = {"lr_generator_bias": 1e-4, "lr_generator": 1e-6, "o2d_lambda": 10.0, "auxiliary": 0.0}
+    search_space = SEARCH_SPACE
+    notes = {"o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}}
+    studies = STUDIES
+    costs = FedLSCLCosts
+
+    cnn = True  # beside the ViT
+    check_foundation = staticmethod(check_adapted_block)
+
+    class Parameters(OneBlock):
+        """See `lscl.registry.Parameters`."""
+
+        everywhere: ClassVar = {
+            "smoke": {"buffer_per_class": 2},
+            **{profile: {"lr_generator": 1e-5, "lr_generator_bias": 3e-3} for profile in ("demo", "mini")},
+            **{profile: {"feature_norm": False} for profile in ("colab", "paper")},
+        }
+        feature_norm: bool = Field(True, description="layer-normalise f before the generator")
+        lr_cnn: float = Field(1e-3, **RATE, description="Adam learning rate of the CNN")
+        lr_generator: float = Field(1e-3, **RATE, description="Adam learning rate of the generator's weights, the per-image part")
+        lr_generator_bias: float = Field(1e-3, **RATE, description="Adam learning rate of the generator's bias, which is a static LoRA")
+        generator_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on f before the generator, in training")
+        auxiliary: float = Field(0.0, **WEIGHT, description="weight of the CNN's own cross-entropy (0 = the paper's loss)")
+        collaboration: Literal["written", "static", "cnn"] = Field(
+            "written", description="a LoRA written per image (paper), one static LoRA, or the CNN alone without the ViT"
+        )
+        continual: Literal["consistency", "ewc", "lwf", "replay", "none"] = Field(
+            "consistency", description="what keeps CNN and generator from forgetting: Eq. 4 (paper), or a method in its place"
+        )
+        ewc_weight: float = Field(100.0, **WEIGHT, description="weight of the penalty, continual = ewc only")
+        lwf_weight: float = Field(1.0, **WEIGHT, description="weight of the distillation, continual = lwf only")
+        replay_weight: float = Field(1.0, **WEIGHT, description="weight of the kept images' cross-entropy, continual = replay only")
+        alpha: float = Field(1.0, **WEIGHT, description="weight of the feature term of Eq. 4")
+        beta: float = Field(1.0, **WEIGHT, description="weight of the generator term of Eq. 4")
+        consistency: Literal["relative", "mean", "sum"] = Field("relative", description="scale of Eq. 4: relative, mean- or sum-squared error")
+        buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
+        o2d: Literal["exact", "sgd", "average", "none"] = Field(
+            "exact", description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the generators, or nothing"
+        )
+        o2d_lambda: float = Field(1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments")
+        o2d_epochs: int = Field(5, ge=1, le=10**4, description="passes over the teachers, o2d = sgd only")
+        o2d_lr: float = Field(1e-3, **RATE, description="Adam learning rate, o2d = sgd only")
+        o2d_upload: Literal["features", "gram"] = Field(
+            "features", description="what goes up beside the generator: f of the buffer, or its Gram matrix"
+        )
+
+    @classmethod
+    def trains_cnn(cls, config: Experiment) -> bool:
+        return config.collaboration != "static"
 
     @staticmethod
     def cut(config: Experiment) -> int | None:

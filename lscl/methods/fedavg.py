@@ -4,10 +4,13 @@ from torch import Tensor, nn
 
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import Method
+from lscl.federation.costs import Costs
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
 from lscl.models.cnn import small_cnn
+from lscl.registry import register
 
 
+@register
 class FedAvg(Method):
     """Local training of a small CNN, weighted averaging of all its parameters; no memory, nothing against forgetting.
 
@@ -22,7 +25,15 @@ class FedAvg(Method):
     3. the CNN starts untrained: nothing in the paper says otherwise.
     """
 
-    vit = False
+    name, label, paper_name, citation = "fedavg", "FedAvg", "FedAvg", "1602.05629"
+    place, turn, quick = 1, 2, ("colab",)
+    tuned = {"lr": 3e-3}
+    search_space = LEARNING_RATES
+    costs = Costs
+
+    Parameters = HeadMerge
+
+    vit, cnn = False, True
     head_rows = ("head.weight", "head.bias")
 
     def build(self, client: int) -> nn.Module:

@@ -3,10 +3,13 @@
 from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import Method
-from lscl.methods.parts.heads import classifier
+from lscl.federation.costs import Costs
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
+from lscl.methods.parts.heads import HeadShape, classifier
+from lscl.registry import register
 
 
+@register
 class FedAvgViT(Method):
     """The backbone is untouched and its features are computed once; only the head travels.
 
@@ -18,6 +21,15 @@ class FedAvgViT(Method):
     1. a linear head instead of a two-layer MLP (option head = mlp): averaging an MLP mixes hidden units.
     2. head_merge = holders averages a row only over the clients that trained it; plain (default) is FedAvg.
     """
+
+    name, label, paper_name, citation = "fedavg_vit", "FedAvg + ViT", "FedAvg+ViT", "2010.11929"
+    place, turn, quick = 3, 1, ("demo", "colab")
+    tuned = {"lr": 1e-1}
+    search_space = LEARNING_RATES
+    costs = Costs
+
+    class Parameters(HeadShape, HeadMerge):
+        """See `lscl.registry.Parameters`."""
 
     head_rows = ("out.weight", "out.bias")
 

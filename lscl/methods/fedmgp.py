@@ -1,21 +1,25 @@
 """FedMGP: a global prompt that the server fuses by distillation, and class-wise local prompts on top that never travel."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import RATE, WEIGHT, Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import Method, Phase, Stage
+from lscl.federation.method import LEARNING_RATES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.heads import classifier
+from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.methods.parts.passes import over
-from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import PromptClip, check_class_token, most_similar, similarity, with_prompts
 from lscl.models.vit import Adapter
+from lscl.registry import register
 from lscl.seeding import torch_generator
 
 
@@ -43,6 +47,29 @@ class LocalPrompts(nn.Module):
         return {self.first + number: Adapter(keys=pair[:, 0], values=pair[:, 1]) for number, pair in enumerate(chosen)}
 
 
+class FedMGPCosts(Costs):
+    """Prompts beside the tokens; a second pass to find the slot; the fusion on the server."""
+
+    evaluations = 2
+
+    def tokens(self) -> int:
+        return self.config.mgp_length
+
+    def passes(self) -> float:
+        return 1
+
+    def parameters(self, run: Planned) -> float:
+        local = run.classes * (2 * self.config.mgp_blocks * self.config.mgp_local_length + 1)
+        return run.width * (self.config.mgp_length + local) + run.classes * run.width  # the head is there twice
+
+    def own_work(self, run: Planned) -> OwnWork:
+        config, blocks = self.config, run.blocks
+        images = config.mgp_surrogate_per_class * run.classes
+        passes = (config.clients - 1) * blocks.forward(False) + config.mgp_surrogate_epochs * blocks.step(False)
+        return OwnWork(0.0, run.rounds * images * passes.sum(), run.rounds * config.mgp_surrogate_epochs * images / config.batch)
+
+
+@register
 class FedMGP(Method):
     """A coarse global prompt is trained first and fused on the server by distillation; then, with it frozen, each client trains
     fine prompts of its own, one per class, chosen by the label in training and by the nearest key at test.
@@ -71,9 +98,45 @@ class FedMGP(Method):
     Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like phase 1.
     """
 
+    name, label, paper_name, citation = "fedmgp", "FedMGP", "FedMGP", "2407.00113"
+    place, turn = 9, 13
+    # The server goes through the whole ViT in every round: with 20 images per class and 5 epochs it would cost more than all clients.
+    sizes = {
+        "smoke": {  # seconds; the tiny ViT has three blocks
+            "mgp_length": 3, "mgp_local_length": 2, "mgp_block": 1, "mgp_blocks": 2, "mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2,
+        },
+        "demo": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 1, "mgp_surrogate_lr": 1e-2},  # fewer steps, larger ones
+        "mini": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2, "mgp_surrogate_lr": 1e-2},
+        "colab": {"test_images_per_class": 80},
+    }  # fmt: skip
+    tuned = {"lr": 3e-2}
+    official = {"lr": 0.03 * 16 / 256, "head": "mlp"}  # by the rule of the official code, for our batches of 16
+    search_space = LEARNING_RATES
+    costs = FedMGPCosts
+
+    class Parameters(PromptClip, HeadShape):
+        """See `lscl.registry.Parameters`."""
+
+        everywhere: ClassVar = {  # about 50 images of the smallest class of ImageNet-R, of which 10 are for testing
+            ("paper", "imagenet_r"): {"mgp_surrogate_per_class": 10},
+            **{(profile, "imagenet_r"): {"mgp_surrogate_per_class": 1} for profile in ("demo", "mini", "colab")},
+        }
+        mgp_length: int = Field(15, ge=1, le=1000, description="tokens of FedMGP's global prompt (official: 15)")
+        mgp_local_length: int = Field(
+            15, ge=1, le=1000, description="keys and values of FedMGP's local prompts in each of their blocks (official: 15)"
+        )
+        mgp_block: int = Field(2, ge=0, le=1000, description="first block with FedMGP's local prompts, 0-based (official: 2)")
+        mgp_blocks: int = Field(3, ge=1, le=1000, description="number of blocks with FedMGP's local prompts (official: 3)")
+        mgp_key: float = Field(0.1, **WEIGHT, description="weight of FedMGP's pull of the keys to their queries (official: 0.1)")
+        mgp_surrogate_per_class: int = Field(
+            20, ge=1, le=10**6, description="images per class on FedMGP's server, tested on by nobody (official: 20)"
+        )
+        mgp_surrogate_epochs: int = Field(5, ge=1, le=10**4, description="passes of FedMGP's prompt fusion over the server's images (official: 5)")
+        mgp_surrogate_lr: float = Field(0.001875, **RATE, description="Adam learning rate of FedMGP's prompt fusion (official: 0.001875)")
+
     query = True
     passes = 2  # one for each phase
-    surrogate = True
+    surrogate = "mgp_surrogate_per_class"
     check_foundation = staticmethod(check_class_token)
 
     @staticmethod

@@ -1,13 +1,18 @@
 """FedProx: FedAvg with a pull to the received weights."""
 
+from pydantic import Field
 from torch import Tensor
 
+from lscl.config import WEIGHT
 from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
 from lscl.methods.fedavg import FedAvg
+from lscl.registry import register
 
 
+@register
 class FedProx(FedAvg):
     """The local loss gains (mu / 2) ||w - w_received||^2, so that clients with other data drift apart less.
 
@@ -17,6 +22,16 @@ class FedProx(FedAvg):
     1. the norm is squared (the FedProx of the released MFCL code sums norms that are not, a pull that never weakens).
     2. BatchNorm means and variances are no parameters and are not pulled.
     """
+
+    name, label, paper_name, citation = "fedprox", "FedProx", "FedProx", "1812.06127"
+    place, turn = 2, 3
+    search_space = tuple({"lr": lr, "prox_mu": mu} for lr in (1e-3, 3e-3, 1e-2) for mu in (0.01, 1.0))
+    costs = Costs
+
+    class Parameters(FedAvg.Parameters):
+        """See `lscl.registry.Parameters`."""
+
+        prox_mu: float = Field(0.01, **WEIGHT, description="weight of FedProx's pull to the received weights")
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         super().receive(client, payload, stage)

@@ -1,27 +1,51 @@
 """GLFC: replay of kept images, balanced losses, and an old model that a proxy server picks on images it reconstructs from gradients."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from lscl.config import WEIGHT
 from lscl.federation.client import Batch, Client, as_input, resized
+from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
-from lscl.federation.method import Phase, Stage
+from lscl.federation.method import LEARNING_RATES, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.buffer import first, herding, random
-from lscl.methods.parts.inversion import SIDE, encoder, gradient, reconstruct, recovered_class
+from lscl.methods.parts.inversion import SIDE, Encoder, encoder, gradient, reconstruct, recovered_class
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
 from lscl.methods.parts.passes import BATCH, over
 from lscl.methods.parts.synthesis import as_pixels
+from lscl.models.counting import network
+from lscl.registry import register
 from lscl.seeding import torch_generator
 
 BEST = "best."  # prefix on the server of the best model of the task at hand
+L_BFGS_EVALUATIONS = 1.25  # of the closure, per iteration
 PERTURB_LR, PERTURB_DECAY = 0.2, 1e-5  # of the gradient steps on a prototype image
 
 
+class GLFCCosts(Costs):
+    """Exemplars and the old model in every step; disguised images on the clients, their reconstruction on the server."""
+
+    def own_work(self, run: Planned) -> OwnWork:
+        config, f = self.config, run.cnn.flops
+        kept = min(config.glfc_memory, run.epoch / config.clients / 2)  # half of the client's images have been seen, on average
+        exemplars = config.clients * kept * run.ends * config.rounds * config.epochs
+        with torch.device("meta"):
+            encoder = network(Encoder(run.classes), torch.empty(1, 3, SIDE, SIDE)).flops
+        gradients = config.clients * config.classes_per_task * config.tasks_run if config.glfc_proxy else 0
+        evaluations = gradients * config.glfc_steps * config.glfc_iterations * L_BFGS_EVALUATIONS
+        disguise = gradients * config.glfc_perturb * 3 * f
+        clients = exemplars * 4 * f + run.trained * run.later * f + disguise
+        return OwnWork(clients, evaluations * 6 * encoder, exemplars / config.batch + evaluations / 4)
+
+
+@register
 class GLFC(OldModel):
     """Clients keep exemplars of their old classes and train with a binary cross-entropy per class, old and new images weighted apart, half
     of it with the old model's answers as targets. The old model is the best global model of the previous task, chosen by a proxy server on
@@ -51,6 +75,30 @@ class GLFC(OldModel):
        at 2.0); the small CNN of this experiment (the attention of the released ResNet-18 is never applied there either).
     9. all clients train in every round, and none recomputes anything while idle.
     """
+
+    name, label, paper_name, citation = "glfc", "GLFC", "GLFC", "2203.11473"
+    place, turn = 6, 6
+    sizes = {
+        "smoke": {"glfc_memory": 12, "glfc_perturb": 2, "glfc_steps": 2, "glfc_iterations": 1, "glfc_images": 1},  # seconds
+        "demo": {"glfc_steps": 5, "glfc_images": 5},  # minutes on two cores: a fiftieth of the search
+        "mini": {"glfc_steps": 5, "glfc_images": 5},
+    }
+    search_space = LEARNING_RATES
+    costs = GLFCCosts
+
+    class Parameters(OldModel.Parameters):
+        """See `lscl.registry.Parameters`."""
+
+        glfc_memory: int = Field(800, ge=0, le=10**7, description="exemplars per client, shared equally among its classes (official: 2000)")
+        glfc_selection: Literal["herding", "random"] = Field("herding", description="which images become exemplars")
+        glfc_gc: float = Field(0.5, **WEIGHT, description="weight of the gradient-compensated loss from the second task on (official: 0.5)")
+        glfc_rd: float = Field(0.5, **WEIGHT, description="weight of the relation distillation (official: 0.5)")
+        glfc_columns: Literal["global", "local"] = Field("global", description="loss over seen and old-model classes, or over the client's seen ones")
+        glfc_proxy: bool = Field(True, description="old model = best of the previous task by the proxy server's images; off: its last one")
+        glfc_perturb: int = Field(50, ge=0, le=10**5, description="gradient steps that disguise a prototype image (official: 50)")
+        glfc_steps: int = Field(250, ge=1, le=10**5, description="L-BFGS steps to reconstruct a prototype (official: 250)")
+        glfc_iterations: int = Field(20, ge=1, le=10**4, description="L-BFGS iterations in a step (official: 20)")
+        glfc_images: int = Field(20, ge=1, le=10**4, description="images kept of each reconstruction, those after the last steps (official: 20)")
 
     # ---- client
 

@@ -1,15 +1,29 @@
 """FedAvg + L2P: a pool of prompts, of which each image takes those whose keys are nearest to its frozen feature."""
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import WEIGHT, Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import Method, Phase, Stage
-from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
+from lscl.federation.costs import Costs, Planned
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
+from lscl.methods.parts.prompts import PromptVote, check_class_token, most_similar, similarity, with_prompts
+from lscl.registry import register
 
 
+class L2PCosts(Costs):
+    """The chosen prompts beside the tokens; the pool with its keys."""
+
+    def tokens(self) -> int:
+        return self.config.l2p_top_k * self.config.l2p_length
+
+    def parameters(self, run: Planned) -> float:
+        return self.config.l2p_pool * (self.config.l2p_length + 1) * run.width
+
+
+@register
 class L2P(Method):
     """Each image picks the k prompts whose keys are most similar to its frozen CLS feature; they join its tokens.
 
@@ -24,6 +38,21 @@ class L2P(Method):
     3. only prompts, keys and head travel, not the ViT.
     4. no prompt mask per task and no frequency term; neither is used for CIFAR-100 there.
     """
+
+    name, label, paper_name, citation = "l2p", "FedAvg + L2P", "FedAvg+L2P", "2112.08654"
+    place, turn = 4, 11
+    tuned = {"lr": 3e-2}
+    official = {"lr": 0.03 * 16 / 256}  # by the rule of the official code, for our batches of 16
+    search_space = LEARNING_RATES
+    costs = L2PCosts
+
+    class Parameters(PromptVote, HeadMerge):
+        """See `lscl.registry.Parameters`."""
+
+        l2p_pool: int = Field(10, ge=1, le=10**4, description="prompts in L2P's pool")
+        l2p_length: int = Field(5, ge=1, le=1000, description="tokens of a prompt of L2P")
+        l2p_top_k: int = Field(5, ge=1, le=10**4, description="prompts that an image takes from the pool")
+        l2p_pull: float = Field(0.1, **WEIGHT, description="weight of L2P's pull of the chosen keys to the frozen feature")
 
     query = True
     head_rows = ("head.weight", "head.bias")

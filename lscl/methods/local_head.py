@@ -5,15 +5,24 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import Method, Stage
+from lscl.federation.costs import Costs
+from lscl.federation.method import LEARNING_RATES, Method, Stage
 from lscl.federation.payload import Payload, Shapes
+from lscl.registry import register
 
 
+@register
 class LocalHead(Method):
     """What a client reaches alone with the frozen features: the honest floor for every system that adapts or shares.
 
     Trained: head W (C, d), b (C,). Uploaded and returned: nothing. Not in the paper.
     """
+
+    name, label, role = "local_head", "own head only", "floor"
+    place, turn, quick = 13, 0, ("demo", "colab")
+    tuned = {"lr": 3e-3}
+    search_space = LEARNING_RATES
+    costs = Costs
 
     def build(self, client: int) -> nn.Module:
         return nn.Linear(self.foundation.width, self.num_classes)

@@ -4,15 +4,27 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client
+from lscl.federation.method import LEARNING_RATES
 from lscl.methods.local_head import LocalHead
-from lscl.methods.parts.lora import StaticLoRA
+from lscl.methods.parts.lora import OneBlock, OneBlockCosts, StaticLoRA, check_adapted_block
+from lscl.registry import register
 
 
+@register
 class LocalLoRA(LocalHead):
     """Tells whether writing an update per image adds anything to having one update per client.
 
     Trained: LoRA A, B in one block and the head. Uploaded and returned: nothing. Not in the paper.
     """
+
+    name, label = "local_lora", "own static LoRA"
+    place, turn, quick = 12, 7, ("demo", "colab")
+    tuned = {"lr": 1e-2}
+    search_space = LEARNING_RATES
+    costs = OneBlockCosts
+
+    Parameters = OneBlock
+    check_foundation = staticmethod(check_adapted_block)
 
     @staticmethod
     def cut(config: Experiment) -> int | None:

@@ -4,21 +4,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.errors import LsclError
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs, Planned
 from lscl.federation.limits import LIMIT, Check, between
 from lscl.federation.limits import gram as gram_check
-from lscl.federation.method import HOLDS, IMAGES, Method, Phase, Stage
+from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
 from lscl.methods.parts.lora import StaticLoRA
 from lscl.methods.parts.o2d import pack, unpack
 from lscl.methods.parts.passes import over
 from lscl.models.vit import Adapter, FrozenViT, LowRank, plain_mlps
+from lscl.registry import register
 from lscl.seeding import seeded
 
 GRAM = "gram"  # name of the exchange behind the last round of a task, and of the Gram matrices in a payload
@@ -30,6 +33,19 @@ def factor_of(number: int) -> str:
     return "BA"[number % 2]
 
 
+class LoRMCosts(Costs):
+    """A LoRA on every linear layer; a pass for the Gram matrices of each round, and one more at the end of a task."""
+
+    every_input = True
+
+    def passes(self) -> float:
+        return 1 + 1 / self.config.rounds
+
+    def parameters(self, run: Planned) -> float:
+        return run.depth * self.config.lorm_rank * (8 * run.width + 2 * 4 * run.width)
+
+
+@register
 class LoRM(Method):
     """Clients train B or A of a LoRA on every linear layer, in turn; the server merges by regression on the layers' inputs, of
     which only Gram matrices travel. The same regression merges the tasks, instead of a mean of their updates.
@@ -60,6 +76,19 @@ class LoRM(Method):
     7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official code
        reports within a task is not needed.
     """
+
+    name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"
+    place, turn = 11, 10
+    tuned = {"lorm_rank": 4}
+    official = {"lr": 3e-3}
+    search_space = tuple({"lr": lr, "lorm_rank": rank} for lr in (3e-4, 1e-3, 3e-3) for rank in (1, 4))
+    costs = LoRMCosts
+
+    class Parameters(HeadMerge):
+        """See `lscl.registry.Parameters`."""
+
+        lorm_rank: int = Field(1, ge=1, le=1024, description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)")
+        lorm_alpha: float = Field(0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)")
 
     head_rows = ("head.weight", "head.bias")
 

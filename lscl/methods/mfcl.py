@@ -5,14 +5,18 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from lscl.config import RATE, SCALE, WEIGHT
 from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import Stage
+from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
 from lscl.methods.parts.old_model import KNOWN, OldModel
-from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, kl_gap
+from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, generator_flops, kl_gap
+from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
 
 GENERATOR = "generator."  # prefix of the generator's names in server, payload and client state
@@ -20,6 +24,20 @@ SHOWN = 64  # images on a sheet
 BLUR, SIGMA = 5, math.sqrt(2)  # pixels of the window, and the width that the released code computes for its nominal 1
 
 
+class MFCLCosts(Costs):
+    """Generated images beside those of a batch; the generator's training on the server."""
+
+    def cnn_images(self) -> float:
+        return 1 + self.config.mfcl_replay / self.config.batch
+
+    def own_work(self, run: Planned) -> OwnWork:
+        config, f, replay = self.config, run.cnn.flops, self.config.mfcl_replay / self.config.batch
+        made = generator_flops(config.mfcl_latent, config, config.mfcl_width)
+        clients = run.trained * run.later * (replay * (made + 3 * f + f) + (1 + replay) * f)
+        return OwnWork(clients, run.ends * config.mfcl_steps * config.mfcl_batch * (3 * made + 2 * f), run.ends * config.mfcl_steps)
+
+
+@register
 class MFCL(OldModel):
     """A generator that the server trains on the global model alone replaces the images of old tasks: clients sample from it. New classes
     are learnt by body and head, all classes by the head on features that are held fixed, and the old head's answers stay as they were.
@@ -43,6 +61,35 @@ class MFCL(OldModel):
        SGD); the small CNN of this experiment.
     6. the blurred image is compared inside a border of 2 pixels (there the border is reflected).
     """
+
+    name, label, paper_name, citation = "mfcl", "MFCL", "MFCL", "2311.07784"
+    place, turn = 8, 5
+    sizes = {
+        "smoke": {"mfcl_replay": 8, "mfcl_latent": 8, "mfcl_width": 4, "mfcl_steps": 5, "mfcl_batch": 8},  # seconds
+        # minutes on two cores: a narrow generator, as many generated images in a step as real ones
+        "demo": {"mfcl_replay": 32, "mfcl_latent": 100, "mfcl_width": 16, "mfcl_batch": 64},
+        "mini": {"mfcl_replay": 32, "mfcl_latent": 100, "mfcl_width": 16, "mfcl_batch": 64},
+    }
+    tuned = {"lr": 1e-3}
+    search_space = LEARNING_RATES
+    costs = MFCLCosts
+
+    class Parameters(OldModel.Parameters):
+        """See `lscl.registry.Parameters`."""
+
+        mfcl_ft: float = Field(1.0, **WEIGHT, description="weight of the head-only cross-entropy over all classes (official: 1)")
+        mfcl_kd: float = Field(0.1, **WEIGHT, description="weight of the distillation through the old head (official: 0.1)")
+        mfcl_replay: int = Field(128, ge=1, le=2**16, description="generated images per training step (official: 128)")
+        mfcl_latent: int = Field(1000, ge=1, le=2**16, description="length of the generator's input z (official: 1000)")
+        mfcl_width: int = Field(64, ge=1, le=4096, description="channels of the generator's last block (official: 64)")
+        mfcl_steps: int = Field(100, ge=1, le=10**6, description="training steps of the generator per task (official: 100)")
+        mfcl_batch: int = Field(128, ge=2, le=2**16, description="images per step of the generator's training (official: 128)")
+        mfcl_lr: float = Field(1e-3, **RATE, description="Adam learning rate of the generator (official: 0.001)")
+        mfcl_tau: float = Field(1000.0, **SCALE, description="temperature of the generator's class loss (official: 1000)")
+        mfcl_ce: float = Field(1.0, **WEIGHT, description="weight of the generator's class loss (official: 1)")
+        mfcl_ie: float = Field(1.0, **WEIGHT, description="weight of the information entropy over classes (official: 1)")
+        mfcl_bn: float = Field(50.0, **WEIGHT, description="weight of the BatchNorm statistics (official: 50)")
+        mfcl_tv: float = Field(1e-3, **WEIGHT, description="weight of the smoothness of the images (official: 0.001)")
 
     def build(self, client: int) -> nn.Module:
         model = super().build(client)

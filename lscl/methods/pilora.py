@@ -4,18 +4,22 @@ import math
 from collections.abc import Mapping
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs, Planned
 from lscl.federation.limits import Check, equal
 from lscl.federation.masking import masked_cross_entropy
-from lscl.federation.method import IMAGES, Method, Phase, Stage
+from lscl.federation.method import IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
+from lscl.methods.parts.lora import LoRARank
 from lscl.methods.parts.passes import over
 from lscl.methods.parts.prototypes import class_means, distances, merge_weights
 from lscl.models.vit import LowRank
+from lscl.registry import register
 from lscl.seeding import seeded
 
 
@@ -43,6 +47,17 @@ def on_queries_and_values(A: Tensor, B: Tensor) -> LowRank:
     return LowRank(A.flatten(0, 1), torch.cat(rows), 1.0)
 
 
+class PILoRACosts(Costs):
+    """A LoRA on q and v; a pass for the class means."""
+
+    def passes(self) -> float:
+        return 1
+
+    def parameters(self, run: Planned) -> float:
+        return 4 * self.config.rank * run.width
+
+
+@register
 class PILoRA(Method):
     """Forgetting is fought by new LoRA directions for each task and by prototypes that a later task leaves alone. The server
     averages the LoRA and weighs the clients' copies of a prototype by how near they are to the class means of those who hold it.
@@ -65,6 +80,25 @@ class PILoRA(Method):
        of other classes exactly where they are; the LoRA's rate is 1e-4 for our 5 rounds, as in the port of the fed-mammoth code.
     7. every client keeps its images (officially they are dealt out anew in every round); nothing is selected on test images.
     """
+
+    name, label, paper_name, citation = "pilora", "PILoRA", "PILoRA", "2401.02094"
+    place, turn = 10, 9
+    tuned = {"lr": 1e-2, "pilora_lr_lora": 1e-3}
+    official = {"lr": 2e-2, "pilora_lr_lora": 1e-4}
+    search_space = tuple({"lr": lr, "pilora_lr_lora": lora} for lr in (3e-3, 1e-2, 3e-2) for lora in (1e-4, 1e-3))
+    costs = PILoRACosts
+
+    class Parameters(LoRARank, HeadMerge):
+        """See `lscl.registry.Parameters`."""
+
+        pilora_lr_lora: float = Field(1e-4, **RATE, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; 1e-4 for 5)")
+        pilora_temperature: float = Field(1.0, **SCALE, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)")
+        pilora_pull: float = Field(0.001, **WEIGHT, description="weight of the distance to the own prototype (official: 0.001)")
+        pilora_orthogonal: float = Field(
+            0.5, **WEIGHT, description="weight of the new LoRA's orthogonality to those of earlier tasks (official: 0.5)"
+        )
+        pilora_sparse: float = Field(0.01, **WEIGHT, description="weight of the L1 norm of PILoRA's A (official code: 0.01; not in the paper)")
+        pilora_merge: float = Field(0.2, **SCALE, description="temperature of the weights of the clients' prototypes (official: 0.2)")
 
     @staticmethod
     def cut(config: Experiment) -> int | None:

@@ -2,19 +2,23 @@
 
 import copy
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client, as_input
-from lscl.federation.method import Stage
+from lscl.federation.costs import Costs, OwnWork, Planned
+from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
 from lscl.methods.parts.continual import distillation
 from lscl.methods.parts.old_model import OldModel
-from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, jitter, mix, norm_gap
+from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, generator_flops, jitter, mix, norm_gap
+from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
 
 TEMPERATURE = 2.0  # of the clients' distillation
@@ -23,6 +27,25 @@ SHOWN = 64  # images on a sheet
 STUDENT_LR, STUDENT_MOMENTUM = 0.2, 0.9
 
 
+class TARGETCosts(Costs):
+    """Synthetic images beside those of a batch; generator and student on the server."""
+
+    def cnn_images(self) -> float:
+        return 2
+
+    def own_work(self, run: Planned) -> OwnWork:
+        config, f = self.config, run.cnn.flops
+        made = generator_flops(config.target_latent, config, config.target_width)
+        turns = math.ceil(config.target_images / config.target_batch)
+        taught = max(0, turns - max(1, config.target_warmup))
+        drawn = config.target_steps * config.target_batch  # images that the generator makes in a turn
+        synthesis = turns * drawn * (3 * made + 2 * f) + taught * drawn * 2 * f
+        student = taught * config.target_student_steps * config.target_batch * 4 * f
+        steps = run.ends * (turns * config.target_steps + taught * config.target_student_steps)
+        return OwnWork(run.trained * run.later * 4 * f, run.ends * (synthesis + student), steps)
+
+
+@register
 class TARGET(OldModel):
     """At the end of a task a generator learns, without data, images that the global model is sure about and whose BatchNorm
     statistics are those of the training. In the next task clients learn their new classes from their own images and imitate the old
@@ -45,6 +68,44 @@ class TARGET(OldModel):
     5. the old model is what round 0 of a task brings anyway and is not sent a second time.
     6. the small CNN of this experiment at its image size; training images are not augmented, synthetic ones only while they are made.
     """
+
+    name, label, paper_name, citation = "target", "TARGET", "TARGET", "2303.06937"
+    place, turn = 7, 4
+    sizes = {
+        "smoke": {  # seconds
+            "target_images": 20, "target_batch": 8, "target_steps": 3, "target_latent": 8, "target_width": 4, "target_warmup": 1,
+            "target_student_steps": 2,
+        },
+        # minutes on two cores: a narrow generator, a twentieth of the images, which is more than a client's own in a task
+        **{
+            profile: {
+                "target_images": 400, "target_batch": 50, "target_width": 16, "target_warmup": 4, "target_student_steps": 20,
+            }
+            for profile in ("demo", "mini")
+        },
+    }  # fmt: skip
+    tuned = {"lr": 3e-4}
+    search_space = LEARNING_RATES
+    costs = TARGETCosts
+
+    class Parameters(OldModel.Parameters):
+        """See `lscl.registry.Parameters`."""
+
+        target_images: int = Field(8000, ge=2, le=10**7, description="synthetic images, made by as many rounds as they need (official: 8000)")
+        target_batch: int = Field(256, ge=2, le=2**16, description="images made in one round of the synthesis (official: 256)")
+        target_steps: int = Field(10, ge=1, le=10**5, description="steps of the fast generator in a round, the best images are kept (official: 10)")
+        target_latent: int = Field(256, ge=1, le=2**16, description="length of the generator's input z (official: 256)")
+        target_width: int = Field(64, ge=1, le=4096, description="channels of the generator's last block (official: 64)")
+        target_lr: float = Field(2e-3, **RATE, description="Adam learning rate of the generator (official: 0.002)")
+        target_lr_z: float = Field(0.01, **RATE, description="Adam learning rate of z (official: 0.01)")
+        target_bn: float = Field(10.0, **WEIGHT, description="weight of the BatchNorm statistics (official: 10)")
+        target_onehot: float = Field(0.5, **WEIGHT, description="weight of the cross-entropy with random labels (official: 0.5)")
+        target_adversarial: float = Field(1.0, **WEIGHT, description="weight of the disagreement of teacher and student (official: 1)")
+        target_warmup: int = Field(20, ge=0, le=10**6, description="rounds before the student and the adversarial term begin (official: 20)")
+        target_student_steps: int = Field(400, ge=0, le=10**6, description="training steps of the student in a round (official: 400)")
+        target_temperature: float = Field(20.0, **SCALE, description="temperature of the student's training (official: 20)")
+        target_meta: Literal["maml", "reptile", "plain"] = Field("maml", description="update of the generator by its fast copy; plain = no copy")
+        target_kd: float = Field(25.0, **WEIGHT, description="weight of the distillation on synthetic images (official: 25)")
 
     def build(self, client: int) -> nn.Module:
         model = super().build(client)

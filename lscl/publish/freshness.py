@@ -24,7 +24,7 @@ def sets_of(notebook: nbformat.NotebookNode) -> list[str]:
 
 def digests(records: Iterable[Record], profile: str = "mini") -> dict[str, str]:
     """The digest of all records of each named set, and of what tuning and the benchmarks of growth and components have written."""
-    totals = {name: hashlib.sha256() for name in (*sweeps.SWEEPS, "growth", "components")}
+    totals = {name: hashlib.sha256() for name in (*sweeps.named_sets(), "growth", "components")}
     for record in records:
         content = (folder(profile) / f"{record['name']}.json").read_bytes()
         for name in sweeps.rows_of(record):

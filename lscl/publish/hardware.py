@@ -10,6 +10,7 @@ from lscl import files, paths
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
+from lscl.registry import METHODS
 from lscl.results import file_shapes, report
 
 cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code alone decides it
@@ -68,8 +69,8 @@ def planned() -> pd.DataFrame:
     for name, machine in cost_model.CARDS.items():
         rows[f"`{name}`"] = {"GPU memory GB": f"{machine.memory / 2**30:.0f}"}
         for dataset, seeds in sweeps.PLANS["paper"].items():
-            every = [cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.TABLE1]
-            ours = next(one for one in every if one.config.method == "fed_lscl")
+            every = [cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.main_table()]
+            ours = next(one for one in every if one.config.method == METHODS.of_role("own"))
             title = report.DATASET_LABELS[dataset]
             rows[f"`{name}`"] |= {
                 f"{title}: Fed-LSCL, hours": f"{ours.hours(machine):.1f}",
@@ -82,7 +83,7 @@ def planned() -> pd.DataFrame:
 def each_system(dataset: str, card: str = "t4") -> pd.DataFrame:
     """What one run of every system in the profile paper needs by the cost model, on one card."""
     machine, rows = cost_model.card(card), {}
-    for method, extra in sweeps.TABLE1:
+    for method, extra in sweeps.main_table():
         one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
         rows[" ".join([report.METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
             "GPU memory GB": f"{one.memory / 2**30:.1f}",

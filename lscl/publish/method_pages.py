@@ -4,20 +4,20 @@ import inspect
 import re
 import sys
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import CHOSEN, SIZES, Experiment, experiment
+from lscl.config import chosen, experiment, fields
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
-from lscl.methods import METHODS
 from lscl.publish.reference import show
+from lscl.registry import METHODS
 from lscl.results import report
 from lscl.results.report import DATASET_LABELS, METHOD_LABELS
 
-CONTROL = "local_head"  # what every system is compared with: no federation at all
 DATASETS = ("cifar100", "glyphs", "imagenet_r")
 MADE = "% Made by `lscl pages` from the class, the config and the records: edit those."
 RULE = (
@@ -38,7 +38,7 @@ def page(method: str, records: list[Record]) -> str:
         f"## What is trained and what travels\n\n{cited(travels)}",
         costs(method, records),
         f"## {heading}\n\n{cited(differences)}" if differences else "",
-        "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`." if method == "fed_lscl" else "",
+        "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`." if kind.role == "own" else "",
         f"## Parameters\n\n{_read(method)}",
         f"## Results\n\n{results(method, records)}",
         f"## Tuning\n\n{tuning(method)}",
@@ -107,25 +107,34 @@ def _keys(bibliography: str) -> dict[str, str]:
 
 
 def names_of_parameters(method: str) -> list[str]:
-    """The fields of the config that the modules of a system's class, of its parents and of their parts read, or that are set for it."""
-    modules = {
-        sys.modules[kind.__module__] for kind in METHODS[method].__mro__ if kind.__module__.startswith(("lscl.methods", "lscl.federation.method"))
-    }
+    """The system's own parameters, and those of all systems that the modules of its class, of its parents and of their parts read."""
+    kind = METHODS[method]
+    modules = {sys.modules[base.__module__] for base in kind.__mro__ if hasattr(base, "phases")}
     homes = {getattr(value, "__module__", None) for module in modules for value in vars(module).values()}
     modules |= {sys.modules[name] for name in homes if name and name.startswith(("lscl.methods.parts", "lscl.models.cnn"))}
-    read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", inspect.getsource(module))}
-    given = [
-        sweeps.GRIDS[method][0],
-        *(profiles[name].get(method, {}) for profiles in (SIZES, CHOSEN) for name in ("mini", "paper") if name in profiles),
-    ]
-    return [name for name in Experiment.model_fields if name in read.union(*given) - {"method", "seed"}]
+    read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", _source(module))} & METHODS.core
+    given = [*(set(point) for point in points_of(method)[:1]), *(kind.sizes.get(name, {}) | chosen(kind, name) for name in ("mini", "paper"))]
+    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
+
+
+def _source(module: ModuleType) -> str:
+    """The source of a module; nothing for the cells of a notebook."""
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError):
+        return ""
+
+
+def points_of(method: str) -> list[dict[str, Any]]:
+    """The points at which a system is tuned."""
+    return sweeps.grids().get(method, [])
 
 
 def parameters(method: str) -> pd.DataFrame:
     """Those parameters with their values in `mini` and `paper` on CIFAR-100, and what they mean."""
     made = {profile: experiment(profile=profile, dataset="cifar100", method=method).model_dump(mode="json") for profile in ("mini", "paper")}
     rows = {
-        f"`{name}`": {profile: show(values[name]) for profile, values in made.items()} | {"meaning": Experiment.model_fields[name].description}
+        f"`{name}`": {profile: show(values[name]) for profile, values in made.items()} | {"meaning": fields()[name].description}
         for name in names_of_parameters(method)
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
@@ -153,8 +162,8 @@ def results(method: str, records: list[Record]) -> str:
 
 
 def _results(method: str, dataset: str, records: list[Record]) -> str:
-    here, title = select(records, dataset=dataset), f"### {DATASET_LABELS[dataset]}"
-    ours, control = select(here, method=method), select(here, method=CONTROL)
+    here, title, floor = select(records, dataset=dataset), f"### {DATASET_LABELS[dataset]}", METHODS.of_role("floor")
+    ours, control = select(here, method=method), select(here, method=floor)
     about, name = f"{METHOD_LABELS[method]} on {DATASET_LABELS[dataset]}", f"tab-{method}-{dataset}"
     if not ours:
         return f"{title}\n\n{_not_measured(method, dataset, about, name)}"
@@ -162,8 +171,8 @@ def _results(method: str, dataset: str, records: list[Record]) -> str:
         f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; the gap is ours minus published"
     )
     parts = [title, report.captioned(both_scores(ours, dataset), caption, name, ours)]
-    if method != CONTROL and control:
-        table = report.compare({METHOD_LABELS[CONTROL]: control, **report.cells(ours)}, "seen").rename_axis("system")
+    if method != floor and control:
+        table = report.compare({METHOD_LABELS[floor]: control, **report.cells(ours)}, "seen").rename_axis("system")
         caption = f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
         parts.append(report.captioned(table, caption, f"{name}-control", [*control, *ours]))
     return "\n\n".join(parts)
@@ -194,23 +203,25 @@ def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
 def tuning(method: str) -> str:
     """The grid of a system with its scores, and the choice."""
     parts = []
-    for name, grid in report.tuning().items():
-        own = grid[grid["system"] == METHOD_LABELS[method]].drop(columns="system")
+    for name, found in report.tuning().items():
+        own = found[found["system"] == METHOD_LABELS[method]].drop(columns="system")
         if len(own):
             caption = f"{METHOD_LABELS[method]}: the grid on {report.plain(name)}, accuracy in %"
             parts.append(f"{_choice(method, own)}\n\n{report.numbered(own, caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
-    total = len(sweeps.GRIDS[method])
+    total = len(points_of(method))
+    if not total:
+        return "It has no grid: its values are those of the profile."
     waiting = f"No point of its grid of {total} is recorded yet: `lscl sweep tune --methods {method} --profile mini` makes them."
     return f"{RULE}\n\n" + ("\n\n".join(parts) if parts else waiting)
 
 
-def _choice(method: str, grid: pd.DataFrame) -> str:
+def _choice(method: str, tried: pd.DataFrame) -> str:
     """What the grid says is best, and what `mini` uses."""
     config = experiment(profile="mini", dataset="cifar100", method=method).model_dump()
-    used = ", ".join(f"{name} = {config[name]:g}" for name in sweeps.GRIDS[method][0])
-    best = grid.loc[grid["chosen"] != "", "values"]
+    used = ", ".join(f"{name} = {config[name]:g}" for name in points_of(method)[0])
+    best = tried.loc[tried["chosen"] != "", "values"]
     if best.empty:
-        return f"{len(grid)} of {len(sweeps.GRIDS[method])} points are recorded, so nothing is chosen yet; `mini` uses {used}."
+        return f"{len(tried)} of {len(points_of(method))} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
     return f"Best: {report.plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
@@ -219,8 +230,8 @@ def _choice(method: str, grid: pd.DataFrame) -> str:
 def _edges(method: str, config: dict[str, Any]) -> str:
     """Which chosen values are the smallest or largest of the grid's, so that better ones may lie beyond."""
     parts = []
-    for name in sweeps.GRIDS[method][0]:
-        edge = _edge(config[name], sorted({point[name] for point in sweeps.GRIDS[method]}))
+    for name in points_of(method)[0]:
+        edge = _edge(config[name], sorted({point[name] for point in points_of(method)}))
         parts += [f"`{name}` = {config[name]:g} is the {edge}"] if edge else []
     return f" At the edge of the grid: {' and '.join(parts)}, so a value beyond it might do better." if parts else ""
 

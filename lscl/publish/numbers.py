@@ -10,6 +10,7 @@ from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
 from lscl.models.vit import WEIGHTS
 from lscl.publish.hardware import cost
+from lscl.registry import METHODS
 from lscl.results import file_shapes, report
 
 NONE = "(not yet measured)"
@@ -18,7 +19,7 @@ FILE = "numbers.json"
 
 def numbers(records: list[Record]) -> dict[str, str]:
     """Every number by its name; `records` are those of the main table. What nobody has measured yet says so."""
-    ours = {dataset: select(records, method="fed_lscl", overrides={}, dataset=dataset) for dataset in sweeps.PLANS["mini"]}
+    ours = {dataset: select(records, method=METHODS.of_role("own"), overrides={}, dataset=dataset) for dataset in sweeps.PLANS["mini"]}
     found: dict[str, Callable[[], str]] = {
         "demo_minutes": lambda: f"{_expected('demo')['minutes']:g}",
         "demo_cores": lambda: str(_expected("demo")["hardware"]["cores"]),

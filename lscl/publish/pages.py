@@ -45,7 +45,16 @@ def pieces() -> dict[str, str]:
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(files.text(page))} if page.exists() else {}) | notebook_heads()
+    return made | ({"README.md": readme.text(files.text(page))} if page.exists() else {}) | notebook_heads() | contents()
+
+
+def contents() -> dict[str, str]:
+    """The book's table of contents with a page for every system, in the order of the tables."""
+    path = paths.root() / "book" / "_toc.yml"
+    if not path.exists():
+        return {}
+    listed = "".join(f"          - file: book/methods/{method}\n" for method in METHOD_LABELS)
+    return {"book/_toc.yml": re.sub(r"(?:^ +- file: book/methods/\w+\n)+", listed, files.text(path), count=1, flags=re.MULTILINE)}
 
 
 def notebook_heads() -> dict[str, str]:

@@ -12,6 +12,7 @@ from lscl.errors import LsclError
 from lscl.experiments import cost_model, records
 from lscl.federation.metrics import average_so_far
 from lscl.publish import hardware
+from lscl.registry import METHODS
 from lscl.results import report
 
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
@@ -22,7 +23,7 @@ def expect(profile: str, minutes: float, runs: list[records.Record], runs_second
 
     minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
     """
-    ours = records.select(runs, method="fed_lscl", overrides={})
+    ours = records.select(runs, method=METHODS.of_role("own"), overrides={})
     about = {
         "profile": profile,
         "command": "make demo" if profile == "demo" else f"lscl reproduce {profile}",
@@ -43,14 +44,14 @@ def table() -> str:
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
     for row in hardware.expected():
         rows.append(f"| {_machine(row['hardware'])} | {report.code(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
-    for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
-        command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
+    for record in records.select(records.all_records("mini"), method=METHODS.of_role("own"), seed=42, overrides={}):
+        command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
         scores = [f"{_mean([record], mask)} %" for mask in ("task", "seen")]
         rows.append(
             f"| {_machine(record['hardware'])} | {report.code(command)} | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |"
         )
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
-    command = "lscl run --method fed_lscl --dataset cifar100 --profile paper"
+    command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
     return "\n".join(rows)
 

@@ -5,8 +5,9 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import CHOSEN, PROFILES, SIZES, Experiment, experiment
+from lscl.config import OFFICIAL, PROFILES, chosen, experiment, fields
 from lscl.models.vit import WEIGHTS
+from lscl.registry import METHODS
 from lscl.results.report import METHOD_LABELS, numbered, plain
 
 
@@ -14,7 +15,7 @@ def config_table() -> pd.DataFrame:
     """Every field of the config with its value in each profile (on CIFAR-100) and what it means."""
     made = {profile: experiment(profile=profile, dataset="cifar100").model_dump(mode="json") for profile in PROFILES}
     rows = {}
-    for name, field in Experiment.model_fields.items():
+    for name, field in fields().items():
         if name in ("method", "dataset", "profile", "seed"):
             values = dict.fromkeys(PROFILES, show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
         else:
@@ -25,13 +26,14 @@ def config_table() -> pd.DataFrame:
 
 def method_values() -> pd.DataFrame:
     """What one method alone has different in a profile: sizes, values from tuning, official values."""
-    reasons = dict.fromkeys(PROFILES, "official") | {"demo": "tuning", "mini": "tuning"}
-    given = [(method, profile, "size", values) for profile, methods in SIZES.items() for method, values in methods.items()]
-    given += [(method, profile, reasons[profile], values) for profile, methods in CHOSEN.items() for method, values in methods.items()]
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
-    rows = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
-    order = list(METHOD_LABELS.values())
-    return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
+    rows = []
+    for method, kind in METHODS.items():
+        given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
+        given += [(profile, "official" if profile in OFFICIAL else "tuning", chosen(kind, profile)) for profile in PROFILES]
+        mine = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for profile, why, values in given if values]
+        rows += sorted(mine, key=lambda row: row["why"])
+    return pd.DataFrame(rows)
 
 
 def show(value: Any) -> str:

@@ -18,7 +18,7 @@ def cells(record: records.Record) -> list[str]:
     rows = {name: report.label(record) if name == "table1" else row for name, row in rows_of(record).items()}
     accuracies = ", ".join(f"{report.final(record, mask):.1f} % {report.MASK_LABELS[mask]}" for mask in ("task", "seen"))
     where = report.DATASET_LABELS[record["dataset"]]
-    return [f"{TABLES[name]}, {where}, {row}, seed {record['seed']}: {accuracies}" for name, row in rows.items()]
+    return [f"{TABLES.get(name, name)}, {where}, {row}, seed {record['seed']}: {accuracies}" for name, row in rows.items()]
 
 
 def outcome(profile: str) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lscl.errors import unknown
-from lscl.experiments.sweeps import BLOCKS, CNNS, variants
+from lscl.experiments.sweeps import variants
+from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
 from lscl.results.report import DATASET_LABELS, MASK_LABELS, Summary, published_losses, summary
 from lscl.results.studies import FACTORS, SCORES, Study, added, differences, shown
 

@@ -3,12 +3,21 @@
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from annotated_types import Len
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
 
-from lscl.config import MethodName
 from lscl.files import Shape
+from lscl.registry import METHODS
 
 Row = TypeVar("Row")
+
+
+def _registered(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r:.80}")
+    return name
+
+
+System = Annotated[str, AfterValidator(_registered)]
 
 
 class Rows(Shape, Generic[Row]):
@@ -201,7 +210,7 @@ class Measured(Shape):
 class Growing(Shape):
     """How one system grows with one size, see benchmarks/scaling.py."""
 
-    method: MethodName
+    method: System
     size: Literal["clients", "tasks", "classes_per_task", "images_per_class"]
     points: list[dict[str, int | float]]
     time_exponent: Ratio
@@ -225,7 +234,7 @@ class Done(Shape):
 class Alike(Done):
     """A federation compared with the same run in one process; `wire_up` and the like are known of some (`Wired`)."""
 
-    method: MethodName
+    method: System
     profile: str
     transport: Literal["tls", "simulation"]
     accuracies: int

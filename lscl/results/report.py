@@ -16,22 +16,15 @@ from lscl import files, paths
 from lscl.config import WHERE_AND_HOW
 from lscl.errors import LsclError
 from lscl.experiments.records import Record, accuracy, folder, select
-from lscl.experiments.sweeps import REGIMES, TABLE1, WRITERS, regime_run, reported
+from lscl.experiments.sweeps import main_table, reported, variant_run
 from lscl.federation.metrics import average_so_far, backward_transfer, current_task, forgetting
+from lscl.methods.parts.fed_lscl_studies import REGIMES, WRITERS, regime_change
+from lscl.registry import DATASETS, METHODS, Labels
 from lscl.results import file_shapes
 
-METHOD_LABELS = {
-    "fed_lscl": "Fed-LSCL", "fedavg": "FedAvg", "fedprox": "FedProx", "fedavg_vit": "FedAvg + ViT", "l2p": "FedAvg + L2P",
-    "dualprompt": "FedAvg + DualPrompt", "glfc": "GLFC", "target": "TARGET", "mfcl": "MFCL", "fedmgp": "FedMGP", "pilora": "PILoRA", "lorm": "LoRM",
-    "local_lora": "own static LoRA", "local_head": "own head only",
-}  # fmt: skip
-O2D_LABELS = {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}
+METHOD_LABELS = Labels(METHODS)
 MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all classes"}
-DATASET_LABELS = {"cifar100": "CIFAR-100", "glyphs": "Glyphs", "imagenet_r": "ImageNet-R", "folder": "own images"}
-PAPER_NAMES = {
-    "FedAvg": "fedavg", "FedProx": "fedprox", "FedAvg+ViT": "fedavg_vit", "FedAvg+L2P": "l2p", "FedAvg+DualP": "dualprompt",
-    "GLFC": "glfc", "TARGET": "target", "MFCL": "mfcl", "FedMGP": "fedmgp", "PILoRA": "pilora", "LoRM": "lorm", "Fed-LSCL": "fed_lscl",
-}  # fmt: skip
+DATASET_LABELS = Labels(DATASETS)
 AT_THE_END = "all tasks, at the end"
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
 
@@ -78,17 +71,18 @@ def summary(values: Iterable[float]) -> Summary:
 
 
 def label(record: Record) -> str:
-    """The system's name in tables: method, form of O2D, and what else differs from the profile."""
-    extra = {key: value for key, value in record["overrides"].items() if key != "o2d"}
-    notes = [O2D_LABELS[record["config"]["o2d"]]] if record["method"] == "fed_lscl" else []
-    notes += [f"{key} = {value}" for key, value in sorted(extra.items())]
+    """The system's name in tables: method, what its `notes` always say, and what else differs from the profile."""
+    said = METHODS[record["method"]].notes if record["method"] in METHODS else {}
+    notes = [texts[record["config"][key]] for key, texts in said.items()]
+    notes += [f"{key} = {value}" for key, value in sorted(record["overrides"].items()) if key not in said]
     name = METHOD_LABELS.get(record["method"], record["method"])
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def main_records(records: Iterable[Record]) -> list[Record]:
     """The records behind the main table: its systems, without the tuning seed."""
-    return [one for one in reported(records) if (one["method"], one["overrides"]) in TABLE1]
+    rows = main_table()
+    return [one for one in reported(records) if (one["method"], one["overrides"]) in rows]
 
 
 def cells(records: Iterable[Record], draft: bool = False) -> dict[str, list[Record]]:
@@ -138,13 +132,19 @@ def curves(records: Iterable[Record], mask: str, of: Callable = average_so_far, 
 # ---- published numbers
 
 
+def paper_names() -> dict[str, str]:
+    """Our names of the systems in the paper's tables, by the names that they have there."""
+    return {kind.paper_name: name for name, kind in METHODS.items() if kind.paper_name}
+
+
 def published() -> pd.DataFrame:
     """Table 1 of the paper: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy in percent."""
     table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(columns={"method": "label"})
-    unknown = set(table["label"]) - set(PAPER_NAMES)
+    names = paper_names()
+    unknown = set(table["label"]) - set(names)
     if unknown:
         raise LsclError(f"paper_table1.csv: unknown system {', '.join(sorted(unknown))}")
-    return table.assign(method=table["label"].map(PAPER_NAMES))
+    return table.assign(method=table["label"].map(names))
 
 
 def published_table2(dataset: str) -> pd.DataFrame:
@@ -210,7 +210,7 @@ def table1(records: Iterable[Record], dataset: str, mask: str = "task", draft: b
         rows[name] |= {AT_THE_END: summary(final(one, "task") for one in group).estimate}
         rows[name] |= {"gap": f"{by_task.mean() - paper['accuracy'].mean():+.1f}" if comparable else "–"}
         if comparable and methods[place] not in methods[place + 1 :]:  # behind the last of this method's rows
-            end = published_final(dataset) if methods[place] == "fed_lscl" else None
+            end = published_final(dataset) if METHODS[methods[place]].role == "own" else None
             row = {"n": "–", **dict(zip(columns, (f"{value:.1f}" for value in paper["accuracy"])))}
             rows[f"{paper['label'].iloc[0]}, published"] = row | {AT_THE_END: "–" if end is None else f"{end:.1f}", "gap": "–"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
@@ -521,7 +521,7 @@ def _points(gap: Paired) -> str:
 def coverage(records: Iterable[Record]) -> str:
     """Which of the paper's systems were measured and which are only quoted."""
     measured = {one["method"] for one in records}
-    names = {method: text for text, method in PAPER_NAMES.items()}
+    names = {method: text for text, method in paper_names().items()}
     quoted = [text for method, text in names.items() if method not in measured]
     if not quoted:
         return f"All {len(names)} systems of the paper's table were measured."
@@ -540,7 +540,10 @@ def writers(records: Iterable[Record]) -> pd.DataFrame:
     seeds, rows = sorted({one["seed"] for one in records}), {}
     for dataset, profile in cells_of:
         for regime in REGIMES:
-            digests = {name: [regime_run({"dataset": dataset, "profile": profile}, regime, name, seed).digest for seed in seeds] for name in WRITERS}
+            digests = {
+                name: [variant_run({"dataset": dataset, "profile": profile}, regime_change(regime, name), seed).digest for seed in seeds]
+                for name in WRITERS
+            }
             common = [i for i in range(len(seeds)) if all(found[i] in by_digest for found in digests.values())]
             if not common:
                 continue

@@ -13,8 +13,9 @@ from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.records import Record, accuracy
 from lscl.experiments.run import run
-from lscl.experiments.sweeps import CNNS, PLANS, SEEDS, variant_run, variants
+from lscl.experiments.sweeps import PLANS, SEEDS, variant_run, variants
 from lscl.federation.metrics import average_so_far, forgetting
+from lscl.methods.parts.fed_lscl_studies import CNNS
 from lscl.results.report import DATASET_LABELS, MASK_LABELS, Paired, captioned, cost_row, final, holm, p_text, published_table2, summary
 
 SCORES = ("task", "seen")  # the paper's score, and the class-incremental one

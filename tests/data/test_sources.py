@@ -217,13 +217,13 @@ def test_every_profile_finds_enough_glyphs(profile):
 
 def test_a_servers_images_stand_behind_those_that_are_tested_on(smoke):
     config = smoke(test_images_per_class=1, mgp_surrogate_per_class=1)
-    spare, whole = surrogate(config), load(smoke(test_images_per_class=None)).test
+    spare, whole = surrogate(config, "mgp_surrogate_per_class"), load(smoke(test_images_per_class=None)).test
     assert spare.labels.tolist() == list(range(14)) and np.array_equal(spare.images, whole.images[1::2])
     assert np.array_equal(load(config).test.images, whole.images[::2])
 
 
 def test_with_holdout_the_official_test_images_are_free_for_the_server(smoke):
-    spare = surrogate(smoke(eval_split="holdout", mgp_surrogate_per_class=2))
+    spare = surrogate(smoke(eval_split="holdout", mgp_surrogate_per_class=2), "mgp_surrogate_per_class")
     assert np.array_equal(spare.images, load(smoke()).test.images) and np.bincount(spare.labels).tolist() == [2] * 14
 
 
@@ -237,5 +237,5 @@ def test_without_spare_test_images_one_line_says_what_to_set(smoke, one_line):
         ({"eval_split": "holdout", "mgp_surrogate_per_class": 3}, ["has 2 images", "0 per class", "3 on the server"]),
     ):
         with pytest.raises(LsclError) as caught:
-            surrogate(smoke(**values))
+            surrogate(smoke(**values), "mgp_surrogate_per_class")
         one_line(caught, *words)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from tests_root import ROOT
 
-from lscl import config as config_module
+from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.sources import load
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.records import SCHEMA, TIMES, source
 from lscl.experiments.sweeps import TUNING_SEED
+from lscl.registry import METHODS
 
 COUNTS = [
     [{"correct": [[3, 1, 2], [2, 1, 2], [0, 1, 2]], "total": [3, 3, 3]}] * 3,
@@ -70,7 +71,7 @@ def test_a_record_survives_being_saved_and_read(make, places):
     path = records.save(record)
     assert path == places / "results" / "runs" / "smoke" / f"{record['name']}.json"
     found = records.read(path)
-    assert found == {**json.loads(json.dumps(record)), "overrides": {"image_size": 16}}
+    assert found == {**json.loads(json.dumps(record)), "overrides": {"image_size": 16}, "system_digest": None}
     assert np.array_equal(records.accuracy(found, "all"), records.accuracy(record, "all"), equal_nan=True)
     json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
@@ -142,7 +143,7 @@ def test_a_record_of_other_defaults_is_refused(make, smoke, one_line):
 def test_a_record_is_found_and_read_whatever_became_a_value_of_the_profile(make, smoke, monkeypatch):
     path = records.save(make(lr=0.25))
     assert records.read(path)["overrides"] == {"image_size": 16, "lr": 0.25}
-    monkeypatch.setitem(config_module.CHOSEN, "smoke", {"fed_lscl": {"lr": 0.25}})
+    monkeypatch.setattr(METHODS["fed_lscl"], "sizes", {"smoke": {"lr": 0.25}})
     assert records.find(smoke())["overrides"] == {"image_size": 16}
     assert smoke().name != path.stem and smoke().digest == path.stem[-12:]
 
@@ -363,7 +364,7 @@ def test_every_committed_record_is_read_has_its_name_and_is_found(monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     for path in committed():
         raw, record = json.loads(path.read_text()), records.read(path)
-        config = config_module.experiment(**{**record["config"], "threads": None})
+        config = experiment(**{**record["config"], "threads": None})
         assert config.digest == raw["config_digest"] == record["config_digest"] and raw["name"] == path.stem == record["name"]
         assert config.name == path.stem or raw["seed"] == TUNING_SEED  # what the tuning chose became the profile's value
         assert {key: record[key] for key in raw if key != "config"} == {key: raw[key] for key in raw if key != "config"}

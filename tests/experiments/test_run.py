@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from lscl.config import Experiment, experiment
+from lscl.config import Experiment, experiment, fields
 from lscl.data import sources
 from lscl.data.glyphs import glyphs
 from lscl.data.store import ImageSet
@@ -109,7 +109,7 @@ def test_holdout_tests_on_training_images_that_are_not_trained_on(smoke):
     assert parts.holdout and records.accuracy(record, "task").shape == (2, 2, 2)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.vit])
+@pytest.mark.parametrize("name", METHODS.owners("block"))
 @pytest.mark.parametrize("block", [3, 7])
 def test_a_block_the_vit_does_not_have_is_one_line(smoke, name, block, one_line):
     with pytest.raises(LsclError) as caught:
@@ -299,7 +299,7 @@ def test_whatever_loading_reads_of_a_config_decides_which_images_are_compared(sm
                 sources.load(one)
             except LsclError:
                 assert one.dataset == "cifar100"
-    assert found & set(Experiment.model_fields) <= set(origin.IMAGES)
+    assert found & set(fields()) <= set(origin.IMAGES)
 
 
 def test_threads_left_open_are_those_of_the_profile(smoke):

@@ -1,11 +1,8 @@
 """What every method promises the loop."""
 
-from typing import get_args
-
 import pytest
 import torch
 
-from lscl.config import MethodName
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
@@ -27,10 +24,6 @@ OWN_RATE = {"fedmgp", "pilora"}  # trains with the true class's prompt, tests wi
 def without(*names):
     """All methods but a few, for which a property does not hold."""
     return [name for name in METHODS if name not in names]
-
-
-def test_every_method_of_the_config_exists():
-    assert set(METHODS) == set(get_args(MethodName))
 
 
 @pytest.mark.parametrize("name", METHODS)

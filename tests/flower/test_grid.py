@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
 from flwr.app import MetricRecord
-from stub_grid import EXTRA, StubGrid, compared, exchanges_in
+from stub_grid import EXTRA, StubGrid, alone, compared, exchanges_in
 
+from lscl.config import experiment
 from lscl.flower.messages import pack, unpack, written_on
 
 ABSENT = {
@@ -178,3 +179,9 @@ def test_an_answer_without_its_ticket_is_refused_in_one_line(over_flower, smoke,
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
     (line,) = record["faults"][1] or record["faults"][0]
     assert line.startswith("payload of client 1: it answers ") and "\n" not in line and len(line) < 700
+
+
+def test_a_registered_system_and_data_set_are_federated_like_ours(over_flower, toys):
+    config = experiment(**toys)
+    record, _ = over_flower(config)
+    assert compared(record) == compared(alone(config)) and record["method"] == "toy" and record["dataset"] == "toy_images"

@@ -66,7 +66,7 @@ def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
     for dataset, seeds in sweeps.PLANS["paper"].items():
         title = DATASET_LABELS[dataset]
         ours = hardware.cost(experiment(profile="paper", dataset=dataset, method="fed_lscl"))
-        every = [hardware.cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.TABLE1]
+        every = [hardware.cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.main_table()]
         for name, machine in cost_model.CARDS.items():
             row = table.loc[f"`{name}`"]
             assert row[f"{title}: Fed-LSCL, hours"] == f"{ours.hours(machine):.1f}"
@@ -77,7 +77,7 @@ def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
 
 def test_each_system_has_a_row_whose_parts_add_up():
     table = hardware.each_system("cifar100", "t4")
-    assert len(table) == len(sweeps.TABLE1) and table.index.is_unique
+    assert len(table) == len(sweeps.main_table()) and table.index.is_unique
     one = hardware.cost(experiment(profile="paper", dataset="cifar100", method="target"))
     row = table.loc["TARGET"]
     assert float(row["PFLOP, clients"]) + float(row["PFLOP, server"]) == pytest.approx(one.flops / 1e15, abs=0.11)

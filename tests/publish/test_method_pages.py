@@ -6,7 +6,7 @@ import pytest
 from made_records import record
 from tests_root import ROOT
 
-from lscl.config import Experiment, experiment
+from lscl.config import experiment, fields
 from lscl.experiments import sweeps
 from lscl.methods import METHODS
 from lscl.publish import method_pages
@@ -40,11 +40,11 @@ def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
 @every
 def test_the_parameters_are_those_that_the_method_reads(method):
     names = method_pages.names_of_parameters(method)
-    assert {"lr", "epochs", "batch", *sweeps.GRIDS[method][0]} <= set(names) <= set(Experiment.model_fields)
+    assert {"lr", "epochs", "batch", *method_pages.points_of(method)[0]} <= set(names) <= set(fields())
     own = {"fedprox": "prox", "l2p": "l2p", "dualprompt": "dual", "fedmgp": "mgp", "pilora": "pilora", "lorm": "lorm"}
     own |= {"glfc": "glfc", "target": "target", "mfcl": "mfcl"}
     for other, prefix in own.items():
-        mine = [name for name in Experiment.model_fields if name.startswith(f"{prefix}_")]
+        mine = [name for name in fields() if name.startswith(f"{prefix}_")]
         assert (set(mine) <= set(names)) if method == other else not set(mine) & set(names), (method, mine)
 
 
@@ -67,7 +67,7 @@ def test_the_choice_is_compared_with_what_is_in_use(places):
     folder = places / "results" / "tuning"
     folder.mkdir(parents=True)
     used = experiment(profile="mini", dataset="cifar100", method="fedavg").lr
-    other = next(point["lr"] for point in sweeps.GRIDS["fedavg"] if point["lr"] != used)
+    other = next(point["lr"] for point in method_pages.points_of("fedavg") if point["lr"] != used)
     row = {"method": "fedavg", "seed": sweeps.TUNING_SEED, "task_masked": 30.0, "class_incremental": 20.0}
     rows = [{**row, "point": {"lr": lr}} for lr in (used, other)]
     path = folder / "mini--cifar100.json"

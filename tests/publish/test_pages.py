@@ -12,7 +12,7 @@ from tests_root import ROOT
 
 from lscl.errors import LsclError
 from lscl.experiments import records, sweeps
-from lscl.experiments.sweeps import PLANS, TABLE1
+from lscl.experiments.sweeps import PLANS, main_table
 from lscl.publish import freshness, numbers, pages, status
 from lscl.results import report
 from lscl.results.report import DATASET_LABELS
@@ -126,10 +126,10 @@ def markdown(path):
 def test_the_state_of_the_records(places, saved):
     table = status.sets([])
     assert len(table) == 2 * len(status.SETS) and set(table["minutes"]) == {"0"}
-    assert table["runs"].iloc[0] == f"0 of {len(TABLE1) * 3}"
+    assert table["runs"].iloc[0] == f"0 of {len(main_table()) * 3}"
     real = sweeps.table1({"profile": "mini", "dataset": "cifar100"}, [42])[0]
     found = status.sets([{**record(), "config_digest": real.digest}]).iloc[0]
-    assert found["runs"] == f"1 of {len(TABLE1) * 3}" and found["minutes"] == "3" and found["commits"] == "abcdef0123"
+    assert found["runs"] == f"1 of {len(main_table()) * 3}" and found["minutes"] == "3" and found["commits"] == "abcdef0123"
     made = [record(seed=seed) for seed in (42, 1999)]
     assert ["partition", "CIFAR-100", "`p42`", "1"] in status.digests(made).to_numpy().tolist()
     assert status.versions(made).to_numpy().tolist()[0] == ["torch", "2.0", "2"]
@@ -188,7 +188,7 @@ def test_the_papers_plan_has_every_system_with_the_servers_work():
     text = pages.paper_plan()
     parts = dict(zip(PLANS["paper"], text.split(":::{table} ")[1:], strict=True))
     for part in parts.values():
-        assert len([line for line in part.splitlines() if line.startswith("|")]) == 2 + len(TABLE1)
+        assert len([line for line in part.splitlines() if line.startswith("|")]) == 2 + len(main_table())
     assert all(part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items())
     (target,) = [line.split("|") for line in parts["imagenet_r"].splitlines() if line.startswith("| TARGET ")]
     assert float(target[5]) > float(target[4]) > 0

@@ -7,7 +7,7 @@ import pytest
 from tests_root import ROOT
 
 from lscl import cli
-from lscl.config import PROFILES, Experiment
+from lscl.config import PROFILES, fields
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line.strip()]
@@ -35,7 +35,7 @@ def test_long_commands_name_real_commands_options_and_profiles(line, capsys):
     assert end.value.code == 0
     for word in rest:
         if word.startswith("--"):
-            assert word[2:].replace("-", "_") in Experiment.model_fields
+            assert word[2:].replace("-", "_") in fields()
     assert any(word in PROFILES for word in rest)
 
 

@@ -7,6 +7,7 @@ from test_studies import collect
 
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
+from lscl.methods.parts import fed_lscl_studies
 from lscl.results import claims, studies
 from lscl.results.claims import AGREES, CONTRADICTS, OPEN, Claim
 from lscl.results.report import Summary
@@ -71,7 +72,7 @@ def test_statements_are_sorted(put):
 
 def test_components_are_judged_by_all_their_subsets(put):
     for seed, noise in ((42, 0), (1999, 0.1), (2024, -0.1)):
-        for place, change in enumerate(sweeps.ABLATIONS[label] for label in studies._SUBSETS):
+        for place, change in enumerate(fed_lscl_studies.ABLATIONS[label] for label in studies._SUBSETS):
             static, without_smcf = "collaboration" in change, "continual" in change
             put(70 + (4 + noise) * static - 2 * without_smcf + (noise if place % 2 else -noise), change, seed)
     study = collect()

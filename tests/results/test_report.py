@@ -11,6 +11,7 @@ from tests_root import ROOT
 
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
+from lscl.methods.parts import fed_lscl_studies
 from lscl.results import report
 from lscl.results.report import Summary
 
@@ -265,7 +266,7 @@ class TestReading:
 def test_coverage_names_what_is_only_quoted():
     text = report.coverage([record(), record("fedavg_vit"), record("local_head")])
     assert text.startswith("2 of the paper's 12 systems were measured; quoted only: FedAvg, FedProx, FedAvg+L2P, ") and text.endswith("LoRM.")
-    every = [{**record(), "method": method} for method in report.PAPER_NAMES.values()]
+    every = [{**record(), "method": method} for method in report.paper_names().values()]
     assert report.coverage(every) == "All 12 systems of the paper's table were measured."
 
 
@@ -275,14 +276,16 @@ class TestWriters:
         found = []
         for writer, score in scores.items():
             for extra, seed in enumerate(seeds):
-                config = sweeps.regime_run({"dataset": "cifar100", "profile": "mini"}, sweeps.REGIMES[regime], writer, seed)
+                config = sweeps.variant_run(
+                    {"dataset": "cifar100", "profile": "mini"}, fed_lscl_studies.regime_change(fed_lscl_studies.REGIMES[regime], writer), seed
+                )
                 accuracy = {"task": [[[score + extra]] * 5], "seen": [[[score]] * 5], "all": [[[score]] * 5]}
                 found.append({"dataset": "cifar100", "profile": "mini", "seed": seed, "accuracy": accuracy, "config_digest": config.digest,
                               "config": config.model_dump(mode="json")})  # fmt: skip
         return found
 
     def test_the_best_written_one_is_compared_with_the_static_one(self):
-        head, static, *written = sweeps.WRITERS
+        head, static, *written = fed_lscl_studies.WRITERS
         scores = {head: 70.0, static: 60.0} | {name: 50.0 + i for i, name in enumerate(written)}
         table = report.writers(self.made(scores))
         (name,) = table.index
@@ -291,7 +294,7 @@ class TestWriters:
         assert table.loc[name, static] == "60.5 ± 6.4" and table.loc[name, "best written minus static"] == "-8.0"
 
     def test_only_seeds_that_every_writer_has_count(self):
-        scores = dict.fromkeys(sweeps.WRITERS, 60.0)
+        scores = dict.fromkeys(fed_lscl_studies.WRITERS, 60.0)
         partial = [one for one in self.made(scores) if one["seed"] == 1 or one["config"]["collaboration"] == "static"]
         assert report.writers(partial)["one static LoRA"].tolist() == ["60.0"]
         assert report.writers([one for one in partial if one["config"]["collaboration"] == "static"]).empty

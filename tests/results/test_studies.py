@@ -5,6 +5,7 @@ import pytest
 
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
+from lscl.methods.parts import fed_lscl_studies
 from lscl.results import studies
 
 pytestmark = pytest.mark.usefixtures("published")
@@ -17,7 +18,7 @@ def collect(name="ablations", **options):
 class TestCollect:
     def test_without_records_it_names_the_command(self):
         study = collect()
-        assert study.found == {} and study.records == [] and len(study.missing) == 3 * len(sweeps.ABLATIONS)
+        assert study.found == {} and study.records == [] and len(study.missing) == 3 * len(fed_lscl_studies.ABLATIONS)
         assert study.note == (
             "**Not yet measured: 45 of 45 runs of this study.** `lscl sweep ablations --dataset cifar100 --profile mini` makes them."
         )
@@ -32,7 +33,7 @@ class TestCollect:
         assert not study.draft
 
     def test_nothing_is_missing(self, put):
-        for size in sweeps.BUFFERS:
+        for size in fed_lscl_studies.BUFFERS:
             put(50 + size, {"buffer_per_class": size}, 42)
         study = collect("buffers", seeds=[42])
         assert study.note == "" and list(study.found) == list(study.labels)
@@ -52,7 +53,7 @@ class TestCollect:
         one_line(caught, "study ablations", "seed 42", "different partitions", "other")
 
     def test_what_is_missing_can_be_computed(self, tree, monkeypatch):
-        monkeypatch.setattr(sweeps, "BUFFERS", (0, 2))
+        monkeypatch.setattr(fed_lscl_studies, "BUFFERS", (0, 2))
         options = {"seeds": [42], "data_dir": tree}
         base = sweeps.variant_run
         monkeypatch.setattr(studies, "variant_run", lambda values, change, seed: base({**values, "image_size": 16}, change, seed))
@@ -97,12 +98,12 @@ class TestPages:
         assert "seeds 42, 1999; 2 runs" in text and "Glyphs" not in text
 
     def test_when_nothing_is_missing(self, put):
-        for label in sweeps.CNNS:
+        for label in fed_lscl_studies.CNNS:
             put(80, sweeps.variants("cnns", "mini")[label])
         assert studies.status([collect("cnns", seeds=[42])]) == "- CIFAR-100, profile `mini`: all 2 runs are measured."
 
     def test_the_command_names_the_seeds_that_are_missing(self, put):
-        for size in sweeps.BUFFERS:
+        for size in fed_lscl_studies.BUFFERS:
             for seed in (42, 1999):
                 put(80, {"buffer_per_class": size}, seed)
         assert "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them" in collect("buffers").note
@@ -118,7 +119,7 @@ class TestTables:
 
     def test_components_and_published_rows(self, put):
         for label in ("whole", "static LoRA, no O2D", "CNN alone", "EWC for SM-CF", "O2D by gradient"):
-            put(80, sweeps.ABLATIONS[label])
+            put(80, fed_lscl_studies.ABLATIONS[label])
         table = studies.components(collect())
         assert table.loc["whole", ["LSCT", "SM-CF", "O2D"]].tolist() == ["✓", "✓", "✓"]
         assert table.loc["static LoRA, no O2D", ["LSCT", "SM-CF", "O2D"]].tolist() == ["static", "✓", "–"]
@@ -156,7 +157,7 @@ class TestTables:
         added = {"W": 8, "S": 4, "O": 2}
         for seed in (42, 1999):
             for label, has in studies._SUBSETS.items():
-                put(50 + sum(added[key] for key in has) + (seed == 42) * ("O" in has), sweeps.ABLATIONS[label], seed)
+                put(50 + sum(added[key] for key in has) + (seed == 42) * ("O" in has), fed_lscl_studies.ABLATIONS[label], seed)
         put(90, seed=2024)  # a third seed without the other subsets does not count
         table = studies.effects(collect())
         assert table["task-masked, points"].tolist() == ["+8.0", "+4.0", "+2.5"] and table["n"].tolist() == ["2"] * 3
@@ -173,17 +174,17 @@ class TestTables:
 
 class TestCnns:
     def test_clients_and_their_cnns(self, put):
-        put(80, sweeps.variants("cnns", "mini")[sweeps.CNNS[1]])
+        put(80, sweeps.variants("cnns", "mini")[fed_lscl_studies.CNNS[1]])
         study = collect("cnns")
-        table = studies.by_cnn(study, sweeps.CNNS[1], "seen")
+        table = studies.by_cnn(study, fed_lscl_studies.CNNS[1], "seen")
         assert table["CNN"].tolist() == ["resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg"]
         assert table.loc["client 2"].tolist()[1:] == ["1,001", "1", "50.0", "50.0", "50.0"]
-        assert studies.by_cnn(study, sweeps.CNNS[0], "seen").empty
+        assert studies.by_cnn(study, fed_lscl_studies.CNNS[0], "seen").empty
 
     def test_own_cnn_minus_the_common_one(self, put):
         for seed in (42, 1999):
             put(80, seed=seed)
-            put(77 + (seed == 42), sweeps.variants("cnns", "mini")[sweeps.CNNS[1]], seed)
+            put(77 + (seed == 42), sweeps.variants("cnns", "mini")[fed_lscl_studies.CNNS[1]], seed)
         table = studies.own_cnn(collect("cnns"))
         assert list(table.index)[:2] == ["client 1, resnet10t", "client 2, mobilenetv3_small_050"] and len(table) == 5
         assert table.loc["client 1, resnet10t", ["n", "class-incremental, points"]].tolist() == ["2", "-2.5"]
@@ -192,5 +193,5 @@ class TestCnns:
     def test_class_accuracies_of_all_seeds(self, put):
         put(80)
         put(60, seed=1999)
-        (first, *others) = studies.class_accuracies(collect("cnns").found[sweeps.CNNS[0]], "task")
+        (first, *others) = studies.class_accuracies(collect("cnns").found[fed_lscl_studies.CNNS[0]], "task")
         assert first == pytest.approx([80] * 40 + [60] * 40) and len(others) == 4

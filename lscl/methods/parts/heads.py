@@ -1,12 +1,21 @@
 """Classifiers on top of features."""
 
 from collections import OrderedDict
+from typing import Literal
 
+from pydantic import Field
 from torch import nn
 
 from lscl.config import Experiment
+from lscl.registry import Parameters
 
 HIDDEN = 512  # width of the hidden layer in the code bases of the paper's authors
+
+
+class HeadShape(Parameters):
+    """For systems whose averaged classifier is made by `classifier`."""
+
+    head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
 
 
 def classifier(config: Experiment, width: int, num_classes: int) -> nn.Sequential:

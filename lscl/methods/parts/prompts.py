@@ -2,11 +2,25 @@
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from lscl.config import Experiment
+from lscl.config import SCALE, Experiment
 from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT
+from lscl.registry import Parameters
+
+
+class PromptClip(Parameters):
+    """For systems that train prompts."""
+
+    prompt_clip: float = Field(1.0, **SCALE, description="largest norm of the gradient in a step of a prompt method")
+
+
+class PromptVote(PromptClip):
+    """For systems whose prompts the official codes choose by a vote of the batch."""
+
+    prompt_batchwise: bool = Field(False, description="prompts chosen by a vote of the whole batch, as the official codes do")
 
 
 def similarity(query: Tensor, keys: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lscl.config import Experiment
 from lscl.errors import LsclError
+from lscl.models.counting import network
 
 SMALL = 64  # pixels: up to here two upsamplings, above five, as in the released codes at 32 and at 224 pixels
 Moments = list[tuple[Tensor, Tensor]]  # mean (c,) and variance (c,), one pair for each BatchNorm layer
@@ -37,6 +39,12 @@ class ImageGenerator(nn.Module):
         for side, block in zip(self.sides[1:], self.blocks):
             x = block(F.interpolate(x, size=(side, side)))
         return self.last(x)
+
+
+def generator_flops(latent: int, config: Experiment, width: int) -> float:
+    """FLOPs of one image of a generator."""
+    with torch.device("meta"):
+        return network(ImageGenerator(latent, config.side, width, nn.Sigmoid()), torch.empty(2, latent)).flops
 
 
 def batchnorms(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:

@@ -1,0 +1,77 @@
+"""What is studied of Fed-LSCL: its tuning grid, Table 2, Fig. 3 to 5, and when writing an update per image helps.
+
+A study is a function: profile -> {label in the tables: what the run changes in the profile}. A change without a method is Fed-LSCL's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lscl.models.cnn import MINI_FIVE, TORCHVISION
+
+# The second grid: in the first, of the same size, it was best at an edge, so the learning rates of the generator were moved down.
+SEARCH_SPACE = tuple(
+    dict(zip(("lr_generator_bias", "lr_generator", "o2d_lambda", "auxiliary"), point))
+    for point in (
+        (1e-4, 1e-6, 10.0, 0.0),
+        (3e-4, 1e-5, 10.0, 0.0),
+        (1e-3, 1e-5, 10.0, 0.0),
+        (3e-3, 1e-5, 10.0, 0.0),
+        (1e-3, 1e-4, 10.0, 0.0),
+        (3e-3, 1e-4, 10.0, 0.0),
+    )
+)
+
+# Table 2 and beyond: Fed-LSCL without or with other components. The first entry is the whole system.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "no O2D": {"o2d": "none"},
+    "no SM-CF": {"continual": "none"},
+    "neither O2D nor SM-CF": {"o2d": "none", "continual": "none"},
+    "static LoRA for the written one": {"collaboration": "static"},
+    "static LoRA, no O2D": {"collaboration": "static", "o2d": "none"},
+    "static LoRA, no SM-CF": {"collaboration": "static", "continual": "none"},
+    "static LoRA, neither O2D nor SM-CF": {"collaboration": "static", "o2d": "none", "continual": "none"},
+    "CNN alone": {"collaboration": "cnn"},
+    "CNN alone, no SM-CF": {"collaboration": "cnn", "continual": "none"},
+    "generators averaged for O2D": {"o2d": "average"},
+    "O2D by gradient": {"o2d": "sgd"},
+    "EWC for SM-CF": {"continual": "ewc"},
+    "LwF for SM-CF": {"continual": "lwf"},
+    "replay for SM-CF": {"continual": "replay"},
+}
+BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "colab": 12, "paper": 12}  # the paper's Fig. 3: every block of the profile's ViT
+BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
+CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
+
+# When does writing an update per image help? One task, no federation: only what the update is made of differs.
+# The steps are given here, so that they do not follow what the tuning of the whole system chose.
+_ALONE = {"tasks": 1, "o2d": "none", "continual": "none", "lr": 3e-3, "lr_generator_bias": 3e-3}
+WRITERS: dict[str, dict[str, Any]] = {
+    "own head, nothing adapted": {"method": "local_head"},
+    "one static LoRA": {"collaboration": "static"},
+    "written, small steps": {"lr_generator": 1e-5},
+    "written, larger steps": {"lr_generator": 1e-4},
+    "written, CNN with its own loss": {"lr_generator": 1e-4, "auxiliary": 1.0},
+}
+REGIMES: list[dict[str, Any]] = [{"images_per_class": images, "block": block} for images in (5, 20) for block in (3, 6)]
+REGIMES.append({"images_per_class": 200, "block": 3})  # the paper has 500 of a private class; glyphs are too few
+
+
+def regime_change(regime: dict[str, Any], writer: str) -> dict[str, Any]:
+    """What the run of one writer (a name in WRITERS) in one regime changes in the profile."""
+    return {**_ALONE, **WRITERS[writer], **regime}
+
+
+def _regimes(profile: str) -> dict[str, dict[str, Any]]:
+    """Every writer in every regime: few and more images, an early and a late block."""
+    about = "{images_per_class} images a class, block {block}"
+    return {f"{writer}; {about.format(**regime)}": regime_change(regime, writer) for regime in REGIMES for writer in WRITERS}
+
+
+STUDIES: dict[str, Callable[[str], dict[str, dict[str, Any]]]] = {
+    "ablations": lambda profile: ABLATIONS,
+    "blocks": lambda profile: {f"block {block}": {"block": block} for block in range(BLOCKS[profile])},
+    "buffers": lambda profile: {f"{size} per class": {"buffer_per_class": size} for size in BUFFERS},
+    "cnns": lambda profile: dict(zip(CNNS, ({}, {"cnn": ",".join(TORCHVISION if profile in ("colab", "paper") else MINI_FIVE)}))),
+    "regimes": _regimes,
+}

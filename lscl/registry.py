@@ -1,0 +1,297 @@
+"""The systems and data sets that are known: ours, those of other installed packages, and what a notebook registers.
+
+A system is a subclass of `lscl.federation.method.Method`; a data set is an `ImageSource`. Ours stand in `lscl.methods` and `lscl.data`.
+Another package names its own as entry points of the groups `lscl.methods` and `lscl.datasets`. All of them are loaded when the first one
+is needed.
+"""
+
+import hashlib
+import inspect
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+from lscl.errors import LsclError, first_line, unknown
+
+NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # of a system or a data set: it becomes part of file names
+
+
+class Parameters(BaseModel):
+    """The parameters of a system, as fields with default, bounds and description. They become fields of every `Experiment`.
+
+    So a name must be the system's alone, unless several systems take the same class as base: then they share its fields.
+    """
+
+    # What a profile, or a profile on a data set, sets of these fields whichever system runs. It is part of the digests of our records and
+    # closed for systems of others, which would change the digests of all runs: they have `sizes`, `tuned` and `official`.
+    everywhere: ClassVar[Mapping[str | tuple[str, str], Mapping[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set.
+
+    Args:
+        name: as the config has it.
+        load: config -> training and test images; of the config it reads `data_dir`, `image_size` and `folder_digest`.
+        label: its name in tables; empty = the name.
+        values: what it changes in a profile, behind what the system changes.
+        images: training and test images of a class, on average; None = not known before they are read.
+        classes: how many there are.
+        download: bytes that are downloaded if no folder is given.
+        pixels: a side, of a data set that has one size only.
+        identity: config -> the fields of the config that only the images tell.
+        fixed: whether the images are always the same where no folder is given; else they are compared with those of a finished run.
+    """
+
+    name: str
+    load: Callable[[Any], tuple[Any, Any]]
+    label: str = ""
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    images: tuple[int, int] | None = None
+    classes: int | None = None
+    download: int = 0
+    pixels: int | None = None
+    identity: Callable[[Any], dict[str, Any]] | None = None
+    fixed: bool = False
+
+
+class Registry(Mapping[str, Any]):
+    """What is registered, by name, in the order of the tables; read like a dictionary.
+
+    Args:
+        kind: what an entry is called in messages.
+        builtin: the module whose import registers ours.
+        group: the entry points of other packages.
+    """
+
+    def __init__(self, kind: str, builtin: str, group: str):
+        self.kind, self.builtin, self.group = kind, builtin, group
+        self.version = 0  # grows with every change, so that what is made of the entries can be made anew
+        self._entries: dict[str, Any] = {}
+        self._loaded, self._lock = False, threading.RLock()
+
+    def load(self) -> None:
+        """Import ours, then those of other packages. A broken one of theirs is one line on stderr, and the others go on."""
+        with self._lock:
+            if self._loaded:
+                return
+            self._loaded = True  # at once: the modules themselves may ask
+            try:
+                import_module(self.builtin)
+            except BaseException:
+                self._loaded = False
+                raise
+            for point in entry_points(group=self.group):
+                try:
+                    self.add(point.load())
+                except Exception as error:
+                    whose = f" of {point.dist.name}" if point.dist else ""
+                    print(f"lscl: {self.kind} {point.name} = {point.value}{whose} is left out: {first_line(error)}", file=sys.stderr)
+
+    def add(self, entry: Any) -> None:
+        """Make an entry known; the same class or function again, as a notebook cell that is executed again has it, takes its own place.
+
+        Raises:
+            LsclError: no such thing, a name that cannot be one, or one that another class or function has.
+        """
+        if not is_ours(entry):
+            self.load()
+        self.check(entry)
+        before = self._entries.get(entry.name)
+        if before is not None and origin_of(before) != origin_of(entry):
+            raise LsclError(f"{self.kind} {entry.name!r} is {'.'.join(origin_of(before))} already: give {'.'.join(origin_of(entry))} another name")
+        self._entries[entry.name] = entry
+        self.version += 1
+
+    def check(self, entry: Any) -> None:
+        """Raises LsclError unless the entry has a name."""
+        if not isinstance(getattr(entry, "name", None), str) or not NAME.fullmatch(entry.name):
+            found = getattr(entry, "name", None)
+            raise LsclError(f"{self.kind} {found!r}: a name has lower-case letters, digits and _, at most 40, and begins with a letter")
+
+    def find(self, name: object) -> Any:
+        """The entry of a name.
+
+        Raises:
+            LsclError: there is none; with the nearest name.
+        """
+        if not isinstance(name, str) or name not in self:
+            raise unknown(self.kind, name, self)
+        return self[name]
+
+    def remove(self, name: str) -> None:
+        """Forget an entry."""
+        del self._entries[name]
+        self.version += 1
+
+    def __getitem__(self, name: str) -> Any:
+        self.load()
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.load()
+        return iter(sorted(self._entries, key=lambda name: getattr(self._entries[name], "place", 0)))
+
+    def __len__(self) -> int:
+        self.load()
+        return len(self._entries)
+
+
+class Systems(Registry):
+    """The systems: {name: class}."""
+
+    core: frozenset[str] = frozenset()  # the fields of the config that are no system's; lscl.config says which
+    _homes: tuple[int, list[type[Parameters]]] = -1, []  # for which version
+
+    def check(self, entry: Any) -> None:
+        """Raises LsclError unless the entry is a system whose name and parameters are its own."""
+        if not isinstance(entry, type) or not hasattr(entry, "Parameters") or not hasattr(entry, "phases"):
+            raise LsclError(f"register takes a class on lscl.federation.method.Method, this is {entry!r:.100}")
+        super().check(entry)
+        for name in entry.Parameters.model_fields:
+            if name in self.core:
+                raise LsclError(f"method {entry.name!r}: its parameter {name} has the name of one that every system has, give it another one")
+            home = home_of(entry.Parameters, name)
+            for other in self._entries.values():
+                known = other.Parameters.model_fields
+                if other.name != entry.name and name in known and home_of(other.Parameters, name) is not home:
+                    raise LsclError(f"method {entry.name!r}: its parameter {name} has the name of one of {other.name}, give it another one")
+        if any(not is_ours(home) for home in bases_of(entry.Parameters) if "everywhere" in vars(home)):
+            raise LsclError(f"method {entry.name!r}: Parameters.everywhere would change all other runs, give sizes, tuned or official")
+        if entry.role is not None and not is_ours(entry):
+            raise LsclError(f"method {entry.name!r}: role = {entry.role!r} is for the paper's own system and the floor, leave it out")
+
+    def of_role(self, role: str) -> str:
+        """The name of the system that has a role: "own" is the paper's, "floor" is what all are compared with.
+
+        Raises:
+            LsclError: there is none.
+        """
+        for name, kind in self.items():
+            if kind.role == role:
+                return name
+        raise LsclError(f"no system has the role {role!r}")
+
+    def owners(self, option: str) -> tuple[str, ...]:
+        """The systems that have a parameter."""
+        return tuple(name for name, kind in self.items() if option in kind.Parameters.model_fields)
+
+    def homes(self) -> list[type[Parameters]]:
+        """The classes that define parameters, those that several systems share first, then system by system."""
+        self.load()
+        if self._homes[0] != self.version:
+            every = [base for kind in self.values() for base in reversed(bases_of(kind.Parameters))]
+            many = {home for home in every if sum(issubclass(kind.Parameters, home) for kind in self.values()) > 1}
+            self._homes = self.version, list(dict.fromkeys(sorted(every, key=lambda home: home not in many)))
+        return self._homes[1]
+
+    def everywhere(self, key: str | tuple[str, str]) -> dict[str, Any]:
+        """`Parameters.everywhere` of all systems, for one profile or one profile on one data set."""
+        return {name: value for home in self.homes() for name, value in vars(home).get("everywhere", {}).get(key, {}).items()}
+
+
+class Labels(Mapping[str, str]):
+    """What the entries of a registry are called in tables: {name: label}, in the order of the tables."""
+
+    def __init__(self, registry: Registry):
+        self.registry = registry
+
+    def __getitem__(self, name: str) -> str:
+        return self.registry[name].label or name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry)
+
+    def __len__(self) -> int:
+        return len(self.registry)
+
+
+METHODS = Systems("method", "lscl.methods", "lscl.methods")
+DATASETS = Registry("data set", "lscl.data.sources", "lscl.datasets")
+
+
+def register(kind: type) -> type:
+    """Make a system known to runs, sweeps, plans, federations, tables and pages; also a decorator.
+
+    Args:
+        kind: a subclass of `lscl.federation.method.Method` with a `name`.
+
+    Returns:
+        The class.
+
+    Raises:
+        LsclError: no such class, or a name or parameter that another one has.
+    """
+    METHODS.add(kind)
+    return kind
+
+
+def register_dataset(name: str, load: Callable | None = None, **facts: Any) -> Callable:
+    """Make a data set known; without `load` a decorator for that function.
+
+    Args:
+        name: as the config will have it.
+        load: config -> training and test images, two `lscl.data.store.ImageSet` with the same classes.
+        facts: further entries of `ImageSource`.
+
+    Returns:
+        The function `load`.
+
+    Raises:
+        LsclError: a name that another one has.
+    """
+    if load is None:
+        return partial(register_dataset, name, **facts)
+    DATASETS.add(ImageSource(name, load, **facts))
+    return load
+
+
+def foreign_parameters(method: str) -> list[str]:
+    """Parameters that only systems of other packages, and not this one, have."""
+    own = METHODS[method].Parameters.model_fields
+    every = [(kind, name) for kind in METHODS.values() for name in kind.Parameters.model_fields]
+    ours = {name for kind, name in every if is_ours(kind)}
+    return sorted({name for _, name in every} - ours - set(own))
+
+
+def code_of(method: str) -> str | None:
+    """Digest of the source of a system of another package, 16 hex digits; None for ours, and where there is no source to read.
+
+    It has the class and the classes that it builds on, not what they call elsewhere.
+    """
+    kinds = [kind for kind in METHODS[method].__mro__ if not is_ours(kind) and kind.__module__ != "builtins"]
+    try:
+        text = "".join(inspect.getsource(kind) for kind in kinds)
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if kinds else None
+
+
+def origin_of(entry: Any) -> tuple[str, str]:
+    """Module and name of the class, or of the function that loads a data set."""
+    made = getattr(entry, "load", entry)
+    return getattr(made, "__module__", "?"), getattr(made, "__qualname__", repr(made))
+
+
+def is_ours(entry: Any) -> bool:
+    """Whether a class, or the function that loads a data set, belongs to this package."""
+    return origin_of(entry)[0].startswith("lscl.")
+
+
+def bases_of(kind: type[Parameters]) -> list[type[Parameters]]:
+    """The class itself and those that it takes fields from, without `Parameters`."""
+    return [base for base in kind.__mro__ if issubclass(base, Parameters) and base is not Parameters]
+
+
+def home_of(kind: type[Parameters], name: str) -> type[Parameters]:
+    """The class that defines a parameter."""
+    return [base for base in bases_of(kind) if name in base.model_fields][-1]
