@@ -85,7 +85,7 @@ def test_device_tf32_threads_and_kind_of_processor_each_have_their_own_file(imag
     """TF32 rounds on a GPU only, threads on a CPU only."""
     frozen, names = foundation("tiny", 1), {"card": "H100", "cpu": "one"}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names["card"])
-    monkeypatch.setattr("lscl.experiments.records.hardware", lambda: {"cpu": names["cpu"]})
+    monkeypatch.setattr("lscl.models.cache.hardware", lambda: {"cpu": names["cpu"]})
     keys = lambda: [_key(frozen, images, "fp32", torch.device(kind)) for kind in ("cpu", "cuda")]
     prepare_device(experiment(profile="smoke"))
     start = keys()
