@@ -1,3 +1,28 @@
-"""Fed-LSCL: large-small model collaboration for federated continual learning, as a library behind a book."""
+"""Fed-LSCL: large-small model collaboration for federated continual learning, as a library behind a book.
+
+The names below are loaded when they are first used, so that `import lscl` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+# The public face: a name, the module it stands in, and its name there (none = the module itself).
+_FACE = {
+    "experiment": ("lscl.config", "experiment"),
+    "run": ("lscl.experiments.run", "run"),
+    "results": ("lscl.results", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module 'lscl' has no attribute {name!r}")
+    module, inside = _FACE[name]
+    found = import_module(module)
+    return getattr(found, inside) if inside else found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FACE])

@@ -9,9 +9,11 @@ from lscl import paths
 from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.experiments import cost_model, records
-from lscl.federation.metrics import average_so_far
 from lscl.publish import hardware
-from lscl.results import report
+from lscl.results.frames import final_accuracy
+from lscl.results.labels import SCORES
+from lscl.results.markdown import wall_minutes
+from lscl.results.published import published_final
 
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 
@@ -30,33 +32,31 @@ def expect(profile: str, minutes: float, runs: list[records.Record], runs_second
         "notebooks": {name: round(seconds, 1) for name, seconds in notebooks.items()},
         "hardware": records.hardware(),
         "commit": records.source()["commit"],
-        **{mask: _mean(ours, mask) for mask in ("task", "seen")},
+        **{mask: _mean(ours, mask) for mask in SCORES},
     }
     path = paths.results() / "expected" / f"{profile}.json"
     write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
     return path
 
 
-def table() -> str:
+def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
     for row in hardware.expected():
         rows.append(f"| {_machine(row['hardware'])} | `{row['command']}` | {row['minutes']} | {row['task']} % | {row['seen']} % |")
     for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
         command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
-        scores = [f"{_mean([record], mask)} %" for mask in ("task", "seen")]
-        rows.append(f"| {_machine(record['hardware'])} | `{command}` | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |")
+        scores = [f"{_mean([record], mask)} %" for mask in SCORES]
+        rows.append(f"| {_machine(record['hardware'])} | `{command}` | {wall_minutes(record):.1f} | {' | '.join(scores)} |")
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
     command = "lscl run --method fed_lscl --dataset cifar100 --profile paper"
-    rows.append(
-        f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {report.published_final('cifar100'):.1f} %, the paper's | – |"
-    )
+    rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {published_final('cifar100'):.1f} %, the paper's | – |")
     return "\n".join(rows)
 
 
 def _mean(runs: list[records.Record], mask: str) -> float:
     """Accuracy after the last task over all tasks, mean over runs, in percent."""
-    return round(float(np.mean([average_so_far(records.accuracy(one, mask))[-1] for one in runs])), 1)
+    return round(float(np.mean([final_accuracy(one, mask) for one in runs])), 1)
 
 
 def _machine(hardware: dict) -> str:
@@ -66,4 +66,4 @@ def _machine(hardware: dict) -> str:
 def text(before: str) -> str:
     """The README with today's table between its two markers."""
     head, rest = before.split(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n{expected_table()}\n{END}{rest.split(END)[1]}"

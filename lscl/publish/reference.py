@@ -8,7 +8,8 @@ import pandas as pd
 from lscl import paths
 from lscl.config import CHOSEN, PROFILES, SIZES, Experiment, experiment
 from lscl.models.vit import WEIGHTS
-from lscl.results.report import METHOD_LABELS, numbered
+from lscl.results.labels import label_of, methods_in_order
+from lscl.results.markdown import numbered, plain
 
 
 def config_table() -> pd.DataFrame:
@@ -30,8 +31,8 @@ def method_values() -> pd.DataFrame:
     given = [(method, profile, "size", values) for profile, methods in SIZES.items() for method, values in methods.items()]
     given += [(method, profile, reasons[profile], values) for profile, methods in CHOSEN.items() for method, values in methods.items()]
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
-    rows = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
-    order = list(METHOD_LABELS.values())
+    rows = [{"method": label_of(method), "profile": profile, "why": why, "values": text(values)} for method, profile, why, values in given]
+    order = [label_of(method) for method in methods_in_order()]
     return pd.DataFrame(sorted(rows, key=lambda row: (order.index(row["method"]), row["why"])))
 
 
@@ -48,7 +49,7 @@ def model_card() -> str:
     if about.exists():
         parts.append(numbered(_facts(json.loads(about.read_text())), "How the file of the mini model was made", "tab-model-facts"))
     for path in sorted((paths.results() / "probe").glob("*.json")):
-        caption = f"Linear probe on the frozen features: {path.stem.replace('--', ', ')} images a class"
+        caption = f"Linear probe on the frozen features: {plain(path.stem.replace('--', ', '))} images a class"
         parts.append(numbered(_facts(json.loads(path.read_text())), caption, f"tab-probe-{path.stem}"))
     return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
 
