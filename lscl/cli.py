@@ -209,7 +209,7 @@ def table_command(
     for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
         chosen = select(records, dataset=found, data_digest=digest)
         if dataset in (None, found):
-            table = score_table(frame(chosen)).join(cost_table(costs_frame(chosen)))
+            table = score_table(frame(chosen)).join(cost_table(costs_frame(chosen))).rename_axis("system")
             print(f"\n{found}, profile {profile}\n{table.to_string()}\n{provenance(chosen)}")
     if not records:
         raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")

@@ -60,7 +60,7 @@ GROWTH = pd.DataFrame(
         ("x", "clients", 2, 2.0),
         ("y", "clients", 1, 3.0),
         ("y", "clients", 2, 9.0),
-        ("x", "tasks", 1, 2.0),
+        ("x", "tasks", 2, 2.0),
         ("x", "tasks", 4, 9.0),
     ],
     columns=["label", "grows", "size", "cpu_seconds"],
@@ -167,6 +167,12 @@ def test_a_difference_has_its_mean_interval_and_seeds():
     assert interval[:, 0] == pytest.approx([2 - 2.4841, 2 + 2.4841], abs=1e-3) and not once[2]
 
 
+def test_every_score_has_its_own_panel_of_differences():
+    both = pd.concat([gaps(("task",), x=[1.0, 2, 3]), gaps(("seen",), x=[4.0, 5, 6])])
+    figure = figures.paired_differences(both, "points")
+    assert {axes.get_title(): axes.containers[0][0].get_xdata()[0] for axes in figure.axes} == {"task-masked": 2, "class-incremental": 5}
+
+
 def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
     (axes, _) = figures.paired_differences(gaps(near=[1.0, 2, 3], far=[-41.0, -42, -43]), "points", limit=10).axes
     assert axes.get_xlim() == (-10, 10)
@@ -194,7 +200,7 @@ def test_growth_is_drawn_by_size_beside_a_linear_one():
     first, second = FIGURES["growth"]().axes
     assert (first.get_title(), second.get_title()) == ("clients", "tasks")
     assert lines(first) == {"x": ([1, 2], [1, 2]), "y": ([1, 2], [3, 9]), "linear": ([1, 2], [1, 2])}
-    assert [list(line.get_ydata()) for line in second.lines] == [[2, 9], [2, 8]]
+    assert [list(line.get_ydata()) for line in second.lines] == [[2, 9], [2, 4]]
 
 
 def test_losses_convergence_and_forgetting_have_their_names():
