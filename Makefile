@@ -18,7 +18,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest notebooks tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12 --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval-sanitize.cfg -q
+	$(BIN)/python -m pytest notebooks tests -n 2 --dist loadgroup --no-loadscope-reorder --durations 40 --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval-sanitize.cfg -q
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/mini_run.py
@@ -26,7 +26,7 @@ benchmark: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
 	touch $(STAMP)
 
 clean:

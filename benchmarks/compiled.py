@@ -12,14 +12,16 @@ import measure
 import torch
 from training_step import SHAPES, begin, federation, frozen_vit, step
 
+from lscl.cli import one_line
+
 GOAL = 0.95  # less is not worth a minute of compilation at the start of every run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=SHAPES, default="mini")
-    parser.add_argument("--repeats", type=int, default=measure.REPEATS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=measure.count, default=measure.REPEATS)
+    parser.add_argument("--threads", type=measure.count, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
@@ -43,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

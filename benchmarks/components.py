@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lscl import paths
+from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.experiments import records
 from lscl.experiments.run import prepare
@@ -158,14 +159,14 @@ def main() -> None:
     parser.add_argument("--dataset", default="glyphs")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--profile", default="mini")
-    parser.add_argument("--seeds", default="42,1999,2024")
-    parser.add_argument("--tasks", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1, help="those of the records, or the comparison with them fails")
+    parser.add_argument("--seeds", type=measure.counts, default="42,1999,2024")
+    parser.add_argument("--tasks", type=measure.count, default=2)
+    parser.add_argument("--threads", type=measure.count, default=1, help="those of the records, or the comparison with them fails")
     given = parser.parse_args()
     name = f"{given.profile}--{given.dataset}"
     path = paths.results() / "components" / f"{name}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    for seed in map(int, given.seeds.split(",")):
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    for seed in given.seeds:
         for collaboration in ("written", "static"):
             if any((row["seed"], row["collaboration"]) == (seed, collaboration) for row in rows):
                 continue
@@ -178,4 +179,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -19,6 +19,7 @@ import timm
 import torch
 from training_step import METHOD_VALUES, SHAPES, begin, federation, step
 
+from lscl.cli import one_line
 from lscl.config import experiment
 from lscl.experiments import cost_model
 
@@ -46,9 +47,9 @@ def kept(work: Callable[[], torch.Tensor], weights: set[int]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=SIZES)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=measure.count, default=8)
+    parser.add_argument("--threads", type=measure.count, default=2)
+    parser.add_argument("--repeats", type=measure.count, default=5)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
@@ -85,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -17,7 +17,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +24,12 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import measure
 import psutil
 
 import lscl
 from lscl import paths
+from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.experiments import records
@@ -36,6 +37,8 @@ from lscl.experiments.records import accuracy, differing
 from lscl.experiments.run import run
 from lscl.federation.metrics import average_so_far
 from lscl.flower import local as flower
+from lscl.flower.leftovers import key_folder
+from lscl.methods import METHODS
 
 BUFFER = 2**16
 SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
@@ -47,7 +50,7 @@ def add(part: str, key: dict, work: Callable[[], dict]) -> None:
     load: average number of busy processes on the machine before it began, so that seconds can be judged.
     """
     path = paths.results() / "federation" / f"{part}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     if any(key.items() <= row.items() for row in rows):
         return
     about = {**records.source(), "machine": {**records.hardware(), "load": round(os.getloadavg()[0], 1)}, "flwr": version("flwr")}
@@ -114,10 +117,7 @@ class Watch:
 @contextmanager
 def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.Local]:
     """A federation of processes over TLS in a temporary folder."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder,
-        flower.federation(Path(folder), Path(folder) / "private", config, link=link) as local,
-    ):
+    with key_folder() as folder, flower.federation(folder, folder / "private", config, link=link) as local:
         yield local
 
 
@@ -238,7 +238,7 @@ def clients_killed(kills: int, seed: int) -> dict:
                 local.start_node(client)
                 while times_in(local, client) < 2:
                     time.sleep(0.5)
-                (local.folder / f"client{client}.log").write_text(LET_IN)
+                (local.folder / f"client{client}.log").write_text(LET_IN, encoding="utf-8")
                 back = rounds[-1]
                 while rounds[-1] < back + 2:
                     time.sleep(0.5)
@@ -265,7 +265,7 @@ LET_IN = "SuperNode ID"
 
 def times_in(local: flower.Local, client: int) -> int:
     """How often the SuperLink has let a client's node in, by the node's log."""
-    return (local.folder / f"client{client}.log").read_text(errors="replace").count(LET_IN)
+    return (local.folder / f"client{client}.log").read_text(encoding="utf-8", errors="replace").count(LET_IN)
 
 
 def server_killed(stop: int) -> dict:
@@ -273,7 +273,7 @@ def server_killed(stop: int) -> dict:
     config, draw, finished = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=3), random.Random(stop), [0]
     total, inside = config.tasks * config.rounds, stop % 2 == 0
     command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl", "--tasks", "1", "--rounds", "3"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process, Watch(config, finished.append):
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as process, Watch(config, finished.append):
         while finished[-1] < stop % total or not (link := found(process.pid, "flower-superlink")):
             time.sleep(0.01)
         if inside:
@@ -282,7 +282,7 @@ def server_killed(stop: int) -> dict:
             time.sleep(draw.uniform(0, 8))
         kill(family(link.pid))
         before, says = finished[-1], process.stderr.read().strip().splitlines()[-1:]
-    again = subprocess.run([*command, "--compare"], capture_output=True, text=True)
+    again = subprocess.run([*command, "--compare"], capture_output=True, encoding="utf-8")
     resumed = [line for line in again.stderr.splitlines() if "going on after round" in line]
     return {
         "killed": "inside a round" if inside else "between two rounds" if before else "before the first round",
@@ -324,12 +324,12 @@ SPOILS = [
 ]
 
 
-def pack(payload):
-    number = len(done.read_text()) if done.exists() else 0
+def pack(payload, ticket=None):
+    number = len(done.read_text(encoding="utf-8")) if done.exists() else 0
     if "weight" in payload and number < len(SPOILS):
-        done.write_text("x" * (number + 1))
+        done.write_text("x" * (number + 1), encoding="utf-8")
         SPOILS[number](payload)
-    return honest(payload)
+    return honest(payload, ticket)
 """
 KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type", "size"]
 
@@ -340,7 +340,7 @@ def strangers_and_bad_payloads() -> dict:
     with deployed(config) as local:
         spoiled = local.folder / "spoiled"
         shutil.copytree(Path(lscl.__path__[0]), spoiled / "lscl", ignore=shutil.ignore_patterns("__pycache__"))
-        with open(spoiled / "lscl" / "federation" / "flower" / "client_app.py", "a") as file:
+        with open(spoiled / "lscl" / "federation" / "flower" / "client_app.py", "a", encoding="utf-8") as file:
             file.write(SPOIL)
         local.stop("client1")
         with changed(PYTHONPATH=str(spoiled), BAD_PAYLOADS=str(spoiled / "done")):
@@ -394,7 +394,7 @@ def start_strangers(local: flower.Local) -> None:
 
 def complaint(local: flower.Local, name: str) -> str:
     """Why a node says that it is not in, on one line."""
-    text = (local.folder / f"{name}.log").read_text(errors="replace")
+    text = (local.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
     return text.partition("Failed to initialize the connection to the SuperLink.")[2].strip().partition("\n")[0]
 
 
@@ -449,19 +449,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["parity", "faults", "scale"])
     parser.add_argument("--profile", default="demo")
-    parser.add_argument("--methods", default="local_head,fed_lscl,fedavg,lorm,pilora")
-    parser.add_argument("--transports", default="simulation,tls")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--stops", type=int, default=5)
-    parser.add_argument("--clients", default="25,50,100")
+    parser.add_argument("--methods", type=measure.names(METHODS), default="local_head,fed_lscl,fedavg,lorm,pilora")
+    parser.add_argument("--transports", type=measure.names(("simulation", "tls")), default="simulation,tls")
+    parser.add_argument("--kills", type=measure.count, default=10)
+    parser.add_argument("--stops", type=measure.count, default=5)
+    parser.add_argument("--clients", type=measure.counts, default="25,50,100")
     given = parser.parse_args()
     if given.what == "parity":
-        parity(given.profile, given.methods.split(","), given.transports.split(","))
+        parity(given.profile, given.methods, given.transports)
     elif given.what == "faults":
         faults(given.kills, given.stops)
     else:
-        scale([int(number) for number in given.clients.split(",")])
+        scale(given.clients)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -14,6 +14,7 @@ import argparse
 import measure
 import torch
 
+from lscl.cli import one_line
 from lscl.models.vit import LowRank, foundation
 
 SHAPES = {"mini": ("mini", 32), "vit_b": ("random/vit_base_patch16_224", 16)}  # the frozen ViT and the images of a client's step
@@ -24,9 +25,9 @@ GOAL = 0.95  # less is not worth a second way through the loop
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=SHAPES, default="mini")
-    parser.add_argument("--clients", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=measure.REPEATS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clients", type=measure.count, default=5)
+    parser.add_argument("--repeats", type=measure.count, default=measure.REPEATS)
+    parser.add_argument("--threads", type=measure.count, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     name, batch = SHAPES[given.shapes]
@@ -58,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -1,14 +1,16 @@
 """What the benchmarks share: timing side by side in one run, and where the outcome is written."""
 
+import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lscl import paths
 from lscl.data.store import write_atomic
+from lscl.errors import unknown
 from lscl.experiments import records
 
 REPEATS = 7
@@ -29,6 +31,31 @@ def side_by_side(work: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) 
 def ratio(seconds: Mapping[str, list[float]], ours: str, reference: str) -> float:
     """Median over the turns of our seconds divided by the reference's of the same turn."""
     return round(statistics.median(a / b for a, b in zip(seconds[ours], seconds[reference], strict=True)), 3)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 to a million: a type of an argument."""
+    if not text.isascii() or not text.isdigit() or len(text) > 7 or not 1 <= int(text) <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r}: give a whole number from 1 to 1000000")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """Such numbers with commas between them."""
+    return [count(part.strip()) for part in text.split(",")]
+
+
+def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
+    """The type of an argument of some of these names, with commas between them."""
+
+    def read(text: str) -> list[str]:
+        found = [part.strip() for part in text.split(",")]
+        for name in found:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(str(unknown("name", name, allowed)))
+        return found
+
+    return read
 
 
 def write(name: str, facts: Mapping[str, Any], folder: str = "benchmarks") -> Path:

@@ -16,6 +16,7 @@ import measure
 import torch
 
 from lscl import paths
+from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.experiments.run import prepare, run
 
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

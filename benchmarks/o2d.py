@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lscl.cli import one_line
 from lscl.methods.parts.o2d import o2d_exact, o2d_loss, o2d_sgd, second_moments
 from lscl.seeding import torch_generator
 
@@ -82,7 +83,7 @@ def growth(clients: int, features: int, rows: int) -> dict:
     o2d_exact(*drawn(2, features, rows), 1.0)  # loads what the first call loads
     before, seconds = memory_mb("VmRSS"), []
     weights, moments = drawn(clients, features, rows)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     for _ in range(5):
         start = time.perf_counter()
         o2d_exact(weights, moments, 1.0)
@@ -92,7 +93,7 @@ def growth(clients: int, features: int, rows: int) -> dict:
 
 def memory_mb(which: str) -> float:
     """This process's resident memory now (VmRSS) or at its peak (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(which))
     return int(line.split()[1]) / 1024
 
 
@@ -104,15 +105,15 @@ def exponent(rows: list[dict], key: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--clients", default="5,50,500")
-    parser.add_argument("--growth-features", type=int, default=128, help="size for the growth with the clients: that of the profile mini")
-    parser.add_argument("--growth-width", type=int, default=192)
-    parser.add_argument("--most-epochs", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--one", type=int, help="only print the growth row of so many clients")
+    parser.add_argument("--features", type=measure.count, default=512)
+    parser.add_argument("--width", type=measure.count, default=768)
+    parser.add_argument("--clients", type=measure.counts, default="5,50,500")
+    parser.add_argument("--growth-features", type=measure.count, default=128, help="size for the growth with the clients: that of the profile mini")
+    parser.add_argument("--growth-width", type=measure.count, default=192)
+    parser.add_argument("--most-epochs", type=measure.count, default=4096)
+    parser.add_argument("--repeats", type=measure.count, default=5)
+    parser.add_argument("--threads", type=measure.count, default=2)
+    parser.add_argument("--one", type=measure.count, help="only print the growth row of so many clients")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.one:
@@ -127,8 +128,8 @@ def main() -> None:
     }
     seconds = measure.side_by_side(work, given.repeats)
     rows = []
-    for count in given.clients.split(","):
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", count], capture_output=True, text=True, check=True)
+    for count in given.clients:
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", str(count)], capture_output=True, encoding="utf-8", check=True)
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
     epoch = measure.ratio(seconds, "epoch", "exact")
@@ -151,4 +152,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

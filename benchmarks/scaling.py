@@ -17,8 +17,10 @@ import measure
 import numpy as np
 
 from lscl import paths
+from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.experiments.run import run
+from lscl.methods import METHODS
 
 BASE = {"clients": 4, "tasks": 2, "classes_per_task": 4, "images_per_class": 12}
 SIZES = {"clients": (2, 4, 8, 16), "tasks": (1, 2, 4, 8), "classes_per_task": (2, 4, 8, 16), "images_per_class": (3, 6, 12, 24)}
@@ -46,10 +48,10 @@ def exponent(rows: list[dict], size: str, key: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="fed_lscl")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", type=measure.names(METHODS), default="fed_lscl")
+    parser.add_argument("--threads", type=measure.count, default=2)
     parser.add_argument("--profile", default="mini")
-    parser.add_argument("--steps", type=int, default=4, help="sizes of each kind, the smallest ones")
+    parser.add_argument("--steps", type=measure.count, default=4, help="sizes of each kind, the smallest ones")
     parser.add_argument("--one", help="only print the row of this method with the sizes given as JSON")
     given = parser.parse_args()
     if given.one:
@@ -58,7 +60,7 @@ def main() -> None:
         return
     known: dict[str, dict] = {}  # the base belongs to all four kinds and is run once
     rows = []
-    for method in given.methods.split(","):
+    for method in given.methods:
         for size, values in SIZES.items():
             found = []
             for value in values[: given.steps]:
@@ -66,7 +68,7 @@ def main() -> None:
                 key = f"{method} {json.dumps(sizes, sort_keys=True)}"
                 if key not in known:
                     command = [sys.executable, __file__, *sys.argv[1:], "--one", key]
-                    known[key] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+                    known[key] = json.loads(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[-1])
                     print(key, known[key], flush=True)
                 found.append({size: value, **known[key]})
             fits = {
@@ -79,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lscl.cli import one_line
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
@@ -221,16 +222,16 @@ def goal(shapes: str, method: str) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=SHAPES, default="vit_b")
-    parser.add_argument("--batch", type=int, help="images per step, none = 16 at vit_b (LoRM 8), 32 at mini")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--methods", default="fed_lscl,local_lora,l2p,dualprompt,fedmgp,pilora,lorm")
+    parser.add_argument("--batch", type=measure.count, help="images per step, none = 16 at vit_b (LoRM 8), 32 at mini")
+    parser.add_argument("--threads", type=measure.count, default=2)
+    parser.add_argument("--methods", type=measure.names(METHODS), default="fed_lscl,local_lora,l2p,dualprompt,fedmgp,pilora,lorm")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
     torch.manual_seed(0)
     vit = frozen_vit(given.shapes)
     rows = []
-    for name in given.methods.split(","):
+    for name in given.methods:
         method, client = federation(name, vit, given.shapes, given.batch)
         stage = begin(method, client)
         extra = {"l2p": method.config.l2p_top_k * method.config.l2p_length, "fedmgp": method.config.mgp_length}.get(name, 0)
@@ -263,4 +264,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

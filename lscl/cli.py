@@ -2,16 +2,20 @@
 `reproduce`, `doctor`."""
 
 import inspect
+import io
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import click
 import typer
+from click.exceptions import NoArgsIsHelpError
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, experiment
-from lscl.errors import LsclError, unknown
+from lscl.config import PROFILES, Experiment, check_dataset, check_profile, check_read, experiment
+from lscl.errors import LsclError, explained, shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
@@ -62,9 +66,16 @@ def run_command(values: dict) -> None:
     from lscl.experiments.records import folder
     from lscl.experiments.run import run
 
-    record = run(experiment(**values))
+    record = run(_one(values))
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+
+
+def _one(values: dict[str, Any]) -> Experiment:
+    """The experiment of the command line; an option that its system never reads is refused."""
+    config = experiment(**values)
+    check_read(values, [config.method])
+    return config
 
 
 def _show_accuracy(record: dict) -> None:
@@ -83,25 +94,36 @@ def federate_command(
     values: dict,
     simulation: Annotated[bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")] = False,
-    min_clients: Annotated[int, typer.Option(min=0, help="good answers that an exchange needs, 0 = those of all clients")] = 0,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds that an exchange may take; who is late is left out")] = 600.0,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="largest answer of a client in megabytes")] = 512.0,
+    min_clients: Annotated[int, typer.Option(help="good answers that an exchange needs, 0 = those of all clients")] = 0,
+    timeout: Annotated[float, typer.Option(help="seconds that an exchange may take; who is late is left out")] = 600.0,
+    max_mb: Annotated[float, typer.Option(help="largest answer of a client in megabytes")] = 512.0,
     link: Annotated[str, typer.Option(help="a SuperLink that runs here already, by its name in Flower's configuration; none = start all")] = "",
 ) -> None:
     """Run one experiment as a real federation: a server and a process for each client, TLS, a key for each node.
 
     Starts all of them on this machine, unless a SuperLink is named. Needs the extra `flower`. A stopped run goes on where it was.
     """
+    from lscl.flower.rules import rules
+
+    config = _one(values)
+    settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(by_alias=True)
+    if simulation and link:
+        raise LsclError(f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two")
     try:
-        from lscl.flower.local import federate_here, submit
+        from lscl.flower.local import check_link, federate_here, submit
         from lscl.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
-    from lscl.experiments.records import differing
+    from lscl.experiments.records import differing, find
     from lscl.experiments.run import run
+    from lscl.models.cache import limit_bytes
 
-    config = experiment(**values)
-    settings = {"min-clients": min_clients, "timeout": timeout, "max-mb": max_mb}
+    limit_bytes()  # a bound that is no number is said before anything else
+    if link:
+        check_link(link)
+    alone = find(config) if compare else None
+    if alone and config.threads is None:  # or the two would differ
+        config = config.model_copy(update={"threads": alone["config"]["threads"]})
 
     def show(line: str) -> None:
         if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
@@ -111,7 +133,7 @@ def federate_command(
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:
-        alone = run(config)
+        alone = run(config.model_copy(update={"threads": record["config"]["threads"]}))
         differs = differing(record, alone)
         print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
         _show_accuracy(alone)
@@ -119,19 +141,19 @@ def federate_command(
 
 @app.command("node")
 def node_command(
-    client: Annotated[int, typer.Option(min=0, help="the client's number, from 0")],
+    client: Annotated[int, typer.Option(help="the client's number, from 0")],
     link: Annotated[str, typer.Option(help="host:port of the SuperLink")],
     authority: Annotated[Path, typer.Option(help="certificate of the authority that signed the SuperLink's")],
     key: Annotated[Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="a port of this machine, used by the node's own processes only")] = 9094,
+    port: Annotated[int, typer.Option(help="a port of this machine, used by the node's own processes only")] = 9094,
 ) -> None:
     """Be one client of a federation over several machines, until stopped; Flower's SuperNode is started again whenever it ends.
 
     Needs the extra `flower`. The client's state lies in LSCL_PRIVATE, images are found by LSCL_DATA_DIR.
     """
-    from lscl.flower.node import serve
+    from lscl.flower.node import checked_node, serve
 
-    serve(client, link, authority, key, port)
+    serve(checked_node({"client": client, "link": link, "authority": authority, "key": key, "port": port}))
 
 
 @app.command("sweep")
@@ -142,8 +164,8 @@ def sweep_command(
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
-    task_index: Annotated[int, typer.Option(help="which share of the runs, from 0: a batch system's number of this job")] = 0,
-    task_count: Annotated[int, typer.Option(help="in how many shares the runs are dealt out")] = 1,
+    task_index: Annotated[int, typer.Option(min=0, help="which share of the runs, from 0: a batch system's number of this job")] = 0,
+    task_count: Annotated[int, typer.Option(min=1, help="in how many shares the runs are dealt out")] = 1,
 ) -> None:
     """Run what is missing of a named set of runs; anything finished is skipped.
 
@@ -180,6 +202,12 @@ def plan_command(
     cost_model.check(runs, machine)
 
 
+def _check_names(profile: str, dataset: str | None = None) -> None:
+    check_profile(profile)
+    if dataset is not None:
+        check_dataset(dataset)
+
+
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -203,16 +231,15 @@ def table_command(
     from lscl.results.markdown import provenance
     from lscl.results.tables import cost_table, score_table
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    records = reported(all_records(profile))
+    _check_names(profile, dataset)
+    records = [one for one in reported(all_records(profile)) if dataset in (None, one["dataset"])]
     for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
         chosen = select(records, dataset=found, data_digest=digest)
-        if dataset in (None, found):
-            table = score_table(frame(chosen)).join(cost_table(costs_frame(chosen))).rename_axis("system")
-            print(f"\n{found}, profile {profile}\n{table.to_string()}\n{provenance(chosen)}")
+        table = score_table(frame(chosen)).join(cost_table(costs_frame(chosen))).rename_axis("system")
+        print(f"\n{found}, profile {profile}\n{table.to_string()}\n{provenance(chosen)}")
     if not records:
-        raise LsclError(f"no records of profile {profile} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
+        which = f"profile {profile}" + (f" on {dataset}" if dataset else "")
+        raise LsclError(f"no records of {which} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
 
 
 @app.command("pages")
@@ -240,8 +267,8 @@ def check_command() -> None:
 @app.command("verify")
 def verify_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
-    sample: Annotated[int, typer.Option(help="how many records, drawn at random")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="seed of that draw")] = 0,
+    sample: Annotated[int, typer.Option(min=1, help="how many records, drawn at random")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="seed of that draw")] = 0,
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
     weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")] = None,
@@ -250,8 +277,7 @@ def verify_command(
     from lscl.experiments.verify import verify_sample
     from lscl.publish.verified import cells
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
+    _check_names(profile, dataset)
     describe = lambda record: "; ".join(cells(record)) or "in no table"
     print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
 
@@ -260,6 +286,7 @@ def verify_command(
 @config_options("method")
 def data_show(values: dict) -> None:
     """Print the partition: training images by client, task and class, with digests and checks."""
+    from lscl.data.duplicates import duplicates
     from lscl.data.partition import partition
     from lscl.data.sources import load
 
@@ -267,43 +294,53 @@ def data_show(values: dict) -> None:
     data = load(config)
     parts = partition(config, data)
     print(f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}")
-    print(f"partition seed {config.seed}, digest {parts.digest}: no image on two clients, none in train and test")
+    print(f"partition seed {config.seed}, digest {parts.digest}: no position on two clients, none in train and test")
+    print(duplicates(data.train, data.test))
     for client, stream in enumerate(parts.tasks):
         for number, task in enumerate(stream):
             counts = {label: 0 for label in task.classes}
             for image in task.train:
                 counts[int(data.train.labels[image])] += 1
-            shown = ", ".join(f"{data.classes[label]}{'*' if label in parts.public else ''} {count}" for label, count in counts.items())
-            print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {shown}")
+            dealt = ", ".join(f"{shown(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}" for label, count in counts.items())
+            print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {dealt}")
     if parts.public:
         print("* public class, shared out over all clients by a Dirichlet draw")
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="folder with train/<class>/... and test/<class>/...")],
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="pixels a side at which images are compared")] = 32,
+) -> None:
+    """Look at your own images: formats, sizes, modes, class balance, equal images, ignored and unreadable files.
+
+    Exit code 0 if `lscl run --dataset folder` can use them, else 2 and one line that says why not."""
+    from lscl.data.check import check_folder
+
+    for line in check_folder(folder, image_size):
+        print(line)
 
 
 @app.command("pretrain")
 def pretrain_command(
     data_dir: Annotated[Path, typer.Option(help="folder of <class>/<image> files; labels are not used")],
     out: Annotated[Path, typer.Option(help="weight file to write (.safetensors), with a .json file beside it")] = Path("mini_vit.safetensors"),
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the images")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 128,
+    epochs: Annotated[int, typer.Option(help="passes over the images")] = 3,
+    batch: Annotated[int, typer.Option(help="images per step")] = 128,
     lr: Annotated[float, typer.Option(help="AdamW learning rate")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
+    seed: Annotated[int, typer.Option()] = 0,
+    threads: Annotated[int, typer.Option()] = 2,
 ) -> None:
     """Make the mini foundation model: distil EfficientNet-Lite0's features into the hybrid ViT. Resumes when stopped."""
-    import torch
-
     from lscl.models.pretrain import pretrain
 
-    if not lr > 0:
-        raise LsclError(f"lr = {lr}: must be greater than 0")
-    torch.set_num_threads(threads)
-    pretrain(data_dir, out, epochs, batch, lr, seed)
+    pretrain(data_dir, out, epochs, batch, lr, seed, threads)
 
 
 @app.command("probe")
 @config_options("method")
-def probe_command(values: dict, per_class: Annotated[int, typer.Option(min=1, help="training images per class")] = 60) -> None:
-    """Linear-probe accuracy of the frozen foundation model's CLS feature, over all classes and over sets of 8."""
+def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="training images per class")] = 60) -> None:
+    """Linear-probe accuracy of the frozen foundation model's feature, over all classes and over sets of 8."""
     from lscl.models.probe import probe
 
     result = probe(experiment(**values), per_class)
@@ -323,8 +360,7 @@ def reproduce_command(
     """Run every notebook in order through papermill, computing what is missing, then build the book."""
     from lscl.publish import build
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
+    _check_names(profile)
     build.reproduce(profile, data_dir, weights, book, force, store)
 
 
@@ -337,21 +373,50 @@ def doctor_command() -> None:
         print(line)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: an LsclError is one line on stderr and exit code 2."""
+@contextmanager
+def one_line():
+    """Whatever a user can mend ends the process with one line on stderr and exit code 2; a bug keeps its traceback."""
     try:
-        app(args=arguments, prog_name="lscl")
-    except LsclError as error:
-        print(f"lscl: {' '.join(str(error).split())}", file=sys.stderr)
+        yield
+    except BrokenPipeError:
+        raise
+    except NoArgsIsHelpError as error:
+        error.show()
         sys.exit(2)
+    except (LsclError, OSError, click.ClickException) as error:
+        _end(error)
+    except Exception as error:
+        line = explained(error)
+        if line is None:
+            raise
+        _end(line)
+
+
+def _end(error: Exception) -> NoReturn:
+    text = _usage(error) if isinstance(error, click.ClickException) else str(error)
+    print(f"lscl: {shown(' '.join(text.split()))}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return (error.format_message() or "no command was given") + (f" ({context.command_path} --help says what is allowed)" if context else "")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: bad input is one line on stderr and exit code 2, see `one_line`. What an output's encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with one_line():
+            paths.settle()
+            sys.exit(app(args=arguments, prog_name="lscl", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        print(f"lscl: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ def root() -> Path:
     Raises:
         LsclError: the package is installed without its repository and LSCL_ROOT is not set.
     """
-    if "LSCL_ROOT" in os.environ:
-        return Path(os.environ["LSCL_ROOT"]).resolve()
+    given = variable("LSCL_ROOT")
+    if given:
+        return Path(given).resolve()
     for folder in Path(__file__).resolve().parents:
         if (folder / "_config.yml").exists() and (folder / "book").is_dir():
             return folder
@@ -43,10 +44,39 @@ def scratch() -> Iterator[None]:
 
 
 def cache() -> Path:
-    """Decoded images and prefix activations (never committed): LSCL_CACHE, else ~/.cache/lscl."""
-    return Path(os.environ.get("LSCL_CACHE", Path.home() / ".cache" / "lscl"))
+    """Decoded images and prefix activations (never committed): LSCL_CACHE, else ~/.cache/lscl.
+
+    Raises:
+        LsclError: neither is known.
+    """
+    return _own("LSCL_CACHE", ".cache")
 
 
 def private() -> Path:
-    """What a client of a real federation keeps to itself: LSCL_PRIVATE, else ~/.local/share/lscl."""
-    return Path(os.environ.get("LSCL_PRIVATE", Path.home() / ".local" / "share" / "lscl"))
+    """What a client of a real federation keeps to itself: LSCL_PRIVATE, else ~/.local/share/lscl.
+
+    Raises:
+        LsclError: neither is known.
+    """
+    return _own("LSCL_PRIVATE", ".local/share")
+
+
+def _own(name: str, usual: str) -> Path:
+    given = variable(name)
+    try:
+        return Path(given).absolute() if given else Path.home() / usual / "lscl"
+    except RuntimeError:  # no HOME, and the user has no entry in the list of users
+        raise LsclError(f"no home folder is known: set {name} to a folder") from None
+
+
+def variable(name: str) -> str | None:
+    """An environment variable; empty is as good as not set."""
+    return os.environ.get(name, "").strip() or None
+
+
+def settle() -> None:
+    """Make the places in the environment absolute, so that they mean the same in notebooks and processes, which run in other folders."""
+    for name in ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS"):
+        given = variable(name)
+        if given:
+            os.environ[name] = str(Path(given).absolute())

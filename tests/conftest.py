@@ -1,6 +1,7 @@
 """What the tests share: a cache for the session, a results folder for each test, and small data."""
 
 import json
+import os
 import resource
 import shutil
 from contextlib import contextmanager
@@ -8,12 +9,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from made_records import record
 from PIL import Image
 from tests_root import ROOT, Recorder
 
 from lscl.config import experiment
-from lscl.data.partition import partition
+from lscl.data.glyphs import glyphs
+from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.experiments import records
 from lscl.experiments.progress import Progress
@@ -25,18 +28,55 @@ from lscl.federation.method import Stage
 from lscl.methods import METHODS
 from lscl.models.vit import foundation_of
 
+# What takes longest, longest first; each other file takes less.
+LONGEST = (
+    "tests/publish/test_site.py",
+    "tests/flower/test_flower_processes.py",
+    "notebooks/03_continual_finetuning.ipynb",
+    "notebooks/04_one_by_one_distillation.ipynb",
+    "notebooks/02_collaborative_training.ipynb",
+    "tests/flower/test_grid.py",
+    "tests/flower/test_server_app.py",
+    "tests/test_bad_input.py",
+    "tests/federation/test_robust.py",
+    "tests/experiments/test_cost_model.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """For --dist loadgroup: the tests of a file stay on one worker, which makes their fixtures once, and what takes longest starts first.
+
+    The pages of the book are made of the same costs, which a process counts once, so their files stay together too.
+    """
+
+    def group(item):
+        name = item.path.relative_to(ROOT).as_posix()
+        return "pages" if name.startswith("tests/publish/") and name not in LONGEST else name
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory):
-    """One cache for all tests: the glyphs are drawn once."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache for all tests, of all workers: the glyphs are drawn once."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("cache")
+    cache = tmp_path_factory.getbasetemp().parent / "cache"
+    with FileLock(f"{cache}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSCL_CACHE", str(cache))
+        glyphs()
+    return cache
 
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch, tmp_path, session_cache):
-    """Results go to a folder of each test, never to the repository; -> that folder."""
+    """Results go to a folder of each test, never to the repository, and as if the code were committed; -> that folder."""
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
     torch.set_num_threads(1)
     return tmp_path / "root"
 
@@ -106,6 +146,7 @@ def federation(toy):
         frozen = foundation_of(config, kind.cut(config)) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+        method.census = Census.of(parts, data)
         if kind.surrogate:
             images = pictures(len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9))
             method.server_images = inputs(kind, frozen, ImageSet(*images, data.classes), device)
@@ -182,14 +223,13 @@ def put(places):
 
     def save(score, variant=None, seed=42, **changes):
         config = variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
-        one = record(seed=seed, score=score, **changes)
-        classes = {str(k): {str(c): [float(score), score - 30.0, score - 40.0] for c in range(k, k + 2)} for k in range(5)}
-        one |= {"config": config.model_dump(mode="json", exclude={"data_dir", "device"}), "name": config.name, "per_class": classes}
+        one = record(seed=seed, score=score, clients=5, **changes)
+        one |= {"config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}, "name": config.name}
         one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}
         one.pop("overrides")
         folder = records.folder("mini")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{config.name}.json").write_text(json.dumps(one))
+        (folder / f"{config.name}.json").write_text(json.dumps(one), encoding="utf-8")
 
     return save
 

@@ -3,13 +3,29 @@
 import hashlib
 import json
 import math
+import os
 from typing import Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
+from tests_root import ROOT
 
 from lscl import config as config_module
-from lscl.config import CHOSEN, DATASETS, PROFILES, SIZES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName, experiment
+from lscl.config import (
+    CHOSEN,
+    DATASETS,
+    PROFILES,
+    READERS,
+    SIZES,
+    WHERE_AND_HOW,
+    DatasetName,
+    Experiment,
+    MethodName,
+    ProfileName,
+    check_read,
+    experiment,
+    readers,
+)
 from lscl.errors import LsclError
 
 
@@ -38,12 +54,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("lr", -1e-3, "greater than 0"),
-        ("lr", 0, "greater than 0"),
+        ("lr", -1e-3, "greater than or equal to 0.000000001"),
+        ("lr", 0, "greater than or equal to 0.000000001"),
         ("lr", math.nan, "finite"),
         ("lr_cnn", math.inf, "finite"),
-        ("lr_generator", -1.0, "greater than 0"),
-        ("lr_generator_bias", 0.0, "greater than 0"),
+        ("lr_generator", -1.0, "greater than or equal to 0.000000001"),
+        ("lr_generator_bias", 0.0, "greater than or equal to 0.000000001"),
         ("clients", 0, "greater than or equal to 1"),
         ("clients", -3, "greater than or equal to 1"),
         ("tasks", 0, "greater than or equal to 1"),
@@ -54,27 +70,27 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("epochs", 0, "greater than or equal to 1"),
         ("batch", 0, "greater than or equal to 1"),
         ("rank", 0, "greater than or equal to 1"),
-        ("lora_alpha", 0, "greater than 0"),
+        ("lora_alpha", 0, "greater than or equal to 0.000001"),
         ("block", -1, "greater than or equal to 0"),
         ("features", 0, "greater than or equal to 1"),
-        ("dirichlet", 0, "greater than 0"),
+        ("dirichlet", 0, "greater than or equal to 0.000001"),
         ("min_share", 1, "less than 1"),
         ("generator_dropout", 1.0, "less than 1"),
         ("auxiliary", -0.1, "greater than or equal to 0"),
         ("alpha", math.nan, "finite"),
         ("beta", -1, "greater than or equal to 0"),
-        ("o2d_lambda", 0, "greater than 0"),
-        ("o2d_lr", -1, "greater than 0"),
+        ("o2d_lambda", 0, "greater than or equal to 0.000001"),
+        ("o2d_lr", -1, "greater than or equal to 0.000000001"),
         ("o2d_epochs", 0, "greater than or equal to 1"),
         ("buffer_per_class", -1, "greater than or equal to 0"),
         ("images_per_class", 0, "greater than or equal to 1"),
         ("image_size", 4, "greater than or equal to 8"),
         ("mgp_length", 0, "greater than or equal to 1"),
         ("mgp_block", -1, "greater than or equal to 0"),
-        ("mgp_surrogate_lr", 0, "greater than 0"),
-        ("pilora_lr_lora", 0, "greater than 0"),
+        ("mgp_surrogate_lr", 0, "greater than or equal to 0.000000001"),
+        ("pilora_lr_lora", 0, "greater than or equal to 0.000000001"),
         ("pilora_orthogonal", -1, "greater than or equal to 0"),
-        ("pilora_merge", 0, "greater than 0"),
+        ("pilora_merge", 0, "greater than or equal to 0.000001"),
         ("lorm_rank", 0, "greater than or equal to 1"),
         ("lorm_alpha", 1.5, "less than or equal to 1"),
         ("seed", -1, "greater than or equal to 0"),
@@ -89,12 +105,63 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("normalize", "perhaps", "boolean"),
         ("foundation", "", "at least 1 character"),
         ("cnn", "", "at least 1 character"),
+        ("cnn", "tiny\nsmall", "match pattern"),
+        ("cnn", "<script>", "match pattern"),
+        ("foundation", "a\0b", "match pattern"),
+        ("foundation", "mini`", "match pattern"),
     ],
 )
 def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value, allowed, one_line):
     with pytest.raises(LsclError) as caught:
         experiment(**{field: value})
     one_line(caught, f"{field} = {value!r}", allowed, Experiment.model_fields[field].description)
+
+
+NUMBERS = [name for name, field in Experiment.model_fields.items() if set(get_args(field.annotation) or [field.annotation]) & {int, float}]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [10**24, -1, 1e308, "1e38", "9" * 5000])
+def test_every_number_has_bounds(name, value, one_line):
+    """What lies outside would end in an overflow, an allocation that fails or a matrix that cannot be inverted."""
+    with pytest.raises(LsclError) as caught:
+        experiment(**{name: value})
+    one_line(caught, f"{name} = ", Experiment.model_fields[name].description)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if Experiment.model_fields[name].annotation is float])
+def test_no_number_that_is_divided_by_may_be_a_denormal(name, one_line):
+    """Rates, temperatures and the like have a least value; a weight, share or dropout of almost 0 is 0."""
+    for value in (1e-320, 1e-40):
+        try:
+            assert getattr(experiment(**{name: value}), name) == value
+        except LsclError as error:
+            assert "\n" not in str(error) and f"{name} = {value!r}" in str(error) and "greater than or equal to 0.0000" in str(error)
+            continue
+        assert experiment(**{name: 0.0}) is not None, f"{name} takes {value} but not 0"
+
+
+def test_every_committed_record_lies_within_the_bounds():
+    found = sorted((ROOT / "results" / "runs").glob("*/*.json"))
+    assert len(found) > 300
+    for path in found:
+        Experiment(**json.loads(path.read_bytes())["config"])
+
+
+@pytest.mark.parametrize("values", [{"profile": ["demo"]}, {"profile": 3}, {"dataset": {}}, {"method": []}, {"weights": 3}, {"weights": "a\0b"}])
+def test_a_value_of_another_type_is_one_line(values, one_line):
+    with pytest.raises(LsclError) as caught:
+        experiment(**values)
+    one_line(caught, *[name.replace("dataset", "data set") for name in values])
+
+
+def test_a_checkpoint_that_is_no_file_is_one_line(tmp_path, one_line):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(LsclError) as caught:
+            experiment(weights=path)
+        one_line(caught, f"weights = {str(path)!r}", "not a regular file")
 
 
 @pytest.mark.parametrize("method", get_args(MethodName))
@@ -142,6 +209,7 @@ def other_value(name, now):
         "data_dir": "elsewhere",
         "weights": __file__,
         "weights_sha256": "0" * 64,
+        "folder_digest": "0" * 16,
         "min_share": 0.1,
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
@@ -151,8 +219,8 @@ def other_value(name, now):
 
 @pytest.mark.parametrize("name", sorted(set(Experiment.model_fields) - WHERE_AND_HOW))
 def test_whatever_decides_the_result_is_in_the_digest(name):
-    base = experiment()
-    changed = experiment(**{name: other_value(name, getattr(base, name))})
+    base = experiment(dataset="folder")
+    changed = experiment(**{"dataset": "folder", name: other_value(name, getattr(base, name))})
     assert changed.digest != base.digest
 
 
@@ -210,10 +278,55 @@ def test_the_name_is_one_file_name():
     config = experiment(foundation="hub/user/model")
     assert "/" not in config.name
     fields = [name for name in Experiment.model_fields if name not in {"method", "dataset", "profile", "data_dir", "weights"}]
-    many = [experiment(**{name: other_value(name, getattr(experiment(), name)) for name in fields}), experiment(cnn=",".join(["tiny"] * 99))]
+    other = {name: other_value(name, getattr(experiment(), name)) for name in fields}
+    many = [experiment(dataset="folder", **other), experiment(cnn=",".join(["tiny"] * 99))]
     again = experiment(cnn=",".join(["tiny"] * 98))
     assert all(len(one.name) <= 200 for one in many) and many[1].name != again.name
     assert many[1].name.startswith("glyphs--fed_lscl--cnn=tiny,") and many[1].name.endswith(f"--s42--{many[1].digest}")
+
+
+@pytest.mark.parametrize("dataset", ["glyphs", "cifar100"])
+def test_images_of_one_size_have_no_other(dataset, one_line):
+    assert experiment(dataset=dataset, image_size=32) == experiment(dataset=dataset)
+    for size in (16, 64):
+        with pytest.raises(LsclError) as caught:
+            experiment(dataset=dataset, image_size=size)
+        one_line(caught, f"image_size = {size}: images of {dataset} have 32 pixels a side")
+
+
+def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
+    config = smoke()
+    assert experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, folder_digest=config.folder_digest) == config
+    assert (
+        config.name.startswith(f"folder-{config.folder_digest[:8]}--fed_lscl--image_size=16--s42")
+        and config.source == f"folder-{config.folder_digest[:8]}"
+    )
+    assert smoke(image_size=8).folder_digest != config.folder_digest == smoke(method="glfc", images_per_class=5).folder_digest
+    with pytest.raises(LsclError) as caught:
+        smoke(folder_digest="0" * 16)
+    one_line(caught, tree, "holds other images", config.folder_digest, "folder_digest = 0000000000000000")
+    with pytest.raises(LsclError) as caught:
+        experiment(folder_digest="0" * 16)
+    one_line(caught, "folder_digest = '0000000000000000'", "only dataset = folder")
+    assert experiment(profile="smoke", dataset="folder").folder_digest is None  # without a folder nothing can be known
+
+
+def test_options_of_other_systems_are_named():
+    assert readers("glfc_memory") == ("glfc",) and readers("o2d_lr") == readers("lr_cnn") == ("fed_lscl",)
+    assert readers("head") == ("fedavg_vit", "fedmgp") and "lorm" in readers("head_merge") and readers("prompt_clip") != readers("prompt_batchwise")
+    assert readers("lr") == readers("seed") == get_args(MethodName)
+
+
+@pytest.mark.parametrize("option", READERS)
+def test_every_entry_of_readers_names_options_and_systems(option):
+    assert any(name.startswith(option) for name in Experiment.model_fields) and set(READERS[option]) <= set(get_args(MethodName))
+
+
+def test_an_option_that_no_system_reads_is_one_line(one_line):
+    check_read(["lr", "rank"], ["lorm", "pilora"])
+    with pytest.raises(LsclError) as caught:
+        check_read(["lr", "rank"], ["lorm", "fedavg"])
+    one_line(caught, "rank is an option of fed_lscl, local_lora, pilora, not of fedavg, lorm: leave it out")
 
 
 def test_none_lifts_the_limits_of_a_profile():

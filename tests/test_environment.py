@@ -6,8 +6,8 @@ import tomllib
 import yaml
 from tests_root import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 
 def name_of(requirement: str) -> str:
@@ -15,7 +15,7 @@ def name_of(requirement: str) -> str:
 
 
 def pinned() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return {name_of(line): line.split("==")[1] for line in lines if "==" in line and not line.startswith("#")}
 
 

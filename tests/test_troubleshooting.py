@@ -8,7 +8,7 @@ import pytest
 from test_cli import call
 from tests_root import ROOT
 
-TEXT = (ROOT / "book" / "troubleshooting.md").read_text()
+TEXT = (ROOT / "book" / "troubleshooting.md").read_text(encoding="utf-8")
 SAID = re.findall(r"```console\n\$ lscl (.*)\n((?:.*\n)+?)```", TEXT)
 NAMED = re.findall(r"```text\n(.+)\n```", TEXT)
 
@@ -25,7 +25,7 @@ def test_a_command_says_what_the_page_says(words, lines, capsys, published):
 def said():
     """Every error text of the package, `...` for what is filled in."""
     for path in (ROOT / "lscl").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "LsclError":
                 parts = getattr(node.args[0], "values", [node.args[0]])
                 yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in parts)

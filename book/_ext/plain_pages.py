@@ -29,7 +29,7 @@ class LiveFigure(SphinxDirective):
         relative, path = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(relative)
         text, _ = self.state.inline_text(" ".join(self.content), self.lineno)
-        picture = nodes.raw("", Path(path).read_text(), format="html")
+        picture = nodes.raw("", Path(path).read_text(encoding="utf-8"), format="html")
         figure = nodes.figure("", picture, nodes.caption("", "", *text), names=[self.arguments[1]])
         self.state.document.note_explicit_target(figure)
         return [figure]
@@ -52,14 +52,14 @@ def name_the_toggles(app, pagename, templatename, context, doctree):
 
 def take_numbers(app, config):
     """The numbers that `lscl pages` wrote, for the names in double braces, and the commit that the pages are built from."""
-    made = json.loads((Path(app.confdir) / "results" / "tables" / "numbers.json").read_text())
+    made = json.loads((Path(app.confdir) / "results" / "tables" / "numbers.json").read_text(encoding="utf-8"))
     config.myst_substitutions = {**config.myst_substitutions, **made, "built_from": commit(app.confdir)}
 
 
 def commit(folder):
     """The commit of the repository around a folder, or that there is none."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return "a copy without its history"
     return f"commit `{found.stdout.strip()[:10]}`"

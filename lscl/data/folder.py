@@ -1,72 +1,180 @@
-"""Any image-folder tree: FOLDER/train/<class>/<image> and FOLDER/test/<class>/<image>, or FOLDER/<class>/<image>."""
+"""Any image-folder tree: FOLDER/train/<class>/... and FOLDER/test/<class>/..., or FOLDER/<class>/..., images at any depth in a class.
+
+Hidden names (a leading dot, Thumbs.db, __MACOSX and the like) are passed over. What else is no image is counted and named.
+"""
 
 import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lscl.data.store import ImageSet, cached, canonical
-from lscl.errors import LsclError
+from lscl.data.picture import is_picture, read
+from lscl.data.store import ImageSet, allocated_memmap, cached_piecewise, digest_of
+from lscl.errors import LsclError, counted, shown
+
+DECODER = 2  # raised when the same file comes to give other pixels, so that nothing decoded before is used
+HIDDEN = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "@eadir"}  # left by systems and viewers, in small letters
+SPLITS = ("train", "test")
 
 
 def image_folder(folder: Path, size: int) -> ImageSet:
-    """Decode FOLDER/<class>/<image> at `size` pixels a side (shorter side resized, centre cropped); cached.
+    """Decode FOLDER/<class>/... at `size` pixels a side (shorter side resized, centre cropped); cached.
 
-    Classes and files are taken in alphabetical order, so labels do not depend on the file system.
+    Classes are taken in alphabetical order and the images of a class in that of their pixels, so nothing depends on the file system.
 
     Raises:
-        LsclError: the folder is missing or holds no images, or an image is corrupt (it is named).
+        LsclError: the folder is missing or holds no images, a class has none, or an image cannot be read (it is named).
     """
-    files = list_images(folder)
-    stamp = hashlib.sha256(f"{folder.resolve()} {size}\n".encode())  # train/ and test/ may agree in all names, sizes and times
+    classes, loose = class_files(folder)
+    name = f"folder-{stamp(folder, [*(path for files in classes.values() for path in files), *loose], size, DECODER)}"
+    return cached_piecewise(name, lambda made: _decode(folder, classes, loose, size, made))
+
+
+def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
+    """What names a decoded source in the cache: its place, its files' names, sizes and times, and whatever `more` decides; 16 hex digits."""
+    total = hashlib.sha256(os.fsencode(" ".join(map(str, (folder.resolve(), *more))) + "\n"))  # train/ and test/ may agree in all files
     for path in files:
-        about = path.stat()
-        stamp.update(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return cached(f"folder-{stamp.hexdigest()[:16]}", lambda: _decode(folder, files, size))
+        about = path.stat() if path.exists() else path.lstat()  # a broken link is what it is
+        total.update(os.fsencode(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n"))
+    return total.hexdigest()[:16]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Every image file in the class folders of `folder`, sorted.
+def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Every file of each class that is not hidden, sorted, images or not; and the files that are in no class.
 
     Raises:
-        LsclError: the folder is missing, or there is no class folder with images in it.
+        LsclError: the folder is missing or cannot be read, has no class folders, or two that look the same.
     """
     if not folder.is_dir():
         raise LsclError(f"no data folder {folder}: give an existing folder of <class>/<image> files")
-    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMG_EXTENSIONS)
-    if not files:
-        raise LsclError(f"no images in {folder}: expected <class>/<image> files ending in {' '.join(IMG_EXTENSIONS)}")
-    return files
+    here = sorted(path for path in _listed(folder) if not hidden(path.name))
+    around = {_identity(path) for path in (folder, *folder.resolve().parents)}
+    classes = {path.name: _files(path, around) for path in here if path.is_dir()}
+    if not classes:
+        raise LsclError(f"no images in {folder}: expected a folder for each class, <class>/<image>")
+    looks = {}
+    for name in classes:
+        other = looks.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise LsclError(f"{folder}: two class folders look the same, {other!a} and {name!a}: join them or rename one")
+    return classes, [path for path in here if not path.is_dir()]
 
 
-def _decode(folder: Path, files: list[Path], size: int) -> ImageSet:
-    classes = sorted({path.parent.name for path in files})
-    number = {name: i for i, name in enumerate(classes)}
-    images = np.empty((len(files), size, size, 3), np.uint8)
-    for i, path in enumerate(files):
-        images[i] = square(path, size, str(path))
-    labels = np.array([number[path.parent.name] for path in files], np.int64)
-    return canonical(ImageSet(images, labels, tuple(classes)))
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's images: hidden, or left by a system or a viewer."""
+    return name.startswith(".") or name.lower() in HIDDEN
 
 
-def square(file: Path | BinaryIO, size: int, name: str) -> np.ndarray:
-    """One image file, its shorter side resized and the centre cropped: (size, size, 3) uint8.
+def _files(folder: Path, around: set[tuple[int, int]]) -> list[Path]:
+    """All files below a class folder; links are followed, but no folder is read twice, and none of those `around` it."""
+    found, seen = [], {_identity(folder), *around}
+    if _identity(folder) in around:
+        raise LsclError(f"class folder {folder} is a link to a folder that it lies in")
+    for here, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        inside = {name: _identity(Path(here, name)) for name in sorted(folders) if not hidden(name)}
+        folders[:] = [name for name, one in inside.items() if one not in seen and not seen.add(one)]
+        found += [Path(here, name) for name in names if not hidden(name)]
+    return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    about = folder.stat()
+    return about.st_dev, about.st_ino
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> None:
+    raise LsclError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def pictures_of(folder: Path, classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The files of each class that are images, and all others.
 
     Raises:
-        LsclError: it is corrupt; the line says `name`.
+        LsclError: a class has no image.
     """
-    try:
-        with Image.open(file) as picture:
-            picture = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise LsclError(f"corrupt image {name}: {error}") from error
-    width, height = picture.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        picture = picture.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC)
-        left, top = (picture.width - size) // 2, (picture.height - size) // 2
-        picture = picture.crop((left, top, left + size, top + size))
-    return np.asarray(picture)
+    pictures, others = {}, []
+    for name, files in classes.items():
+        pictures[name] = [path for path in files if is_picture(path)]
+        others += sorted(set(files) - set(pictures[name]))
+        if not pictures[name]:
+            what = ignored(folder, files) or "it is empty"
+            raise LsclError(f"no images in class folder {shown(str(folder / name))}: {what}; remove the folder if it is no class")
+    return pictures, others
+
+
+def ignored(folder: Path, files: Iterable[Path]) -> str:
+    """The line that says which files were passed over, empty if none was."""
+    files = sorted(files)
+    if not files:
+        return ""
+    kinds = Counter(shown(path.suffix.lower(), 12) or "without ending" for path in files)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0])))
+    return f"{counted(len(files), 'file')} ignored: {counts}; the first is {shown(str(files[0].relative_to(folder)))}"
+
+
+def _decode(folder: Path, classes: dict[str, list[Path]], loose: list[Path], size: int, made: Path) -> ImageSet:
+    """Write the images class by class into made/images.npy, each class in the order of the SHA-256 of its pixels, as `canonical` has it."""
+    pictures, others = pictures_of(folder, classes)
+    counts = [len(files) for files in pictures.values()]
+    images = allocated_memmap(made / "images.npy", np.uint8, (sum(counts), size, size, 3))
+    several, start = 0, 0
+    for files in pictures.values():
+        for row, path in enumerate(files, start):
+            picture = read(path, shown(str(path)))
+            images[row] = picture.square(size, shown(str(path)))
+            several += picture.frames > 1
+        own = slice(start, start + len(files))
+        images[own] = images[own][np.argsort([digest_of(image) for image in images[own]], kind="stable")]
+        start += len(files)
+    images.flush()
+    notes = [ignored(folder, [*others, *loose]), f"{counted(several, 'file')} with several pictures, the first is used" if several else ""]
+    return ImageSet(images, np.repeat(np.arange(len(counts)), counts), tuple(pictures), tuple(note for note in notes if note))
+
+
+def split_folders(folder: Path) -> tuple[Path, Path]:
+    """FOLDER/train and FOLDER/test.
+
+    Raises:
+        LsclError: one of them is missing; the line says what is there instead.
+    """
+    if not folder.is_dir():
+        raise LsclError(f"no data folder {folder}: give an existing folder with {' and '.join(SPLITS)} in it")
+    if not all((folder / split).is_dir() for split in SPLITS):
+        raise LsclError(f"{folder}: expected the folders {' and '.join(SPLITS)}, found {folders_in(folder)}")
+    return folder / SPLITS[0], folder / SPLITS[1]
+
+
+def folders_in(folder: Path) -> str:
+    """The names of the folders that lie in `folder`, as a list in a sentence."""
+    found = sorted(path.name for path in _listed(folder) if path.is_dir() and not hidden(path.name))
+    more = f" and {len(found) - 8} more" if found[8:] else ""
+    return ", ".join(shown(name, 40) for name in found[:8]) + more or "no folder"
+
+
+def same_classes(folder: Path, train: Collection[str], test: Collection[str]) -> None:
+    """Check that both splits have the same class folders.
+
+    Raises:
+        LsclError: they have not; names that differ only in case or in their Unicode form are shown as a pair.
+    """
+    odd = sorted(set(train) ^ set(test))
+    alike = {}
+    for name in odd:
+        other = alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            raise LsclError(f"{folder}: {other!a} and {name!a} differ only in case or Unicode form; a class has one name in train and test")
+    if odd:
+        raise LsclError(
+            f"{folder}: train and test must have the same class folders; {odd[0]!r} is in only one of them, {'train' if odd[0] in train else 'test'}"
+        )

@@ -21,7 +21,8 @@ import numpy as np
 from filelock import FileLock
 
 from lscl import paths
-from lscl.data.folder import square
+from lscl.data.folder import DECODER, hidden, stamp
+from lscl.data.picture import square
 from lscl.data.store import ImageSet, cached_splits, digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
@@ -62,20 +63,31 @@ class Source:
         for name, file in self._files(read=True):
             yield name, square(file, size, f"{self.path}: {name}")
 
+    def stamp(self) -> str:
+        """Place, sizes and times of the files that are read."""
+        return stamp(self.path.parent, self._paths() if self.path.is_dir() else [self.path])
+
+    def _paths(self) -> list[Path]:
+        found = sorted(path for pattern in ("*/*", "train/*/*", "test/*/*") for path in self.path.glob(pattern))
+        return [file for file in found if file.is_file() and _image(file.name)]
+
     def _files(self, read: bool) -> Iterator[tuple[str, BinaryIO | None]]:
         if self.path.is_dir():
-            for file in sorted(path for pattern in ("*/*", "train/*/*", "test/*/*") for path in self.path.glob(pattern)):
-                if file.is_file() and file.suffix.lower() in ENDINGS:
-                    yield "/".join(file.parts[-2:]), io.BytesIO(file.read_bytes()) if read else None
+            for file in self._paths():
+                yield "/".join(file.parts[-2:]), io.BytesIO(file.read_bytes()) if read else None
             return
         try:
             with tarfile.open(self.path) as archive:
                 for member in archive:
                     parts = Path(member.name).parts
-                    if member.isfile() and len(parts) >= 2 and parts[-1].lower().endswith(ENDINGS):
+                    if member.isfile() and len(parts) >= 2 and _image(parts[-1]):
                         yield "/".join(parts[-2:]), archive.extractfile(member) if read else None
         except (tarfile.TarError, OSError, EOFError) as error:
             raise LsclError(f"damaged archive {self.path}: {error}; remove it to download it again") from error
+
+
+def _image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not hidden(name)
 
 
 def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
@@ -92,7 +104,9 @@ def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
     labels, classes = _labels(names)
     test = split(labels)
     save_split(test)
-    name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}"
+    name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}-v{DECODER}"
+    if data_dir is not None:  # files of these names may hold other pictures than the archive
+        name += f"-{source.stamp()}"
     return cached_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
 
 

@@ -48,13 +48,40 @@ class Partition:
         """Every class that `client` has met up to and including `task`, in order of arrival."""
         return tuple(label for part in self.tasks[client][: task + 1] for label in part.classes)
 
-    def counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """Training images by (client, task, class), int64."""
-        return np.array([[np.bincount(labels[list(part.train)], minlength=classes) for part in stream] for stream in self.tasks])
+    def counts(self, labels: np.ndarray, classes: int, split: str = "train") -> np.ndarray:
+        """Training (or with split = test, test) images by (client, task, class), int64. labels: of the images that the positions point to."""
+        return np.array([[np.bincount(labels[list(getattr(part, split))], minlength=classes) for part in stream] for stream in self.tasks])
 
     def save(self, path: Path) -> None:
         """Write the index lists as JSON."""
         write_atomic(path, json.dumps({"digest": self.digest, **asdict(self)}, separators=(",", ":")).encode())
+
+
+@dataclass(frozen=True)
+class Census:
+    """What the server knows of the clients' images: `parts`, and how many are for training and for testing, by (client, task, class)."""
+
+    parts: Partition
+    train: np.ndarray
+    test: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Partition, data: Dataset) -> "Census":
+        tested = data.train if parts.holdout else data.test
+        train, test = parts.counts(data.train.labels, len(data.classes)), parts.counts(tested.labels, len(data.classes), "test")
+        return cls(parts, train, test)
+
+    def images(self, client: int, task: int) -> int:
+        """Training images of a task."""
+        return int(self.train[client, task].sum())
+
+    def images_so_far(self, client: int, task: int) -> int:
+        """Training images of all tasks up to this one."""
+        return int(self.train[client, : task + 1].sum())
+
+    def tested(self, client: int, task: int) -> np.ndarray:
+        """Test images of every class met so far, in order of arrival: (classes,) int64."""
+        return self.test[client, : task + 1].sum(0)[list(self.parts.seen(client, task))]
 
 
 def partition(config: Experiment, data: Dataset) -> Partition:

@@ -1,5 +1,7 @@
 """Data sets by name, in one canonical order, so that every source of the same images gives the same digest."""
 
+import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -7,25 +9,42 @@ from torchvision.datasets import CIFAR100
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.folder import image_folder
+from lscl.data.duplicates import without_duplicates
+from lscl.data.folder import class_files, folders_in, image_folder, same_classes, split_folders, stamp
 from lscl.data.glyphs import glyphs
 from lscl.data.imagenet_r import imagenet_r
 from lscl.data.store import Dataset, ImageSet, cached, canonical
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shown
+
+CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
+    "e99a3ffc39c3636f9e386d2889633c17e86840863ae63967e2df0e33d91e36b4",
+    "fae39000ede653013428e0d150927cbbf0223cfb8e26715b8428086ddcef4e2e",
+)
 
 
 def load(config: Experiment) -> Dataset:
-    """The data set of `config`, reduced to its images per class.
+    """The data set of `config`, reduced to its images per class; what its reader noted is printed on stderr.
 
     Raises:
-        LsclError: missing or empty folder, corrupt image, no download possible, or fewer images per class than asked for.
+        LsclError: missing or empty folder, corrupt image, no download possible, fewer images per class than asked for, or others than
+            those of `folder_digest`.
     """
     train, test = _splits(config)
+    for split, images in (("train", train), ("test", test)):
+        for note in images.notes:
+            print(f"{shown(str(config.data_dir / split))}: {note}", file=sys.stderr)
+    if config.duplicates == "drop":
+        train = without_duplicates(train, test)
     return Dataset(
         config.dataset,
         per_class(train, config.images_per_class, f"{config.dataset} train"),
         per_class(test, config.test_images_per_class, f"{config.dataset} test"),
     )
+
+
+def folder_digest(config: Experiment) -> str:
+    """The digest of all images in a folder, as many as there are: 16 hex digits. Raises as `load`."""
+    return Dataset(config.dataset, *_splits(config)).digest
 
 
 def surrogate(config: Experiment) -> ImageSet:
@@ -67,6 +86,7 @@ def per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
     return _of_each_class(images, 0, count)
 
 
+@lru_cache(maxsize=4)  # so that the images of one run are copied and hashed once
 def _of_each_class(images: ImageSet, first: int, count: int) -> ImageSet:
     order = np.argsort(images.labels, kind="stable")
     starts = np.searchsorted(images.labels[order], np.arange(len(images.classes))) + first
@@ -82,7 +102,11 @@ def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
         return imagenet_r(config.data_dir, config.image_size)
     if config.data_dir is None:
         raise LsclError("dataset folder needs data_dir: a folder with train/<class>/<image> and test/<class>/<image>")
-    return _folder_pair(config.data_dir, config.image_size)
+    train, test = _folder_pair(config.data_dir, config.image_size)
+    found = Dataset(config.dataset, train, test).digest
+    if config.folder_digest not in (None, found):
+        raise LsclError(f"{config.data_dir} holds other images (digest {found}) than those asked for (folder_digest = {config.folder_digest})")
+    return train, test
 
 
 def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
@@ -93,7 +117,14 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
         train, test = _folder_pair(folder, 32)
         if (len(train.classes), len(test.classes)) != (100, 100):
             raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
+        if (train.digest, test.digest) != CIFAR100_DIGESTS:
+            raise LsclError(f"{folder} does not hold the pixels of CIFAR-100, all 60,000 images: give --dataset folder for images of your own")
         return train, test
+    if folder is not None and not (folder / CIFAR100.base_folder).is_dir():
+        raise LsclError(
+            f"CIFAR-100 not found in {folder}: expected the folders train and test, or torchvision's {CIFAR100.base_folder}, "
+            f"found {folders_in(folder)}; give --data-dir another folder, or leave it out to download"
+        )
     return _torchvision_cifar100(folder)
 
 
@@ -109,12 +140,14 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
             ) from error
         return canonical(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
 
-    return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
+    if folder is None:
+        return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
+    key = f"cifar100-{stamp(folder, sorted((folder / CIFAR100.base_folder).glob('*')))}"  # what another source gave is not taken for it
+    return cached(f"{key}-train", lambda: decode(True)), cached(f"{key}-test", lambda: decode(False))
 
 
 def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
-    train, test = (image_folder(folder / split, size) for split in ("train", "test"))
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise LsclError(f"{folder}: train and test must have the same class folders; {odd[0]!r} is in only one of them")
+    places = split_folders(folder)
+    same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
+    train, test = (image_folder(place, size) for place in places)
     return train, test

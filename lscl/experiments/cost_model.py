@@ -25,14 +25,14 @@ from lscl.config import Experiment
 from lscl.data import imagenet_r
 from lscl.data.glyphs import PER_CLASS
 from lscl.errors import LsclError, unknown
-from lscl.experiments.records import physical_memory
+from lscl.machine import physical_memory
 from lscl.methods import METHODS
 from lscl.methods.parts.inversion import SIDE, Encoder
 from lscl.methods.parts.passes import BATCH
 from lscl.methods.parts.synthesis import ImageGenerator
 from lscl.models.cache import STORED, limit_bytes
-from lscl.models.cnn import small_cnn
-from lscl.models.vit import FrozenViT, architecture
+from lscl.models.cnn import check_cnns, small_cnn
+from lscl.models.vit import FrozenViT, architecture, check_block
 
 FLOAT = 4  # bytes
 # Images of a class for training and for testing (ImageNet-R: the mean over its classes), and bytes to download.
@@ -102,20 +102,29 @@ class Cost:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The last `count` blocks of a ViT, N tokens of width d, hidden width h. FLOPs are per image, in linear layers and in attention: (2,)."""
+    """The last `count` blocks of a ViT, N tokens of width d, hidden width h. FLOPs are per image, in linear layers and in attention: (2,).
+
+    pooled: behind the last block all tokens are read, not CLS alone.
+    """
 
     count: int
     tokens: int
     width: int
     hidden: int
+    pooled: bool = False
 
     def forward(self, cls_only: bool = True) -> np.ndarray:
         """All blocks; in the last one only what the CLS token needs."""
-        return sum((self._block(cls_only and index == self.count - 1) for index in range(self.count)), np.zeros(2))
+        short = self._shortened() if cls_only else 0
+        return sum((self._block(index >= self.count - short) for index in range(self.count)), np.zeros(2))
 
     def step(self, cls_only: bool = True) -> np.ndarray:
         """Forward, and back to the activations."""
         return self.forward(cls_only) * (2, 3)
+
+    def _shortened(self) -> int:
+        """How many blocks compute only what the CLS token needs: the last one, unless all tokens are read."""
+        return 0 if self.pooled else min(1, self.count)
 
     def _block(self, short: bool) -> np.ndarray:
         n, d, rows = self.tokens, self.width, 1 if short else self.tokens
@@ -128,12 +137,17 @@ class Blocks:
         whole, last = 6 * self.width + self.hidden, 3 * self.width
         if every_input:
             whole, last = whole + 2 * self.width + self.hidden, last + 2 * self.width
-        return FLOAT * self.tokens * (max(0, self.count - 1) * whole + min(1, self.count) * last)
+        return self._all(whole, last)
 
     def low_rank(self) -> float:
         """Bytes that an update of every linear layer moves in a step, per image; in the last block all tokens only pass qkv."""
         whole, last = 8 * self.width + 2 * self.hidden, 4 * self.width  # inputs and outputs
-        return LOW_RANK_VISITS * FLOAT * self.tokens * (max(0, self.count - 1) * whole + min(1, self.count) * last)
+        return LOW_RANK_VISITS * self._all(whole, last)
+
+    def _all(self, whole: int, last: int) -> float:
+        """Bytes of all blocks, of which a whole one has so many numbers per token and a shortened last one so many."""
+        short = self._shortened()
+        return FLOAT * self.tokens * ((self.count - short) * whole + short * last)
 
     def passing(self) -> float:
         """Bytes that live at once in a forward pass without gradients, per image."""
@@ -178,6 +192,7 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
     return Network(flops / count, FLOAT * sum(sizes) / count, FLOAT * sum(p.numel() for p in model.parameters()))
 
 
+@lru_cache
 def cnn_of(config: Experiment, client: int = 0) -> Network:
     """The CNN of a client."""
     with torch.device("meta"):
@@ -190,7 +205,14 @@ def blocks_of(config: Experiment) -> Blocks:
     cut = METHODS[config.method].cut(config)
     extra = {"l2p": config.l2p_top_k * config.l2p_length, "fedmgp": config.mgp_length}.get(config.method, 0)
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens + extra
-    return Blocks(0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, vit.blocks[0].mlp.fc1.out_features)
+    mlp = sum(layer.weight.numel() for layer in vit.blocks[0].mlp.modules() if isinstance(layer, nn.Linear))
+    hidden = mlp // (2 * vit.embed_dim)  # of two layers that cost as much, where there are three
+    return Blocks(0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, hidden, whole_of(vit).read is None)
+
+
+def whole_of(vit: VisionTransformer) -> FrozenViT:
+    """The network with nothing in front of the cut."""
+    return FrozenViT(vit, 0, (0.0,) * 3, (1.0,) * 3)
 
 
 def generator_flops(config: Experiment, width: int) -> float:
@@ -267,6 +289,8 @@ def cost(config: Experiment) -> Cost:
     """
     kind, counts, method = METHODS[config.method], Counts.of(config), config.method
     has_cnn = trains_cnn(config)
+    if has_cnn:
+        check_cnns(config)
     cnn = cnn_of(config) if has_cnn else NOTHING
     later = (config.tasks_run - 1) / config.tasks_run  # share of the work from the second task on
     trained = kind.passes * config.rounds * config.epochs * counts.epoch
@@ -276,8 +300,11 @@ def cost(config: Experiment) -> Cost:
     memory, download, steps = CUDA_CONTEXT, DOWNLOADS[config.dataset], trained / config.batch
     if kind.vit:
         vit, stem = vit_shape(config.foundation)
-        blocks, whole = blocks_of(config), FrozenViT(vit, 0, (0.0,) * 3, (1.0,) * 3)
-        every = Blocks(whole.depth, whole.tokens, whole.width, blocks.hidden)
+        whole = whole_of(vit)
+        check_block(config, whole.depth)
+        kind.check_foundation(config, whole)
+        blocks = blocks_of(config)
+        every = replace(blocks, count=whole.depth, tokens=whole.tokens)
         surrogate = config.mgp_surrogate_per_class * CLASSES[config.dataset] if kind.surrogate else 0
         frozen = every.forward(cls_only=False) * (1 if kind.query else 1 - blocks.count / whole.depth)
         dense += (images + surrogate) * (frozen + np.array([stem, 0.0]))

@@ -32,7 +32,7 @@ def doctor() -> Iterator[str]:
         free = shutil.disk_usage(folder).free / 2**30
         yield f"{'bad: little space, ' if free < LEAST_FREE_GB else ''}{what}: {folder}, {free:.0f} GB free"
     code = records.source()
-    yield f"code: commit {code['commit'] or 'none (installed package)'}{', with uncommitted changes: runs are filed apart' if code['dirty'] else ''}"
+    yield f"code: {_code(**code)}"
     try:
         read_weights(WEIGHTS)
         yield f"weights: {WEIGHTS.name} is the file its description speaks of"
@@ -45,3 +45,9 @@ def doctor() -> Iterator[str]:
         yield f"stopped run: {folder.parent.parent.name} {folder.name}; the same command goes on"
     if shutil.which("git") is None or subprocess.run(["git", "--version"], capture_output=True, check=False).returncode != 0:
         yield "missing git: records will not name their commit"
+
+
+def _code(commit: str | None, dirty: bool, code_digest: str) -> str:
+    known = f"commit {commit}" if commit else "no commit of a repository of its own" if dirty else "no commit, an installed package as it was packed"
+    changed = ", with uncommitted changes" if commit else ""
+    return f"{known}{changed}: runs are filed apart" if dirty else known

@@ -1,76 +1,174 @@
 """Records: one JSON file per finished run, the only source of every number in a table, a figure or a sentence."""
 
+import base64
+import hashlib
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import FileHash, distributions
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-import lscl
 from lscl import paths
-from lscl.config import PLACES, WHERE_AND_HOW, Experiment
-from lscl.data.store import digest_of, write_atomic
+from lscl.config import PLACES, WHERE_AND_HOW, DatasetName, Experiment, MethodName, ProfileName
+from lscl.data.store import digest_of, read_regular, write_atomic
 from lscl.errors import LsclError
+from lscl.experiments import origin
 from lscl.federation.metrics import MASKS, accuracy_tensor, per_class
+from lscl.machine import hardware, versions
 
 SCHEMA = 1
+LARGEST = 64 * 2**20  # bytes of a record's file
+PACKAGE = Path(__file__).resolve().parent
 Record = dict[str, Any]
-# What may differ between equal runs.
-TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions")
+# What may differ between equal runs; a server does not know how many images the clients of a real federation have gone through.
+TIMES = (
+    "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions", "optimised_images",
+)  # fmt: skip
+
+Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z]{1,64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-def source() -> dict[str, Any]:
-    """Which code runs: {"commit": hash or None, "dirty": uncommitted changes in the code, "code_digest": of all its files}."""
+class Hardware(BaseModel):
+    """The machine of a run."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    cpu: Text
+    cores: Count | None
+    memory_gb: Amount
+    gpu: Text | None
+
+
+class RecordFile(BaseModel):
+    """What every record is: all entries are there, of the right type and size, and agree with each other."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    schema_: Literal[SCHEMA] = Field(alias="schema")
+    method: MethodName
+    dataset: DatasetName
+    profile: ProfileName
+    seed: Count
+    name: Annotated[str, Field(max_length=250, pattern=r"^[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")]
+    config: Experiment
+    config_digest: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    accuracy: dict[Literal[MASKS], list[list[list[Percent | None]]]]
+    per_class: dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]]]
+    data_digest: Digest
+    partition_digest: Digest
+    server_images_digest: Digest | None = None  # came later
+    weights_digest: Digest | None
+    bytes_up: list[list[Count]]
+    bytes_down: list[list[Count]]
+    trained_parameters: list[Count]
+    trained_images: Count
+    optimised_images: Count = 0  # came later
+    seconds: dict[Text, Amount]
+    cpu_seconds: Amount = 0  # came later
+    peak_memory_mb: Amount
+    device: Literal["cpu", "cuda"] = "cpu"  # came later
+    faults: list[list[str]] = []
+    commit: Digest | None
+    dirty: bool
+    code_digest: Digest
+    finished: Text
+    hardware: Hardware
+    versions: dict[Text, Text]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "RecordFile":
+        """Entries that are there twice are equal, and every list has a place for each task, client, mask and class."""
+        config = self.config
+        tasks, clients, classes = config.tasks_run, config.clients, config.tasks_run * config.classes_per_task
+        for key in ("method", "dataset", "profile", "seed"):
+            _same(key, getattr(self, key), getattr(config, key))
+        _same("name", self.name.rsplit("--", 2)[1:], [f"s{self.seed}", self.config_digest])
+        _same("accuracy", set(self.accuracy), set(MASKS))
+        for mask in self.accuracy.values():
+            _same("accuracy by task, client and task", [[len(client) for client in task] for task in mask], [[tasks] * clients] * tasks)
+            if any(value is not None for t, task in enumerate(mask) for client in task for value in client[t + 1 :]):
+                raise ValueError("accuracy on a task that was not yet learnt")
+        for key in ("bytes_up", "bytes_down", "faults"):
+            _same(f"{key} by round", len(getattr(self, key) or self.bytes_up), len(self.bytes_up))
+        for name, rows in (("bytes_up", self.bytes_up), ("bytes_down", self.bytes_down), ("trained_parameters", [self.trained_parameters])):
+            _same(f"{name} by client", {len(row) for row in rows}, {clients})
+        _same("per_class by client", {int(k) for k in self.per_class} - set(range(clients)), set())
+        for found in self.per_class.values():
+            _same("per_class by class and mask", [len(found), *{len(row) for row in found.values()}], [classes, len(MASKS)])
+        return self
+
+
+def _same(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise ValueError(f"{what}: {found} instead of {wanted}"[:300])
+
+
+def source(package: Path = PACKAGE) -> dict[str, Any]:
+    """Which code runs: {"commit": hash or None, "dirty": whether it may be other code than the commit's, "code_digest": of all its files}.
+
+    The repository asked is the one that the package itself lies in. Without one, the code is clean, with commit None, only if it is an
+    installed distribution whose files are as they were packed; all else is dirty.
+    """
+    files = sorted(path for path in package.rglob("*") if path.is_file() and not _passed_over(path.relative_to(package)))
+    digest = digest_of(*(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes())))
+    commit, dirty = _checkout(package, files) or (None, not _as_packed(package, files))
+    return {"commit": commit, "dirty": dirty, "code_digest": digest[:16]}
+
+
+def _passed_over(path: Path) -> bool:
+    """Whether a file of the package is none of its code: what Python compiled, and what is hidden."""
+    return any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+
+
+def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
+    """The commit of the repository that has `package`, and whether the files differ from it; None if there is no such repository.
+
+    Contents are compared, so no flag in the index hides a change. A clone of another owner is read if the package lies at its top, for
+    then its code runs anyway; nothing that the clone configures is started.
+    """
+    top, names = package.parent, [*files, *package.parent.glob("pyproject.toml")]
+    names = [path.relative_to(top).as_posix() for path in names]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")}
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=paths.root(), capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-c", f"safe.directory={top.resolve()}", "-c", "core.fsmonitor=false", "-C", str(top), *words]
+        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout.decode(errors="surrogateescape")
 
     try:
-        changed = bool(git("status", "--porcelain", "--", "lscl", "pyproject.toml"))
-        commit = git("rev-parse", "HEAD")
+        commit = git("rev-parse", "HEAD").strip()
+        rows = [row.split("\t", 1) for row in git("ls-tree", "-r", "-z", commit, "--", package.name, "pyproject.toml").split("\0") if row]
+        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(Path(name))}
+        if f"{package.name}/__init__.py" not in tracked:
+            return None  # installed into a folder of some other repository
+        hashes = git("hash-object", "--no-filters", "--", *names).split()
     except (OSError, subprocess.CalledProcessError):
-        commit, changed = None, False  # an installed package has no history; its version stands in the record
-    package = Path(lscl.__path__[0])
-    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
-    digest = digest_of(*(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes())))
-    return {"commit": commit, "dirty": changed, "code_digest": digest[:16]}
+        return None
+    return commit, tracked != dict(zip(names, hashes, strict=True))
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, the package and what its numbers depend on."""
-    names = ("lscl", "torch", "torchvision", "timm", "numpy", "safetensors")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def _as_packed(package: Path, files: list[Path]) -> bool:
+    """Whether the package is an installed distribution, and all its files are those that were packed."""
+    for one in distributions(name=package.name):
+        packed = {Path(one.locate_file(file)): file.hash for file in one.files or ()}
+        if package / "__init__.py" in packed:
+            return all(path in packed and _has_hash(path, packed[path]) for path in files)
+    return False
 
 
-def physical_memory() -> int:
-    """Bytes of this machine's memory, 0 if it does not say."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPU of this machine."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(physical_memory() / 2**30), "gpu": gpu}
+def _has_hash(path: Path, wanted: FileHash | None) -> bool:
+    if wanted is None or wanted.mode not in hashlib.algorithms_guaranteed:
+        return False
+    found = hashlib.new(wanted.mode, path.read_bytes()).digest()
+    return base64.urlsafe_b64encode(found).decode().rstrip("=") == wanted.value
 
 
 def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]) -> Record:
@@ -84,7 +182,7 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
         "profile": config.profile,
         "seed": config.seed,
         "name": config.name,
-        "config": _saved(config),
+        "config": {**_saved(config), "threads": config.cpu_threads},
         "config_digest": config.digest,
         "accuracy": accuracy,
         "per_class": per_class(counts, seen),
@@ -106,52 +204,94 @@ def folder(profile: str, dirty: bool = False) -> Path:
 
 
 def save(record: Record) -> Path:
-    """Write a record and return its path."""
-    path = folder(record["profile"], record["dirty"]) / f"{record['name']}.json"
-    write_atomic(path, (json.dumps(record, separators=(",", ":")) + "\n").encode())
+    """Write a record and return its path.
+
+    Raises:
+        LsclError: it is none that could be read again, the disk is full, or the folder cannot be written.
+    """
+    return write(record, folder(record["profile"], record["dirty"]))
+
+
+def write(record: Record, where: Path) -> Path:
+    """Write a record into the folder `where` and return its path; raises as `save`."""
+    path = where / f"{record['name']}.json"
+    data = (json.dumps(record, separators=(",", ":")) + "\n").encode()
+    _understood(data, path)
+    write_atomic(path, data)
     return path
 
 
 def read(path: Path) -> Record:
     """Read one record; its config is completed by parameters that came later, at their defaults, and `overrides` is added: what
-    the config changes of the profile as it is today.
+    the config changes of the profile as it is today. So are `device` and `server_images_digest`, which came later.
 
     Raises:
-        LsclError: no such file, damaged, or of another schema.
+        LsclError: no such file, no regular file, damaged, of another schema, or not what `RecordFile` says.
     """
     try:
-        record = json.loads(path.read_text())
-        found = record["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = read_regular(path, LARGEST)
+    except (OSError, ValueError) as error:
         raise LsclError(f"cannot read the record {path}: {error}") from error
-    if found != SCHEMA:
-        raise LsclError(f"record {path} has schema {found}, this version reads schema {SCHEMA}: run it again or use another version")
+    return _understood(data, path)
+
+
+def _understood(data: bytes, path: Path) -> Record:
+    """The record in the bytes of a file."""
     try:
-        config = Experiment(**record["config"])
-        return {**record, "config": _saved(config), "overrides": config.overrides()}
-    except (KeyError, TypeError, ValidationError) as error:
-        raise LsclError(f"record {path} has a config that this version cannot read: {str(error).splitlines()[0]}") from error
+        record = from_json(data, allow_inf_nan=False)
+        found = record["schema"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise LsclError(f"cannot read the record {path}: {type(error).__name__} {error}") from error
+    if isinstance(found, bool) or found != SCHEMA:
+        raise LsclError(f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: run it again or use another version")
+    if isinstance(record.get("hardware"), dict):
+        record = {"device": "cuda" if record["hardware"].get("gpu") else "cpu", "server_images_digest": None, **record}
+    try:
+        config = RecordFile.model_validate(record).config
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = "a config that this version cannot read" if where.startswith("config.") else "an entry that is missing or wrong"
+        raise LsclError(f"record {path} has {what}: {where}{': ' if where else ''}{first['msg']}"[:500]) from error
+    if record["name"] != path.stem:
+        raise LsclError(f"record {path} says that its name is {record['name']}: rename it, or move it away to run again")
+    return {**record, "config": _saved(config), "overrides": config.overrides()}
 
 
-def find(config: Experiment, dirty: bool = False) -> Record | None:
-    """The finished record of this very experiment, if there is one.
+def find(config: Experiment, dirty: bool = False, code_digest: str | None = None) -> Record | None:
+    """The finished record of this very experiment, if there is one; with `code_digest`, only one that this code has made.
 
     Raises:
-        LsclError: there is a file with its digest, but damaged or made when a parameter had another default.
+        LsclError: there is a file with its digest, but damaged, made when a parameter had another default, or from other images, on
+            another device or with other threads than those asked for (`lscl.experiments.origin`); or the folder of the images is missing.
     """
     for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):  # the name before it follows the profile's values
-        record = read(path)
+        record = _of_folder(read(path), config.profile, dirty, path)
+        if code_digest not in (None, record["code_digest"]):
+            return None
         now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
         changed = [f"{key} = {record['config'][key]}, now {now[key]}" for key in now if record["config"][key] != now[key]]
         if changed:
             raise LsclError(f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again")
+        origin.compare(origin.of_record(record), origin.asked(config), "the record of this run", path)
         return record
     return None
 
 
 def all_records(profile: str) -> list[Record]:
-    """Every record of a profile from committed code, in the order of the file names."""
-    return [read(path) for path in sorted(folder(profile).glob("*.json"))]
+    """Every record of a profile from committed code, in the order of the file names.
+
+    Raises:
+        LsclError: a file is damaged, or the record of another profile or of uncommitted code.
+    """
+    return [_of_folder(read(path), profile, False, path) for path in sorted(folder(profile).glob("*.json"))]
+
+
+def _of_folder(record: Record, profile: str, dirty: bool, path: Path) -> Record:
+    if (record["profile"], record["dirty"]) != (profile, dirty):
+        what = f"of profile {record['profile']}, from {'uncommitted' if record['dirty'] else 'committed'} code"
+        raise LsclError(f"record {path} is {what}: it belongs to {folder(record['profile'], record['dirty'])}")
+    return record
 
 
 def select(records: Iterable[Record], **values: Any) -> list[Record]:

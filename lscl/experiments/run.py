@@ -18,20 +18,21 @@ from PIL import Image
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.partition import Partition, partition
+from lscl.data.partition import Census, Partition, partition
 from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
-from lscl.experiments import cost_model, records
+from lscl.experiments import cost_model, origin, records
 from lscl.experiments.progress import Progress
-from lscl.federation.checkpoint import Keeper, load_state, save_state
+from lscl.federation.checkpoint import Keeper, load_state, save_state, saved_about
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
 from lscl.methods import METHODS
-from lscl.models.cache import prefix_cache, release
+from lscl.models.cache import limit_bytes, prefix_cache, release
+from lscl.models.cnn import check_cnns
 from lscl.models.precision import laid_out, prepare_device
-from lscl.models.vit import FrozenViT, foundation_of
+from lscl.models.vit import FrozenViT, check_block, foundation_of
 
 
 def device_of(config: Experiment) -> torch.device:
@@ -57,11 +58,13 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.cpu_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written; filling costs 5 %
     prepare_device(config)
     device = device_of(config)
+    if cost_model.trains_cnn(config):
+        check_cnns(config)
     data = load(config)
     parts = partition(config, data)
     kind = METHODS[config.method]
@@ -69,8 +72,8 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     frozen = None
     if kind.vit:
         frozen = foundation_of(config, kind.cut(config)).to(device)
-        if not 0 <= config.block < frozen.depth:
-            raise LsclError(f"block = {config.block}: {config.foundation} has {frozen.depth} blocks, allowed are 0 to {frozen.depth - 1}")
+        check_block(config, frozen.depth)
+        kind.check_foundation(config, frozen)
         if config.compile:
             frozen.compile_blocks()
     watch = progress.prepare if progress else None
@@ -78,6 +81,7 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
+    method.census = Census.of(parts, data)
     if spare is not None:
         method.server_images = read(spare)
     method.device = device
@@ -129,9 +133,10 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
 
     Raises:
         Busy: another process is computing this run, and `wait` is False.
-        LsclError: bad values, data or files; what was computed before is kept.
+        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed before is kept.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     code = records.source()
     existing = _finished(config, code)
     if existing is not None:
@@ -139,7 +144,7 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     state = records.folder(config.profile) / "state" / config.name
     with claim(state, wait):
         try:
-            return _finished(config, code) or _compute(config, code, state, Progress(config, quiet))
+            return _finished(config, code) or _compute(settled(config, state), code, state, Progress(config, quiet))
         finally:
             release()
 
@@ -164,8 +169,20 @@ def claim(state: Path, wait: bool):
 
 def _finished(config: Experiment, code: dict) -> records.Record | None:
     """The record, if there is one; of uncommitted code only if it is this very code."""
-    existing = records.find(config, code["dirty"])
-    return None if code["dirty"] and existing is not None and existing["code_digest"] != code["code_digest"] else existing
+    return records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
+
+
+def settled(config: Experiment, state: Path) -> Experiment:
+    """The config with the device and the threads to compute with: where it leaves them open, those of the saved state, if there is one.
+
+    Raises:
+        LsclError: the saved state is damaged, or there is no such device.
+    """
+    begun = saved_about(state).get("origin", {})
+    if config.device == "auto" and begun.get("device") == "cpu":
+        config = config.model_copy(update={"device": "cpu"})
+    threads = config.threads or begun.get("threads", config.cpu_threads)
+    return config.model_copy(update={"device": device_of(config).type, "threads": threads})
 
 
 def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
@@ -173,7 +190,7 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
-    about = {**code, "prepare": time.perf_counter() - started}
+    about = {**code, "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
     reports, about = play(method, InProcess(method, clients, progress.client), clients, state, about, progress)
     record = make_record(data, parts, method, reports, about)
     saved = records.read(records.save(record))  # as every later call will read it
@@ -186,9 +203,16 @@ def play(
 ) -> tuple[list[Round], dict]:
     """All rounds, from the last finished one found in `state` on, saved there one by one with what is `kept` beside the server.
 
-    about: which code runs and how long its preparation took; what an earlier call wrote there counts. rules: as in `federate`.
+    about: which code runs, on what (its origin), and how long its preparation took; what an earlier call wrote there counts. rules: as in
+    `federate`.
+
+    Raises:
+        LsclError: the saved state is damaged or of another origin.
     """
     config = method.config
+    begun = saved_about(state)
+    if begun:
+        origin.compare(begun["origin"], about["origin"], "the saved state of this run", state)
     reports, earlier = load_state(state, method, kept)
     code, about = about, earlier or about
     about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
@@ -238,16 +262,13 @@ def grid(images: np.ndarray) -> np.ndarray:
 def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
     """The record of the rounds of a finished run; "faults" are in it only if there were any."""
     config = method.config
-    parts.save(paths.results() / "partitions" / f"{config.profile}--{config.dataset}--s{config.seed}--{parts.digest}.json")
+    parts.save(paths.results() / "partitions" / f"{config.profile}--{config.source}--s{config.seed}--{parts.digest}.json")
     ends = [{k: {name: value.tolist() for name, value in found.items()} for k, found in report.scores.items()} for report in reports if report.scores]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     facts = {
-        "data_digest": data.digest,
-        "partition_digest": parts.digest,
-        "server_images_digest": method.server_images.images.digest[:16] if method.server_images else None,
-        "weights_digest": method.foundation.digest if method.foundation else None,
+        **{name: value for name, value in origin.of_run(data, parts, method).items() if name != "threads"},
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
@@ -255,6 +276,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         * config.epochs
         * config.rounds
         * sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run]),
+        "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lscl import paths
-from lscl.config import Experiment, MethodName, experiment
+from lscl.config import Experiment, MethodName, check_profile, check_read, experiment, readers
 from lscl.data.glyphs import PER_CLASS
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.experiments import records
 from lscl.experiments.run import Busy, affordable, run
 from lscl.federation.metrics import average_so_far
+from lscl.models.cache import limit_bytes
 from lscl.models.cnn import MINI_FIVE, TORCHVISION
 
 TUNING_SEED = 7  # never one of the reported seeds
@@ -51,6 +52,11 @@ PLANS: dict[str, dict[str, list[int]]] = {
 }
 
 
+def _run(values: dict[str, Any], own: dict[str, Any]) -> Experiment:
+    """A run of a set: what is its own, and of the `values` for the whole set those that its system reads."""
+    return experiment(**{name: value for name, value in values.items() if own["method"] in readers(name)} | own)
+
+
 def reported(found: Iterable[records.Record]) -> list[records.Record]:
     """The records that may enter a table: all but those for tuning."""
     return [one for one in found if one["seed"] != TUNING_SEED]
@@ -58,8 +64,9 @@ def reported(found: Iterable[records.Record]) -> list[records.Record]:
 
 def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None) -> list[Experiment]:
     """Every run behind the main table of a profile; `weights` is a local checkpoint of its frozen ViT."""
+    check_profile(profile)
     return [
-        experiment(**extra, method=method, dataset=dataset, profile=profile, seed=seed, data_dir=data_dir, weights=weights)
+        _run({"dataset": dataset, "profile": profile, "data_dir": data_dir, "weights": weights}, {**extra, "method": method, "seed": seed})
         for dataset, seeds in PLANS[profile].items()
         for seed in seeds
         for method, extra in TABLE1
@@ -122,8 +129,9 @@ def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
     """What a study of Fed-LSCL changes in a profile, by the label of its tables: ablations, blocks, buffers, or cnns in sizes that fit.
 
     Raises:
-        LsclError: no such study.
+        LsclError: no such study or profile.
     """
+    check_profile(profile)
     studies = {
         "ablations": ABLATIONS,
         "blocks": {f"block {block}": {"block": block} for block in range(BLOCKS[profile])},
@@ -162,7 +170,7 @@ def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experime
 
 def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> Experiment:
     """The run of one variant of Fed-LSCL, an entry of `variants`."""
-    return experiment(**{**values, **variant, "method": "fed_lscl", "seed": seed})
+    return _run(values, {**variant, "method": "fed_lscl", "seed": seed})
 
 
 # When does writing an update per image help? One task, no federation: only what the update is made of differs.
@@ -188,7 +196,7 @@ def regimes(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
 
 def regime_run(values: dict[str, Any], regime: dict[str, Any], writer: str, seed: int) -> Experiment:
     """The run of one writer (a name in WRITERS) in one regime."""
-    return experiment(**{**values, **_ALONE, **WRITERS[writer], **regime, "seed": seed})
+    return _run(values, {**_ALONE, **WRITERS[writer], **regime, "seed": seed})
 
 
 @lru_cache
@@ -215,14 +223,16 @@ def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collec
     """The runs of the set `name` (a key of SWEEPS) under the config `values`; with `methods`, only theirs.
 
     Raises:
-        LsclError: unknown set or method.
+        LsclError: unknown set or method, or a value that no run of the set reads.
     """
     if name not in SWEEPS:
         raise unknown("sweep", name, SWEEPS)
     for method in methods:
         if method not in get_args(MethodName):
             raise unknown("method", method, get_args(MethodName))
-    return [config for config in SWEEPS[name](values, seeds) if not methods or config.method in methods]
+    runs = [config for config in SWEEPS[name](values, seeds) if not methods or config.method in methods]
+    check_read(values, {config.method for config in runs} or methods)
+    return runs
 
 
 def part(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
@@ -244,16 +254,19 @@ def sweep(
     With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
 
     Raises:
-        LsclError: unknown set, method or task, uncommitted changes in the code (their runs could not be used), or a run that this
+        LsclError: unknown set, method or task, code of no known commit (its runs could not be used), or a run that this
             machine cannot hold.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     runs = part(runs_of(name, values, seeds, methods), index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
         return
-    if records.source()["dirty"]:
-        raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
+    code = records.source()
+    if code["dirty"]:
+        why = "uncommitted changes in lscl/: commit them first" if code["commit"] else "lscl/ is no commit of its own repository: use a git clone"
+        raise LsclError(f"{why}, runs of a dirty tree can never enter a table")
     affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
@@ -269,12 +282,12 @@ def sweep(
 
 def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     """Every system of the main table with every seed."""
-    return [experiment(**{**values, **extra, "method": method, "seed": seed}) for seed in seeds for method, extra in TABLE1]
+    return [_run(values, {**extra, "method": method, "seed": seed}) for seed in seeds for method, extra in TABLE1]
 
 
 def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     """Every point of every grid on the tuning seed; `seeds` does not matter. A whole run serves as well as one that stops."""
-    runs = [experiment(**{**values, **point, "method": method, "seed": TUNING_SEED}) for method, point in _points()]
+    runs = [_run(values, {**point, "method": method, "seed": TUNING_SEED}) for method, point in _points()]
     return [config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs]
 
 

@@ -35,7 +35,7 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
 def verify(record: records.Record, data_dir: Path | None = None, weights: Path | None = None) -> dict[str, Any]:
     """Run the record's config from nothing, apart from what lies in the cache; -> what differs, and where and how long it ran."""
     file = weights if record["config"]["weights_sha256"] else None
-    config = experiment(**{**record["config"], "data_dir": data_dir, "weights": file})
+    config = experiment(**{**record["config"], "data_dir": data_dir, "weights": file, "device": record["device"]})
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again = run(config)

@@ -9,9 +9,12 @@ from torch import Tensor
 def average(states: Mapping[int, Mapping[str, Tensor]], weights: Mapping[int, float]) -> dict[str, Tensor]:
     """sum_k p_k w_k with p_k = weight_k / sum of weights (McMahan et al. 2017), in float64.
 
-    Parameters and float buffers (BatchNorm means and variances) are averaged, of integer buffers the largest is taken.
+    Parameters and float buffers (BatchNorm means and variances) are averaged, of integer buffers the largest is taken. Without a
+    positive weight all count the same.
     """
     total = sum(weights.values())
+    if total <= 0:
+        weights, total = dict.fromkeys(states, 1.0), len(states)
     first = next(iter(states.values()))
     merged = {}
     for name, value in first.items():

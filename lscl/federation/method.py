@@ -3,7 +3,8 @@
 Server state lives in `Method.server`, private client state in `Client.model` and `Client.state`; only payloads cross between them.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lscl.config import Experiment
+from lscl.data.partition import Census
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client, Inputs
+from lscl.federation.limits import LIMIT, STEP, Check, between, equal, near
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
 from lscl.models.vit import FrozenViT
@@ -54,17 +57,29 @@ class Method:
     passes = 1  # how often an epoch goes through the task's images
     surrogate = False  # whether the server needs images of its own, in `server_images`
     server_images: Inputs | None = None  # images of the official test split that nobody is tested on
+    census: Census  # who has which classes and how many images; lscl.experiments.run sets it
     head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge`
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
+        if foundation is not None:
+            self.check_foundation(config, foundation)
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
         self.device = torch.device("cpu")  # where the server computes; lscl.experiments.run sets it
+        self.optimised = 0  # images that an optimiser has seen; `fit` counts those of a phase, a method those that it adds to them
         self.server: dict[str, Tensor] = self.initial_server()
 
     @staticmethod
     def cut(config: Experiment) -> int | None:
         """The block in front of which the frozen ViT is cut; None = behind the last, for methods that use its features as they are."""
         return None
+
+    @staticmethod
+    def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
+        """Whether the method can work on this frozen ViT.
+
+        Raises:
+            LsclError: it cannot, and why.
+        """
 
     # -- building blocks
     def build(self, client: int) -> nn.Module:
@@ -108,8 +123,45 @@ class Method:
         fixed = {IMAGES: torch.int64, HOLDS: torch.bool}
         return fixed.get(name) or (self.server[name].dtype if name in self.server else torch.float32)
 
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        """What the numbers of a valid upload must be like, by name.
+
+        Counts, classes and BatchNorm's statistics are known by their names; what `start` has was trained, anything else was measured.
+        """
+        classes = self.census.parts.tasks[client][stage.task].classes
+        known = {IMAGES: torch.tensor(self.census.images(client, stage.task)), HOLDS: self.flags(classes)}
+        start, steps = self.start(client, stage), self.steps(client, stage.task)
+        found: dict[str, Check] = {}
+        for name in self.expected(client, stage):
+            if name in known:
+                found[name] = equal(known[name])
+            elif name.endswith("running_var"):
+                found[name] = between(0, LIMIT**2)
+            elif name.endswith("running_mean") or name not in start:
+                found[name] = between(-LIMIT, LIMIT)
+            elif start[name].is_floating_point():
+                found[name] = near(start[name], self.rate(name), steps)
+            else:
+                found[name] = between(start[name], start[name] + int(STEP) * steps)
+        return found
+
+    def start(self, client: int, stage: Stage) -> Payload:
+        """What the training of a round starts from, by the names of the upload."""
+        return self.broadcast(client, stage)
+
+    def steps(self, client: int, task: int) -> int:
+        """Steps of the optimiser in a round, at most; a method may train on kept images of earlier tasks, too."""
+        return self.config.epochs * math.ceil(self.census.images_so_far(client, task) / self.config.batch)
+
+    def rate(self, name: str) -> float:
+        """The learning rate of what is uploaded under this name."""
+        return self.config.lr
+
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
-        """Fuse the uploads into `server`: the average weighted by the number of training images."""
+        """Fuse the uploads into `server`: the average weighted by the number of training images.
+
+        Tensors in `server` are replaced, never written into: the loop goes back to those of before if this fails.
+        """
         self.server.update(self.averaged(uploads))
 
     def averaged(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
@@ -162,7 +214,11 @@ class Method:
 
     def holds(self, client: Client) -> Tensor:
         """Which classes are in the client's task: (C,) bool."""
-        return torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, client.classes, True)
+        return self.flags(client.current.classes)
+
+    def flags(self, classes: Sequence[int]) -> Tensor:
+        """Some classes as flags: (C,) bool."""
+        return torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, torch.tensor(classes), True)
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         """Scores of all classes, (b, C); the evaluation masks them."""

@@ -19,7 +19,8 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
             method.end_task(client)
             return scores
         for phase in method.phases(client, stage):
-            fit(client, phase, client.rng(f"batches-{stage.name}"), method.config.precision)
+            seen = fit(client, phase, client.rng(f"batches-{stage.name}"), method.config.precision)
+            method.optimised += seen  # in a line of its own, for the losses add to it, too
         client.model.eval()
         return method.upload(client, stage)
 
@@ -42,8 +43,8 @@ def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> No
     method.receive(client, payload, stage)
 
 
-def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str = "fp32") -> None:
-    """Train on the phase's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam."""
+def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str = "fp32") -> int:
+    """Train on the phase's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam; -> images seen."""
     client.model.train()
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
@@ -56,3 +57,4 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
             with arithmetic.forward():
                 loss = phase.loss(client, client.train.batch(part))
             arithmetic.step(loss, optimiser, phase.clip)
+    return len(index) * phase.epochs

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from safetensors import safe_open
 
 from lscl import paths
-from lscl.data.store import write_atomic
+from lscl.data.store import PRIVATE_FILE, private_folder, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments.run import setting
 from lscl.federation.checkpoint import as_bytes
@@ -28,16 +28,16 @@ prepared = lru_cache(maxsize=1)(setting)  # in a simulation one process serves m
 @app.train()
 def exchange(message: Message, context: Context) -> Message:
     """Take in what was missed, do what is asked, save, answer."""
-    config, number = understand(context.run_config), int(message.content["to"]["client"])
+    ticket = dict(message.content["to"])
+    config, number = understand(context.run_config), int(ticket["client"])
     if number != context.node_config.get("client", number):
         raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
     _, _, method, new_client = prepared(config)
     client, stages = new_client(number), exchanges(method)
     due = {int(key): record for key, record in message.content.array_records.items()}
-    asked = max(due)
-    folder, run = paths.private() / config.name / f"client{number}", str(message.metadata.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    asked = int(ticket["exchange"])
+    folder, run = private_folder(private_folder(paths.private() / config.name) / f"client{number}"), str(message.metadata.run_id)
+    with FileLock(folder / "lock", mode=PRIVATE_FILE):
         done = restore(folder, client, asked, run)
         client.task = stages[done].task if done >= 0 else -1
         while done + 1 < asked and done + 1 in due:
@@ -46,10 +46,10 @@ def exchange(message: Message, context: Context) -> Message:
         if done != asked - 1:
             raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
         reply = seal(answer(method, client, stages[asked], unpack(due[asked], "server")), f"client {number}")
-        write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run))
+        write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
         for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
             old.unlink()
-    return Message(RecordDict({"answer": pack(reply)}), reply_to=message)
+    return Message(RecordDict({"answer": pack(reply, ticket)}), reply_to=message)
 
 
 def restore(folder: Path, client: Client, asked: int, run: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -13,8 +13,8 @@ from lscl.errors import LsclError
 from lscl.experiments.progress import Progress
 from lscl.federation.loop import exchanges
 from lscl.federation.method import Method, Stage
-from lscl.federation.payload import Payload
-from lscl.flower.messages import pack, unpack
+from lscl.federation.payload import Payload, brief
+from lscl.flower.messages import pack, ticket, unpack
 
 PAUSE = 0.5  # seconds between two looks for nodes and answers
 
@@ -42,18 +42,19 @@ class OverGrid:
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload | LsclError]:
         number = exchanges(self.method).index(stage)
         self.find(self.least if self.nodes else len(downloads))
-        replies, answers = self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}), {}
+        tickets = {k: ticket(k, number) for k in self.nodes}
+        replies, answers = self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}, tickets), {}
         for k, download in downloads.items():
             reply = replies.get(k)
             if reply is None or reply.has_error():
                 self.missed.setdefault(k, {})[number] = download
                 late = f"no answer within {self.timeout:g} s" if k in self.nodes else "no node of it is there"
-                answers[k] = LsclError(f"client {k}: {reply.error.reason if reply else late}")
+                answers[k] = LsclError(f"client {k}: {brief(reply.error.reason) if reply else late}")
                 continue
             self.missed.pop(k, None)
             self.progress.client(stage, k)
             try:
-                answers[k] = unpack(reply.content.get("answer"), f"client {k}", self.limit)
+                answers[k] = unpack(reply.content.get("answer"), f"client {k}", self.limit, tickets[k])
             except LsclError as error:
                 answers[k] = error
         return answers
@@ -73,14 +74,14 @@ class OverGrid:
                 return
             time.sleep(PAUSE)
 
-    def send(self, due: Mapping[int, Mapping[int, Payload]]) -> dict[int, Message]:
-        """Send to each client the payloads of its exchanges; -> the replies, errors among them, that came in time, by client.
+    def send(self, due: Mapping[int, Mapping[int, Payload]], tickets: Mapping[int, Mapping[str, str]]) -> dict[int, Message]:
+        """Send to each client the payloads of its exchanges and its ticket; -> the replies, errors among them, that came in time, by client.
 
         Nobody waits for a node that has started anew since: what it was sent may have ended with it.
         """
         messages, replies = {}, {}
         for k, payloads in due.items():
-            content = {"to": MetricRecord({"client": k}), **{str(n): pack(payload) for n, payload in payloads.items()}}
+            content = {"to": ConfigRecord(dict(tickets[k])), **{str(n): pack(payload) for n, payload in payloads.items()}}
             messages[k] = Message(RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout)
         waiting = {name: k for name, k in zip(self.grid.push_messages(list(messages.values())), messages) if name}
         end = time.monotonic() + self.timeout

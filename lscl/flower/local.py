@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,10 +28,11 @@ from cryptography.x509.oid import NameOID
 
 from lscl import paths
 from lscl.config import PLACES, Experiment
-from lscl.errors import LsclError
-from lscl.experiments.records import Record
-from lscl.experiments.run import prepare
-from lscl.flower import node
+from lscl.data.store import PRIVATE_FILE, private_folder
+from lscl.errors import LsclError, unknown
+from lscl.experiments.records import Record, read
+from lscl.experiments.run import prepare, settled
+from lscl.flower import leftovers, node
 from lscl.flower.messages import describe
 
 APP = Path(__file__).parent / "app"
@@ -72,9 +74,16 @@ def node_key(path: Path) -> None:
 
 
 def secret(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read."""
-    path.touch(mode=0o600)
-    path.write_bytes(data)
+    """Write a new file that only its owner can read.
+
+    Raises:
+        LsclError: there is a file, or a link, which is never followed.
+    """
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, PRIVATE_FILE)) as file:
+            file.write(data)
+    except FileExistsError:
+        raise LsclError(f"{path} is there already, and a key is never overwritten: remove it or use another folder") from None
 
 
 def free_port() -> int:
@@ -100,7 +109,8 @@ class Local:
         found = {name: getattr(self.config, name) for name in PLACES}
         places = {f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value) for name, value in found.items() if value}
         homes = {"LSCL_ROOT": paths.root(), "LSCL_CACHE": paths.cache().resolve(), "LSCL_PRIVATE": self.private, "FLWR_HOME": self.folder / "flwr"}
-        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, "PYTHONUNBUFFERED": "1"}
+        mark = leftovers.marks(self.folder.name)
+        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, **mark, "PYTHONUNBUFFERED": "1"}
 
     def start(self, name: str, *command: str) -> None:
         """Start a process that writes to `name`.log."""
@@ -122,7 +132,9 @@ class Local:
         home = self.folder / "flwr"
         home.mkdir(exist_ok=True)
         security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
-        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n')
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n', encoding="utf-8"
+        )
         scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
         trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
         while time.monotonic() < end and self.processes["superlink"].poll() is None:
@@ -138,7 +150,7 @@ class Local:
         Raises:
             LsclError: it failed.
         """
-        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, encoding="utf-8")
         if done.returncode != 0:
             raise LsclError(f"flwr {words[0]}: {' '.join((done.stdout + done.stderr).split())[-500:]}")
         return done.stdout
@@ -157,12 +169,13 @@ class Local:
 
     def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
         """Hand the run to the SuperLink, as `submit` does."""
-        nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.threads}"
-        return submit(self.config, settings, show, "here", self.environment, ["--federation-config", nodes] if self.simulation else [])
+        nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.cpu_threads}"
+        more = ["--federation-config", nodes] if self.simulation else []
+        return submit(self.config, settings, show, "here", self.environment, more, self.folder)
 
     def last_lines(self, name: str, count: int = 1) -> str:
         """The end of a process's log."""
-        return " ".join((self.folder / f"{name}.log").read_text(errors="replace").split("\n")[-count - 1 :]).strip()
+        return " ".join((self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]).strip()
 
     def stop(self, *names: str) -> None:
         """End processes that were started here, all if none is named, and all that they started."""
@@ -188,6 +201,22 @@ def started_by(pid: int) -> list[psutil.Process]:
     return found
 
 
+def check_link(link: str) -> None:
+    """Look a SuperLink up in Flower's configuration.
+
+    Raises:
+        LsclError: it is not there, or the configuration cannot be read.
+    """
+    path = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr")) / "config.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+        names = [name for name, connection in found.items() if isinstance(connection, dict)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise LsclError(f"link = {link!r}: cannot read Flower's configuration {path}: {error}") from None
+    if link not in names:
+        raise unknown(f"SuperLink in {path}", link, names)
+
+
 def submit(
     config: Experiment,
     settings: Mapping[str, float],
@@ -195,21 +224,24 @@ def submit(
     link: str,
     variables: Mapping[str, str],
     more: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Record:
     """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
 
-    show: called with every line that Flower or the server writes; more: further words of the command.
+    show: called with every line that Flower or the server writes; more: further words of the command; folder: for a file while it runs,
+    None = the system's temporary one.
 
     Raises:
         LsclError: the run came to no end; what was finished before stays.
     """
+    config = settled(config, paths.results() / "federation" / "state" / config.name)
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write("".join(f"{name} = {json.dumps(value)}\n" for name, value in {"experiment": describe(config), **settings}.items()))
         file.flush()
         command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
-        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
         with subprocess.Popen(command, env=variables, **pipes) as process:
             try:
                 for line in process.stdout:
@@ -219,7 +251,7 @@ def submit(
                 process.terminate()
     if not path.exists():
         raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
-    return json.loads(path.read_text())
+    return read(path)
 
 
 @contextmanager
@@ -249,14 +281,18 @@ def federation(
 def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
     """One run over processes of this machine, from its last finished round on; -> its record.
 
-    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished.
+    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished. Of a command that
+    is killed no process and no key is left, see `leftovers`.
 
     Raises:
         LsclError: as `submit`.
     """
-    private = paths.results() / "federation" / "state" / f"{config.name}-private"
+    state = paths.results() / "federation" / "state"
+    private, config = state / f"{config.name}-private", settled(config, state / config.name)
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
-    with tempfile.TemporaryDirectory(prefix="lscl-federation-") as folder, federation(Path(folder), private, config, simulation) as local:
+    private.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(private)
+    with leftovers.key_folder() as folder, federation(folder, private, config, simulation) as local:
         record = local.run(settings, show)
     shutil.rmtree(private, ignore_errors=True)
     return record

@@ -1,18 +1,28 @@
 """The process that stays on a client's machine: Flower's SuperNode, started again whenever it ends."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from lscl import paths
+from lscl.data.store import private_folder
 from lscl.errors import LsclError
+from lscl.flower.rules import checked
 
 # Flower reports usage, looks for updates and installs packages while it runs, unless it is told not to.
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+LOCAL = "127.0.0.1"
 AGAIN = 5  # seconds before a SuperNode that ended is started again
 
 
@@ -21,32 +31,90 @@ def environment() -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def serve(client: int, link: str, authority: Path, key: Path, port: int) -> None:
-    """Be client `client` of the SuperLink at `link` (host:port) until this process is told to end; port: for its own processes only.
+class Node(BaseModel):
+    """One client of a federation over several machines."""
+
+    model_config = ConfigDict(frozen=True)
+
+    client: int = Field(ge=0, le=10**6, description="the client's number, from 0")
+    link: str = Field(description="host:port of the SuperLink")
+    authority: Path = Field(description="certificate of the authority that signed the SuperLink's")
+    key: Path = Field(description="private key of this node; its public key is registered as client0, client1, ...")
+    port: int = Field(9094, ge=1, le=65535, description="a port of this machine, used by the node's own processes only")
+
+
+def checked_node(values: dict[str, Any]) -> Node:
+    """A node whose files are what they should be and whose port is free.
+
+    Raises:
+        LsclError: what is wrong, or there is no Flower.
+    """
+    node = checked(Node, values)
+    if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", node.link) or not 0 < int(node.link.rpartition(":")[2]) < 2**16:
+        raise LsclError(f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, for example server.example.org:8000")
+    for path in (node.authority, node.key):
+        if not path.is_file():
+            raise LsclError(f"no file {path}")
+    if program() is None:
+        raise LsclError("no program flower-supernode: lscl node needs the extra flower, pip install 'lscl[flower]'")
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    try:
+        x509.load_pem_x509_certificates(node.authority.read_bytes())
+    except ValueError:
+        raise LsclError(f"authority = {str(node.authority)!r}: no certificate in PEM format, such as ca.crt") from None
+    try:
+        fits = isinstance(load_ssh_private_key(node.key.read_bytes(), None), EllipticCurvePrivateKey)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise LsclError(f"key = {str(node.key)!r}: no private key in OpenSSH's format without a passphrase ({error})") from None
+    if not fits:
+        raise LsclError(f"key = {str(node.key)!r}: not of an elliptic curve; ssh-keygen -t ecdsa -b 384 makes one")
+    try:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((LOCAL, node.port))
+    except OSError as error:
+        raise LsclError(f"port = {node.port}: {error.strerror} on this machine; give another with --port") from None
+    return node
+
+
+def program() -> str | None:
+    """Flower's SuperNode."""
+    return shutil.which("flower-supernode", path=environment()["PATH"])
+
+
+def tighten() -> None:
+    """Let nobody but the owner read the clients' state on this machine, also that of earlier versions and of runs that are over."""
+    for folder in {path.parent for path in paths.private().glob("*/client*/*.safetensors")}:
+        private_folder(private_folder(folder.parent) / folder.name)
+
+
+def serve(node: Node) -> None:
+    """Be a client until this process is told to end; what it started ends with it, however that is.
 
     The SuperLink refuses a node that it believes to be there, and of one that was killed it believes that until two heartbeats are
     missing, up to a minute: until then a new start fails, and is tried again.
-
-    Raises:
-        LsclError: no such file, or no Flower.
     """
-    for path in (authority, key):
-        if not path.is_file():
-            raise LsclError(f"no file {path}")
-    program = shutil.which("flower-supernode", path=environment()["PATH"])
-    if program is None:
-        raise LsclError("no program flower-supernode: lscl node needs the extra flower, pip install 'lscl[flower]'")
-    command = [program, "--superlink", link, "--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
-    command += ["--node-config", f"client={client}", "--host", "127.0.0.1", "--port", str(port)]
+    from lscl.flower import leftovers
+
+    tighten()
+    command = [program(), "--superlink", node.link, "--root-certificates", str(node.authority), "--auth-supernode-private-key", str(node.key)]
+    command += ["--node-config", f"client={node.client}", "--host", LOCAL, "--port", str(node.port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    while True:
-        with subprocess.Popen(command, env=environment(), start_new_session=True) as node:
-            try:
-                node.wait()
-            finally:
-                node.terminate()
-                node.wait()
-                with suppress(ProcessLookupError):  # what it started may have outlived it
-                    os.killpg(node.pid, signal.SIGKILL)
-        print(f"the SuperNode of client {client} ended (exit code {node.returncode}) and is started again", file=sys.stderr, flush=True)
-        time.sleep(AGAIN)
+    mark = f"lscl-node-{uuid4().hex}"
+    with leftovers.watchdog(mark):
+        while True:
+            with subprocess.Popen(command, env={**environment(), **leftovers.marks(mark)}, start_new_session=True) as supernode:
+                try:
+                    supernode.wait()
+                finally:
+                    supernode.terminate()
+                    supernode.wait()
+                    with suppress(ProcessLookupError):  # what it started may have outlived it
+                        os.killpg(supernode.pid, signal.SIGKILL)
+            said = f"the SuperNode of client {node.client} ended (exit code {supernode.returncode}) and is started again"
+            print(said, file=sys.stderr, flush=True)
+            time.sleep(AGAIN)

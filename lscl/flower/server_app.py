@@ -1,6 +1,5 @@
 """The server's side: the loop of one process, over Flower's grid."""
 
-import json
 import shutil
 import time
 
@@ -8,12 +7,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from lscl import paths
-from lscl.data.store import write_atomic
-from lscl.experiments import records
+from lscl.data.store import private_folder
+from lscl.experiments import origin, records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import claim, make_record, play, setting
 from lscl.flower.grid import OverGrid
 from lscl.flower.messages import understand
+from lscl.flower.rules import rules
 
 app = ServerApp()
 
@@ -21,15 +21,19 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One run, from the last finished round on; the record goes to results/federation/runs/."""
-    config, settings = understand(context.run_config), context.run_config
-    least, limit = settings["min-clients"] or config.clients, int(settings["max-mb"] * 10**6)
+    config = understand(context.run_config)
+    needs = rules(config, context.run_config)
+    least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
     folder = paths.results() / "federation"
     state, progress, started = folder / "state" / config.name, Progress(config, every_round=True), time.perf_counter()
     with claim(state, wait=False):
+        for kept in (state, *state.glob("round-*")):
+            private_folder(kept)
         data, parts, method, _ = setting(config, progress)
-        about = {**records.source(), "prepare": time.perf_counter() - started}
-        transport = OverGrid(grid, method, least, settings["timeout"], limit, progress)
+        about = {**records.source(), "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
+        transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
         reports, about = play(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
-        write_atomic(folder / "runs" / f"{config.name}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        del record["optimised_images"]  # how many the clients have seen is known to them alone
+        records.write(record, folder / "runs")
         shutil.rmtree(state, ignore_errors=True)

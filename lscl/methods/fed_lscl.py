@@ -7,6 +7,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
+from lscl.federation.limits import LIMIT, Check, gram
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
@@ -136,6 +138,7 @@ class FedLSCL(Method):
             return config.lwf_weight * distillation(logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE)
         if config.continual == "replay" and len(state["buffer"]) > 0:
             kept = client.train.batch(state["buffer"][self.drawn(client, len(batch.index))])
+            self.optimised += len(kept.index)
             seen = torch.tensor(client.partition.seen(client.id, client.task))
             return config.replay_weight * replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
         return nothing
@@ -162,6 +165,7 @@ class FedLSCL(Method):
         """
         state, model = client.state, client.model
         chosen = self.drawn(client, size)
+        self.optimised += len(chosen)
         f = self.look(client, client.train.batch(state["buffer"][chosen]))
         before = state["previous.features"][chosen].to(f.device)
         term = self.config.alpha * self.distance(f, before)
@@ -242,7 +246,15 @@ class FedLSCL(Method):
             return {IMAGES: (), **shapes}
         if self.config.o2d_upload == "gram":
             return {**shapes, "gram": (q * (q + 1) // 2,)}
-        return {**shapes, "features": (None, self.m)}
+        kept = np.minimum(self.census.train[client, : stage.task + 1], self.config.buffer_per_class).sum()
+        return {**shapes, "features": (int(kept), self.m)}
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        found = super().checks(client, stage)
+        return {**found, "gram": gram(unpack, LIMIT**2)} if "gram" in found else found
+
+    def rate(self, name: str) -> float:
+        return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float64 if name == "gram" else super().dtype(name)

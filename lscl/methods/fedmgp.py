@@ -14,7 +14,7 @@ from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.heads import classifier
 from lscl.methods.parts.passes import over
-from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
 from lscl.models.vit import Adapter
 from lscl.seeding import torch_generator
 
@@ -74,6 +74,7 @@ class FedMGP(Method):
     query = True
     passes = 2  # one for each phase
     surrogate = True
+    check_foundation = staticmethod(check_class_token)
 
     @staticmethod
     def cut(config: Experiment) -> int | None:
@@ -187,4 +188,5 @@ class FedMGP(Method):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
+                self.optimised += len(index)
         return student.detach().cpu()

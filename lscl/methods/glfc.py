@@ -130,8 +130,10 @@ class GLFC(OldModel):
     # ---- server
 
     def expected(self, client: int, stage: Stage) -> Shapes:
-        extra = {"gradients": (None, 8136 + 769 * self.num_classes)} if self.config.glfc_proxy and opening(stage) else {}
-        return {**super().expected(client, stage), **extra}
+        if not (self.config.glfc_proxy and opening(stage)):
+            return super().expected(client, stage)
+        classes = np.count_nonzero(self.census.train[client, stage.task])
+        return {**super().expected(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
     def once_per_task(self, stage: Stage) -> Payload:
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}
@@ -174,7 +176,7 @@ class GLFC(OldModel):
 
     def sheet(self, task: int) -> np.ndarray | None:
         """The last reconstruction of every gradient: what the proxy server gets to see."""
-        if not self.config.glfc_proxy:
+        if "proxy.images" not in self.server:
             return None
         each = min(self.config.glfc_images, self.config.glfc_steps)
         return self.server["proxy.images"][each - 1 :: each].numpy()

@@ -7,7 +7,7 @@ from lscl.config import Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.method import Method, Phase, Stage
-from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import check_class_token, most_similar, similarity, with_prompts
 
 
 class L2P(Method):
@@ -27,6 +27,7 @@ class L2P(Method):
 
     query = True
     head_rows = ("head.weight", "head.bias")
+    check_foundation = staticmethod(check_class_token)
 
     @staticmethod
     def cut(config: Experiment) -> int | None:

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from lscl.config import Experiment
+from lscl.errors import LsclError
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
+from lscl.federation.limits import LIMIT, Check, between
+from lscl.federation.limits import gram as gram_check
 from lscl.federation.method import HOLDS, IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
 from lscl.methods.parts.lora import StaticLoRA
 from lscl.methods.parts.o2d import pack, unpack
 from lscl.methods.parts.passes import over
-from lscl.models.vit import Adapter, LowRank
+from lscl.models.vit import Adapter, FrozenViT, LowRank, plain_mlps
 from lscl.seeding import seeded
 
 GRAM = "gram"  # name of the exchange behind the last round of a task, and of the Gram matrices in a payload
@@ -63,6 +66,12 @@ class LoRM(Method):
     @staticmethod
     def cut(config: Experiment) -> int | None:
         return 0
+
+    @staticmethod
+    def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
+        if not plain_mlps(foundation.vit):
+            kind = type(foundation.vit.blocks[0].mlp).__name__
+            raise LsclError(f"foundation = {config.foundation!r}: its blocks have a {kind}, and lorm updates an MLP of two linear layers")
 
     def build(self, client: int) -> nn.Module:
         loras = [nn.ModuleDict(self.new_loras(block)) for block in range(self.foundation.depth)]
@@ -131,7 +140,8 @@ class LoRM(Method):
             return replace(adapter, **parts)
 
         adapters = {block: recorded(block, adapter) for block, adapter in self.adapters(client).items()}
-        features = over(client.train, client.train_index, lambda batch: self.foundation.suffix(batch.prefix, adapters, keep=None)[:, 0])
+        feature = lambda batch: self.foundation.pooled(self.foundation.suffix(batch.prefix, adapters, keep=None))
+        features = over(client.train, client.train_index, feature)
         return sums, gram(features)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
@@ -180,6 +190,16 @@ class LoRM(Method):
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         moved = {name: tuple(self.server[name].shape) for name in self.sent(stage.round)}
         return {**about, **moved, **diagonals, f"{GRAM}.head": (d * (d + 1) // 2,)}
+
+    def start(self, client: int, stage: Stage) -> Payload:
+        return {name: self.server[name] for name in self.sent(stage.round)} if stage.name != GRAM else {}
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        """Sums of squares are at most those of numbers at the limit, over all images and tokens."""
+        images = self.census.images(client, stage.task)
+        squares = between(0, images * self.foundation.tokens * LIMIT**2)
+        found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
+        return found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack, images * LIMIT**2)}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Merge the factor that moved and the head; behind the last round, sum the diagonals."""

@@ -75,6 +75,7 @@ class MFCL(OldModel):
             return super().loss(client, batch)
         config, model = self.config, client.model
         replay, guessed = self.replay(client)
+        self.optimised += len(replay)
         images, labels = torch.cat([batch.images, replay]), torch.cat([batch.labels, guessed])
         f = model["cnn"](images)
         new = masked_cross_entropy(model["head"](f[: len(batch.images)]), batch.labels, client.classes)
@@ -130,6 +131,7 @@ class MFCL(OldModel):
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                self.optimised += len(images)
         self.server |= self.packed(generator)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
+from lscl.federation.limits import Check, equal
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, Method, Phase, Stage
 from lscl.federation.payload import Payload, Shapes
@@ -158,6 +159,19 @@ class PILoRA(Method):
         rows = (self.config.classes_per_task, self.foundation.width)
         lora = {name: tuple(self.server[name].shape) for name in ("A", "B")}
         return {IMAGES: (), **lora, "classes": rows[:1], "prototypes": rows, "means": rows}
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        return {**super().checks(client, stage), "classes": equal(self.classes(client, stage))}
+
+    def classes(self, client: int, stage: Stage) -> Tensor:
+        """The classes of a client's task, as it names them: (|Y|,)."""
+        return torch.tensor(self.census.parts.tasks[client][stage.task].classes)
+
+    def start(self, client: int, stage: Stage) -> Payload:
+        return {"A": self.server["A"], "B": self.server["B"], "prototypes": self.server["prototypes"][self.classes(client, stage)]}
+
+    def rate(self, name: str) -> float:
+        return self.config.lr if name == "prototypes" else self.config.pilora_lr_lora
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.int64 if name == "classes" else super().dtype(name)

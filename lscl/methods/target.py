@@ -65,6 +65,7 @@ class TARGET(OldModel):
         images, columns = client.state["synthetic"], self.old_columns(client).to(client.device)
         chosen = torch.randint(len(images), (size,), generator=client.scratch["replay"])
         u = as_input(images[chosen].to(client.device))
+        self.optimised += size
         with torch.no_grad():
             teacher = scores(client.scratch["old"], u)
         return distillation(scores(client.model, u), teacher, columns, TEMPERATURE)
@@ -80,7 +81,9 @@ class TARGET(OldModel):
             with seeded(self.config.seed, "synthesis", task):
                 student = self.build(0).to(self.device)
                 draw = torch_generator(self.config.seed, "synthesis", task)
-                self.server["synthetic"] = Synthesis(self.config, self.teacher(), student, self.known(), draw, self.device).images()
+                synthesis = Synthesis(self.config, self.teacher(), student, self.known(), draw, self.device)
+                self.server["synthetic"] = synthesis.images()
+                self.optimised += synthesis.optimised
 
     def sheet(self, task: int) -> np.ndarray | None:
         made = "synthetic" in self.server and task + 1 < self.config.tasks
@@ -110,6 +113,7 @@ class Synthesis:
         self.meta = torch.optim.Adam(self.generator.parameters(), config.target_lr * config.target_steps, betas=(0.5, 0.999))
         self.teaching = torch.optim.SGD(student.parameters(), lr=STUDENT_LR, momentum=STUDENT_MOMENTUM)
         self.statistics, self.carried = Statistics(batchnorms(teacher, config.method, config.cnn)), None
+        self.optimised = 0  # images that generator and student have been trained on
 
     def images(self) -> Tensor:
         """Rounds until there are enough images."""
@@ -141,6 +145,7 @@ class Synthesis:
             for total, p in zip(summed, fast.parameters()):
                 total += p.grad
             optimiser.step()
+            self.optimised += len(images)
         self.carried = [(mean.detach(), variance.detach()) for mean, variance in self.mixed]
         self.update(fast, summed)
         return best
@@ -180,3 +185,4 @@ class Synthesis:
             self.teaching.zero_grad()
             loss.backward()
             self.teaching.step()
+            self.optimised += len(u)

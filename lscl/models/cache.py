@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from lscl import paths
-from lscl.data.store import ImageSet, new_folder
+from lscl.data.store import ImageSet, allocated_memmap, new_folder
 from lscl.errors import LsclError
+from lscl.machine import hardware
 from lscl.models.vit import FrozenViT
 
 STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16: its bits
@@ -32,31 +33,32 @@ def prefix_cache(
     """The tokens of all `images` in front of the adapted block: (n, N, d), memory-mapped, read-only; `tokens_at` reads them.
 
     numbers: fp32, or bf16, which is stored as its bits (int16) and takes half of the disk. Kept under a digest of the model, the
-    block, the normalisation and the images. A damaged file is noticed and rebuilt.
+    block, the normalisation, the images and what rounds the numbers. A damaged file is noticed and rebuilt.
 
     Raises:
-        LsclError: the disk is full, the cache folder cannot be written, or LSCL_CACHE_GB leaves no room.
+        LsclError: the disk is full, the cache folder cannot be written, LSCL_CACHE_GB leaves no room, or tokens are not finite.
     """
-    folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers), STORED[numbers]
+    folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers, device), STORED[numbers]
     shape = (len(images), foundation.tokens, foundation.width)
     hold(folder)
-    try:
-        return _open(folder)
-    except (OSError, ValueError, KeyError):
-        pass  # absent or damaged: compute (again)
+    kept = _found(folder, stored, shape)
+    if kept is not None:
+        return kept
     make_room(folder, stored.itemsize * math.prod(shape))
     foundation.to(device)
     with new_folder(folder) as new:
-        out = np.lib.format.open_memmap(new / "tokens.npy", "w+", stored, shape)
+        out = allocated_memmap(new / "tokens.npy", stored, shape)
         for start in range(0, len(images), CHUNK):
             pixels = torch.from_numpy(np.array(images.images[start : start + CHUNK])).to(device)
             tokens = foundation.prefix(pixels).cpu()
+            if not tokens.isfinite().all():
+                raise LsclError(f"the frozen ViT gives numbers that are not finite for some of the images {start + 1} to {start + len(pixels)}")
             out[start : start + CHUNK] = (tokens if numbers == "fp32" else tokens.bfloat16().view(torch.int16)).numpy()
             if progress is not None:
                 progress(min(start + CHUNK, len(images)), len(images))
         out.flush()
-        (new / "about.json").write_text(json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}))
-    return _open(folder)
+        (new / "about.json").write_text(json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}), encoding="utf-8")
+    return _open(folder, stored, shape)
 
 
 def tokens_at(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -162,18 +164,39 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.exists())
 
 
-def _key(foundation: FrozenViT, images: ImageSet, numbers: str) -> str:
-    about = [foundation.digest, foundation.block, foundation.mean, foundation.std, images.digest, CHUNK, torch.get_num_threads()]
-    about += [] if numbers == "fp32" else [numbers]
+def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.device) -> str:
+    about = [foundation.digest, foundation.block, foundation.mean, foundation.std, images.digest, CHUNK, numbers, *rounding(device)]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
 
 
-def _open(folder: Path) -> np.ndarray:
-    about = json.loads((folder / "about.json").read_text())
-    os.utime(folder / "about.json")  # the time of its last use
-    if _file_digest(folder / "tokens.npy") != about["sha256"]:
+def rounding(device: torch.device) -> list[str | int | bool]:
+    """What rounds numbers on `device`: the version of torch, and the kind of GPU and whether it uses TF32, or the kind of processor and the
+    number of threads."""
+    if device.type == "cuda":
+        backends = torch.backends
+        return [torch.__version__, torch.cuda.get_device_name(device), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
+    return [torch.__version__, hardware()["cpu"], torch.get_num_threads()]
+
+
+def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What is kept in `folder`; None if it is absent or damaged, in whatever way, so that it is to be computed (again)."""
+    try:
+        return _open(folder, stored, shape)
+    except Exception:
+        return None
+
+
+def _open(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    about, tokens = folder / "about.json", folder / "tokens.npy"
+    if not (about.is_file() and tokens.is_file()):  # reading a pipe would never end
+        raise FileNotFoundError(folder)
+    if _file_digest(tokens) != json.loads(about.read_text(encoding="utf-8"))["sha256"]:
         raise ValueError("digest")
-    return np.load(folder / "tokens.npy", mmap_mode="r")
+    found = np.load(tokens, mmap_mode="r")
+    if (found.dtype, found.shape) != (stored, shape):
+        raise ValueError("other tokens")
+    os.utime(about)  # the time of its last use
+    return found
 
 
 def _file_digest(path: Path) -> str:

@@ -1,6 +1,9 @@
 """The small CNNs theta_k, one on each client: (b, 3, H, W) -> f: (b, m)."""
 
+from functools import lru_cache
+
 import timm
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -8,7 +11,8 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.vgg import make_layers
 
 from lscl.config import Experiment
-from lscl.errors import unknown
+from lscl.errors import LsclError, first_line, unknown
+from lscl.seeding import seeded
 
 TORCHVISION = ("resnet18", "mobilenet_v3_large", "densenet121", "efficientnet_b3", "vgg16_bn")  # paper Fig. 4, clients 0 to 4
 WIDTHS = {"tiny": (8, 16), "small": (32, 64, 128, 128)}
@@ -52,31 +56,76 @@ class FeatureExtractor(nn.Module):
 def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> FeatureExtractor:
     """The CNN of a client, untrained: `config.cnn` is one name for all, or several with commas dealt out in turn.
 
-    tiny and small are ours; mini_densenet and mini_vgg are torchvision's classes with few channels; the paper's five come from
-    torchvision, everything else from timm, by its name.
-
     norm: layer-normalise the features, None = as config.feature_norm says.
 
     Raises:
         LsclError: unknown name.
     """
-    norm = config.feature_norm if norm is None else norm
-    names = [name.strip() for name in config.cnn.split(",")]
-    name = names[client % len(names)]
+    names = names_of(config)
+    return new_cnn(names[client % len(names)], config.side, config.features, config.feature_norm if norm is None else norm)
+
+
+def names_of(config: Experiment) -> list[str]:
+    """The names in `config.cnn`."""
+    return [name.strip() for name in config.cnn.split(",")]
+
+
+def check_cnns(config: Experiment) -> None:
+    """Let every CNN that a client gets look at two images.
+
+    Raises:
+        LsclError: unknown name, or a CNN that does not take images of this size.
+    """
+    for name in names_of(config)[: config.clients]:
+        _look(name, config.side, config.features)
+
+
+@lru_cache
+def _look(name: str, side: int, features: int) -> None:
+    """Once as in training and once as in a test, with a network of its own: nothing here changes the draws of a run."""
+    with seeded(0, "two images"), torch.no_grad():
+        try:
+            cnn, images = new_cnn(name, side, features, norm=False), torch.randn(2, 3, side, side)
+            found = [cnn.train(training)(images) for training in (True, False)]
+        except LsclError:
+            raise
+        except Exception as error:  # networks of another library fail in many ways
+            raise _misfit(name, side, first_line(error)) from error
+    for f in found:
+        if f.shape != (2, features):
+            raise _misfit(name, side, f"its features have the shape {tuple(f.shape[1:])}, not ({features},)")
+        if not f.isfinite().all():
+            raise _misfit(name, side, "its features are not finite")
+
+
+def _misfit(name: str, side: int, reason: str) -> LsclError:
+    what = f"cnn = {name!r}: does not take images of {side} pixels ({reason})"
+    return LsclError(f"{what}; give a size that it takes by cnn_size, or take another CNN")
+
+
+def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor:
+    """An untrained CNN for images of `side` pixels, by its name: (b, 3, side, side) -> (b, features).
+
+    tiny and small are ours; mini_densenet and mini_vgg are torchvision's classes with few channels; the paper's five come from
+    torchvision, everything else from timm.
+
+    Raises:
+        LsclError: unknown name.
+    """
     if name in WIDTHS:
         cnn = SmallCNN(WIDTHS[name])
-        return FeatureExtractor(cnn, cnn.features, config.features, norm)
+        return FeatureExtractor(cnn, cnn.features, features, norm)
     if name == "mini_densenet":
         cnn = DenseNet(growth_rate=12, block_config=(3, 3, 3, 3), num_init_features=24)
         width, cnn.classifier = cnn.classifier.in_features, nn.Identity()
-        return FeatureExtractor(cnn, width, config.features, norm)
+        return FeatureExtractor(cnn, width, features, norm)
     if name == "mini_vgg":
         cnn = nn.Sequential(make_layers([32, "M", 64, "M", 128, 128, "M", 128, 128], batch_norm=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return FeatureExtractor(cnn, 128, config.features, norm)
+        return FeatureExtractor(cnn, 128, features, norm)
     if name not in TORCHVISION and timm.is_model(name):
         cnn = timm.create_model(name, pretrained=False, num_classes=0)
         width = cnn.num_features if not hasattr(cnn, "head_hidden_size") else cnn.head_hidden_size
-        return FeatureExtractor(cnn, width, config.features, norm)
+        return FeatureExtractor(cnn, width, features, norm)
     if name not in TORCHVISION:
         raise unknown("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
     cnn = torchvision.models.get_model(name, weights=None)
@@ -87,6 +136,6 @@ def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> Feat
         cnn.fc = nn.Identity()
     else:
         cnn.classifier = nn.Identity()
-    if name == "resnet18" and config.side <= STEM_MAX_SIZE:
+    if name == "resnet18" and side <= STEM_MAX_SIZE:
         cnn.conv1, cnn.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return FeatureExtractor(cnn, width, config.features, norm)
+    return FeatureExtractor(cnn, width, features, norm)

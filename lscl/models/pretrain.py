@@ -5,8 +5,10 @@ first stages (frozen), whose output is computed once per image and kept. Only th
 """
 
 import hashlib
+import io
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -19,14 +21,15 @@ from torch import Tensor, nn
 
 from lscl import paths
 from lscl.data.folder import image_folder
-from lscl.data.store import write_atomic
-from lscl.errors import LsclError
+from lscl.data.store import allocated_memmap, write_atomic
+from lscl.errors import LsclError, first_line, shown
 from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
 from lscl.models.vit import enlarge
 from lscl.seeding import seeded, torch_generator
 
 TEACHER_SIZE = 128  # pixels a side
 CHUNK = 16  # images per forward pass of the frozen networks; the fastest on two cores, where larger ones leave the cache
+LIMITS = {"epochs": (1, 10_000), "batch": (1, 65_536), "lr": (1e-9, 1.0), "seed": (0, 2**31 - 1), "threads": (1, 1024)}
 
 
 def teacher_network() -> nn.Module:
@@ -50,19 +53,19 @@ def teacher_network() -> nn.Module:
 def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Stem maps (n, 112, 6, 6) at 96 px and teacher features (n, 1280) at 128 px, float16, kept in `folder`.
 
-    Written chunk by chunk; a stopped call goes on where it was.
+    Written chunk by chunk; a stopped call goes on where it was. What is there and damaged is computed again.
+
+    Raises:
+        LsclError: the disk is full or the folder cannot be written.
     """
     network = teacher_network()
     stem = Stem(teacher_network())
     fold_batch_norm(network)
     network = network.to(memory_format=torch.channels_last)
     stem = stem.to(memory_format=torch.channels_last)
-    folder.mkdir(parents=True, exist_ok=True)
     shapes = {"stem": (len(images), 112, 6, 6), "teacher": (len(images), 1280)}
-    mode = "r+" if (folder / "teacher.npy").exists() else "w+"
-    maps, features = (np.lib.format.open_memmap(folder / f"{name}.npy", mode, np.float16, shape) for name, shape in shapes.items())
+    done, (maps, features) = _begun(folder, shapes) or (0, _new(folder, shapes))
     done_file = folder / "done.txt"
-    done = int(done_file.read_text()) if done_file.exists() else 0
     started = time.time()
     for start in range(done, len(images), CHUNK):
         part = slice(start, start + CHUNK)
@@ -72,10 +75,32 @@ def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.nda
         features[part] = network.forward_head(network.forward_features(large), pre_logits=True).half().numpy()
         if (start // CHUNK) % 250 == 249 or start + CHUNK >= len(images):
             maps.flush(), features.flush()
-            done_file.write_text(str(start + CHUNK))
+            write_atomic(done_file, str(start + CHUNK).encode())
             rate = (start + CHUNK - done) / (time.time() - started)
             print(f"frozen networks: {min(start + CHUNK, len(images))}/{len(images)} images, {rate:.0f} images/s", flush=True)
     return maps, features
+
+
+def _begun(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[int, list[np.ndarray]] | None:
+    """How many images an earlier call has finished, and its arrays; None if there is nothing, or it is damaged in whatever way."""
+    try:
+        done = int((folder / "done.txt").read_bytes())
+        for name in shapes:
+            np.load(folder / f"{name}.npy", mmap_mode="r")  # "r+" would fill up a file that is too short
+        found = [np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes]
+    except Exception:
+        return None
+    fits = [(one.dtype, one.shape) for one in found] == [(np.float16, shape) for shape in shapes.values()]
+    return (done, found) if fits and done > 0 and done % CHUNK == 0 else None
+
+
+def _new(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "done.txt").unlink(missing_ok=True)
+        return [allocated_memmap(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()]
+    except OSError as error:
+        raise LsclError(f"cannot write {folder}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder") from error
 
 
 class TokensFromMaps(nn.Module):
@@ -85,16 +110,27 @@ class TokensFromMaps(nn.Module):
         return maps
 
 
-def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: float = 1e-3, seed: int = 0) -> None:
+def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: float = 1e-3, seed: int = 0, threads: int = 2) -> None:
     """Distil the mini ViT on the images of `data_dir` and write its weights to `out` (safetensors, float16).
 
     Loss: 1 - cos(W z_CLS, standardised teacher feature), AdamW, one-cycle learning rate. Saved after every epoch;
     the same call resumes.
 
     Raises:
-        LsclError: no images, or the teacher's package is missing.
+        LsclError: a value out of LIMITS, too few images, the teacher's package is missing, a damaged state, or a loss that is not finite.
     """
+    for name, value in {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed, "threads": threads}.items():
+        low, high = LIMITS[name]
+        if not low <= value <= high:
+            raise LsclError(f"{name} = {value}: allowed are {low} to {high}")
+    if out.suffix != ".safetensors":
+        raise LsclError(f"out = {str(out)!r}: the name of a weight file ends in .safetensors")
+    torch.set_num_threads(threads)
     data = image_folder(data_dir, 32)
+    for note in data.notes:
+        print(f"{shown(str(data_dir))}: {note}", file=sys.stderr)
+    if len(data) < batch:
+        raise LsclError(f"batch = {batch}: {data_dir} holds {len(data)} images, and a step needs a whole batch")
     work = paths.cache() / "pretrain" / data.digest[:16]
     maps, features = frozen_outputs(data.images, work)
     sample = torch.from_numpy(features[:: max(1, len(features) // 10_000)]).float()
@@ -117,12 +153,15 @@ def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: f
         return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm))) + 1e-3
 
     state = work / f"state-{epochs}-{batch}-{lr}-{seed}.pt"
-    first = 0
+    first, loss_found = 0, math.nan
     if state.exists():
-        saved = torch.load(state, weights_only=True)
-        student.load_state_dict(saved["student"])
-        optimiser.load_state_dict(saved["optimiser"])
-        first = saved["epoch"]
+        try:
+            saved = torch.load(state, weights_only=True)
+            student.load_state_dict(saved["student"])
+            optimiser.load_state_dict(saved["optimiser"])
+            first, loss_found = saved["epoch"], saved["loss"]
+        except Exception as error:  # damaged files fail in many ways
+            raise LsclError(f"cannot read {state}: {first_line(error)}; remove it to begin again") from error
     for epoch in range(first, epochs):
         order = torch.randperm(len(data), generator=torch_generator(seed, "pretrain", epoch)).numpy()
         started, losses = time.time(), []
@@ -138,14 +177,17 @@ def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: f
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimiser.step()
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise LsclError(f"lr = {lr}: the loss is not finite in step {step + 1} of epoch {epoch + 1}; lower lr")
             if step % 100 == 99:
                 rate = (step + 1) * batch / (time.time() - started)
                 print(f"epoch {epoch + 1}/{epochs} step {step + 1}/{steps} loss {np.mean(losses[-100:]):.4f} {rate:.0f} images/s", flush=True)
-        torch.save({"student": student.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}, state.with_suffix(".new"))
-        state.with_suffix(".new").replace(state)
+        loss_found, saved = float(np.mean(losses)), io.BytesIO()
+        torch.save({"student": student.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "loss": loss_found}, saved)
+        write_atomic(state, saved.getvalue())
     vit.patch_embed.backbone = stem
     about = {"images": len(data), "data_digest": data.digest, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
-    write_weights(out, vit.state_dict(), {**about, "loss": round(float(np.mean(losses)), 4)})
+    write_weights(out, vit.state_dict(), {**about, "loss": round(loss_found, 4)})
     print(f"wrote {out}", flush=True)
 
 

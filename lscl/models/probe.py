@@ -12,6 +12,7 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.data.sources import load, per_class
 from lscl.data.store import ImageSet, write_atomic
+from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.seeding import numpy_generator
 
@@ -23,15 +24,22 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
     """Train a linear classifier on `count` training images per class and test it on the test images.
 
     Writes and returns accuracy in percent over all classes, and over 8 at a time (mean of 50 random sets of classes).
+
+    Raises:
+        LsclError: fewer images than that, or too few for the cross-validation.
     """
-    torch.set_num_threads(config.threads)
+    if count < 1:
+        raise LsclError(f"per_class = {count}: at least 1 image of each class is needed")
+    torch.set_num_threads(config.cpu_threads)
     data = load(config.model_copy(update={"images_per_class": None, "test_images_per_class": None}))
     train = per_class(data.train, count, f"{config.dataset} train")
+    fold = torch.from_numpy(numpy_generator(0, "probe-folds").integers(0, 3, len(train)))
+    if not 0 < (fold > 0).sum() < len(train):
+        raise LsclError(f"per_class = {count}: {len(train)} training images are too few for a cross-validation")
     model = foundation_of(config, None)
     x, y = _features(model, train), torch.from_numpy(train.labels)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
-    fold = torch.from_numpy(numpy_generator(0, "probe-folds").integers(0, 3, len(y)))
     held = {decay: _accuracy(_fit(x[fold > 0], y[fold > 0], decay), x[fold == 0], y[fold == 0]) for decay in DECAYS}
     weights = _fit(x, y, max(held, key=held.get))
     tx, ty = (_features(model, data.test) - mean) / std, torch.from_numpy(data.test.labels)

@@ -1,29 +1,32 @@
 """The frozen ViT, split at the first adapted block: `prefix` never depends on anything trained, `suffix` takes what is added.
 
-Works for the mini ViT and for any timm VisionTransformer with standard blocks. Nothing here is ever trained.
+Works for the mini ViT and for any timm VisionTransformer with standard blocks, however it pools its tokens. Nothing here is ever trained.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.data.store import digest_of
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, first_line, unknown
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.seeding import seeded
 
@@ -77,7 +80,9 @@ PLAIN = Adapter()
 
 
 class FrozenViT(nn.Module):
-    """A frozen vision transformer F, cut in front of block `block` (0-based; `block` = depth: only the final norm is left).
+    """A frozen vision transformer F, cut in front of block `block` (0-based; `block` = depth: all blocks lie in the prefix).
+
+    Its feature phi(x) is what timm's own head would classify: the CLS token, or what the network pools, behind the norm it has there.
 
     Raises:
         LsclError: the block does not exist, or the ViT is not made of standard blocks.
@@ -87,8 +92,8 @@ class FrozenViT(nn.Module):
         super().__init__()
         if not 0 <= block <= len(vit.blocks):
             raise LsclError(f"block = {block}: the ViT has blocks 0 to {len(vit.blocks) - 1}")
-        if not all(isinstance(one, Block) and isinstance(one.attn, Attention) for one in vit.blocks):
-            raise LsclError("only timm ViTs made of standard blocks (timm.models.vision_transformer.Block) can be adapted")
+        if reason := unfit(vit):
+            raise LsclError(f"this network cannot be the frozen ViT: {reason}")
         self.vit = vit.eval().requires_grad_(False)
         self.block, self.mean, self.std = block, tuple(mean), tuple(std)
         self.block_forward = block_forward
@@ -111,7 +116,7 @@ class FrozenViT(nn.Module):
                 out = forward(self.vit.blocks[self.block], leaves[0], Adapter(qkv=LowRank(*leaves[1:], scale=0.1)), 1)
                 found[name] = [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
             except Exception as error:  # a missing compiler shows itself in many types
-                raise LsclError(f"compile = True: torch.compile does not work here, it needs a C++ compiler: {str(error).splitlines()[0]}") from error
+                raise LsclError(f"compile = True: torch.compile does not work here, it needs a C++ compiler: {first_line(error)}") from error
         gap = max(float((a - b).norm() / a.norm()) for a, b in zip(found["plain"], found["compiled"], strict=True))
         if gap > TOLERANCE:
             raise LsclError(f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, allowed is {TOLERANCE:.0e}")
@@ -128,8 +133,14 @@ class FrozenViT(nn.Module):
         return len(self.vit.blocks)
 
     @cached_property
+    def read(self) -> int | None:
+        """How many of the first tokens behind the last block the feature needs: CLS, CLS and a distillation token, or None = all."""
+        by_token = {VisionTransformer: 1, VisionTransformerDistilled: 2}[type(self.vit)]
+        return by_token if self.vit.global_pool == "token" else None
+
+    @cached_property
     def tokens(self) -> int:
-        """Tokens N kept by `prefix`: all of them, or only CLS when nothing but the final norm is left."""
+        """Tokens N kept by `prefix`: all of them; behind the last block one, CLS or, where more tokens are read, the feature itself."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
 
     @cached_property
@@ -149,18 +160,24 @@ class FrozenViT(nn.Module):
             z = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(z)))
             for one in self.vit.blocks[: self.block]:
                 z = one(z)
-            return z[:, : self.tokens]
+            if self.block < self.depth:
+                return z
+            return z[:, :1] if self.read == 1 else self.pooled(self.vit.norm(z))[:, None]
 
     def feature(self, last: Tensor) -> Tensor:
-        """The CLS token behind the last block, (b, 1, d), -> the CLS feature phi(x), (b, d)."""
-        return self.vit.norm(last)[:, 0]
+        """What `prefix` keeps behind the last block, (b, 1, d), -> the feature phi(x), (b, d)."""
+        return self.pooled(self.vit.norm(last)) if self.read == 1 else last[:, 0]
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The tokens behind the final norm that the feature needs, (b, N, d), -> phi(x), (b, d)."""
+        return self.vit.forward_head(tokens, pre_logits=True)
 
     def at(self, block: int) -> "FrozenViT":
         """The same network, cut elsewhere; nothing is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)
 
     def suffix(self, z: Tensor, update: LowRank | Mapping[int, Adapter] | None = None, keep: int | None = 1) -> Tensor:
-        """(b, N, d) -> the first `keep` tokens behind the final norm, (b, keep, d); the CLS feature as (b, d) for 1; None = all tokens.
+        """(b, N, d) -> the feature phi(x), (b, d), for keep = 1; else the first `keep` tokens behind the final norm, (b, keep, d); None = all.
 
         `update` acts on the fused qkv of block `block`, or gives an adapter for any blocks by number. N may be larger than
         `tokens` if something was put between CLS and the patches. The last block computes only what the kept tokens need.
@@ -168,14 +185,37 @@ class FrozenViT(nn.Module):
         Raises:
             LsclError: an adapter for a block that lies in the prefix or does not exist.
         """
+        needed = self.read if keep == 1 else keep
         adapters = {self.block: Adapter(qkv=update)} if isinstance(update, LowRank) else update or {}
         if any(not self.block <= index < self.depth for index in adapters):
             raise LsclError(f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}")
         for index in range(self.block, self.depth):
-            kept = keep if index == self.depth - 1 else None
+            kept = needed if index == self.depth - 1 else None
             z = self.block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
-        z = self.vit.norm(z[:, :keep])
-        return z[:, 0] if keep == 1 else z
+        if self.block == self.depth and self.read != 1:  # the prefix has pooled already
+            return z[:, 0] if keep == 1 else z
+        z = self.vit.norm(z[:, :needed])
+        return self.pooled(z) if keep == 1 else z
+
+
+def unfit(vit: nn.Module) -> str | None:
+    """Why a network cannot be cut and adapted as a `FrozenViT`; None if it can."""
+    if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
+        return f"it is a {type(vit).__name__}, not a timm VisionTransformer"
+    odd = {type(one).__name__ for one in vit.blocks if type(one) is not Block}
+    odd |= {type(one.attn).__name__ for one in vit.blocks if type(one) is Block and type(one.attn) is not Attention}
+    if odd:
+        return f"its blocks are not timm's standard blocks (Block with Attention) but made of {', '.join(sorted(odd))}"
+    if any(getattr(one.attn, "gate", None) is not None for one in vit.blocks):
+        return "its attention has a gate"
+    if not vit.global_pool:
+        return "it does not pool its tokens to one feature"
+    return None
+
+
+def plain_mlps(vit: VisionTransformer) -> bool:
+    """Whether every block's MLP is fc1, activation, fc2: only then can an adapter act inside it."""
+    return all(type(one.mlp) is Mlp for one in vit.blocks)
 
 
 def block_forward(block: Block, z: Tensor, adapter: Adapter = PLAIN, keep: int | None = None) -> Tensor:
@@ -197,6 +237,8 @@ def block_forward(block: Block, z: Tensor, adapter: Adapter = PLAIN, keep: int |
     x = block.attn.norm(x.transpose(1, 2).reshape(z.shape))
     z = z + block.ls1(_add(adapter.proj, block.attn.proj(x), x))
     x = block.norm2(z)
+    if adapter.fc1 is None and adapter.fc2 is None:
+        return z + block.ls2(block.mlp(x))
     h = block.mlp.norm(block.mlp.act(_add(adapter.fc1, block.mlp.fc1(x), x)))
     return z + block.ls2(_add(adapter.fc2, block.mlp.fc2(h), h))
 
@@ -240,6 +282,7 @@ def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tupl
 
 
 RANDOM = "random/"  # in front of a timm name: the same architecture, weights drawn
+OURS = ("mini", "tiny")
 
 
 def foundation(name: str, block: int | None, normalize: bool = True, weights: Path | None = None) -> FrozenViT:
@@ -249,40 +292,78 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
     drawn and not learnt. weights: a local checkpoint instead of the one that belongs to the name.
 
     Raises:
-        LsclError: unknown name, damaged or unfit weight file, weights that cannot be downloaded, or no such block.
+        LsclError: unknown name, a network that cannot be cut and adapted, damaged or unfit weight file, weights that cannot be
+            downloaded, numbers that are not finite, or no such block.
     """
     drawn = name.startswith(RANDOM)
     if weights is not None and drawn:
         raise LsclError(f"foundation = {name!r}: has drawn weights, so weights = {str(weights)!r} cannot be used with it")
-    mean, std = MEAN, STD
-    if name == "mini":
-        vit = mini_vit() if weights else _mini()
-    elif name == "tiny":
-        with seeded(0, "tiny-vit"):
-            vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2)
-    elif timm.is_model(name.removeprefix(RANDOM)):
-        vit = _timm(name, pretrained=weights is None and not drawn)
-        mean, std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
+    if name == "mini" and weights is None:
+        vit = _mini()
+    elif weights is None and not drawn and name not in OURS:
+        with torch.device("meta"):
+            architecture(name)  # refused before anything is downloaded
+        vit = _timm(name, pretrained=True)
     else:
-        raise unknown("foundation model", name, ["mini", "tiny", *timm.list_models("vit_*_patch16_224")])
+        vit = architecture(name)
     if weights is not None:
         load_checkpoint(vit, weights, name)
+    mean, std = (MEAN, STD) if name in OURS else (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
     if not normalize:
         mean, std = (0.0,) * 3, (1.0,) * 3
-    return FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
+    frozen = FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
+    if name not in OURS or weights is not None:
+        check(frozen, name if weights is None else f"{name} with weights = {weights}")
+    return frozen
 
 
 def architecture(name: str) -> VisionTransformer:
-    """The network of that name (mini, a timm name, random/<timm name>, tiny) with no learnt weights, for its shape.
+    """The network of that name (mini, a timm name, random/<timm name>, tiny) with no learnt weights.
 
     Raises:
-        LsclError: unknown name.
+        LsclError: unknown name, or a network that cannot be cut and adapted.
     """
     if name == "mini":
         return mini_vit()
-    if name == "tiny" or name.startswith(RANDOM) or not timm.is_model(name):
-        return foundation(name, 0).vit  # or the error
+    if name == "tiny":
+        with seeded(0, "tiny-vit"):
+            return VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2)
+    if not timm.is_model(name.removeprefix(RANDOM)):
+        raise unknown("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
     return _timm(name, pretrained=False)
+
+
+def check(frozen: FrozenViT, name: str) -> None:
+    """Look at one image of noise, in parts as here and as timm does it.
+
+    Raises:
+        LsclError: weights or the feature are not finite, or the feature is not the one that timm gives its own head.
+    """
+    bad = next((key for key, value in frozen.vit.state_dict().items() if not value.isfinite().all()), None)
+    if bad is not None:
+        raise LsclError(f"foundation = {name}: {bad} holds numbers that are not finite")
+    size = frozen.vit.patch_embed.img_size[0]
+    image = torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            theirs = frozen.vit.forward_head(frozen.vit.forward_features(frozen.preprocess(image)), pre_logits=True)
+            ours = frozen.suffix(frozen.prefix(image))
+    except Exception as error:  # networks of another library fail in many ways
+        raise LsclError(f"foundation = {name}: cannot look at an image of {size} pixels: {first_line(error)}") from error
+    if not theirs.isfinite().all():
+        raise LsclError(f"foundation = {name}: its feature of an image is not finite")
+    if ours.shape != (1, frozen.width) or (ours - theirs).norm() > TOLERANCE * theirs.norm():
+        raise LsclError(f"foundation = {name}: cut in two it does not give the feature that it gives as a whole")
+
+
+def check_block(config: Experiment, depth: int) -> None:
+    """Whether the config's block is one of `depth` blocks.
+
+    Raises:
+        LsclError: it is not.
+    """
+    if not 0 <= config.block < depth:
+        raise LsclError(f"block = {config.block}: {config.foundation} has {depth} blocks, allowed are 0 to {depth - 1}")
 
 
 def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
@@ -301,9 +382,11 @@ def _timm(name: str, pretrained: bool) -> VisionTransformer:
         with seeded(0, name):
             vit = timm.create_model(name.removeprefix(RANDOM), pretrained=pretrained, num_classes=0)
     except Exception as error:  # hub errors come in many types
-        raise LsclError(f"cannot get the weights of {name}: {error}; give a local file by weights") from error
-    if not isinstance(vit, VisionTransformer):
-        raise LsclError(f"foundation = {name!r}: not a timm VisionTransformer")
+        if pretrained:
+            raise LsclError(f"cannot get the weights of {name}: {first_line(error)}; give a local file by weights") from error
+        raise LsclError(f"foundation = {name!r}: timm cannot make it: {first_line(error)}") from error
+    if reason := unfit(vit):
+        raise LsclError(f"foundation = {name!r}: cannot be the frozen ViT: {reason}")
     return vit
 
 
@@ -313,19 +396,70 @@ def load_checkpoint(vit: VisionTransformer, path: Path, name: str) -> None:
     Raises:
         LsclError: another kind of file, missing, damaged, or of another network than `name`.
     """
+    readers = {".safetensors": _from_safetensors, ".npz": _from_npz}
+    if path.suffix not in readers:
+        raise LsclError(f"weights = {str(path)!r}: allowed are .safetensors files and .npz files of the original release")
     try:
-        if path.suffix == ".npz":
-            vit.load_pretrained(str(path))
-            return
-        if path.suffix != ".safetensors":
-            raise LsclError(f"weights = {str(path)!r}: allowed are .safetensors files and .npz files of the original release")
-        found = vit.load_state_dict(checkpoint_filter_fn(load_file(path), vit), strict=False)
-    except (OSError, ValueError, LookupError, RuntimeError, AssertionError, BadZipFile, SafetensorError) as error:
-        raise LsclError(f"weights = {str(path)!r}: cannot be read as {name}: {str(error).splitlines()[0]}") from error
-    odd = [key for key in found.unexpected_keys if not key.startswith(("head.", "head_dist.", "pre_logits."))]
-    if found.missing_keys or odd:
-        what = f"{found.missing_keys[0]} is missing" if found.missing_keys else f"{odd[0]} does not belong to it"
-        raise LsclError(f"weights = {str(path)!r}: not a checkpoint of {name}: {what}")
+        difference = readers[path.suffix](vit, path)
+    except Exception as error:  # readers and converters fail in many ways
+        raise LsclError(f"weights = {str(path)!r}: cannot be read as {name}: {first_line(error)}") from error
+    if difference:
+        raise LsclError(f"weights = {str(path)!r}: not a checkpoint of {name}: {difference}")
+
+
+LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "head/", "pre_logits/")  # classifiers
+
+
+def _from_safetensors(vit: VisionTransformer, path: Path) -> str | None:
+    """Fill `vit`; -> why the file is of another network, None if it is not."""
+    own = vit.state_dict()
+    given = {key: value for key, value in checkpoint_filter_fn(load_file(path), vit).items() if not key.startswith(LEFT_OUT)}
+    for key, value in own.items():
+        if key not in given:
+            return f"{key} is missing"
+        if given[key].shape != value.shape:
+            return f"{key} has the shape {tuple(given[key].shape)}, not {tuple(value.shape)}"
+        if given[key].is_floating_point() != value.is_floating_point():
+            return f"{key} holds {given[key].dtype}, not {value.dtype}"
+    if odd := given.keys() - own.keys():
+        return f"{min(odd)} does not belong to it"
+    vit.load_state_dict(given)
+    return None
+
+
+def _from_npz(vit: VisionTransformer, path: Path) -> str | None:
+    """Fill `vit`; -> why the file is of another network, None if it is not. Only headers are read until that is known."""
+    arrays = dict(_headers(path))
+    root = next((root for root in ("opt/target/", "params/", "params/img/", "") if f"{root}embedding/kernel" in arrays), None)
+    if root is None:
+        return "it has no embedding/kernel, so it is not of the original release"
+    arrays = {name.removeprefix(root): about for name, about in arrays.items() if name.startswith(root)}
+    own, found = sum(p.numel() for key, p in vit.named_parameters() if key != "pos_embed"), 0
+    for name, (shape, dtype) in arrays.items():
+        if name.startswith(LEFT_OUT):
+            continue
+        count = math.prod(shape)
+        if dtype.kind != "f":
+            return f"{name} holds {dtype}, not floating-point numbers"
+        if name.endswith("pos_embedding"):  # may be of another image size
+            if count > own:
+                return f"{name} has the shape {shape}"
+        else:
+            found += count
+    if found != own:
+        return f"it holds {found} numbers, the network has {own}, positions left out"
+    vit.load_pretrained(str(path))
+    return None
+
+
+def _headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], np.dtype]]]:
+    """Name, shape and type of each array of an .npz file."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                shape, _, dtype = read[np.lib.format.read_magic(file)](file)
+            yield name.removesuffix(".npy"), (shape, dtype)
 
 
 def _mini() -> VisionTransformer:
@@ -342,7 +476,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         LsclError: a file is missing, or the weights are not the ones the .json file speaks of.
     """
     try:
-        data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
             raise LsclError(f"damaged weight file {path}: its SHA-256 is not the one in {path.with_suffix('.json').name}; install it again")
         return load(data)

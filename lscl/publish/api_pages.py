@@ -4,10 +4,11 @@ import pkgutil
 
 import lscl
 
-# Flower's part needs an extra and has its own page, book/scaling_out.md; the commands' options are those of the configuration.
-LEFT_OUT = ("lscl.flower", "lscl.cli")
+# Flower's part needs an extra and has its own page, book/scaling_out.md; the commands' options are those of the configuration; shapes are for
+# the reader of files alone.
+LEFT_OUT = ("lscl.flower", "lscl.cli", "lscl.results.file_shapes")
 PAGES = {
-    "basics": ("Basics", "Configuration, named random draws, places, the one exception."),
+    "basics": ("Basics", "Configuration, named random draws, places, files, the one exception."),
     "data": ("Data", "Images and their partition over clients and tasks."),
     "models": ("Models", "The frozen ViT, the small CNNs, the generator."),
     "federation": ("Federation", "The loop, the clients, what may cross the border between them and the server."),

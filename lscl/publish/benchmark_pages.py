@@ -1,13 +1,13 @@
 """Benchmarks and federations as the book's pages show them: each a table of recorded measurements with where it comes from."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.errors import LsclError
+from lscl.results import file_shapes
 from lscl.results.labels import label_of
 from lscl.results.markdown import commits_of, numbered, plain, short_commit, small_print
 from lscl.results.measurements import measured_rows
@@ -28,8 +28,8 @@ def benchmark_table() -> pd.DataFrame:
     """
     rows = {}
     for path in sorted((paths.results() / "benchmarks").glob("*.json")):
+        found = files.from_json(path, file_shapes.Benchmark)
         try:
-            found = json.loads(path.read_text())
             rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": short_commit(found["commit"], "–")}
             parts = {"": found}
             for row in found.get("rows", []):
@@ -41,7 +41,7 @@ def benchmark_table() -> pd.DataFrame:
                 for label_of, value in ({name: part} | inner).items():
                     if label_of and "ratio" in value:
                         rows[f"{found['name']}: {label_of}"] = _benchmark(value) | {"machine": "", "commit": ""}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise LsclError(f"cannot read the benchmark {path}: {type(error).__name__} {error}") from error
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
 
@@ -63,7 +63,7 @@ def federation_rows(part: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(paths.results() / "federation" / f"{part}.json")
+    return measured_rows(paths.results() / "federation" / f"{part}.json", file_shapes.FEDERATION[part])
 
 
 def parity_table() -> pd.DataFrame:
@@ -90,7 +90,7 @@ def wire_table() -> pd.DataFrame:
     """
     rows = []
     for row in federation_rows("parity"):
-        if "wire_up" not in row:
+        if row.get("wire_up") is None:
             continue
         messages, shown = row["clients"] * sum(row["exchanges"]), {"system": label_of(row["method"]), "profile": row["profile"]}
         for side in ("up", "down"):

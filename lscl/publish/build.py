@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,17 +11,36 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from rich.console import Console
 
-from lscl import paths
+from lscl import files, paths
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import affordable, run
 from lscl.experiments.sweeps import plan
+from lscl.models.cache import limit_bytes
 from lscl.publish import freshness, pages, readme
 
+# What notebooks read from results/.
+READ = ("runs/*/*.json", "runs/*/sheets/*.png", "tuning/*.json", "components/*.json", "published/*.csv", "benchmarks/*.json")
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
+UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts a notebook's kernel in the Python that runs this, whatever kernels are installed and whatever they are called."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            env=UTF8,
+        )
 
 
 def reproduce(
@@ -40,8 +60,13 @@ def reproduce(
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
+    limit_bytes()  # a bound that is no number is said before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
+    notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
+    for notebook in notebooks:
+        files.notebook(notebook)
+    pages.pieces()  # so that a damaged file is told before anything is computed
     missing = [config for config in runs if not records.find(config)]
     affordable(missing)
     for number, config in enumerate(runs, 1):
@@ -50,14 +75,18 @@ def reproduce(
     runs_seconds, seconds = time.perf_counter() - started, {}
     pages.write()
     places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
-    for notebook in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
+    for notebook in notebooks:
         target = paths.results() / "executed" / profile / notebook.name
-        if not force and _stamp_file(target).exists() and _stamp_file(target).read_text() == _stamp(notebook, profile, places):
+        if (
+            not force
+            and _stamp_file(target).exists()
+            and _stamp_file(target).read_text(encoding="utf-8", errors="replace") == _stamp(notebook, profile, places)
+        ):
             say(f"{notebook.name}: nothing has changed, kept")
         else:
             execute(notebook, target, profile, places)
         if store:
-            executed = nbformat.read(target, 4)
+            executed = files.notebook(target)
             seconds[notebook.stem] = executed.metadata.papermill.duration
             freshness.stamp(executed)
             write_atomic(notebook, _clean(executed).encode())
@@ -75,10 +104,11 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
 
     Raises:
-        LsclError: a cell failed.
+        LsclError: a cell failed, or the kernel died.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"profile": profile, **places}
+    files.notebook(notebook)  # or say what is wrong with it
     own = papermill.inspect_notebook(str(notebook))
     parameters = {
         name: value
@@ -91,12 +121,15 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
             str(target),
             parameters,
             kernel_name="python3",
+            kernel_manager_class=OwnKernel,
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
+    except RuntimeError as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
+        raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
     write_atomic(_stamp_file(target), _stamp(notebook, profile, places).encode())
 
 
@@ -117,7 +150,7 @@ def build_book(profile: str) -> Path:
             shutil.copy(origin, source / part)
     (source / "notebooks").mkdir(parents=True, exist_ok=True)
     for executed in sorted((paths.results() / "executed" / profile).glob("*.ipynb")):
-        (source / "notebooks" / executed.name).write_text(_clean(nbformat.read(executed, 4)))
+        (source / "notebooks" / executed.name).write_text(_clean(files.notebook(executed)), encoding="utf-8")
     command = [
         sys.executable,
         "-c",
@@ -128,10 +161,10 @@ def build_book(profile: str) -> Path:
         str(source / "book" / "_toc.yml"),
     ]
     command += ["--path-output", str(source.parent), "-q", "-n", "-W", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, **UTF8}, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         log = source.parent / "build.log"
-        log.write_text(done.stdout + done.stderr)
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
         raise LsclError(f"the book did not build without warnings, see {log}")
     return source.parent / "_build" / "html" / "index.html"
 
@@ -154,9 +187,9 @@ def _stamp_file(target: Path) -> Path:
 
 def _stamp(notebook: Path, profile: str, places: dict[str, str | None]) -> str:
     """A digest of all that decides a notebook's outputs: its cells and parameters, the code, the records, and what else is read from results/."""
-    cells = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, 4).cells]
+    cells = [(cell.cell_type, cell.source) for cell in files.notebook(notebook).cells]
     total = hashlib.sha256(json.dumps([cells, profile, places, records.source()["code_digest"]]).encode())
-    for pattern in ("runs/*/*.json", "tuning/*.json", "published/*.csv", "benchmarks/*.json"):
+    for pattern in READ:
         for path in sorted(paths.results().glob(pattern)):
             total.update(path.read_bytes())
     return total.hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import nbformat
 
-from lscl import paths
+from lscl import files, paths
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, all_records, folder
 
@@ -48,7 +48,7 @@ def stale() -> list[str]:
     """One line for every committed notebook whose outputs are older than the records that it shows."""
     today, found = digests(sweeps.reported(all_records("mini"))), []
     for path in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
-        notebook = nbformat.read(path, 4)
+        notebook = files.notebook(path)
         carried = notebook.metadata.get(KEY, {}).get("records", {})
         old = [name for name in sets_of(notebook) if carried.get(name) != today[name]]
         if old:

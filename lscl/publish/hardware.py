@@ -1,16 +1,16 @@
 """Hardware and times: what a command took and gave where it was measured, and what the cost model expects of cards that nobody has tried."""
 
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
+from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import DATASET_LABELS, SCORES, label_of
 from lscl.results.markdown import code_text, wall_minutes
@@ -20,13 +20,13 @@ cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code 
 
 def expected() -> list[dict[str, Any]]:
     """What whole profiles took and gave (`readme.expect`), by profile."""
-    return [json.loads(path.read_text()) for path in sorted((paths.results() / "expected").glob("*.json"))]
+    return [files.from_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))]
 
 
 def notebook_time(notebook: str, runs: bool = False) -> str | None:
     """How long a notebook took in `make demo` on how many cores, with the runs made before it if `runs`; None if nobody measured it."""
     for one in expected():
-        if one["profile"] == "demo":
+        if one["profile"] == "demo" and notebook in one["notebooks"]:
             seconds = one["notebooks"][notebook] + runs * one["runs_seconds"]
             return f"{duration(seconds)} on {one['hardware']['cores']} cores"
     return None

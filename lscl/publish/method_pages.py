@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import CHOSEN, SIZES, Experiment, experiment
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
@@ -98,7 +98,7 @@ def _citation(number: str) -> str:
 def _bibliography() -> dict[str, str]:
     """The key of every entry of the bibliography that has an arXiv number; empty where there is no book."""
     path = paths.root() / "book" / "references.bib"
-    return _keys(path.read_text()) if path.exists() else {}
+    return _keys(files.text(path)) if path.exists() else {}
 
 
 @lru_cache
@@ -231,17 +231,26 @@ def _choice(method: str, grid: pd.DataFrame) -> str:
         return f"{len(grid)} of {len(sweeps.GRIDS[method])} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
-    return f"Best: {best.iloc[0]}. Not yet in use: `mini` has {used}."
+    return f"Best: {plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
 
 
 def _edges(method: str, config: dict[str, Any]) -> str:
-    """Which chosen values, of parameters with three or more in the grid, are its smallest or largest, so that better ones may lie beyond."""
+    """Which chosen values are the smallest or largest of the grid's, so that better ones may lie beyond."""
     parts = []
     for name in sweeps.GRIDS[method][0]:
-        values = sorted({point[name] for point in sweeps.GRIDS[method]})
-        if len(values) > 2 and config[name] in (values[0], values[-1]):
-            parts.append(f"`{name}` = {config[name]:g} is the {'smallest' if config[name] == values[0] else 'largest'} that was tried")
+        edge = _edge(config[name], sorted({point[name] for point in sweeps.GRIDS[method]}))
+        parts += [f"`{name}` = {config[name]:g} is the {edge}"] if edge else []
     return f" At the edge of the grid: {' and '.join(parts)}, so a value beyond it might do better." if parts else ""
+
+
+def _edge(value: float, tried: list[float]) -> str:
+    """On which edge of the values that were tried, in order, this one lies; empty inside."""
+    if value not in (tried[0], tried[-1]):
+        return ""
+    if len(tried) == 1:
+        return "only one that was tried"
+    smallest, largest = ("smaller of the two", "larger of the two") if len(tried) == 2 else ("smallest", "largest")
+    return f"{smallest if value == tried[0] else largest} that {'were' if len(tried) == 2 else 'was'} tried"
 
 
 # ---- overview

@@ -1,15 +1,16 @@
 """Numbers inside the sentences of the book. A page calls one by its name in double braces; `lscl pages` writes them all to one file."""
 
-import json
 from collections.abc import Callable
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import PROFILES, experiment
 from lscl.data import imagenet_r
+from lscl.errors import Absent
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
 from lscl.models.vit import WEIGHTS
 from lscl.publish.hardware import cost
+from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
 from lscl.results.markdown import wall_minutes
@@ -29,14 +30,14 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "demo_task": lambda: f"{_expected('demo')['task']:.1f} %",
         "demo_seen": lambda: f"{_expected('demo')['seen']:.1f} %",
         **{f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask) for dataset, group in ours.items() for mask in SCORES},
-        "published_cifar100": lambda: f"{published_final('cifar100'):.1f} %",
+        "published_cifar100": lambda: _published("cifar100"),
         "main_runs": lambda: str(len(records)),
         "main_hours": lambda: f"{sum(map(wall_minutes, records)) / 60:.1f}",
         "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
         "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
         "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
-        "weights_images": lambda: f"{json.loads(WEIGHTS.with_suffix('.json').read_text())['images']:,}",
+        "weights_images": lambda: f"{files.from_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
         "colab_hours": lambda: f"{sum(cost(one).hours(cost_model.card('t4')) for one in sweeps.plan('colab')):.1f}",
         "paper_hours": lambda: f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.card('t4')):.0f}",
@@ -47,7 +48,7 @@ def numbers(records: list[Record]) -> dict[str, str]:
 def _value(of: Callable[[], str]) -> str:
     try:
         return of()
-    except FileNotFoundError:
+    except Absent:
         return NONE
 
 
@@ -55,6 +56,11 @@ def _final(group: list[Record], mask: str) -> str:
     return f"{with_interval(final_accuracy(one, mask) for one in group)} %" if group else NONE
 
 
+def _published(dataset: str) -> str:
+    found = published_final(dataset)
+    return NONE if found is None else f"{found:.1f} %"
+
+
 def _expected(profile: str) -> dict:
     """What a whole profile took and gave, see `readme.expect`."""
-    return json.loads((paths.results() / "expected" / f"{profile}.json").read_text())
+    return files.from_json(paths.results() / "expected" / f"{profile}.json", file_shapes.Expected)

@@ -5,10 +5,9 @@ import re
 from itertools import zip_longest
 from pathlib import Path
 
-import yaml
-
-from lscl import paths
+from lscl import files, paths
 from lscl.data.store import write_atomic
+from lscl.errors import LsclError
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, all_records, select
 from lscl.publish import api_pages, benchmark_pages, explorer, hardware, method_pages, numbers, readme, reference, status, verified
@@ -49,7 +48,7 @@ def pieces() -> dict[str, str]:
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(page.read_text())} if page.exists() else {}) | notebook_heads()
+    return made | ({"README.md": readme.text(files.text(page))} if page.exists() else {}) | notebook_heads()
 
 
 def notebook_heads() -> dict[str, str]:
@@ -60,13 +59,27 @@ def notebook_heads() -> dict[str, str]:
     found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     if not found:
         return {}
-    address = yaml.safe_load((paths.root() / "_config.yml").read_text())["repository"]["url"]
+    address = _address(paths.root() / "_config.yml")
     cell, time = re.compile(r'(REPOSITORY = \\")[^"\\]*'), re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")  # as JSON has it
     heads = {}
     for path in found:
-        text = cell.sub(lambda kept: kept[1] + address, path.read_text())
+        text = cell.sub(lambda kept: kept[1] + address, files.text(path))
         heads[f"notebooks/{path.name}"] = time.sub(lambda kept, name=path.stem: _time(kept, name), text)
     return heads
+
+
+def _address(path: Path) -> str:
+    """The repository's public address in the settings.
+
+    Raises:
+        LsclError: it does not stand there.
+    """
+    found = files.settings(path)
+    for name in ("repository", "url"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, str) or not re.fullmatch(r"https?://[^\s\"\\]+", found):
+        raise LsclError(f"{path}: repository: url: must be a web address, found {found!r}")
+    return found
 
 
 def _time(kept: re.Match, notebook: str) -> str:
@@ -100,7 +113,9 @@ def stale() -> list[str]:
 
 def _read(name: str) -> str | None:
     path = paths.root() / name
-    return path.read_text() if path.exists() else None
+    if path.exists() and not path.is_file():
+        raise LsclError(f"cannot read {path}: not a regular file")
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
 
 def _short(text: str, most: int = 100) -> str:

@@ -8,11 +8,12 @@ import numpy as np
 from lscl import paths
 from lscl.config import experiment
 from lscl.data.store import write_atomic
+from lscl.errors import LsclError
 from lscl.experiments import cost_model, records
 from lscl.publish import hardware
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
-from lscl.results.markdown import wall_minutes
+from lscl.results.markdown import code_text, plain, wall_minutes
 from lscl.results.published import published_final
 
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
@@ -43,15 +44,20 @@ def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
     for row in hardware.expected():
-        rows.append(f"| {_machine(row['hardware'])} | `{row['command']}` | {row['minutes']} | {row['task']} % | {row['seen']} % |")
+        rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
     for record in records.select(records.all_records("mini"), method="fed_lscl", seed=42, overrides={}):
         command = f"lscl run --method fed_lscl --dataset {record['dataset']} --profile mini"
         scores = [f"{_mean([record], mask)} %" for mask in SCORES]
-        rows.append(f"| {_machine(record['hardware'])} | `{command}` | {wall_minutes(record):.1f} | {' | '.join(scores)} |")
+        rows.append(f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |")
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
     command = "lscl run --method fed_lscl --dataset cifar100 --profile paper"
-    rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {published_final('cifar100'):.1f} %, the paper's | – |")
+    rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
     return "\n".join(rows)
+
+
+def _published() -> str:
+    found = published_final("cifar100")
+    return "–" if found is None else f"{found:.1f} %, the paper's"
 
 
 def _mean(runs: list[records.Record], mask: str) -> float:
@@ -60,10 +66,11 @@ def _mean(runs: list[records.Record], mask: str) -> float:
 
 
 def _machine(hardware: dict) -> str:
-    return f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}"
+    return plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
 def text(before: str) -> str:
     """The README with today's table between its two markers."""
-    head, rest = before.split(BEGIN)
-    return f"{head}{BEGIN}\n{expected_table()}\n{END}{rest.split(END)[1]}"
+    if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
+        raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")
+    return f"{before.split(BEGIN)[0]}{BEGIN}\n{expected_table()}\n{END}{before.split(END)[1]}"

@@ -1,11 +1,10 @@
 """What the code says of itself, as tables and text of the book: parameters, values of single methods, the mini model."""
 
-import json
 from typing import Any
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import CHOSEN, PROFILES, SIZES, Experiment, experiment
 from lscl.models.vit import WEIGHTS
 from lscl.results.labels import label_of, methods_in_order
@@ -47,10 +46,10 @@ def model_card() -> str:
     """The facts about the mini foundation model that its description and the probes hold, as markdown."""
     parts, about = [], WEIGHTS.with_suffix(".json")
     if about.exists():
-        parts.append(numbered(_facts(json.loads(about.read_text())), "How the file of the mini model was made", "tab-model-facts"))
+        parts.append(numbered(_facts(files.from_json(about, dict[str, Any])), "How the file of the mini model was made", "tab-model-facts"))
     for path in sorted((paths.results() / "probe").glob("*.json")):
         caption = f"Linear probe on the frozen features: {plain(path.stem.replace('--', ', '))} images a class"
-        parts.append(numbered(_facts(json.loads(path.read_text())), caption, f"tab-probe-{path.stem}"))
+        parts.append(numbered(_facts(files.from_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
     return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
 
 

@@ -1,13 +1,12 @@
 """The verified records as a page shows them: which cells of the tables stand on a record, and whether it came out again."""
 
-import json
-
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.experiments import records
 from lscl.experiments.sweeps import rows_of
 from lscl.experiments.verify import said
+from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
 from lscl.results.markdown import numbered
@@ -30,7 +29,7 @@ def outcome(profile: str) -> str:
     path = paths.results() / "verified" / f"{profile}.json"
     if not path.exists():
         return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
-    saved = json.loads(path.read_text())
+    saved = files.from_json(path, file_shapes.Verified)
     known = {one["name"]: one for one in records.all_records(profile)}
     rows = [
         {

@@ -22,6 +22,7 @@ from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import Tensor
 
+from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, LowRank
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS
 from lscl.results.statistics import estimate, interval_of
@@ -226,7 +227,13 @@ def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
 
 @torch.no_grad()
 def cls_attention(foundation: FrozenViT, z: Tensor, update: LowRank | None = None) -> np.ndarray:
-    """Attention of CLS to the patches in the adapted block, mean over the heads. z: (b, N, d) -> (b, side, side)."""
+    """Attention of CLS to the patches in the adapted block, mean over the heads. z: (b, N, d) -> (b, side, side).
+
+    Raises:
+        LsclError: the ViT has no class token.
+    """
+    if foundation.vit.cls_token is None:
+        raise LsclError("this ViT has no class token whose attention could be shown")
     block = foundation.vit.blocks[foundation.block]
     attention, x = block.attn, block.norm1(z)
     qkv = attention.qkv(x)

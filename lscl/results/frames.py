@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lscl import paths
-from lscl.config import PROFILES, WHERE_AND_HOW
+from lscl.config import WHERE_AND_HOW, check_profile
 from lscl.errors import LsclError, unknown
 from lscl.experiments.records import Record, accuracy, all_records, folder, read
 from lscl.experiments.sweeps import reported
@@ -59,15 +59,17 @@ def costs_frame(runs: Runs, dataset: str | None = None, study: str | None = None
 
     Returns:
         pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks), bytes_up, bytes_down (all clients, whole
-            run), mb_up, mb_down (MB of 10^6 bytes per client and round), trained_parameters (mean over the clients), trained_images (every
-            pass of all clients), cpu_seconds and cpu_minutes (all rounds, NaN if not measured), seconds by the clock of each phase:
-            prepare, train, aggregate, evaluate; peak_memory_mb (highest of the process).
+            run), mb_up, mb_down (MB of 10^6 bytes per client and round), trained_parameters (mean over the clients), trained_images (those
+            that optimisers have seen, kept and made ones among them; in records that do not say, the images of the tasks in every pass),
+            cpu_seconds and cpu_minutes (all rounds, NaN if not measured), cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor,
+            the whole shared out as the seconds by the clock are: what else the machine does slows all phases of a run alike, on average),
+            seconds by the clock of each phase: prepare, train, aggregate, evaluate; peak_memory_mb (highest of the process).
 
     Raises:
         LsclError: as for `frame`.
     """
     columns = ["clients", "rounds", "bytes_up", "bytes_down", "mb_up", "mb_down", "trained_parameters", "trained_images"]
-    columns += ["cpu_seconds", "cpu_minutes", *PHASES, "peak_memory_mb"]
+    columns += ["cpu_seconds", "cpu_minutes", *(f"cpu_{phase}" for phase in ROUNDS), "prepare", *ROUNDS, "peak_memory_mb"]
     return _tidy(runs, dataset, study, values, draft, columns, lambda record: [_costs(record)])
 
 
@@ -106,7 +108,7 @@ def classes_frame(runs: Runs, dataset: str | None = None, study: str | None = No
 # ---- what one record gives
 
 
-PHASES = ("prepare", "train", "aggregate", "evaluate")
+ROUNDS = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
 
 
 def _accuracies(record: Record) -> list[tuple]:
@@ -121,9 +123,10 @@ def _costs(record: Record) -> tuple:
     up, down = (float(np.sum(record[side])) for side in ("bytes_up", "bytes_down"))
     seconds = record.get("cpu_seconds", np.nan)
     traffic = [up, down, up / clients / rounds / 1e6, down / clients / rounds / 1e6]
-    trained = [float(np.mean(record["trained_parameters"])), record.get("trained_images", np.nan)]
-    phases = [record["seconds"].get(phase, np.nan) for phase in PHASES]
-    return (clients, rounds, *traffic, *trained, seconds, seconds / 60, *phases, record["peak_memory_mb"])
+    trained = [float(np.mean(record["trained_parameters"])), record.get("optimised_images", record.get("trained_images", np.nan))]
+    phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUNDS])
+    shares = seconds / 60 * phases / phases.sum()
+    return (clients, rounds, *traffic, *trained, seconds, seconds / 60, *shares, record["seconds"]["prepare"], *phases, record["peak_memory_mb"])
 
 
 def _traffic(record: Record) -> list[tuple]:
@@ -178,8 +181,7 @@ def main_records(found: Iterable[Record]) -> list[Record]:
 def _records(runs: str | Iterable[Record]) -> list[Record]:
     if not isinstance(runs, str):
         return list(runs)
-    if runs not in PROFILES:
-        raise unknown("profile", runs, PROFILES)
+    check_profile(runs)
     return reported(all_records(runs))
 
 

@@ -1,13 +1,12 @@
 """Files of measurements other than records, as tidy tables: tuning grids, growth with a size, and what the components do inside a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lscl import paths
-from lscl.errors import LsclError
+from lscl import files, paths
+from lscl.results import file_shapes
 from lscl.results.labels import DATASET_LABELS, label_of
 from lscl.results.markdown import commits_of, plain, seeds_of, small_print
 
@@ -18,23 +17,24 @@ UPDATES = {"own": "the image's own", "another": "another image's", "mean": "one 
 GENERATORS = {"own": "as the client trained it", "fused": "as O2D returns it", "mean": "mean of all clients'"}
 
 
-def measured_rows(path: Path, what: str = "") -> list[dict[str, Any]]:
-    """The rows of a file of measurements; none if there is no such file.
+def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
+    """The rows, each of this shape, of a file of measurements; none if there is no such file.
+
+    Raises:
+        LsclError: a file that cannot be read, or of another shape.
+    """
+    return files.from_json(path, file_shapes.Rows[shape])["rows"] if path.exists() else []
+
+
+def tuning_frame() -> pd.DataFrame:
+    """Every point of the tuning grids that were recorded: columns profile, dataset, method, seed, point (text), task, seen (%), chosen.
 
     Raises:
         LsclError: a file that cannot be read.
     """
-    try:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read {what}{path}: {type(error).__name__} {error}") from error
-
-
-def tuning_frame() -> pd.DataFrame:
-    """Every point of the tuning grids that were recorded: columns profile, dataset, method, seed, point (text), task, seen (%), chosen."""
     rows = []
     for path in sorted((paths.results() / "tuning").glob("*.json")):
-        saved = json.loads(path.read_text())
+        saved = files.from_json(path, file_shapes.Grid | list[file_shapes.Point])
         found, best = (saved["rows"], saved.get("best", {})) if isinstance(saved, dict) else (saved, {})
         profile, _, dataset = path.stem.partition("--")
         for row in found:
@@ -57,7 +57,7 @@ def growth_frame() -> pd.DataFrame:
     """
     columns = ["label", "grows", "size", "cpu_seconds", "peak_memory_mb", "time_exponent", "memory_exponent"]
     rows = []
-    for row in measured_rows(_scaling(), "the benchmark "):
+    for row in measured_rows(_scaling(), file_shapes.Growing):
         about, exponents = (label_of(row["method"]), GROWTH[row["size"]]), [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")]
         rows += [(*about, point[row["size"]], point["cpu_seconds"], point["peak_memory_mb"], *exponents) for point in row["points"]]
     return pd.DataFrame(rows, columns=columns)
@@ -67,7 +67,7 @@ def growth_note() -> str:
     """Machine, threads and commit of `growth_frame` in small print; nothing if it was never measured."""
     if growth_frame().empty:
         return ""
-    found = json.loads(_scaling().read_text())
+    found = files.from_json(_scaling(), file_shapes.Measured)
     return small_print(f"{plain(found['machine']['cpu'])}, {found['threads']} threads, {commits_of([found])}")
 
 
@@ -90,7 +90,7 @@ def components_frame(profile: str) -> pd.DataFrame:
     rows = [
         (profile, dataset, INSIDE_WRITERS[row["collaboration"]], row["seed"], row["task"], *number)
         for dataset in DATASET_LABELS
-        for row in measured_rows(_inside(profile, dataset))
+        for row in measured_rows(_inside(profile, dataset), file_shapes.Written | file_shapes.Static)
         for number in inside_numbers(row)
     ]
     return pd.DataFrame(rows, columns=columns)
@@ -109,7 +109,7 @@ def inside_numbers(row: dict[str, Any]) -> list[tuple[str, str, str, float]]:
 def components_note(part: pd.DataFrame) -> str:
     """Where the rows of `components_frame` of one profile and data set come from, in small print."""
     (profile,), (dataset,) = part["profile"].unique(), part["dataset"].unique()
-    found = json.loads(_inside(profile, dataset).read_text())
+    found = files.from_json(_inside(profile, dataset), file_shapes.Components)
     rows, code = found["rows"], commits_of([found]) + (", uncommitted changes" if found["dirty"] else "")
     compared = f"{sum(bool(row['same_as_record']) for row in rows)} of {len(rows)} rows are of runs with exactly the accuracies of their record"
     about = f"mean over the first {found['tasks']} tasks"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from lscl import paths
+from lscl import files, paths
 from lscl.errors import LsclError
 from lscl.results.labels import PAPER_NAMES
 
@@ -17,7 +17,7 @@ def published_table1(dataset: str | None = None) -> pd.DataFrame:
     Raises:
         LsclError: the file cannot be read or names a system that is not the paper's.
     """
-    table = _read_published("paper_table1.csv").rename(columns={"method": "label"})
+    table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(columns={"method": "label"})
     unnamed = set(table["label"]) - set(PAPER_NAMES)
     if unnamed:
         raise LsclError(f"paper_table1.csv: unknown system {', '.join(sorted(unnamed))}")
@@ -27,7 +27,7 @@ def published_table1(dataset: str | None = None) -> pd.DataFrame:
 
 def published_table2(dataset: str) -> pd.DataFrame:
     """Table 2 of the paper on one data set: columns variant (full = the whole system) and accuracy in percent; empty if not reported."""
-    table = _read_published("paper_table2.csv")
+    table = _read_published("paper_table2.csv", {"variant": str, "dataset": str})
     return table[table["dataset"] == dataset]
 
 
@@ -106,9 +106,9 @@ def coverage(methods: Iterable[str]) -> str:
     return f"{len(PAPER_NAMES) - len(quoted)} of the paper's {len(PAPER_NAMES)} systems were measured; quoted only: {', '.join(quoted)}."
 
 
-def _read_published(name: str) -> pd.DataFrame:
+def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:
     path = paths.results() / "published" / name
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise LsclError(f"cannot read the published numbers {path}: {error}") from error
+    table = files.table(path, {**columns, "accuracy": float})
+    if not table["accuracy"].between(0, 100).all():
+        raise LsclError(f"cannot read {path}: an accuracy is not in 0 to 100 percent")
+    return table

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lscl.config import Experiment
-from lscl.errors import unknown
+from lscl.config import Experiment, check_profile
 from lscl.experiments.records import Record, find, select
 from lscl.experiments.run import run
 from lscl.experiments.sweeps import PLANS, REGIMES, SEEDS, TABLE1, WRITERS, regime_run, runs_of, variant_run, variants
@@ -53,8 +52,7 @@ def collect(
     Raises:
         LsclError: no such study or profile; a run that fails.
     """
-    if profile not in PLANS:
-        raise unknown("profile", profile, PLANS)
+    check_profile(profile)
     planned, found, missing = planned or PLANS[profile], [], []
     for dataset, seeds in planned.items():
         for config in runs_of(name, {"profile": profile, "dataset": dataset, "data_dir": data_dir, "weights": weights}, sorted(seeds)):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lscl.data.folder import image_folder, list_images
+from lscl.data.folder import class_files, image_folder, same_classes, split_folders
+from lscl.data.store import ImageSet, canonical
 from lscl.errors import LsclError
 
 
@@ -67,13 +68,148 @@ def test_images_of_any_mode_and_odd_size_become_rgb(tmp_path):
     assert found == {(100, 100, 100), (1, 2, 3), (50, 50, 50)}
 
 
-def test_files_that_are_no_images_are_passed_over(photos):
+def test_files_that_are_no_images_are_counted_and_named(photos):
     folder, _ = photos
-    before = list_images(folder)
+    before = image_folder(folder, 16)
     (folder / "ant" / "notes.txt").write_text("no image")
-    (folder / "readme.png").write_bytes(b"not in a class folder")
-    (folder / "empty").mkdir()
-    assert list_images(folder) == before and len(before) == 6
+    (folder / "bee" / "photo.heic").write_bytes(b"what Pillow cannot read")
+    (folder / "bee" / "deep").mkdir()
+    (folder / "bee" / "deep" / "Makefile").write_text("all:")
+    (folder / "readme.TXT").write_text("in no class folder")
+    after = image_folder(folder, 16)
+    assert before.notes == () and after.digest == before.digest
+    assert after.notes == ("4 files ignored: 2 .txt, 1 .heic, 1 without ending; the first is ant/notes.txt",)
+    assert image_folder(folder, 16).notes == after.notes  # also from the cache
+
+
+def test_hidden_names_are_neither_images_nor_classes(photos):
+    folder, _ = photos
+    before = image_folder(folder, 16)
+    for name in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", ".deep/1.png", "__MACOSX/1.png"):
+        (folder / "ant" / name).parent.mkdir(exist_ok=True)
+        (folder / "ant" / name).write_bytes(b"no image")
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(b"no image")
+    after = image_folder(folder, 16)
+    assert (after.digest, after.notes) == (before.digest, ())
+
+
+def test_images_at_any_depth_and_under_any_name_are_read(photos):
+    folder, images = photos
+    before = image_folder(folder, 16)
+    (folder / "cat" / "2021" / "may").mkdir(parents=True)
+    (folder / "cat" / "0.png").rename(folder / "cat" / "2021" / "may" / "IMG_0")
+    save(images["bee"][0], folder / "bee" / "0.jpg.png")
+    (folder / "bee" / "0.png").unlink()
+    (folder / "bee" / "0.jpg.png").rename(folder / "bee" / "0.jpg")  # a PNG that is called JPEG
+    after = image_folder(folder, 16)
+    assert (after.digest, after.notes) == (before.digest, ())
+
+
+def test_links_in_a_circle_are_followed_once(photos):
+    folder, images = photos
+    (folder / "cat" / "deep").mkdir()
+    save(np.zeros((16, 16, 3)), folder / "cat" / "deep" / "0.png")
+    for name, target in (("deep/up", ".."), ("deep/self", "."), ("again", "deep"), ("all", folder), ("everything", folder.parent)):
+        (folder / "cat" / name).symlink_to(target)
+    (folder / "dog").symlink_to("bee")  # a class may be a link
+    found = image_folder(folder, 16)
+    assert found.classes == ("ant", "bee", "cat", "dog") and np.bincount(found.labels).tolist() == [2, 2, 3, 2] and found.notes == ()
+
+
+def test_a_class_that_is_a_link_to_what_it_lies_in_is_one_line(photos, one_line):
+    folder, _ = photos
+    (folder / "self").symlink_to(".")
+    with pytest.raises(LsclError) as caught:
+        image_folder(folder, 16)
+    one_line(caught, "class folder", folder / "self", "is a link")
+
+
+@pytest.mark.parametrize(("name", "says"), [("p.png", "a broken link or no regular file"), ("p", None)])
+@pytest.mark.parametrize("kind", ["fifo", "broken link", "link to itself"])
+def test_what_is_no_regular_file_is_never_opened(photos, name, says, kind, one_line):
+    folder, _ = photos
+    path = folder / "ant" / name
+    os.mkfifo(path) if kind == "fifo" else path.symlink_to("nothing" if kind == "broken link" else name)
+    if says is None:
+        assert image_folder(folder, 16).notes == ("1 file ignored: 1 without ending; the first is ant/p",)
+        return
+    with pytest.raises(LsclError) as caught:
+        image_folder(folder, 16)
+    one_line(caught, path, says)
+
+
+@pytest.mark.parametrize("inside", [(), ("notes.txt",), (".hidden.png",), ("deep/",)], ids=str)
+def test_a_class_without_an_image_is_one_line(photos, cache, inside, one_line):
+    folder, _ = photos
+    (folder / "dog").mkdir()
+    for name in inside:
+        (folder / "dog" / name).mkdir() if name.endswith("/") else (folder / "dog" / name).write_text("")
+    with pytest.raises(LsclError) as caught:
+        image_folder(folder, 16)
+    one_line(caught, "no images in class folder", folder / "dog", "1 .txt" if "notes.txt" in inside else "it is empty")
+    assert not list(cache.iterdir())
+
+
+def test_names_that_are_no_text_are_read_and_shown_as_escapes(photos):
+    folder, images = photos
+    before = image_folder(folder, 16)
+    os.rename(folder / "ant" / "0.png", os.fsencode(folder / "ant") + b"/caf\xe9.png")
+    open(os.fsencode(folder / "ant") + b"/n\xe9\n\x1b[31m.t\xe9t", "wb").close()
+    after = image_folder(folder, 16)
+    assert after.digest == before.digest
+    assert after.notes == (r"1 file ignored: 1 .t\udce9t; the first is ant/n\udce9\n\x1b[31m.t\udce9t",)
+    os.rename(folder / "bee", os.fsencode(folder) + b"/b\xe9")
+    assert image_folder(folder, 16).classes == ("ant", "b\udce9", "cat")
+
+
+def test_only_the_first_of_several_pictures_is_used_and_this_is_said(photos):
+    folder, images = photos
+    pages = [Image.fromarray(image) for image in images["bee"]]
+    pages[0].save(folder / "bee" / "0.tiff", save_all=True, append_images=pages[1:])
+    (folder / "bee" / "0.png").unlink()
+    before = {image.tobytes() for image in images["bee"]}
+    found = image_folder(folder, 16)
+    assert {image.tobytes() for image in found.images[found.labels == 1]} == before
+    assert found.notes == ("1 file with several pictures, the first is used",)
+
+
+def test_the_order_is_the_canonical_one(photos):
+    found = image_folder(photos[0], 16)
+    assert isinstance(found.images, np.memmap)  # decoded into the file, never all of them in memory
+    assert canonical(ImageSet(np.array(found.images)[::-1], found.labels[::-1], found.classes)).digest == found.digest
+
+
+def test_two_class_folders_that_look_the_same_are_one_line(photos, one_line):
+    folder, _ = photos
+    (folder / "ant").rename(folder / "caf\u00e9")
+    (folder / "bee").rename(folder / "cafe\u0301")
+    with pytest.raises(LsclError) as caught:
+        class_files(folder)
+    one_line(caught, "look the same", r"'caf\xe9'", r"'cafe\u0301'")
+
+
+@pytest.mark.parametrize(("train", "test"), [("Cat", "cat"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("\ufb01sh", "fish")])
+def test_class_names_that_differ_in_case_or_form_between_the_splits_are_a_pair(tmp_path, train, test, one_line):
+    with pytest.raises(LsclError) as caught:
+        same_classes(tmp_path, ["a", train], ["a", test])
+    one_line(caught, ascii(train), ascii(test), "differ only in case or Unicode form")
+    same_classes(tmp_path, ["A", "a"], ["a", "A"])  # two classes, both in both splits
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [([], "no folder"), (["training", "validation"], "training, validation"), (["Train", ".test", "test"], "Train, test"), (["train"], "train")],
+)
+def test_other_split_names_are_told_with_what_was_expected(tmp_path, names, found, one_line):
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / "readme").write_text("")
+    with pytest.raises(LsclError) as caught:
+        split_folders(tmp_path / "data")
+    one_line(caught, tmp_path / "data", f"expected the folders train and test, found {found}")
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no image", b"\x89PNG\r\n\x1a\n", "half"], ids=["empty", "text", "header", "half"])
@@ -94,11 +230,11 @@ def test_a_missing_folder_is_one_line(tmp_path, one_line):
 
 
 def test_a_folder_without_images_is_one_line(tmp_path, one_line):
-    (tmp_path / "data" / "a").mkdir(parents=True)
-    (tmp_path / "data" / "a" / "notes.txt").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("")
     with pytest.raises(LsclError) as caught:
         image_folder(tmp_path / "data", 16)
-    one_line(caught, "no images in", tmp_path / "data", ".png", ".jpg")
+    one_line(caught, "no images in", tmp_path / "data", "<class>/<image>")
 
 
 def test_a_changed_image_is_decoded_again(photos):

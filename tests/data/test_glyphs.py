@@ -120,7 +120,7 @@ def test_fewer_images_are_a_prefix_in_another_cache(small, tmp_path, monkeypatch
 def test_another_process_draws_the_same(small, tmp_path):
     code = "from lscl.data.glyphs import glyphs; print(*(part.digest for part in glyphs(1, 1)))"
     environment = {**os.environ, "LSCL_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
-    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True)
     assert made.stdout.split() == [part.subset(np.arange(200)).digest for part in small]
 
 

@@ -129,6 +129,7 @@ def test_every_source_gives_the_same_images_and_the_split_is_kept(archive, tmp_p
         target = tmp_path / "halves" / ("train", "test")[number % 2] / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+    (tmp_path / "whole" / "imagenet-r" / "n00000001" / "._art_0.png").write_bytes(b"left by a copy")
     (tmp_path / "packed").mkdir()
     shutil.copy(archive, tmp_path / "packed" / "imagenet-r.tar")
     digests = set()
@@ -140,7 +141,7 @@ def test_every_source_gives_the_same_images_and_the_split_is_kept(archive, tmp_p
     assert train.images.shape == (24, 12, 12, 3) and test.images.shape == (6, 12, 12, 3) and isinstance(train.images, np.memmap)
     assert np.bincount(test.labels).tolist() == [1, 1, 2, 2] and train.classes == tuple(f"n{label:08d}" for label in range(4))
     (saved,) = (places / "results" / "splits").iterdir()
-    about = json.loads(saved.read_text())
+    about = json.loads(saved.read_text(encoding="utf-8"))
     assert (about["images"], len(about["test"])) == (30, 6) and about["digest"] in saved.name
 
 

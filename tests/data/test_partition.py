@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lscl.config import experiment
-from lscl.data.partition import Partition, Task, check, partition
+from lscl.data.partition import Census, Partition, Task, check, partition
 from lscl.data.store import Dataset, ImageSet, digest_of
 from lscl.errors import LsclError
 
@@ -201,7 +201,7 @@ def test_a_min_share_that_cannot_be_drawn_is_one_line(hundred, values, one_line)
 def test_the_saved_file_has_the_index_lists_and_their_digest(hundred, tmp_path):
     made = partition(paper(), hundred)
     made.save(tmp_path / "deep" / "partition.json")
-    saved = json.loads((tmp_path / "deep" / "partition.json").read_text())
+    saved = json.loads((tmp_path / "deep" / "partition.json").read_text(encoding="utf-8"))
     digest = saved.pop("digest")
     assert digest == made.digest == digest_of(json.dumps(saved, sort_keys=True).encode())[:16]
     assert saved["tasks"][4][2]["train"] == list(made.tasks[4][2].train) and saved["public"] == list(made.public)
@@ -222,3 +222,16 @@ def test_a_class_that_comes_twice_is_noticed(one_line):
     with pytest.raises(LsclError) as caught:
         check(Partition(((Task((0,), (0,), ()), Task((0,), (1,), ())),), (), False), config)
     one_line(caught, "client 0 has 1 classes in 2 tasks")
+
+
+@pytest.mark.parametrize("split", ["official", "holdout"])
+def test_a_census_counts_every_clients_images(toy, split):
+    data = toy(classes=14, train=8)
+    made = partition(experiment(profile="smoke", private_classes=2, eval_split=split), data)
+    census, tested = Census.of(made, data), data.train if made.holdout else data.test
+    for client, stream in enumerate(made.tasks):
+        for task, part in enumerate(stream):
+            assert census.images(client, task) == len(part.train)
+            assert census.images_so_far(client, task) == sum(len(one.train) for one in stream[: task + 1])
+            shown = np.concatenate([tested.labels[list(one.test)] for one in stream[: task + 1]])
+            assert census.tested(client, task).tolist() == [(shown == label).sum() for label in made.seen(client, task)]

@@ -1,16 +1,20 @@
 """Data sets by name."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
+from lscl import paths
 from lscl.config import PROFILES, experiment
+from lscl.data import sources
+from lscl.data.folder import image_folder
 from lscl.data.glyphs import glyphs
 from lscl.data.sources import load, per_class, surrogate
-from lscl.data.store import ImageSet
+from lscl.data.store import ImageSet, cached
 from lscl.errors import LsclError
 
 
@@ -85,7 +89,7 @@ def test_a_folder_data_set_needs_a_folder(one_line):
 @pytest.mark.parametrize("dataset", ["folder", "cifar100"])
 def test_a_missing_folder_is_one_line(smoke, tmp_path, dataset, one_line):
     with pytest.raises(LsclError) as caught:
-        load(smoke(dataset=dataset, data_dir=tmp_path / "nowhere"))
+        load(experiment(profile="smoke", dataset=dataset, data_dir=tmp_path / "nowhere"))
     one_line(caught, "no data folder", tmp_path / "nowhere")
 
 
@@ -97,6 +101,22 @@ def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_download
         load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "empty"))
     one_line(caught, "CIFAR-100 not found in", tmp_path / "empty", "--data-dir")
     assert not list((tmp_path / "empty").iterdir()) and not (tmp_path / "cache").exists()
+
+
+def test_cifar100_under_other_split_names_says_what_was_expected_and_found(own_cache, tmp_path, one_line):
+    for name in ("training", "validation", ".git"):
+        (tmp_path / "data" / name / "apple").mkdir(parents=True)
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "data"))
+    one_line(caught, "CIFAR-100 not found in", "expected the folders train and test, or torchvision's cifar-100-python, found training, validation;")
+
+
+def test_what_a_folder_holds_beside_images_is_told_at_every_loading(smoke, tree, tmp_path, capsys):
+    shutil.copytree(tree, tmp_path / "tree")
+    (tmp_path / "tree" / "test" / "class01" / "list.csv").write_text("")
+    for _ in range(2):
+        load(smoke(data_dir=tmp_path / "tree"))
+        assert capsys.readouterr().err == f"{tmp_path / 'tree' / 'test'}: 1 file ignored: 1 .csv; the first is class01/list.csv\n"
 
 
 def test_a_download_that_fails_is_one_line(own_cache, tmp_path, monkeypatch, one_line):
@@ -115,10 +135,56 @@ def test_damaged_torchvision_files_are_one_line(own_cache, tmp_path, one_line):
     one_line(caught, "CIFAR-100 not found in", tmp_path / "data")
 
 
-def test_cifar100_can_be_a_tree_of_100_classes(hundred):
+def test_cifar100_can_be_a_tree_of_100_classes(hundred, monkeypatch):
+    monkeypatch.setattr(sources, "CIFAR100_DIGESTS", tuple(image_folder(hundred / split, 32).digest for split in ("train", "test")))
     data = load(experiment(profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1))
     assert len(data.classes) == 100 and data.name == "cifar100"
     assert data.train.images[7, 0, 0].tolist() == [100, 7, 0] and data.test.images[7, 0, 0].tolist() == [50, 7, 0]
+
+
+def test_a_tree_of_other_images_is_not_called_cifar100(hundred, one_line):
+    with pytest.raises(LsclError) as caught:
+        load(experiment(profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1))
+    one_line(caught, hundred, "does not hold the pixels of CIFAR-100", "--dataset folder")
+
+
+def test_a_folder_without_cifar100_is_refused_whatever_another_source_left_in_the_cache(own_cache, tmp_path, monkeypatch, one_line):
+    made = ImageSet(np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1]), ("a", "b"))
+    for split in ("train", "test"):
+        cached(f"cifar100-{split}", lambda: made)
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path):
+        with pytest.raises(LsclError) as caught:
+            load(experiment(profile="mini", dataset="cifar100", data_dir=folder))
+        one_line(caught, "CIFAR-100 not found in", folder)
+
+
+def test_two_sources_of_cifar100_are_decoded_apart(own_cache, tmp_path, monkeypatch):
+    class Source:
+        base_folder, classes = "cifar-100-python", [f"c{label}" for label in range(2)]
+
+        def __init__(self, home, train, download):
+            value = int((Path(home) / self.base_folder / "train").read_text())
+            self.data, self.targets = np.full((4, 32, 32, 3), value, np.uint8), [0, 0, 1, 1]
+
+    monkeypatch.setattr(sources, "CIFAR100", Source)
+    for value in (1, 2):
+        (tmp_path / str(value) / Source.base_folder).mkdir(parents=True)
+        (tmp_path / str(value) / Source.base_folder / "train").write_text(str(value))
+    values = {"profile": "mini", "dataset": "cifar100", "images_per_class": 1, "test_images_per_class": 1}
+    found = [load(experiment(**values, data_dir=tmp_path / str(value))).train.images for value in (1, 2, 1)]
+    assert [int(images.max()) for images in found] == [1, 2, 1]
+
+
+def test_images_in_use_are_hashed_once_and_again_after_a_change(own_cache):
+    made = ImageSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "b"))
+    first = cached("toy", lambda: made)
+    assert cached("toy", lambda: pytest.fail("decoded again")) is first
+    path = paths.cache() / "images" / "toy" / "images.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert cached("toy", lambda: made) is not first and np.array_equal(cached("toy", lambda: made).images, made.images)
 
 
 def test_cifar100_with_another_number_of_classes_is_refused(hundred, one_line):

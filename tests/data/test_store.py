@@ -1,12 +1,14 @@
 """Decoded images on disk: decoded once, checked at every opening, rebuilt when damaged, whole or not there at all."""
 
+import errno
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 
-from lscl.data.store import ImageSet, cached, canonical, digest_of, new_folder, write_atomic
+from lscl.data.store import ImageSet, allocated_memmap, cached, cached_splits, canonical, digest_of, new_folder, write_atomic
 from lscl.errors import LsclError
 
 
@@ -81,6 +83,13 @@ def flip(path, at):
     path.write_bytes(data)
 
 
+def huge():
+    """The header of an array of 10^15 numbers, without them."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (10**15,)})
+    return file.getvalue()
+
+
 DAMAGE = {
     "a pixel": lambda folder: flip(folder / "images.npy", -100),
     "a label": lambda folder: flip(folder / "labels.npy", -8),
@@ -92,6 +101,20 @@ DAMAGE = {
     "no description": lambda folder: (folder / "about.json").unlink(),
     "half a description": lambda folder: os.truncate(folder / "about.json", 10),
     "another description": lambda folder: (folder / "about.json").write_text("{}"),
+    **{
+        f"description {text[:20]}": lambda folder, text=text: (folder / "about.json").write_text(text)
+        for text in ("[]", "null", "7", '"classes"', '{"classes": 3, "digest": "x"}', "[" * 100_000, '{"classes": [], "digest": []}', "")
+    },
+    "a description that is no text": lambda folder: (folder / "about.json").write_bytes(b"\xff\xfe\x00"),
+    "notes that are none": lambda folder: (folder / "about.json").write_text(
+        json.dumps({**json.loads((folder / "about.json").read_text()), "notes": 3})
+    ),
+    "labels of a huge shape": lambda folder: (folder / "labels.npy").write_bytes(huge()),
+    "images of a huge shape": lambda folder: (folder / "images.npy").write_bytes(huge()),
+    "an archive": lambda folder: np.savez(folder / "a.npz", a=np.zeros(3)) or (folder / "a.npz").replace(folder / "images.npy"),
+    "objects": lambda folder: np.save(folder / "labels.npy", np.array([{}, []], object)),
+    "a folder": lambda folder: (folder / "about.json").unlink() or (folder / "about.json").mkdir(),
+    "a FIFO": lambda folder: (folder / "about.json").unlink() or os.mkfifo(folder / "about.json"),
 }
 
 
@@ -105,6 +128,23 @@ def test_a_damaged_cache_is_rebuilt(cache, images, damage):
     assert cached("toy", None).digest == images.digest
 
 
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_of_two_splits_is_rebuilt(cache, images, damage):
+    keys, calls = [str(i) for i in range(len(images))], []
+
+    def read():
+        calls.append(1)
+        return zip(keys, images.images)
+
+    def both():
+        return cached_splits("two", keys, images.labels, images.classes, np.arange(len(images)) % 2 == 0, 16, read)
+
+    digests = [part.digest for part in both()]
+    DAMAGE[damage](cache / "two" / "test")
+    assert [part.digest for part in both()] == digests and len(calls) == 2
+    assert [part.digest for part in both()] == digests and len(calls) == 2
+
+
 def test_a_stopped_decoder_leaves_nothing_behind(cache, images):
     def stopped():
         raise KeyboardInterrupt
@@ -116,7 +156,7 @@ def test_a_stopped_decoder_leaves_nothing_behind(cache, images):
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, images, one_line):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
         cached("toy", lambda: images)
@@ -130,17 +170,29 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cache, images, small_files, 
     assert not list(cache.iterdir())
 
 
+def test_only_a_full_cache_disk_advises_another_cache(cache, tmp_path, small_files, one_line):
+    """The state of a run and its record lie with the results; moving the cache does not help them."""
+    with small_files(1000), pytest.raises(LsclError) as caught, new_folder(tmp_path / "results" / "round-00001") as new:
+        (new / "client0").write_bytes(bytes(5000))
+    one_line(caught, "cannot write", tmp_path / "results" / "round-00001", "the same command goes on")
+    assert "LSCL_CACHE" not in str(caught.value)
+    with small_files(1000), pytest.raises(LsclError) as caught:
+        write_atomic(tmp_path / "results" / "record.json", bytes(5000))
+    one_line(caught, "cannot write", "the same command goes on")
+    assert "LSCL_CACHE" not in str(caught.value)
+
+
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "made"
     with new_folder(target) as new:
-        (new / "a").write_text("1")
+        (new / "a").write_text("1", encoding="utf-8")
         assert not target.exists()
     with pytest.raises(ZeroDivisionError), new_folder(target) as new:
-        (new / "a").write_text("2")
+        (new / "a").write_text("2", encoding="utf-8")
         1 / len(list(target.glob("b")))
-    assert [path.name for path in tmp_path.iterdir()] == ["made"] and (target / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"] and (target / "a").read_text(encoding="utf-8") == "1"
     with new_folder(target) as new:
-        (new / "b").write_text("3")
+        (new / "b").write_text("3", encoding="utf-8")
     assert [path.name for path in target.iterdir()] == ["b"]
 
 
@@ -167,3 +219,42 @@ def test_class_names_survive_the_cache(cache, images):
     named = ImageSet(images.images, images.labels, ("U+2654 ♔", 'a "b"', "c\\d"))
     assert cached("toy", lambda: named).classes == named.classes
     assert json.loads((cache / "toy" / "about.json").read_text())["digest"] == named.digest
+
+
+# ---- files that are written through a memory map
+
+
+def refused(code):
+    """A posix_fallocate that always fails with `code`."""
+
+    def call(*_):
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+@pytest.mark.parametrize("code", [None, errno.EOPNOTSUPP, errno.EINVAL], ids=str)
+def test_a_mapped_file_takes_all_of_its_space_at_once(tmp_path, monkeypatch, code):
+    """So that a full disk is noticed by the allocation and not by a Bus error in the middle of writing."""
+    if code is not None:  # what a file system without such a call answers
+        monkeypatch.setattr(os, "posix_fallocate", refused(code))
+    mapped = allocated_memmap(tmp_path / "x.npy", np.int16, (1000, 300))
+    assert (tmp_path / "x.npy").stat().st_blocks * 512 >= mapped.nbytes == 600_000 and not mapped.any()
+    mapped[...] = 7
+    mapped.flush()
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.full((1000, 300), 7, np.int16))
+
+
+def test_a_mapped_file_needs_no_posix(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert not allocated_memmap(tmp_path / "x.npy", np.float32, (5000,)).any()
+    assert (tmp_path / "x.npy").stat().st_blocks * 512 >= 20_000
+
+
+def test_a_disk_that_is_full_in_the_middle_is_one_line(cache, images, monkeypatch, one_line):
+    monkeypatch.setattr(os, "posix_fallocate", refused(errno.ENOSPC))
+    keys = [str(i) for i in range(len(images))]
+    with pytest.raises(LsclError) as caught:
+        cached_splits("toy", keys, images.labels, images.classes, images.labels == 0, 16, lambda: zip(keys, images.images))
+    one_line(caught, "cannot write", cache / "toy", os.strerror(errno.ENOSPC), "free some space")
+    assert not list(cache.iterdir())

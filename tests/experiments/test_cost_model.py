@@ -2,8 +2,8 @@
 
 import os
 import subprocess
-import sys
 
+import numpy as np
 import pytest
 import torch
 from tests_root import ROOT
@@ -16,6 +16,8 @@ from lscl.errors import LsclError
 from lscl.experiments import cost_model, run, sweeps
 from lscl.methods import METHODS
 from lscl.models.cnn import small_cnn
+from lscl.models.mini import mini_vit
+from lscl.models.vit import FrozenViT
 
 SMALL = {"foundation": "random/vit_tiny_patch16_224", "block": 9, "batch": 4}
 ROOMY = cost_model.Machine("a roomy machine", 1e18, 1e12, 1e12, 1e12, 1e12, 0.0)
@@ -86,6 +88,47 @@ def test_every_system_has_a_cost_in_every_profile(profile, method):
         found = cost_model.cost(experiment(profile=profile, dataset=dataset, method=method))
         values = (found.flops, found.steps, found.memory, found.disk)
         assert all(value > 0 and value < 1e20 for value in values) and found.hours(cost_model.CARDS["t4"]) > 0
+
+
+# What a system has beyond a head, a CNN and the frozen ViT: a value that makes more of it, and what of the cost has to grow with it.
+OWN_PARTS = {
+    "fed_lscl": [({"rank": 8}, "disk"), ({"rank": 8}, "convolution"), ({"buffer_per_class": 40}, "convolution"), ({"o2d": "exact"}, "server")],
+    "local_lora": [({"rank": 8}, "disk")],
+    "l2p": [({"l2p_pool": 20}, "disk"), ({"l2p_length": 10}, "linear"), ({"l2p_length": 10}, "attention")],
+    "dualprompt": [({"dual_general_length": 10}, "disk"), ({"dual_task_length": 10}, "disk")],
+    "fedmgp": [({"mgp_local_length": 30}, "disk"), ({"mgp_length": 30}, "linear"), ({"mgp_surrogate_epochs": 10}, "server")],
+    "pilora": [({"rank": 8}, "disk")],
+    "lorm": [({"lorm_rank": 64}, "disk")],
+    "glfc": [({"glfc_memory": 100}, "convolution"), ({"glfc_perturb": 100}, "convolution"), ({"glfc_steps": 500}, "server")],
+    "target": [({"target_steps": 20}, "server"), ({"target_student_steps": 800}, "server"), ({"target_width": 128}, "server")],
+    "mfcl": [({"mfcl_replay": 256}, "convolution"), ({"mfcl_steps": 200}, "server"), ({"mfcl_width": 128}, "convolution")],
+}
+LESS = {"o2d": "none", "glfc_memory": 0}  # with the value of the list it is there, with this one it is not
+PLAIN = {"fedavg", "fedprox", "fedavg_vit", "local_head"}
+
+
+def test_every_system_says_what_it_has_of_its_own():
+    assert set(OWN_PARTS) | PLAIN == set(METHODS) and not set(OWN_PARTS) & PLAIN
+
+
+@pytest.mark.parametrize(("method", "values", "grows"), [(method, *part) for method, parts in OWN_PARTS.items() for part in parts], ids=str)
+def test_every_part_of_a_system_costs_something(method, values, grows):
+    """A system whose own work is counted as 0 would pass for one without it."""
+    base = {"profile": "mini", "dataset": "cifar100", "method": method}
+    without = {name: LESS[name] for name in values if name in LESS}
+    one, more = (cost_model.cost(experiment(**base, **changed)) for changed in (without, values))
+    assert getattr(more, grows) > getattr(one, grows)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_more_client_takes_the_bytes_of_its_model(name):
+    kind, config = METHODS[name], experiment(profile="demo", dataset="glyphs", method=name)
+    vit = mini_vit()
+    frozen = FrozenViT(vit, len(vit.blocks) if kind.cut(config) is None else kind.cut(config), (0.5,) * 3, (0.5,) * 3) if kind.vit else None
+    model = kind(config, frozen, cost_model.CLASSES["glyphs"]).new_model(0)
+    more = experiment(profile="demo", dataset="glyphs", method=name, clients=config.clients + 1)
+    found = cost_model.cost(more).memory - cost_model.cost(config).memory
+    assert found == pytest.approx(4 * sum(p.numel() for p in model.parameters()), rel=0.02)  # all but some biases
 
 
 def test_images_are_those_of_the_partition(toy, monkeypatch):
@@ -224,15 +267,50 @@ def test_a_share_that_does_not_exist_is_one_line(index, count, one_line):
     one_line(caught, f"task_index = {index}")
 
 
-def test_the_slurm_example_deals_out_the_table_without_slurm():
+def test_the_slurm_example_deals_out_the_table_without_slurm(capsys):
     """The script is run as a job array would run it; two shares of two are the whole table."""
     script, found = ROOT / "examples" / "slurm" / "table1.sh", []
-    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text()
+    assert f"#SBATCH --array=0-{3 * len(sweeps.TABLE1) - 1}\n" in script.read_text(encoding="utf-8")
     for index in ("0", "1"):
-        values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": f"{sys.executable} -m lscl.cli"}
+        values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": "echo"}  # says what the command line gets
         command = ["bash", str(script), "--list", "--dataset", "imagenet_r"]
-        done = subprocess.run(command, env={**os.environ, **values}, cwd=ROOT, capture_output=True, text=True, check=True)
-        found.append(done.stdout.split())
+        words = subprocess.run(command, env={**os.environ, **values}, capture_output=True, encoding="utf-8", check=True).stdout.split()
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == 0
+        found.append(capsys.readouterr().out.split())
     names = [share[2::3] for share in found]
     wanted = [one.name for one in sweeps.runs_of("table1", {"profile": "paper", "dataset": "imagenet_r"}, sweeps.SEEDS)]
     assert names == [wanted[0::2], wanted[1::2]]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cnn": "inception_v3"}, "cnn = 'inception_v3'"),
+        ({"cnn": "tiny,levit_128s"}, "cnn = 'levit_128s'"),
+        ({"block": 99}, "block = 99"),
+        ({"foundation": "random/swin_tiny_patch4_window7_224"}, "SwinTransformer"),
+        ({"foundation": "random/test_vit3", "method": "l2p"}, "pools all tokens (map)"),
+        ({"foundation": "random/test_vit2", "method": "fedmgp"}, "pools all tokens (avg)"),
+        ({"foundation": "random/vitamin_small_224", "method": "lorm"}, "GeGluMlp"),
+    ],
+)
+def test_a_run_that_would_be_refused_is_refused_by_the_plan(values, words, one_line):
+    with pytest.raises(LsclError) as caught:
+        cost_model.cost(experiment(profile="mini", dataset="cifar100", **values))
+    one_line(caught, words)
+
+
+def test_a_vit_that_pools_all_tokens_needs_all_of_its_last_block():
+    pooled, by_token = (cost_model.Blocks(2, 10, 4, 16, pooled) for pooled in (True, False))
+    assert np.array_equal(pooled.forward(), by_token.forward(cls_only=False)) and (pooled.forward() > by_token.forward()).all()
+    assert pooled.saved() > by_token.saved() and pooled.low_rank() > by_token.low_rank()
+    found = {name: cost_model.blocks_of(experiment(foundation=f"random/{name}", block=1)) for name in ("test_vit", "test_vit2", "vitamin_small_224")}
+    assert [one.pooled for one in found.values()] == [False, True, True]
+    assert found["vitamin_small_224"].hidden == 3 * 384  # three layers of 2 d x d, as two of 3 d x d
+
+
+@pytest.mark.parametrize("name", ["aimv2_large_patch14_224", "vit_base_patch16_siglip_224", "vit_tiny_r_s16_p8_224", "vitamin_small_224"])
+def test_other_vits_have_a_cost(name):
+    assert cost_model.cost(experiment(profile="mini", dataset="cifar100", foundation=f"random/{name}")).hours(cost_model.CARDS["t4"]) > 0

@@ -3,20 +3,27 @@
 import hashlib
 import json
 import os
+import shutil
 import threading
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import save_file
 
-from lscl.config import experiment
+from lscl.config import Experiment, experiment
+from lscl.data import sources
+from lscl.data.glyphs import glyphs
+from lscl.data.store import ImageSet
 from lscl.errors import LsclError
-from lscl.experiments import records
+from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import Busy, device_of, prepare, run, state_folders
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
+from lscl.publish import build
 
 
 def compared(record):
@@ -77,7 +84,7 @@ def test_the_accuracy_in_the_record_is_that_of_the_per_class_counts(smoke):
 def test_a_run_leaves_a_record_a_partition_and_no_state(smoke, places):
     record = run(smoke(), quiet=True)
     found = sorted(str(path.relative_to(places / "results")) for path in places.rglob("*") if path.is_file())
-    partition = f"partitions/smoke--folder--s42--{record['partition_digest']}.json"
+    partition = f"partitions/smoke--{smoke().source}--s42--{record['partition_digest']}.json"
     assert found == [partition, f"runs/smoke/{record['name']}.json"]
 
 
@@ -135,7 +142,7 @@ def test_unknown_parts_are_one_line(smoke, one_line):
 
 
 def test_a_results_folder_that_cannot_be_written_is_one_line(smoke, monkeypatch, tmp_path, one_line):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
         run(smoke(), quiet=True)
@@ -173,12 +180,10 @@ def test_a_stop_says_how_to_go_on(smoke, capsys):
     assert capsys.readouterr().err.strip() == "stopped after round 2; the same command goes on from there"
 
 
-def test_a_run_begun_with_other_code_is_marked(smoke):
+def test_a_run_begun_with_other_code_is_marked(smoke, monkeypatch):
     step = stopped(smoke(method="local_head"), 2)
-    saved = json.loads((step / "rounds.json").read_text())
-    saved["about"]["code_digest"] = "0" * 16
-    (step / "rounds.json").write_text(json.dumps(saved))
-    assert run(smoke(method="local_head"), quiet=True)["dirty"] is True
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "0ther"})
+    assert step.exists() and run(smoke(method="local_head"), quiet=True)["dirty"] is True
     assert records.all_records("smoke") == []
 
 
@@ -204,6 +209,198 @@ def test_other_values_do_not_go_on_from_the_state(smoke):
     stopped(smoke(), 2)
     other = run(smoke(lr=2e-3), quiet=True)
     assert other["dirty"] is False and len(state_folders()) == 1
+
+
+# ---- two inputs never share a record
+
+
+@pytest.fixture
+def other_tree(tree, tmp_path):
+    """A copy of `tree` in which one training image is another one."""
+    shutil.copytree(tree, tmp_path / "other_tree")
+    path = next((tmp_path / "other_tree" / "train" / "class00").iterdir())
+    Image.new("RGB", (16, 16), (250, 0, 250)).save(path)
+    return tmp_path / "other_tree"
+
+
+def test_two_folders_stand_side_by_side(smoke, other_tree, places):
+    one, other = smoke(method="local_head"), smoke(method="local_head", data_dir=other_tree)
+    first, second = run(one, quiet=True), run(other, quiet=True)
+    assert first["data_digest"] != second["data_digest"] and first["name"] != second["name"]
+    for config, record in ((one, first), (other, second)):
+        assert record["name"].startswith(f"folder-{config.folder_digest[:8]}--local_head--") and config.source == f"folder-{config.folder_digest[:8]}"
+        assert run(config, quiet=True) == records.find(config) == record
+    assert sorted(path.name.split("--s42")[0] for path in (places / "results" / "partitions").iterdir()) == sorted(
+        f"smoke--{one.source}" for one in (one, other)
+    )
+
+
+def test_the_same_images_elsewhere_are_the_same_run(smoke, tree, tmp_path):
+    first = run(smoke(method="local_head"), quiet=True)
+    shutil.copytree(tree, tmp_path / "moved")
+    assert run(smoke(method="local_head", data_dir=tmp_path / "moved"), quiet=True) == first
+
+
+def test_a_run_that_was_stopped_does_not_go_on_with_another_folder(smoke, other_tree):
+    stopped(smoke(method="local_head"), 2)
+    other = run(smoke(method="local_head", data_dir=other_tree), quiet=True)
+    assert len(state_folders()) == 1  # that of the first folder is still there
+    fresh = run(smoke(method="local_head"), quiet=True)
+    assert state_folders() == [] and fresh["data_digest"] != other["data_digest"]
+
+
+def test_a_folder_that_is_gone_is_one_line_even_if_there_is_a_record(smoke, tree, tmp_path, one_line):
+    shutil.copytree(tree, tmp_path / "gone")
+    config = smoke(method="local_head", data_dir=tmp_path / "gone")
+    run(config, quiet=True)
+    shutil.rmtree(tmp_path / "gone")
+    for call in (lambda: run(config, quiet=True), lambda: records.find(config), lambda: smoke(method="local_head", data_dir=tmp_path / "gone")):
+        with pytest.raises(LsclError) as caught:
+            call()
+        one_line(caught, "no data folder", tmp_path / "gone")
+
+
+def test_images_that_change_between_config_and_run_are_one_line(smoke, other_tree, tree, one_line):
+    config = smoke(method="local_head", data_dir=other_tree)
+    shutil.rmtree(other_tree)
+    shutil.copytree(tree, other_tree)
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True)
+    one_line(caught, other_tree, "holds other images", smoke().folder_digest, f"folder_digest = {config.folder_digest}")
+
+
+def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_line, monkeypatch):
+    config = experiment(profile="smoke", method="local_head", data_dir=tmp_path)  # glyphs, which need no folder
+    record = run(config, quiet=True)
+    origin._images.cache_clear()
+    monkeypatch.setattr(sources, "glyphs", lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs()))
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True)
+    one_line(caught, f"data_digest = {record['data_digest']}", "this call asks for data_digest", "give the images that it was made from")
+    origin._images.cache_clear()
+
+
+def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, one_line):
+    record = run(smoke(method="local_head", threads=2), quiet=True)
+    assert record["config"]["threads"] == 2
+    assert run(smoke(method="local_head"), quiet=True) == run(smoke(method="local_head", threads=2), quiet=True) == record
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="local_head", threads=1), quiet=True)
+    one_line(caught, "threads = 2", "this call asks for threads = 1", "leave threads out", f"{record['name']}.json")
+
+
+def test_whatever_loading_reads_of_a_config_decides_which_images_are_compared(smoke, monkeypatch):
+    found, plain = set(), Experiment.__getattribute__
+    config = smoke()
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "__getattribute__", lambda self, name: found.add(name) or plain(self, name))
+        for one in (config, experiment(), experiment(dataset="cifar100", data_dir="nowhere")):
+            try:
+                sources.load(one)
+            except LsclError:
+                assert one.dataset == "cifar100"
+    assert found & set(Experiment.model_fields) <= set(origin.IMAGES)
+
+
+def test_threads_left_open_are_those_of_the_profile(smoke):
+    assert run(smoke(method="local_head"), quiet=True)["config"]["threads"] == 1 == torch.get_num_threads()
+    assert experiment().cpu_threads == 2 and experiment(profile="mini", threads=5).cpu_threads == 5
+
+
+def test_a_stopped_run_goes_on_with_its_threads_or_not_at_all(smoke, one_line):
+    step = stopped(smoke(threads=2), 2)
+    with pytest.raises(LsclError) as caught:
+        run(smoke(threads=1), quiet=True)
+    one_line(caught, "saved state", "threads = 2", "this call asks for threads = 1", step.parent)
+    assert step.exists()
+    record = run(smoke(), quiet=True)
+    assert record["config"]["threads"] == 2 == torch.get_num_threads()
+
+
+ORIGINS = {"device": "cuda", "weights_digest": "0ther", "partition_digest": "0ther", "data_digest": "0ther"}
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_a_stopped_run_of_another_origin_does_not_go_on(smoke, name, monkeypatch, one_line):
+    with pytest.MonkeyPatch.context() as patch:
+        made = origin.of_run
+        patch.setattr(origin, "of_run", lambda *about: made(*about) | {name: ORIGINS[name]})
+        step = stopped(smoke(), 1)
+    before = sorted(path.name for path in step.iterdir())
+    with pytest.raises(LsclError) as caught:
+        run(smoke(), quiet=True)
+    one_line(caught, f"{name} = {ORIGINS[name]}", f"this call asks for {name} = ", step.parent)
+    assert sorted(path.name for path in step.iterdir()) == before
+
+
+def test_a_record_of_another_device_is_one_line_only_if_that_one_is_asked_for(smoke, one_line):
+    record = run(smoke(method="local_head", device="cpu"), quiet=True)
+    assert record["device"] == "cpu" and origin.of_record(record)["device"] == "cpu"
+    records.save({**json.loads(json.dumps(record)), "device": "cuda", "config": {**record["config"], "threads": 7}})
+    assert run(smoke(method="local_head"), quiet=True)["device"] == "cuda"
+    assert run(smoke(method="local_head", threads=1), quiet=True)["config"]["threads"] == 7  # on a GPU they do not matter
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="local_head", device="cpu"), quiet=True)
+    one_line(caught, "device = cuda", "this call asks for device = cpu")
+
+
+def test_a_changed_weight_of_the_shipped_model_is_another_origin(smoke, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save_file({name: value + 0.01 for name, value in foundation("tiny", None).vit.state_dict().items()}, path)
+    method = lambda **values: origin.of_run(*prepare(smoke(method="local_head", **values))[:3])
+    assert method()["weights_digest"] != method(weights=path)["weights_digest"]
+
+
+# ---- images that the optimisers have seen
+
+
+def images_of(smoke, **values):
+    record = run(smoke(**values), quiet=True)
+    return record["trained_images"], record["optimised_images"]
+
+
+@pytest.mark.parametrize("method", ["local_head", "fedavg", "fedprox", "l2p", "pilora", "lorm"])
+def test_images_of_the_tasks_are_counted_once_per_pass(smoke, method):
+    own, seen = images_of(smoke, method=method)
+    assert own == seen > 0
+
+
+def test_kept_images_are_counted(smoke):
+    """At most two kept images of each of a client's first three classes, in two rounds of the second task."""
+    data, parts, *_ = prepare(smoke())
+    kept = np.minimum(parts.counts(data.train.labels, len(data.classes))[:, 0], 2).sum()
+    own, seen = images_of(smoke, method="glfc", glfc_memory=6)
+    assert seen == own + 2 * kept
+    own, seen = images_of(smoke, continual="none")
+    assert own == seen
+    for continual in ("consistency", "replay"):
+        own, seen = images_of(smoke, continual=continual)
+        assert own < seen <= 2 * own
+
+
+def test_made_images_are_counted(smoke):
+    """Batches of 8 in the second task; MFCL: 8 made ones in each, and the generator's 5 steps of 8."""
+    parts = prepare(smoke())[1]
+    batches = 2 * sum(len(range(0, len(stream[1].train), 8)) - (len(stream[1].train) % 8 == 1) for stream in parts.tasks)
+    own, seen = images_of(smoke, method="mfcl")
+    assert seen == own + 8 * batches + 5 * 8
+    own, seen = images_of(smoke, method="target", target_warmup=1)
+    second = 2 * sum(len(stream[1].train) for stream in parts.tasks)
+    assert seen == own + second + 3 * 3 * 8 + 2 * 2 * 8  # as many as there are own ones; 3 rounds of 3 steps; 2 rounds of 2 steps of the student
+
+
+def test_the_servers_images_are_counted(smoke):
+    """14 images in 2 epochs of 4 rounds."""
+    own, seen = images_of(smoke, method="fedmgp")
+    assert seen == own + 4 * 2 * 14
+
+
+def test_images_seen_before_a_stop_are_counted(smoke):
+    stopped(smoke(method="mfcl"), 3)
+    own, seen = images_of(smoke, method="mfcl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSCL_ROOT", os.environ["LSCL_ROOT"] + "2")
+        assert images_of(smoke, method="mfcl") == (own, seen)
 
 
 def test_glyphs_run_from_the_smoke_profile():
@@ -241,3 +438,23 @@ def test_a_cnn_that_sees_larger_images_runs_in_every_system_that_has_one(name, s
     assert torch.isfinite(torch.as_tensor(records.accuracy(record, "task"))[-1]).all()
     larger = sum(map(sum, record["bytes_down"])) > sum(map(sum, plain["bytes_down"]))
     assert larger == (name in ("target", "mfcl"))
+
+
+def test_a_cnn_that_does_not_take_the_images_is_one_line_before_anything_is_computed(smoke, monkeypatch, one_line):
+    monkeypatch.setattr("lscl.experiments.run.load", lambda config: pytest.fail("data are read first"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(cnn="tiny,inception_v3"), quiet=True)
+    one_line(caught, "cnn = 'inception_v3'", "16 pixels")
+
+
+def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smoke, monkeypatch, one_line):
+    run(smoke(method="local_head"), quiet=True)
+    monkeypatch.setenv("LSCL_CACHE_GB", "many")
+    for command in (
+        lambda: run(smoke(method="local_head"), quiet=True),
+        lambda: sweeps.sweep("table1", {"profile": "smoke"}, [42], list_only=True),
+        lambda: build.reproduce("smoke"),
+    ):
+        with pytest.raises(LsclError) as caught:
+            command()
+        one_line(caught, "LSCL_CACHE_GB = 'many'")

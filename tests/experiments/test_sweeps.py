@@ -70,7 +70,7 @@ def test_a_sweep_runs_what_is_missing(values, monkeypatch, capsys):
 def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, monkeypatch, places):
     monkeypatch.setattr(sweeps, "GRIDS", {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": 1e-2}]})
     sweeps.sweep("tune", values, [])
-    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
+    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
     assert [(row["method"], row["point"]) for row in saved["rows"]] == [
         ("local_head", {"lr": 1e-6}),
         ("local_head", {"lr": 1e-2}),
@@ -90,7 +90,7 @@ def test_tuning_of_some_methods_adds_to_what_is_there(values, monkeypatch, place
     monkeypatch.setattr(sweeps, "GRIDS", grids)
     run(experiment(**values, method="fedavg_vit", lr=1e-2, seed=sweeps.TUNING_SEED), quiet=True)
     sweeps.sweep("tune", values, [], methods=["local_head"])
-    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
+    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in saved["rows"]] == ["local_head", "local_head", "fedavg_vit"]
     assert set(saved["best"]) == {"local_head"}  # the other grid is not complete
 
@@ -101,7 +101,7 @@ def test_a_whole_run_serves_for_tuning_as_well_as_one_that_stops(values, monkeyp
     values = {**values, "tasks": 3, "classes_per_task": 2}
     assert [config.stop_after for config in sweeps.tune(values, [])] == [None]
     sweeps.sweep("tune", values, [])
-    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text())
+    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
     assert saved["rows"][0]["class_incremental"] == pytest.approx(average_so_far(records.accuracy(whole, "seen"))[1], abs=1e-3)
     assert len(records.all_records("smoke")) == 1
 
@@ -130,6 +130,10 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
     with pytest.raises(LsclError) as caught:
         sweeps.sweep("table1", values, [42])
     one_line(caught, "uncommitted changes")
+    monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": True, "code_digest": "0"})
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("table1", values, [42])
+    one_line(caught, "no commit of its own repository")
     assert records.all_records("smoke") == []
 
 

@@ -1,5 +1,6 @@
 """Weighted averages of uploads."""
 
+import pytest
 import torch
 
 from lscl.federation.averaging import average, average_rows
@@ -54,3 +55,11 @@ def test_rows_that_everybody_holds_are_the_plain_average():
     rows = {k: torch.randn(3, 2, generator=torch.Generator().manual_seed(k)) for k in range(3)}
     holders, weights = {k: torch.ones(3, dtype=torch.bool) for k in range(3)}, {0: 5.0, 1: 1.0, 2: 2.0}
     assert torch.allclose(average_rows(torch.zeros(3, 2), rows, holders, weights), average({k: {"w": rows[k]} for k in rows}, weights)["w"])
+
+
+@pytest.mark.parametrize("weights", [{0: 0.0, 1: 0.0}, {0: -3.0, 1: 3.0}, {0: -3.0, 1: 1.0}])
+def test_without_a_positive_sum_of_weights_all_count_the_same(weights):
+    states = {0: {"w": torch.tensor([1.0, 2.0])}, 1: {"w": torch.tensor([3.0, 6.0])}}
+    assert average(states, weights)["w"].tolist() == [2.0, 4.0]
+    rows, holders = {k: state["w"] for k, state in states.items()}, {k: torch.ones(2, dtype=torch.bool) for k in states}
+    assert average_rows(torch.tensor([7.0, 8.0]), rows, holders, weights).tolist() == [7.0, 8.0]

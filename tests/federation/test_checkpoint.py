@@ -15,7 +15,7 @@ import torch
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run, state_folders
-from lscl.federation.checkpoint import load_state, save_state
+from lscl.federation.checkpoint import _digest, load_state, save_state
 from lscl.federation.loop import InProcess, federate
 
 
@@ -70,7 +70,7 @@ def test_a_state_that_was_being_written_is_passed_over(federation, smoke, tmp_pa
     reports, method, clients = played(federation, smoke(), 2)
     save_state(tmp_path, reports, method, clients, {})
     (tmp_path / ".round-00003-abc").mkdir()
-    (tmp_path / ".round-00003-abc" / "rounds.json").write_text("{")
+    (tmp_path / ".round-00003-abc" / "rounds.json").write_text("{", encoding="utf-8")
     assert len(load_state(tmp_path, method, clients)[0]) == 2
 
 
@@ -89,6 +89,15 @@ def flip(path, at):
     path.write_bytes(data)
 
 
+def rewrite(step, change, sign=False):
+    """Change what is saved about the rounds; sign: give it a digest that fits."""
+    saved = json.loads((step / "rounds.json").read_text())
+    change(saved)
+    if sign:
+        saved["digest"] = _digest({key: value for key, value in saved.items() if key != "digest"})
+    (step / "rounds.json").write_text(json.dumps(saved))
+
+
 DAMAGE = {
     "a flipped bit of the server": lambda step: flip(step / "server.safetensors", -50),
     "a flipped bit of a client": lambda step: flip(step / "client1.safetensors", -50),
@@ -98,6 +107,20 @@ DAMAGE = {
     "a client missing": lambda step: (step / "client1.safetensors").unlink(),
     "no reports": lambda step: (step / "rounds.json").unlink(),
     "half the reports": lambda step: os.truncate(step / "rounds.json", 100),
+    "a folder for the reports": lambda step: ((step / "rounds.json").unlink(), (step / "rounds.json").mkdir()),
+    "a pipe for the reports": lambda step: ((step / "rounds.json").unlink(), os.mkfifo(step / "rounds.json")),
+    "a pipe for the server": lambda step: ((step / "server.safetensors").unlink(), os.mkfifo(step / "server.safetensors")),
+    "nested reports": lambda step: (step / "rounds.json").write_text("[" * 100_000),
+    "a changed score": lambda step: rewrite(step, lambda saved: saved["rounds"][1]["scores"]["0"]["correct"][0].__setitem__(0, 2)),
+    "another count of bytes": lambda step: rewrite(step, lambda saved: saved["rounds"][0].update(bytes_up=[1, 1, 1])),
+    "a dropped round": lambda step: rewrite(step, lambda saved: saved["rounds"].pop(0)),
+    "a repeated round": lambda step: rewrite(step, lambda saved: saved["rounds"].append(saved["rounds"][-1])),
+    "other code": lambda step: rewrite(step, lambda saved: saved["about"].update(dirty=False)),
+    "unsigned, as by an earlier version": lambda step: rewrite(step, lambda saved: saved.pop("digest")),
+    "a dropped round, signed": lambda step: rewrite(step, lambda saved: saved["rounds"].pop(0), sign=True),
+    "no round, signed": lambda step: rewrite(step, lambda saved: saved["rounds"].clear(), sign=True),
+    "rounds in another order, signed": lambda step: rewrite(step, lambda saved: saved["rounds"].reverse(), sign=True),
+    "a later round's name": lambda step: step.rename(step.with_name("round-00009")),
     "other reports": lambda step: (step / "rounds.json").write_text("{}"),
     "no dictionary": lambda step: (step / "rounds.json").write_text("[1]"),
 }
@@ -110,7 +133,8 @@ def test_a_damaged_state_is_one_line_that_says_what_to_do(federation, smoke, tmp
     DAMAGE[damage](tmp_path / "round-00002")
     with pytest.raises(LsclError) as caught:
         load_state(tmp_path, *federation(smoke()))
-    one_line(caught, f"damaged state {tmp_path / 'round-00002'}", "delete that folder")
+    (step,) = tmp_path.iterdir()
+    one_line(caught, f"damaged state {step}", "delete that folder")
 
 
 def test_the_state_of_another_model_is_one_line(federation, smoke, tmp_path, one_line):
@@ -139,9 +163,11 @@ def compared(record):
 # Forks one process for each line it reads, so that torch is imported only once.
 FORKS = """
 import json, os, sys, traceback
+from lscl.experiments import records
 from lscl.config import experiment
 from lscl.experiments.run import run
 
+records.source = lambda: {"commit": None, "dirty": False, "code_digest": "c0de"}  # as in the tests
 for line in iter(sys.stdin.readline, ""):
     child = os.fork()
     if child == 0:
@@ -161,7 +187,7 @@ class Forks:
 
     def __init__(self, config):
         self.line = config.model_dump_json() + "\n"
-        self.server = subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.server = subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1)
 
     def start(self):
         self.server.stdin.write(self.line)

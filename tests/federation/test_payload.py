@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lscl.errors import LsclError
-from lscl.federation.payload import num_bytes, seal
+from lscl.federation.payload import largest_in, num_bytes, seal
 
 SHAPES = {"w": (2, 3), "f": (None, 3), "n": ()}
 
@@ -91,3 +91,40 @@ def test_bytes_are_numbers_times_their_size():
     payload = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float64), "c": torch.zeros(7, dtype=torch.bool), "d": torch.tensor(1)}
     assert num_bytes(payload) == 48 + 40 + 7 + 8
     assert num_bytes({}) == 0
+
+
+@pytest.mark.parametrize("payload", [None, [], 3, "w"])
+def test_something_else_than_tensors_by_name_is_one_line(payload, one_line):
+    with pytest.raises(LsclError) as caught:
+        seal(payload, "client 3", SHAPES)
+    one_line(caught, f"payload of client 3: is a {type(payload).__name__}, not tensors by name")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(2, 3).to_sparse(), torch.empty(2, 3, device="meta"), torch.nested.nested_tensor([torch.ones(3)] * 2, layout=torch.jagged)]
+)
+def test_tensors_without_plain_numbers_are_one_line(value, one_line):
+    with pytest.raises(LsclError) as caught:
+        seal({**good(), "w": value}, "client 3", SHAPES)
+    one_line(caught, "payload of client 3: w is no plain tensor")
+
+
+@pytest.mark.parametrize("name", [3, None, "\x1b[31m\n" * 1000, ("a", 1)])
+def test_any_name_makes_one_short_line(name, one_line):
+    with pytest.raises(LsclError) as caught:
+        seal({**good(), name: torch.ones(1)}, "client 3", SHAPES)
+    one_line(caught, "missing or not allowed")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+def test_checks_see_the_numbers_after_all_else(one_line):
+    checks = {"w": lambda value: "is too tall" if value.max() > 5 else None}
+    assert seal(good(), "client 3", SHAPES, checks=checks)
+    with pytest.raises(LsclError) as caught:
+        seal({**good(), "w": torch.full((2, 3), 6.0)}, "client 3", SHAPES, checks=checks)
+    one_line(caught, "payload of client 3: w is too tall")
+
+
+def test_the_largest_of_several_payloads():
+    assert largest_in({"a": torch.tensor([-4.0, 1.0]), "n": torch.tensor(9)}, {"b": torch.tensor(2.0)}, {}) == 4
+    assert largest_in() == largest_in({"n": torch.tensor(9)}) == 0

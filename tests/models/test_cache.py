@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from lscl.config import experiment
 from lscl.errors import LsclError
-from lscl.models.cache import CHUNK, prefix_cache, release, tokens_at
+from lscl.models.cache import CHUNK, _key, prefix_cache, release, tokens_at
+from lscl.models.precision import prepare_device
 from lscl.models.vit import foundation
 
 CPU = torch.device("cpu")
@@ -79,6 +81,76 @@ def test_model_block_normalisation_and_images_each_have_their_own_file(cache, im
     assert len(entries(cache)) == len(variants)
 
 
+def test_device_tf32_threads_and_kind_of_processor_each_have_their_own_file(images, monkeypatch):
+    """TF32 rounds on a GPU only, threads on a CPU only."""
+    frozen, names = foundation("tiny", 1), {"card": "H100", "cpu": "one"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names["card"])
+    monkeypatch.setattr("lscl.experiments.records.hardware", lambda: {"cpu": names["cpu"]})
+    keys = lambda: [_key(frozen, images, "fp32", torch.device(kind)) for kind in ("cpu", "cuda")]
+    prepare_device(experiment(profile="smoke"))
+    start = keys()
+    prepare_device(experiment(profile="smoke", tf32=True))
+    with_tf32 = keys()
+    prepare_device(experiment(profile="smoke"))
+    torch.set_num_threads(2)
+    with_threads = keys()
+    torch.set_num_threads(1)
+    names |= {"card": "T4", "cpu": "another"}
+    elsewhere = keys()
+    assert with_tf32[0] == start[0] and with_threads[1] == start[1]
+    assert len({*start, *with_tf32, *with_threads, *elsewhere}) == 6
+
+
+def test_the_space_of_all_tokens_is_taken_before_the_first_is_written(cache, images):
+    def look(done, total):
+        if done == CHUNK:
+            (path,) = cache.glob(".*/tokens.npy")
+            taken.append(path.stat().st_blocks * 512)
+
+    taken = []
+    prefix_cache(foundation("tiny", 1), images, CPU, look)
+    assert taken[0] >= SIZE
+
+
+def test_tokens_that_are_not_finite_are_one_line_and_are_not_kept(cache, images, one_line):
+    frozen = foundation("tiny", 1)
+    frozen.vit.cls_token.fill_(torch.nan)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(frozen, images, CPU)
+    one_line(caught, "not finite", "images 1 to 16")
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "1", '"a"', "{}", '{"sha256": []}', "[" * 100_000, "\x00", "\udcff"])
+def test_a_description_of_another_kind_is_rebuilt(cache, images, text):
+    frozen = foundation("tiny", 1)
+    expected = np.array(prefix_cache(frozen, images, CPU))
+    (folder,) = entries(cache)
+    (folder / "about.json").write_text(text, errors="surrogateescape")
+    found, calls = computed(frozen, images)
+    assert calls and np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["about.json", "tokens.npy"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_pipe_or_folder_in_place_of_a_file_is_rebuilt(cache, images, name, kind):
+    prefix_cache(foundation("tiny", 1), images, CPU)
+    (folder,) = entries(cache)
+    (folder / name).unlink()
+    (os.mkfifo if kind == "pipe" else os.mkdir)(folder / name)
+    assert computed(foundation("tiny", 1), images)[1] and computed(foundation("tiny", 1), images)[1] == []
+
+
+def test_tokens_of_another_shape_are_rebuilt(cache, images):
+    prefix_cache(foundation("tiny", 1), images, CPU)
+    prefix_cache(foundation("tiny", None), images, CPU)
+    one, other = entries(cache)
+    for name in ("about.json", "tokens.npy"):
+        (one / name).write_bytes((other / name).read_bytes())
+    found = [prefix_cache(foundation("tiny", block), images, CPU).shape for block in (1, None)]
+    assert found == [(84, 17, 32), (84, 1, 32)]
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut off", "empty", "no description", "half a description"])
 def test_damaged_tokens_are_computed_again(cache, images, damage):
     frozen = foundation("tiny", 1)
@@ -109,7 +181,7 @@ def test_a_stopped_computation_leaves_nothing_behind(cache, images):
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, images, one_line):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
         prefix_cache(foundation("tiny", 1), images, CPU)

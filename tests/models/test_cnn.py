@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lscl.errors import LsclError
-from lscl.models.cnn import MINI_FIVE, TORCHVISION, small_cnn
+from lscl.models import cnn
+from lscl.models.cnn import MINI_FIVE, TORCHVISION, check_cnns, small_cnn
 
 NAMES = ("tiny", "small", *TORCHVISION, *MINI_FIVE)
 
@@ -58,3 +59,52 @@ def test_every_parameter_of_the_cnn_gets_a_gradient(smoke, name):
     cnn = small_cnn(smoke(cnn=name, features=24), 0)
     cnn(torch.randn(4, 3, 16, 16))[:, 0].sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in cnn.named_parameters() if "bn" not in n)
+
+
+MISFITS = [
+    ("vit_tiny_patch16_224", 32), ("swin_tiny_patch4_window7_224", 32), ("mixer_s32_224", 32), ("levit_128s", 32), ("maxvit_pico_rw_256", 32),
+    ("inception_v3", 32), ("inception_v4", 32), ("cait_xxs24_224", 32), ("coat_lite_tiny", 32), ("densenet121", 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "side"), MISFITS)
+def test_a_cnn_that_does_not_take_the_size_is_one_line(smoke, name, side, one_line):
+    with pytest.raises(LsclError) as caught:
+        check_cnns(smoke(cnn=name, cnn_size=side))
+    one_line(caught, f"cnn = {name!r}", f"{side} pixels", "cnn_size")
+
+
+@pytest.mark.parametrize("name", [*NAMES[:3], *MINI_FIVE, "convnext_atto", "efficientvit_b0", "mobilevit_xxs", "test_vit"])
+def test_a_cnn_that_takes_the_size_passes(smoke, name):
+    check_cnns(smoke(cnn=name, cnn_size=160 if name == "test_vit" else 32, features=24))
+
+
+def test_every_cnn_that_a_client_gets_is_looked_at_and_no_other(smoke, one_line):
+    check_cnns(smoke(cnn="tiny,small,tiny,inception_v3"))  # for three clients
+    with pytest.raises(LsclError) as caught:
+        check_cnns(smoke(cnn="tiny,small,inception_v3"))
+    one_line(caught, "'inception_v3'")
+
+
+@pytest.mark.parametrize(("output", "words"), [((2, 3, 3), "shape (3, 3), not (3,)"), ((2, 2), "shape (2,)"), (float("nan"), "not finite")])
+def test_features_of_another_shape_or_not_finite_are_one_line(smoke, monkeypatch, output, words, one_line):
+    class Odd(nn.Module):
+        def forward(self, images):
+            return torch.zeros(output) if isinstance(output, tuple) else torch.full((2, 3), output)
+
+    monkeypatch.setattr(cnn, "new_cnn", lambda *_, **__: Odd())
+    cnn._look.cache_clear()
+    with pytest.raises(LsclError) as caught:
+        check_cnns(smoke(cnn="odd", features=3))
+    one_line(caught, "cnn = 'odd'", words)
+
+
+def test_looking_changes_no_draw(smoke):
+    config = smoke(cnn="mobilenetv3_small_050", image_size=32)
+    torch.manual_seed(3)
+    expected = [*small_cnn(config, 0).state_dict().values(), torch.rand(3)]
+    cnn._look.cache_clear()
+    torch.manual_seed(3)
+    check_cnns(config)
+    found = [*small_cnn(config, 0).state_dict().values(), torch.rand(3)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lscl.data.sources import load
+from lscl.data.store import Dataset, ImageSet
 from lscl.errors import LsclError
 from lscl.models.probe import probe
 from lscl.models.vit import foundation
@@ -13,7 +14,7 @@ from lscl.models.vit import foundation
 def test_a_probe_is_written_and_repeats(smoke, places):
     result = probe(smoke(), 6)
     (path,) = (places / "results" / "probe").glob("*.json")
-    assert path.name == "tiny--folder--6.json" and json.loads(path.read_text()) == result
+    assert path.name == "tiny--folder--6.json" and json.loads(path.read_text(encoding="utf-8")) == result
     assert probe(smoke(), 6) == result
     data = load(smoke(images_per_class=None, test_images_per_class=None))
     assert (result["data_digest"], result["weights_digest"]) == (data.digest, foundation("tiny", None).digest)
@@ -30,3 +31,19 @@ def test_more_images_than_there_are_is_one_line(smoke, one_line):
     with pytest.raises(LsclError) as caught:
         probe(smoke(), 7)
     one_line(caught, "folder train: class 'class00' has 6 images, 7 per class were asked for")
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**24])
+def test_a_number_of_images_out_of_range_is_one_line(smoke, count, one_line):
+    with pytest.raises(LsclError) as caught:
+        probe(smoke(), count)
+    one_line(caught, f"{count}")
+
+
+def test_too_few_images_for_a_cross_validation_are_one_line(smoke, monkeypatch, one_line):
+    data = load(smoke(images_per_class=None, test_images_per_class=None))
+    one_class = lambda images: ImageSet(images.images[:2], images.labels[:2], images.classes[:1])
+    monkeypatch.setattr("lscl.models.probe.load", lambda config: Dataset("one", one_class(data.train), one_class(data.test)))
+    with pytest.raises(LsclError) as caught:
+        probe(smoke(), 1)
+    one_line(caught, "per_class = 1", "cross-validation")

@@ -1,11 +1,16 @@
 """The frozen ViT: the same function as timm's, cut in two, with a low-rank update that is exactly W + s B A."""
 
 import copy
+import io
+import os
+import zipfile
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import Attention
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from lscl.config import experiment
@@ -13,7 +18,7 @@ from lscl.errors import LsclError
 from lscl.models import vit as module
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.models.pretrain import write_weights
-from lscl.models.vit import Adapter, FrozenViT, LowRank, block_forward, enlarge, foundation, foundation_of, read_weights
+from lscl.models.vit import Adapter, FrozenViT, LowRank, architecture, block_forward, enlarge, foundation, foundation_of, read_weights
 from lscl.seeding import seeded
 
 
@@ -206,6 +211,140 @@ def test_a_vit_of_other_blocks_is_refused(one_line):
     one_line(caught, "standard blocks")
 
 
+# A name of each family, with what makes it small: timm's own pooling, norms, prefix tokens, MLPs and patch embeddings stay as they are.
+NARROW = {"embed_dim": 48, "num_heads": 2}
+FAMILIES = [
+    ("vit_tiny_patch16_224", {}),  # class token
+    ("vit_base_patch8_224", dict(NARROW, img_size=32)),
+    ("deit_tiny_patch16_224", {}),
+    ("deit_tiny_distilled_patch16_224", {}),  # class and distillation token
+    ("deit3_small_patch16_224", NARROW),  # layer scale, positions without the class token
+    ("vit_small_patch14_reg4_dinov2", dict(NARROW, img_size=56)),  # registers
+    ("vit_giant_patch14_dinov2", dict(NARROW, img_size=28)),  # gated MLP
+    ("vit_base_patch14_reg1_tipsv2", dict(NARROW, img_size=28)),
+    ("vit_base_patch16_siglip_224", NARROW),  # attention pooling, no class token
+    ("vit_base_patch32_siglip_gap_256", NARROW),  # mean, no class token
+    ("vit_so150m_patch16_reg4_map_256", NARROW),
+    ("vit_so150m_patch16_reg4_gap_256", NARROW),
+    ("vit_base_patch16_gap_224", NARROW),
+    ("vit_medium_patch16_gap_240", NARROW),
+    ("vit_wee_patch16_reg1_gap_256", NARROW),  # mean without the register, norm behind it
+    ("vit_medium_patch16_reg4_gap_256", NARROW),
+    ("vit_base_patch16_reg4_gap_256", NARROW),
+    ("eva_large_patch14_196", NARROW),  # mean, although there is a class token
+    ("beit3_base_patch16_224", NARROW),
+    ("aimv2_large_patch14_224", dict(NARROW, img_size=28)),  # gated MLP, RMSNorm
+    ("vitamin_small_224", {}),  # gated MLP behind a CNN
+    ("vit_xsmall_patch16_clip_224", {}),  # norm in front of the blocks
+    ("vit_base_patch32_clip_quickgelu_224", NARROW),
+    ("flexivit_small", NARROW),
+    ("vit_intern300m_patch14_448", dict(NARROW, img_size=28)),  # no final norm
+    ("vit_base_patch16_radio_v3", dict(NARROW, img_size=32)),
+    ("vit_tiny_r_s16_p8_224", {}),  # hybrids
+    ("vit_base_mci_224", {}),
+    ("test_vit", {}),
+    ("test_vit2", {}),
+    ("test_vit3", {}),
+    ("test_vit4", {}),
+]
+
+
+def of_family(name, changes, depth=2):
+    """A timm ViT of two blocks with every parameter drawn, so that no norm and no scale is the identity; and two images for it."""
+    with seeded(0, name), torch.no_grad():
+        vit = timm.create_model(name, num_classes=0, depth=depth, **changes).eval()
+        for parameter in vit.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return vit, random_images(2, vit.patch_embed.img_size[0])
+
+
+@pytest.mark.parametrize(("name", "changes"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_the_feature_is_the_one_that_timm_gives_its_own_head(name, changes):
+    vit, images = of_family(name, changes)
+    for cut in (0, 1, 2):
+        frozen = FrozenViT(vit, cut, MEAN, STD)
+        with torch.no_grad():
+            expected = vit.forward_head(vit.forward_features(frozen.preprocess(images)), pre_logits=True)
+            z = frozen.prefix(images)
+            found = frozen.suffix(z)
+        assert z.shape == (2, frozen.tokens, frozen.width) and frozen.tokens == (1 if cut == 2 else expected_tokens(vit))
+        assert found.shape == expected.shape == (2, frozen.width)
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+        assert not torch.allclose(expected[0], expected[1], rtol=0.01)
+        if cut == 2:
+            assert torch.equal(frozen.feature(z), found)
+
+
+def expected_tokens(vit):
+    with torch.no_grad():
+        return vit.forward_features(torch.zeros(1, 3, *vit.patch_embed.img_size)).shape[1]
+
+
+POOLED = ["vit_base_patch16_siglip_224", "vit_wee_patch16_reg1_gap_256", "aimv2_large_patch14_224", "deit_tiny_distilled_patch16_224"]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_updates_of_a_vit_that_pools_equal_merged_weights(name):
+    vit, images = of_family(name, dict(FAMILIES)[name])
+    frozen = FrozenViT(vit, 1, MEAN, STD)
+    z = frozen.prefix(images)
+    update = random_update(frozen)
+    found, expected = frozen.suffix(z, update), merged(frozen, update).suffix(z)
+    assert (found - expected).norm() < 1e-5 * expected.norm() and (found - frozen.suffix(z)).norm() > 1e-3 * expected.norm()
+
+
+REFUSED = {
+    "vit_base_patch16_rpn_224": "ResPostBlock",
+    "vit_pwee_patch16_reg1_gap_256": "ParallelScalingBlock",
+    "vit_small_patch16_18x2_224": "ParallelThingsBlock",
+    "vit_dwee_patch16_reg1_gap_256": "DiffAttention",
+    "eva02_tiny_patch14_224": "Eva",
+    "beit_base_patch16_224": "Beit",
+    "cait_xxs24_224": "Cait",
+    "xcit_nano_12_p16_224": "Xcit",
+    "swin_tiny_patch4_window7_224": "SwinTransformer",
+    "pit_ti_224": "PoolingVisionTransformer",
+    "naflexvit_base_patch16_gap": "NaFlexVit",
+    "vit_relpos_small_patch16_224": "VisionTransformerRelPos",
+    "samvit_base_patch16": "VisionTransformerSAM",
+    "resnet18": "ResNet",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_cut_and_adapted_is_one_line(name, one_line):
+    with torch.device("meta"), pytest.raises(LsclError) as caught:
+        architecture(f"random/{name}")
+    one_line(caught, f"random/{name}", "cannot be the frozen ViT", REFUSED[name])
+
+
+def test_a_network_that_cannot_be_used_is_refused_before_its_weights_are_fetched(monkeypatch, one_line):
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: pretrained or made(name, pretrained=False, **more))
+    with pytest.raises(LsclError) as caught:
+        foundation("pit_ti_224", 0)
+    one_line(caught, "pit_ti_224", "PoolingVisionTransformer")
+
+
+def test_tokens_without_pooling_and_a_gate_in_the_attention_are_refused(one_line):
+    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0, global_pool="")
+    with pytest.raises(LsclError) as caught:
+        FrozenViT(vit, 0, MEAN, STD)
+    one_line(caught, "does not pool")
+    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0)
+    vit.blocks[1].attn = Attention(8, 2, gated=True)
+    with pytest.raises(LsclError) as caught:
+        FrozenViT(vit, 0, MEAN, STD)
+    one_line(caught, "gate")
+
+
+def test_a_vit_that_cut_in_two_gives_something_else_is_refused(monkeypatch, one_line):
+    monkeypatch.setattr(FrozenViT, "pooled", lambda self, tokens: tokens[:, 0])
+    with pytest.raises(LsclError) as caught:
+        foundation("random/test_vit2", 0)
+    one_line(caught, "random/test_vit2", "as a whole")
+
+
 @pytest.mark.parametrize(("name", "near"), [("tinny", "'tiny'"), ("vit_bas_patch16_224", "'vit_base_patch16_224'")])
 def test_an_unknown_foundation_model_gets_the_nearest_one(name, near, one_line):
     with pytest.raises(LsclError) as caught:
@@ -278,7 +417,7 @@ def test_missing_weights_or_description_are_one_line(weight_file, damage, one_li
     elif damage == "no description":
         about.unlink()
     else:
-        about.write_text({"no digest": "{}", "no json": "{"}[damage])
+        about.write_text({"no digest": "{}", "no json": "{"}[damage], encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         read_weights(weight_file)
     one_line(caught, f"cannot read the weights {weight_file}", "install the package again")
@@ -344,7 +483,22 @@ def test_a_local_checkpoint_fills_the_network(drawn, tmp_path, kind):
     assert found.mean == (0.5,) * 3
 
 
-@pytest.mark.parametrize("damage", ["cut off", "other network", "other shape", "stranger", "pickle", "npz"])
+DAMAGES = {
+    "cut off": "cannot be read",
+    "other network": "blocks.11.norm1.weight is missing",
+    "other shape": "norm.weight has the shape (7,), not (192,)",
+    "stranger": "blocks.12.norm1.weight does not belong",
+    "whole numbers": "norm.weight holds torch.int64",
+    "complex numbers": "norm.weight holds torch.complex64",
+    "NaN": "blocks.3.norm2.bias holds numbers that are not finite",
+    "inf": "blocks.3.norm2.bias holds numbers that are not finite",
+    "huge": "its feature of an image is not finite",
+    "pickle": "allowed are .safetensors files and .npz files",
+    "npz": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_an_unfit_checkpoint_is_one_line(drawn, tmp_path, damage, one_line):
     path, state = tmp_path / "weights.safetensors", dict(drawn.vit.state_dict())
     if damage == "other network":
@@ -353,6 +507,12 @@ def test_an_unfit_checkpoint_is_one_line(drawn, tmp_path, damage, one_line):
         state["norm.weight"] = torch.ones(7)
     if damage == "stranger":
         state["blocks.12.norm1.weight"] = torch.ones(192)
+    if damage in ("whole numbers", "complex numbers"):
+        state["norm.weight"] = torch.ones(192, dtype=torch.int64 if damage == "whole numbers" else torch.complex64)
+    if damage in ("NaN", "inf"):
+        state["blocks.3.norm2.bias"] = torch.full((192,), float(damage))
+    if damage == "huge":
+        state["blocks.3.mlp.fc1.weight"] = torch.full((768, 192), 3e38)
     save_file(state, path)
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:1000])
@@ -362,7 +522,55 @@ def test_an_unfit_checkpoint_is_one_line(drawn, tmp_path, damage, one_line):
         path = path.rename(tmp_path / "weights.npz")
     with pytest.raises(LsclError) as caught:
         foundation(NAME, 2, weights=path)
-    one_line(caught, path)
+    one_line(caught, path, DAMAGES[damage])
+
+
+NPZ = {
+    "huge shape": ("cls", (10**12, 1000), "numbers"),
+    "huge positions": ("Transformer/posembed_input/pos_embedding", (1, 10**7, 192), "pos_embedding has the shape"),
+    "broadcast": ("Transformer/encoder_norm/scale", np.ones(1, np.float32), "numbers"),
+    "whole numbers": ("cls", np.ones((1, 1, 192), np.int32), "cls holds int32"),
+    "texts": ("cls", np.full((1, 1, 192), "a"), "cls holds <U1"),
+    "objects": ("cls", np.full((1, 1, 192), None), "cls holds object"),
+    "too much": ("Transformer/encoderblock_12/LayerNorm_0/scale", np.ones(192, np.float32), "numbers"),
+    "other names": ("embedding/kernel", None, "not of the original release"),
+    "missing": ("Transformer/encoderblock_7/LayerNorm_0/scale", None, "numbers"),
+    "NaN": ("cls", np.full((1, 1, 192), np.nan, np.float32), "cls_token holds numbers that are not finite"),
+    "no array": ("cls", (), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", NPZ)
+def test_an_unfit_checkpoint_of_the_original_release_is_one_line(drawn, tmp_path, damage, one_line):
+    name, value, message = NPZ[damage]
+    arrays = {key: array for key, array in original_release(drawn.vit).items() if key != name}
+    path = tmp_path / "weights.npz"
+    np.savez(path, **arrays, **({name: value} if isinstance(value, np.ndarray) else {}))
+    if isinstance(value, tuple):  # what the head says, and nothing behind it
+        head = io.BytesIO()
+        if value:
+            np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": value})
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"{name}.npy", head.getvalue())
+    with pytest.raises(LsclError) as caught:
+        foundation(NAME, 2, weights=path)
+    one_line(caught, path, message)
+
+
+def test_the_mini_vit_takes_no_file_of_the_original_release(drawn, tmp_path, one_line):
+    np.savez(tmp_path / "weights.npz", **original_release(drawn.vit))
+    with pytest.raises(LsclError) as caught:
+        foundation("mini", 2, weights=tmp_path / "weights.npz")
+    one_line(caught, tmp_path / "weights.npz", "not a checkpoint of mini")
+
+
+def test_a_pipe_or_folder_in_place_of_a_checkpoint_is_one_line(tmp_path, one_line):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    for name in ("pipe.npz", "folder.npz"):
+        with pytest.raises(LsclError) as caught:
+            experiment(profile="smoke", weights=tmp_path / name)
+        one_line(caught, tmp_path / name, "not a file")
 
 
 def test_drawn_weights_and_a_file_exclude_each_other(tmp_path, one_line):

@@ -19,8 +19,8 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
     ]
     for name, ratio, better in (("slow", 1.3, "lower"), ("fast", 120.0, "higher")):
         found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
-        (folder / f"{name}.json").write_text(json.dumps(found))
-    (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}))
+        (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}), encoding="utf-8")
     assert [line for line in benchmark_pages.benchmark_page().splitlines() if line.startswith("| ")][1:] == [
         "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
         "| open | 2 | – | – | some cpu | abcdef0123 |",
@@ -28,7 +28,7 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         "| slow: l2p | 1.6 | at most 1.5 | no |  |  |",
         "| slow: none part of it | 3 | at least 2 | yes |  |  |",
     ]
-    (folder / "open.json").write_text("{}")
+    (folder / "open.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         benchmark_pages.benchmark_page()
     one_line(caught, "open.json")
@@ -73,7 +73,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     folder = places / "results" / "federation"
     folder.mkdir(parents=True)
     for part, rows in MEASURED.items():
-        (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}))
+        (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}), encoding="utf-8")
     texts = {name: benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION}
     note = "<small>some cpu, 2 cores, flwr 1.41.0, load 2 before a row began, commit abcdef0123</small>"
     assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
@@ -90,7 +90,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
         ],
         "scale": ["| 9 | 6 | 8.5 | 9.5 | 700 | 710 | nothing |"],
     }
-    (folder / "scale.json").write_text("{}")
+    (folder / "scale.json").write_text("{}", encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         benchmark_pages.federation_page("scale")
     one_line(caught, "scale.json")

@@ -13,19 +13,19 @@ import yaml
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").rglob("*.md"))
-SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text())
+SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 LIMIT = 250_000  # bytes
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
 
 
 def entries():
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
     chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
     return [toc["root"], *(one["file"] for chapter in chapters for one in (chapter, *chapter.get("sections", [])))]
 
 
 def read(path):
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def source(cell):
@@ -59,7 +59,7 @@ def test_the_book_never_executes():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_pictures_in_pages_have_alt_text(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for block in re.findall(r"```\{(?:figure|image)\}.*?```", text, re.DOTALL):
         alt = re.search(r"^:alt: (.+)$", block, re.MULTILINE)
         assert alt and len(alt[1]) > 30, block[:80]
@@ -68,7 +68,7 @@ def test_pictures_in_pages_have_alt_text(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_included_tables_exist(path):
-    for name in re.findall(r"```\{include\} (\S+)", path.read_text()):
+    for name in re.findall(r"```\{include\} (\S+)", path.read_text(encoding="utf-8")):
         assert (path.parent / name).exists(), name
 
 
@@ -142,8 +142,8 @@ def test_the_address_stands_nowhere_else():
     """Apart from the notebooks' first cell, which `lscl pages` writes and the test above compares."""
     address = urlsplit(SETTINGS["repository"]["url"])
     assert address.scheme == "https" and len(address.path) > 3
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()
     holding = [name for name in tracked if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()]
     assert [name for name in holding if not name.startswith("notebooks/")] == ["_config.yml"]
     for path in NOTEBOOKS:
-        assert path.read_text().count(address.path) == 1
+        assert path.read_text(encoding="utf-8").count(address.path) == 1

@@ -40,14 +40,6 @@ def test_the_page_holds_its_data():
     assert found == explorer.data([record()])
 
 
-def test_no_text_of_a_record_leaves_the_data():
-    html = explorer.explorer_page([record("l2p", values={"foundation": "random/<script>{{ x }}"})])
-    inside = html.split('id="explore-data">')[1].split("</script>")[0]
-    assert "<" not in inside and "{{" not in inside
-    ((system,),) = json.loads(inside).values()
-    assert system["name"] == "FedAvg + L2P (foundation = random/<script>{{ x }})"
-
-
 def test_every_look_has_a_name_in_the_browser():
     looks = [explorer._look(number) for number in range(16)]
     assert len({tuple(look.values()) for look in looks}) == 16

@@ -22,8 +22,8 @@ def save(places):
         config = experiment(method=one["method"], dataset="cifar100", profile="mini", seed=one["seed"])
         path = records.folder("mini") / f"{config.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = {"name": config.name, "config": config.model_dump(mode="json"), "config_digest": config.digest}
-        path.write_text(json.dumps({**one, **made}))
+        made = {"name": config.name, "config": {**one["config"], "clients": config.clients}, "config_digest": config.digest}
+        path.write_text(json.dumps({**record(one["method"], one["seed"], clients=5), **made, "commit": one["commit"]}))
         return path
 
     return write
@@ -64,13 +64,13 @@ def test_a_changed_or_a_new_record_makes_the_notebooks_that_show_it_old(save, no
     notebook('frame(x, study="table1")')
     notebook('frame(x, study="blocks")', 7)
     assert freshness.stale() == []
-    path.write_text(path.read_text().replace("50.0", "50.5", 1))
+    path.write_text(path.read_text(encoding="utf-8").replace("50.0", "50.5", 1))
     assert [line.split(":")[0] for line in freshness.stale()] == ["notebooks/05_results.ipynb"]
     notebook('frame(x, study="table1")')
     save(record("fed_lscl"))  # the run with block 3, too
     assert [line.split(":")[0] for line in freshness.stale()] == ["notebooks/05_results.ipynb", "notebooks/07_results.ipynb"]
     assert "older than the records of blocks" in freshness.stale()[1]
-    (path.parents[3] / "_config.yml").write_text("repository: {url: https://example.org}")
+    (path.parents[3] / "_config.yml").write_text("repository: {url: https://example.org}", encoding="utf-8")
     code, _, err = call(capsys, "check")
     assert code == 2 and "notebooks/07_results.ipynb: its outputs are older" in err
 
@@ -80,7 +80,7 @@ def test_a_notebook_that_was_never_stamped_is_old(places, notebook):
     assert freshness.stale() == []
     folder = places / "results" / "tuning"
     folder.mkdir()
-    (folder / "mini--cifar100.json").write_text("[]")
+    (folder / "mini--cifar100.json").write_text("[]", encoding="utf-8")
     assert len(freshness.stale()) == 1
     made = nbformat.read(path, 4)
     del made.metadata[freshness.KEY]

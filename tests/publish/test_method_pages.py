@@ -76,7 +76,7 @@ def test_the_choice_is_compared_with_what_is_in_use(places):
         ({"lr": used}, f"Chosen: lr = {used:g}."),
         ({"lr": other}, f"Best: lr = {other:g}. Not yet in use: `mini` has lr = {used:g}."),
     ):
-        path.write_text(json.dumps({"rows": rows, "best": {"fedavg": best} if best else {}}))
+        path.write_text(json.dumps({"rows": rows, "best": {"fedavg": best} if best else {}}), encoding="utf-8")
         assert says in method_pages.tuning("fedavg")
     assert "edge" not in method_pages.tuning("fedavg")
 
@@ -85,7 +85,13 @@ def test_a_choice_at_the_edge_of_its_grid_is_told():
     edge = method_pages._edges("fedavg_vit", {"lr": 1e-1})
     assert edge == " At the edge of the grid: `lr` = 0.1 is the largest that was tried, so a value beyond it might do better."
     assert method_pages._edges("fedavg_vit", {"lr": 1e-2}) == ""
-    assert method_pages._edges("lorm", {"lr": 1e-3, "lorm_rank": 4}) == ""  # two ranks are not enough to have an inside
+    says = method_pages._edges("lorm", {"lr": 1e-3, "lorm_rank": 4})
+    assert says == " At the edge of the grid: `lorm_rank` = 4 is the larger of the two that were tried, so a value beyond it might do better."
+    assert "`prox_mu` = 0.01 is the smaller of the two that were tried" in method_pages._edges("fedprox", {"lr": 3e-3, "prox_mu": 0.01})
+    chosen = {"lr_generator_bias": 1e-4, "lr_generator": 1e-5, "o2d_lambda": 10.0, "auxiliary": 0.0}
+    says = method_pages._edges("fed_lscl", chosen)
+    assert "`lr_generator_bias` = 0.0001 is the smallest that was tried and `o2d_lambda` = 10 is the only one that was tried" in says
+    assert "lr_generator`" not in says.replace("lr_generator_bias`", "")
 
 
 def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):

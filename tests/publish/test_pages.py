@@ -27,14 +27,14 @@ def saved(places):
         folder = records.folder("mini")
         folder.mkdir(parents=True, exist_ok=True)
         for one in made:
-            (folder / f"{one['name']}.json").write_text(json.dumps({**one, "config": {**one["config"], "clients": 5}}))
+            (folder / f"{one['name']}.json").write_text(json.dumps(one))
         return [folder / f"{one['name']}.json" for one in made]
 
     return save
 
 
 def test_without_records_every_table_is_a_sentence(places):
-    written = {str(path.relative_to(places)): path.read_text() for path in pages.write()}
+    written = {str(path.relative_to(places)): path.read_text(encoding="utf-8") for path in pages.write()}
     assert set(written) == set(pages.pieces())
     values = written["results/tables/method_values.md"]
     assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
@@ -49,13 +49,13 @@ def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
 
 
 def test_sentences_take_their_numbers_from_records(places, saved):
-    saved(record(), record(seed=1999, score=82))
+    saved(record(clients=5), record(seed=1999, score=82, clients=5))
     expect(places)
     pages.write()
-    found = json.loads((places / "results" / "tables" / "numbers.json").read_text())
+    found = json.loads((places / "results" / "tables" / "numbers.json").read_text(encoding="utf-8"))
     assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
     assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == numbers.NONE
-    times = (places / "results" / "tables" / "times.md").read_text()
+    times = (places / "results" / "tables" / "times.md").read_text(encoding="utf-8")
     assert "| some cpu, 2 cores, 8 GB, no GPU | `make demo` | 4.0 | 80.0 | 40.0 |" in times
     assert "| `lscl run --method fed_lscl --dataset cifar100 --profile mini` | 3.0 | 72.0 | 42.0 |" in times
 
@@ -63,7 +63,7 @@ def test_sentences_take_their_numbers_from_records(places, saved):
 def expect(places, **seconds):
     about = {"profile": "demo", "command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
     (places / "results" / "expected").mkdir()
-    (places / "results" / "expected" / "demo.json").write_text(json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}))
+    (places / "results" / "expected" / "demo.json").write_text(json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}), encoding="utf-8")
 
 
 def test_the_notebooks_say_how_long_they_took(places):
@@ -75,7 +75,7 @@ def test_the_notebooks_say_how_long_they_took(places):
     four, five = (markdown(path)[0] for path in sorted((places / "notebooks").glob("*.ipynb")))
     assert "**Takes** [70 seconds on 2 cores](../book/hardware.md)." in four
     assert "**Takes** [2.5 minutes on 2 cores, runs included](../book/hardware.md)" in five
-    table = (places / "results" / "tables" / "notebooks.md").read_text()
+    table = (places / "results" / "tables" / "notebooks.md").read_text(encoding="utf-8")
     assert "| {doc}`/notebooks/05_results` | 10 seconds |" in table
 
 
@@ -90,26 +90,26 @@ def test_the_address_of_the_settings_is_written_into_the_notebooks(places, capsy
         shutil.copy(ROOT / name, places / name)
     settings, notebook = places / "_config.yml", places / "notebooks" / "05_results.ipynb"
     pages.write()
-    before = notebook.read_text()
-    assert before == (ROOT / "notebooks" / "05_results.ipynb").read_text()
-    address = yaml.safe_load(settings.read_text())["repository"]["url"]
-    settings.write_text(settings.read_text().replace(address, "https://example.org/someone/copy"))
+    before = notebook.read_text(encoding="utf-8")
+    assert before == (ROOT / "notebooks" / "05_results.ipynb").read_text(encoding="utf-8")
+    address = yaml.safe_load(settings.read_text(encoding="utf-8"))["repository"]["url"]
+    settings.write_text(settings.read_text(encoding="utf-8").replace(address, "https://example.org/someone/copy"))
     code, _, err = call(capsys, "check")
     assert code == 2 and "notebooks/05_results.ipynb, line" in err and "https://example.org/someone/copy" in err
     pages.write()
-    assert notebook.read_text() == before.replace(address, "https://example.org/someone/copy") != before
+    assert notebook.read_text(encoding="utf-8") == before.replace(address, "https://example.org/someone/copy") != before
 
 
 def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
-    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text())}
+    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text(encoding="utf-8"))}
     assert called == {*numbers.numbers([]), "built_from"}
 
 
 def test_no_result_is_typed_by_hand():
     """A number with a unit in a hand-written page or the README is a setting that stands in the list, or is called by its name."""
     unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
-    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    texts = {path.name: path.read_text() for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
+    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
     takes = re.compile(r"\*\*Takes\*\* \[[^]]+\]")  # written by `lscl pages`
     texts |= {path.name: takes.sub("", "\n".join(markdown(path))) for path in (ROOT / "notebooks").glob("*.ipynb")}
     settings = {"95 %", "30 %"}  # the intervals' level, `eval_split`
@@ -119,7 +119,7 @@ def test_no_result_is_typed_by_hand():
 
 
 def markdown(path):
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
 
 
 def test_the_state_of_the_records(places, saved):
@@ -135,19 +135,19 @@ def test_the_state_of_the_records(places, saved):
 
 
 def test_headline_from_records(places, saved):
-    saved(record(), record(seed=1999, score=82), record("local_head"), record("local_head", seed=7))
+    saved(record(clients=5), record(seed=1999, score=82, clients=5), record("local_head", clients=5), record("local_head", seed=7, clients=5))
     pages.write()
-    text = (places / "results" / "tables" / "headline.md").read_text()
-    assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text
+    text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
+    assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text and "standard deviation" not in text
     assert "seeds 42, 1999;" in text
 
 
 def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):
-    path, _ = saved(record(), record("local_head"))
+    path, _ = saved(record(clients=5), record("local_head", clients=5))
     for command, code in (("check", 2), ("pages", 0), ("check", 0)):
         assert call(capsys, command)[0] == code
     changed = json.loads(path.read_text())
-    changed["accuracy"]["seen"][-1][0][0] += 5
+    changed["accuracy"]["seen"][-1][0][0] += 12.5  # of 25
     path.write_text(json.dumps(changed))
     code, _, err = call(capsys, "check")
     assert code == 2
@@ -158,10 +158,10 @@ def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(pl
 
 
 def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
-    saved(record())
+    saved(record(clients=5))
     pages.write()
     table = places / "results" / "tables" / "headline.md"
-    table.write_text(table.read_text().replace("| 72.0 |", "| 79.0 |"))
+    table.write_text(table.read_text(encoding="utf-8").replace("| 72.0 |", "| 79.0 |"))
     (places / "book" / "methods" / "fedavg.md").unlink()
     code, _, err = call(capsys, "check")
     assert code == 2 and len(err.splitlines()) == 3

@@ -9,7 +9,7 @@ from tests_root import ROOT
 from lscl import cli
 from lscl.config import PROFILES, Experiment
 
-TEXT = (ROOT / "README.md").read_text()
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line.strip()]
 QUICK = [line for line in COMMANDS if line == "lscl doctor" or "--profile smoke" in line]
 
@@ -40,14 +40,14 @@ def test_long_commands_name_real_commands_options_and_profiles(line, capsys):
 
 
 def test_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in COMMANDS:
         if line.startswith("make "):
             assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
 
 
 def test_continuous_integration_calls_the_test_command():
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_files_the_readme_names_exist():

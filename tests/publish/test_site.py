@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 from test_book import entries
 from tests_root import ROOT
 
@@ -20,8 +21,10 @@ NAMES = sorted(f"{entry}.html" for entry in entries())
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"  # the new size has been laid out
 BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
 SERIOUS = ("serious", "critical")
+STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"  # so that a colour is there as soon as it is set
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +32,7 @@ def site():
     """The book, built as readers get it, warnings being errors."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml")]
     built = subprocess.run(
-        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"], capture_output=True, text=True
+        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"], capture_output=True, encoding="utf-8"
     )
     assert built.returncode == 0, built.stdout + built.stderr
     return SITE
@@ -37,7 +40,9 @@ def site():
 
 @pytest.fixture(scope="module")
 def soups(site):
-    return {path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(), "html.parser") for path in sorted(site.rglob("*.html"))}
+    return {
+        path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(site.rglob("*.html"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +60,10 @@ def browser():
         running.close()
 
 
-@pytest.fixture
-def page(browser):
-    """A page that remembers what went wrong, and which other hosts it asked for anything."""
-    context = browser.new_context(viewport=WIDE)
+@pytest.fixture(scope="module")
+def window(browser):
+    """One page for all tests; it remembers what went wrong, and which other hosts it asked for anything."""
+    context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
     page = context.new_page()
     page.wrong = []
     page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
@@ -69,13 +74,58 @@ def page(browser):
     context.close()
 
 
+@pytest.fixture
+def page(window):
+    """The page as a reader finds it: empty, wide, nothing wrong yet."""
+    window.goto("about:blank")
+    window.set_viewport_size(WIDE)
+    window.wrong.clear()
+    return window
+
+
 def visit(page, name):
     page.goto((SITE / name).as_uri())
     page.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
 
 
+@contextmanager
+def pictured(page, name):
+    """If what is checked here fails, what the page looked like is in _build/screenshots."""
+    try:
+        yield
+    except Exception:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SHOTS / f"{name.removesuffix('.html').replace('/', '--')}.png", full_page=True)
+        raise
+
+
+def grave(page, theme):
+    """The serious faults that axe finds in a theme."""
+    page.evaluate(f"Object.assign(document.documentElement.dataset, {{theme: '{theme}', mode: '{theme}'}})")
+    found = Axe().run(page, options={"preload": False, "resultTypes": ["violations"]}).response["violations"]
+    return [f"{theme}: {one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in SERIOUS]
+
+
+@pytest.fixture(scope="module")
+def dark(soups):
+    """The fewest pages (found greedily) that have every kind of element, a name with its classes, that any page has."""
+    left = {name: {(tag.name, *sorted(tag.get("class", ()))) for tag in soups[name].body.find_all(True)} for name in NAMES}
+    chosen, wanted = [], set().union(*left.values())
+    while wanted:
+        best = max(NAMES, key=lambda name: len(left[name] & wanted))
+        chosen.append(best)
+        wanted -= left[best]
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def anchors(soups):
+    """What a link can lead to on each page."""
+    return {name: {tag["id"] for tag in soup.find_all(id=True)} for name, soup in soups.items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_links_anchors_and_pictures(soups, name):
+def test_links_anchors_and_pictures(soups, anchors, name):
     for tag, attribute in (("a", "href"), ("img", "src"), ("link", "href"), ("script", "src")):
         for found in soups[name].find_all(tag, **{attribute: True}):
             parts = urlsplit(found[attribute])
@@ -85,30 +135,34 @@ def test_links_anchors_and_pictures(soups, name):
             target = (SITE / name).parent / unquote(parts.path) if parts.path else SITE / name
             assert target.resolve().exists(), found
             if parts.fragment and target.suffix == ".html":
-                other = soups[target.resolve().relative_to(SITE.resolve()).as_posix()]
-                assert other.find(id=unquote(parts.fragment)) is not None, found
+                assert unquote(parts.fragment) in anchors[target.resolve().relative_to(SITE.resolve()).as_posix()], found
     for picture in soups[name].select("article img"):
         assert len(picture.get("alt", "")) > 30, picture
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_page_in_a_browser(page, name):
+def test_page_in_a_browser(page, dark, name):
     visit(page, name)
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    for label, size in (("wide", WIDE), ("narrow", NARROW)):
-        page.set_viewport_size(size)
-        page.wait_for_timeout(250)  # figures follow the new width
-        assert page.evaluate(OVERFLOW) <= 0, f"{label}: the page scrolls sideways"
-        assert page.evaluate(BROKEN) == []
-        page.screenshot(path=SHOTS / f"{name.removesuffix('.html').replace('/', '--')}--{label}.png", full_page=True)
-    page.set_viewport_size(WIDE)
-    assert page.wrong == []
-    for theme in ("light", "dark"):
-        page.evaluate(f"Object.assign(document.documentElement.dataset, {{theme: '{theme}', mode: '{theme}'}})")
-        page.wait_for_timeout(250)  # the theme fades
-        found = Axe().run(page, options={"preload": False}).response["violations"]
-        grave = [f"{theme}: {one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in SERIOUS]
-        assert grave == []
+    with pictured(page, name):
+        for label, size in (("wide", WIDE), ("narrow", NARROW)):
+            page.set_viewport_size(size)
+            page.evaluate(DRAWN)
+            with suppress(TimeoutError):  # figures follow the new width
+                page.wait_for_function(f"{OVERFLOW} <= 0", timeout=5000)
+            assert page.evaluate(OVERFLOW) <= 0, f"{label}: the page scrolls sideways"
+            assert page.evaluate(BROKEN) == []
+        page.set_viewport_size(WIDE)
+        assert page.wrong == []
+        page.add_style_tag(content=STILL)
+        assert grave(page, "light") == []
+        if name in dark:
+            assert grave(page, "dark") == []
+
+
+def test_every_kind_of_element_is_looked_at_in_the_dark(soups, dark):
+    """And that is not most of the book, or the choice would spare nothing."""
+    kinds = lambda names: {(tag.name, *sorted(tag.get("class", ()))) for name in names for tag in soups[name].body.find_all(True)}
+    assert kinds(dark) == kinds(NAMES) and len(dark) < len(NAMES) / 2
 
 
 def test_search_finds_a_page_without_a_server(page):

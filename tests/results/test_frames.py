@@ -162,7 +162,7 @@ class TestFiles:
         table = results.frame("mini")
         assert frames.records_behind(table)[0]["accuracy"]["task"][0][0][0] == 80
         (path,) = records.folder("mini").glob("*.json")
-        path.write_text(path.read_text().replace("80.0", "81.0"))
+        path.write_text(path.read_text("utf-8").replace("80.0", "81.0"), "utf-8")
         assert frames.records_behind(table)[0]["accuracy"]["task"][0][0][0] == 81
 
     def test_main_records_leave_out_tuning_and_other_values(self):
@@ -225,7 +225,18 @@ class TestCosts:
 
     def test_what_was_not_measured_is_nan(self):
         old = {key: value for key, value in record().items() if key != "cpu_seconds"}
-        assert results.costs_frame([old])["cpu_minutes"].isna().all()
+        assert results.costs_frame([old])[["cpu_minutes", "cpu_train"]].isna().all(axis=None)
+
+    def test_phases_share_out_processor_time_and_leave_out_the_preparation(self):
+        """Twice the minutes by the clock, on a busy machine, change nothing."""
+        seconds = {"prepare": 600, "train": 120, "aggregate": 30, "evaluate": 60}
+        one = record(seconds=seconds, cpu_seconds=420)
+        busy = record(seconds={name: 2 * value for name, value in seconds.items()}, cpu_seconds=420, seed=1999)
+        table = results.costs_frame([one, busy])[["cpu_train", "cpu_aggregate", "cpu_evaluate"]]
+        assert table.to_numpy().tolist() == [[4, 1, 2]] * 2
+
+    def test_images_are_those_that_optimisers_have_seen_if_the_record_says(self):
+        assert results.costs_frame([record(trained_images=10, optimised_images=30)])["trained_images"].tolist() == [30]
 
     def test_every_exchange(self):
         rows = [[1_000_000, 3_000_000]] * 24 + [[3_000_000, 5_000_000]]
@@ -243,7 +254,7 @@ class TestClasses:
         table = results.classes_frame("mini", study="cnns")
         assert set(table["variant"]) == {CNNS[0]} and set(table["client"]) == {1, 2, 3, 4, 5}
         first = table[(table["client"] == 1) & (table["mask"] == "task")]
-        assert first["accuracy"].tolist() == [80, 80, 60, 60] and first["class"].tolist() == [0, 1, 0, 1]
+        assert first["accuracy"].tolist() == [80] * 40 + [60] * 40 and first["class"].tolist() == [*range(40), *range(40)]
         assert table[(table["mask"] == "seen") & (table["seed"] == 42)]["accuracy"].unique() == [50]
 
     def test_every_client_has_its_cnn(self, put):

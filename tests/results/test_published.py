@@ -29,7 +29,7 @@ def test_a_number():
 
 def test_missing_file_and_unknown_system(places, one_line):
     path = places / "results" / "published" / "paper_table1.csv"
-    path.write_text(path.read_text().replace("GLFC", "GLF"))
+    path.write_text(path.read_text("utf-8").replace("GLFC", "GLF"), "utf-8")
     with pytest.raises(LsclError) as caught:
         published.published_table1()
     one_line(caught, "unknown system GLF")

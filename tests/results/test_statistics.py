@@ -122,7 +122,7 @@ def test_the_half_width_is_that_of_the_textbook():
 
 def test_the_sign_of_an_interval_means_one_thing_on_every_page():
     """± is half of the 95 % interval; a standard deviation would be called by its name, without that sign."""
-    sources = [path.read_text() for folder in ("lscl", "book") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    sources = [path.read_text("utf-8") for folder in ("lscl", "book") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        sources += ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        sources += ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
     assert not [text for text in sources if re.search(r"± (the |a )?(standard|sd\b)", text)]

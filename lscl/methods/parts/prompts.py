@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lscl.config import Experiment
+from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT
 
 
@@ -22,6 +24,19 @@ def most_similar(scores: Tensor, count: int, batchwise: bool) -> Tensor:
         votes = torch.bincount(chosen.flatten(), minlength=scores.shape[1])
         chosen = votes.topk(count).indices.expand(len(scores), count)
     return chosen
+
+
+def check_class_token(config: Experiment, foundation: FrozenViT) -> None:
+    """For methods whose prompts stand beside the class token and are read as it is.
+
+    Raises:
+        LsclError: the ViT reads no class token.
+    """
+    if foundation.read is None:
+        raise LsclError(
+            f"foundation = {config.foundation!r}: pools all tokens ({foundation.vit.global_pool}), and the prompts of {config.method} are read "
+            "like a class token; take a ViT that reads its class token"
+        )
 
 
 def with_prompts(foundation: FrozenViT, z: Tensor, prompts: Tensor) -> Tensor:

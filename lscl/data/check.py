@@ -1,0 +1,137 @@
+"""What `lscl data check` says about a folder of images before anything is computed with it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lscl.data.duplicates import Duplicates, grouped
+from lscl.data.folder import SPLITS, class_files, hidden, ignored, same_classes, split_folders
+from lscl.data.picture import is_picture, read
+from lscl.data.store import digest_of
+from lscl.errors import LsclError, counted, shown
+
+NAMED = 5  # how many examples of a kind are named
+
+
+@dataclass
+class Split:
+    """What was found in one split. keys, paths, labels (class names): by image; unreadable: one line each."""
+
+    folder: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    formats: Counter = field(default_factory=Counter)
+    modes: Counter = field(default_factory=Counter)
+    sizes: Counter = field(default_factory=Counter)
+    changes: Counter = field(default_factory=Counter)
+    ignored: list[Path] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path, size: int) -> "Split":
+        """Read every file below `folder`, one after another; images are compared at `size` pixels a side."""
+        classes, loose = class_files(folder)
+        found = cls(folder, counts=dict.fromkeys(classes, 0), ignored=loose)
+        for name, files in classes.items():
+            for path in files:
+                if is_picture(path):
+                    found._add(path, name, size)
+                else:
+                    found.ignored.append(path)
+        return found
+
+    def _add(self, path: Path, name: str, size: int) -> None:
+        try:
+            picture = read(path, shown(str(path)))
+            pixels = picture.square(size, shown(str(path)))
+        except LsclError as error:
+            self.unreadable.append(str(error))
+            return
+        self.counts[name] += 1
+        self.keys.append(digest_of(pixels))
+        self.paths.append(path)
+        self.labels.append(name)
+        self.formats[picture.format] += 1
+        self.modes[picture.mode] += 1
+        self.sizes[picture.size] += 1
+        self.changes.update(picture.changes + (("first of several pictures",) if picture.frames > 1 else ()))
+
+    def lines(self) -> Iterator[str]:
+        """The report."""
+        order = sorted(self.counts, key=lambda name: (self.counts[name], name))
+        least, most = (self.counts[order[i]] for i in (0, -1))
+        each = f"{least}" if least == most else f"{least} to {most}"
+        yield f"{self.folder.name}: {counted(len(self.keys), 'image')} of {len(order)} classes, {each} per class"
+        if least != most:
+            few, many = (", ".join(f"{shown(name, 40)} {self.counts[name]}" for name in names[:NAMED]) for names in (order, order[::-1]))
+            yield f"  fewest: {few}; most: {many}"
+        for what, counts in (("formats", self.formats), ("modes", self.modes), ("done to images", self.changes)):
+            if counts:
+                yield f"  {what}: {', '.join(f'{name} {count}' for name, count in counts.most_common())}"
+        if self.sizes:
+            small, large = (choose(self.sizes, key=lambda size: (size[0] * size[1], size)) for choose in (min, max))
+            sizes = f"{small[0]} x {small[1]}" + (f" to {large[0]} x {large[1]}, {len(self.sizes)} different ones" if small != large else "")
+            yield f"  sizes in pixels: {sizes}"
+        if self.ignored:
+            yield f"  {ignored(self.folder, self.ignored)}"
+        if self.unreadable:
+            yield f"  {counted(len(self.unreadable), 'image')} unreadable:"
+            yield from _some(self.unreadable)
+
+    def problems(self) -> Iterator[str]:
+        """Why it cannot be used."""
+        yield from self.unreadable
+        yield from (f"no images in class folder {shown(str(self.folder / name))}" for name, count in self.counts.items() if count == 0)
+
+
+def check_folder(folder: Path, size: int) -> Iterator[str]:
+    """The report on FOLDER/train and FOLDER/test, line by line.
+
+    Raises:
+        LsclError: at the end, if `--dataset folder` could not use it; at once, if the splits or their classes are not there.
+    """
+    places = split_folders(folder)
+    others = [shown(path.name, 40) for path in sorted(folder.iterdir()) if path.name not in SPLITS and not hidden(path.name)]
+    aside = f"; not looked at: {', '.join(others[:NAMED])}{' and more' if others[NAMED:] else ''}" if others else ""
+    yield f"{shown(str(folder))}: {' and '.join(SPLITS)} found{aside}"
+    splits = []
+    for place in places:
+        splits.append(Split.of(place, size))
+        yield from splits[-1].lines()
+    problems = [line for split in splits for line in split.problems()]
+    try:
+        same_classes(folder, *(split.counts for split in splits))
+    except LsclError as error:
+        problems.append(str(error))
+    train, test = splits
+    if train.keys or test.keys:
+        yield from _equal(folder, train, test, size)
+    if problems:
+        more = f" (and {counted(len(problems) - 1, 'more problem')})" if problems[1:] else ""
+        raise LsclError(f"{folder} cannot be used: {problems[0].removeprefix(f'{folder}: ')}{more}")
+    yield (
+        f"usable: --dataset folder, --images-per-class up to {min(train.counts.values())}, "
+        f"--test-images-per-class up to {min(test.counts.values())}, {len(train.counts)} classes"
+    )
+
+
+def _equal(folder: Path, train: Split, test: Split, size: int) -> Iterator[str]:
+    names, labels = np.unique(train.labels + test.labels, return_inverse=True)
+    paths = train.paths + test.paths
+    found: Duplicates = grouped(np.array(train.keys + test.keys), labels, np.arange(len(paths)) >= len(train.paths))
+    yield f"at {size} pixels a side, {found}"
+    groups = [np.flatnonzero(found.group == one) for one in np.flatnonzero(found.size > 1)[:NAMED]]
+    yield from (f"    {' = '.join(shown(str(paths[i].relative_to(folder))) for i in group[:NAMED])}" for group in groups)
+    if found.in_train.any() or found.across_splits.any():
+        yield "  --duplicates drop leaves the training images among them out"
+
+
+def _some(lines: list[str]) -> Iterator[str]:
+    yield from (f"    {shown(' '.join(line.split()))}" for line in lines[:NAMED])
+    if lines[NAMED:]:
+        yield f"    and {len(lines) - NAMED} more"

@@ -1,0 +1,74 @@
+"""Images with equal pixels: within a split, in training and test images, under different classes."""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from lscl.data.store import ImageSet, digest_of
+from lscl.errors import counted
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of images with equal pixels, over all training and test images.
+
+    group: (n,) number of each image's group; size: (groups,) images in it, 1 for most; the others: (groups,) bool, whether a group has
+    several training images, several test images, both, and several classes.
+    """
+
+    group: np.ndarray
+    size: np.ndarray
+    in_train: np.ndarray
+    in_test: np.ndarray
+    across_splits: np.ndarray
+    across_classes: np.ndarray
+
+    def __str__(self) -> str:
+        several = self.size > 1
+        if not several.any():
+            return "equal pixels: none"
+        groups = counted(int(several.sum()), "group")
+        return (
+            f"equal pixels: {groups} of {self.size[several].sum()} images; {self.in_train.sum()} within train, {self.in_test.sum()} within test, "
+            f"{self.across_splits.sum()} across train and test, {self.across_classes.sum()} with different classes"
+        )
+
+
+def keys_of(images: np.ndarray) -> np.ndarray:
+    """SHA-256 of the pixels of each image, (n,) text."""
+    return np.array([digest_of(image) for image in images], dtype="S64")
+
+
+def grouped(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicates:
+    """Put equal keys together. keys, labels, test (bool): (n,) for each image."""
+    _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
+    train, tested = (np.bincount(group[part], minlength=len(size)) for part in (~test, test))
+    pairs = np.unique(np.stack([group, labels]), axis=1)  # each class of a group once
+    classes = np.bincount(pairs[0], minlength=len(size))
+    return Duplicates(group, size, train > 1, tested > 1, (train > 0) & (tested > 0), classes > 1)
+
+
+def duplicates(train: ImageSet, test: ImageSet) -> Duplicates:
+    """The groups of equal images in both splits."""
+    keys = np.concatenate([keys_of(train.images), keys_of(test.images)])
+    return grouped(keys, np.concatenate([train.labels, test.labels]), np.arange(len(keys)) >= len(train))
+
+
+def without_duplicates(train: ImageSet, test: ImageSet) -> ImageSet:
+    """The training images, without those whose pixels a test image or another class has too; of those repeated in a class one stays.
+
+    How many are left out is printed on stderr.
+    """
+    found = duplicates(train, test)
+    group = found.group[: len(train)]
+    tested, torn = found.across_splits[group], found.across_classes[group] & ~found.across_splits[group]
+    first = np.zeros(len(train), bool)
+    first[np.unique(group, return_index=True)[1]] = True
+    keep = ~tested & ~torn & first
+    print(
+        f"duplicates = drop: {(~keep).sum()} training images left out, {tested.sum()} of them equal to a test image, {torn.sum()} under several "
+        f"classes, {(~(tested | torn | first)).sum()} repeated",
+        file=sys.stderr,
+    )
+    return train if keep.all() else train.subset(np.flatnonzero(keep))

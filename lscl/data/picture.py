@@ -1,0 +1,191 @@
+"""One image file as upright RGB pixels of 8 bits, whatever it is: the only place where image files are decoded.
+
+- The file's content decides what it is; its ending only helps with formats that have no signature.
+- EXIF's orientation is followed. Of several pictures in a file (GIF, TIFF, MPO) the first is read.
+- Grey of more than 8 bits is scaled by its depth: 65535, or 4095 with 12 bits, becomes 255. Floats go from 0 to 1. Whole numbers of
+  32 bits or with a sign have no agreed white and are refused, as floats outside of 0 to 1 are.
+- What is transparent is put on white. CMYK, LAB and palettes become RGB by Pillow's own rule; a colour profile (ICC) is ignored.
+"""
+
+import logging
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lscl.errors import LsclError
+
+# What Pillow names as well but that is no picture to train on: measurements, drawings that need another program, films, documents.
+REFUSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+# Formats that are recognised without a doubt, so also under a name that says nothing. TIFF is not among them: camera raw files are
+# TIFF inside, and what would be read of them is a thumbnail.
+SIGNED = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "JPEG2000", "AVIF", "PSD", "QOI", "DDS"]
+ORIENTATION = 0x0112  # in EXIF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # in TIFF
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file is said by the exception
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file: upright RGB pixels, and its format, mode, width and height and number of pictures as they are in the file.
+
+    changes: what was done to it beside reading, in words.
+    """
+
+    rgb: Image.Image
+    format: str
+    mode: str
+    size: tuple[int, int]
+    frames: int
+    changes: tuple[str, ...]
+
+    def square(self, size: int, name: str) -> np.ndarray:
+        """Its shorter side resized and the centre cropped: (size, size, 3) uint8.
+
+        Raises:
+            LsclError: it is so long and thin that it would not fit the memory.
+        """
+        picture = self.rgb
+        width, height = picture.size
+        if (width, height) != (size, size):
+            scale = size / min(width, height)
+            width, height = max(size, round(width * scale)), max(size, round(height * scale))
+            if width * height > limit():
+                raise LsclError(f"too narrow image {name}: {picture.width} x {picture.height} pixels would become {width} x {height}")
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            left, top = (picture.width - size) // 2, (picture.height - size) // 2
+            picture = picture.crop((left, top, left + size, top + size))
+        return np.asarray(picture)
+
+
+def square(file: Path | BinaryIO, size: int, name: str) -> np.ndarray:
+    """One image file, its shorter side resized and the centre cropped: (size, size, 3) uint8.
+
+    Raises:
+        LsclError: as in `read`.
+    """
+    return read(file, name).square(size, name)
+
+
+def limit() -> int:
+    """The most pixels that an image may have; Pillow's limit, which keeps a small file from filling the memory."""
+    return 2 * Image.MAX_IMAGE_PIXELS
+
+
+def read(file: Path | BinaryIO, name: str) -> Picture:
+    """One image file, decoded.
+
+    Raises:
+        LsclError: it is corrupt, too large, no regular file, or its numbers have no agreed white; the line says `name`.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise LsclError(f"cannot read {name}: a broken link or no regular file")
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_formats()) as picture:
+            return _decoded(picture, name)
+    except LsclError:
+        raise
+    except MemoryError as error:
+        raise LsclError(f"too large image {name}: not enough memory to decode it") from error
+    except Image.DecompressionBombError as error:
+        raise LsclError(f"too large image {name}: it says it has more than the {limit():,} pixels that are allowed") from error
+    except UnidentifiedImageError as error:
+        raise LsclError(f"corrupt image {name}: no format that Pillow reads") from error
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        raise LsclError(f"corrupt image {name}: {str(error) or type(error).__name__}") from error
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is to be decoded: its content is that of an image, or its name says so."""
+    if path.suffix.lower() in endings():
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=SIGNED):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # whatever it is, it is no image that can be recognised
+        return False
+
+
+@cache
+def endings() -> set[str]:
+    """The endings of image files, in small letters, with their dots."""
+    return {ending for ending, kind in Image.registered_extensions().items() if kind not in REFUSED}
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [kind for kind in Image.ID if kind not in REFUSED]
+
+
+def _decoded(picture: Image.Image, name: str) -> Picture:
+    kind, mode, size = picture.format, picture.mode, picture.size
+    if min(size) == 0:
+        raise LsclError(f"empty image {name}: {size[0]} x {size[1]} pixels")
+    picture.load()
+    changes = []
+    if mode in ("I", "F") or mode.startswith("I;"):
+        rgb = Image.fromarray(_eight_bits(picture, name)).convert("RGB")
+        changes.append("scaled to 8 bits")
+    elif picture.has_transparency_data:
+        clear = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+        changes.append("put on white")
+    else:
+        rgb = picture.convert("RGB")
+    turn = _orientation(picture)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        changes.append("turned upright")
+    return Picture(rgb, kind, mode, size, _frames(picture), tuple(changes))
+
+
+def _eight_bits(picture: Image.Image, name: str) -> np.ndarray:
+    """Grey values of more than 8 bits as (H, W) uint8; the depth decides which value is white, not the content."""
+    values, tags = np.array(picture), getattr(picture, "tag_v2", {})
+    if picture.mode == "F":
+        white, low, high = 1, values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise LsclError(f"cannot use image {name}: its floats go from {low:g} to {high:g}, allowed is 0 to 1")
+    elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # these two have 16 bits
+        raise LsclError(f"cannot use image {name}: whole numbers of 32 bits or with a sign have no agreed white; save it with 8 or 16 bits")
+    else:
+        white = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+    clear = picture.info.get("transparency")
+    if clear is not None:
+        values[values == clear] = white
+    if tags.get(PHOTOMETRIC) == 0:  # of this depth Pillow leaves "0 is white" as it is
+        values = white - values
+    return np.rint(values.astype(np.float32) * 255 / white).astype(np.uint8)
+
+
+def _orientation(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(picture.getexif().get(ORIENTATION))
+    except Exception:  # a damaged block says nothing, and no viewer would turn such an image either
+        return None
+
+
+def _frames(picture: Image.Image) -> int:
+    """How many pictures there are in the file, 1 if those behind the first are damaged; the layers of a PSD are one picture."""
+    with suppress(Exception):
+        return 1 if picture.format == "PSD" else getattr(picture, "n_frames", 1)
+    return 1

@@ -1,0 +1,139 @@
+"""Nothing is left of a command that was killed: neither the processes that it started nor the folder with its keys.
+
+Such a command cannot clean up behind itself. A second, small process does it, the watchdog: it reads from a pipe whose other end only
+the command holds, so it notices every end of it. It ends what carries the command's mark in its environment, which processes inherit, and
+removes the folder. Where the watchdog was killed, too, the next command on the machine does this: a folder whose lock is free has no owner.
+"""
+
+import fcntl
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+PREFIX = "lscl-federation-"
+MARK = "LSCL_STARTED_BY"
+PATIENCE = 30  # seconds for marked processes to end
+PAUSE = 0.2  # seconds between two looks
+OLD = 24 * 3600  # seconds after which a folder without a lock, made by an earlier version, is of no use: its certificates have run out
+
+
+@contextmanager
+def key_folder() -> Iterator[Path]:
+    """A new temporary folder that only this user can enter, removed at the end however this process ends; first, left ones are removed.
+
+    Its name is the mark of what is to end with it, see `marks`.
+    """
+    remove_left()
+    folder, lock = _locked()
+    try:
+        with watchdog(folder.name, folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def watchdog(mark: str, folder: Path | None = None) -> Iterator[None]:
+    """While the `with` block lasts, and when this process ends within it, however that is, the marked processes are ended and `folder` is removed."""
+    command = [sys.executable, "-P", __file__, mark, *([str(folder)] if folder else [])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as dog:
+        try:
+            yield
+        finally:
+            dog.stdin.close()
+            dog.wait()
+
+
+def marks(mark: str) -> dict[str, str]:
+    """The environment variable that marks processes; marks that this process carries stay."""
+    return {MARK: os.pathsep.join([*os.environ.get(MARK, "").split(os.pathsep), mark]).strip(os.pathsep)}
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that carry a mark, as far as this user may look into them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # gone, or somebody else's
+            if mark in process.environ().get(MARK, "").split(os.pathsep):
+                found.append(process)
+    return found
+
+
+def end(mark: str) -> None:
+    """End all marked processes at once, until none is there at two looks in a row: one may have been starting another."""
+    until, quiet = time.monotonic() + PATIENCE, 0
+    while quiet < 2 and time.monotonic() < until:
+        found = marked(mark)
+        quiet = 0 if found else quiet + 1
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(PAUSE)
+
+
+def remove_left() -> None:
+    """Remove this user's key folders that no process owns any more, and end what is marked by them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # gone by now, or its lock is taken: in use
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+                continue
+            if not (folder / "lock").exists() and time.time() - about.st_mtime < OLD:
+                continue
+            lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                end(folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _locked() -> tuple[Path, int]:
+    """A new key folder and its lock, held by this process: the system frees it however the process ends."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with suppress(FileNotFoundError):  # taken for a left one before the lock was taken
+            lock = _lock(folder, fcntl.LOCK_EX)
+            if (folder / "lock").exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _lock(folder: Path, how: int) -> int:
+    """Take the lock of a folder; -> its descriptor.
+
+    Raises:
+        OSError: another process has it, or the folder is gone.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, how)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def main(mark: str, folder: str = "") -> None:
+    """Wait for the end of the process that started this one, then clean up behind it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.read()
+    end(mark)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,49 @@
+"""When a round of a federation counts: checked before anything starts, and once more by the server."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lscl.config import Experiment
+from lscl.errors import LsclError
+
+WEEK = 7 * 24 * 3600  # seconds
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Rules(BaseModel):
+    """Who must answer, by when, and how much one answer may be. By alias they are Flower's run config."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True)
+
+    min_clients: int = Field(0, ge=0, description="good answers that an exchange needs, 0 = those of all clients")
+    timeout: float = Field(600.0, gt=0, le=WEEK, allow_inf_nan=False, description="seconds that an exchange may take; who is late is left out")
+    max_mb: float = Field(512.0, gt=0, le=10**6, allow_inf_nan=False, description="largest answer of a client in megabytes")
+
+
+def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
+    """The rules of a run, from values by name (`min_clients`) or by alias (`min-clients`); other names are passed over.
+
+    Raises:
+        LsclError: naming the value and what is allowed.
+    """
+    found = checked(Rules, values)
+    if found.min_clients > config.clients:
+        raise LsclError(f"min-clients = {found.min_clients}: the run has {config.clients} clients, allowed are 0 (all) to {config.clients}")
+    return found
+
+
+def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Values as a model takes them.
+
+    Raises:
+        LsclError: naming the first wrong value and what is allowed.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("-", "_")
+        said = f"{first['msg'][0].lower()}{first['msg'][1:]} ({kind.model_fields[name].description})"
+        raise LsclError(f"{name.replace('_', '-')} = {first['input']!r}: {said}") from None

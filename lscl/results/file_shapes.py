@@ -1,0 +1,312 @@
+"""What each file of results must have, for the one reader `lscl.files`; a file may have more."""
+
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from annotated_types import Len
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from lscl.config import MethodName
+from lscl.files import Shape
+
+Row = TypeVar("Row")
+
+
+class Rows(Shape, Generic[Row]):
+    """A file of measurements, one row each."""
+
+    rows: list[Row]
+
+
+class Machine(Shape):
+    """Where something was measured."""
+
+    cpu: str
+
+
+class Cores(Machine):
+    """The same with its cores."""
+
+    cores: int
+
+
+class Busy(Cores):
+    """The same with its load before a measurement."""
+
+    load: int | float
+
+
+class Hardware(Cores):
+    """All of that, as README and book show it."""
+
+    memory_gb: int
+    gpu: str | None
+
+
+class Expected(Shape):
+    """What a whole profile took and gave (results/expected/, see `readme.expect`)."""
+
+    profile: str
+    command: str
+    minutes: int | float
+    runs_seconds: int | float
+    notebooks: dict[str, int | float]
+    hardware: Hardware
+    task: int | float
+    seen: int | float
+
+
+class Again(Shape):
+    """One record that was computed again."""
+
+    name: str
+    equal: bool
+    differs: list[str]
+    seconds: int | float
+    hardware: Machine
+    recorded_at: str | None
+    verified_at: str | None
+
+
+class Verified(Shape):
+    """The outcome of `lscl verify` (results/verified/)."""
+
+    seed: int
+    runs: list[Again]
+
+
+class Weights(Shape):
+    """The description of the mini model's file."""
+
+    images: int
+
+
+class Accuracies(Shape):
+    """Accuracy with the image's own update and with none."""
+
+    own: int | float
+    none: int | float
+
+
+class AllAccuracies(Accuracies):
+    """And with another image's and the mean one."""
+
+    another: int | float
+    mean: int | float
+
+
+class Generators(Shape):
+    """Accuracy with a generator as trained, as fused, and with the mean of all."""
+
+    own: int | float
+    fused: int | float
+    mean: int | float
+
+
+class Steps(Shape):
+    """How far the server's step goes."""
+
+    bias: int | float
+
+
+class AllSteps(Steps):
+    """In the weights, too."""
+
+    weight: int | float
+
+
+class Static(Shape):
+    """What benchmarks/components.py measures of a static update (results/components/)."""
+
+    seed: int
+    collaboration: Literal["static"]
+    generator: Generators
+    server_step: Steps
+    update: dict[Literal["training", "test"], Accuracies]
+    same_as_record: bool
+
+    @field_validator("update")
+    @classmethod
+    def _both(cls, found: dict) -> dict:
+        if len(found) < 2:
+            raise ValueError("needs training and test")
+        return found
+
+
+class Written(Static):
+    """And of one written per image."""
+
+    collaboration: Literal["written"]
+    server_step: AllSteps
+    update: dict[Literal["training", "test"], AllAccuracies]
+
+
+class Components(Shape):
+    """Where and with what `Static` and `Written` were measured."""
+
+    rows: list[Written | Static]
+    tasks: int
+    machine: Machine
+    commit: str | None
+    dirty: bool
+
+
+class Point(Shape):
+    """A point of a tuning grid and its scores."""
+
+    method: str
+    point: dict[str, int | float] = Field(default_factory=dict)
+    overrides: dict[str, int | float] = Field(default_factory=dict)  # the name of `point` in the first grids
+    class_incremental: float
+    task_masked: float
+    seed: int
+
+
+class Grid(Shape):
+    """All points of a profile on one data set, and the best of each method."""
+
+    rows: list[Point]
+    best: dict[str, dict[str, int | float]] = Field(default_factory=dict)
+
+
+class Ratio(Shape):
+    """A measured ratio."""
+
+    ratio: int | float
+
+
+class Outcome(Ratio):
+    """One with a goal."""
+
+    better: Literal["lower", "higher"]
+    goal: int | float | None = None
+
+
+class Benchmark(Outcome):
+    """A recorded benchmark."""
+
+    name: str
+    machine: Machine
+    commit: str | None
+    rows: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Measured(Shape):
+    """Where and with which code a benchmark was made."""
+
+    machine: Machine
+    threads: int
+    commit: str | None
+
+
+class Growing(Shape):
+    """How one system grows with one size, see benchmarks/scaling.py."""
+
+    method: MethodName
+    size: Literal["clients", "tasks", "classes_per_task", "images_per_class"]
+    points: list[dict[str, int | float]]
+    time_exponent: Ratio
+    memory_exponent: Ratio
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.points or any({self.size, "cpu_seconds", "peak_memory_mb"} - set(point) for point in self.points):
+            raise ValueError(f"points: each must have {self.size}, cpu_seconds and peak_memory_mb")
+        return self
+
+
+class Done(Shape):
+    """A row of a federation's measurements: where, and with what."""
+
+    machine: Busy
+    flwr: str
+    commit: str | None
+
+
+class Alike(Done):
+    """A federation compared with the same run in one process; `wire_up` and the like are known of some (`Wired`)."""
+
+    method: MethodName
+    profile: str
+    transport: Literal["tls", "simulation"]
+    accuracies: int
+    byte_counts: int
+    differs: list[str]
+    wire_up: None = None
+
+
+class Wired(Alike):
+    """One whose bytes on the wire were counted, too."""
+
+    clients: PositiveInt
+    exchanges: Annotated[list[PositiveInt], Len(1)]
+    seconds: int | float
+    wire_up: list[int | float]
+    wire_down: list[int | float]
+    payload_up: list[int | float]
+    payload_down: list[int | float]
+
+
+class Missed(Shape):
+    """What came of one killed client."""
+
+    rounds_missed: int
+    came_back: bool
+    while_it_computed: bool
+
+
+class ClientKilled(Done):
+    """Clients that were killed in one run."""
+
+    fault: Literal["client killed"]
+    points: list[Missed]
+    rounds: int
+    rounds_finished: int
+
+
+class ServerKilled(Done):
+    """A server that was killed."""
+
+    fault: Literal["server killed"]
+    killed: str
+    finished_rounds: int
+    of: int
+    resumed_after: int
+    then: str
+
+
+class BadPayload(Shape):
+    """What was sent, and what the server said to it."""
+
+    kind: str
+    server_says: str
+
+
+class Stranger(Shape):
+    """Who asked to be let in, and what was said."""
+
+    node: str
+    says: str
+
+
+class Refused(Done):
+    """Bad payloads and strange nodes of one run, by what was said to them."""
+
+    fault: str
+    bad_payloads: list[BadPayload]
+    strangers: list[Stranger]
+    rounds: int
+    rounds_finished: int
+
+
+class Scaled(Done):
+    """A simulation of many clients."""
+
+    clients: int
+    rounds: int
+    seconds_per_exchange: int | float
+    cpu_seconds_per_exchange: int | float
+    memory_mb: Annotated[list[int | float], Len(1)]
+    differs_from_one_process: list[str]
+
+
+FEDERATION = {"parity": Wired | Alike, "faults": ClientKilled | ServerKilled | Refused, "scale": Scaled}

@@ -1,0 +1,64 @@
+"""A misspelled or impossible parameter of a notebook ends it before anything is computed."""
+
+import re
+
+import nbformat
+import papermill
+import pytest
+from tests_root import ROOT
+
+from lscl.errors import LsclError
+from lscl.experiments import notebook_parameters
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_every_notebook_checks_all_its_parameters_first(path):
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    names = re.findall(r"^(\w+) = ", cells[place].source, re.MULTILINE)
+    code = re.sub(r"(?m)^(from|import) .*\n|^\n", "", cells[place + 1].source)  # what stands behind the imports
+    assert names and code.startswith(f"parameters({', '.join(f'{name}={name}' for name in names)})\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"profile": "smok"}, ["unknown profile 'smok'", "'smoke'"]),
+        ({"profile": 3}, ["unknown profile '3'"]),
+        ({"profile": ["smoke"]}, ["unknown profile"]),
+        ({"dataset": "cifar10"}, ["unknown data set 'cifar10'"]),
+        ({"seed": "x"}, ["seed = 'x'", "integer"]),
+        ({"seed": -1}, ["seed = -1"]),
+        ({"compute": "treu"}, ["compute = 'treu'"]),
+        ({"data_dir": 3}, ["data_dir = 3"]),
+        ({"weights": "no/such.npz"}, ["no/such.npz"]),
+    ],
+)
+def test_an_impossible_value_is_one_line(values, words, one_line):
+    with pytest.raises(LsclError) as caught:
+        notebook_parameters.parameters(**values)
+    one_line(caught, *words)
+
+
+def test_good_values_pass_outside_of_a_notebook_too(tmp_path):
+    notebook_parameters.parameters(profile="smoke", compute=True, data_dir=str(tmp_path), weights=None)
+    assert notebook_parameters.injected() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [({"profle": "smoke"}, "did you mean 'profile'"), ({"profile": "smok"}, "unknown profile"), ({"seed": 3}, None)]
+)
+def test_papermill_is_told_of_a_name_that_the_notebook_does_not_have(given, says, tmp_path):
+    own = nbformat.v4.new_code_cell("profile = 'demo'\nseed = 1", metadata={"tags": ["parameters"]})
+    check = nbformat.v4.new_code_cell("from lscl.experiments.notebook_parameters import parameters\nparameters(profile=profile, seed=seed)")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[own, check], metadata=kernel), tmp_path / "one.ipynb")
+    run = lambda: papermill.execute_notebook(str(tmp_path / "one.ipynb"), str(tmp_path / "out.ipynb"), given, progress_bar=False)
+    if says is None:
+        run()
+        return
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        run()
+    assert caught.value.ename == "LsclError" and says in caught.value.evalue and "\n" not in caught.value.evalue

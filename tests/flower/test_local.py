@@ -1,0 +1,100 @@
+"""What is made and checked before a federation starts: its rules, the SuperLink's name, a node's files, keys."""
+
+import os
+import stat
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
+
+from lscl import cli
+from lscl.data.store import private_folder
+from lscl.errors import LsclError
+from lscl.flower import local
+
+
+def mode(path):
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch):
+    """A check that comes too late would start something."""
+
+    def started(*_, **__):
+        raise AssertionError("something was started")
+
+    for name in ("prepare", "submit", "federation"):
+        monkeypatch.setattr(local, name, started)
+
+
+@pytest.mark.parametrize(
+    "words", [("--min-clients", "4"), ("--timeout", "nan"), ("--timeout", "inf"), ("--max-mb", "nan"), ("--max-mb", "inf"), ("--link", "nosuch")]
+)
+def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["federate", "--profile", "smoke", *words])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and len(said.err.splitlines()) == 1 and words[0][2:] in said.err
+    assert list(tmp_path.iterdir()) == [tmp_path / "root"] * (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (None, "cannot read Flower's configuration"),
+        ("[superlink", "cannot read Flower's configuration"),
+        ("superlink = 3", "cannot read Flower's configuration"),
+        ('[superlink]\ndefault = "here"\n[superlink.here]\naddress = "a:1"', "did you mean 'here'?"),
+    ],
+)
+def test_a_link_must_stand_in_flowers_configuration(config, says, tmp_path, monkeypatch, one_line):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    if config:
+        (tmp_path / "config.toml").write_text(config)
+    with pytest.raises(LsclError) as caught:
+        local.check_link("her")
+    one_line(caught, says)
+    if "here" in says:
+        local.check_link("here")
+
+
+# ---- what only the owner can read
+
+
+def test_keys_are_new_files_that_only_the_owner_can_read(tmp_path):
+    before = os.umask(0)
+    try:
+        local.certificates(tmp_path)
+        local.node_key(tmp_path / "client0.key")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "server.key") == mode(tmp_path / "client0.key") == 0o600
+
+
+@pytest.mark.parametrize("there", ["file", "link", "dangling link"])
+def test_a_key_never_goes_into_what_is_there_already(tmp_path, there, one_line):
+    path, other = tmp_path / "client0.key", tmp_path / "other"
+    if there != "dangling link":
+        other.write_text("open to all")
+        other.chmod(0o644)
+    other.rename(path) if there == "file" else path.symlink_to(other)
+    with pytest.raises(LsclError) as caught:
+        local.secret(path, b"secret")
+    one_line(caught, path, "is there already")
+    assert path.read_text() == "open to all" if there != "dangling link" else not other.exists()
+
+
+def test_private_folders_are_made_and_tightened(tmp_path):
+    folder, outside = tmp_path / "a" / "b", tmp_path / "outside"
+    outside.touch()
+    outside.chmod(0o644)
+    private_folder(folder)
+    assert mode(folder) == mode(folder.parent) == 0o700
+    (folder / "state").touch()
+    (folder / "link").symlink_to(outside)
+    folder.chmod(0o755)
+    (folder / "state").chmod(0o644)
+    private_folder(folder)
+    assert (mode(folder), mode(folder / "state"), mode(outside)) == (0o700, 0o600, 0o644)

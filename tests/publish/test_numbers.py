@@ -1,0 +1,46 @@
+"""Numbers inside the sentences of the book."""
+
+import json
+
+import pytest
+from made_records import record
+
+from lscl.config import PROFILES
+from lscl.experiments import sweeps
+from lscl.publish import numbers
+
+pytestmark = pytest.mark.usefixtures("published")
+
+
+def test_accuracies_are_the_mean_over_the_seeds_of_fed_lscl_alone():
+    runs = [record(), record(seed=1999, score=82), record("local_head", score=99), record(values={"rank": 8}, score=99)]
+    found = numbers.numbers(runs)
+    assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_cifar100_seen"].startswith("43.0 ± ")
+    assert found["ours_cifar100_task"].endswith(" %") and found["ours_glyphs_task"] == numbers.NONE
+
+
+def test_runs_and_their_hours_are_counted():
+    found = numbers.numbers([record(), record("local_head")])
+    assert found["main_runs"] == "2" and found["main_hours"] == "0.1"  # of 3 minutes each
+
+
+def test_settings_are_those_of_the_code():
+    found = numbers.numbers([])
+    assert found["mini_images"] == str(PROFILES["mini"]["images_per_class"]) and found["demo_images"] == str(PROFILES["demo"]["images_per_class"])
+    assert found["reported_seeds"] == "42, 1999 and 2024" and found["tuning_seed"] == str(sweeps.TUNING_SEED)
+    assert found["published_cifar100"] == "89.4 %" and found["weights_images"].replace(",", "").isdigit()
+    assert float(found["paper_hours"]) > float(found["colab_hours"]) > 0
+
+
+def test_what_whole_profiles_took_is_read_from_their_file(places):
+    about = {"minutes": 4.5, "hardware": {"cores": 2}, "task": 80.04, "seen": 40.0}
+    (places / "results" / "expected").mkdir()
+    assert numbers.numbers([])["demo_minutes"] == numbers.NONE
+    (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
+    found = numbers.numbers([])
+    assert [found[f"demo_{name}"] for name in ("minutes", "cores", "task", "seen")] == ["4.5", "2", "80.0 %", "40.0 %"]
+
+
+def test_every_number_is_a_text_in_json(places):
+    found = numbers.numbers([record()])
+    assert json.loads(json.dumps(found)) == found and all(isinstance(value, str) and value for value in found.values())

@@ -1,0 +1,44 @@
+"""The tests mirror the library: lscl/data/store.py is tested in tests/data/test_store.py, and a test file elsewhere says what it is about."""
+
+from tests_root import ROOT
+
+# Test files that belong to no single module, and what they are about.
+OF_THE_WHOLE = {
+    "test_bad_input": "wrong values, damaged files and full disks, as the commands tell of them",
+    "test_environment": "pyproject.toml, constraints.txt, environment.yml",
+    "test_imports": "the order of the packages",
+    "test_mirror": "this",
+    "test_troubleshooting": "the page of errors",
+    "federation/test_robust": "what one client can do to the others",
+    "flower/test_flower_processes": "a federation of real processes",
+    "methods/test_other_vits": "every system on ViTs of other families",
+    "methods/test_readers": "which system reads which values of the config",
+    "methods/test_true_shapes": "every system at the paper's shapes",
+    "publish/test_book": "pages and notebooks as committed",
+    "publish/test_site": "the rendered book",
+}
+
+
+def modules():
+    paths = [path.relative_to(ROOT / "lscl") for path in (ROOT / "lscl").rglob("*.py") if path.name != "__init__.py"]
+    return {str(path.with_name(f"test_{path.stem}")) for path in paths}
+
+
+def files():
+    return {str(path.relative_to(ROOT / "tests").with_suffix("")) for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def test_every_module_has_a_test_file_and_every_test_file_a_module():
+    assert sorted(modules() - files()) == []
+    assert sorted(files() - modules()) == sorted(OF_THE_WHOLE)
+
+
+def test_every_test_file_has_tests():
+    empty = [path.name for path in (ROOT / "tests").rglob("test_*.py") if "def test_" not in path.read_text("utf-8")]
+    assert empty == []
+
+
+def test_file_names_are_unique():
+    """The folders of the tests are no packages, so that two files of one name would shadow each other."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
