@@ -252,7 +252,8 @@ def _understood(data: bytes, path: Path) -> Record:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         what = "a config that this version cannot read" if where.startswith("config.") else "an entry that is missing or wrong"
-        raise LsclError(f"record {path} has {what}: {where}{': ' if where else ''}{first['msg']}"[:500]) from error
+        why = f"{where} {first['msg']}".strip()[:300]
+        raise LsclError(f"record {path} has {what}: {why}") from error
     if record["name"] != path.stem:
         raise LsclError(f"record {path} says that its name is {record['name']}: rename it, or move it away to run again")
     return {**record, "config": _saved(config), "overrides": config.overrides()}

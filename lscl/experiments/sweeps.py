@@ -264,9 +264,10 @@ def sweep(
     if list_only:
         return
     code = records.source()
+    if code["dirty"] and code["commit"]:
+        raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
     if code["dirty"]:
-        why = "uncommitted changes in lscl/: commit them first" if code["commit"] else "lscl/ is no commit of its own repository: use a git clone"
-        raise LsclError(f"{why}, runs of a dirty tree can never enter a table")
+        raise LsclError("lscl/ is of no known commit: use a git clone, or an installed package as it was packed; other runs can never enter a table")
     affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:

@@ -24,12 +24,12 @@ ROOMY = cost_model.Machine("a roomy machine", 1e18, 1e12, 1e12, 1e12, 1e12, 0.0)
 
 
 @pytest.fixture
-def stepped(federation, smoke):
+def stepped(federation, smoke, toy):
     """stepped(name): the loss of a training step of 4 images on a ViT of true shape, as a function, and the config."""
 
     def make(name, number=0):
         config = smoke(method=name, clients=1, private_classes=3, **SMALL)
-        method, (client,) = federation(config)
+        method, (client,) = federation(config, toy(train=2, test=1))
         client.task, stage = 0, method.stages(0)[number]
         method.start_task(client)
         method.receive(client, method.broadcast(0, stage), stage)

@@ -323,6 +323,15 @@ def test_what_is_no_file_in_a_records_place_is_one_line(make, smoke, kind, one_l
         one_line(caught, f"cannot read the record {path}")
 
 
+def test_a_file_that_was_renamed_is_one_line(make, smoke, one_line):
+    path = records.save(make())
+    other = path.rename(path.with_name(f"copy-{path.name}"))
+    for call in (lambda: records.read(other), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
+        with pytest.raises(LsclError) as caught:
+            call()
+        one_line(caught, other, f"says that its name is {path.stem}")
+
+
 def test_a_record_in_the_folder_of_others_is_one_line(make, smoke, one_line):
     dirty = records.save(make(dirty=True))
     clean = records.folder("smoke") / dirty.name

@@ -133,7 +133,7 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": True, "code_digest": "0"})
     with pytest.raises(LsclError) as caught:
         sweeps.sweep("table1", values, [42])
-    one_line(caught, "no commit of its own repository")
+    one_line(caught, "lscl/ is of no known commit")
     assert records.all_records("smoke") == []
 
 

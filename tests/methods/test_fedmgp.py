@@ -98,8 +98,9 @@ def test_the_second_phase_does_not_move_the_global_prompt(started, monkeypatch):
 
     def watched(client, phase, generator, *precision):
         before = snapshot(client.model)
-        fit(client, phase, generator, *precision)
+        seen = fit(client, phase, generator, *precision)
         after.append(moved(client.model, before))
+        return seen
 
     monkeypatch.setattr(training, "fit", watched)
     sent = answer(method, clients[0], Stage(0, 0), method.broadcast(0, Stage(0, 0)))

@@ -33,7 +33,8 @@ def test_settings_are_those_of_the_code():
 
 
 def test_what_whole_profiles_took_is_read_from_their_file(places):
-    about = {"minutes": 4.5, "hardware": {"cores": 2}, "task": 80.04, "seen": 40.0}
+    about = {"profile": "demo", "command": "make demo", "minutes": 4.5, "runs_seconds": 1.0, "notebooks": {}, "task": 80.04, "seen": 40.0}
+    about["hardware"] = {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}
     (places / "results" / "expected").mkdir()
     assert numbers.numbers([])["demo_minutes"] == numbers.NONE
     (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
