@@ -53,7 +53,7 @@ def page(method: str, records: list[Record]) -> str:
 
 def _parameters(method: str) -> str:
     caption = f"{label_of(method)}: every parameter that its code reads"
-    return numbered(parameters(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
+    return numbered(parameter_table(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
 
 
 def anchor(method: str) -> str:
@@ -126,7 +126,7 @@ def names_of_parameters(method: str) -> list[str]:
     return [name for name in Experiment.model_fields if name in read.union(*given) - {"method", "seed"}]
 
 
-def parameters(method: str) -> pd.DataFrame:
+def parameter_table(method: str) -> pd.DataFrame:
     """Those parameters with their values in `mini` and `paper` on CIFAR-100, and what they mean."""
     made = {profile: experiment(profile=profile, dataset="cifar100", method=method).model_dump(mode="json") for profile in ("mini", "paper")}
     rows = {

@@ -66,7 +66,7 @@ STYLE = {
 }
 
 
-class Picture(Figure):
+class BookFigure(Figure):
     """A figure that pyplot knows nothing of (no double display) and that notebooks show as the value of a cell."""
 
     def _repr_png_(self) -> bytes:
@@ -89,7 +89,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches and its axes (rows, columns)."""
-    figure = Picture(figsize=(width, height), layout="constrained")
+    figure = BookFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -200,7 +200,7 @@ def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
 def similarity(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
     """Pairwise values between images, with the images along both sides. matrix: (n, n); images: (n, H, W, 3) uint8."""
     n = len(images)
-    figure = Picture(figsize=(5.6, 4.8))
+    figure = BookFigure(figsize=(5.6, 4.8))
     axes = figure.add_axes((0.16, 0.14, 0.68, 0.8))
     sns.heatmap(matrix, ax=axes, cmap=HEAT, square=True, xticklabels=False, yticklabels=False, cbar_kws={"label": label, "shrink": 0.85})
     for i, pixels in enumerate(images):

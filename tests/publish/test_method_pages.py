@@ -49,7 +49,7 @@ def test_the_parameters_are_those_that_the_method_reads(method):
 
 
 def test_values_are_those_of_the_profiles():
-    table = method_pages.parameters("glfc")
+    table = method_pages.parameter_table("glfc")
     assert table.loc["`glfc_steps`", ["mini", "paper"]].tolist() == ["5", "250"]
 
 
