@@ -1,4 +1,7 @@
-"""Fed-LSCL: large-small model collaboration for federated continual learning, as a library behind a book."""
+"""Fed-LSCL: large-small model collaboration for federated continual learning, as a library behind a book.
+
+The names below are loaded when they are first used, so that `import lscl` costs nothing.
+"""
 
 import os
 from importlib import import_module
@@ -10,19 +13,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-# The public face, by the module that each name comes from; a module is imported when one of its names is asked for.
+# The public face: a name, the module it stands in, and its name there (none = the module itself).
 _FACE = {
-    "experiment": "lscl.config",
-    "register": "lscl.registry",
-    "register_dataset": "lscl.registry",
-    "run": "lscl.experiments.run",
+    "experiment": ("lscl.config", "experiment"),
+    "register": ("lscl.registry", "register"),
+    "register_dataset": ("lscl.registry", "register_dataset"),
+    "run": ("lscl.experiments.run", "run"),
+    "results": ("lscl.results", None),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _FACE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_FACE[name]), name)
+        raise AttributeError(f"module 'lscl' has no attribute {name!r}")
+    module, inside = _FACE[name]
+    found = import_module(module)
+    return getattr(found, inside) if inside else found
 
 
 def __dir__() -> list[str]:

@@ -230,13 +230,16 @@ def table_command(
     """Print the scores of all finished runs of a profile but those for tuning, mean over seeds."""
     from lscl.experiments.records import all_records, select
     from lscl.experiments.sweeps import reported
-    from lscl.results import report
+    from lscl.results import costs_frame, frame
+    from lscl.results.markdown import provenance
+    from lscl.results.tables import cost_table, score_table
 
     _check_names(profile, dataset)
     records = [one for one in reported(all_records(profile)) if dataset in (None, one["dataset"])]
     for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
         chosen = select(records, dataset=found, data_digest=digest)
-        print(f"\n{found}, profile {profile}\n{report.scores(chosen).join(report.costs(chosen)).to_string()}\n{report.provenance(chosen)}")
+        table = score_table(frame(chosen)).join(cost_table(costs_frame(chosen))).rename_axis("system")
+        print(f"\n{found}, profile {profile}\n{table.to_string()}\n{provenance(chosen)}")
     if not records:
         which = f"profile {profile}" + (f" on {dataset}" if dataset else "")
         raise LsclError(f"no records of {which} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")

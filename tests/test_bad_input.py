@@ -5,17 +5,19 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_records import record
 from test_cli import call
 from tests_root import ROOT
 
-from lscl import cli, paths
+from lscl import cli, paths, results
 from lscl.errors import Absent, LsclError
-from lscl.experiments import doctor, records, verify
-from lscl.publish import build, freshness, hardware, numbers, pages, readme, reference
-from lscl.results import components, report
+from lscl.experiments import doctor, records
+from lscl.publish import benchmark_pages, build, freshness, hardware, numbers, pages, readme, reference, verified
+from lscl.results import frames, markdown, measurements, published, readings
+from lscl.results.tables import score_table
 
 SMOKE = ("--profile", "smoke")
 COMMANDS = [
@@ -163,22 +165,23 @@ EXPECTED = {
     "profile": "demo", "command": "make demo", "minutes": 4.0, "runs_seconds": 1.0, "notebooks": {"05_results": 3}, "task": 80.0, "seen": 40.0,
     "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
 }  # fmt: skip
+ONE_PLACE = pd.DataFrame({"profile": ["mini"], "dataset": ["cifar100"]})
 DESCRIBED = [
     ("results/expected/demo.json", hardware.expected),
     ("results/expected/demo.json", lambda: numbers.numbers([])),
     ("results/probe/mini--cifar100--60.json", reference.model_card),
-    ("results/tuning/mini--cifar100.json", report.tuning),
-    ("results/verified/mini.json", lambda: verify.outcome("mini")),
-    ("results/components/mini--cifar100.json", lambda: components.rows("mini", "cifar100")),
-    ("results/components/mini--cifar100.json", lambda: components.note("mini", "cifar100")),
-    ("results/benchmarks/scaling.json", report.benchmarks),
-    ("results/benchmarks/scaling.json", report.growth),
-    ("results/benchmarks/o2d.json", report.benchmarks),
-    ("results/federation/parity.json", report.wire),
-    ("results/federation/faults.json", report.faults),
-    ("results/federation/scale.json", lambda: report.federation_note("scale")),
-    ("results/published/paper_table1.csv", report.published),
-    ("results/published/paper_table2.csv", lambda: report.published_final("cifar100")),
+    ("results/tuning/mini--cifar100.json", measurements.tuning_frame),
+    ("results/verified/mini.json", lambda: verified.outcome("mini")),
+    ("results/components/mini--cifar100.json", lambda: measurements.components_frame("mini")),
+    ("results/components/mini--cifar100.json", lambda: measurements.components_note(ONE_PLACE)),
+    ("results/benchmarks/scaling.json", benchmark_pages.benchmark_table),
+    ("results/benchmarks/scaling.json", measurements.growth_frame),
+    ("results/benchmarks/o2d.json", benchmark_pages.benchmark_table),
+    ("results/federation/parity.json", benchmark_pages.wire_table),
+    ("results/federation/faults.json", benchmark_pages.faults_table),
+    ("results/federation/scale.json", lambda: benchmark_pages.federation_note("scale")),
+    ("results/published/paper_table1.csv", published.published_table1),
+    ("results/published/paper_table2.csv", lambda: published.published_final("cifar100")),
     ("notebooks/05_results.ipynb", freshness.stale),
     ("_config.yml", pages.notebook_heads),
     ("README.md", lambda: readme.text(pages.files.text(paths.root() / "README.md"))),
@@ -423,7 +426,7 @@ def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
 def test_the_data_of_the_figure_are_what_they_were(places, published):
     from lscl.publish import explorer
 
-    text = explorer.page([record(overrides={"cnn": "</script><script>{{ 1 }}"})])
+    text = explorer.explorer_page([record(overrides={"cnn": "</script><script>{{ 1 }}"})])
     data = text.split('id="explore-data">')[1].split("</script>")[0]
     (system,) = json.loads(data)["CIFAR-100"]
     assert "</script><script>{{ 1 }}" in system["name"]
@@ -432,8 +435,11 @@ def test_the_data_of_the_figure_are_what_they_were(places, published):
 def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, published):
     """The config refuses such a name; a table would escape it all the same."""
     made = [record(overrides={"cnn": HOSTILE}), record("local_head")]
-    table = report.captioned(report.scores(made), "Scores", "tab-x", made)
-    for text in (table, report.reading(made, "seen"), report.cost_reading(made), report.reading(made, "seen", brief=True)):
+    scores = results.frame(made)
+    table = markdown.captioned(score_table(scores), "Scores", "tab-x", made)
+    by_seed = frames.final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+    said = [readings.read_ranking(by_seed, "seen", brief) for brief in (False, True)]
+    for text in (table, *said, readings.read_costs(results.costs_frame(made))):
         assert "alert" in text and not any(sign in text for sign in ("<script>", "`c`", "](javascript", "{{", "\n# head"))
 
 
@@ -452,12 +458,12 @@ def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, publish
     ],
 )
 def test_plain_text(text, shown):
-    assert report.plain(text) == shown
+    assert markdown.plain(text) == shown
 
 
 def test_code_ends_where_it_should():
-    assert report.code("lscl run --lr_generator 1e-05") == "`lscl run --lr_generator 1e-05`"
-    assert report.code("a `b` | c\nd") == "a &#96;b&#96; &#124; c d"
+    assert markdown.code_text("lscl run --lr_generator 1e-05") == "`lscl run --lr_generator 1e-05`"
+    assert markdown.code_text("a `b` | c\nd") == "a &#96;b&#96; &#124; c d"
 
 
 def test_an_executed_notebook_that_is_damaged_is_named(places, repository, one_line):

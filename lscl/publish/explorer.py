@@ -2,18 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from lscl.experiments.records import Record, accuracy, select
-from lscl.federation.metrics import average_so_far, current_task
+from lscl.experiments.records import Record
 from lscl.results import figures
-from lscl.results.report import COSTS, DATASET_LABELS, MASK_LABELS, NO_RECORDS, cells, published, summary
+from lscl.results.frames import costs_frame, frame, just_learned
+from lscl.results.labels import COST_LABELS, DATASET_LABELS, MASK_LABELS
+from lscl.results.markdown import NO_RECORDS
+from lscl.results.published import published_table1
+from lscl.results.statistics import estimate
 
-OF = {"all tasks so far": average_so_far, "the task just learned": current_task}
-SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x", "*": "star"}
+PLOTLY_SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x", "*": "star"}
 STROKES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}  # plotly's names; others are lengths
 PAGE = """<div class="explore">
 <noscript>The figure needs JavaScript; the same numbers stand in the tables of the results page.</noscript>
@@ -26,14 +28,13 @@ PAGE = """<div class="explore">
 ALT = "Accuracy of every system over the tasks or against its costs; the same numbers stand in the tables of the results page"
 
 
-def page(records: Iterable[Record]) -> str:
+def explorer_page(records: Iterable[Record]) -> str:
     """The figure as a piece of HTML with its data inside, so that it works from a file, without a server."""
     found = data(records)
-    return (
-        PAGE.format(alt=ALT, data=json.dumps(found, separators=(",", ":")).replace("<", "\\u003c").replace("{{", "{\\u007b"))
-        if found
-        else f"<p>{NO_RECORDS}</p>"
-    )
+    if not found:
+        return f"<p>{NO_RECORDS}</p>"
+    # No sign of HTML and no name in double braces is left in it; as JSON it reads the same.
+    return PAGE.format(alt=ALT, data=json.dumps(found, separators=(",", ":")).replace("<", "\\u003c").replace("{{", "{\\u007b"))
 
 
 def data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
@@ -41,40 +42,45 @@ def data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
 
     A triple is [mean, half of the 95 % interval or None, n]. A system of the paper has its published accuracies on the task just learned.
     """
-    records = list(records)
-    return {DATASET_LABELS[name]: _systems(select(records, dataset=name), name) for name in sorted({one["dataset"] for one in records})}
+    scores, costs = frame(records := list(records)), costs_frame(records)
+    return {
+        DATASET_LABELS[name]: _systems(*(table[table["dataset"] == name] for table in (scores, costs))) for name in sorted(scores["dataset"].unique())
+    }
 
 
-def _systems(records: list[Record], dataset: str) -> list[dict[str, Any]]:
-    theirs = published()
-    found = []
-    for number, (name, group) in enumerate(cells(records).items()):
-        paper = theirs[(theirs["method"] == group[0]["method"]) & (theirs["dataset"] == dataset)].sort_values("task")
+def _systems(scores: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
+    (dataset,), theirs = scores["dataset"].unique(), published_table1()
+    theirs, spent, found = theirs[theirs["dataset"] == dataset], dict(list(costs.groupby("label"))), []
+    for number, (name, own) in enumerate(scores.groupby("label", sort=False)):
         found.append(
             {
                 "name": name,
                 "look": _look(number),
-                "seeds": [one["seed"] for one in group],
-                "accuracy": {text: _accuracies(group, mask) for mask, text in MASK_LABELS.items()},
-                "costs": {cost: _triple([of(one) for one in group]) for cost, (of, _) in COSTS.items()},
-                "published": [float(value) for value in paper["accuracy"]],
+                "seeds": spent[name]["seed"].tolist(),
+                "accuracy": {text: _accuracies(own[own["mask"] == mask]) for mask, text in MASK_LABELS.items()},
+                "costs": {head: _triple(spent[name][column]) for column, (head, _) in COST_LABELS.items()},
+                "published": theirs.loc[theirs["method"] == own["method"].iloc[0], "accuracy"].tolist(),
             }
         )
     return found
 
 
-def _accuracies(group: list[Record], mask: str) -> dict[str, list]:
-    """The triples of one score, {of: one triple per task}."""
-    return {of: [_triple(column) for column in np.array([value(accuracy(one, mask)) for one in group]).T] for of, value in OF.items()}
+def _accuracies(own: pd.DataFrame) -> dict[str, list]:
+    """The triples of one score of one system, {which tasks: one triple per task}."""
+    found = {}
+    for which, rows in (("all tasks so far", own), ("the task just learned", just_learned(own))):
+        by_seed = rows.groupby(["trained_task", "seed"])["accuracy"].mean()
+        found[which] = [_triple(values) for _, values in by_seed.groupby("trained_task")]
+    return found
 
 
 def _look(number: int) -> dict[str, str]:
-    look = figures.look(number)
+    look = figures.line_style(number)
     dash = look["linestyle"]
     dash = STROKES[dash] if isinstance(dash, str) else ",".join(f"{2 * length}px" for length in dash[1])
-    return {"color": look["color"], "symbol": SYMBOLS[look["marker"]], "dash": dash}
+    return {"color": look["color"], "symbol": PLOTLY_SYMBOLS[look["marker"]], "dash": dash}
 
 
-def _triple(values: Sequence[float]) -> list[float | None]:
-    found = summary(values)
+def _triple(values: Iterable[float]) -> list[float | None]:
+    found = estimate(values)
     return [None if math.isnan(value) else round(value, 3) for value in (found.mean, found.half_width)] + [found.n]

@@ -11,8 +11,8 @@ from lscl.experiments import sweeps
 from lscl.experiments.records import Record, all_records, folder
 
 # What in a notebook's code reads which named set of runs; the studies are named where they are read.
-READS = {r"main_records\(": "table1", r"\bwriters\(": "regimes", r"\btuning\(": "tune", r"\bgrowth\(\)": "growth", r"\binside\.": "components"}
-STUDY = r"""(?:of_profile|collect)\(\s*["'](\w+)["']"""
+READS = {r"\btuning_frame\(": "tune", r"\bgrowth_frame\(": "growth", r"\bcomponents_frame\(": "components"}
+STUDY = r"""\bstudy=["'](\w+)["']"""
 KEY = "lscl"  # of the notebook's metadata
 
 

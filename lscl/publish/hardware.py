@@ -11,7 +11,10 @@ from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
 from lscl.registry import METHODS
-from lscl.results import file_shapes, report
+from lscl.results import file_shapes
+from lscl.results.frames import final_accuracy
+from lscl.results.labels import DATASET_LABELS, SCORES, label_of
+from lscl.results.markdown import code_text, wall_minutes
 
 cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code alone decides it
 
@@ -41,16 +44,14 @@ def notebooks() -> pd.DataFrame:
     return pd.DataFrame([{"notebook": f"{{doc}}`/notebooks/{name}`", "time": taken} for name, taken in rows])
 
 
-def measured(records: Iterable[Record]) -> pd.DataFrame:
+def measured_times(records: Iterable[Record]) -> pd.DataFrame:
     """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
-    rows = [
-        {**_row(one["hardware"]), "command": report.code(one["command"]), **_found(one["minutes"], one["task"], one["seen"])} for one in expected()
-    ]
+    rows = [{**_row(one["hardware"]), "command": code_text(one["command"]), **_found(one["minutes"], one["task"], one["seen"])} for one in expected()]
     for record in select(records, seed=sweeps.SEEDS[0]):
         options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
-        command = report.code(f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}")
-        accuracies = (report.final(record, mask) for mask in ("task", "seen"))
-        rows.append({**_row(record["hardware"], record["config"]["threads"]), "command": command, **_found(report.minutes(record), *accuracies)})
+        command = code_text(f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}")
+        accuracies = (final_accuracy(record, mask) for mask in SCORES)
+        rows.append({**_row(record["hardware"], record["config"]["threads"]), "command": command, **_found(wall_minutes(record), *accuracies)})
     return pd.DataFrame(rows)
 
 
@@ -71,7 +72,7 @@ def planned() -> pd.DataFrame:
         for dataset, seeds in sweeps.PLANS["paper"].items():
             every = [cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.main_table()]
             ours = next(one for one in every if one.config.method == METHODS.of_role("own"))
-            title = report.DATASET_LABELS[dataset]
+            title = DATASET_LABELS[dataset]
             rows[f"`{name}`"] |= {
                 f"{title}: Fed-LSCL, hours": f"{ours.hours(machine):.1f}",
                 f"{title}: all, {len(seeds)} seeds, hours": f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}",
@@ -85,7 +86,7 @@ def each_system(dataset: str, card: str = "t4") -> pd.DataFrame:
     machine, rows = cost_model.card(card), {}
     for method, extra in sweeps.main_table():
         one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
-        rows[" ".join([report.METHOD_LABELS[method], *(f"({key} = {value})" for key, value in extra.items())])] = {
+        rows[" ".join([label_of(method), *(f"({key} = {value})" for key, value in extra.items())])] = {
             "GPU memory GB": f"{one.memory / 2**30:.1f}",
             "disk GB": f"{one.disk / 1e9:.1f}",
             "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",

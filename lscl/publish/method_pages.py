@@ -15,10 +15,15 @@ from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
 from lscl.registry import METHODS
-from lscl.results import report
-from lscl.results.report import DATASET_LABELS, METHOD_LABELS
+from lscl.results.frames import costs_frame, final, frame, just_learned
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, label_of, methods_in_order
+from lscl.results.markdown import NO_RECORDS, captioned, numbered, plain, source_note
+from lscl.results.measurements import tuning_frame
+from lscl.results.published import AT_THE_END, beside_published, published_rows
+from lscl.results.statistics import compare_with, estimates
+from lscl.results.tables import cost_table
 
-DATASETS = ("cifar100", "glyphs", "imagenet_r")
+SHOWN_DATASETS = ("cifar100", "glyphs", "imagenet_r")
 MADE = "% Made by `lscl pages` from the class, the config and the records: edit those."
 RULE = (
     f"Every system got the same number of points, on seed {sweeps.TUNING_SEED} alone, which is in no other table. The highest class-incremental "
@@ -27,8 +32,8 @@ RULE = (
 
 
 def page(method: str, records: list[Record]) -> str:
-    """The page of one system as markdown; `records` are those of the main table (`report.main_records`)."""
-    kind, name = METHODS[method], METHOD_LABELS[method]
+    """The page of one system as markdown; `records` are those of the main table (`frames.main_records`)."""
+    kind, name = METHODS[method], label_of(method)
     idea, travels, heading, differences = description(method)
     parts = [
         MADE,
@@ -39,16 +44,16 @@ def page(method: str, records: list[Record]) -> str:
         costs(method, records),
         f"## {heading}\n\n{cited(differences)}" if differences else "",
         "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`." if kind.role == "own" else "",
-        f"## Parameters\n\n{_read(method)}",
-        f"## Results\n\n{results(method, records)}",
+        f"## Parameters\n\n{_parameters(method)}",
+        f"## Results\n\n{results_of(method, records)}",
         f"## Tuning\n\n{tuning(method)}",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _read(method: str) -> str:
-    caption = f"{METHOD_LABELS[method]}: every parameter that its code reads"
-    return report.numbered(parameters(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
+def _parameters(method: str) -> str:
+    caption = f"{label_of(method)}: every parameter that its code reads"
+    return numbered(parameter_table(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
 
 
 def anchor(method: str) -> str:
@@ -130,7 +135,7 @@ def points_of(method: str) -> list[dict[str, Any]]:
     return sweeps.grids().get(method, [])
 
 
-def parameters(method: str) -> pd.DataFrame:
+def parameter_table(method: str) -> pd.DataFrame:
     """Those parameters with their values in `mini` and `paper` on CIFAR-100, and what they mean."""
     made = {profile: experiment(profile=profile, dataset="cifar100", method=method).model_dump(mode="json") for profile in ("mini", "paper")}
     rows = {
@@ -145,56 +150,65 @@ def parameters(method: str) -> pd.DataFrame:
 
 def costs(method: str, records: list[Record]) -> str:
     """What a run sent and took, by data set."""
-    groups = {dataset: select(records, method=method, dataset=dataset) for dataset in DATASETS}
-    found = [report.costs(group).assign(**{"data set": DATASET_LABELS[dataset]}) for dataset, group in groups.items() if group]
-    if not found:
+    runs = select(records, method=method)
+    own, tables = costs_frame(runs), []
+    for dataset in SHOWN_DATASETS:
+        table = cost_table(own[own["dataset"] == dataset])
+        table.insert(0, "data set", DATASET_LABELS[dataset])
+        tables.append(table)
+    if own.empty:
         return ""
-    table = pd.concat(found)
     caption = (
-        f"{METHOD_LABELS[method]}, measured in `mini`: MB (10⁶ bytes) per client and round, parameters that a client trains, time and memory of a run"
+        f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, parameters that a client trains, time and memory of a run"
     )
-    return report.captioned(table[["data set", *report.COSTS]], caption, f"tab-{method}-costs", [one for group in groups.values() for one in group])
+    return captioned(pd.concat(tables), caption, f"tab-{method}-costs", runs)
 
 
-def results(method: str, records: list[Record]) -> str:
+def results_of(method: str, records: list[Record]) -> str:
     """Accuracies by data set, ours and published, and the difference from an own head, seed by seed."""
-    return "\n\n".join(_results(method, dataset, records) for dataset in DATASETS)
+    runs = [one for one in records if one["method"] in (method, METHODS.of_role("floor"))]
+    return "\n\n".join(_results(method, dataset, select(runs, dataset=dataset)) for dataset in SHOWN_DATASETS)
 
 
-def _results(method: str, dataset: str, records: list[Record]) -> str:
-    here, title, floor = select(records, dataset=dataset), f"### {DATASET_LABELS[dataset]}", METHODS.of_role("floor")
-    ours, control = select(here, method=method), select(here, method=floor)
-    about, name = f"{METHOD_LABELS[method]} on {DATASET_LABELS[dataset]}", f"tab-{method}-{dataset}"
-    if not ours:
+def _results(method: str, dataset: str, runs: list[Record]) -> str:
+    scores, title, floor = frame(runs), f"### {DATASET_LABELS[dataset]}", METHODS.of_role("floor")
+    ours = scores[scores["method"] == method]
+    about, name = f"{label_of(method)} on {DATASET_LABELS[dataset]}", f"tab-{method}-{dataset}"
+    if ours.empty:
         return f"{title}\n\n{_not_measured(method, dataset, about, name)}"
     caption = (
         f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; the gap is ours minus published"
     )
-    parts = [title, report.captioned(both_scores(ours, dataset), caption, name, ours)]
-    if method != floor and control:
-        table = report.compare({METHOD_LABELS[floor]: control, **report.cells(ours)}, "seen").rename_axis("system")
+    parts = [title, captioned(both_scores(ours), caption, name, select(runs, method=method))]
+    if method != floor and floor in scores["method"].unique():
+        by_seed = final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        table = compare_with(by_seed[[label_of(floor), *ours["label"].unique()]], label_of(floor))
         caption = f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
-        parts.append(report.captioned(table, caption, f"{name}-control", [*control, *ours]))
+        parts.append(captioned(table, caption, f"{name}-control", runs))
     return "\n\n".join(parts)
 
 
-def both_scores(records: list[Record], dataset: str) -> pd.DataFrame:
-    """The paper's table, and below it the class-incremental one, told apart by a column."""
-    parts = []
-    for mask, of in (("task", "task just learned"), ("seen", "all tasks so far")):
-        parts.append(report.table1(records, dataset, mask))
-        parts[-1].insert(0, "score", f"{report.MASK_LABELS[mask]}, {of}")
-    return pd.concat(parts).fillna("–")
+def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """The paper's table, and below it the class-incremental one, told apart by a column; `scores` are those on one data set."""
+    keys, (task, seen) = ["label", "seed"], (scores[scores["mask"] == mask] for mask in SCORES)
+    learned = just_learned(task).pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
+    at_end = final(task).groupby(keys)["accuracy"].mean().rename(AT_THE_END)
+    so_far = seen.pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
+    paper = beside_published(estimates(learned.join(at_end), "label"), just_learned(task))
+    paper.insert(0, "score", f"{MASK_LABELS['task']}, task just learned")
+    incremental = estimates(so_far, "label")
+    incremental.insert(0, "score", f"{MASK_LABELS['seen']}, all tasks so far")
+    return pd.concat([paper, incremental]).fillna("–").rename_axis("system")
 
 
 def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
     """What makes the records, and what is published meanwhile."""
     command = f"`lscl sweep table1 --methods {method} --dataset {dataset} --profile mini`"
     state = f"Not yet measured: {command} makes the records." if dataset in sweeps.PLANS["mini"] else "Measured in the profile `paper` only."
-    theirs = report.published_rows(method, dataset)
+    theirs = published_rows(dataset, [method]).drop(columns=AT_THE_END, errors="ignore")
     if theirs.empty:
         return f"{state} Nothing is published."
-    return f"{state}\n\n{report.numbered(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
+    return f"{state}\n\n{numbered(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
 
 
 # ---- tuning
@@ -202,12 +216,10 @@ def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
 
 def tuning(method: str) -> str:
     """The grid of a system with its scores, and the choice."""
-    parts = []
-    for name, found in report.tuning().items():
-        own = found[found["system"] == METHOD_LABELS[method]].drop(columns="system")
-        if len(own):
-            caption = f"{METHOD_LABELS[method]}: the grid on {report.plain(name)}, accuracy in %"
-            parts.append(f"{_choice(method, own)}\n\n{report.numbered(own, caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
+    found, parts = tuning_frame(), []
+    for (profile, dataset), own in found[found["method"] == method].groupby(["profile", "dataset"]):
+        caption = f"{label_of(method)}: the grid on {plain(profile)}, {DATASET_LABELS.get(dataset, plain(dataset))}, accuracy in %"
+        parts.append(f"{_choice(method, own)}\n\n{numbered(grid_table(own), caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
     total = len(points_of(method))
     if not total:
         return "It has no grid: its values are those of the profile."
@@ -215,16 +227,22 @@ def tuning(method: str) -> str:
     return f"{RULE}\n\n" + ("\n\n".join(parts) if parts else waiting)
 
 
+def grid_table(points: pd.DataFrame) -> pd.DataFrame:
+    """Points of a tuning grid (`measurements.tuning_frame`) as text."""
+    scores = {f"{MASK_LABELS[mask]} %": points[mask].map("{:.1f}".format) for mask in ("seen", "task")}
+    return pd.DataFrame({"values": points["point"], **scores, "chosen": points["chosen"].map({True: "✓", False: ""}), "seed": points["seed"]})
+
+
 def _choice(method: str, tried: pd.DataFrame) -> str:
     """What the grid says is best, and what `mini` uses."""
     config = experiment(profile="mini", dataset="cifar100", method=method).model_dump()
     used = ", ".join(f"{name} = {config[name]:g}" for name in points_of(method)[0])
-    best = tried.loc[tried["chosen"] != "", "values"]
+    best = tried.loc[tried["chosen"], "point"]
     if best.empty:
         return f"{len(tried)} of {len(points_of(method))} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
-    return f"Best: {report.plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
+    return f"Best: {plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
 
 
 def _edges(method: str, config: dict[str, Any]) -> str:
@@ -252,23 +270,17 @@ def _edge(value: float, tried: list[float]) -> str:
 def overview(records: list[Record]) -> str:
     """All systems in one table, each with a link to its page, its idea, and what it costs and gives on CIFAR-100."""
     shown = select(records, dataset="cifar100", overrides={})
-    rows = {}
-    for method, name in METHOD_LABELS.items():
-        idea = re.split(r"[.;] ", description(method)[0].replace("\n", " "))[0].rstrip(".")
-        rows[f"{{ref}}`{name} <{anchor(method)}>`"] = {"idea": idea, **_in_short(select(shown, method=method))}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+    scores, costs = final(frame(shown)), costs_frame(shown)
+    by_seed = scores.pivot_table("accuracy", ["method", "seed"], "mask", sort=False).reindex(columns=list(SCORES))
+    found = estimates(by_seed, "method").rename(columns=SCORE_HEADS)
+    found.insert(0, "MB up", costs.groupby("method")["mb_up"].mean().map("{:.2f}".format))
+    rows = {method: {"system": f"{{ref}}`{label_of(method)} <{anchor(method)}>`", "idea": _idea(method)} for method in methods_in_order()}
+    table = pd.DataFrame.from_dict(rows, orient="index").join(found).set_index("system")
     caption = "The systems on CIFAR-100, profile `mini`: MB up per client and round; final accuracy, mean ± half of the 95 % interval over n seeds"
-    return (
-        report.captioned(table, caption, "tab-systems", shown, markdown=("system", "idea"))
-        if shown
-        else f"{report.numbered(table, caption, 'tab-systems', markdown=('system', 'idea'))}\n\n{report.NO_RECORDS}"
-    )
+    table["n"] = table["n"].astype(object).fillna("0")
+    text = numbered(table, caption, "tab-systems", markdown=("system", "idea"))
+    return f"{text}\n\n{source_note(shown) or NO_RECORDS}"
 
 
-def _in_short(group: list[Record]) -> dict[str, str]:
-    columns = {"MB up": "–", "n": str(len(group)), **{f"{report.MASK_LABELS[mask]} %": "–" for mask in ("task", "seen")}}
-    if not group:
-        return columns
-    sent = report.summary(report.traffic(one, "bytes_up") for one in group).mean
-    found = [report.summary(report.final(one, mask) for one in group).estimate for mask in ("task", "seen")]
-    return dict(zip(columns, [f"{sent:.2f}", str(len(group)), *found]))
+def _idea(method: str) -> str:
+    return re.split(r"[.;] ", description(method)[0].replace("\n", " "))[0].rstrip(".")

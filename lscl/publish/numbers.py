@@ -11,7 +11,12 @@ from lscl.experiments.records import Record, select
 from lscl.models.vit import WEIGHTS
 from lscl.publish.hardware import cost
 from lscl.registry import METHODS
-from lscl.results import file_shapes, report
+from lscl.results import file_shapes
+from lscl.results.frames import final_accuracy
+from lscl.results.labels import SCORES
+from lscl.results.markdown import wall_minutes
+from lscl.results.published import published_final
+from lscl.results.statistics import with_interval
 
 NONE = "(not yet measured)"
 FILE = "numbers.json"
@@ -25,14 +30,10 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "demo_cores": lambda: str(_expected("demo")["hardware"]["cores"]),
         "demo_task": lambda: f"{_expected('demo')['task']:.1f} %",
         "demo_seen": lambda: f"{_expected('demo')['seen']:.1f} %",
-        **{
-            f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask)
-            for dataset, group in ours.items()
-            for mask in ("task", "seen")
-        },
+        **{f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask) for dataset, group in ours.items() for mask in SCORES},
         "published_cifar100": lambda: _published("cifar100"),
         "main_runs": lambda: str(len(records)),
-        "main_hours": lambda: f"{sum(map(report.minutes, records)) / 60:.1f}",
+        "main_hours": lambda: f"{sum(map(wall_minutes, records)) / 60:.1f}",
         "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
         "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
         "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
@@ -53,11 +54,11 @@ def _value(of: Callable[[], str]) -> str:
 
 
 def _final(group: list[Record], mask: str) -> str:
-    return f"{report.summary(report.final(one, mask) for one in group).estimate} %" if group else NONE
+    return f"{with_interval(final_accuracy(one, mask) for one in group)} %" if group else NONE
 
 
 def _published(dataset: str) -> str:
-    found = report.published_final(dataset)
+    found = published_final(dataset)
     return NONE if found is None else f"{found:.1f} %"
 
 

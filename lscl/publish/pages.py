@@ -10,39 +10,42 @@ from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, all_records, select
-from lscl.publish import api_pages, explorer, hardware, method_pages, numbers, readme, reference, status, verified
-from lscl.results import report
-from lscl.results.report import METHOD_LABELS
+from lscl.publish import api_pages, benchmark_pages, explorer, hardware, method_pages, numbers, readme, reference, status, verified
+from lscl.results.frames import costs_frame, final, frame, main_records
+from lscl.results.labels import DATASET_LABELS, methods_in_order
+from lscl.results.markdown import NO_RECORDS, captioned, numbered, source_note
+from lscl.results.readings import read_ranking
+from lscl.results.tables import cost_table, score_table
 
 
 def pieces() -> dict[str, str]:
     """Every piece as it has to be today: {path from the repository's root: text}. Without records each says so."""
     everything = sweeps.reported(all_records("mini"))
-    records = report.main_records(everything)
+    records = main_records(everything)
     tables = {
-        "config.md": report.numbered(
+        "config.md": numbered(
             reference.config_table(), "Every parameter, its value in each profile, and what it means", "tab-config", markdown=("name", "meaning")
         ),
-        "method_values.md": report.numbered(reference.method_values(), "Values of single systems", "tab-method-values", index=False),
+        "method_values.md": numbered(reference.method_values(), "Values of single systems", "tab-method-values", index=False),
         "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
-        "benchmarks.md": benchmarks(),
-        **{f"federation_{name}.md": federation(name) for name in FEDERATION},
+        "benchmarks.md": benchmark_pages.benchmark_page(),
+        **{f"federation_{name}.md": benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION},
         "times.md": times(records),
         "notebooks.md": notebook_times(),
-        "cards.md": report.numbered(
+        "cards.md": numbered(
             hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards", markdown=["card"]
         ),
         "verified.md": verified.outcome("mini"),
         "status.md": status_tables(everything),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
-        "explore.html": explorer.page(records),
+        "explore.html": explorer.explorer_page(records),
         "explore.md": sources(records),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
-    made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in METHOD_LABELS}
+    made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
     return made | ({"README.md": readme.text(files.text(page))} if page.exists() else {}) | notebook_heads() | contents()
@@ -53,7 +56,7 @@ def contents() -> dict[str, str]:
     path = paths.root() / "book" / "_toc.yml"
     if not path.exists():
         return {}
-    listed = "".join(f"          - file: book/methods/{method}\n" for method in METHOD_LABELS)
+    listed = "".join(f"          - file: book/methods/{method}\n" for method in methods_in_order())
     return {"book/_toc.yml": re.sub(r"(?:^ +- file: book/methods/\w+\n)+", listed, files.text(path), count=1, flags=re.MULTILINE)}
 
 
@@ -132,84 +135,56 @@ def paper_plan(card: str = "t4") -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
     caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
     return "\n\n".join(
-        report.numbered(hardware.each_system(dataset, card), caption.format(report.DATASET_LABELS[dataset], card), f"tab-plan-{dataset}")
+        numbered(hardware.each_system(dataset, card), caption.format(DATASET_LABELS[dataset], card), f"tab-plan-{dataset}")
         for dataset in sweeps.PLANS["paper"]
     )
 
 
 def sources(records: list[Record]) -> str:
     """The records behind each part of the interactive figure, as markdown."""
-    groups = {name: select(records, dataset=name) for name in report.DATASET_LABELS}
-    return "\n\n".join(f"{report.DATASET_LABELS[name]}: {report.source_note(group)}" for name, group in groups.items() if group) or report.NO_RECORDS
+    groups = {name: select(records, dataset=name) for name in DATASET_LABELS}
+    return "\n\n".join(f"{DATASET_LABELS[name]}: {source_note(group)}" for name, group in groups.items() if group) or NO_RECORDS
 
 
 def times(records: list[Record]) -> str:
     """What was measured where, as markdown."""
-    table = hardware.measured(records)
+    table = hardware.measured_times(records)
     if table.empty:
-        return report.NO_RECORDS
+        return NO_RECORDS
     caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
-    return report.numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (f"\n\n{report.source_note(records)}" if records else "")
+    return numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (f"\n\n{source_note(records)}" if records else "")
 
 
 def notebook_times() -> str:
     """What each page of notebooks took, as markdown."""
     table = hardware.notebooks()
     caption = "Measured with `make demo`: the time of each notebook, without what the runs before it took"
-    return report.NO_RECORDS if table.empty else report.numbered(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
+    return NO_RECORDS if table.empty else numbered(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
 
 
 def status_tables(records: list[Record]) -> str:
     """The state of the records, as markdown."""
-    parts = [
-        report.numbered(
-            status.sets(records), "Runs that are recorded, by named set, profile `mini`", "tab-status-runs", index=False, markdown=["command"]
-        )
-    ]
+    caption = "Runs that are recorded, by named set, profile `mini`"
+    parts = [numbered(status.set_table(records), caption, "tab-status-runs", index=False, markdown=["command"])]
     if records:
         about = "every record of the profile `mini` but those for tuning"
-        parts.append(
-            report.numbered(status.digests(records), f"Digests of what went in, {about}", "tab-status-digests", index=False, markdown=["digest"])
-        )
-        parts.append(report.numbered(status.versions(records), f"Versions and machines, {about}", "tab-status-versions", index=False))
+        caption = f"Digests of what went in, {about}"
+        parts.append(numbered(status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]))
+        parts.append(numbered(status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False))
     return "\n\n".join(parts)
-
-
-def benchmarks() -> str:
-    """Every recorded benchmark against its goal, as markdown."""
-    table = report.benchmarks()
-    caption = "Every recorded benchmark against its goal, the machine and the commit"
-    return "No benchmark has been recorded yet." if table.empty else report.numbered(table, caption, "tab-benchmarks")
-
-
-# A table of the page about federations: how it is made, from which part of the recorded measurements, and what it shows.
-FEDERATION = {
-    "parity": (report.parity, "parity", "What a federation was compared in with the same run in one process"),
-    "wire": (report.wire, "parity", "Bytes on the wire and in payloads; overhead: kB beyond the payload, for each client and exchange"),
-    "faults": (report.faults, "faults", "Faults that were tried and what came of them"),
-    "scale": (report.scale, "scale", "Simulated clients: seconds, and memory of all processes together"),
-}
-
-
-def federation(name: str) -> str:
-    """What was measured of real federations, one table with its source, as markdown."""
-    make, part, caption = FEDERATION[name]
-    table = make()
-    if table.empty:
-        return "Not measured yet: see `benchmarks/federation.py`."
-    return f"{report.numbered(table, caption, f'tab-federation-{name}', index=False)}\n\n{report.federation_note(part)}"
 
 
 def headline(records: list[Record]) -> str:
     """The introduction's table for each data set: scores, costs, seeds, and what they say, as markdown."""
+    scores, costs = frame(records), costs_frame(records)
     parts = []
     for dataset in ("cifar100", "glyphs"):
-        chosen = select(records, dataset=dataset)
-        if not chosen:
+        here, spent = (table[table["dataset"] == dataset] for table in (scores, costs))
+        if here.empty:
             continue
-        table = report.scores(chosen)[["n", "task-masked %", "class-incremental %", "forgetting"]].join(
-            report.costs(chosen)[["MB up", "CPU minutes"]]
-        )
-        caption = f"{report.DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
-        parts.append(f"{report.captioned(table, caption, f'tab-headline-{dataset}', chosen)}\n\n{report.reading(chosen, 'seen', brief=True)}")
-    return "\n\n".join(parts) if parts else report.NO_RECORDS
+        found = score_table(here)
+        table = found[["n", "task-masked %", "class-incremental %", "forgetting"]].join(cost_table(spent)[["MB up", "CPU minutes"]])
+        caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
+        by_seed = final(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        parts.append(f"{captioned(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
+    return "\n\n".join(parts) if parts else NO_RECORDS

@@ -10,10 +10,12 @@ from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, records
-from lscl.federation.metrics import average_so_far
 from lscl.publish import hardware
 from lscl.registry import METHODS
-from lscl.results import report
+from lscl.results.frames import final_accuracy
+from lscl.results.labels import SCORES
+from lscl.results.markdown import code_text, plain, wall_minutes
+from lscl.results.published import published_final
 
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 
@@ -32,24 +34,22 @@ def expect(profile: str, minutes: float, runs: list[records.Record], runs_second
         "notebooks": {name: round(seconds, 1) for name, seconds in notebooks.items()},
         "hardware": records.hardware(),
         "commit": records.source()["commit"],
-        **{mask: _mean(ours, mask) for mask in ("task", "seen")},
+        **{mask: _mean(ours, mask) for mask in SCORES},
     }
     path = paths.results() / "expected" / f"{profile}.json"
     write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
     return path
 
 
-def table() -> str:
+def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
     for row in hardware.expected():
-        rows.append(f"| {_machine(row['hardware'])} | {report.code(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
+        rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
     for record in records.select(records.all_records("mini"), method=METHODS.of_role("own"), seed=42, overrides={}):
         command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
-        scores = [f"{_mean([record], mask)} %" for mask in ("task", "seen")]
-        rows.append(
-            f"| {_machine(record['hardware'])} | {report.code(command)} | {sum(record['seconds'].values()) / 60:.1f} | {' | '.join(scores)} |"
-        )
+        scores = [f"{_mean([record], mask)} %" for mask in SCORES]
+        rows.append(f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |")
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
     command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
@@ -57,21 +57,21 @@ def table() -> str:
 
 
 def _published() -> str:
-    found = report.published_final("cifar100")
+    found = published_final("cifar100")
     return "–" if found is None else f"{found:.1f} %, the paper's"
 
 
 def _mean(runs: list[records.Record], mask: str) -> float:
     """Accuracy after the last task over all tasks, mean over runs, in percent."""
-    return round(float(np.mean([average_so_far(records.accuracy(one, mask))[-1] for one in runs])), 1)
+    return round(float(np.mean([final_accuracy(one, mask) for one in runs])), 1)
 
 
 def _machine(hardware: dict) -> str:
-    return report.plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
+    return plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
 def text(before: str) -> str:
     """The README with today's table between its two markers."""
     if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
         raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")
-    return f"{before.split(BEGIN)[0]}{BEGIN}\n{table()}\n{END}{before.split(END)[1]}"
+    return f"{before.split(BEGIN)[0]}{BEGIN}\n{expected_table()}\n{END}{before.split(END)[1]}"

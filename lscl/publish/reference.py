@@ -8,7 +8,8 @@ from lscl import files, paths
 from lscl.config import OFFICIAL, PROFILES, chosen, experiment, fields
 from lscl.models.vit import WEIGHTS
 from lscl.registry import METHODS
-from lscl.results.report import METHOD_LABELS, numbered, plain
+from lscl.results.labels import label_of
+from lscl.results.markdown import numbered, plain
 
 
 def config_table() -> pd.DataFrame:
@@ -31,7 +32,7 @@ def method_values() -> pd.DataFrame:
     for method, kind in METHODS.items():
         given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
         given += [(profile, "official" if profile in OFFICIAL else "tuning", chosen(kind, profile)) for profile in PROFILES]
-        mine = [{"method": METHOD_LABELS[method], "profile": profile, "why": why, "values": text(values)} for profile, why, values in given if values]
+        mine = [{"method": label_of(method), "profile": profile, "why": why, "values": text(values)} for profile, why, values in given if values]
         rows += sorted(mine, key=lambda row: row["why"])
     return pd.DataFrame(rows)
 

@@ -7,47 +7,47 @@ import pandas as pd
 
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record
-from lscl.results import report
+from lscl.results.labels import DATASET_LABELS
+from lscl.results.markdown import code_text, short_commit, wall_minutes
 
-SETS = {
+NAMED_SETS = {
     "table1": "the main table", "ablations": "components (Table 2)", "blocks": "adapted block (Fig. 3)", "cnns": "different CNNs (Fig. 4)",
     "buffers": "buffer size (Fig. 5)", "regimes": "writers by regime",
 }  # fmt: skip
 
 
-def sets(records: Iterable[Record], profile: str = "mini") -> pd.DataFrame:
+def set_table(records: Iterable[Record], profile: str = "mini") -> pd.DataFrame:
     """One row per named set and data set: runs recorded and wanted, minutes, and the commits of the code that made them."""
     records, rows = list(records), []
     for dataset, seeds in sweeps.PLANS[profile].items():
-        for name, title in SETS.items():
+        for name, title in NAMED_SETS.items():
             wanted = {config.digest for config in sweeps.runs_of(name, {"profile": profile, "dataset": dataset}, seeds)}
             found = [one for one in records if one["dataset"] == dataset and one["config_digest"] in wanted]
             rows.append(
                 {
                     "set": title,
-                    "data set": report.DATASET_LABELS[dataset],
+                    "data set": DATASET_LABELS[dataset],
                     "command": f"`lscl sweep {name} --dataset {dataset} --profile {profile}`",
                     "runs": f"{len(found)} of {len(wanted)}",
-                    "minutes": f"{sum(map(report.minutes, found)):.0f}",
-                    "commits": ", ".join(sorted({one["commit"][:10] if one["commit"] else "installed package" for one in found})) or "–",
+                    "minutes": f"{sum(map(wall_minutes, found)):.0f}",
+                    "commits": ", ".join(sorted({short_commit(one["commit"]) for one in found})) or "–",
                 }
             )
     return pd.DataFrame(rows)
 
 
-def digests(records: Iterable[Record]) -> pd.DataFrame:
+def digest_table(records: Iterable[Record]) -> pd.DataFrame:
     """What the records were made from: every set of images, partition and frozen model by its digest, with the number of runs."""
     kinds = {"data_digest": "images", "partition_digest": "partition", "weights_digest": "frozen model"}
     count = Counter((kind, one["dataset"], one[key]) for one in records for key, kind in kinds.items() if one[key])
     order = list(kinds.values())
     rows = sorted(count.items(), key=lambda item: (order.index(item[0][0]), item[0]))
     return pd.DataFrame(
-        {"what": kind, "data set": report.DATASET_LABELS[dataset], "digest": report.code(digest), "runs": str(runs)}
-        for (kind, dataset, digest), runs in rows
+        {"what": kind, "data set": DATASET_LABELS[dataset], "digest": code_text(digest), "runs": str(runs)} for (kind, dataset, digest), runs in rows
     )
 
 
-def versions(records: Iterable[Record]) -> pd.DataFrame:
+def version_table(records: Iterable[Record]) -> pd.DataFrame:
     """Versions and machines that the records name, with the number of runs."""
     count: Counter = Counter()
     for one in records:

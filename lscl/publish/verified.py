@@ -6,18 +6,21 @@ from lscl import files, paths
 from lscl.experiments import records
 from lscl.experiments.sweeps import rows_of
 from lscl.experiments.verify import said
-from lscl.results import file_shapes, report
+from lscl.results import file_shapes
+from lscl.results.frames import final_accuracy
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
+from lscl.results.markdown import numbered
 
 # Where the runs of a named set stand.
 TABLES = {"table1": "Table 1", "ablations": "Table 2", "blocks": "Fig. 3", "cnns": "Fig. 4", "buffers": "Fig. 5", "regimes": "the writers by regime"}
-AGAIN = "the record was made again since"
+MADE_AGAIN = "the record was made again since"
 
 
 def cells(record: records.Record) -> list[str]:
     """What of the tables and figures this record is behind: the set, the data set, the row, the seed, and its two final accuracies."""
-    rows = {name: report.label(record) if name == "table1" else row for name, row in rows_of(record).items()}
-    accuracies = ", ".join(f"{report.final(record, mask):.1f} % {report.MASK_LABELS[mask]}" for mask in ("task", "seen"))
-    where = report.DATASET_LABELS[record["dataset"]]
+    rows = {name: row_label(record) if name == "table1" else row for name, row in rows_of(record).items()}
+    accuracies = ", ".join(f"{final_accuracy(record, mask):.1f} % {MASK_LABELS[mask]}" for mask in SCORES)
+    where = DATASET_LABELS[record["dataset"]]
     return [f"{TABLES.get(name, name)}, {where}, {row}, seed {record['seed']}: {accuracies}" for name, row in rows.items()]
 
 
@@ -31,7 +34,7 @@ def outcome(profile: str) -> str:
     rows = [
         {
             "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
-            "computed again": said(one) if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"]) else AGAIN,
+            "computed again": said(one) if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"]) else MADE_AGAIN,
             "seconds": f"{one['seconds']:.1f}",
             "recorded at": (one["recorded_at"] or "–")[:10],
             "verified at": (one["verified_at"] or "–")[:10],
@@ -42,4 +45,4 @@ def outcome(profile: str) -> str:
     equal = sum(one["equal"] for one in saved["runs"])
     command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
     caption = f"`{command}`: cells drawn at random, their records computed again from nothing"
-    return f"{equal} of {len(rows)} were equal to the bit.\n\n{report.numbered(pd.DataFrame(rows), caption, f'tab-verified-{profile}', index=False)}"
+    return f"{equal} of {len(rows)} were equal to the bit.\n\n{numbered(pd.DataFrame(rows), caption, f'tab-verified-{profile}', index=False)}"

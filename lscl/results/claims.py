@@ -1,15 +1,17 @@
-"""What the paper states about the studies of `lscl.results.studies`, and what our records say to each statement."""
+"""What the paper states about its studies, and what our records say to each statement."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import pandas as pd
 
 from lscl.errors import unknown
 from lscl.experiments.sweeps import variants
 from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
-from lscl.results.report import DATASET_LABELS, MASK_LABELS, Summary, published_losses, summary
-from lscl.results.studies import FACTORS, SCORES, Study, added, differences, shown
+from lscl.results.frames import final
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES
+from lscl.results.published import published_losses
+from lscl.results.statistics import Estimate, differences_from, estimate
+from lscl.results.studies import FACTORS, Study, component_effects
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Claim:
     """A statement of the paper about final accuracies, as we test it: sign * (variant - beside) < margin, in percentage points.
 
     says: the statement; source: where the paper makes it. beside = WITHOUT: `variant` is a component, and the difference is what it
-    adds on average (`studies.added`).
+    adds on average (`studies.component_effects`).
     """
 
     says: str
@@ -32,12 +34,16 @@ class Claim:
         """What the difference is one of, as the start of a sentence that ends with its points."""
         return f"{self.variant}: on average" if self.beside == WITHOUT else f"{self.variant} minus {self.beside} is"
 
-    def differences(self, study: Study, mask: str) -> np.ndarray:
-        """variant - beside in points for every seed that has both: (seeds,)."""
-        found = added(study, mask) if self.beside == WITHOUT else differences(study, self.beside, mask)
-        return found.get(self.variant, np.zeros(0))
+    def gaps(self, by_seed: pd.DataFrame) -> pd.Series:
+        """variant - beside in points for every seed that has both.
 
-    def verdict(self, difference: Summary) -> str:
+        Args:
+            by_seed: final accuracies, a row per seed and a column per variant.
+        """
+        found = component_effects(by_seed) if self.beside == WITHOUT else differences_from(by_seed, self.beside)
+        return found[self.variant].dropna() if self.variant in found else pd.Series(dtype=float)
+
+    def verdict(self, difference: Estimate) -> str:
         """What the 95 % interval of variant - beside says to it: an entry of JUDGEMENTS."""
         if difference.n == 1:
             return OPEN
@@ -59,7 +65,7 @@ _ADDS = (
 )
 
 
-def claims(name: str, profile: str) -> list[Claim]:
+def claims_of(name: str, profile: str) -> list[Claim]:
     """The paper's statements that the study `name` can test in a profile."""
     depth = BLOCKS[profile]
     late = range(depth - depth // 4, depth)  # 9, 10 and 11 of 12
@@ -86,38 +92,56 @@ def claims(name: str, profile: str) -> list[Claim]:
     return [claim for claim in found[name] if {claim.variant, claim.beside} <= {*variants(name, profile), *FACTORS.values(), WITHOUT}]
 
 
-def judge(study: Study, mask: str) -> str:
-    """Every statement of the paper that the study tests, sorted by what its records say to it under `mask`, as a list of lists in markdown."""
+def judge(name: str, profile: str, by_seed: pd.DataFrame) -> str:
+    """Every statement of the paper that a study tests, sorted by what its records say to it, as a list of lists in markdown.
+
+    Args:
+        name, profile: the study.
+        by_seed: final accuracies under one score, a row per seed and a column per variant.
+    """
     sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
-    for claim in claims(study.name, study.profile):
-        text, values = f"{claim.says} ({claim.source})", claim.differences(study, mask)
-        if not len(values):
+    for claim in claims_of(name, profile):
+        text, values = f"{claim.says} ({claim.source})", claim.gaps(by_seed)
+        if values.empty:
             sorted_out[MISSING].append(text)
             continue
-        gap = summary(values)
+        gap = estimate(values)
         spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
         sorted_out[claim.verdict(gap)].append(f"{text}: {claim.compared} {gap.mean:+.1f} points ({spread})")
     lines = [line for verdict, found in sorted_out.items() if found for line in (f"- **{verdict}:**", *(f"  - {text}" for text in found))]
     return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
 
 
-def judged(studies: Sequence[Study]) -> str:
-    """`judge` for each data set that has records, under the paper's score and the class-incremental one, as markdown."""
+def judged(study: Study, scores: pd.DataFrame) -> str:
+    """`judge` for each data set that has records, under the paper's score and the class-incremental one, as markdown.
+
+    Args:
+        study: which statements.
+        scores: the study's accuracies, see `lscl.results.frame`.
+    """
+    if scores.empty:
+        return f"**{DATASET_LABELS[study.datasets[0]]}**\n\n{judge(study.name, study.profile, pd.DataFrame())}"
     parts = []
-    for study in shown(studies):
-        for mask in SCORES if study.found else SCORES[:1]:
-            title = f"{DATASET_LABELS[study.dataset]}, {MASK_LABELS[mask]}" if study.found else DATASET_LABELS[study.dataset]
-            parts.append(f"**{title}**\n\n{judge(study, mask)}")
+    for dataset in sorted(scores["dataset"].unique()):
+        by_seed = final(scores[scores["dataset"] == dataset]).pivot_table("accuracy", ["mask", "seed"], "variant", sort=False)
+        for mask in SCORES:
+            title = f"{DATASET_LABELS[dataset]}, {MASK_LABELS[mask]}"
+            parts.append(f"**{title}**\n\n{judge(study.name, study.profile, by_seed.loc[mask])}")
     return "\n\n".join(parts)
 
 
-def losses(study: Study) -> str:
-    """The largest loss of a variant against the whole system beside the published ones, a sentence; empty if there is nothing to compare."""
-    theirs, gaps = published_losses(study.dataset), differences(study, "whole", "task")
-    if not theirs or not gaps:
+def compared_losses(scores: pd.DataFrame) -> str:
+    """The largest loss of a variant against the whole system beside the published ones, a sentence; empty if there is nothing to compare.
+
+    Args:
+        scores: accuracies of the ablations on one data set, see `lscl.results.frame`.
+    """
+    dataset = scores["dataset"].iloc[0]
+    by_seed = final(scores[scores["mask"] == "task"]).pivot_table("accuracy", "seed", "variant", sort=False)
+    theirs, gaps = published_losses(dataset), differences_from(by_seed, "whole").mean()
+    if not theirs or gaps.empty:
         return ""
-    least = min(gaps, key=lambda name: gaps[name].mean())
     return (
-        f"On {DATASET_LABELS[study.dataset]} the three incomplete systems of the paper's Table 2 lie {min(theirs):.1f} to {max(theirs):.1f} points "
-        f"below its whole one. Of the {len(gaps)} variants measured here the lowest beside ours is *{least}*, {gaps[least].mean():+.1f} points."
+        f"On {DATASET_LABELS[dataset]} the three incomplete systems of the paper's Table 2 lie {min(theirs):.1f} to {max(theirs):.1f} points "
+        f"below its whole one. Of the {len(gaps)} variants measured here the lowest beside ours is *{gaps.idxmin()}*, {gaps.min():+.1f} points."
     )

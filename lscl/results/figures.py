@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
@@ -19,11 +20,12 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from PIL import Image
-from scipy import stats
 from torch import Tensor
 
 from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, LowRank
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS
+from lscl.results.statistics import estimate, interval_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
 MARKERS = "osD^vPX*"
@@ -32,7 +34,7 @@ HATCHES = ("", "//", "..", "xx")
 LOOKS = len(COLOURS)
 
 
-def look(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Colour, marker and dash of line `number`; the first 64 all differ, and the first 8 in each of the three."""
     other = (number + number // LOOKS) % LOOKS
     return {"color": COLOURS[number % LOOKS], "marker": MARKERS[other], "linestyle": DASHES[other]}
@@ -64,7 +66,7 @@ STYLE = {
 }
 
 
-class Picture(Figure):
+class BookFigure(Figure):
     """A figure that pyplot knows nothing of (no double display) and that notebooks show as the value of a cell."""
 
     def _repr_png_(self) -> bytes:
@@ -87,7 +89,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches and its axes (rows, columns)."""
-    figure = Picture(figsize=(width, height), layout="constrained")
+    figure = BookFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -198,7 +200,7 @@ def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
 def similarity(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
     """Pairwise values between images, with the images along both sides. matrix: (n, n); images: (n, H, W, 3) uint8."""
     n = len(images)
-    figure = Picture(figsize=(5.6, 4.8))
+    figure = BookFigure(figsize=(5.6, 4.8))
     axes = figure.add_axes((0.16, 0.14, 0.68, 0.8))
     sns.heatmap(matrix, ax=axes, cmap=HEAT, square=True, xticklabels=False, yticklabels=False, cbar_kws={"label": label, "shrink": 0.85})
     for i, pixels in enumerate(images):
@@ -303,7 +305,7 @@ def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
     for axes, (name, values) in zip(panels, acc.items()):
         tasks = len(values)
         for u in range(tasks):
-            axes.plot(range(u + 1, tasks + 1), values[u:, :, u].mean(1), label=f"task {u + 1}", **look(u))
+            axes.plot(range(u + 1, tasks + 1), values[u:, :, u].mean(1), label=f"task {u + 1}", **line_style(u))
         axes.set(title=name, xlabel="after task", xticks=range(1, tasks + 1), ylim=(0, 102))
     panels[0].set_ylabel(f"accuracy, %, {mask}")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="on the images of")
@@ -346,44 +348,48 @@ def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label
 # ---- 05 results
 
 
-def _half_width(values: np.ndarray) -> np.ndarray:
-    """Half of the 95 % t interval of the mean over the first axis, the seeds; there must be several."""
-    n = len(values)
-    return stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
-
-
-def _line(axes: Axes, values: np.ndarray, name: str, number: int, band: bool) -> None:
-    """Mean over the seeds, with its 95 % t interval as a band. values: (seeds, tasks)."""
-    x, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
-    axes.plot(x, mean, markersize=4.5, label=name, **look(number))
-    if band and len(values) > 1:
-        half = _half_width(values)
-        axes.fill_between(x, mean - half, mean + half, color=look(number)["color"], alpha=0.15, linewidth=0)
+def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
+    """{value of the column `panel`: title}; a score has its name in tables, and behind it stands the data set's, if that is a column."""
+    where = ", ".join(DATASET_LABELS.get(name, name) for name in rows["dataset"].unique()) if "dataset" in rows else ""
+    return {one: f"{where}, {MASK_LABELS.get(one, one)}" if where else MASK_LABELS.get(one, one) for one in rows[panel].unique()}
 
 
 @styled
-def curves(panels: Mapping[str, Mapping[str, np.ndarray]], label: str = "accuracy, %, all tasks so far", bands: bool = True) -> Figure:
-    """Accuracy over the tasks, one panel per mask, a line per system, with its 95 % band unless there are too many to tell apart.
+def curves(rows: pd.DataFrame, line: str = "label", label: str = "accuracy, %, all tasks so far", bands: bool = True) -> Figure:
+    """Accuracy over the tasks, mean over the seeds: a panel per score, a line per system or variant.
 
-    panels: {title: {system: (seeds, tasks)}}.
+    Args:
+        rows: one row per point and seed, columns mask, trained_task, accuracy, and `line`.
+        line: the column that names the lines.
+        label: what stands at the vertical axis.
+        bands: draw the 95 % t interval of each mean, unless there are too many lines to tell apart.
     """
-    figure, (places,) = _figure(8, 3.7, 1, len(panels))
-    for axes, (title, systems) in zip(places, panels.items()):
-        for number, (name, values) in enumerate(systems.items()):
-            _line(axes, np.asarray(values, float), name, number, bands)
-        tasks = np.asarray(next(iter(systems.values()))).shape[1]
-        axes.set(title=title, xlabel="after task", xticks=range(1, tasks + 1))
+    titles = _titles(rows, "mask")
+    figure, (places,) = _figure(8, 3.7, 1, len(titles))
+    for axes, (mask, title) in zip(places, titles.items()):
+        for number, (name, found) in enumerate(rows[rows["mask"] == mask].groupby(line, sort=False)):
+            points = found.groupby("trained_task")["accuracy"]
+            mean, (low, high) = points.mean(), zip(*(interval_of(values) for _, values in points))
+            axes.plot(mean.index, mean, markersize=4.5, label=name, **line_style(number))
+            if bands and np.isfinite(low).all():  # one seed has no interval
+                axes.fill_between(mean.index, low, high, color=line_style(number)["color"], alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="after task", xticks=sorted(rows["trained_task"].unique()))
     places[0].set_ylabel(label)
     figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 @styled
-def costs(points: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
-    """One labelled point per system. points: {system: (x, y)}."""
+def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
+    """One point per row, named in the legend by the row's label.
+
+    Args:
+        points: its index are the labels.
+        x, y: the columns along both axes, as they are called there.
+    """
     figure, ((axes,),) = _figure(6.5, 3.1)
-    for number, (name, point) in enumerate(points.items()):
-        axes.plot(*point, markersize=8, label=name, **{**look(number), "linestyle": "none"})
+    for number, (name, point) in enumerate(points.iterrows()):
+        axes.plot(point[x], point[y], markersize=8, label=name, **{**line_style(number), "linestyle": "none"})
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.12)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -407,51 +413,59 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
 
 
 @styled
-def differences(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, limit: float = math.inf) -> Figure:
-    """Paired differences from a variant: mean, 95 % t interval, a tick per seed; one row per variant, one panel per score, a line at zero.
+def paired_differences(differences: pd.DataFrame, label: str, limit: float = math.inf) -> Figure:
+    """Paired differences: mean, 95 % t interval, a tick per seed; a row per variant, a panel per score, a line at zero.
 
-    panels: {title: {variant: (seeds,)}}; limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be
-    told apart.
+    Args:
+        differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
+        label: what stands at the horizontal axis.
+        limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
     """
-    rows = list(next(iter(panels.values())))
-    figure, (places,) = _figure(8, 1.1 + 0.27 * len(rows), 1, len(panels), sharey=True)
-    for axes, (title, variants) in zip(places, panels.items()):
-        for row, values in enumerate(np.asarray(found, float) for found in variants.values()):
-            half, middle = _half_width(values) if len(values) > 1 else None, values.mean()
-            if abs(middle) > limit:
-                edge, side = math.copysign(limit, middle), "left" if middle < 0 else "right"
-                axes.plot(edge, row, "<" if middle < 0 else ">", color=COLOURS[0], markersize=7, clip_on=False)
-                axes.annotate(f"{middle:+.1f}", (edge, row), (-math.copysign(9, middle), 0), textcoords="offset points", ha=side, va="center")
+    names, masks = list(differences.columns), differences.index.unique("mask")
+    figure, (places,) = _figure(8, 1.1 + 0.27 * len(names), 1, len(masks), sharey=True)
+    for axes, mask in zip(places, masks):
+        for row, name in enumerate(names):
+            values = differences.loc[mask, name].dropna()
+            gap = estimate(values)
+            if abs(gap.mean) > limit:
+                edge, side = math.copysign(limit, gap.mean), "left" if gap.mean < 0 else "right"
+                axes.plot(edge, row, "<" if gap.mean < 0 else ">", color=COLOURS[0], markersize=7, clip_on=False)
+                axes.annotate(f"{gap.mean:+.1f}", (edge, row), (-math.copysign(9, gap.mean), 0), textcoords="offset points", ha=side, va="center")
                 continue
             axes.plot(values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6)
-            axes.errorbar(middle, row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+            half = gap.half_width if gap.n > 1 else None
+            axes.errorbar(gap.mean, row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
         if limit < math.inf:
             axes.set_xlim(-limit, limit)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
-        axes.set(title=title, xlabel=label, ylim=(len(rows) - 0.4, -0.6))
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set(title=MASK_LABELS[mask], xlabel=label, ylim=(len(names) - 0.4, -0.6))
+        axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
     return figure
 
 
 @styled
-def classes_of_clients(panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]], names: Sequence[str], label: str) -> Figure:
-    """One dot per class of each client and a bar at their mean, the groups side by side, one panel per score.
+def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) -> Figure:
+    """One dot per class of each client, all seeds together, and a bar at their mean; the variants side by side, a panel per score.
 
-    panels: {title: {group: clients x (classes,)}}; names: what stands under each client.
+    Args:
+        classes: rows of `lscl.results.classes_frame`.
+        names: what stands under each client.
+        label: what stands at the vertical axis.
     """
-    figure, places = _figure(8, 2.9 * len(panels), len(panels), 1, sharex=True, sharey=True)
-    for (axes,), (title, groups) in zip(places, panels.items()):
-        for number, (group, clients) in enumerate(groups.items()):
-            for k, values in enumerate(clients):
-                middle = k + (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
-                x = middle + np.linspace(-0.28, 0.28, len(values)) / len(groups)
-                style = {"color": COLOURS[number % LOOKS], "marker": MARKERS[number % LOOKS], "label": group if k == 0 else None}
-                axes.plot(x, np.sort(values), markersize=3.5, alpha=0.7, linestyle="none", **style)
-                axes.plot([middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [np.mean(values)] * 2, color=INK, linewidth=1.8)
+    titles, groups = _titles(classes[["mask"]], "mask"), list(classes["variant"].unique())
+    figure, places = _figure(8, 2.9 * len(titles), len(titles), 1, sharex=True, sharey=True)
+    for (axes,), (mask, title) in zip(places, titles.items()):
+        for (group, client), found in classes[classes["mask"] == mask].groupby(["variant", "client"], sort=False)["accuracy"]:
+            number, values = groups.index(group), np.sort(found)
+            middle = client - 1 + (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
+            x = middle + np.linspace(-0.28, 0.28, len(values)) / len(groups)
+            style = {"color": COLOURS[number % LOOKS], "marker": MARKERS[number % LOOKS], "label": group if client == 1 else None}
+            axes.plot(x, values, markersize=3.5, alpha=0.7, linestyle="none", **style)
+            axes.plot([middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [values.mean()] * 2, color=INK, linewidth=1.8)
         axes.set(title=title, ylabel=label, ylim=(-3, 103))
     places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
-    figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(panels))
+    figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles))
     return figure
 
 
@@ -459,21 +473,21 @@ def classes_of_clients(panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
 
 
 @styled
-def by_round(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, tasks: int) -> Figure:
-    """A value in every round, one line per system, one panel per direction, logarithmic; thin lines between the tasks.
+def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
+    """What travels over the tasks: a panel per direction, a line per system, logarithmic, thin lines between the tasks.
 
-    panels: {title: {system: (rounds,)}}; what is zero is left out.
+    Args:
+        panels: {title: a row per exchange, its index the tasks that are done then, and a column per system}; what is zero is left out.
+        label: what stands at the vertical axis.
     """
     figure, (places,) = _figure(8, 4.2, 1, len(panels), sharey=True)
     systems = list(dict.fromkeys(name for found in panels.values() for name in found))
     for axes, (title, found) in zip(places, panels.items()):
         for name, values in found.items():
-            if not np.any(values):
-                continue
-            values = np.where(np.asarray(values) > 0, values, np.nan)
-            x = np.arange(1, len(values) + 1) / (len(values) / tasks)
-            axes.plot(x, values, markersize=3.5, label=name, **look(systems.index(name)))
-        axes.set(title=title, xlabel="task", yscale="log", xticks=range(tasks + 1))
+            own = values.dropna()  # systems differ in the number of their exchanges
+            if own.any():
+                axes.plot(own.index, own.where(own > 0), markersize=3.5, label=name, **line_style(systems.index(name)))
+        axes.set(title=title, xlabel="task", yscale="log", xticks=range(round(found.index.max()) + 1))
         axes.grid(axis="x")
     places[0].set_ylabel(label)
     handles = {text: handle for axes in places for handle, text in zip(*axes.get_legend_handles_labels())}
@@ -482,18 +496,24 @@ def by_round(panels: Mapping[str, Mapping[str, np.ndarray]], label: str, tasks: 
 
 
 @styled
-def growth(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], label: str) -> Figure:
-    """How something grows with sizes, both axes logarithmic and of equal scale, so that a slope can be read off; linear growth is drawn beside it.
+def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
+    """How something grows with sizes, both axes logarithmic, so that a slope can be read off; linear growth is drawn beside it.
 
-    panels: {what grows: {system: (sizes, values)}}; a panel each, a line per system.
+    Args:
+        rows: columns grows (a panel each), label (a line each), size, and `column`.
+        column: what grows.
+        label: what stands at the vertical axis.
     """
-    figure, (row,) = _figure(2.3 * len(panels) + 0.6, 2.9, 1, len(panels), sharey=True)
-    for axes, (size, lines) in zip(row, panels.items(), strict=True):
-        for number, (name, (sizes, values)) in enumerate(lines.items()):
-            axes.plot(sizes, values, label=name if axes is row[0] else None, markersize=4, **look(number))
-        sizes, values = next(iter(lines.values()))
-        axes.plot(sizes, [values[0] * one / sizes[0] for one in sizes], color=SOFT, lw=0.8, label="linear" if axes is row[0] else None, zorder=0)
-        axes.set(xscale="log", yscale="log", title=size, xticks=sizes, xticklabels=[f"{one:g}" for one in sizes])
+    kinds = list(rows["grows"].unique())
+    figure, (row,) = _figure(2.3 * len(kinds) + 0.6, 2.9, 1, len(kinds), sharey=True)
+    for axes, kind in zip(row, kinds):
+        lines = list(rows[rows["grows"] == kind].groupby("label", sort=False))
+        for number, (name, found) in enumerate(lines):
+            axes.plot(found["size"], found[column], label=name if axes is row[0] else None, markersize=4, **line_style(number))
+        sizes, start = lines[0][1]["size"], lines[0][1].iloc[0]
+        linear = start[column] * sizes / start["size"]
+        axes.plot(sizes, linear, color=SOFT, lw=0.8, label="linear" if axes is row[0] else None, zorder=0)
+        axes.set(xscale="log", yscale="log", title=kind, xticks=list(sizes), xticklabels=[f"{one:g}" for one in sizes])
         axes.minorticks_off()
     row[0].set_ylabel(label)
     row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -503,17 +523,15 @@ def growth(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
 
 
 @styled
-def stacked(rows: Mapping[str, Mapping[str, float]], label: str) -> Figure:
-    """One horizontal bar per row, made of parts. rows: {row: {part: value}}."""
+def stacked(rows: pd.DataFrame, label: str) -> Figure:
+    """One horizontal bar per row of the table, made of its columns."""
     figure, ((axes,),) = _figure(8, 1.2 + 0.3 * len(rows))
     left = np.zeros(len(rows))
-    for number, part in enumerate(next(iter(rows.values()))):
-        values = np.array([row[part] for row in rows.values()])
-        axes.barh(
-            range(len(rows)), values, left=left, label=part, color=COLOURS[number % LOOKS], edgecolor=GROUND, hatch=["", "//", "..", "xx"][number % 4]
-        )
-        left += values
-    axes.set_yticks(range(len(rows)), list(rows))
+    for number, (part, values) in enumerate(rows.items()):
+        style = {"color": COLOURS[number % LOOKS], "edgecolor": GROUND, "hatch": HATCHES[number % len(HATCHES)]}
+        axes.barh(range(len(rows)), values, left=left, label=part, **style)
+        left += values.to_numpy()
+    axes.set_yticks(range(len(rows)), list(rows.index))
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.grid(axis="x")

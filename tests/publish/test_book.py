@@ -124,9 +124,10 @@ def test_stored_outputs_are_complete_and_name_no_place(path):
 @notebooks
 def test_notebooks_show_and_the_library_computes(path):
     code = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+    of_results = path.name >= "05"  # filter, group, mean, plot: in view, and small
     for cell in code:
         lines = source(cell).splitlines()
-        assert len(lines) <= 16, source(cell)[:80]
+        assert len(lines) <= (10 if of_results and "hide-input" not in cell["metadata"]["tags"] else 16), source(cell)[:80]
         assert not any(line.startswith("class ") for line in lines)
 
 

@@ -6,13 +6,14 @@ import pytest
 from made_records import record
 
 from lscl.publish import explorer
-from lscl.results import figures, report
+from lscl.results import figures
+from lscl.results.markdown import NO_RECORDS
 
 pytestmark = pytest.mark.usefixtures("published")
 
 
 def test_without_records_a_sentence():
-    assert explorer.page([]) == f"<p>{report.NO_RECORDS}</p>"
+    assert explorer.explorer_page([]) == f"<p>{NO_RECORDS}</p>"
 
 
 def test_accuracies_and_costs():
@@ -34,7 +35,7 @@ def test_a_cost_that_was_not_measured_is_none():
 
 
 def test_the_page_holds_its_data():
-    html = explorer.page([record()])
+    html = explorer.explorer_page([record()])
     found = json.loads(html.split('id="explore-data">')[1].split("</script>")[0])
     assert found == explorer.data([record()])
 
@@ -42,4 +43,4 @@ def test_the_page_holds_its_data():
 def test_every_look_has_a_name_in_the_browser():
     looks = [explorer._look(number) for number in range(16)]
     assert len({tuple(look.values()) for look in looks}) == 16
-    assert {look["symbol"] for look in looks} == {explorer.SYMBOLS[marker] for marker in figures.MARKERS}
+    assert {look["symbol"] for look in looks} == {explorer.PLOTLY_SYMBOLS[marker] for marker in figures.MARKERS}

@@ -47,9 +47,9 @@ def notebook(places):
 def test_the_sets_that_a_notebook_shows():
     cells = [
         nbformat.v4.new_code_cell(text)
-        for text in ("report.main_records(all)", 'studies.of_profile("blocks", profile)', "report.tuning()", "report.growth()", "inside.shown(x)")
+        for text in ('frame(x, study="table1")', 'costs_frame(x, study="blocks")', "tuning_frame()", "growth_frame()", "components_frame(x)")
     ]
-    made = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("writers(")])
+    made = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell('study="regimes"')])
     assert freshness.sets_of(made) == ["blocks", "components", "growth", "table1", "tune"]
 
 
@@ -61,12 +61,12 @@ def test_a_notebook_without_records_carries_no_stamp(places):
 
 def test_a_changed_or_a_new_record_makes_the_notebooks_that_show_it_old(save, notebook, capsys):
     path = save(record("local_head"))
-    notebook("report.main_records(all)")
-    notebook('studies.of_profile("blocks", profile)', 7)
+    notebook('frame(x, study="table1")')
+    notebook('frame(x, study="blocks")', 7)
     assert freshness.stale() == []
     path.write_text(path.read_text(encoding="utf-8").replace("50.0", "50.5", 1))
     assert [line.split(":")[0] for line in freshness.stale()] == ["notebooks/05_results.ipynb"]
-    notebook("report.main_records(all)")
+    notebook('frame(x, study="table1")')
     save(record("fed_lscl"))  # the run with block 3, too
     assert [line.split(":")[0] for line in freshness.stale()] == ["notebooks/05_results.ipynb", "notebooks/07_results.ipynb"]
     assert "older than the records of blocks" in freshness.stale()[1]
@@ -76,7 +76,7 @@ def test_a_changed_or_a_new_record_makes_the_notebooks_that_show_it_old(save, no
 
 
 def test_a_notebook_that_was_never_stamped_is_old(places, notebook):
-    path = notebook("report.tuning()")
+    path = notebook("tuning_frame()")
     assert freshness.stale() == []
     folder = places / "results" / "tuning"
     folder.mkdir()
@@ -90,6 +90,6 @@ def test_a_notebook_that_was_never_stamped_is_old(places, notebook):
 
 def test_other_seeds_and_tuning_runs_do_not_count(save, notebook):
     save(record("local_head"))
-    notebook("report.main_records(all)")
+    notebook('frame(x, study="table1")')
     save(record("local_head", seed=7))
     assert freshness.stale() == []

@@ -8,7 +8,7 @@ from made_records import record
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
 from lscl.publish import hardware
-from lscl.results.report import DATASET_LABELS
+from lscl.results.labels import DATASET_LABELS
 
 MACHINE = {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}
 
@@ -41,7 +41,7 @@ def test_the_time_of_a_notebook_with_and_without_the_runs_before_it(expected):
 
 def test_nobody_has_measured_anything_yet(places):
     assert hardware.expected() == [] and hardware.notebook_time("05_results") is None
-    assert hardware.notebooks().empty and hardware.measured([]).empty
+    assert hardware.notebooks().empty and hardware.measured_times([]).empty
 
 
 def test_whole_profiles_come_first_then_one_run_of_every_system_on_the_first_seed(expected):
@@ -49,7 +49,7 @@ def test_whole_profiles_come_first_then_one_run_of_every_system_on_the_first_see
     assert sweeps.SEEDS[0] == 42
     for one in runs:
         one["config"]["threads"] = 2
-    rows = hardware.measured(runs).to_dict("records")
+    rows = hardware.measured_times(runs).to_dict("records")
     assert [row["command"] for row in rows] == [
         "`make demo`",
         "`lscl run --method fed_lscl --dataset cifar100 --profile mini`",

@@ -10,7 +10,7 @@ from lscl.config import experiment, fields
 from lscl.experiments import sweeps
 from lscl.methods import METHODS
 from lscl.publish import method_pages
-from lscl.results import report
+from lscl.results.markdown import NO_RECORDS
 
 pytestmark = pytest.mark.usefixtures("published")
 CONTROLS = ("local_head", "local_lora")
@@ -49,7 +49,7 @@ def test_the_parameters_are_those_that_the_method_reads(method):
 
 
 def test_values_are_those_of_the_profiles():
-    table = method_pages.parameters("glfc")
+    table = method_pages.parameter_table("glfc")
     assert table.loc["`glfc_steps`", ["mini", "paper"]].tolist() == ["5", "250"]
 
 
@@ -60,7 +60,7 @@ def test_results_stand_beside_the_published_ones_and_an_own_head():
     assert "| Fed-LSCL, published | task-masked, task just learned | – | 97.7 |" in text
     assert "| Fed-LSCL (O2D exact) | class-incremental, all tasks so far | 2 | 51.0 ±" in text
     assert "| Fed-LSCL (O2D exact) | 43.0 | 2 |" in text and "| +9.5 |" in text
-    assert "Fed-LSCL" not in method_pages.results("local_head", made)
+    assert "Fed-LSCL" not in method_pages.results_of("local_head", made)
 
 
 def test_the_choice_is_compared_with_what_is_in_use(places):
@@ -107,4 +107,4 @@ def test_the_overview_links_every_page():
     for method in METHODS:
         assert f"<{method_pages.anchor(method)}>`" in text
     assert "| {ref}`Fed-LSCL <method-fed-lscl>` |" in text and "| 1 | 72.0 | 42.0 |" in text
-    assert report.NO_RECORDS in method_pages.overview([])
+    assert NO_RECORDS in method_pages.overview([])

@@ -10,12 +10,11 @@ from made_records import record
 from test_cli import call
 from tests_root import ROOT
 
-from lscl.errors import LsclError
 from lscl.experiments import records, sweeps
 from lscl.experiments.sweeps import PLANS, main_table
-from lscl.publish import freshness, numbers, pages, status
-from lscl.results import report
-from lscl.results.report import DATASET_LABELS
+from lscl.publish import benchmark_pages, freshness, numbers, pages, status
+from lscl.results.labels import DATASET_LABELS
+from lscl.results.markdown import NO_RECORDS
 
 pytestmark = pytest.mark.usefixtures("published")
 
@@ -39,8 +38,8 @@ def test_without_records_every_table_is_a_sentence(places):
     assert set(written) == set(pages.pieces())
     values = written["results/tables/method_values.md"]
     assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
-    assert written["results/tables/headline.md"].strip() == report.NO_RECORDS
-    assert all("Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in pages.FEDERATION)
+    assert written["results/tables/headline.md"].strip() == NO_RECORDS
+    assert all("Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in benchmark_pages.FEDERATION)
 
 
 def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
@@ -124,15 +123,15 @@ def markdown(path):
 
 
 def test_the_state_of_the_records(places, saved):
-    table = status.sets([])
-    assert len(table) == 2 * len(status.SETS) and set(table["minutes"]) == {"0"}
+    table = status.set_table([])
+    assert len(table) == 2 * len(status.NAMED_SETS) and set(table["minutes"]) == {"0"}
     assert table["runs"].iloc[0] == f"0 of {len(main_table()) * 3}"
     real = sweeps.table1({"profile": "mini", "dataset": "cifar100"}, [42])[0]
-    found = status.sets([{**record(), "config_digest": real.digest}]).iloc[0]
+    found = status.set_table([{**record(), "config_digest": real.digest}]).iloc[0]
     assert found["runs"] == f"1 of {len(main_table()) * 3}" and found["minutes"] == "3" and found["commits"] == "abcdef0123"
     made = [record(seed=seed) for seed in (42, 1999)]
-    assert ["partition", "CIFAR-100", "`p42`", "1"] in status.digests(made).to_numpy().tolist()
-    assert status.versions(made).to_numpy().tolist()[0] == ["torch", "2.0", "2"]
+    assert ["partition", "CIFAR-100", "`p42`", "1"] in status.digest_table(made).to_numpy().tolist()
+    assert status.version_table(made).to_numpy().tolist()[0] == ["torch", "2.0", "2"]
 
 
 def test_headline_from_records(places, saved):
@@ -192,91 +191,3 @@ def test_the_papers_plan_has_every_system_with_the_servers_work():
     assert all(part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items())
     (target,) = [line.split("|") for line in parts["imagenet_r"].splitlines() if line.startswith("| TARGET ")]
     assert float(target[5]) > float(target[4]) > 0
-
-
-def test_benchmarks_are_told_from_their_goals(places, one_line):
-    assert pages.benchmarks() == "No benchmark has been recorded yet."
-    folder = places / "results" / "benchmarks"
-    folder.mkdir(parents=True)
-    about = {"machine": {"cpu": "some cpu"}, "commit": "abcdef0123456"}
-    rows = [
-        {"method": "l2p", "ratio": 1.6, "goal": 1.5, "better": "lower"},
-        {"method": "none", "part_of_it": {"ratio": 3, "goal": 2, "better": "higher"}},
-    ]
-    for name, ratio, better in (("slow", 1.3, "lower"), ("fast", 120.0, "higher")):
-        found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
-        (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
-    (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}), encoding="utf-8")
-    assert [line for line in pages.benchmarks().splitlines() if line.startswith("| ")][1:] == [
-        "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
-        "| open | 2 | – | – | some cpu | abcdef0123 |",
-        "| slow | 1.3 | at most 1.25 | no | some cpu | abcdef0123 |",
-        "| slow: l2p | 1.6 | at most 1.5 | no |  |  |",
-        "| slow: none part of it | 3 | at least 2 | yes |  |  |",
-    ]
-    (folder / "open.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(LsclError) as caught:
-        pages.benchmarks()
-    one_line(caught, "open.json")
-
-
-ABOUT = {"commit": "abcdef0123456", "machine": {"cpu": "some cpu", "cores": 2, "load": 1.6}, "flwr": "1.41.0"}
-SENT = {
-    "clients": 2,
-    "seconds": 60.0,
-    "exchanges": [1, 2],
-    "wire_up": [1200, 400],
-    "payload_up": [1000, 0],
-    "wire_down": [6e6, 6e6],
-    "payload_down": [5e6, 5e6],
-}
-MEASURED = {
-    "parity": [
-        {"profile": "demo", "method": "lorm", "transport": "tls", "differs": [], "accuracies": 75, "byte_counts": 50, **SENT, **ABOUT},
-        {"profile": "demo", "method": "lorm", "transport": "simulation", "differs": ["bytes_up"], "accuracies": 75, "byte_counts": 50, **ABOUT},
-    ],
-    "faults": [
-        {
-            "fault": "client killed", "rounds": 8, "rounds_finished": 8, **ABOUT,
-            "points": [{"rounds_missed": n, "came_back": True, "while_it_computed": n == 1} for n in (2, 1)],
-        },
-        {"fault": "server killed", "killed": "inside a round", "finished_rounds": 1, "of": 4, "resumed_after": 1, "then": "all the same", **ABOUT},
-        {
-            "fault": "bad", "bad_payloads": [{"kind": "NaN", "server_says": "no"}], "strangers": [{"node": "plain text", "says": "out"}],
-            "rounds": 8, "rounds_finished": 8, **ABOUT,
-        },
-    ],
-    "scale": [
-        {
-            "clients": 9, "rounds": 6, "seconds_per_exchange": 8.5, "cpu_seconds_per_exchange": 9.5, "memory_mb": [700, 800, 710],
-            "differs_from_one_process": [], **ABOUT,
-        },
-    ],
-}  # fmt: skip
-
-
-def test_measurements_of_federations_are_told_as_they_are(places, one_line):
-    folder = places / "results" / "federation"
-    folder.mkdir(parents=True)
-    for part, rows in MEASURED.items():
-        (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}), encoding="utf-8")
-    texts = {name: pages.federation(name) for name in pages.FEDERATION}
-    note = "<small>some cpu, 2 cores, flwr 1.41.0, load 2 before a row began, commit abcdef0123</small>"
-    assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
-    lines = {name: [line for line in text.splitlines() if line.startswith("|")][2:] for name, text in texts.items()}
-    assert lines == {
-        "parity": ["| LoRM | demo | processes over TLS | 75 | 50 | nothing |", "| LoRM | demo | Flower's simulation | 75 | 50 | bytes_up |"],
-        "wire": ["| LoRM | demo | 0.00 | 0.00 | 0.1 | 10.00 | 12.00 | 333.3 | 20 |"],
-        "faults": [
-            "| SIGKILL to a client, 1 times while it computed | 2 | "
-            "8 of 8 rounds finished; 3 answers missing in all; back in a later round 2 times |",
-            "| SIGKILL to the server inside a round | 1 | 1 of 4 rounds were finished; went on after round 1; all the same |",
-            "| payload: NaN | 1 | 8 of 8 rounds finished; left out: no |",
-            "| node: plain text | 1 | not let in: out |",
-        ],
-        "scale": ["| 9 | 6 | 8.5 | 9.5 | 700 | 710 | nothing |"],
-    }
-    (folder / "scale.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(LsclError) as caught:
-        pages.federation("scale")
-    one_line(caught, "scale.json")

@@ -3,14 +3,14 @@
 import math
 
 import pytest
-from test_studies import collect
 
+from lscl import results
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
 from lscl.methods.parts import fed_lscl_studies
-from lscl.results import claims, studies
+from lscl.results import claims, frames, studies
 from lscl.results.claims import AGREES, CONTRADICTS, OPEN, Claim
-from lscl.results.report import Summary
+from lscl.results.statistics import Estimate
 
 pytestmark = pytest.mark.usefixtures("published")
 
@@ -25,25 +25,31 @@ pytestmark = pytest.mark.usefixtures("published")
 )  # fmt: skip
 def test_the_interval_decides(sign, margin, mean, expected):
     claim = Claim("", "", "a", "b", sign, margin)
-    assert claim.verdict(Summary(mean, 3, 1.0, 0.4)) == expected
-    assert claim.verdict(Summary(mean, 1, math.nan, math.nan)) == OPEN
+    assert claim.verdict(Estimate(mean, 3, 1.0)) == expected
+    assert claim.verdict(Estimate(mean, 1, math.nan)) == OPEN
 
 
 @pytest.mark.parametrize("profile", sweeps.PLANS)
 @pytest.mark.parametrize("study", ("ablations", "blocks", "buffers", "cnns"))
 def test_every_statement_is_about_variants_of_the_study(study, profile):
     labels = sweeps.variants(study, profile)
-    found = claims.claims(study, profile)
+    found = claims.claims_of(study, profile)
     assert all({claim.variant, claim.beside} <= set(labels) for claim in found if claim.beside != claims.WITHOUT)
     assert [claim.variant for claim in found if claim.beside == claims.WITHOUT] == (list(studies.FACTORS.values()) if study == "ablations" else [])
     assert found or (study, profile) == ("blocks", "smoke")  # three blocks have no last quarter
 
 
 def test_the_last_quarter_of_the_blocks():
-    assert [claim.variant for claim in claims.claims("blocks", "mini")] == ["block 6", "block 7"]
-    assert [claim.variant for claim in claims.claims("blocks", "paper")] == ["block 9", "block 10", "block 11"]
+    assert [claim.variant for claim in claims.claims_of("blocks", "mini")] == ["block 6", "block 7"]
+    assert [claim.variant for claim in claims.claims_of("blocks", "paper")] == ["block 9", "block 10", "block 11"]
     with pytest.raises(LsclError, match="unknown study 'block'"):
-        claims.claims("block", "mini")
+        claims.claims_of("block", "mini")
+
+
+def by_seed(mask="task"):
+    """The final accuracies of the ablations that are recorded, a row per seed and a column per variant."""
+    scores = results.frame("mini", study="ablations")
+    return frames.final(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", "variant", sort=False)
 
 
 def sections(text):
@@ -59,15 +65,16 @@ def test_statements_are_sorted(put):
         put(85 + noise, {"continual": "none"}, seed)
         put(80 + 5 * noise, {"collaboration": "static"}, seed)
     put(60, {"collaboration": "cnn"})
-    found = sections(claims.judge(collect(), "task"))
+    found = sections(claims.judge("ablations", "mini", by_seed()))
     assert list(found) == [*claims.JUDGEMENTS, "Not yet measured"]
     agrees, contradicts, still_open, missing = found.values()
     assert "no O2D minus whole is -10.0 points (95 % interval -10.5 to -9.5, n = 3)" in agrees
     assert "no SM-CF minus whole is +5.0" in contradicts
     assert "one static update" in still_open and "CNN alone minus whole is -20.0 points (one seed)" in still_open
     assert "without both" in missing
-    assert claims.losses(collect()).endswith("lie 39.1 to 59.5 points below its whole one. Of the 4 variants measured here the lowest beside ours is "
-                                             "*CNN alone*, -20.0 points.")  # fmt: skip
+    assert claims.compared_losses(results.frame("mini", study="ablations")).endswith(
+        "lie 39.1 to 59.5 points below its whole one. Of the 4 variants measured here the lowest beside ours is *CNN alone*, -20.0 points."
+    )
 
 
 def test_components_are_judged_by_all_their_subsets(put):
@@ -75,19 +82,32 @@ def test_components_are_judged_by_all_their_subsets(put):
         for place, change in enumerate(fed_lscl_studies.ABLATIONS[label] for label in studies._SUBSETS):
             static, without_smcf = "collaboration" in change, "continual" in change
             put(70 + (4 + noise) * static - 2 * without_smcf + (noise if place % 2 else -noise), change, seed)
-    study = collect()
-    added = studies.added(study, "task")
-    written, smcf, o2d = (added[studies.FACTORS[key]] for key in "WSO")
+    added = studies.component_effects(by_seed())
+    written, smcf, o2d = (added.loc[[42, 1999, 2024], studies.FACTORS[key]].tolist() for key in "WSO")
     assert written == pytest.approx([-4, -4.1, -3.9]) and smcf == pytest.approx([2, 2, 2]) and o2d == pytest.approx([0, -0.2, 0.2])
-    agrees, contradicts, still_open, _ = sections(claims.judge(study, "task")).values()
+    agrees, contradicts, still_open, _ = sections(claims.judge("ablations", "mini", by_seed())).values()
     assert "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points" in agrees
     assert "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points" in contradicts
     assert "O2D: on average +0.0 points" in still_open
 
 
+def test_both_scores_of_each_data_set(put):
+    for seed in (42, 1999):
+        put(80, seed=seed)
+        put(70, {"o2d": "none"}, seed)
+    text = claims.judged(studies.collect("ablations", "mini"), results.frame("mini", study="ablations"))
+    parts = text.split("\n\n")
+    assert parts[::2] == ["**CIFAR-100, task-masked**", "**CIFAR-100, class-incremental**"]
+    assert all("no O2D minus whole is -10.0 points" in part for part in parts[1::2])
+
+
 def test_without_records_nothing_is_claimed():
-    both = studies.of_profile("cnns", "mini")
-    assert claims.judged(both) == (
+    nothing = results.frame("mini", study="cnns")
+    assert claims.judged(studies.collect("cnns", "mini"), nothing) == (
         "**CIFAR-100**\n\n- **Not yet measured:**\n  - clients may choose their CNN: the loss is less than 1 point (Fig. 4)"
     )
-    assert claims.losses(collect()) == ""
+
+
+def test_losses_need_a_published_table_and_a_variant(put):
+    put(80)
+    assert claims.compared_losses(results.frame("mini", study="ablations")) == ""

@@ -1,9 +1,10 @@
-"""Every figure function returns a figure with something in it."""
+"""Every figure function draws the values that it was given, each under its own name."""
 
 import io
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,51 @@ for place in ((0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3), (0, 0, 4), (0, 1, 5), 
     COUNTS[place] = 3
 ACC = np.array([[[90.0, np.nan]], [[60.0, 80.0]]])
 
+
+def accuracies(values, masks=("task", "seen")):
+    """Rows for `figures.curves`: {label: (seeds, tasks)}, the same under every score."""
+    return pd.DataFrame(
+        [
+            {"mask": mask, "label": name, "seed": seed, "trained_task": task + 1, "accuracy": value}
+            for mask in masks
+            for name, table in values.items()
+            for seed, line in enumerate(table)
+            for task, value in enumerate(line)
+        ]
+    )
+
+
+def gaps(masks=("task", "seen"), **columns):
+    """Differences for `figures.paired_differences`, the same under every score."""
+    return pd.concat({mask: pd.DataFrame(columns, index=pd.Index([42, 1999, 2024], name="seed")) for mask in masks}, names=["mask"])
+
+
+def classes(values, masks=("task", "seen")):
+    """Rows for `figures.classes_of_clients`: {variant: clients x classes}, the same under every score."""
+    return pd.DataFrame(
+        [
+            {"mask": mask, "variant": name, "client": k + 1, "accuracy": value}
+            for mask in masks
+            for name, clients in values.items()
+            for k, found in enumerate(clients)
+            for value in found
+        ]
+    )
+
+
+TRAFFIC = pd.DataFrame({"x": np.ones(10), "y": np.arange(10.0), "nothing": np.zeros(10)}, index=np.arange(1, 11) / 2)
+GROWTH = pd.DataFrame(
+    [
+        ("x", "clients", 1, 1.0),
+        ("x", "clients", 2, 2.0),
+        ("y", "clients", 1, 3.0),
+        ("y", "clients", 2, 9.0),
+        ("x", "tasks", 2, 2.0),
+        ("x", "tasks", 4, 9.0),
+    ],
+    columns=["label", "grows", "size", "cpu_seconds"],
+)
+
 FIGURES = {
     "partition_picture": lambda: figures.partition_picture(COUNTS),
     "shares": lambda: figures.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
@@ -34,22 +80,139 @@ FIGURES = {
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
     "bars": lambda: figures.bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
     "convergence": lambda: figures.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
-    "curves": lambda: figures.curves({"task": {"x": draw.uniform(size=(3, 5))}, "seen": {"x": draw.uniform(size=(1, 5))}}),
+    "curves": lambda: figures.curves(accuracies({"x": draw.uniform(size=(3, 5)), "y": draw.uniform(size=(1, 5))})),
     "sheets": lambda: figures.sheets({"a": IMAGES[0], "b": IMAGES[1], "c": IMAGES[2]}),
-    "differences": lambda: figures.differences({"task": {"x": draw.uniform(size=3), "y": draw.uniform(size=1)}}, "points"),
-    "classes_of_clients": lambda: figures.classes_of_clients({"task": {"x": draw.uniform(0, 100, (2, 9))}}, ["a", "b"], "%"),
-    "by_round": lambda: figures.by_round({"up": {"x": np.ones(10)}, "down": {"x": np.zeros(10), "y": np.arange(10)}}, "MB", 5),
-    "stacked": lambda: figures.stacked({"x": {"a": 1, "b": 2}, "y": {"a": 3, "b": 4}}, "minutes"),
-    "growth": lambda: figures.growth({"clients": {"x": ([1, 2, 4], [1, 2, 5])}, "tasks": {"x": ([1, 4], [2, 9])}}, "seconds"),
-    "costs": lambda: figures.costs({"a": (0, 50), "b": (3, 55)}, "MB", "%"),
+    "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
+    "classes_of_clients": lambda: figures.classes_of_clients(classes({"a": [[10.0, 30], [50, 70]]}), ["a", "b"], "%"),
+    "traffic_by_task": lambda: figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB"),
+    "stacked": lambda: figures.stacked(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
+    "growth": lambda: figures.growth(GROWTH, "cpu_seconds", "seconds"),
+    "labelled_points": lambda: figures.labelled_points(pd.DataFrame({"MB": [0, 3], "%": [50, 55]}, index=["a", "b"]), "MB", "%"),
 }
 
 
+# ---- what is drawn where: a figure whose values or names are swapped fails here
+
+
+def lines(axes):
+    """{label: (x, y) as lists} of the lines of a panel that have one."""
+    return {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def heights(axes):
+    """{series: {group: height}} of the bars of a panel, by the ticks below them."""
+    names = dict(zip(axes.get_xticks(), (text.get_text() for text in axes.get_xticklabels())))
+    middle = lambda bar: bar.get_x() + bar.get_width() / 2
+    nearest = lambda bar: names[min(names, key=lambda tick: abs(tick - middle(bar)))]
+    return {drawn.get_label(): {nearest(bar): bar.get_height() for bar in drawn} for drawn in axes.containers}
+
+
+def test_bars_stand_over_their_group_and_carry_their_value():
+    values = {"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}
+    (axes,) = figures.bars(values, "kB").axes
+    assert heights(axes) == {"a": {"one": 1, "two": 3}, "b": {"one": 2, "two": 4}}
+    assert [text.get_text() for text in axes.texts] == ["1", "3", "2", "4"]
+    colours = {drawn.get_label(): drawn[0].get_facecolor() for drawn in axes.containers}
+    legend = {text.get_text(): patch.get_facecolor() for text, patch in zip(axes.get_legend().get_texts(), axes.get_legend().get_patches())}
+    assert legend == colours
+
+
+def test_stacked_bars_begin_where_the_part_before_ends():
+    (axes,) = figures.stacked(pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes").axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    drawn = {
+        bars.get_label(): {names[round(bar.get_y() + bar.get_height() / 2)]: (bar.get_x(), bar.get_width()) for bar in bars}
+        for bars in axes.containers
+    }
+    assert drawn == {"train": {"x": (0, 1), "y": (0, 3)}, "evaluate": {"x": (1, 2), "y": (3, 4)}}
+
+
+def test_shares_of_public_classes():
+    (axes,) = figures.shares(np.array([[5, 1], [2, 9]]), ["e", "f"]).axes
+    drawn = heights(axes)
+    assert drawn == {"client 1": {"e": 5, "f": 1}, "client 2": {"e": 2, "f": 9}}
+    assert {bar.get_y() for bar in axes.containers[1]} == {5, 1}
+
+
+def test_a_curve_is_the_mean_of_its_seeds_with_its_interval():
+    figure = figures.curves(accuracies({"x": [[80, 70], [82, 76]], "y": [[50, 40]]}))
+    assert [axes.get_title() for axes in figure.axes] == ["task-masked", "class-incremental"]
+    for axes in figure.axes:
+        assert lines(axes) == {"x": ([1, 2], [81, 73]), "y": ([1, 2], [50, 40])}
+        (band,) = axes.collections  # one seed has none
+        bounds = band.get_paths()[0].vertices
+        at_one = bounds[bounds[:, 0] == 1][:, 1]
+        assert (at_one.min(), at_one.max()) == pytest.approx((81 - 12.706, 81 + 12.706), abs=1e-2)
+    assert not figures.curves(accuracies({"x": [[80, 70], [82, 76]]}), bands=False).axes[0].collections
+
+
+def test_a_panel_names_its_data_set_if_that_is_known():
+    rows = accuracies({"x": [[80, 70]]}).assign(dataset="cifar100")
+    assert figures.curves(rows).axes[0].get_title() == "CIFAR-100, task-masked"
+
+
+def test_a_point_stands_at_its_own_values():
+    (axes,) = FIGURES["labelled_points"]().axes
+    assert lines(axes) == {"a": ([0], [50]), "b": ([3], [55])} and (axes.get_xlabel(), axes.get_ylabel()) == ("MB", "%")
+
+
+def test_a_difference_has_its_mean_interval_and_seeds():
+    (axes, _) = figures.paired_differences(gaps(near=[1.0, 2, 3], once=[7.0, np.nan, np.nan]), "points").axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["near", "once"]
+    seeds = {line.get_ydata()[0] - 0.22: sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 7}
+    assert seeds == {0: [1, 2, 3], 1: [7]}
+    near, once = axes.containers
+    assert [bar[0].get_xydata().tolist() for bar in (near, once)] == [[[2, 0]], [[7, 1]]]
+    (interval,) = near[2][0].get_segments()
+    assert interval[:, 0] == pytest.approx([2 - 2.4841, 2 + 2.4841], abs=1e-3) and not once[2]
+
+
+def test_every_score_has_its_own_panel_of_differences():
+    both = pd.concat([gaps(("task",), x=[1.0, 2, 3]), gaps(("seen",), x=[4.0, 5, 6])])
+    figure = figures.paired_differences(both, "points")
+    assert {axes.get_title(): axes.containers[0][0].get_xdata()[0] for axes in figure.axes} == {"task-masked": 2, "class-incremental": 5}
+
+
 def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
-    (axes,) = figures.differences({"task": {"near": np.array([1.0, 2, 3]), "far": np.array([-41.0, -42, -43])}}, "points", limit=10).axes
+    (axes, _) = figures.paired_differences(gaps(near=[1.0, 2, 3], far=[-41.0, -42, -43]), "points", limit=10).axes
     assert axes.get_xlim() == (-10, 10)
     assert [text.get_text() for text in axes.texts] == ["-42.0"]
     assert [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "<"] == [[[-10, 1]]]
+
+
+def test_every_class_is_a_dot_of_its_client_and_variant():
+    values = {"a": [[30.0, 10], [50, 70]], "b": [[20.0, 20], [90, 80]]}
+    for axes in figures.classes_of_clients(classes(values), ["one", "two"], "%").axes:
+        dots = [line for line in axes.lines if line.get_linestyle() == "None"]
+        found = {(round(np.mean(line.get_xdata())), line.get_color()): list(line.get_ydata()) for line in dots}
+        blue, red = figures.COLOURS[:2]
+        assert found == {(0, blue): [10, 30], (1, blue): [50, 70], (0, red): [20, 20], (1, red): [80, 90]}
+        assert sorted(line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "-") == [20, 20, 60, 85]  # the means
+
+
+def test_traffic_has_a_line_for_each_system_that_sends():
+    up, down = figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB").axes
+    assert set(lines(up)) == {"x", "y"} and lines(down)["x"][1] == [2] * 10
+    assert lines(up)["y"][0] == TRAFFIC.index.tolist() and lines(up)["y"][1][1:] == list(range(1, 10)) and np.isnan(lines(up)["y"][1][0])
+
+
+def test_growth_is_drawn_by_size_beside_a_linear_one():
+    first, second = FIGURES["growth"]().axes
+    assert (first.get_title(), second.get_title()) == ("clients", "tasks")
+    assert lines(first) == {"x": ([1, 2], [1, 2]), "y": ([1, 2], [3, 9]), "linear": ([1, 2], [1, 2])}
+    assert [list(line.get_ydata()) for line in second.lines] == [[2, 9], [2, 4]]
+
+
+def test_losses_convergence_and_forgetting_have_their_names():
+    assert lines(figures.losses({"a": [3, 2], "b": [1, 5]}).axes[0]) == {"a": ([1, 2], [3, 2]), "b": ([1, 2], [1, 5])}
+    (axes,) = figures.convergence({"lr 1": [1, 0.1], "lr 2": [2, 0.2]}, [1, 10], "gap").axes
+    assert lines(axes) == {"lr 1": ([1, 10], [1, 0.1]), "lr 2": ([1, 10], [2, 0.2])}
+    first, second = figures.forgetting_curves({"with": ACC, "without": ACC + 5}, "task-masked").axes
+    assert (first.get_title(), second.get_title()) == ("with", "without")
+    assert lines(first) == {"task 1": ([1, 2], [90, 60]), "task 2": ([2], [80])} and lines(second)["task 1"] == ([1, 2], [95, 65])
+
+
+# ---- how it looks
 
 
 def pixels(figure):
@@ -95,7 +258,8 @@ def test_the_partition_picture_leaves_unheld_classes_white():
 
 def test_more_systems_than_colours():
     many = {str(i): draw.uniform(size=(2, 3)) for i in range(figures.LOOKS + 2)}
-    assert len(figures.curves({"task": many}).axes[0].lines) == figures.LOOKS + 2
+    drawn = figures.curves(accuracies(many)).axes[0].lines
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}) == figures.LOOKS + 2
 
 
 class TestAttention:

@@ -1,0 +1,292 @@
+"""All results as tidy tables: one row per measured number, and what it was measured of in the columns before it.
+
+Every table and figure of the book is a filter, a group and a mean of these. The columns in front are the same in all of them:
+dataset, profile, method, variant, label, seed, and `run`, the record's place below results/runs, from which `records_behind` finds it
+again. `label` is the system's name in tables, `variant` what tells the row from others of the same system or study.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lscl import paths
+from lscl.config import WHERE_AND_HOW, check_profile
+from lscl.errors import LsclError, unknown
+from lscl.experiments.records import Record, accuracy, all_records, folder, read
+from lscl.experiments.sweeps import reported
+from lscl.federation.metrics import average_so_far
+from lscl.results import studies
+from lscl.results.labels import MASK_LABELS, methods_in_order, notes_of, row_label
+
+Runs = str | Iterable[Record]
+RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
+# What decides which images a run reads, and who gets which of them.
+OF_IMAGES = ("images_per_class", "test_images_per_class", "eval_split", "image_size", "data_digest")  # the last of a folder only
+OF_PARTITION = (*OF_IMAGES, "seed", "clients", "tasks", "classes_per_task", "private_classes", "dirichlet", "min_share")
+
+
+def frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+    """Every accuracy: one row per run, mask, client, task after which it was measured, and task on whose test images.
+
+    Args:
+        runs: a profile, for all its runs but those for tuning; or records.
+        dataset: only this data set.
+        study: only the runs of this named set (`lscl sweep`), with its own names of rows in the column `variant`.
+        values: parameters of the config that become columns, to filter and group by.
+        draft: let runs of uncommitted code pass, for looking at what is in progress.
+
+    Returns:
+        pandas.DataFrame: the columns of all frames, `values`, and mask (task, seen, all), client, trained_task, tested_task (from 1),
+            accuracy (%); in the order of the tables and of the seeds. Without runs it has no rows.
+
+    Raises:
+        LsclError: unknown profile, study or parameter; runs of uncommitted code; in one row of a table a seed twice, or runs that differ
+            in more than the seed; runs of one data set with other images, weights or partitions than their configs say.
+    """
+    return _tidy(runs, dataset, study, values, draft, ["mask", "client", "trained_task", "tested_task", "accuracy"], _accuracies)
+
+
+def costs_frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+    """What every run cost: one row per run.
+
+    Args:
+        runs, dataset, study, values, draft: as for `frame`.
+
+    Returns:
+        pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks), bytes_up, bytes_down (all clients, whole
+            run), mb_up, mb_down (MB of 10^6 bytes per client and round), trained_parameters (mean over the clients), trained_images (those
+            that optimisers have seen, kept and made ones among them; in records that do not say, the images of the tasks in every pass),
+            cpu_seconds and cpu_minutes (all rounds, NaN if not measured), cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor,
+            the whole shared out as the seconds by the clock are: what else the machine does slows all phases of a run alike, on average),
+            seconds by the clock of each phase: prepare, train, aggregate, evaluate; peak_memory_mb (highest of the process).
+
+    Raises:
+        LsclError: as for `frame`.
+    """
+    columns = ["clients", "rounds", "bytes_up", "bytes_down", "mb_up", "mb_down", "trained_parameters", "trained_images"]
+    columns += ["cpu_seconds", "cpu_minutes", *(f"cpu_{phase}" for phase in ROUNDS), "prepare", *ROUNDS, "peak_memory_mb"]
+    return _tidy(runs, dataset, study, values, draft, columns, lambda record: [_costs(record)])
+
+
+def traffic_frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+    """Bytes of every exchange: one row per run, exchange and client.
+
+    Args:
+        runs, dataset, study, values, draft: as for `frame`.
+
+    Returns:
+        pandas.DataFrame: the columns of all frames, `values`, and exchange (from 1), client, task (fraction of all tasks that is done),
+            bytes_up, bytes_down.
+
+    Raises:
+        LsclError: as for `frame`.
+    """
+    return _tidy(runs, dataset, study, values, draft, ["exchange", "task", "client", "bytes_up", "bytes_down"], _traffic)
+
+
+def classes_frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+    """Accuracy of every class after the last task: one row per run, client, class and mask.
+
+    Args:
+        runs, dataset, study, values, draft: as for `frame`.
+
+    Returns:
+        pandas.DataFrame: the columns of all frames, `values`, and client, cnn, trained_parameters (both the client's), class, mask,
+            accuracy (%).
+
+    Raises:
+        LsclError: as for `frame`.
+    """
+    return _tidy(runs, dataset, study, values, draft, ["client", "cnn", "trained_parameters", "class", "mask", "accuracy"], _classes)
+
+
+# ---- what one record gives
+
+
+ROUNDS = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
+
+
+def _accuracies(record: Record) -> list[tuple]:
+    found = [(mask, accuracy(record, mask)) for mask in MASK_LABELS]  # acc: (t, k, u), NaN for u > t
+    return [
+        (mask, k + 1, t + 1, u + 1, acc[t, k, u]) for mask, acc in found for t in range(len(acc)) for k in range(acc.shape[1]) for u in range(t + 1)
+    ]
+
+
+def _costs(record: Record) -> tuple:
+    clients, rounds = len(record["bytes_up"][0]), len(record["accuracy"]["task"]) * record["config"]["rounds"]
+    up, down = (float(np.sum(record[side])) for side in ("bytes_up", "bytes_down"))
+    seconds = record.get("cpu_seconds", np.nan)
+    traffic = [up, down, up / clients / rounds / 1e6, down / clients / rounds / 1e6]
+    trained = [float(np.mean(record["trained_parameters"])), record.get("optimised_images", record.get("trained_images", np.nan))]
+    phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUNDS])
+    shares = seconds / 60 * phases / phases.sum()
+    return (clients, rounds, *traffic, *trained, seconds, seconds / 60, *shares, record["seconds"]["prepare"], *phases, record["peak_memory_mb"])
+
+
+def _traffic(record: Record) -> list[tuple]:
+    up, down = record["bytes_up"], record["bytes_down"]  # (exchanges, clients)
+    share = len(record["accuracy"]["task"]) / len(up)
+    return [(i + 1, (i + 1) * share, k + 1, up[i][k], down[i][k]) for i in range(len(up)) for k in range(len(up[i]))]
+
+
+def _classes(record: Record) -> list[tuple]:
+    names = [name.strip() for name in record["config"]["cnn"].split(",")]  # dealt out in turn
+    about = lambda k: (k + 1, names[k % len(names)], record["trained_parameters"][k])
+    found = sorted((int(k), classes) for k, classes in record["per_class"].items())
+    return [
+        (*about(k), int(label), mask, float(value))
+        for k, classes in found
+        for label, values in classes.items()
+        for mask, value in zip(MASK_LABELS, values, strict=True)
+    ]
+
+
+def _tidy(
+    runs: str | Iterable[Record],
+    dataset: str | None,
+    study: str | None,
+    values: Sequence[str],
+    draft: bool,
+    columns: list[str],
+    rows_of: Callable[[Record], list[tuple]],
+) -> pd.DataFrame:
+    found = comparable(runs_of_study(_records(runs), study, dataset), draft)
+    parts = []
+    for variant, record in found:
+        unknown_values = [name for name in values if name not in record["config"]]
+        if unknown_values:
+            raise unknown("parameter", unknown_values[0], record["config"])
+        place = folder(record["profile"], record["dirty"]).relative_to(paths.results() / "runs") / record["name"]
+        about = {name: record[name] for name in ("dataset", "profile", "method", "seed")}
+        about |= {"variant": variant, "label": row_label(record), "run": str(place)} | {name: record["config"][name] for name in values}
+        parts.append(pd.DataFrame(rows_of(record), columns=columns).assign(**about))
+    order = [*RUN, *values, *columns]
+    return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)
+
+
+# ---- which records
+
+
+def main_records(found: Iterable[Record]) -> list[Record]:
+    """The records behind the main table: its systems, without the tuning seed."""
+    return [one for one in reported(found) if studies.variant_of(one, "table1") is not None]
+
+
+def _records(runs: str | Iterable[Record]) -> list[Record]:
+    if not isinstance(runs, str):
+        return list(runs)
+    check_profile(runs)
+    return reported(all_records(runs))
+
+
+def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | None = None) -> list[tuple[str, Record]]:
+    """(variant, record) of those of a study and a data set, in the order of the tables and of the seeds; of all if both are None."""
+    order = methods_in_order()
+    place = lambda one: (order.index(one["method"]) if one["method"] in order else len(order), row_label(one), one["seed"])
+    chosen = [one for one in sorted(found, key=place) if dataset in (None, one["dataset"])]
+    if study is None:
+        return [(notes_of(one), one) for one in chosen]
+    named = [(studies.variant_of(one, study), one) for one in chosen]
+    rows = studies.rows_in_order(study, chosen[0]["profile"]) if chosen else []
+    return sorted(((name, one) for name, one in named if name is not None), key=lambda pair: rows.index(pair[0]) if rows else 0)
+
+
+def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
+    """The same (variant, record) pairs, if they may stand in one table.
+
+    Raises:
+        LsclError: see `frame`.
+    """
+    before: dict[tuple, Any] = {}
+    for _, record in found:
+        if record["dirty"] and not draft:
+            raise LsclError(f"record {record['name']} was made with uncommitted code, it cannot enter a table: commit, then run it again")
+        row = (record["dataset"], row_label(record), record["seed"])
+        if row in before:
+            raise LsclError(f"{row[1]}: a seed occurs twice")
+        before[row] = record["name"]
+        for key, value, message in _must_agree(record):
+            if value is not None and before.setdefault(key, value) != value:
+                raise LsclError(message.format(*sorted((str(before[key]), str(value)))))
+    return found
+
+
+def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
+    """(key, value, message): records with the same key must have the same value, or the message with both says why not."""
+    config, dataset, name = record["config"], record["dataset"], row_label(record)
+    several = "one table, one {}: the records have {{}}, {{}}"
+    images, parts = (tuple(config.get(field) for field in fields) for fields in (OF_IMAGES, OF_PARTITION))
+    same = json.dumps({key: value for key, value in config.items() if key not in {"seed", *WHERE_AND_HOW}}, sort_keys=True)
+    differs = f"{name}: the records differ in more than the seed (config, weights or data): run them again with one version"
+    elsewhere = f"{name}: the records of seed {record['seed']} were trained on different partitions ({{}}, {{}})"
+    return [
+        (("profile",), record["profile"], several.format("profile")),
+        (("images", dataset, *images), record["data_digest"], several.format("data_digest")),
+        (("row", dataset, name), (same, record["weights_digest"]), differs),
+        (("weights", dataset, config["foundation"], config["weights_sha256"]), record["weights_digest"], several.format("weights_digest")),
+        (("partition", dataset, *parts), record["partition_digest"], elsewhere),
+    ]
+
+
+def records_behind(table: pd.DataFrame | Iterable[Record]) -> list[Record]:
+    """The records of a frame, or of what was filtered out of one, in its order; records are handed back.
+
+    Raises:
+        LsclError: one that cannot be read any more.
+    """
+    if not isinstance(table, pd.DataFrame):
+        return list(table)
+    files = [paths.results() / "runs" / f"{run}.json" for run in table["run"].unique()]
+    return [_read_once(path, path.stat().st_mtime_ns if path.exists() else 0) for path in files]
+
+
+@lru_cache(maxsize=1000)
+def _read_once(path: Path, changed: int) -> Record:
+    """A record; `changed` tells whether the file is still the one that was read before."""
+    return read(path)
+
+
+# ---- parts of a frame
+
+
+def first_dataset(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows on the first data set, for a figure that has room for one."""
+    return rows[rows["dataset"] == rows["dataset"].min()]
+
+
+def final_accuracy(record: Record, mask: str) -> float:
+    """Accuracy of one record in percent after the last task, mean over clients and all their tasks."""
+    return float(average_so_far(accuracy(record, mask))[-1])
+
+
+def final(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows after the last task of each run: their mean over clients and tasks is the paper's Table 2."""
+    return scores[scores["trained_task"] == scores.groupby("run")["trained_task"].transform("max")]
+
+
+def just_learned(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows about the task just learned: their mean over the clients is the paper's Table 1."""
+    return scores[scores["trained_task"] == scores["tested_task"]]
+
+
+def changes(scores: pd.DataFrame) -> pd.DataFrame:
+    """How every task but the last fared since it was learned: one row per run, mask, client and such a task.
+
+    Returns:
+        pandas.DataFrame: the columns of all frames, mask, client, tested_task, and in points "forgetting" (highest accuracy before the last
+            task minus the one at the end, Chaudhry et al. 2018) and "backward transfer" (accuracy at the end minus the one when just
+            learned, Lopez-Paz and Ranzato 2017).
+    """
+    keys = [*RUN, "mask", "client", "tested_task"]
+    at_end, learned = (part.set_index(keys)["accuracy"] for part in (final(scores), just_learned(scores)))
+    last = scores.groupby("run")["trained_task"].transform("max")
+    before = scores[(scores["trained_task"] < last) & (scores["tested_task"] < last)]
+    best = before.groupby(keys, sort=False)["accuracy"].max()
+    moved = pd.DataFrame({"forgetting": best - at_end.reindex(best.index), "backward transfer": (at_end - learned).reindex(best.index)})
+    return moved.reset_index()

@@ -1,0 +1,47 @@
+"""What systems, scores, data sets and costs are called in tables and figures."""
+
+from lscl.experiments.records import Record
+from lscl.registry import DATASETS, METHODS, Labels
+
+METHOD_LABELS = Labels(METHODS)
+DATASET_LABELS = Labels(DATASETS)
+MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all classes"}
+SCORE_HEADS = {mask: f"{text} %" for mask, text in MASK_LABELS.items()}
+SCORES = ("task", "seen")  # the paper's score, and the class-incremental one
+COLUMN_HEADS = {"label": "system"}  # what a column of a frame is called in a table, where the name differs
+# Columns of `lscl.results.costs_frame`: their heads in a table, and the form of a number.
+COST_LABELS = {
+    "mb_up": ("MB up", ".2f"),
+    "mb_down": ("MB down", ".2f"),
+    "trained_parameters": ("trained parameters", ",.0f"),
+    "cpu_minutes": ("CPU minutes", ".1f"),
+    "peak_memory_mb": ("peak memory MB", ".0f"),
+}
+
+
+def label_of(method: str) -> str:
+    """The name of a system in tables."""
+    return METHOD_LABELS.get(method, method)
+
+
+def paper_names() -> dict[str, str]:
+    """Our names of the systems in the paper's tables, by the names that they have there."""
+    return {kind.paper_name: name for name, kind in METHODS.items() if kind.paper_name}
+
+
+def methods_in_order() -> list[str]:
+    """The systems in the order of the tables."""
+    return list(METHOD_LABELS)
+
+
+def notes_of(record: Record) -> str:
+    """What tells a run's row from others of the same system: what its `notes` always say, and what else differs from the profile."""
+    said = METHODS[record["method"]].notes if record["method"] in METHODS else {}
+    notes = [texts[record["config"][key]] for key, texts in said.items()]
+    return ", ".join(notes + [f"{key} = {value}" for key, value in sorted(record["overrides"].items()) if key not in said])
+
+
+def row_label(record: Record) -> str:
+    """The name of a run's row in tables: the system, and `notes_of` it in brackets."""
+    name, notes = label_of(record["method"]), notes_of(record)
+    return f"{name} ({notes})" if notes else name

@@ -1,0 +1,117 @@
+"""The numbers that the paper prints, beside ours."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from lscl import files, paths
+from lscl.errors import LsclError
+from lscl.registry import METHODS
+from lscl.results.labels import paper_names
+
+AT_THE_END = "all tasks, at the end"
+
+
+def published_table1(dataset: str | None = None) -> pd.DataFrame:
+    """Table 1 of the paper, on one data set or all: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy (%).
+
+    Raises:
+        LsclError: the file cannot be read or names a system that is not the paper's.
+    """
+    table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(columns={"method": "label"})
+    names = paper_names()
+    unnamed = set(table["label"]) - set(names)
+    if unnamed:
+        raise LsclError(f"paper_table1.csv: unknown system {', '.join(sorted(unnamed))}")
+    table = table.assign(method=table["label"].map(names)).sort_values("task", kind="stable")
+    return table if dataset is None else table[table["dataset"] == dataset]
+
+
+def published_table2(dataset: str) -> pd.DataFrame:
+    """Table 2 of the paper on one data set: columns variant (full = the whole system) and accuracy in percent; empty if not reported."""
+    table = _read_published("paper_table2.csv", {"variant": str, "dataset": str})
+    return table[table["dataset"] == dataset]
+
+
+def published_final(dataset: str) -> float | None:
+    """Table 2 of the paper, the whole system: final accuracy on all local tasks in percent; None if not reported."""
+    table = published_table2(dataset)
+    found = table[table["variant"] == "full"]["accuracy"]
+    return None if found.empty else float(found.iloc[0])
+
+
+def published_losses(dataset: str) -> list[float]:
+    """Table 2 of the paper: by how many points each incomplete system lies below the whole one; empty if not reported."""
+    table, whole = published_table2(dataset), published_final(dataset)
+    return [] if whole is None else [whole - float(value) for value in table[table["variant"] != "full"]["accuracy"]]
+
+
+def published_rows(dataset: str, methods: Iterable[str]) -> pd.DataFrame:
+    """Table 1 of the paper as text, a row "<name>, published" for each of our `methods` that it reports: accuracy after each task.
+
+    Fed-LSCL's has its accuracy on all tasks at the end, too, from the paper's Table 2.
+    """
+    table, end = published_table1(dataset), published_final(dataset)
+    rows = {}
+    for method in methods:
+        found = table[table["method"] == method]
+        if len(found):
+            row = {f"task {one.task}": f"{one.accuracy:.1f}" for one in found.itertuples()}
+            row |= {AT_THE_END: f"{end:.1f}"} if METHODS[method].role == "own" and end is not None else {}
+            rows[f"{found['label'].iloc[0]}, published"] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
+
+
+def beside_published(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Our table with the published rows: each behind the last of its system's, and our gap to it in a last column.
+
+    Args:
+        table: a row per label, with columns "task 1" and so on.
+        scores: what it was made of, on one data set: accuracies on the task just learned (`frames.just_learned`).
+    """
+    (dataset,), tasks, parts = scores["dataset"].unique(), scores["trained_task"].nunique(), []
+    theirs = published_table1(dataset)
+    ours = scores.groupby(["label", "seed", "trained_task"])["accuracy"].mean().groupby("label").mean()
+    systems = scores.drop_duplicates("label").set_index("label")["method"][table.index]
+    last = ~systems.duplicated(keep="last")
+    for label, method in systems.items():
+        accuracies = theirs.loc[theirs["method"] == method, "accuracy"]
+        comparable = len(accuracies) == tasks
+        parts.append(table.loc[[label]].assign(gap=f"{ours[label] - accuracies.mean():+.1f}" if comparable else "–"))
+        if comparable and last[label]:
+            parts.append(published_rows(dataset, [method]))
+    return pd.concat(parts)[[*table.columns, "gap"]].fillna("–").rename_axis("label")
+
+
+def beside_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Our table of the components with the rows of the paper's Table 2 below it.
+
+    Which published row belongs to which variant is not known, apart from the whole system.
+
+    Args:
+        table: a row per variant; columns LSCT, SM-CF and O2D with marks, "task-masked %", and others.
+        scores: what it was made of, on one data set.
+    """
+    (dataset,), marks, rows = scores["dataset"].unique(), ("LSCT", "SM-CF", "O2D"), {}
+    for row in published_table2(dataset).itertuples():
+        rows[f"published, {row.variant}"] = dict.fromkeys(marks, "✓" if row.variant == "full" else "?") | {"task-masked %": f"{row.accuracy:.1f}"}
+    theirs = pd.DataFrame.from_dict(rows, orient="index")
+    return pd.concat([table, theirs])[list(table.columns)].fillna("–").rename_axis("variant")
+
+
+def coverage(methods: Iterable[str]) -> str:
+    """Which of the paper's systems were measured and which are only quoted."""
+    measured = set(methods)
+    names = paper_names()
+    quoted = [text for text, method in names.items() if method not in measured]
+    if not quoted:
+        return f"All {len(names)} systems of the paper's table were measured."
+    return f"{len(names) - len(quoted)} of the paper's {len(names)} systems were measured; quoted only: {', '.join(quoted)}."
+
+
+def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:
+    path = paths.results() / "published" / name
+    table = files.table(path, {**columns, "accuracy": float})
+    if not table["accuracy"].between(0, 100).all():
+        raise LsclError(f"cannot read {path}: an accuracy is not in 0 to 100 percent")
+    return table

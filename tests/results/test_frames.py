@@ -1,0 +1,279 @@
+"""The tidy tables of all results, against records made by hand and against the metrics of single records."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_records import record
+
+import lscl
+from lscl import results
+from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.experiments.sweeps import variant_run, variants
+from lscl.federation.metrics import average_so_far, backward_transfer, current_task, forgetting
+from lscl.methods.parts.fed_lscl_studies import ABLATIONS, CNNS, REGIMES, WRITERS, regime_change
+from lscl.results import frames, labels
+
+COLUMNS = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
+
+
+def uneven(seed=42, tasks=4, method="fed_lscl", **changes):
+    """A record of two clients whose accuracies are all different."""
+    one = record(method, seed=seed, tasks=tasks, **changes)
+    draw = np.random.default_rng(seed)
+    values = {}
+    for mask in labels.MASK_LABELS:
+        acc = draw.uniform(0, 100, (tasks, 2, tasks)).round(3)
+        acc[np.triu_indices(tasks, 1)[0], :, np.triu_indices(tasks, 1)[1]] = np.nan
+        values[mask] = np.where(np.isnan(acc), None, acc).tolist()
+    return {**one, "accuracy": values}
+
+
+class TestAccuracies:
+    def test_a_row_for_every_accuracy(self):
+        table = results.frame([record(tasks=3)])
+        assert list(table.columns) == [*COLUMNS, "mask", "client", "trained_task", "tested_task", "accuracy"]
+        assert len(table) == 3 * 2 * (1 + 2 + 3)  # masks, clients, pairs of tasks
+        row = table[(table["mask"] == "seen") & (table["client"] == 2) & (table["trained_task"] == 3) & (table["tested_task"] == 1)]
+        assert row["accuracy"].tolist() == [40.0]  # 80, of which 10 less on earlier tasks, and 30 less class-incremental
+        assert not table["accuracy"].isna().any()
+
+    def test_every_number_of_a_record_is_in_it(self):
+        one = uneven()
+        for (mask, client, t, u), value in (
+            results.frame([one]).set_index(["mask", "client", "trained_task", "tested_task"])["accuracy"].to_dict().items()
+        ):
+            assert value == one["accuracy"][mask][t - 1][client - 1][u - 1]
+
+    def test_a_group_by_gives_the_metrics_of_a_record(self):
+        made = [uneven(seed) for seed in (42, 1999)]
+        table = results.frame(made)
+        for of, part in ((average_so_far, table), (current_task, frames.just_learned(table))):
+            found = part.groupby(["mask", "seed", "trained_task"])["accuracy"].mean()
+            for one in made:
+                for mask in labels.MASK_LABELS:
+                    assert found[mask, one["seed"]].tolist() == pytest.approx(of(records.accuracy(one, mask)).tolist())
+
+    def test_another_group_by_gives_the_accuracy_of_every_client(self):
+        one = record(score=80)
+        values = np.array(one["accuracy"]["task"], float)
+        values[-1, 1] -= 5
+        one["accuracy"] = {**one["accuracy"], "task": np.where(np.isnan(values), None, values).tolist()}
+        end = frames.final(results.frame([one, record(seed=1999, score=80)]))
+        by_client = end[end["mask"] == "task"].groupby(["client", "seed"])["accuracy"].mean()
+        assert by_client.to_dict() == {(1, 42): 72.0, (1, 1999): 72.0, (2, 42): 67.0, (2, 1999): 72.0}
+
+    def test_how_tasks_fared_since_they_were_learned(self):
+        made = [uneven(seed, tasks) for seed, tasks in ((42, 4), (1999, 3), (2024, 1))]
+        found = frames.changes(results.frame(made)).groupby(["mask", "seed"])[["forgetting", "backward transfer"]].mean()
+        for one in made[:2]:
+            for mask in labels.MASK_LABELS:
+                acc = records.accuracy(one, mask)
+                assert found.loc[mask, one["seed"]].tolist() == pytest.approx([forgetting(acc), backward_transfer(acc)])
+        assert 2024 not in found.index.get_level_values("seed")  # one task: nothing could be forgotten
+
+    def test_final_is_the_last_task_of_each_run(self):
+        end = frames.final(results.frame([record(tasks=2), record("local_head", tasks=5)]))
+        assert end.groupby("method")["trained_task"].unique().map(list).to_dict() == {"fed_lscl": [2], "local_head": [5]}
+        assert frames.final_accuracy(record(tasks=2), "task") == 75.0
+
+
+class TestRows:
+    def test_labels_in_the_order_of_the_tables(self):
+        group = [
+            record(), record(values={"o2d": "sgd"}), record("fedavg_vit"), record("local_head"), record("local_lora"),
+            record(values={"alpha": 0.0}),
+        ]  # fmt: skip
+        table = results.frame(group)
+        assert list(table["label"].unique()) == [
+            "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)", "FedAvg + ViT", "own static LoRA",
+            "own head only",
+        ]  # fmt: skip
+        assert list(table["variant"].unique()) == ["O2D exact", "O2D exact, alpha = 0.0", "O2D gradient", ""]
+
+    def test_seeds_of_a_row_in_order(self):
+        assert list(results.frame([record(seed=2024), record(seed=42)])["seed"].unique()) == [42, 2024]
+
+    def test_parameters_become_columns(self, one_line):
+        table = results.frame([record(values={"buffer_per_class": 5}), record("local_head")], values=["buffer_per_class", "rounds"])
+        assert table.groupby("method")["buffer_per_class"].first().to_dict() == {"fed_lscl": 5, "local_head": 20}
+        assert set(table["rounds"]) == {5}
+        with pytest.raises(LsclError) as caught:
+            results.frame([record()], values=["buffer"])
+        one_line(caught, "unknown parameter 'buffer'", "buffer_per_class")
+
+    def test_one_data_set(self):
+        assert len(results.frame([record()], dataset="glyphs")) == 0
+        both = pd.concat([results.frame([record()]), results.frame([record()]).assign(dataset="a")])
+        assert set(frames.first_dataset(both)["dataset"]) == {"a"}
+
+    @pytest.mark.parametrize("make", [results.frame, results.costs_frame, results.traffic_frame, results.classes_frame])
+    def test_without_runs_it_has_its_columns(self, make):
+        table = make("mini", study="ablations")
+        assert len(table) == 0 and list(table.columns)[:7] == COLUMNS and len(table.columns) > 10
+
+
+class TestFiles:
+    def test_a_profile_has_all_its_runs_but_those_for_tuning(self, put, one_line):
+        put(80)
+        put(70, {"buffer_per_class": 5}, 1999)
+        put(60, seed=7)
+        assert results.frame("mini").groupby("variant", sort=False)["seed"].unique().map(list).to_dict() == {
+            "O2D exact": [42], "O2D exact, buffer_per_class = 5": [1999],
+        }  # fmt: skip
+        with pytest.raises(LsclError) as caught:
+            results.frame("mni")
+        one_line(caught, "unknown profile 'mni'", "mini")
+
+    def test_a_study_has_its_own_names_in_its_own_order(self, put):
+        for label in ("replay for SM-CF", "no O2D", "whole"):
+            put(80, ABLATIONS[label])
+        put(80, {"buffer_per_class": 5})
+        assert list(results.frame("mini", study="ablations")["variant"].unique()) == ["whole", "no O2D", "replay for SM-CF"]
+        assert list(results.frame("mini", study="buffers")["variant"].unique()) == ["5 per class", "20 per class"]
+        assert list(results.frame("mini", study="table1")["variant"].unique()) == ["O2D exact"]
+        with pytest.raises(LsclError, match="unknown study"):
+            results.frame("mini", study="ablation")
+
+    def test_writers_by_regime(self):
+        made = []
+        for writer in reversed(WRITERS):
+            config = variant_run({"dataset": "cifar100", "profile": "mini"}, regime_change(REGIMES[1], writer), 42)
+            one = record(config.method, tasks=1)
+            made.append({**one, "config": config.model_dump(mode="json"), "config_digest": config.digest, "overrides": config.overrides()})
+        table = results.frame([*made, record()], study="regimes", values=["images_per_class", "block"])
+        assert list(table["variant"].unique()) == list(WRITERS)
+        assert set(table["images_per_class"]) == {5} and set(table["block"]) == {6}
+
+    def test_what_is_filtered_out_of_a_frame_leads_back_to_its_records(self, put):
+        for seed in (42, 1999):
+            put(80, seed=seed)
+        table = results.frame("mini")
+        assert [one["seed"] for one in frames.records_behind(table)] == [42, 1999]
+        assert [one["seed"] for one in frames.records_behind(table[table["seed"] == 1999])] == [1999]
+        one = record()
+        assert frames.records_behind([one]) == [one]
+
+    def test_a_record_that_changed_is_read_again(self, put):
+        put(80)
+        table = results.frame("mini")
+        assert frames.records_behind(table)[0]["accuracy"]["task"][0][0][0] == 80
+        (path,) = records.folder("mini").glob("*.json")
+        path.write_text(path.read_text("utf-8").replace("80.0", "81.0"), "utf-8")
+        assert frames.records_behind(table)[0]["accuracy"]["task"][0][0][0] == 81
+
+    def test_main_records_leave_out_tuning_and_other_values(self):
+        kept = [record(), record(values={"o2d": "sgd"})]
+        assert frames.main_records([*kept, record(seed=7), record(values={"lr": 0.5})]) == kept
+
+
+class TestRefusals:
+    def test_uncommitted_code(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            results.frame([record(), record(seed=1999, dirty=True)])
+        one_line(caught, "uncommitted", "s1999")
+
+    def test_a_draft_may_be_looked_at(self):
+        table = results.frame([record(dirty=True)], draft=True)
+        assert table["run"].iloc[0].startswith("mini/dirty/")
+
+    @pytest.mark.parametrize("make", [results.frame, results.costs_frame])
+    @pytest.mark.parametrize(
+        ("other", "words"),
+        [
+            (dict(seed=42), ["a seed occurs twice"]),
+            (dict(seed=1999, weights_digest="w2"), ["differ in more than the seed"]),
+            (dict(seed=1999, data_digest="d2"), ["one data_digest", "d1", "d2"]),
+            (dict(seed=1999, profile="demo"), ["one profile", "demo", "mini"]),
+            (dict(method="local_head", data_digest="d2"), ["one data_digest", "d1", "d2"]),
+            (dict(method="local_head", weights_digest="w2"), ["one weights_digest", "w1", "w2"]),
+            (dict(method="local_head", partition_digest="other"), ["seed 42", "different partitions", "p42", "other"]),
+        ],
+    )
+    def test_mixed_records(self, make, other, words, one_line):
+        with pytest.raises(LsclError) as caught:
+            make([record(), record(**other)])
+        one_line(caught, *words)
+
+    def test_other_config_values_under_the_same_label(self, one_line):
+        odd = record(seed=1999)
+        odd["config"] = {**odd["config"], "epochs": 77}  # the profile's default has changed between the runs
+        with pytest.raises(LsclError) as caught:
+            results.frame([record(), odd])
+        one_line(caught, "differ in more than the seed")
+
+    def test_threads_and_runs_without_a_vit_do_not_matter(self):
+        other = record(seed=1999)
+        other["config"] = {**other["config"], "threads": 7}
+        assert results.frame([record(), other])["label"].nunique() == 1
+        assert results.frame([record(), record("fedavg", weights_digest=None)])["label"].nunique() == 2
+
+    def test_other_images_by_another_value_are_another_row(self):
+        few = record(values={"images_per_class": 5}, data_digest="d2", partition_digest="p2")
+        assert list(results.frame([record(), few])["variant"].unique()) == ["O2D exact", "O2D exact, images_per_class = 5"]
+
+
+class TestCosts:
+    def test_one_run(self):
+        (row,) = results.costs_frame([record(trained_images=6000)]).to_dict("records")
+        about = ("clients", "rounds", "bytes_up", "mb_up", "mb_down", "trained_parameters", "trained_images", "cpu_seconds", "cpu_minutes")
+        assert [row[name] for name in about] == [2, 25, 1e8, 2.0, 0.5, 1500, 6000, 90.0, 1.5]
+        assert (row["prepare"], row["train"], row["peak_memory_mb"]) == (60, 120, 900) and math.isnan(row["aggregate"])
+
+    def test_what_was_not_measured_is_nan(self):
+        old = {key: value for key, value in record().items() if key != "cpu_seconds"}
+        assert results.costs_frame([old])[["cpu_minutes", "cpu_train"]].isna().all(axis=None)
+
+    def test_phases_share_out_processor_time_and_leave_out_the_preparation(self):
+        """Twice the minutes by the clock, on a busy machine, change nothing."""
+        seconds = {"prepare": 600, "train": 120, "aggregate": 30, "evaluate": 60}
+        one = record(seconds=seconds, cpu_seconds=420)
+        busy = record(seconds={name: 2 * value for name, value in seconds.items()}, cpu_seconds=420, seed=1999)
+        table = results.costs_frame([one, busy])[["cpu_train", "cpu_aggregate", "cpu_evaluate"]]
+        assert table.to_numpy().tolist() == [[4, 1, 2]] * 2
+
+    def test_images_are_those_that_optimisers_have_seen_if_the_record_says(self):
+        assert results.costs_frame([record(trained_images=10, optimised_images=30)])["trained_images"].tolist() == [30]
+
+    def test_every_exchange(self):
+        rows = [[1_000_000, 3_000_000]] * 24 + [[3_000_000, 5_000_000]]
+        table = results.traffic_frame([record(bytes_up=rows)])
+        assert len(table) == 25 * 2
+        by_exchange = table.groupby("exchange")["bytes_up"].mean() / 1e6  # over the clients
+        assert by_exchange.iloc[[0, -1]].tolist() == [2.0, 4.0]
+        assert table["task"].iloc[[0, -1]].tolist() == pytest.approx([0.2, 5.0])
+
+
+class TestClasses:
+    def test_all_seeds(self, put):
+        put(80)
+        put(60, seed=1999)
+        table = results.classes_frame("mini", study="cnns")
+        assert set(table["variant"]) == {CNNS[0]} and set(table["client"]) == {1, 2, 3, 4, 5}
+        first = table[(table["client"] == 1) & (table["mask"] == "task")]
+        assert first["accuracy"].tolist() == [80] * 40 + [60] * 40 and first["class"].tolist() == [*range(40), *range(40)]
+        assert table[(table["mask"] == "seen") & (table["seed"] == 42)]["accuracy"].unique() == [50]
+
+    def test_every_client_has_its_cnn(self, put):
+        put(80, variants("cnns", "mini")[CNNS[1]])
+        clients = results.classes_frame("mini", study="cnns").groupby("client")[["cnn", "trained_parameters"]].first()
+        assert clients["cnn"].tolist() == ["resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg"]
+        assert clients["trained_parameters"].tolist() == [1000, 1001, 1002, 1003, 1004]
+
+
+def test_the_frames_are_the_public_face():
+    assert lscl.results.frame is results.frame is frames.frame
+    assert lscl.experiment is lscl.config.experiment and lscl.run is lscl.experiments.run.run
+    assert {"experiment", "run", "results"} <= set(dir(lscl))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lscl.nothing
+
+
+def test_the_public_face_is_loaded_when_it_is_used():
+    code = "import sys, lscl; print([name for name in ('torch', 'pandas', 'lscl.config') if name in sys.modules]); print(lscl.experiment().method)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "fed_lscl"]

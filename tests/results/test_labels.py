@@ -1,0 +1,21 @@
+"""Names of systems and of the rows of tables."""
+
+from typing import get_args
+
+from made_records import record
+
+from lscl.config import DatasetName, MethodName
+from lscl.federation.metrics import MASKS
+from lscl.results import labels
+
+
+def test_every_system_score_and_data_set_has_a_name():
+    assert set(labels.methods_in_order()) == set(get_args(MethodName)) and labels.label_of("fedavg_vit") == "FedAvg + ViT"
+    assert list(labels.MASK_LABELS) == list(MASKS) and set(labels.DATASET_LABELS) == set(get_args(DatasetName))
+    assert labels.label_of("somebody_elses") == "somebody_elses"
+
+
+def test_a_row_says_what_differs_from_the_profile():
+    assert labels.row_label(record("l2p")) == "FedAvg + L2P"
+    assert labels.row_label(record("l2p", values={"lr": 0.5, "epochs": 3})) == "FedAvg + L2P (epochs = 3, lr = 0.5)"
+    assert labels.row_label(record(values={"o2d": "sgd", "alpha": 0.0})) == "Fed-LSCL (O2D gradient, alpha = 0.0)"

@@ -1,0 +1,17 @@
+"""Which images of servers are shown."""
+
+from made_records import record
+
+from lscl.results import sheets
+
+
+def test_first_and_last_sheet_of_the_first_record_that_has_some(places):
+    first, second = (record("target", seed=seed) for seed in (42, 1999))
+    assert sheets.server_images([first, second]) == {}
+    for task in range(1, 5):
+        path = places / "results" / "runs" / "mini" / "sheets" / f"{second['name']}--task{task}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = sheets.server_images([record(), first, second])
+    assert {title: path.name[-9:] for title, path in found.items()} == {"TARGET, after task 1": "task1.png", "TARGET, after task 4": "task4.png"}
+    assert sheets.drawn_by([record(), first, second]) == [second]

@@ -1,0 +1,128 @@
+"""Means, intervals and tests of a few values, against numbers worked out by hand."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests_root import ROOT
+
+from lscl.errors import LsclError
+from lscl.results import statistics
+from lscl.results.statistics import APART, ONE_SEED, TIED, Estimate, estimate
+
+NAN = math.nan
+
+
+class TestEstimate:
+    def test_three_values(self):
+        found = estimate([80, 82, 87])  # mean 83, deviations -3, -1, 4: variance 26 / 2
+        assert (found.mean, found.n) == (83, 3)
+        assert found.half_width == pytest.approx(4.302652729911275 * math.sqrt(13 / 3))  # t table: 0.975 quantile, 2 degrees of freedom
+
+    def test_plus_minus_is_half_of_the_interval(self):
+        assert str(estimate([80, 82, 87])) == statistics.with_interval([80, 82, 87]) == "83.0 ± 9.0"
+        assert estimate([80, 82, 87]).interval == "74.0 to 92.0"
+        assert statistics.interval_of([80, 82, 87]) == pytest.approx((74.043, 91.957), abs=1e-3)
+
+    def test_one_value_has_no_interval(self):
+        found = estimate([83.0])
+        assert math.isnan(found.half_width) and math.isnan(found.p)
+        assert str(found) == "83.0" and found.interval == "one seed, none"
+
+    def test_none(self, one_line):
+        with pytest.raises(LsclError) as caught:
+            estimate([])
+        one_line(caught, "at least one value")
+
+    def test_what_was_not_measured_is_a_dash(self):
+        assert statistics.with_interval([1.0, NAN]) == "–"
+
+    def test_p_of_three_differences(self):
+        assert estimate([1, 2, 3]).p == pytest.approx(0.0741799, abs=1e-6)  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees of freedom
+
+    def test_equal_values(self):
+        assert estimate([2, 2]).p == 0.0 and estimate([0, 0]).p == 1.0
+        assert estimate([2, 2]).half_width == 0.0 and str(estimate([2, 2])) == "2.0 ± 0.0"
+
+    @pytest.mark.parametrize(("mean", "n", "verdict", "side"), [(2, 3, APART, 1), (-2, 3, APART, -1), (1, 3, TIED, 0), (9, 1, ONE_SEED, 0)])
+    def test_the_interval_decides(self, mean, n, verdict, side):
+        found = Estimate(mean, n, 1.0)
+        assert (found.verdict, found.side) == (verdict, side)
+
+
+def test_holm():
+    assert statistics.holm([0.04, 0.01, NAN, 0.03]) == pytest.approx([0.06, 0.03, NAN, 0.06], nan_ok=True)
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    gaps = [0.21, NAN, 0.005, NAN, 0.007, 0.13]  # NaN cannot be sorted
+    assert statistics.holm(gaps) == pytest.approx([0.26, NAN, 0.02, NAN, 0.021, 0.26], nan_ok=True)
+
+
+def test_p_values_as_text():
+    assert [statistics.p_text(value) for value in (NAN, 0.0004, 0.0316)] == ["–", "< 0.001", "0.032"]
+
+
+def test_estimates_keep_the_order_and_count_the_seeds():
+    index = pd.MultiIndex.from_tuples([("z", 42), ("z", 1), ("a", 42)], names=["label", "seed"])
+    table = statistics.estimates(pd.DataFrame({"x %": [80.0, 82.0, 70.0], "y": [1.0, 1.0, NAN]}, index=index), "label")
+    assert list(table.index) == ["z", "a"] and list(table.columns) == ["n", "x %", "y"]
+    assert table.loc["z"].tolist() == ["2", "81.0 ± 12.7", "1.0 ± 0.0"]  # 12.706, the t quantile, times 1.414 / 1.414
+    assert table.loc["a"].tolist() == ["1", "70.0", "–"]
+
+
+def by_seed(**columns):
+    return pd.DataFrame(columns, index=pd.Index([1, 2, 3], name="seed"), dtype=float)
+
+
+def test_differences_are_paired_by_seed():
+    found = statistics.differences_from(by_seed(first=[80, 82, NAN], other=[70, 75, 60], alone=[NAN, NAN, 50]), "first")
+    assert found.to_dict() == {"other": {1: -10.0, 2: -7.0}}  # the third column has no seed in common
+    assert statistics.differences_from(by_seed(other=[1, 2, 3]), "first").empty
+
+
+def test_paired_tests_are_corrected_for_all_rows_of_a_score():
+    scores = {mask: by_seed(far=[-10, -10.1, -9.9], near=[1, 2, 3], once=[5, NAN, NAN]) for mask in ("task", "seen")}
+    table = statistics.paired_tests(pd.concat(scores, names=["mask"]))
+    assert table.loc["near"].tolist() == ["3", "+2.0", "-0.5 to 4.5", "0.074", "+2.0", "-0.5 to 4.5", "0.074"]
+    assert table.loc["far", ["n", "task-masked, points", "p, task-masked"]].tolist() == ["3", "-10.0", "< 0.001"]
+    assert table.loc["once", ["n", "95 % interval, task-masked", "p, task-masked"]].tolist() == ["1", "–", "–"]
+
+
+def test_comparison_with_the_first():
+    table = statistics.compare_with(by_seed(first=[80, 84, NAN], head=[90, 91, NAN], alone=[NAN, NAN, 50]), "first")
+    assert table.loc["first", ["mean %", "n", "minus first", "p"]].tolist() == ["82.0", "2", "–", "–"]
+    assert table.loc["head", "minus first"] == "+8.5"  # +10 and +7
+    assert table.loc["head", "95 % interval of the difference"] == "-10.6 to 27.6"  # 8.5 ± 12.706 * 1.5
+    assert table.loc["alone", ["mean %", "n", "minus first"]].tolist() == ["50.0", "1", "–"]
+
+
+def test_both_p_values_stand_in_the_comparison():
+    table = statistics.compare_with(by_seed(first=[80, 80, 80], head=[81, 82, 83], vit=[70, 70, 70]), "first")
+    assert table.loc["head", ["p", "p, Holm"]].tolist() == ["0.074", "0.074"]
+    assert table.loc["vit", ["p", "p, Holm"]].tolist() == ["< 0.001", "< 0.001"]
+    two = statistics.compare_with(by_seed(first=[80, 80, 80], a=[81, 82, 83], b=[81, 82, 83]), "first")
+    assert two.loc["a", ["p", "p, Holm"]].tolist() == ["0.074", "0.148"]
+
+
+def test_gaps_as_two_columns_of_a_table():
+    index = pd.MultiIndex.from_product([["z", "a"], [1, 2, 3]], names=["row", "seed"])
+    table = statistics.gap_text(pd.Series([1.9, 2.0, 2.1, -1, -1, -1], index=index), "row", "own minus none", "interval")
+    assert table.to_dict("index") == {
+        "z": {"own minus none": "+2.0", "interval": "1.8 to 2.2"},
+        "a": {"own minus none": "-1.0", "interval": "-1.0 to -1.0"},
+    }
+
+
+def test_the_half_width_is_that_of_the_textbook():
+    values = np.random.default_rng(0).normal(size=7)
+    assert estimate(values).half_width == pytest.approx(2.446911851144969 * values.std(ddof=1) / math.sqrt(7))
+
+
+def test_the_sign_of_an_interval_means_one_thing_on_every_page():
+    """± is half of the 95 % interval; a standard deviation would be called by its name, without that sign."""
+    sources = [path.read_text("utf-8") for folder in ("lscl", "book") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        sources += ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    assert not [text for text in sources if re.search(r"± (the |a )?(standard|sd\b)", text)]
