@@ -15,6 +15,7 @@ OF_THE_WHOLE = {
     "methods/test_readers": "which system reads which values of the config",
     "methods/test_true_shapes": "every system at the paper's shapes",
     "publish/test_book": "pages and notebooks as committed",
+    "publish/test_page_of_results": "notebook 05, which makes runs",
     "publish/test_site": "the rendered book",
 }
 
