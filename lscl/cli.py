@@ -401,7 +401,7 @@ def _end(error: Exception) -> NoReturn:
 
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
-    return (error.format_message() or "no command was given") + (f" ({context.command_path} --help says what is allowed)" if context else "")
+    return error.format_message() + (f" ({context.command_path} --help says what is allowed)" if context else "")
 
 
 def main(arguments: list[str] | None = None) -> None:

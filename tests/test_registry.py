@@ -23,7 +23,7 @@ from lscl.federation.method import FACTS, HeadMerge, Method
 from lscl.methods.fedavg import FedAvg
 from lscl.publish import method_pages, reference
 from lscl.registry import DATASETS, METHODS, ImageSource, Labels, register, register_dataset
-from lscl.results import report
+from lscl.results.labels import DATASET_LABELS
 
 
 def call(capsys, *words):
@@ -63,7 +63,7 @@ def test_it_is_swept_tuned_and_shown_in_the_table(toys, capsys):
     code, out, _ = call(capsys, "table", "--profile", "smoke", "--dataset", "toy_images")
     assert code == 0 and "Toy" in out and "Toy (toy_scale = 2.0)" in out
     assert {sweeps.rows_of(one).get("scales") for one in records.all_records("smoke")} == {"scale 1.0", "scale 2.0", None}
-    assert report.DATASET_LABELS["toy_images"] == "Toy images"
+    assert DATASET_LABELS["toy_images"] == "Toy images"
 
 
 def test_a_plan_says_what_it_does_not_know(toys, capsys):

@@ -1,17 +1,15 @@
 """Names of systems and of the rows of tables."""
 
-from typing import get_args
-
 from made_records import record
 
-from lscl.config import DatasetName, MethodName
 from lscl.federation.metrics import MASKS
+from lscl.registry import DATASETS, METHODS
 from lscl.results import labels
 
 
 def test_every_system_score_and_data_set_has_a_name():
-    assert set(labels.methods_in_order()) == set(get_args(MethodName)) and labels.label_of("fedavg_vit") == "FedAvg + ViT"
-    assert list(labels.MASK_LABELS) == list(MASKS) and set(labels.DATASET_LABELS) == set(get_args(DatasetName))
+    assert set(labels.methods_in_order()) == set(METHODS) and labels.label_of("fedavg_vit") == "FedAvg + ViT"
+    assert list(labels.MASK_LABELS) == list(MASKS) and set(labels.DATASET_LABELS) == set(DATASETS)
     assert labels.label_of("somebody_elses") == "somebody_elses"
 
 

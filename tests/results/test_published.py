@@ -85,4 +85,4 @@ def test_table2_below_ours():
 def test_coverage_names_what_is_only_quoted():
     text = published.coverage(["fed_lscl", "fedavg_vit", "local_head"])
     assert text.startswith("2 of the paper's 12 systems were measured; quoted only: FedAvg, FedProx, FedAvg+L2P, ") and text.endswith("LoRM.")
-    assert published.coverage(labels.PAPER_NAMES.values()) == "All 12 systems of the paper's table were measured."
+    assert published.coverage(labels.paper_names().values()) == "All 12 systems of the paper's table were measured."

@@ -55,7 +55,7 @@ class TestCollect:
         assert "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them" in studies.measured_of(collect("buffers"))
 
     def test_what_is_missing_can_be_computed(self, tree, monkeypatch):
-        monkeypatch.setattr(sweeps, "BUFFERS", (0, 2))
+        monkeypatch.setattr(fed_lscl_studies, "BUFFERS", (0, 2))
         base = sweeps.variant_run
         monkeypatch.setattr(sweeps, "variant_run", lambda values, change, seed: base({**values, "image_size": 16}, change, seed))
         options = {"data_dir": tree, "planned": {"folder": [42]}}
