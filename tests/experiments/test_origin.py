@@ -8,7 +8,15 @@ from lscl.errors import LsclError
 from lscl.experiments import origin
 from lscl.experiments.run import prepare, run
 
-MADE = {"data_digest": "d", "partition_digest": "p", "server_images_digest": None, "weights_digest": "w", "system_digest": None, "device": "cpu", "threads": 2}
+MADE = {
+    "data_digest": "d",
+    "partition_digest": "p",
+    "server_images_digest": None,
+    "weights_digest": "w",
+    "system_digest": None,
+    "device": "cpu",
+    "threads": 2,
+}
 
 
 def test_a_run_that_begins_and_its_record_have_the_same_origin(smoke):

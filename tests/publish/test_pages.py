@@ -14,6 +14,7 @@ from lscl.errors import LsclError
 from lscl.experiments import records, sweeps
 from lscl.experiments.sweeps import PLANS, main_table
 from lscl.publish import freshness, numbers, pages, status
+from lscl.registry import METHODS
 from lscl.results import report
 from lscl.results.report import DATASET_LABELS
 
@@ -280,3 +281,12 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     with pytest.raises(LsclError) as caught:
         pages.federation("scale")
     one_line(caught, "scale.json")
+
+
+def test_the_books_contents_list_the_page_of_every_system(toys, places):
+    (places / "book").mkdir(parents=True)
+    assert pages.contents() == {}
+    shutil.copy(ROOT / "book" / "_toc.yml", places / "book" / "_toc.yml")
+    (text,) = pages.contents().values()
+    listed = [line.rpartition("/")[2] for line in text.splitlines() if "book/methods/" in line]
+    assert listed == list(METHODS) and listed[-1] == "toy" and text.count("book/api/") == 8
