@@ -157,7 +157,9 @@ class Systems(Registry):
         if not isinstance(entry, type) or not hasattr(entry, "Parameters") or not hasattr(entry, "phases"):
             raise LsclError(f"register takes a class on lscl.federation.method.Method, this is {entry!r:.100}")
         super().check(entry)
-        for name in entry.Parameters.model_fields:
+        for name, parameter in entry.Parameters.model_fields.items():
+            if parameter.is_required():
+                raise LsclError(f"method {entry.name!r}: its parameter {name} has no default, and other systems do not give it")
             if name in self.core:
                 raise LsclError(f"method {entry.name!r}: its parameter {name} has the name of one that every system has, give it another one")
             home = home_of(entry.Parameters, name)

@@ -157,7 +157,7 @@ def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch
         config = experiment(**json.loads(path.read_bytes())["config"])
         assert config.digest == path.stem[-12:], path.name
         others += [path.name] if config.name != path.stem else []
-    assert len(others) < len(COMMITTED) / 2
+    assert len(others) < 40  # of 394
     for path in COMMITTED[::40]:
         record = records.read(path)
         assert records.find(experiment(**record["config"]))["name"] == path.stem

@@ -168,6 +168,13 @@ class Core(Method):
         rounds: int = Field(1, description="another one")
 
 
+class Required(Method):
+    name = "required"
+
+    class Parameters(Method.Parameters):
+        required_weight: float = Field(description="without a default")
+
+
 class Everywhere(Method):
     name = "everywhere"
 
@@ -190,6 +197,7 @@ class Role(Method):
         (Other, ["method 'toy' is toy_system.ToySystem already"]),
         (Clash, ["'clash'", "glfc_memory has the name of one of glfc"]),
         (Core, ["'core'", "rounds has the name of one that every system has"]),
+        (Required, ["required_weight has no default"]),
         (Everywhere, ["'everywhere'", "would change all other runs"]),
         (Role, ["role = 'own'"]),
     ],

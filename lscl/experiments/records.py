@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 import lscl
@@ -87,7 +87,7 @@ class RecordFile(BaseModel):
     profile: ProfileName
     seed: Count
     name: Annotated[str, Field(max_length=250, pattern=r"^[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")]
-    config: Annotated[Experiment, PlainValidator(_config)]
+    config: Experiment
     config_digest: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     accuracy: dict[Literal[MASKS], list[list[list[Percent | None]]]]
     per_class: dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]]]
@@ -112,6 +112,11 @@ class RecordFile(BaseModel):
     finished: Text
     hardware: Hardware
     versions: dict[Text, Text]
+
+    @field_validator("config", mode="plain")
+    @classmethod
+    def _of_what_is_registered(cls, values: Any) -> Experiment:
+        return _config(values)
 
     @model_validator(mode="after")
     def _agrees(self) -> "RecordFile":

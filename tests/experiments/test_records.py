@@ -549,3 +549,7 @@ def test_differing_names_entries_that_are_other_or_missing_and_no_times():
     one = {"a": 1, "b": [2], "c": 3, "seconds": 4}
     assert records.differing(one, {"a": 1, "b": [5], "seconds": 6, "d": 7}) == ["b", "c"]
     assert records.differing(one, {"a": 1, "b": [2], "c": 3}, ignored=()) == ["seconds"]
+
+
+def test_the_code_of_a_run_is_the_whole_package():
+    assert records.PACKAGE == ROOT / "lscl"

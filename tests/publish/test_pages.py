@@ -13,6 +13,7 @@ from tests_root import ROOT
 from lscl.experiments import records, sweeps
 from lscl.experiments.sweeps import PLANS, main_table
 from lscl.publish import benchmark_pages, freshness, numbers, pages, status
+from lscl.registry import METHODS
 from lscl.results.labels import DATASET_LABELS
 from lscl.results.markdown import NO_RECORDS
 
@@ -191,3 +192,12 @@ def test_the_papers_plan_has_every_system_with_the_servers_work():
     assert all(part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items())
     (target,) = [line.split("|") for line in parts["imagenet_r"].splitlines() if line.startswith("| TARGET ")]
     assert float(target[5]) > float(target[4]) > 0
+
+
+def test_the_books_contents_list_the_page_of_every_system(toys, places):
+    (places / "book").mkdir(parents=True)
+    assert pages.contents() == {}
+    shutil.copy(ROOT / "book" / "_toc.yml", places / "book" / "_toc.yml")
+    (text,) = pages.contents().values()
+    listed = [line.rpartition("/")[2] for line in text.splitlines() if "book/methods/" in line]
+    assert listed == list(METHODS) and listed[-1] == "toy" and text.count("book/api/") == 8
