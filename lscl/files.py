@@ -101,12 +101,19 @@ class _Text(Shape):
     metadata: dict[str, Any]
 
 
-class _Shown(Shape):
-    records: dict[str, str]
+class _Digest(Shape):
+    reads: dict[str, str] = {}
+    cells: str = ""
+
+
+class _Declared(Shape):
+    reads: list[str] = []
+    makes: list[str] = []
+    digest: _Digest = _Digest()
 
 
 class _About(Shape):
-    lscl: _Shown = _Shown(records={})
+    lscl: _Declared = _Declared()
 
 
 class _Notebook(Shape):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import FileHash, distributions
 from pathlib import Path
@@ -28,6 +28,7 @@ from lscl.registry import DATASETS, METHODS, foreign_parameters
 SCHEMA = 1
 LARGEST = 64 * 2**20  # bytes of a record's file
 PACKAGE = Path(lscl.__path__[0]).resolve()
+SHOWING = ("publish", "results")  # packages that show what was recorded; no run comes out differently when they change
 Record = dict[str, Any]
 # What may differ between equal runs; a server does not know how many images the clients of a real federation have gone through.
 TIMES = (
@@ -149,18 +150,34 @@ def _same(what: str, found: object, wanted: object) -> None:
 def source(package: Path = PACKAGE) -> dict[str, Any]:
     """Which code runs: {"commit": hash or None, "dirty": whether it may be other code than the commit's, "code_digest": of all its files}.
 
+    The code of a run is the package without the parts that only show results (SHOWING), so a new caption makes no run dirty.
+
     The repository asked is the one that the package itself lies in. Without one, the code is clean, with commit None, only if it is an
     installed distribution whose files are as they were packed; all else is dirty.
     """
-    files = sorted(path for path in package.rglob("*") if path.is_file() and not _passed_over(path.relative_to(package)))
-    digest = digest_of(*(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes())))
+    files = _code_files(package, SHOWING)
     commit, dirty = _checkout(package, files) or (None, not _as_packed(package, files))
-    return {"commit": commit, "dirty": dirty, "code_digest": digest[:16]}
+    return {"commit": commit, "dirty": dirty, "code_digest": code_digest(SHOWING, package)}
 
 
-def _passed_over(path: Path) -> bool:
-    """Whether a file of the package is none of its code: what Python compiled, and what is hidden."""
-    return any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+def code_digest(without: Collection[str], package: Path = PACKAGE) -> str:
+    """The digest of the package's files and their names.
+
+    Args:
+        without: parts of the package that do not count.
+        package: the folder of the package.
+    """
+    files = _code_files(package, without)
+    return digest_of(*(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes())))[:16]
+
+
+def _code_files(package: Path, without: Collection[str]) -> list[Path]:
+    return sorted(path for path in package.rglob("*") if path.is_file() and not _passed_over(path.relative_to(package), without))
+
+
+def _passed_over(path: Path, without: Collection[str]) -> bool:
+    """Whether a file, by its place in the package, is none of its code: what Python compiled, what is hidden, and parts that do not count."""
+    return path.parts[0] in without or any(part == "__pycache__" or part.startswith(".") for part in path.parts)
 
 
 def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
@@ -180,7 +197,8 @@ def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
     try:
         commit = git("rev-parse", "HEAD").strip()
         rows = [row.split("\t", 1) for row in git("ls-tree", "-r", "-z", commit, "--", package.name, "pyproject.toml").split("\0") if row]
-        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(Path(name))}
+        within = {name: Path(name).relative_to(package.name) if name != "pyproject.toml" else Path(name) for _, name in rows}
+        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(within[name], SHOWING)}
         if f"{package.name}/__init__.py" not in tracked:
             return None  # installed into a folder of some other repository
         hashes = git("hash-object", "--no-filters", "--", *names).split()

@@ -1,6 +1,5 @@
 """Papermill runs the notebooks, Jupyter Book renders them; nothing is executed twice."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -22,25 +22,30 @@ from lscl.experiments import records
 from lscl.experiments.run import affordable, run
 from lscl.experiments.sweeps import plan
 from lscl.models.cache import limit_bytes
-from lscl.publish import freshness, pages, readme
+from lscl.publish import freshness, pages, readme, watched_kernel
 
-# What notebooks read from results/.
-READ = ("runs/*/*.json", "runs/*/sheets/*.png", "tuning/*.json", "components/*.json", "published/*.csv", "benchmarks/*.json")
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
 UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
 
 
-class OwnKernel(AsyncKernelManager):
-    """Starts a notebook's kernel in the Python that runs this, whatever kernels are installed and whatever they are called."""
+def own_kernel(declared: dict) -> type[AsyncKernelManager]:
+    """What starts a notebook's kernel in the Python that runs this, whatever kernels are installed and whatever they are called.
 
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            display_name="Python 3",
-            language="python",
-            env=UTF8,
-        )
+    Args:
+        declared: what the notebook may read under results/, see `lscl.publish.watched_kernel`.
+    """
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(
+                argv=[sys.executable, "-m", "lscl.publish.watched_kernel", "-f", "{connection_file}"],
+                display_name="Python 3",
+                language="python",
+                env={**UTF8, watched_kernel.VARIABLE: json.dumps(declared)},
+            )
+
+    return OwnKernel
 
 
 def reproduce(
@@ -53,7 +58,7 @@ def reproduce(
 ) -> None:
     """Compute the missing runs of `profile`, execute every notebook, and build the book from the executed notebooks.
 
-    A notebook is executed again only if it, the code or the records have changed. `store` writes the executed notebooks,
+    A notebook is executed again only if a part of its digest (`freshness.digest`) has changed. `store` writes the executed notebooks,
     without papermill's notes, back to notebooks/, and what all of it took and gave to results/expected/ for the README, the
     latter only if no run was there before: minutes of a part are not the minutes of the whole.
 
@@ -77,18 +82,14 @@ def reproduce(
     places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
     for notebook in notebooks:
         target = paths.results() / "executed" / profile / notebook.name
-        if (
-            not force
-            and _stamp_file(target).exists()
-            and _stamp_file(target).read_text(encoding="utf-8", errors="replace") == _stamp(notebook, profile, places)
-        ):
+        if not force and _is_fresh(notebook, target, profile, places):
             say(f"{notebook.name}: nothing has changed, kept")
         else:
             execute(notebook, target, profile, places)
         if store:
             executed = files.notebook(target)
             seconds[notebook.stem] = executed.metadata.papermill.duration
-            freshness.stamp(executed)
+            freshness.store_digest(executed, profile, places)
             write_atomic(notebook, _clean(executed).encode())
     page = build_book(profile) if book else None
     minutes = (time.perf_counter() - started) / 60
@@ -104,11 +105,12 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
 
     Raises:
-        LsclError: a cell failed, or the kernel died.
+        LsclError: a cell failed, one read a file under results/ that the notebook does not declare, or the kernel died.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _digest_file(target).unlink(missing_ok=True)
     wanted = {"profile": profile, **places}
-    files.notebook(notebook)  # or say what is wrong with it
+    source = files.notebook(notebook)  # or say what is wrong with it
     own = papermill.inspect_notebook(str(notebook))
     parameters = {
         name: value
@@ -121,7 +123,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
             str(target),
             parameters,
             kernel_name="python3",
-            kernel_manager_class=OwnKernel,
+            kernel_manager_class=own_kernel({"notebook": notebook.name, **freshness.declared(source, profile)}),
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
             coalesce_streams=True,
@@ -130,7 +132,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
     except RuntimeError as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
         raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
-    write_atomic(_stamp_file(target), _stamp(notebook, profile, places).encode())
+    write_atomic(_digest_file(target), json.dumps(freshness.digest(source, profile, places)).encode())
 
 
 def build_book(profile: str) -> Path:
@@ -181,15 +183,14 @@ def _clean(notebook: nbformat.NotebookNode) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
-def _stamp_file(target: Path) -> Path:
-    return target.with_suffix(".stamp")
+def _digest_file(target: Path) -> Path:
+    return target.with_suffix(".digest.json")
 
 
-def _stamp(notebook: Path, profile: str, places: dict[str, str | None]) -> str:
-    """A digest of all that decides a notebook's outputs: its cells and parameters, the code, the records, and what else is read from results/."""
-    cells = [(cell.cell_type, cell.source) for cell in files.notebook(notebook).cells]
-    total = hashlib.sha256(json.dumps([cells, profile, places, records.source()["code_digest"]]).encode())
-    for pattern in READ:
-        for path in sorted(paths.results().glob(pattern)):
-            total.update(path.read_bytes())
-    return total.hexdigest()
+def _is_fresh(notebook: Path, target: Path, profile: str, places: dict[str, str | None]) -> bool:
+    """Whether an executed notebook is what executing it again would give."""
+    try:
+        found = files.from_json(_digest_file(target), dict[str, Any])
+    except LsclError:
+        return False
+    return target.exists() and found == freshness.digest(files.notebook(notebook), profile, places)

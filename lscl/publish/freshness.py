@@ -1,58 +1,117 @@
-"""Whether the stored outputs of a notebook are older than the records that they show: a notebook carries the digests of those records."""
+"""Whether the outputs of a notebook are still what executing it would give: one digest, in named parts, decides that everywhere.
+
+A notebook declares in its metadata, under `lscl`, where its numbers come from:
+
+- `reads`: files under results/, as globs ("tuning/*.json"), and named sets of runs ("study:mini/table1"); `lscl check` compares them;
+- `makes`: named sets of runs that the notebook computes itself where they are missing. They are not committed.
+
+`{profile}` stands for the profile of the execution, `{shown}` for the one whose records a page shows in it (`studies.profile_shown`).
+While a notebook is executed, reading anything else under results/ is an error (`lscl.publish.watched_kernel`).
+"""
 
 import hashlib
-import re
+import json
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from lscl import files, paths
-from lscl.experiments import sweeps
-from lscl.experiments.records import Record, all_records, folder
+from lscl.errors import LsclError, unknown
+from lscl.experiments import records, sweeps
+from lscl.publish.watched_kernel import STUDY
+from lscl.registry import METHODS
+from lscl.results.studies import profile_shown
 
-# What in a notebook's code reads which named set of runs; the studies are named where they are read.
-READS = {r"\btuning_frame\(": "tune", r"\bgrowth_frame\(": "growth", r"\bcomponents_frame\(": "components"}
-STUDY = r"""\bstudy=["'](\w+)["']"""
 KEY = "lscl"  # of the notebook's metadata
+STORED = "demo"  # the profile in which the committed notebooks are executed
+NOT_EXECUTED = ("publish",)  # the part of the package that no cell runs; lscl.results makes their tables and figures
+SETUP = "setup"  # tag of the cell that fetches the package where it is missing, with the address that `lscl pages` writes there
 
 
-def sets_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """The named sets of runs that a notebook shows."""
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return sorted({name for pattern, name in READS.items() if re.search(pattern, code)} | set(re.findall(STUDY, code)))
+def declared(notebook: nbformat.NotebookNode, profile: str) -> dict[str, list[str]]:
+    """What a notebook declares: {"reads": [...], "makes": [...]}, with the profiles filled in."""
+    about, values = notebook.metadata.get(KEY, {}), {"{profile}": profile, "{shown}": profile_shown(profile, compute=False)}
+    return {kind: [_filled(entry, values) for entry in about.get(kind, [])] for kind in ("reads", "makes")}
 
 
-def digests(records: Iterable[Record], profile: str = "mini") -> dict[str, str]:
-    """The digest of all records of each named set, and of what tuning and the benchmarks of growth and components have written."""
-    totals = {name: hashlib.sha256() for name in (*sweeps.named_sets(), "growth", "components")}
-    for record in records:
-        content = (folder(profile) / f"{record['name']}.json").read_bytes()
-        for name in sweeps.rows_of(record):
-            totals[name].update(content)
-    for name, place in (("tune", "tuning"), ("components", "components")):
-        for path in sorted((paths.results() / place).glob("*.json")):
-            totals[name].update(path.read_bytes())
-    for path in (paths.results() / "benchmarks").glob("scaling.json"):
-        totals["growth"].update(path.read_bytes())
-    return {name: total.hexdigest()[:16] for name, total in totals.items()}
+def _filled(entry: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        entry = entry.replace(name, value)
+    return entry
 
 
-def stamp(notebook: nbformat.NotebookNode) -> None:
-    """Note in a notebook that was just executed which records it shows."""
-    today, shown = digests(sweeps.reported(all_records("mini"))), sets_of(notebook)
-    if shown:
-        notebook.metadata[KEY] = {"records": {name: today[name] for name in shown}}
+def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> dict[str, Any]:
+    """The digest of all that decides what an executed notebook shows, in named parts.
+
+    `lscl reproduce` executes a notebook again if any part has changed. `lscl check` compares `reads` and `cells` of a committed notebook
+    with those stored in it: its outputs are old if the records and files that it shows or its code have changed. A commit that changes
+    the library alone does not make every committed notebook old, because what it changes in a record stands in the record.
+
+    Args:
+        notebook: with its declarations.
+        profile, places: the parameters of the execution, see `build.execute`.
+
+    Returns:
+        dict: `reads` and `makes` (a digest for each declared entry), `cells` (of code), `text` (all other cells), `parameters`, and
+            `code` (the package without lscl.publish).
+
+    Raises:
+        LsclError: a declared set of runs that does not exist, or a file that cannot be read.
+    """
+    inputs = {kind: {entry: _of_files(_files(entry)) for entry in entries} for kind, entries in declared(notebook, profile).items()}
+    is_code = lambda cell: cell.cell_type == "code" and SETUP not in cell.metadata.get("tags", [])
+    cells: dict[bool, list] = {True: [], False: []}
+    for cell in notebook.cells:
+        cells[is_code(cell)].append((cell.cell_type, cell.source))
+    parts = {"cells": cells[True], "text": cells[False], "parameters": [profile, places]}
+    return {**inputs, **{name: _short(json.dumps(part).encode()) for name, part in parts.items()}, "code": records.code_digest(NOT_EXECUTED)}
+
+
+def _short(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _of_files(found: Iterable[Path]) -> str:
+    return _short(json.dumps([(path.name, _short(path.read_bytes())) for path in found]).encode())
+
+
+def _files(entry: str) -> list[Path]:
+    """The files that a declared entry means today."""
+    if not entry.startswith(STUDY):
+        return sorted(path for path in paths.results().glob(entry) if path.is_file())
+    profile, _, name = entry.removeprefix(STUDY).partition("/")
+    if name not in sweeps.named_sets():
+        raise unknown("set of runs", name, sweeps.named_sets())
+    found = sorted(records.folder(profile).glob("*.json"))
+    return [path for path in found if name in _sets_of(path, path.stat().st_mtime_ns, path.stat().st_size, METHODS.version)]
+
+
+@lru_cache(maxsize=10_000)
+def _sets_of(path: Path, _changed: int, _size: int, _version: int) -> frozenset[str]:
+    """The named sets that a record is reported in; the other arguments tell whether file and systems are those that were read before."""
+    return frozenset(name for record in sweeps.reported([records.read(path)]) for name in sweeps.rows_of(record))
+
+
+def store_digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> None:
+    """Note in a notebook that was just executed what its outputs were made of."""
+    notebook.metadata[KEY] = {**notebook.metadata.get(KEY, {}), "digest": digest(notebook, profile, places)}
 
 
 def stale() -> list[str]:
-    """One line for every committed notebook whose outputs are older than the records that it shows."""
-    today, found = digests(sweeps.reported(all_records("mini"))), []
+    """One line for every committed notebook whose outputs are older than what it reads, or than its code."""
+    found = []
     for path in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
         notebook = files.notebook(path)
-        carried = notebook.metadata.get(KEY, {}).get("records", {})
-        old = [name for name in sets_of(notebook) if carried.get(name) != today[name]]
+        try:
+            today = digest(notebook, STORED, {})
+        except LsclError as error:
+            raise LsclError(f"notebooks/{path.name}: {error}") from error
+        stored = notebook.metadata.get(KEY, {}).get("digest", {})
+        old = [entry for entry, value in today["reads"].items() if stored.get("reads", {}).get(entry) != value]
+        old += ["its code"] if stored.get("cells") != today["cells"] else []
         if old:
-            found.append(
-                f"notebooks/{path.name}: its outputs are older than the records of {', '.join(old)}: `lscl reproduce demo --store` makes them"
-            )
+            found.append(f"notebooks/{path.name}: its outputs are older than {', '.join(old)}: `lscl reproduce {STORED} --store` makes them")
     return found

@@ -6,6 +6,7 @@ again. `label` is the system's name in tables, `variant` what tells the row from
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -156,6 +157,8 @@ def _tidy(
     columns: list[str],
     rows_of: Callable[[Record], list[tuple]],
 ) -> pd.DataFrame:
+    if isinstance(runs, str):
+        sys.audit(studies.AUDITED, runs, study or "")
     found = comparable(runs_of_study(_records(runs), study, dataset), draft)
     parts = []
     for variant, record in found:

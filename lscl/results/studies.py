@@ -1,6 +1,7 @@
 """Named sets of runs as tables show them: which are recorded, which row a record belongs to, and what a variant has of the components."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from lscl.experiments.sweeps import PLANS, SEEDS, main_table, runs_of, variant_r
 from lscl.methods.parts.fed_lscl_studies import REGIMES, WRITERS, regime_change
 from lscl.results.labels import DATASET_LABELS, notes_of
 
+AUDITED = "lscl.study"  # the audit event (`sys.audit`) of reading a set of runs: its profile and name, "" for all runs
 PLACED = ("weights_sha256", "data_digest")  # of a local checkpoint or folder: no variant
 
 
@@ -54,6 +56,7 @@ def collect(
         LsclError: no such study or profile; a run that fails.
     """
     check_profile(profile)
+    sys.audit(AUDITED, profile, name)
     planned, found, missing = planned or PLANS[profile], [], []
     for dataset, seeds in planned.items():
         for config in runs_of(name, {"profile": profile, "dataset": dataset, "data_dir": data_dir, "weights": weights}, sorted(seeds)):

@@ -16,7 +16,7 @@ from lscl.data.partition import partition
 from lscl.data.sources import load
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.experiments.records import SCHEMA, TIMES, source
+from lscl.experiments.records import SCHEMA, TIMES, code_digest, source
 from lscl.experiments.sweeps import TUNING_SEED
 from lscl.registry import METHODS
 
@@ -383,8 +383,9 @@ def checkout(tmp_path):
     """A folder with a package lscl/ and pyproject.toml, in no repository; -> the package."""
     package = tmp_path / "clone" / "lscl"
     (package / "part").mkdir(parents=True)
-    for name in ("lscl/__init__.py", "lscl/a.py", "lscl/part/b.json", "pyproject.toml", "README.md"):
-        (package.parent / name).write_text("1")
+    for name in ("__init__.py", "a.py", "part/b.json", "publish/a.py", "results/a.py", "../pyproject.toml", "../README.md"):
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text("1")
     return package
 
 
@@ -417,16 +418,18 @@ def test_a_clean_tree_is_its_commit(repository, checkout):
 
 CHANGES = {
     "lscl/a.py": True, "lscl/new.py": True, "lscl/part/weights.safetensors": True, "pyproject.toml": True, "README.md": False,
-    "results/table.csv": False, "lscl/__pycache__/a.pyc": False, "lscl/.a.py.swp": False,
+    "results/table.csv": False, "lscl/__pycache__/a.pyc": False, "lscl/.a.py.swp": False, "lscl/publish/a.py": False,
+    "lscl/publish/new.py": False, "lscl/results/a.py": False, "lscl/part/results/a.py": True,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_tree_is_dirty_if_the_code_was_changed(repository, checkout, name):
-    path = checkout.parent / name
-    path.parent.mkdir(exist_ok=True)
+    path, before = checkout.parent / name, source(checkout)["code_digest"]
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text("2")
     assert source(checkout)["dirty"] is CHANGES[name]
+    assert (source(checkout)["code_digest"] != before) is (CHANGES[name] and name != "pyproject.toml")
 
 
 HIDDEN = {
@@ -540,6 +543,20 @@ def test_the_digest_of_the_code_is_that_of_all_its_files(repository, checkout):
     assert source(checkout)["code_digest"] == first
 
 
+def test_the_parts_that_only_show_results_may_be_lost_too(repository, checkout):
+    for name in ("publish", "results"):
+        (checkout / name / "a.py").unlink()
+    assert source(checkout)["dirty"] is False
+
+
+def test_the_digest_of_a_notebooks_code_counts_the_parts_that_it_does_not_leave_out(checkout):
+    first = code_digest(("publish",), checkout)
+    (checkout / "publish" / "a.py").write_text("2")
+    assert code_digest(("publish",), checkout) == first
+    (checkout / "results" / "a.py").write_text("2")
+    assert code_digest(("publish",), checkout) != first
+
+
 def test_times_are_what_may_differ_between_equal_runs(make):
     assert set(make()) & set(TIMES) >= {"seconds", "finished", "hardware", "versions", "commit", "dirty"}
     assert not {"accuracy", "per_class", "config", "config_digest", "bytes_up"} & set(TIMES)
@@ -551,5 +568,5 @@ def test_differing_names_entries_that_are_other_or_missing_and_no_times():
     assert records.differing(one, {"a": 1, "b": [2], "c": 3}, ignored=()) == ["seconds"]
 
 
-def test_the_code_of_a_run_is_the_whole_package():
+def test_the_code_of_a_run_is_looked_for_in_the_whole_package():
     assert records.PACKAGE == ROOT / "lscl"

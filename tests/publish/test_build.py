@@ -15,13 +15,14 @@ from lscl.publish import build
 
 @pytest.fixture
 def notebook(tmp_path):
-    """notebook(code): a notebook with a parameters cell and one cell of code; -> its path."""
+    """notebook(code, *reads): a notebook with a parameters cell and one cell of code, and what it declares; -> its path."""
 
-    def write(code):
+    def write(code, *reads):
         parameters = nbformat.v4.new_code_cell("profile = 'demo'\nweights = None", metadata={"tags": ["parameters"]})
         path = tmp_path / "01_one.ipynb"
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata=kernel), path)
+        about = {**kernel, "lscl": {"reads": list(reads)}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata=about), path)
         return path
 
     return write
@@ -44,24 +45,50 @@ def test_what_equals_the_notebooks_own_values_is_not_injected(places, notebook, 
     assert len(nbformat.read(target, 4).cells) == 2
 
 
-def test_other_weights_are_another_execution(places, notebook):
-    path = notebook("1 + 1")
-    stamps = {build._stamp(path, "mini", {"weights": weights}) for weights in (None, "one.npz", "two.npz")}
-    assert len(stamps) == 3
-
-
-@pytest.mark.parametrize("name", ["runs/mini/a.json", "runs/mini/sheets/a.png", "components/a.json", "tuning/a.json", "benchmarks/a.json"])
-def test_whatever_a_notebook_reads_from_the_results_is_in_its_stamp(places, notebook, name):
-    path, before = notebook("1 + 1"), None
-    file = places / "results" / name
+def test_a_notebook_is_executed_again_if_it_its_parameters_or_what_it_declares_has_changed(places, notebook, tmp_path):
+    path, target, file = notebook("1 + 1", "tuning/*.json"), tmp_path / "executed" / "01_one.ipynb", places / "results" / "tuning" / "a.json"
     file.parent.mkdir(parents=True)
-    for content in (b"one", b"other"):
-        file.write_bytes(content)
-        stamp = build._stamp(path, "mini", {})
-        assert stamp != before
-        before = stamp
-    file.unlink()
-    assert build._stamp(path, "mini", {}) != before
+    file.write_text("[]")
+    build.execute(path, target, "demo", {"weights": None})
+    fresh = lambda: build._is_fresh(path, target, "demo", {"weights": None})
+    assert fresh() and not build._is_fresh(path, target, "demo", {"weights": "one.npz"})
+    for changed, new in ((file, "[1]"), (path, path.read_text(encoding="utf-8").replace("1 + 1", "1 + 2"))):
+        before = changed.read_text(encoding="utf-8")
+        changed.write_text(new, encoding="utf-8")
+        assert not fresh()
+        changed.write_text(before, encoding="utf-8")
+        assert fresh()
+    path.write_text(path.read_text(encoding="utf-8").replace("1 + 1", "1 / 0"), encoding="utf-8")
+    with pytest.raises(LsclError, match="ZeroDivisionError"):
+        build.execute(path, target, "demo", {"weights": None})
+    path.write_text(path.read_text(encoding="utf-8").replace("1 / 0", "1 + 1"), encoding="utf-8")
+    assert not fresh(), "what stands there now is the failed one"
+
+
+READ_FILE = "from lscl import paths; print((paths.results() / 'tuning' / 'a.json').read_text())"
+READ_STUDY = "import lscl; print(len(lscl.results.frame('mini', study='blocks')))"
+
+
+@pytest.mark.parametrize(
+    ("code", "declared", "needed"),
+    [(READ_FILE, ["components/*.json"], "results/tuning/a.json"), (READ_STUDY, ["study:mini/table1"], "study:mini/blocks")],
+)
+def test_reading_what_a_notebook_does_not_declare_is_one_line(places, notebook, tmp_path, one_line, code, declared, needed):
+    (places / "results" / "tuning").mkdir(parents=True)
+    (places / "results" / "tuning" / "a.json").write_text("[]")
+    target = tmp_path / "executed" / "01_one.ipynb"
+    with pytest.raises(LsclError) as caught:
+        build.execute(notebook(code, *declared), target, "demo", {})
+    one_line(caught, "01_one.ipynb", needed, "does not declare")
+    build.execute(notebook(code, *declared, needed.removeprefix("results/")), target, "demo", {})
+    assert outputs(target)[0] in ("[]\n", "0\n")
+
+
+def test_a_notebook_may_write_under_results(places, notebook, tmp_path):
+    target = tmp_path / "executed" / "01_one.ipynb"
+    (places / "results").mkdir(parents=True, exist_ok=True)
+    build.execute(notebook("from lscl import paths; print((paths.results() / 'a.txt').write_text('1'))"), target, "demo", {})
+    assert outputs(target) == ["1\n"]
 
 
 def test_a_damaged_notebook_is_one_line_with_its_name(places, tmp_path, one_line):
@@ -77,7 +104,7 @@ def test_a_failed_cell_is_one_line_with_the_notebook_and_the_error(places, noteb
     path, target = notebook("raise ValueError('no such image')"), tmp_path / "executed" / "01_one.ipynb"
     with pytest.raises(LsclError, match=r"01_one\.ipynb: ValueError: no such image"):
         build.execute(path, target, "demo", {})
-    assert not build._stamp_file(target).exists()
+    assert not build._digest_file(target).exists()
 
 
 def test_a_notebook_runs_in_the_python_that_runs_lscl(places, notebook, tmp_path, monkeypatch):
@@ -100,7 +127,7 @@ def test_a_kernel_that_dies_is_one_line_with_the_notebook(places, notebook, tmp_
     with pytest.raises(LsclError) as caught:
         build.execute(path, target, "demo", {})
     one_line(caught, "01_one.ipynb: Kernel died", target)
-    assert target.exists() and not build._stamp_file(target).exists()
+    assert target.exists() and not build._digest_file(target).exists()
 
 
 def test_a_kernel_that_does_not_start_is_one_line_too(places, notebook, tmp_path, one_line, monkeypatch):
