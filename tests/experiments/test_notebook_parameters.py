@@ -19,7 +19,7 @@ def test_every_notebook_checks_all_its_parameters_first(path):
     (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
     names = re.findall(r"^(\w+) = ", cells[place].source, re.MULTILINE)
     code = re.sub(r"(?m)^(from|import) .*\n|^\n", "", cells[place + 1].source)  # what stands behind the imports
-    assert names and code.startswith(f"parameters({', '.join(f'{name}={name}' for name in names)})\n")
+    assert names and f"{code}\n".startswith(f"parameters({', '.join(f'{name}={name}' for name in names)})\n")
 
 
 @pytest.mark.parametrize(

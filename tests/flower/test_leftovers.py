@@ -47,7 +47,9 @@ def started(monkeypatch, tmp_path):
     commands = []
 
     def start(end="time.sleep(600)"):
-        command = subprocess.Popen([sys.executable, "-c", COMMAND.replace("{end}", end)], stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, "-c", COMMAND.replace("{end}", end)]
+        heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it (nohup), and children inherit that
+        command = subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8", preexec_fn=heard)
         commands.append(command)
         folder = Path(command.stdout.readline().strip())
         return command, folder
@@ -71,7 +73,7 @@ def test_a_command_that_is_killed_leaves_no_process_and_no_key(started, how):
     until(lambda: len(marked(folder.name)) == 2)
     assert folder.stat().st_mode & 0o777 == 0o700
     command.send_signal(how)
-    command.wait()
+    command.wait(60)
     until(lambda: not folder.exists())
     assert marked(folder.name) == []
     until(lambda: not dogs(folder))
