@@ -2,7 +2,7 @@
 
 A notebook declares in its metadata, under `lscl`, where its numbers come from:
 
-- `reads`: files under results/, as globs ("tuning/*.json"), and named sets of runs ("study:mini/table1"); `lscl check` compares them;
+- `reads`: files under results/, as globs (`tuning/*.json`), and named sets of runs (`study:mini/table1`); `lscl check` compares them;
 - `makes`: named sets of runs that the notebook computes itself where they are missing. They are not committed.
 
 `{profile}` stands for the profile of the execution, `{shown}` for the one whose records a page shows in it (`studies.profile_shown`).
