@@ -55,8 +55,8 @@ def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str 
         profile, places: the parameters of the execution, see `build.execute`.
 
     Returns:
-        dict: `reads` and `makes` (a digest for each declared entry), `cells` (of code), `text` (all other cells), `parameters`, and
-            `code` (the package without lscl.publish).
+        dict: A digest for each declared entry of `reads` and `makes`, and one each for `cells` (code), `text` (all other cells),
+        `parameters`, and `code` (the package without lscl.publish).
 
     Raises:
         LsclError: a declared set of runs that does not exist, or a file that cannot be read.
