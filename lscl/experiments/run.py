@@ -161,7 +161,7 @@ def claim(state: Path, wait: bool):
         raise LsclError(f"cannot write {lock.lock_file}: {error.strerror or error}") from error
     try:
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it will find the record
+        Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes re-read the record
     finally:
         lock.release()
 

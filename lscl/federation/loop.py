@@ -33,7 +33,7 @@ class Transport(Protocol):
 
 @dataclass
 class InProcess:
-    """All clients in this process, one after another. `done` counts clients served, for progress bars."""
+    """All clients in this process, one after another. `progress` is told of each client that has answered."""
 
     method: Method
     clients: list[Client]
