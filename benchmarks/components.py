@@ -38,9 +38,9 @@ from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import Stage
 from lscl.federation.metrics import MASKS, evaluate, task_accuracies
+from lscl.federation.passes import BATCH, map_batches
 from lscl.federation.payload import Payload
 from lscl.methods.fed_lscl import FedLSCL
-from lscl.methods.parts.passes import BATCH, over
 from lscl.seeding import torch_generator
 
 
@@ -60,9 +60,9 @@ def accuracy(method: FedLSCL, client: Client, inputs: Inputs, index: Tensor, fea
 def by_update(method: FedLSCL, client: Client) -> dict[str, dict[str, float]]:
     """Accuracy of the client on the task just learned: {split: {update: percent}}."""
     client.model.eval()
-    found, mean = {}, over(client.train, client.train_index, partial(method.look, client)).mean(0)
+    found, mean = {}, map_batches(client.train, client.train_index, partial(method.cnn_features, client)).mean(0)
     for split, inputs, index in (("training", client.train, client.train_index), ("test", client.test, client.test_index(client.task))):
-        f = over(inputs, index, partial(method.look, client))
+        f = map_batches(inputs, index, partial(method.cnn_features, client))
         chosen: dict[str, Tensor | None] = {"own": f, "none": None}
         if method.m:
             turn = torch.randperm(len(f), generator=torch_generator(client.seed, f"another image, {split}", client.id, client.task))
@@ -123,7 +123,7 @@ class Watched(InProcess):
             client.model["generator"].load_state_dict({name: generators[client.id][name] for name in ("weight", "bias")})
             client.model.eval()
             index = client.test_index(stage.task)
-            f = over(client.test, index, partial(self.method.look, client))
+            f = map_batches(client.test, index, partial(self.method.cnn_features, client))
             found.append(accuracy(self.method, client, client.test, index, f))
         return round(float(np.mean(found)), 3)
 

@@ -201,8 +201,8 @@ def plan_command(
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
     machine = cost_model.card(card) if card else cost_model.measured(device_of(config))
-    print(cost_model.table([cost_model.cost(one) for one in runs], machine))
-    cost_model.check(runs, machine)
+    print(cost_model.plan_table([cost_model.cost(one) for one in runs], machine))
+    cost_model.check_costs(runs, machine)
 
 
 def _check_names(profile: str, dataset: str | None = None) -> None:
@@ -250,7 +250,7 @@ def pages_command() -> None:
     """Write all that the book and the README show and that code makes of the records: tables, pages, sentences."""
     from lscl.publish import pages
 
-    print(f"{len(pages.write())} pieces are what code, config and records give")
+    print(f"{len(pages.write_pages())} pieces are what code, config and records give")
 
 
 @app.command("check")
@@ -259,7 +259,7 @@ def check_command() -> None:
     that is older, and exit code 2."""
     from lscl.publish import freshness, pages
 
-    made, notebooks = pages.stale(), freshness.stale()
+    made, notebooks = pages.stale_pages(), freshness.stale_notebooks()
     for line in [*made, *(["`lscl pages` writes them"] if made else []), *notebooks]:
         print(f"lscl: {line}", file=sys.stderr)
     if made or notebooks:

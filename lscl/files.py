@@ -21,7 +21,7 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-def text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The whole text of a file.
 
     Raises:
@@ -52,7 +52,7 @@ def from_json(path: Path, shape: Any) -> Any:
         LsclError: the file cannot be read, is no JSON, or has another shape: where, and what is wrong there.
     """
     try:
-        found = json.loads(text(path), parse_constant=_number, parse_float=_number, parse_int=_whole)
+        found = json.loads(read_text(path), parse_constant=_number, parse_float=_number, parse_int=_whole)
         _checker(shape).validate_python(found)
         return found
     except ValidationError as error:
@@ -130,17 +130,17 @@ def notebook(path: Path) -> nbformat.NotebookNode:
         LsclError: it cannot be read, or is no notebook.
     """
     from_json(path, _Notebook)
-    return nbformat.v4.reads(text(path))
+    return nbformat.v4.reads(read_text(path))
 
 
-def table(path: Path, columns: dict[str, type]) -> pd.DataFrame:
+def read_table(path: Path, columns: dict[str, type]) -> pd.DataFrame:
     """A CSV file with just these columns, of str, int or float.
 
     Raises:
         LsclError: it cannot be read, has other columns, or an entry is missing or of another kind.
     """
     try:
-        found = pd.read_csv(io.StringIO(text(path)), dtype=str, keep_default_na=False)
+        found = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
     except ValueError as error:
         raise LsclError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
     if list(found.columns) != list(columns):
@@ -165,6 +165,6 @@ def settings(path: Path) -> Any:
         LsclError: it cannot be read, or is no YAML.
     """
     try:
-        return yaml.safe_load(text(path))
+        return yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise LsclError(f"cannot read {path}: no valid YAML ({' '.join(str(error).split())})") from error

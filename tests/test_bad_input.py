@@ -186,9 +186,9 @@ DESCRIBED = [
     ("results/federation/scale.json", lambda: benchmark_pages.federation_note("scale")),
     ("results/published/paper_table1.csv", published.published_table1),
     ("results/published/paper_table2.csv", lambda: published.published_final("cifar100")),
-    ("notebooks/05_results.ipynb", freshness.stale),
+    ("notebooks/05_results.ipynb", freshness.stale_notebooks),
     ("_config.yml", pages.notebook_heads),
-    ("README.md", lambda: readme.text(pages.files.text(paths.root() / "README.md"))),
+    ("README.md", lambda: readme.readme_text(pages.files.read_text(paths.root() / "README.md"))),
 ]
 DAMAGES = {
     "empty": lambda data: b"",
@@ -320,7 +320,7 @@ def test_the_commands_that_read_them_say_it(capsys, repository):
 
 def test_a_file_that_is_not_there_is_told_from_a_damaged_one(places):
     with pytest.raises(Absent):
-        pages.files.text(places / "no.json")
+        pages.files.read_text(places / "no.json")
 
 
 # ---- places

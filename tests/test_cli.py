@@ -162,7 +162,7 @@ def test_run_writes_a_record_and_reads_it_the_second_time(capsys):
     code, second, err = call(capsys, "run", *SMOKE, "--method", "local_head", "--seed", "5")
     assert (code, second, err) == (0, first, "")
     path = records.Path(first.split(": ")[1].splitlines()[0])
-    assert records.read(path)["seed"] == 5
+    assert records.read_record(path)["seed"] == 5
 
 
 def test_a_record_of_another_schema_is_refused_by_name(capsys):

@@ -159,7 +159,7 @@ def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch
         others += [path.name] if config.name != path.stem else []
     assert len(others) < 40  # of 394
     for path in COMMITTED[::40]:
-        record = records.read(path)
+        record = records.read_record(path)
         assert records.find(experiment(**record["config"]))["name"] == path.stem
 
 

@@ -57,19 +57,19 @@ def test_json_of_another_shape_is_one_line_with_the_place(put, content, says, on
 
 def test_no_file_and_no_regular_file(tmp_path, one_line):
     with pytest.raises(Absent) as caught:
-        files.text(tmp_path / "none")
+        files.read_text(tmp_path / "none")
     one_line(caught, "there is no such file")
     with pytest.raises(LsclError) as caught:
-        files.text(tmp_path)
+        files.read_text(tmp_path)
     one_line(caught, "not a regular file")
 
 
 def test_a_table_has_just_its_columns_and_kinds(put, one_line):
-    found = files.table(put(b"name,count,share\na,1,0.5\nb,2,1\n"), {"name": str, "count": int, "share": float})
+    found = files.read_table(put(b"name,count,share\na,1,0.5\nb,2,1\n"), {"name": str, "count": int, "share": float})
     assert found.to_dict("list") == {"name": ["a", "b"], "count": [1, 2], "share": [0.5, 1.0]}
     for content, says in ((b"name,share\na,1\n", "its columns are"), (b"name,count\na,1.5\n", "count = '1.5'"), (b"name,count\n,1\n", "name = ''")):
         with pytest.raises(LsclError) as caught:
-            files.table(put(content), {"name": str, "count": int})
+            files.read_table(put(content), {"name": str, "count": int})
         one_line(caught, says)
 
 

@@ -22,12 +22,6 @@ SAME_BY_DESIGN = {"main"}  # the entry point of the command line, and the one th
 # systems its own modules.
 UP = {"lscl.registry imports lscl.?", "lscl.methods imports lscl.?"}
 
-# Public names that still stand in two modules. A new one fails; one that is gone has to be struck off.
-DOUBLES = {
-    "Busy", "check", "gram", "Hardware", "Machine", "pack", 
-    "per_class", "read", "similarity", "stale", "table", "text", "unpack", "write",
-}  # fmt: skip
-
 
 @cache
 def sources():
@@ -100,9 +94,7 @@ def test_the_face_of_the_package_is_imported_by_no_module():
 
 def test_a_public_name_is_unique():
     found = {name: places for name, places in doubled(sources()).items() if name not in SAME_BY_DESIGN}
-    new, gone = sorted(set(found) - DOUBLES), sorted(DOUBLES - set(found))
-    assert not new, f"public names that stand in several modules: { {name: found[name] for name in new} }"
-    assert not gone, f"no longer doubled, strike them off DOUBLES: {gone}"
+    assert not found, f"public names that stand in several modules: {found}"
 
 
 @pytest.mark.parametrize(

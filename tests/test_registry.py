@@ -119,11 +119,11 @@ def test_a_record_of_a_system_that_is_not_registered_is_one_line(toys, one_line)
         entry = kind[name]
         kind.remove(name)
         with pytest.raises(LsclError) as caught:
-            records.read(path)
+            records.read_record(path)
         one_line(caught, path, f"'{name}'", "is not registered here", call_it)
         assert ("toy_scale" in str(caught.value)) == (name == "toy")
         kind.add(entry)
-    assert records.read(path)["name"] == record["name"]
+    assert records.read_record(path)["name"] == record["name"]
 
 
 def test_another_code_under_the_same_name_never_finds_the_record(toys, monkeypatch, one_line):

@@ -9,7 +9,7 @@ import numpy as np
 
 from lscl.data.duplicates import Duplicates, grouped
 from lscl.data.folder import SPLITS, class_files, hidden, ignored, same_classes, split_folders
-from lscl.data.picture import is_picture, read
+from lscl.data.picture import is_picture, read_picture
 from lscl.data.store import digest_of
 from lscl.errors import LsclError, counted, shown
 
@@ -47,7 +47,7 @@ class Split:
 
     def _add(self, path: Path, name: str, size: int) -> None:
         try:
-            picture = read(path, shown(str(path)))
+            picture = read_picture(path, shown(str(path)))
             pixels = picture.square(size, shown(str(path)))
         except LsclError as error:
             self.unreadable.append(str(error))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lscl.data.picture import is_picture, read
+from lscl.data.picture import is_picture, read_picture
 from lscl.data.store import ImageSet, allocated_memmap, cached_piecewise, digest_of
 from lscl.errors import LsclError, counted, shown
 
@@ -131,7 +131,7 @@ def _decode(folder: Path, classes: dict[str, list[Path]], loose: list[Path], siz
     several, start = 0, 0
     for files in pictures.values():
         for row, path in enumerate(files, start):
-            picture = read(path, shown(str(path)))
+            picture = read_picture(path, shown(str(path)))
             images[row] = picture.square(size, shown(str(path)))
             several += picture.frames > 1
         own = slice(start, start + len(files))

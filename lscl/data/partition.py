@@ -109,7 +109,7 @@ def partition(config: Experiment, data: Dataset) -> Partition:
     shares = {int(label): _deal(config, data, int(label), label in public, streams) for label in order[:needed]}
     tasks = tuple(tuple(_task(config, data, client, classes, shares) for classes in stream) for client, stream in enumerate(streams))
     made = Partition(tasks, tuple(int(label) for label in public), config.eval_split == "holdout")
-    check(made, config)
+    check_partition(made, config)
     return made
 
 
@@ -152,7 +152,7 @@ def _task(config: Experiment, data: Dataset, client: int, classes: np.ndarray, s
     return Task(tuple(classes.tolist()), *(tuple(np.sort(np.concatenate(part)).tolist()) for part in (train, test)))
 
 
-def check(made: Partition, config: Experiment) -> None:
+def check_partition(made: Partition, config: Experiment) -> None:
     """No image on two clients or in two tasks, none in train and test, and every client has all its classes once.
 
     Raises:

@@ -79,7 +79,7 @@ def square(file: Path | BinaryIO, size: int, name: str) -> np.ndarray:
     Raises:
         LsclError: as in `read`.
     """
-    return read(file, name).square(size, name)
+    return read_picture(file, name).square(size, name)
 
 
 def limit() -> int:
@@ -87,7 +87,7 @@ def limit() -> int:
     return 2 * Image.MAX_IMAGE_PIXELS
 
 
-def read(file: Path | BinaryIO, name: str) -> Picture:
+def read_picture(file: Path | BinaryIO, name: str) -> Picture:
     """One image file, decoded.
 
     Raises:

@@ -38,8 +38,8 @@ def load(config: Experiment) -> Dataset:
         train = without_duplicates(train, test)
     return Dataset(
         config.dataset,
-        per_class(train, config.images_per_class, f"{config.dataset} train"),
-        per_class(test, config.test_images_per_class, f"{config.dataset} test"),
+        first_per_class(train, config.images_per_class, f"{config.dataset} train"),
+        first_per_class(test, config.test_images_per_class, f"{config.dataset} test"),
     )
 
 
@@ -73,7 +73,7 @@ def surrogate(config: Experiment, option: str) -> ImageSet:
     return _of_each_class(test, tested, count)
 
 
-def per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
+def first_per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
     """The first `count` images of every class (all of them for None).
 
     Raises:

@@ -20,8 +20,8 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.errors import LsclError, unknown
 from lscl.federation.costs import Planned
+from lscl.federation.passes import BATCH
 from lscl.machine import physical_memory
-from lscl.methods.parts.passes import BATCH
 from lscl.models.cache import STORED, limit_bytes
 from lscl.models.cnn import check_cnns
 from lscl.models.counting import FLOAT, NOTHING, Blocks, cnn_of, vit_shape, whole_of
@@ -271,7 +271,7 @@ def disk(costs: Collection[Cost]) -> float:
     return sum(shared.values())
 
 
-def check(configs: Collection[Experiment], machine: Machine) -> list[Cost]:
+def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]:
     """The costs of all runs. Systems that do not say what they cost are named on stderr and not checked.
 
     Raises:
@@ -304,7 +304,7 @@ def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.parent)
 
 
-def table(costs: Collection[Cost], machine: Machine) -> str:
+def plan_table(costs: Collection[Cost], machine: Machine) -> str:
     """One line per system and data set with what it needs, seeds summed up, and a last line for all."""
     groups: dict[tuple[str, str, str], list[Cost]] = {}
     for one in costs:

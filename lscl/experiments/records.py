@@ -21,7 +21,7 @@ from lscl.config import PLACES, WHERE_AND_HOW, Experiment, ProfileName, fields
 from lscl.data.store import digest_of, read_regular, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import origin
-from lscl.federation.metrics import MASKS, accuracy_tensor, per_class
+from lscl.federation.metrics import MASKS, accuracy_per_class, accuracy_tensor
 from lscl.machine import hardware, versions
 from lscl.registry import DATASETS, METHODS, foreign_parameters
 
@@ -237,7 +237,7 @@ def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], fa
         "config": {**_saved(config), "threads": config.cpu_threads},
         "config_digest": config.digest,
         "accuracy": accuracy,
-        "per_class": per_class(counts, seen),
+        "per_class": accuracy_per_class(counts, seen),
         **facts,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
@@ -265,10 +265,10 @@ def save(record: Record) -> Path:
     Raises:
         LsclError: it is none that could be read again, the disk is full, or the folder cannot be written.
     """
-    return write(record, folder(record["profile"], record["dirty"]))
+    return write_record(record, folder(record["profile"], record["dirty"]))
 
 
-def write(record: Record, where: Path) -> Path:
+def write_record(record: Record, where: Path) -> Path:
     """Write a record into the folder `where` and return its path; raises as `save`."""
     path = where / f"{record['name']}.json"
     data = (json.dumps(record, separators=(",", ":")) + "\n").encode()
@@ -277,7 +277,7 @@ def write(record: Record, where: Path) -> Path:
     return path
 
 
-def read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read one record; its config is completed by parameters that came later, at their defaults, and `overrides` is added: what
     the config changes of the profile as it is today. So are `device`, `server_images_digest` and `system_digest`, which came later.
 
@@ -323,7 +323,7 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
             another device or with other threads than those asked for (`lscl.experiments.origin`); or the folder of the images is missing.
     """
     for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):  # the name before it follows the profile's values
-        record = _of_folder(read(path), config.profile, dirty, path)
+        record = _of_folder(read_record(path), config.profile, dirty, path)
         if code_digest not in (None, record["code_digest"]):
             return None
         now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
@@ -341,7 +341,7 @@ def all_records(profile: str) -> list[Record]:
     Raises:
         LsclError: a file is damaged, or the record of another profile or of uncommitted code.
     """
-    return [_of_folder(read(path), profile, False, path) for path in sorted(folder(profile).glob("*.json"))]
+    return [_of_folder(read_record(path), profile, False, path) for path in sorted(folder(profile).glob("*.json"))]
 
 
 def _of_folder(record: Record, profile: str, dirty: bool, path: Path) -> Record:

@@ -24,13 +24,13 @@ from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.progress import Progress
-from lscl.federation.checkpoint import Keeper, load_state, save_state, saved_about
+from lscl.federation.checkpoint import Checkpointed, load_state, save_state, saved_about
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
-from lscl.models.precision import laid_out, prepare_device
+from lscl.models.precision import prepare_device, to_channels_last
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
 
@@ -48,11 +48,11 @@ def device_of(config: Experiment) -> torch.device:
 
 def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
     """Everything the loop needs, as `setting` makes it, with all clients."""
-    data, parts, method, new_client = setting(config, progress)
+    data, parts, method, new_client = build_experiment(config, progress)
     return data, parts, method, [new_client(k) for k in range(config.clients)]
 
 
-def setting(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
+def build_experiment(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
     """What server and clients start from, and how client k is made; prefix activations are computed here unless they lie on disk already.
 
     Raises:
@@ -86,7 +86,7 @@ def setting(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     method.device = device
 
     def new_client(k: int) -> Client:
-        return Client(k, laid_out(method.new_model(k).to(device), config), parts, train, test, config.seed)
+        return Client(k, to_channels_last(method.new_model(k).to(device), config), parts, train, test, config.seed)
 
     return data, parts, method, new_client
 
@@ -118,10 +118,10 @@ def affordable(configs: Collection[Experiment]) -> None:
     """
     large = [config for config in configs if config.profile in LARGE and cost_model.sized(config)]
     if large:
-        cost_model.check(large, cost_model.here(device_of(large[0])))
+        cost_model.check_costs(large, cost_model.here(device_of(large[0])))
 
 
-class Busy(LsclError):
+class RunBusy(LsclError):
     """Another process is computing this run."""
 
 
@@ -156,7 +156,7 @@ def claim(state: Path, wait: bool):
         state.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise Busy(f"{state.name}: another process is computing this run") from None
+        raise RunBusy(f"{state.name}: another process is computing this run") from None
     except OSError as error:
         raise LsclError(f"cannot write {lock.lock_file}: {error.strerror or error}") from error
     try:
@@ -190,15 +190,15 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
-    reports, about = play(method, InProcess(method, clients, progress.client), clients, state, about, progress)
+    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, state, about, progress)
     record = make_record(data, parts, method, reports, about)
-    saved = records.read(records.save(record))  # as every later call will read it
+    saved = records.read_record(records.save(record))  # as every later call will read it
     shutil.rmtree(state, ignore_errors=True)
     return saved
 
 
-def play(
-    method: Method, transport: Transport, kept: Sequence[Keeper], state: Path, about: dict, progress: Progress, **rules: int | None
+def run_rounds(
+    method: Method, transport: Transport, kept: Sequence[Checkpointed], state: Path, about: dict, progress: Progress, **rules: int | None
 ) -> tuple[list[Round], dict]:
     """All rounds, from the last finished one found in `state` on, saved there one by one with what is `kept` beside the server.
 

@@ -12,7 +12,7 @@ from lscl.config import Experiment, check_profile, check_read, experiment, reade
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.experiments import records
-from lscl.experiments.run import Busy, affordable, run
+from lscl.experiments.run import RunBusy, affordable, run
 from lscl.federation.metrics import average_so_far
 from lscl.models.cache import limit_bytes
 from lscl.registry import DATASETS, METHODS
@@ -191,7 +191,7 @@ def sweep(
     for config in runs:
         try:
             run(config, wait=False)
-        except Busy:
+        except RunBusy:
             busy.append(config)
     for config in busy:
         run(config)

@@ -24,7 +24,7 @@ LARGEST = 2**30  # bytes of a state's rounds.json
 DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, RuntimeError)
 
 
-class Keeper(Protocol):
+class Checkpointed(Protocol):
     """A client, or whatever else has tensors that must outlive a round."""
 
     id: int | str
@@ -35,7 +35,7 @@ class Keeper(Protocol):
     def load_private_state(self, saved: dict[str, Tensor]) -> None: ...
 
 
-def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequence[Keeper], about: dict) -> None:
+def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequence[Checkpointed], about: dict) -> None:
     """Write everything that must outlive the process, under a temporary name, then rename it and drop the round before.
 
     Raises:
@@ -53,7 +53,7 @@ def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequ
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(folder: Path, method: Method, clients: Sequence[Keeper]) -> tuple[list[Round], dict]:
+def load_state(folder: Path, method: Method, clients: Sequence[Checkpointed]) -> tuple[list[Round], dict]:
     """Bring method and clients to the last finished round; -> its reports and what was saved `about` the run.
 
     Raises:

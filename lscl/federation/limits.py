@@ -45,7 +45,7 @@ def near(start: Tensor, rate: float, steps: int) -> Check:
     return check
 
 
-def gram(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
+def positive_gram(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
     """A packed symmetric matrix of sums of squares and products: none below zero, or above `high`."""
 
     def check(value: Tensor) -> str | None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from lscl.federation.client import Client
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import Method
+from lscl.federation.passes import BATCH
 
 MASKS = ("task", "seen", "all")
-BATCH = 200  # images per forward pass; part of what makes a run repeat bit for bit
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def backward_transfer(acc: np.ndarray) -> float:
     return float((acc[-1, :, :-1] - then).mean())
 
 
-def per_class(counts: list[list[dict]], partition_seen: list[list[int]]) -> dict[int, dict[int, list[float]]]:
+def accuracy_per_class(counts: list[list[dict]], partition_seen: list[list[int]]) -> dict[int, dict[int, list[float]]]:
     """After the last task: {client: {class: [accuracy in percent under each mask]}}."""
     last = counts[-1]
     return {

@@ -6,7 +6,7 @@ from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.metrics import evaluate
 from lscl.federation.payload import Payload
-from lscl.models.precision import Arithmetic
+from lscl.models.precision import MixedPrecision
 from lscl.seeding import seeded
 
 
@@ -48,7 +48,7 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
     client.model.train()
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
-    arithmetic = Arithmetic(precision, client.device)
+    arithmetic = MixedPrecision(precision, client.device)
     for _ in range(phase.epochs):
         parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))
         if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):  # BatchNorm cannot train on one image: it joins the batch before

@@ -11,18 +11,18 @@ from safetensors import safe_open
 from lscl import paths
 from lscl.data.store import PRIVATE_FILE, private_folder, write_atomic
 from lscl.errors import LsclError
-from lscl.experiments.run import setting
+from lscl.experiments.run import build_experiment
 from lscl.federation.checkpoint import as_bytes
 from lscl.federation.client import Client
 from lscl.federation.loop import exchanges
 from lscl.federation.payload import seal
 from lscl.federation.training import answer, catch_up
-from lscl.flower.messages import pack, understand, unpack
+from lscl.flower.messages import pack_record, understand, unpack_record
 
 KEPT = 3  # states on disk: a server that starts again may ask for the two exchanges of its last round once more
 
 app = ClientApp()
-prepared = lru_cache(maxsize=1)(setting)  # in a simulation one process serves many clients
+prepared = lru_cache(maxsize=1)(build_experiment)  # in a simulation one process serves many clients
 
 
 @app.train()
@@ -42,14 +42,14 @@ def exchange(message: Message, context: Context) -> Message:
         client.task = stages[done].task if done >= 0 else -1
         while done + 1 < asked and done + 1 in due:
             done += 1
-            catch_up(method, client, stages[done], unpack(due[done], "server"))
+            catch_up(method, client, stages[done], unpack_record(due[done], "server"))
         if done != asked - 1:
             raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
-        reply = seal(answer(method, client, stages[asked], unpack(due[asked], "server")), f"client {number}")
+        reply = seal(answer(method, client, stages[asked], unpack_record(due[asked], "server")), f"client {number}")
         write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
         for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
             old.unlink()
-    return Message(RecordDict({"answer": pack(reply, ticket)}), reply_to=message)
+    return Message(RecordDict({"answer": pack_record(reply, ticket)}), reply_to=message)
 
 
 def restore(folder: Path, client: Client, asked: int, run: str) -> int:

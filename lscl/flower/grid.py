@@ -14,7 +14,7 @@ from lscl.experiments.progress import Progress
 from lscl.federation.loop import exchanges
 from lscl.federation.method import Method, Stage
 from lscl.federation.payload import Payload, brief
-from lscl.flower.messages import pack, ticket, unpack
+from lscl.flower.messages import pack_record, ticket, unpack_record
 
 PAUSE = 0.5  # seconds between two looks for nodes and answers
 
@@ -54,7 +54,7 @@ class OverGrid:
             self.missed.pop(k, None)
             self.progress.client(stage, k)
             try:
-                answers[k] = unpack(reply.content.get("answer"), f"client {k}", self.limit, tickets[k])
+                answers[k] = unpack_record(reply.content.get("answer"), f"client {k}", self.limit, tickets[k])
             except LsclError as error:
                 answers[k] = error
         return answers
@@ -81,7 +81,7 @@ class OverGrid:
         """
         messages, replies = {}, {}
         for k, payloads in due.items():
-            content = {"to": ConfigRecord(dict(tickets[k])), **{str(n): pack(payload) for n, payload in payloads.items()}}
+            content = {"to": ConfigRecord(dict(tickets[k])), **{str(n): pack_record(payload) for n, payload in payloads.items()}}
             messages[k] = Message(RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout)
         waiting = {name: k for name, k in zip(self.grid.push_messages(list(messages.values())), messages) if name}
         end = time.monotonic() + self.timeout

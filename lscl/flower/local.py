@@ -30,7 +30,7 @@ from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
 from lscl.errors import LsclError, unknown
-from lscl.experiments.records import Record, read
+from lscl.experiments.records import Record, read_record
 from lscl.experiments.run import prepare, settled
 from lscl.flower import leftovers, node
 from lscl.flower.messages import describe
@@ -251,7 +251,7 @@ def submit(
                 process.terminate()
     if not path.exists():
         raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
-    return read(path)
+    return read_record(path)
 
 
 @contextmanager

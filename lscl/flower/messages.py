@@ -23,12 +23,12 @@ def ticket(client: int, exchange: int) -> dict[str, str]:
     return {"client": str(client), "exchange": str(exchange), "nonce": secrets.token_hex(16)}
 
 
-def pack(payload: Payload, ticket: Mapping[str, str] | None = None) -> ArrayRecord:
+def pack_record(payload: Payload, ticket: Mapping[str, str] | None = None) -> ArrayRecord:
     """A payload, with the ticket that it answers, as a record of one array (bytes,) of uint8."""
     return ArrayRecord({"payload": Array(np.frombuffer(as_bytes(payload, **(ticket or {})), np.uint8))})
 
 
-def unpack(record: object, sender: str, limit: int | None = None, ticket: Mapping[str, str] | None = None) -> Payload:
+def unpack_record(record: object, sender: str, limit: int | None = None, ticket: Mapping[str, str] | None = None) -> Payload:
     """The payload in a record of a message, whatever that is.
 
     Raises:

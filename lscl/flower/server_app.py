@@ -10,7 +10,7 @@ from lscl import paths
 from lscl.data.store import private_folder
 from lscl.experiments import origin, records
 from lscl.experiments.progress import Progress
-from lscl.experiments.run import claim, make_record, play, setting
+from lscl.experiments.run import build_experiment, claim, make_record, run_rounds
 from lscl.flower.grid import OverGrid
 from lscl.flower.messages import understand
 from lscl.flower.rules import rules
@@ -29,11 +29,11 @@ def main(grid: Grid, context: Context) -> None:
     with claim(state, wait=False):
         for kept in (state, *state.glob("round-*")):
             private_folder(kept)
-        data, parts, method, _ = setting(config, progress)
+        data, parts, method, _ = build_experiment(config, progress)
         about = {**records.source(), "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
         transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
-        reports, about = play(method, transport, [transport], state, about, progress, least=least, limit=limit)
+        reports, about = run_rounds(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
         del record["optimised_images"]  # how many the clients have seen is known to them alone
-        records.write(record, folder / "runs")
+        records.write_record(record, folder / "runs")
         shutil.rmtree(state, ignore_errors=True)

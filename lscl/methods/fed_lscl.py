@@ -18,16 +18,16 @@ from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, Check, gram
+from lscl.federation.limits import LIMIT, Check, positive_gram
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, Method, Phase, Stage
+from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.buffer import index_sample, lowest_loss
 from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
 from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
-from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack, second_moments, unpack
-from lscl.methods.parts.passes import over
+from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
 from lscl.models.cnn import small_cnn
 from lscl.models.generator import Generator
 from lscl.models.vit import LowRank
@@ -176,13 +176,13 @@ class FedLSCL(Method):
         generator = client.model["generator"]
         return generator.split(generator(F.dropout(f, self.config.generator_dropout, client.model.training)))
 
-    def look(self, client: Client, batch: Batch) -> Tensor:
+    def cnn_features(self, client: Client, batch: Batch) -> Tensor:
         """f = theta(x): (b, m)."""
         return client.model["cnn"](batch.images) if "cnn" in client.model else torch.empty(len(batch.index), 0, device=client.device)
 
     def collaborate(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
         """f: (b, m) and the logits h(F_omega(x)): (b, C)."""
-        f = self.look(client, batch)
+        f = self.cnn_features(client, batch)
         if "generator" not in client.model:
             return f, client.model["head"](f)
         return f, client.model["head"](self.foundation.suffix(batch.prefix, self.update(client, f)))
@@ -210,12 +210,12 @@ class FedLSCL(Method):
         if self.config.auxiliary > 0 and "auxiliary" in client.model:
             total = total + self.config.auxiliary * masked_cross_entropy(client.model["auxiliary"](f), batch.labels, client.classes)
         if client.task > 0:
-            total = total + self.keep(client, batch, logits)
+            total = total + self.continual_loss(client, batch, logits)
         return total
 
     # ---- 4.3 small-model continual fine-tuning
 
-    def keep(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
+    def continual_loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
         """The term against forgetting: Eq. 4 or the method that replaces it."""
         config, state, nothing = self.config, client.state, torch.zeros((), device=logits.device)
         if config.continual == "consistency":
@@ -228,7 +228,7 @@ class FedLSCL(Method):
             old = torch.tensor(client.partition.seen(client.id, client.task - 1))
             return config.lwf_weight * distillation(logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE)
         if config.continual == "replay" and len(state["buffer"]) > 0:
-            kept = client.train.batch(state["buffer"][self.drawn(client, len(batch.index))])
+            kept = client.train.batch(state["buffer"][self.sample_buffer(client, len(batch.index))])
             self.optimised += len(kept.index)
             seen = torch.tensor(client.partition.seen(client.id, client.task))
             return config.replay_weight * replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
@@ -242,9 +242,9 @@ class FedLSCL(Method):
         """For LwF, what the model at the end of the previous task says about the new images."""
         if self.config.continual == "lwf" and client.task > 0:
             client.model.eval()
-            client.state["previous.logits"] = over(client.train, client.train_index, lambda batch: self.logits(client, batch)).cpu()
+            client.state["previous.logits"] = map_batches(client.train, client.train_index, lambda batch: self.logits(client, batch)).cpu()
 
-    def drawn(self, client: Client, size: int) -> Tensor:
+    def sample_buffer(self, client: Client, size: int) -> Tensor:
         """Rows of the buffer, `size` of them drawn with replacement, or as many as it has."""
         kept = len(client.state["buffer"])
         return torch.randint(kept, (min(size, kept),), generator=client.scratch["replay"])
@@ -255,9 +255,9 @@ class FedLSCL(Method):
         The previous CNN's features of the kept images never change, so they are stored instead of the previous CNN.
         """
         state, model = client.state, client.model
-        chosen = self.drawn(client, size)
+        chosen = self.sample_buffer(client, size)
         self.optimised += len(chosen)
-        f = self.look(client, client.train.batch(state["buffer"][chosen]))
+        f = self.cnn_features(client, client.train.batch(state["buffer"][chosen]))
         before = state["previous.features"][chosen].to(f.device)
         term = self.config.alpha * self.distance(f, before)
         if "generator" in model:
@@ -277,8 +277,8 @@ class FedLSCL(Method):
     def end_task(self, client: Client) -> None:
         """Keep the lowest-loss images of the task, then remember what CNN and generator do, as the term against forgetting needs."""
         loss = lambda batch: masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes, reduction="none")
-        client.scratch["losses"][client.train_index] = over(client.train, client.train_index, loss).cpu()
-        client.state["buffer"] = self.kept(client)
+        client.scratch["losses"][client.train_index] = map_batches(client.train, client.train_index, loss).cpu()
+        client.state["buffer"] = self.update_buffer(client)
         if self.config.continual == "consistency" and len(client.state["buffer"]) > 0:
             client.state["previous.features"] = self.features(client, client.state["buffer"])
             for name, value in client.model["generator"].state_dict().items() if "generator" in client.model else ():
@@ -300,7 +300,7 @@ class FedLSCL(Method):
             client.state[f"fisher.{name}"] = client.state.get(f"fisher.{name}", 0) + fisher[name].cpu()
             client.state[f"before.{name}"] = value.detach().cpu().clone()
 
-    def kept(self, client: Client) -> Tensor:
+    def update_buffer(self, client: Client) -> Tensor:
         """Positions of the buffer's images and, behind them, of the lowest-loss images of the task at hand."""
         index = client.train_index
         new = lowest_loss(index, client.train.batch(index).labels.cpu(), client.scratch["losses"][index], self.config.buffer_per_class)
@@ -309,7 +309,7 @@ class FedLSCL(Method):
     def features(self, client: Client, index: Tensor) -> Tensor:
         """f of the images at `index`, CNN in evaluation mode: (n, m) on the CPU."""
         client.model.eval()
-        return over(client.train, index, lambda batch: self.look(client, batch)).cpu()
+        return map_batches(client.train, index, lambda batch: self.cnn_features(client, batch)).cpu()
 
     # ---- 4.4 One-by-One Distillation
 
@@ -342,7 +342,7 @@ class FedLSCL(Method):
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         found = super().checks(client, stage)
-        return {**found, "gram": gram(unpack, LIMIT**2)} if "gram" in found else found
+        return {**found, "gram": positive_gram(unpack_triangle, LIMIT**2)} if "gram" in found else found
 
     def rate(self, name: str) -> float:
         return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]
@@ -355,8 +355,8 @@ class FedLSCL(Method):
             return {}
         if self.config.o2d == "average":
             return super().upload(client, stage)
-        f = self.features(client, self.kept(client))
-        extra = {"gram": pack(second_moments(f))} if self.config.o2d_upload == "gram" else {"features": f}
+        f = self.features(client, self.update_buffer(client))
+        extra = {"gram": pack_triangle(second_moments(f))} if self.config.o2d_upload == "gram" else {"features": f}
         return {**self.shared(client.model), **extra}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
@@ -369,7 +369,7 @@ class FedLSCL(Method):
             self.server = {f"{k}.{name}": mean[name].clone() for k in range(self.config.clients) for name in mean}
             return
         weights = [torch.cat([payload["weight"], payload["bias"][:, None]], dim=1) for payload in uploads.values()]
-        moments = [unpack(p["gram"]) if "gram" in p else second_moments(p["features"]) for p in uploads.values()]
+        moments = [unpack_triangle(p["gram"]) if "gram" in p else second_moments(p["features"]) for p in uploads.values()]
         config = self.config
         if config.o2d == "exact":
             merged = o2d_exact(weights, moments, config.o2d_lambda)

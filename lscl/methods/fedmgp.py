@@ -14,10 +14,10 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
 from lscl.federation.method import LEARNING_RATES, Method, Phase, Stage
+from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.heads import HeadShape, classifier
-from lscl.methods.parts.passes import over
-from lscl.methods.parts.prompts import PromptClip, check_class_token, most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import PromptClip, check_class_token, cosine_to_keys, most_similar, with_prompts
 from lscl.models.vit import Adapter
 from lscl.registry import register
 from lscl.seeding import torch_generator
@@ -197,13 +197,13 @@ class FedMGP(Method):
         """q(x) (b, d) of training images, the readout without local prompts: fixed while phase 2 lasts, so it is computed once."""
         if "queries" not in client.scratch:
             prompt = client.model["coarse"].prompt
-            client.scratch["queries"] = over(client.train, client.train_index, lambda batch: self.readout(batch, prompt))
+            client.scratch["queries"] = map_batches(client.train, client.train_index, lambda batch: self.readout(batch, prompt))
         return client.scratch["queries"][torch.searchsorted(client.train_index, batch.index)]
 
     def slots(self, client: Client, query: Tensor) -> Tensor:
         """For each query (b, d) the class with the nearest key among those the client has met: (b,)."""
         seen = torch.tensor(client.partition.seen(client.id, client.task), dtype=torch.int64)
-        return most_similar(mask_logits(similarity(query, client.model["fine"].keys), seen), 1, batchwise=False)[:, 0]
+        return most_similar(mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen), 1, batchwise=False)[:, 0]
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         prompt = client.model["coarse"].prompt
@@ -242,7 +242,7 @@ class FedMGP(Method):
             return prompts[0].clone()
         first, *others = (prompt.to(images.device) for prompt in prompts)
         every = torch.arange(len(images.images))
-        target = sum(over(images, every, lambda batch, p=p: self.tokens(batch, p)) for p in others) / teachers
+        target = sum(map_batches(images, every, lambda batch, p=p: self.tokens(batch, p)) for p in others) / teachers
         student = nn.Parameter(first.clone())
         optimiser = torch.optim.Adam([student], lr=config.mgp_surrogate_lr)
         for _ in range(config.mgp_surrogate_epochs):

@@ -14,11 +14,11 @@ from lscl.federation.client import Batch, Client, as_input, resized
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import LEARNING_RATES, Phase, Stage
+from lscl.federation.passes import BATCH, map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.buffer import first, herding, random
 from lscl.methods.parts.inversion import SIDE, Encoder, encoder, gradient, reconstruct, recovered_class
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
-from lscl.methods.parts.passes import BATCH, over
 from lscl.methods.parts.synthesis import as_pixels
 from lscl.models.counting import network
 from lscl.registry import register
@@ -149,7 +149,7 @@ class GLFC(OldModel):
     def features(self, client: Client, index: Tensor) -> Tensor:
         """f of the images at `index`, CNN in evaluation mode: (n, m) on the CPU."""
         cnn = client.model["cnn"].eval()
-        return over(client.train, index, lambda batch: cnn(batch.images)).cpu()
+        return map_batches(client.train, index, lambda batch: cnn(batch.images)).cpu()
 
     def prototype_gradients(self, client: Client) -> Tensor:
         """Of every new class: the encoder's gradient for the disguised image nearest to the class mean. -> (classes, E)."""

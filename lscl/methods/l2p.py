@@ -9,7 +9,7 @@ from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
 from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
-from lscl.methods.parts.prompts import PromptVote, check_class_token, most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import PromptVote, check_class_token, cosine_to_keys, most_similar, with_prompts
 from lscl.registry import register
 
 
@@ -74,7 +74,7 @@ class L2P(Method):
 
     def choose(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cosines with all keys (b, M) and the chosen prompts (b, k)."""
-        scores = similarity(self.foundation.feature(batch.last), client.model["pool"]["key"])
+        scores = cosine_to_keys(self.foundation.feature(batch.last), client.model["pool"]["key"])
         return scores, most_similar(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
 
     def prompted(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:

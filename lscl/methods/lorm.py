@@ -12,14 +12,13 @@ from lscl.errors import LsclError
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.limits import LIMIT, Check, between
-from lscl.federation.limits import gram as gram_check
+from lscl.federation.limits import LIMIT, Check, between, positive_gram
 from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
+from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
 from lscl.methods.parts.lora import StaticLoRA
-from lscl.methods.parts.o2d import pack, unpack
-from lscl.methods.parts.passes import over
+from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
 from lscl.models.vit import Adapter, FrozenViT, LowRank, plain_mlps
 from lscl.registry import register
 from lscl.seeding import seeded
@@ -132,7 +131,7 @@ class LoRM(Method):
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.scratch.pop("merged", None)
         if stage.name == "finish":
-            self.keep(client, payload)
+            self.keep_payload(client, payload)
             client.scratch["merged"] = self.merged(client)
         else:
             client.model.load_state_dict(payload, strict=False)
@@ -170,7 +169,7 @@ class LoRM(Method):
 
         adapters = {block: recorded(block, adapter) for block, adapter in self.adapters(client).items()}
         feature = lambda batch: self.foundation.pooled(self.foundation.suffix(batch.prefix, adapters, keep=None))
-        features = over(client.train, client.train_index, feature)
+        features = map_batches(client.train, client.train_index, feature)
         return sums, gram(features)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
@@ -180,9 +179,9 @@ class LoRM(Method):
             return diagonals
         allowed = {IMAGES, HOLDS, *self.sent(stage.round)}
         moved = {name: value for name, value in super().upload(client, stage).items() if name in allowed}
-        return {**moved, **diagonals, f"{GRAM}.head": pack(moments).float()}
+        return {**moved, **diagonals, f"{GRAM}.head": pack_triangle(moments).float()}
 
-    def keep(self, client: Client, payload: Payload) -> None:
+    def keep_payload(self, client: Client, payload: Payload) -> None:
         """Store the task that ends: its merged factors and summed diagonals, behind those of the tasks before."""
         state = client.model.state_dict()
         new = {name: state[name] for name in state if name.startswith("lora.")} | payload
@@ -228,7 +227,7 @@ class LoRM(Method):
         images = self.census.images(client, stage.task)
         squares = between(0, images * self.foundation.tokens * LIMIT**2)
         found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
-        return found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack, images * LIMIT**2)}
+        return found if stage.name == GRAM else {**found, f"{GRAM}.head": positive_gram(unpack_triangle, images * LIMIT**2)}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Merge the factor that moved and the head; behind the last round, sum the diagonals."""
@@ -252,7 +251,7 @@ class LoRM(Method):
 
         With head_merge = holders, rows with the same holders are merged together, over these clients only.
         """
-        moments = {k: damped(unpack(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha) for k, payload in uploads.items()}
+        moments = {k: damped(unpack_triangle(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha) for k, payload in uploads.items()}
         weights, biases = ({k: payload[name] for k, payload in uploads.items()} for name in self.head_rows)
         images = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
         if not self.by_holders:

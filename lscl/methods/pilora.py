@@ -14,9 +14,9 @@ from lscl.federation.costs import Costs, Planned
 from lscl.federation.limits import Check, equal
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, HeadMerge, Method, Phase, Stage
+from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.lora import LoRARank
-from lscl.methods.parts.passes import over
 from lscl.methods.parts.prototypes import class_means, distances, merge_weights
 from lscl.models.vit import LowRank
 from lscl.registry import register
@@ -155,7 +155,7 @@ class PILoRA(Method):
 
     def upload(self, client: Client, stage: Stage) -> Payload:
         index = client.train_index
-        features = over(client.train, index, lambda batch: self.features(client, batch))
+        features = map_batches(client.train, index, lambda batch: self.features(client, batch))
         labels = client.train.batch(index).labels
         return {
             IMAGES: torch.tensor(len(index)),

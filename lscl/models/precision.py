@@ -11,7 +11,7 @@ from lscl.config import Experiment
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Arithmetic:
+class MixedPrecision:
     """Forward passes under autocast, and gradients scaled where the numbers' range is small (fp16). With fp32 nothing is changed."""
 
     def __init__(self, precision: str, device: torch.device):
@@ -39,7 +39,7 @@ def prepare_device(config: Experiment) -> None:
     torch.backends.cudnn.allow_tf32 = config.tf32
 
 
-def laid_out(model: nn.Module, config: Experiment) -> nn.Module:
+def to_channels_last(model: nn.Module, config: Experiment) -> nn.Module:
     """The model, its convolutions in channels-last layout where the config asks for it."""
     if config.channels_last:
         for layer in model.modules():

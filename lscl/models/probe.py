@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.sources import load, per_class
+from lscl.data.sources import first_per_class, load
 from lscl.data.store import ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, foundation_of
@@ -32,7 +32,7 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
         raise LsclError(f"per_class = {count}: at least 1 image of each class is needed")
     torch.set_num_threads(config.cpu_threads)
     data = load(config.model_copy(update={"images_per_class": None, "test_images_per_class": None}))
-    train = per_class(data.train, count, f"{config.dataset} train")
+    train = first_per_class(data.train, count, f"{config.dataset} train")
     fold = torch.from_numpy(numpy_generator(0, "probe-folds").integers(0, 3, len(train)))
     if not 0 < (fold > 0).sum() < len(train):
         raise LsclError(f"per_class = {count}: {len(train)} training images are too few for a cross-validation")

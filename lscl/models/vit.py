@@ -313,7 +313,7 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
         mean, std = (0.0,) * 3, (1.0,) * 3
     frozen = FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
     if name not in OURS or weights is not None:
-        check(frozen, name if weights is None else f"{name} with weights = {weights}")
+        check_frozen_vit(frozen, name if weights is None else f"{name} with weights = {weights}")
     return frozen
 
 
@@ -333,7 +333,7 @@ def architecture(name: str) -> VisionTransformer:
     return _timm(name, pretrained=False)
 
 
-def check(frozen: FrozenViT, name: str) -> None:
+def check_frozen_vit(frozen: FrozenViT, name: str) -> None:
     """Look at one image of noise, in parts as here and as timm does it.
 
     Raises:

@@ -78,7 +78,7 @@ def reproduce(
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
     runs_seconds, seconds = time.perf_counter() - started, {}
-    pages.write()
+    pages.write_pages()
     places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
     for notebook in notebooks:
         target = paths.results() / "executed" / profile / notebook.name
@@ -95,7 +95,7 @@ def reproduce(
     minutes = (time.perf_counter() - started) / 60
     if store and len(missing) == len(runs):
         readme.expect(profile, minutes, done, runs_seconds, seconds)
-        pages.write()
+        pages.write_pages()
     say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
 
 

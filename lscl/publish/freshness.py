@@ -92,7 +92,7 @@ def _files(entry: str) -> list[Path]:
 @lru_cache(maxsize=10_000)
 def _sets_of(path: Path, _changed: int, _size: int, _version: int) -> frozenset[str]:
     """The named sets that a record is reported in; the other arguments tell whether file and systems are those that were read before."""
-    return frozenset(name for record in sweeps.reported([records.read(path)]) for name in sweeps.rows_of(record))
+    return frozenset(name for record in sweeps.reported([records.read_record(path)]) for name in sweeps.rows_of(record))
 
 
 def store_digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> None:
@@ -100,7 +100,7 @@ def store_digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str
     notebook.metadata[KEY] = {**notebook.metadata.get(KEY, {}), "digest": digest(notebook, profile, places)}
 
 
-def stale() -> list[str]:
+def stale_notebooks() -> list[str]:
     """One line for every committed notebook whose outputs are older than what it reads, or than its code."""
     found = []
     for path in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):

@@ -98,7 +98,7 @@ def _citation(number: str) -> str:
 def _bibliography() -> dict[str, str]:
     """The key of every entry of the bibliography that has an arXiv number; empty where there is no book."""
     path = paths.root() / "book" / "references.bib"
-    return _keys(files.text(path)) if path.exists() else {}
+    return _keys(files.read_text(path)) if path.exists() else {}
 
 
 @lru_cache

@@ -48,7 +48,7 @@ def pieces() -> dict[str, str]:
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.text(files.text(page))} if page.exists() else {}) | notebook_heads() | contents()
+    return made | ({"README.md": readme.readme_text(files.read_text(page))} if page.exists() else {}) | notebook_heads() | contents()
 
 
 def contents() -> dict[str, str]:
@@ -57,7 +57,7 @@ def contents() -> dict[str, str]:
     if not path.exists():
         return {}
     listed = "".join(f"          - file: book/methods/{method}\n" for method in methods_in_order())
-    return {"book/_toc.yml": re.sub(r"(?:^ +- file: book/methods/\w+\n)+", listed, files.text(path), count=1, flags=re.MULTILINE)}
+    return {"book/_toc.yml": re.sub(r"(?:^ +- file: book/methods/\w+\n)+", listed, files.read_text(path), count=1, flags=re.MULTILINE)}
 
 
 def notebook_heads() -> dict[str, str]:
@@ -72,7 +72,7 @@ def notebook_heads() -> dict[str, str]:
     cell, time = re.compile(r'(REPOSITORY = \\")[^"\\]*'), re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")  # as JSON has it
     heads = {}
     for path in found:
-        text = cell.sub(lambda kept: kept[1] + address, files.text(path))
+        text = cell.sub(lambda kept: kept[1] + address, files.read_text(path))
         heads[f"notebooks/{path.name}"] = time.sub(lambda kept, name=path.stem: _time(kept, name), text)
     return heads
 
@@ -97,7 +97,7 @@ def _time(kept: re.Match, notebook: str) -> str:
     return f"{kept[1]}{taken}{kept[2] or ''}]" if taken else kept[0]
 
 
-def write() -> list[Path]:
+def write_pages() -> list[Path]:
     """Write every piece that is not as it has to be; -> the paths of all."""
     made = pieces()
     for name, text in made.items():
@@ -106,7 +106,7 @@ def write() -> list[Path]:
     return [paths.root() / name for name in made]
 
 
-def stale() -> list[str]:
+def stale_pages() -> list[str]:
     """One line for every piece that is not what code, config and records give today: where, what stands there and what should."""
     found = []
     for name, text in pieces().items():

@@ -70,7 +70,7 @@ def _machine(hardware: dict) -> str:
     return plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
-def text(before: str) -> str:
+def readme_text(before: str) -> str:
     """The README with today's table between its two markers."""
     if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
         raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")

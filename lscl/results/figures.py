@@ -197,7 +197,7 @@ def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
 
 
 @styled
-def similarity(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
+def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
     """Pairwise values between images, with the images along both sides. matrix: (n, n); images: (n, H, W, 3) uint8."""
     n = len(images)
     figure = BookFigure(figsize=(5.6, 4.8))

@@ -26,25 +26,25 @@ class Rows(Shape, Generic[Row]):
     rows: list[Row]
 
 
-class Machine(Shape):
+class MeasuredOn(Shape):
     """Where something was measured."""
 
     cpu: str
 
 
-class Cores(Machine):
+class Cores(MeasuredOn):
     """The same with its cores."""
 
     cores: int
 
 
-class Busy(Cores):
+class BusyCores(Cores):
     """The same with its load before a measurement."""
 
     load: int | float
 
 
-class Hardware(Cores):
+class WholeMachine(Cores):
     """All of that, as README and book show it."""
 
     memory_gb: int
@@ -59,7 +59,7 @@ class Expected(Shape):
     minutes: int | float
     runs_seconds: int | float
     notebooks: dict[str, int | float]
-    hardware: Hardware
+    hardware: WholeMachine
     task: int | float
     seen: int | float
 
@@ -71,7 +71,7 @@ class Again(Shape):
     equal: bool
     differs: list[str]
     seconds: int | float
-    hardware: Machine
+    hardware: MeasuredOn
     recorded_at: str | None
     verified_at: str | None
 
@@ -154,7 +154,7 @@ class Components(Shape):
 
     rows: list[Written | Static]
     tasks: int
-    machine: Machine
+    machine: MeasuredOn
     commit: str | None
     dirty: bool
 
@@ -194,7 +194,7 @@ class Benchmark(Outcome):
     """A recorded benchmark."""
 
     name: str
-    machine: Machine
+    machine: MeasuredOn
     commit: str | None
     rows: list[dict[str, Any]] = Field(default_factory=list)
 
@@ -202,7 +202,7 @@ class Benchmark(Outcome):
 class Measured(Shape):
     """Where and with which code a benchmark was made."""
 
-    machine: Machine
+    machine: MeasuredOn
     threads: int
     commit: str | None
 
@@ -226,7 +226,7 @@ class Growing(Shape):
 class Done(Shape):
     """A row of a federation's measurements: where, and with what."""
 
-    machine: Busy
+    machine: BusyCores
     flwr: str
     commit: str | None
 

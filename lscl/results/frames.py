@@ -18,7 +18,7 @@ import pandas as pd
 from lscl import paths
 from lscl.config import WHERE_AND_HOW, check_profile
 from lscl.errors import LsclError, unknown
-from lscl.experiments.records import Record, accuracy, all_records, folder, read
+from lscl.experiments.records import Record, accuracy, all_records, folder, read_record
 from lscl.experiments.sweeps import reported
 from lscl.federation.metrics import average_so_far
 from lscl.results import studies
@@ -252,7 +252,7 @@ def records_behind(table: pd.DataFrame | Iterable[Record]) -> list[Record]:
 @lru_cache(maxsize=1000)
 def _read_once(path: Path, changed: int) -> Record:
     """A record; `changed` tells whether the file is still the one that was read before."""
-    return read(path)
+    return read_record(path)
 
 
 # ---- parts of a frame

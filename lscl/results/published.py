@@ -111,7 +111,7 @@ def coverage(methods: Iterable[str]) -> str:
 
 def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:
     path = paths.results() / "published" / name
-    table = files.table(path, {**columns, "accuracy": float})
+    table = files.read_table(path, {**columns, "accuracy": float})
     if not table["accuracy"].between(0, 100).all():
         raise LsclError(f"cannot read {path}: an accuracy is not in 0 to 100 percent")
     return table

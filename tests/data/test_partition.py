@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lscl.config import experiment
-from lscl.data.partition import Census, Partition, Task, check, partition
+from lscl.data.partition import Census, Partition, Task, check_partition, partition
 from lscl.data.store import Dataset, ImageSet, digest_of
 from lscl.errors import LsclError
 
@@ -210,17 +210,17 @@ def test_the_saved_file_has_the_index_lists_and_their_digest(hundred, tmp_path):
 def test_an_image_dealt_out_twice_is_noticed(one_line):
     config = paper(clients=2, tasks=1, classes_per_task=1, private_classes=1)
     with pytest.raises(LsclError) as caught:
-        check(Partition(((Task((0,), (0, 1), (0,)),), (Task((1,), (1, 2), (1,)),)), (), False), config)
+        check_partition(Partition(((Task((0,), (0, 1), (0,)),), (Task((1,), (1, 2), (1,)),)), (), False), config)
     one_line(caught, "an image was dealt out twice")
     with pytest.raises(LsclError) as caught:
-        check(Partition(((Task((0,), (0, 1), (1,)),), (Task((1,), (2,), (3,)),)), (), True), config)
+        check_partition(Partition(((Task((0,), (0, 1), (1,)),), (Task((1,), (2,), (3,)),)), (), True), config)
     one_line(caught, "an image was dealt out twice")
 
 
 def test_a_class_that_comes_twice_is_noticed(one_line):
     config = paper(clients=1, tasks=2, classes_per_task=1, private_classes=2)
     with pytest.raises(LsclError) as caught:
-        check(Partition(((Task((0,), (0,), ()), Task((0,), (1,), ())),), (), False), config)
+        check_partition(Partition(((Task((0,), (0,), ()), Task((0,), (1,), ())),), (), False), config)
     one_line(caught, "client 0 has 1 classes in 2 tasks")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lscl.data.picture import is_picture, limit, read, square
+from lscl.data.picture import is_picture, limit, read_picture, square
 from lscl.errors import LsclError
 
 
@@ -20,7 +20,7 @@ def colours():
 
 
 def pixels(path):
-    return np.asarray(read(path, str(path)).rgb)
+    return np.asarray(read_picture(path, str(path)).rgb)
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -33,7 +33,7 @@ def test_exif_orientation_is_followed(tmp_path, colours, turn, ending):
     with Image.open(path) as saved:
         wanted = ImageOps.exif_transpose(saved).convert("RGB")
     assert np.array_equal(pixels(path), np.asarray(wanted))
-    assert read(path, "").rgb.size == ((12, 20) if turn > 4 else (20, 12))
+    assert read_picture(path, "").rgb.size == ((12, 20) if turn > 4 else (20, 12))
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -56,7 +56,7 @@ DEEP = np.array([[0, 257, 32768, 65535]] * 3, np.uint16)
 def test_grey_of_16_bits_is_scaled_by_its_depth(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     Image.fromarray(DEEP).save(path)
-    found = read(path, "")
+    found = read_picture(path, "")
     assert np.asarray(found.rgb)[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)] and found.changes == ("scaled to 8 bits",)
 
 
@@ -129,7 +129,7 @@ def test_opaque_images_are_equal_to_the_bit_with_and_without_alpha(tmp_path, col
 def test_other_modes_become_rgb(tmp_path, mode, white, ending):
     path = tmp_path / f"a.{ending}"
     Image.new(mode, (16, 16), white).save(path)
-    found = read(path, "")
+    found = read_picture(path, "")
     assert found.mode == mode and (np.asarray(found.rgb) == 255).all()
 
 
@@ -147,14 +147,14 @@ def test_a_small_file_that_declares_a_huge_image_is_one_line(tmp_path, name, one
     path.write_bytes(png(60_000, 60_000))
     assert is_picture(path)
     with pytest.raises(LsclError) as caught:
-        read(path, str(path))
+        read_picture(path, str(path))
     one_line(caught, "too large image", path, f"{limit():,} pixels")
 
 
 def test_a_large_image_within_the_limit_is_no_warning(tmp_path, one_line):
     (tmp_path / "a.png").write_bytes(png(10_000, 9_000))  # Pillow warns; its pixels are not there
     with pytest.raises(LsclError) as caught:
-        read(tmp_path / "a.png", "a.png")
+        read_picture(tmp_path / "a.png", "a.png")
     one_line(caught, "corrupt image a.png", "truncated")
 
 
@@ -170,7 +170,7 @@ def test_no_program_is_started_for_a_drawing(tmp_path, one_line):
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(LsclError) as caught:
-        read(path, str(path))
+        read_picture(path, str(path))
     one_line(caught, "corrupt image", path, "no format that Pillow reads")  # not: no Ghostscript found
 
 

@@ -13,7 +13,7 @@ from lscl.config import PROFILES, experiment
 from lscl.data import sources
 from lscl.data.folder import image_folder
 from lscl.data.glyphs import glyphs
-from lscl.data.sources import load, per_class, surrogate
+from lscl.data.sources import first_per_class, load, surrogate
 from lscl.data.store import ImageSet, cached
 from lscl.errors import LsclError
 
@@ -56,7 +56,7 @@ def test_no_limit_gives_all_images(smoke):
 def test_images_per_class_do_not_depend_on_the_order_of_the_classes():
     labels = np.array([2, 0, 1, 0, 2, 1, 0, 1, 2])
     images = ImageSet(np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1).repeat(3, 3), labels, ("a", "b", "c"))
-    part = per_class(images, 2, "toy")
+    part = first_per_class(images, 2, "toy")
     assert part.labels.tolist() == [0, 0, 1, 1, 2, 2] and part.images[:, 0, 0, 0].tolist() == [1, 3, 2, 5, 0, 4]
 
 

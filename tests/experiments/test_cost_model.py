@@ -149,11 +149,11 @@ def test_more_images_rounds_and_clients_cost_more():
 def test_too_little_memory_or_disk_is_one_line_before_anything_runs(one_line, monkeypatch):
     config = experiment(profile="paper", dataset="cifar100")
     with pytest.raises(LsclError) as caught:
-        cost_model.check([config], cost_model.Machine("a small card", 2**30, 1, 1, 1, 1, 1))
+        cost_model.check_costs([config], cost_model.Machine("a small card", 2**30, 1, 1, 1, 1, 1))
     one_line(caught, config.name, "GB of memory", "a small card has 1.0", "lower batch")
     monkeypatch.setattr(cost_model.shutil, "disk_usage", lambda _: cost_model.shutil._ntuple_diskusage(2e9, 1e9, 1e9))
     with pytest.raises(LsclError) as caught:
-        cost_model.check([config], ROOMY)
+        cost_model.check_costs([config], ROOMY)
     one_line(caught, "1 GB are free", "LSCL_CACHE")
     for start in (lambda: run.run(config, quiet=True), lambda: sweeps.sweep("table1", {"profile": "paper", "dataset": "cifar100"}, [42])):
         monkeypatch.setattr("lscl.experiments.records.source", lambda: {"commit": "abc", "dirty": False, "code_digest": "0"})
@@ -171,17 +171,17 @@ def test_what_lies_in_the_cache_is_not_asked_for_again(monkeypatch, tmp_path):
     with open(tmp_path / "cache" / "images", "wb") as file:
         file.truncate(int(need))  # takes no room
     monkeypatch.setattr(cost_model.shutil, "disk_usage", lambda _: cost_model.shutil._ntuple_diskusage(2e9, 1e9, 0))
-    cost_model.check([config], ROOMY)
+    cost_model.check_costs([config], ROOMY)
 
 
 def test_a_bounded_cache_needs_no_more_than_its_bound(monkeypatch, one_line):
     runs = sweeps.runs_of("table1", {"profile": "paper", "dataset": "cifar100"}, [42])
     monkeypatch.setattr(cost_model.shutil, "disk_usage", lambda _: cost_model.shutil._ntuple_diskusage(5e10, 0, 5e10))
     with pytest.raises(LsclError) as caught:
-        cost_model.check(runs, ROOMY)
+        cost_model.check_costs(runs, ROOMY)
     one_line(caught, "50 GB are free")
     monkeypatch.setenv("LSCL_CACHE_GB", "40")
-    assert len(cost_model.check(runs, ROOMY)) == len(runs)
+    assert len(cost_model.check_costs(runs, ROOMY)) == len(runs)
 
 
 def test_small_profiles_and_unknown_data_run_unasked(monkeypatch, smoke):

@@ -43,7 +43,7 @@ def make(smoke):
 
 def test_a_record_says_what_was_run_and_with_what(make, smoke):
     wanted = smoke(rank=2)
-    record = records.read(records.save(make(rank=2)))
+    record = records.read_record(records.save(make(rank=2)))
     assert record["schema"] == SCHEMA and record["config_digest"] == wanted.digest and record["name"] == wanted.name
     assert [record[key] for key in ("method", "dataset", "profile", "seed")] == ["fed_lscl", "folder", "smoke", 42]
     assert record["overrides"] == {"image_size": 16, "rank": 2}
@@ -70,7 +70,7 @@ def test_a_record_survives_being_saved_and_read(make, places):
     record = make()
     path = records.save(record)
     assert path == places / "results" / "runs" / "smoke" / f"{record['name']}.json"
-    found = records.read(path)
+    found = records.read_record(path)
     assert found == {**json.loads(json.dumps(record)), "overrides": {"image_size": 16}, "system_digest": None}
     assert np.array_equal(records.accuracy(found, "all"), records.accuracy(record, "all"), equal_nan=True)
     json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -81,13 +81,13 @@ def test_a_damaged_record_is_one_line(tmp_path, content, one_line):
     path = tmp_path / "record.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(LsclError) as caught:
-        records.read(path)
+        records.read_record(path)
     one_line(caught, f"cannot read the record {path}")
 
 
 def test_a_missing_record_is_one_line(tmp_path, one_line):
     with pytest.raises(LsclError) as caught:
-        records.read(tmp_path / "none.json")
+        records.read_record(tmp_path / "none.json")
     one_line(caught, f"cannot read the record {tmp_path / 'none.json'}")
 
 
@@ -95,7 +95,7 @@ def test_a_record_of_another_schema_is_refused(make, one_line):
     path = records.save(make())
     path.write_text(json.dumps({**make(), "schema": SCHEMA + 1}))
     with pytest.raises(LsclError) as caught:
-        records.read(path)
+        records.read_record(path)
     one_line(caught, path, f"has schema {SCHEMA + 1}, this version reads schema {SCHEMA}")
 
 
@@ -142,7 +142,7 @@ def test_a_record_of_other_defaults_is_refused(make, smoke, one_line):
 
 def test_a_record_is_found_and_read_whatever_became_a_value_of_the_profile(make, smoke, monkeypatch):
     path = records.save(make(lr=0.25))
-    assert records.read(path)["overrides"] == {"image_size": 16, "lr": 0.25}
+    assert records.read_record(path)["overrides"] == {"image_size": 16, "lr": 0.25}
     monkeypatch.setattr(METHODS["fed_lscl"], "sizes", {"smoke": {"lr": 0.25}})
     assert records.find(smoke())["overrides"] == {"image_size": 16}
     assert smoke().name != path.stem and smoke().digest == path.stem[-12:]
@@ -160,7 +160,7 @@ def test_a_record_with_a_parameter_that_is_gone_is_refused(make, one_line):
     path = records.save(record)
     path.write_text(json.dumps({**record, "config": {**record["config"], "temperature": 2.0}}))
     with pytest.raises(LsclError) as caught:
-        records.read(path)
+        records.read_record(path)
     one_line(caught, path, "config that this version cannot read")
 
 
@@ -263,7 +263,7 @@ def test_a_record_that_is_none_is_one_line(make, damage, one_line):
     record = json.loads(path.read_text())
     DAMAGE[damage](record)
     path.write_text(json.dumps(record))
-    for call in (lambda: records.read(path), lambda: records.all_records("smoke")):
+    for call in (lambda: records.read_record(path), lambda: records.all_records("smoke")):
         with pytest.raises(LsclError) as caught:
             call()
         one_line(caught, "record", path)
@@ -276,7 +276,7 @@ def test_what_could_not_be_read_is_not_written(make, damage, one_line):
     folder, name = records.folder("smoke"), record["name"]
     DAMAGE[damage](record)
     with pytest.raises(LsclError) as caught:
-        records.write({**record, "name": name}, folder)
+        records.write_record({**record, "name": name}, folder)
     one_line(caught, "record", folder)
     assert not folder.exists()
 
@@ -286,7 +286,7 @@ def test_only_the_number_of_the_schema_will_do(make, schema, one_line):
     path = records.save(make())
     path.write_text(json.dumps({**make(), "schema": schema}))
     with pytest.raises(LsclError) as caught:
-        records.read(path)
+        records.read_record(path)
     one_line(caught, path, f"has schema {schema!r}", f"reads schema {SCHEMA}")
 
 
@@ -299,7 +299,7 @@ def test_whatever_lies_in_a_records_file_is_one_line(tmp_path, content, one_line
     path = tmp_path / "record.json"
     path.write_bytes(content)
     with pytest.raises(LsclError) as caught:
-        records.read(path)
+        records.read_record(path)
     one_line(caught, path)
 
 
@@ -318,7 +318,7 @@ def test_what_is_no_file_in_a_records_place_is_one_line(make, smoke, kind, one_l
     path = records.save(make())
     path.unlink()
     PLACES[kind](path)
-    for call in (lambda: records.read(path), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
+    for call in (lambda: records.read_record(path), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
         with pytest.raises(LsclError) as caught:
             call()
         one_line(caught, f"cannot read the record {path}")
@@ -327,7 +327,7 @@ def test_what_is_no_file_in_a_records_place_is_one_line(make, smoke, kind, one_l
 def test_a_file_that_was_renamed_is_one_line(make, smoke, one_line):
     path = records.save(make())
     other = path.rename(path.with_name(f"copy-{path.name}"))
-    for call in (lambda: records.read(other), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
+    for call in (lambda: records.read_record(other), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
         with pytest.raises(LsclError) as caught:
             call()
         one_line(caught, other, f"says that its name is {path.stem}")
@@ -363,7 +363,7 @@ def test_every_committed_record_is_read_has_its_name_and_is_found(monkeypatch):
     """With threads, device and folder left open; threads that are other ones are refused."""
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     for path in committed():
-        raw, record = json.loads(path.read_text()), records.read(path)
+        raw, record = json.loads(path.read_text()), records.read_record(path)
         config = experiment(**{**record["config"], "threads": None})
         assert config.digest == raw["config_digest"] == record["config_digest"] and raw["name"] == path.stem == record["name"]
         assert config.name == path.stem or raw["seed"] == TUNING_SEED  # what the tuning chose became the profile's value

@@ -20,7 +20,7 @@ from lscl.data.store import ImageSet
 from lscl.errors import LsclError
 from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
-from lscl.experiments.run import Busy, device_of, prepare, run, state_folders
+from lscl.experiments.run import RunBusy, device_of, prepare, run, state_folders
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
 from lscl.publish import build
@@ -193,7 +193,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(smoke):
     state.parent.mkdir(parents=True)
     lock = FileLock(f"{state}.lock")
     lock.acquire()
-    with pytest.raises(Busy, match="another process is computing this run"):
+    with pytest.raises(RunBusy, match="another process is computing this run"):
         run(config, quiet=True, wait=False)
     found = []
     thread = threading.Thread(target=lambda: found.append(run(config, quiet=True)))

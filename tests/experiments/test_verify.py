@@ -80,7 +80,7 @@ def test_a_record_that_is_none_is_not_called_equal(recorded, tree, how, one_line
     spoil(record)
     path.write_text(json.dumps(record))
     if words is None:
-        assert verify.verify(records.read(path), tree)["equal"]
+        assert verify.verify(records.read_record(path), tree)["equal"]
         return
     with pytest.raises(LsclError) as caught:
         verify.verify_sample("smoke", 2, 0, tree)
@@ -95,7 +95,7 @@ def test_the_servers_images_are_compared(smoke, tree):
     raw = json.loads(path.read_text())
     del raw["server_images_digest"]
     path.write_text(json.dumps(raw))
-    assert verify.verify(records.read(path), tree)["differs"] == ["server_images_digest"]
+    assert verify.verify(records.read_record(path), tree)["differs"] == ["server_images_digest"]
 
 
 def test_a_run_is_verified_with_its_threads_on_its_device(smoke, tree):

@@ -226,7 +226,7 @@ def test_a_run_killed_at_10_random_moments_ends_with_the_same_record(smoke, plac
     def finish():
         assert forks.status() == 0
         (path,) = (tmp_path / "killed" / "results" / "runs" / "smoke").glob("*.json")
-        assert compared(records.read(path)) == compared(whole)
+        assert compared(records.read_record(path)) == compared(whole)
         path.unlink()
 
     with Forks(config) as forks:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lscl.federation.limits import LIMIT, ROUNDING, STEP, between, equal, gram, largest, near, right
-from lscl.methods.parts.o2d import pack, second_moments, unpack
+from lscl.federation.limits import LIMIT, ROUNDING, STEP, between, equal, largest, near, positive_gram, right
+from lscl.methods.parts.o2d import pack_triangle, second_moments, unpack_triangle
 
 
 def test_what_the_server_knows_is_the_only_answer():
@@ -49,8 +49,8 @@ def test_rounding_of_large_numbers_counts_as_training():
 
 @pytest.mark.parametrize("features", [torch.randn(30, 8), torch.randn(3, 8), torch.zeros(4, 8), torch.empty(0, 8), 1e5 * torch.randn(3, 8)])
 def test_moments_of_features_are_gram_matrices_also_in_single_precision(features):
-    packed = pack(second_moments(features))
-    assert gram(unpack, LIMIT**2)(packed) is None and gram(unpack, LIMIT**2)(packed.float()) is None
+    packed = pack_triangle(second_moments(features))
+    assert positive_gram(unpack_triangle, LIMIT**2)(packed) is None and positive_gram(unpack_triangle, LIMIT**2)(packed.float()) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_moments_of_features_are_gram_matrices_also_in_single_precision(features
     ],
 )
 def test_other_matrices_are_none(matrix, words):
-    found = gram(unpack, 100.0)(pack(torch.tensor(matrix, dtype=torch.float64)))
+    found = positive_gram(unpack_triangle, 100.0)(pack_triangle(torch.tensor(matrix, dtype=torch.float64)))
     assert words in found
 
 

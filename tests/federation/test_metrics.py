@@ -10,13 +10,13 @@ from lscl.data.store import ImageSet
 from lscl.federation.client import Client, Inputs
 from lscl.federation.metrics import (
     MASKS,
+    accuracy_per_class,
     accuracy_tensor,
     average_so_far,
     backward_transfer,
     current_task,
     evaluate,
     forgetting,
-    per_class,
     task_accuracies,
 )
 
@@ -87,7 +87,7 @@ def test_counts_read_from_tensors_give_the_same():
 
 
 def test_accuracy_per_class_is_that_of_the_last_task_under_each_mask():
-    found = per_class(COUNTS, [[8, 3, 5, 0], [1, 2, 5, 9]])
+    found = accuracy_per_class(COUNTS, [[8, 3, 5, 0], [1, 2, 5, 9]])
     assert list(found[0]) == [8, 3, 5, 0]
     assert found[0][8] == [100, 25, 0] and found[0][3] == [100, 0, 0] and found[0][5] == [100, 100, 50] and found[0][0] == [0, 0, 0]
     assert found[1][2] == [0, 0, 0] and found[1][9] == [100, 100, 0]

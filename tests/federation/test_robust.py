@@ -17,7 +17,7 @@ from lscl.federation.loop import InProcess, exchanges, federate
 from lscl.federation.method import IMAGES, Stage
 from lscl.federation.payload import finite
 from lscl.methods import METHODS
-from lscl.methods.parts.o2d import pack
+from lscl.methods.parts.o2d import pack_triangle
 
 ATTACKER, OTHERS = 1, (0, 2)
 GRAM = {"method": "fed_lscl", "o2d_upload": "gram"}
@@ -104,7 +104,7 @@ def less_than_the_others(answers):
 def not_positive(answers):
     """Squares as they are, products far too large."""
     moments = torch.full((17, 17), 5.0, dtype=torch.float64).fill_diagonal_(1.0)
-    return {**answers[ATTACKER], "gram": pack(moments)}
+    return {**answers[ATTACKER], "gram": pack_triangle(moments)}
 
 
 def other_flags(answers):

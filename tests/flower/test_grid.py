@@ -10,7 +10,7 @@ from flwr.app import MetricRecord
 from stub_grid import EXTRA, StubGrid, alone, compared, exchanges_in
 
 from lscl.config import experiment
-from lscl.flower.messages import pack, unpack, written_on
+from lscl.flower.messages import pack_record, unpack_record, written_on
 
 ABSENT = {
     "gone for a round": {(1, 1): "gone"},
@@ -97,9 +97,9 @@ def spoil(change):
     """Change the payload of a reply in place."""
 
     def apply(reply):
-        payload = unpack(reply.content["answer"], "test")
+        payload = unpack_record(reply.content["answer"], "test")
         changed = change(payload)
-        reply.content["answer"] = changed if changed is not None else pack(payload, words_on(reply))
+        reply.content["answer"] = changed if changed is not None else pack_record(payload, words_on(reply))
 
     return apply
 
@@ -175,7 +175,7 @@ def test_an_answer_to_an_earlier_message_of_the_same_exchange_is_refused(over_fl
 
 @pytest.mark.parametrize("words", [{}, {"client": "1"}, {"client": "1", "exchange": "1", "nonce": "\n" + "0" * 10_000, "more": ""}])
 def test_an_answer_without_its_ticket_is_refused_in_one_line(over_flower, smoke, words):
-    odd = lambda exchange, client: spoil(lambda payload: pack(payload, words)) if (exchange, client) == (1, 1) else None
+    odd = lambda exchange, client: spoil(lambda payload: pack_record(payload, words)) if (exchange, client) == (1, 1) else None
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
     (line,) = record["faults"][1] or record["faults"][0]
     assert line.startswith("payload of client 1: it answers ") and "\n" not in line and len(line) < 700

@@ -8,7 +8,7 @@ pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[fl
 from flwr.app import ArrayRecord
 
 from lscl.errors import LsclError
-from lscl.flower.messages import describe, understand, unpack
+from lscl.flower.messages import describe, understand, unpack_record
 
 
 @pytest.mark.parametrize("data", [b"", b"no tensors", bytes(8), b"\xff" * 100])
@@ -17,7 +17,7 @@ def test_bytes_that_are_no_payload_are_one_line(data, one_line):
     from flwr.app import Array
 
     with pytest.raises(LsclError) as caught:
-        unpack(ArrayRecord({"payload": Array(np.frombuffer(data, np.uint8))}), "client 1")
+        unpack_record(ArrayRecord({"payload": Array(np.frombuffer(data, np.uint8))}), "client 1")
     one_line(caught, "payload of client 1: cannot be read")
 
 

@@ -87,4 +87,4 @@ def test_a_server_does_not_go_on_with_the_state_of_another_origin(over_flower, s
     assert settled(smoke(), step.parent).threads == 2  # what `lscl federate` asks for without --threads
     record, _ = over_flower(config)
     assert record["config"]["threads"] == 2 and "optimised_images" not in record
-    assert records.read(places / "results" / "federation" / "runs" / f"{config.name}.json")["name"] == record["name"]
+    assert records.read_record(places / "results" / "federation" / "runs" / f"{config.name}.json")["name"] == record["name"]

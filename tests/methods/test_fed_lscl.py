@@ -423,7 +423,7 @@ def test_the_term_is_proportional_to_its_weight(after_task_0, kind, weight):
             client.model["generator"].bias += 0.1
             batch = client.train.batch(client.train_index[:4])
             logits = method.logits(client, batch)
-            terms.append(float(method.keep(client, batch, logits)))
+            terms.append(float(method.continual_loss(client, batch, logits)))
             assert float(method.loss(client, batch)) > 0
     assert terms[0] == 0 and terms[1] > 0 and terms[2] == pytest.approx(3 * terms[1], rel=1e-4)
 
@@ -449,7 +449,7 @@ def test_ewc_holds_cnn_and_generator_where_the_fisher_information_is_large(after
             parameter += 0.5
     expected = 2.0 * 0.5 * 0.25 * sum(float(client.state[f"fisher.{name}"].sum()) for name in names)
     batch = client.train.batch(client.train_index[:4])
-    assert float(method.keep(client, batch, method.logits(client, batch)).detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(method.continual_loss(client, batch, method.logits(client, batch)).detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(after_task_0):
@@ -463,14 +463,14 @@ def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(a
         logits = method.logits(client, batch)
         old = logits[:, list(client.partition.seen(0, 0))] / 2
         entropy = -(old.softmax(1) * old.log_softmax(1)).sum(1).mean()  # nothing has moved yet: the teacher's own entropy
-        assert method.keep(client, batch, logits) == pytest.approx(float(entropy), rel=1e-4)
+        assert method.continual_loss(client, batch, logits) == pytest.approx(float(entropy), rel=1e-4)
 
 
 def test_the_static_writer_writes_the_same_for_every_image(after_task_0):
     method, clients = after_task_0(collaboration="static")
     client = clients[0]
     batch = client.train.batch(torch.arange(6))
-    update = method.update(client, method.look(client, batch))
+    update = method.update(client, method.cnn_features(client, batch))
     assert torch.equal(update.A[0], update.A[5]) and torch.equal(update.B[0], update.B[5]) and update.B.abs().max() > 0
     assert "cnn" not in client.model and client.model["generator"].weight.shape == (512, 0)
 

@@ -9,7 +9,7 @@ from lscl.federation.method import HOLDS, Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
 from lscl.methods.parts.gram import gram
-from lscl.methods.parts.o2d import unpack
+from lscl.methods.parts.o2d import unpack_triangle
 
 L, D, H, C, R = 3, 32, 64, 14, 2  # blocks, width, hidden width, classes, rank
 INPUTS, OUTPUTS, HEAD, PACKED = L * (3 * D + H), L * (5 * D + H), D * C + C, D * (D + 1) // 2
@@ -169,7 +169,7 @@ def test_the_gram_matrices_are_those_of_the_merged_layers_inputs_over_all_tokens
 def test_the_uploaded_gram_is_the_heads_upper_triangle(federation, config):
     method, clients = federation(config())
     sent = answer(method, clients[0], Stage(0, 0), method.broadcast(0, Stage(0, 0)))
-    assert torch.allclose(unpack(sent["gram.head"]).double(), method.grams(clients[0])[1], rtol=1e-5)
+    assert torch.allclose(unpack_triangle(sent["gram.head"]).double(), method.grams(clients[0])[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", [0, 1])

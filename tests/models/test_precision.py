@@ -7,7 +7,7 @@ from lscl.experiments.run import run
 from lscl.federation.method import Stage
 from lscl.federation.training import fit
 from lscl.methods import METHODS
-from lscl.models.precision import Arithmetic, laid_out, prepare_device
+from lscl.models.precision import MixedPrecision, prepare_device, to_channels_last
 from lscl.models.vit import FrozenViT
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def one_step(precision, clip=None, start=1.0):
     """A parameter after a step of plain SGD on 0.5 w^2, and whether autocast was on."""
     w = torch.nn.Parameter(torch.full((4,), start))
-    optimiser, arithmetic = torch.optim.SGD([w], lr=0.5), Arithmetic(precision, CPU)
+    optimiser, arithmetic = torch.optim.SGD([w], lr=0.5), MixedPrecision(precision, CPU)
     with arithmetic.forward():
         on = torch.is_autocast_enabled("cpu")
         loss = 0.5 * w.square().sum()
@@ -34,7 +34,7 @@ def test_a_step_is_the_same_scaled_or_not(precision, on):
 
 def test_a_step_that_overflows_is_left_out():
     w = torch.nn.Parameter(torch.ones(1))
-    optimiser, arithmetic = torch.optim.SGD([w], lr=0.5), Arithmetic("fp16", CPU)
+    optimiser, arithmetic = torch.optim.SGD([w], lr=0.5), MixedPrecision("fp16", CPU)
     arithmetic.step(w.sum() * torch.finfo(torch.float32).max, optimiser)
     assert w.item() == 1.0 and arithmetic.scaler.get_scale() < 2**16
 
@@ -79,7 +79,7 @@ def test_channels_last_changes_the_layout_and_hardly_the_numbers(federation, smo
     client = clients[0]
     images = client.train.batch(torch.arange(4)).images
     plain = client.model["cnn"].eval()(images)
-    laid_out(client.model, smoke(channels_last=True))
+    to_channels_last(client.model, smoke(channels_last=True))
     weights = [layer.weight for layer in client.model.modules() if isinstance(layer, torch.nn.Conv2d)]
     assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert torch.allclose(client.model["cnn"](images), plain, rtol=1e-4, atol=1e-5)

@@ -95,14 +95,14 @@ def committed(places):
 @each("reads")
 def test_a_new_changed_or_lost_file_that_a_notebook_declares_makes_it_old(put, committed, path, entry):
     committed(path)
-    assert freshness.stale() == []
+    assert freshness.stale_notebooks() == []
     file = put(entry)
-    assert freshness.stale()[0].startswith(f"notebooks/{path.name}: its outputs are older than {entry}: ")
+    assert freshness.stale_notebooks()[0].startswith(f"notebooks/{path.name}: its outputs are older than {entry}: ")
     for change in (lambda: file.write_bytes(file.read_bytes().replace(b"[1", b"[ 1", 1)), file.unlink):
         committed(path)
-        assert freshness.stale() == []
+        assert freshness.stale_notebooks() == []
         change()
-        assert len(freshness.stale()) == 1 and entry in freshness.stale()[0]
+        assert len(freshness.stale_notebooks()) == 1 and entry in freshness.stale_notebooks()[0]
 
 
 @each("makes")
@@ -126,13 +126,13 @@ def test_check_names_the_notebook_and_what_has_changed(save, notebook, capsys):
     path = save("table1", method="local_head")
     notebook("study:{shown}/table1")
     notebook("study:mini/blocks", number=7)
-    assert freshness.stale() == []
+    assert freshness.stale_notebooks() == []
     path.write_text(path.read_text(encoding="utf-8").replace("50.0", "50.5", 1))
-    assert [line.split(":")[0] for line in freshness.stale()] == ["notebooks/05_results.ipynb"]
+    assert [line.split(":")[0] for line in freshness.stale_notebooks()] == ["notebooks/05_results.ipynb"]
     notebook("study:{shown}/table1")
     save("table1", method="fed_lscl")  # the run with block 3, too
-    assert [line.split(":")[0] for line in freshness.stale()] == ["notebooks/05_results.ipynb", "notebooks/07_results.ipynb"]
-    assert "older than study:mini/blocks" in freshness.stale()[1]
+    assert [line.split(":")[0] for line in freshness.stale_notebooks()] == ["notebooks/05_results.ipynb", "notebooks/07_results.ipynb"]
+    assert "older than study:mini/blocks" in freshness.stale_notebooks()[1]
     (path.parents[3] / "_config.yml").write_text("repository: {url: https://example.org}", encoding="utf-8")
     code, _, err = call(capsys, "check")
     assert code == 2 and "notebooks/07_results.ipynb: its outputs are older" in err
@@ -143,7 +143,7 @@ def test_a_notebook_is_old_when_its_code_has_changed_but_not_when_its_text_has(n
     for old, new, lines in (("One", "Two", 0), ("1 + 1", "1 + 2", 1)):
         text = path.read_text(encoding="utf-8")
         path.write_text(text.replace(old, new), encoding="utf-8")
-        assert len(freshness.stale()) == lines
+        assert len(freshness.stale_notebooks()) == lines
 
 
 def test_a_notebook_whose_digest_was_never_stored_is_old(notebook):
@@ -151,21 +151,21 @@ def test_a_notebook_whose_digest_was_never_stored_is_old(notebook):
     made = nbformat.read(path, 4)
     del made.metadata["lscl"]["digest"]
     nbformat.write(made, path)
-    assert "older than tuning/*.json, its code" in freshness.stale()[0]
+    assert "older than tuning/*.json, its code" in freshness.stale_notebooks()[0]
 
 
 def test_other_seeds_and_tuning_runs_do_not_count(save, notebook):
     save("table1", method="local_head")
     notebook("study:mini/table1")
     save("table1", seed=7, method="local_head")
-    assert freshness.stale() == []
+    assert freshness.stale_notebooks() == []
 
 
 def test_a_set_of_runs_that_does_not_exist_is_one_line(notebook, one_line):
     path = notebook()
     path.write_text(path.read_text(encoding="utf-8").replace('"reads": []', '"reads": ["study:mini/tabel1"]'), encoding="utf-8")
     with pytest.raises(LsclError) as caught:
-        freshness.stale()
+        freshness.stale_notebooks()
     one_line(caught, "notebooks/05_results.ipynb", "tabel1", "table1")
 
 

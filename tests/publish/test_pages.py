@@ -35,7 +35,7 @@ def saved(places):
 
 
 def test_without_records_every_table_is_a_sentence(places):
-    written = {str(path.relative_to(places)): path.read_text(encoding="utf-8") for path in pages.write()}
+    written = {str(path.relative_to(places)): path.read_text(encoding="utf-8") for path in pages.write_pages()}
     assert set(written) == set(pages.pieces())
     values = written["results/tables/method_values.md"]
     assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
@@ -52,7 +52,7 @@ def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
 def test_sentences_take_their_numbers_from_records(places, saved):
     saved(record(clients=5), record(seed=1999, score=82, clients=5))
     expect(places)
-    pages.write()
+    pages.write_pages()
     found = json.loads((places / "results" / "tables" / "numbers.json").read_text(encoding="utf-8"))
     assert found["demo_minutes"] == "4" and found["demo_seen"] == "40.0 %" and found["main_runs"] == "2"
     assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_glyphs_task"] == numbers.NONE
@@ -72,7 +72,7 @@ def test_the_notebooks_say_how_long_they_took(places):
         (places / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, places / name)
     expect(places, **{"04_one_by_one_distillation": 72.0, "05_results": 11.0})
-    pages.write()
+    pages.write_pages()
     four, five = (markdown(path)[0] for path in sorted((places / "notebooks").glob("*.ipynb")))
     assert "**Takes** [70 seconds on 2 cores](../book/hardware.md)." in four
     assert "**Takes** [2.5 minutes on 2 cores, runs included](../book/hardware.md)" in five
@@ -90,14 +90,14 @@ def test_the_address_of_the_settings_is_written_into_the_notebooks(places, capsy
         (places / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, places / name)
     settings, notebook = places / "_config.yml", places / "notebooks" / "05_results.ipynb"
-    pages.write()
+    pages.write_pages()
     before = notebook.read_text(encoding="utf-8")
     assert before == (ROOT / "notebooks" / "05_results.ipynb").read_text(encoding="utf-8")
     address = yaml.safe_load(settings.read_text(encoding="utf-8"))["repository"]["url"]
     settings.write_text(settings.read_text(encoding="utf-8").replace(address, "https://example.org/someone/copy"))
     code, _, err = call(capsys, "check")
     assert code == 2 and "notebooks/05_results.ipynb, line" in err and "https://example.org/someone/copy" in err
-    pages.write()
+    pages.write_pages()
     assert notebook.read_text(encoding="utf-8") == before.replace(address, "https://example.org/someone/copy") != before
 
 
@@ -137,7 +137,7 @@ def test_the_state_of_the_records(places, saved):
 
 def test_headline_from_records(places, saved):
     saved(record(clients=5), record(seed=1999, score=82, clients=5), record("local_head", clients=5), record("local_head", seed=7, clients=5))
-    pages.write()
+    pages.write_pages()
     text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
     assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text and "standard deviation" not in text
     assert "seeds 42, 1999;" in text
@@ -160,7 +160,7 @@ def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(pl
 
 def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
     saved(record(clients=5))
-    pages.write()
+    pages.write_pages()
     table = places / "results" / "tables" / "headline.md"
     table.write_text(table.read_text(encoding="utf-8").replace("| 72.0 |", "| 79.0 |"))
     (places / "book" / "methods" / "fedavg.md").unlink()
@@ -171,17 +171,17 @@ def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, 
 
 def test_what_is_committed_is_what_the_records_give(monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
-    assert pages.stale() == [], "run: lscl pages"
+    assert pages.stale_pages() == [], "run: lscl pages"
 
 
 def test_committed_notebooks_are_not_older_than_the_records_they_show(monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
-    assert freshness.stale() == [], "run: lscl reproduce demo --store"
+    assert freshness.stale_notebooks() == [], "run: lscl reproduce demo --store"
 
 
 def test_two_writes_are_equal(places):
-    first = [path.read_bytes() for path in pages.write()]
-    assert [path.read_bytes() for path in pages.write()] == first
+    first = [path.read_bytes() for path in pages.write_pages()]
+    assert [path.read_bytes() for path in pages.write_pages()] == first
 
 
 def test_the_papers_plan_has_every_system_with_the_servers_work():

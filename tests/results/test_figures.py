@@ -72,7 +72,7 @@ FIGURES = {
     "concentration": lambda: figures.concentration({"1": draw.dirichlet(np.ones(3), 9)}),
     "image_grid": lambda: figures.image_grid(IMAGES, list("abcd"), columns=3),
     "written": lambda: figures.written(IMAGES, draw.normal(size=(4, 72, 24))),
-    "similarity": lambda: figures.similarity(np.eye(4), IMAGES, "cosine"),
+    "similarity": lambda: figures.similarity_heatmap(np.eye(4), IMAGES, "cosine"),
     "update_sizes": lambda: figures.update_sizes({"A": draw.uniform(size=5), "B": draw.uniform(size=5)}),
     "attention": lambda: figures.attention(IMAGES, draw.uniform(size=(4, 3, 3)), draw.uniform(size=(4, 3, 3))),
     "feature_change": lambda: figures.feature_change(*draw.normal(size=(2, 9, 5)), np.arange(9) % 3, list("abc")),

@@ -20,13 +20,13 @@ def second_moments(features: Tensor) -> Tensor:
     return upper + upper.triu(1).T
 
 
-def pack(moments: Tensor) -> Tensor:
+def pack_triangle(moments: Tensor) -> Tensor:
     """The upper triangle of a symmetric matrix, row by row: (q, q) -> (q (q + 1) / 2,)."""
     rows, columns = torch.triu_indices(*moments.shape)
     return moments[rows, columns]
 
 
-def unpack(packed: Tensor) -> Tensor:
+def unpack_triangle(packed: Tensor) -> Tensor:
     """Undo `pack`: (q (q + 1) / 2,) -> (q, q)."""
     size = int(((8 * len(packed) + 1) ** 0.5 - 1) / 2)
     rows, columns = torch.triu_indices(size, size)

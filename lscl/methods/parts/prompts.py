@@ -23,7 +23,7 @@ class PromptVote(PromptClip):
     prompt_batchwise: bool = Field(False, description="prompts chosen by a vote of the whole batch, as the official codes do")
 
 
-def similarity(query: Tensor, keys: Tensor) -> Tensor:
+def cosine_to_keys(query: Tensor, keys: Tensor) -> Tensor:
     """Cosine of every query with every key. (b, d), (M, d) -> (b, M)."""
     return F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
 

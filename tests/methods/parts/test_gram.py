@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
-from lscl.methods.parts.o2d import pack, unpack
+from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
 from lscl.models.vit import LowRank
 
 RANK, WIDTH, OUT = 2, 6, 5
@@ -43,7 +43,7 @@ def test_input_squares_sum_over_images_and_tokens_and_change_nothing():
 
 def test_a_gram_matrix_survives_packing_and_damping_leaves_its_diagonal():
     moments = gram(torch.randn(9, 4))
-    assert torch.allclose(unpack(pack(moments)), moments) and len(pack(moments)) == 10
+    assert torch.allclose(unpack_triangle(pack_triangle(moments)), moments) and len(pack_triangle(moments)) == 10
     half = damped(moments, 0.5)
     assert torch.equal(half.diagonal(), moments.diagonal()) and torch.allclose(half.triu(1), 0.5 * moments.triu(1))
     assert torch.equal(damped(moments, 1.0), moments) and torch.equal(damped(moments, 0.0), torch.diag(moments.diagonal()))

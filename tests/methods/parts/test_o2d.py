@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lscl.methods.parts.o2d import o2d_exact, o2d_loss, o2d_sgd, pack, second_moments, unpack
+from lscl.methods.parts.o2d import o2d_exact, o2d_loss, o2d_sgd, pack_triangle, second_moments, unpack_triangle
 
 
 def problem(clients=4, outputs=6, m=3, strength=0.5, seed=0, dtype=torch.float64):
@@ -153,12 +153,12 @@ def test_second_moments_are_the_mean_of_outer_products():
 def test_packing_is_undone_by_unpacking(size):
     half = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     symmetric = half + half.T
-    packed = pack(symmetric)
-    assert packed.shape == (size * (size + 1) // 2,) and torch.equal(unpack(packed), symmetric)
-    assert pack(torch.tensor([[1, 2, 3], [2, 4, 5], [3, 5, 6]])).tolist() == [1, 2, 3, 4, 5, 6]
+    packed = pack_triangle(symmetric)
+    assert packed.shape == (size * (size + 1) // 2,) and torch.equal(unpack_triangle(packed), symmetric)
+    assert pack_triangle(torch.tensor([[1, 2, 3], [2, 4, 5], [3, 5, 6]])).tolist() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 4), (18, 16), (100, 128), (333, 65), (41, 512)])
 def test_packed_second_moments_are_the_second_moments_bit_for_bit(n, m):
     moments = second_moments(torch.randn(n, m, generator=torch.Generator().manual_seed(n)))
-    assert torch.equal(unpack(pack(moments)), moments)
+    assert torch.equal(unpack_triangle(pack_triangle(moments)), moments)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lscl.methods.parts.prompts import most_similar, similarity, with_prompts
+from lscl.methods.parts.prompts import cosine_to_keys, most_similar, with_prompts
 from lscl.models.vit import foundation
 
 
 def test_similarity_is_the_cosine():
     query, keys = torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0], [6.0, 8.0]])
-    assert torch.allclose(similarity(query, keys), torch.tensor([[0.6, 0.8, 1.0], [0.0, -1.0, -0.8]]))
+    assert torch.allclose(cosine_to_keys(query, keys), torch.tensor([[0.6, 0.8, 1.0], [0.0, -1.0, -0.8]]))
 
 
 def test_each_sample_gets_its_own_most_similar_keys():

@@ -11,6 +11,6 @@ BATCH = 200  # images per forward pass; part of what makes a run repeat bit for 
 
 
 @torch.no_grad()
-def over(inputs: Inputs, index: Tensor, output: Callable[[Batch], Tensor]) -> Tensor:
+def map_batches(inputs: Inputs, index: Tensor, output: Callable[[Batch], Tensor]) -> Tensor:
     """output(batch), (b, ...), of all images at the positions `index` (n,), in that order: (n, ...)."""
     return torch.cat([output(inputs.batch(part)) for part in index.split(BATCH)])
