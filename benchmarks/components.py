@@ -61,12 +61,20 @@ def by_update(method: FedLSCL, client: Client) -> dict[str, dict[str, float]]:
     """Accuracy of the client on the task just learned: {split: {update: percent}}."""
     client.model.eval()
     found, mean = {}, map_batches(client.train, client.train_index, partial(method.cnn_features, client)).mean(0)
-    for split, inputs, index in (("training", client.train, client.train_index), ("test", client.test, client.test_index(client.task))):
+    for split, inputs, index in (
+        ("training", client.train, client.train_index),
+        ("test", client.test, client.test_index(client.task)),
+    ):
         f = map_batches(inputs, index, partial(method.cnn_features, client))
         chosen: dict[str, Tensor | None] = {"own": f, "none": None}
         if method.m:
-            turn = torch.randperm(len(f), generator=torch_generator(client.seed, f"another image, {split}", client.id, client.task))
-            chosen |= {"another": f[turn.roll(1)][turn.argsort()], "mean": mean.expand(len(f), -1)}  # one cycle: nobody keeps its own
+            turn = torch.randperm(
+                len(f), generator=torch_generator(client.seed, f"another image, {split}", client.id, client.task)
+            )
+            chosen |= {
+                "another": f[turn.roll(1)][turn.argsort()],
+                "mean": mean.expand(len(f), -1),
+            }  # one cycle: nobody keeps its own
         found[split] = {name: accuracy(method, client, inputs, index, features) for name, features in chosen.items()}
     return found
 
@@ -96,7 +104,11 @@ class Watched(InProcess):
     def step(self, k: int, fused: Payload) -> dict[str, float]:
         """How far the server moved client k's generator, divided by how far the client had moved it in the round."""
         own, before = self.uploads[k], self.received[k]
-        return {name: float((fused[name] - own[name]).norm() / (own[name] - before[name]).norm()) for name in ("weight", "bias") if own[name].numel()}
+        return {
+            name: float((fused[name] - own[name]).norm() / (own[name] - before[name]).norm())
+            for name in ("weight", "bias")
+            if own[name].numel()
+        }
 
     def look(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict:
         """Everything measured before a task ends, means over the clients."""
@@ -106,13 +118,16 @@ class Watched(InProcess):
             mean = average(states, dict.fromkeys(states, 1.0))
             kinds = {"own": self.uploads, "mean": dict.fromkeys(downloads, mean), "fused": downloads}
             found["generator"] = {kind: self.score(stage, generators) for kind, generators in kinds.items()}
-            found["server_step"] = {name: round(float(np.mean([one[name] for one in self.moved])), 4) for name in self.moved[0]}
+            found["server_step"] = {
+                name: round(float(np.mean([one[name] for one in self.moved])), 4) for name in self.moved[0]
+            }
         updates = []
         for client in self.clients:
             self.method.receive(client, downloads[client.id], stage)
             updates.append(by_update(self.method, client))
         found["update"] = {
-            split: {name: round(float(np.mean([one[split][name] for one in updates])), 3) for name in updates[0][split]} for split in updates[0]
+            split: {name: round(float(np.mean([one[split][name] for one in updates])), 3) for name in updates[0][split]}
+            for split in updates[0]
         }
         return found
 
@@ -120,7 +135,9 @@ class Watched(InProcess):
         """Mean over the clients of the test accuracy on the task at hand, with these generators."""
         found = []
         for client in self.clients:
-            client.model["generator"].load_state_dict({name: generators[client.id][name] for name in ("weight", "bias")})
+            client.model["generator"].load_state_dict(
+                {name: generators[client.id][name] for name in ("weight", "bias")}
+            )
             client.model.eval()
             index = client.test_index(stage.task)
             f = map_batches(client.test, index, partial(self.method.cnn_features, client))
@@ -137,7 +154,9 @@ def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, t
     record = records.find(config)
     if record is None:
         return None
-    ours = np.array([task_accuracies(evaluate(method, client), config.classes_per_task) for client in clients])  # (k, mask, u)
+    ours = np.array(
+        [task_accuracies(evaluate(method, client), config.classes_per_task) for client in clients]
+    )  # (k, mask, u)
     theirs = np.array([records.accuracy(record, mask)[tasks - 1, :, :tasks] for mask in MASKS])  # (mask, k, u)
     if not np.array_equal(ours.transpose(1, 0, 2), theirs):
         raise SystemExit(f"{config.name}: the accuracies after task {tasks} are not those of its record")
@@ -151,7 +170,10 @@ def measured(config: Experiment, tasks: int) -> list[dict]:
     for report in federate(method, watched):
         print(f"{config.name}: task {report.task + 1} round {report.round + 1}", flush=True)
     same = same_as_record(config, clients, method, tasks)
-    return [{"seed": config.seed, "collaboration": config.collaboration, **row, "same_as_record": same} for row in watched.rows]
+    return [
+        {"seed": config.seed, "collaboration": config.collaboration, **row, "same_as_record": same}
+        for row in watched.rows
+    ]
 
 
 def main() -> None:
@@ -161,7 +183,9 @@ def main() -> None:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--seeds", type=measure.counts, default="42,1999,2024")
     parser.add_argument("--tasks", type=measure.count, default=2)
-    parser.add_argument("--threads", type=measure.count, default=1, help="those of the records, or the comparison with them fails")
+    parser.add_argument(
+        "--threads", type=measure.count, default=1, help="those of the records, or the comparison with them fails"
+    )
     given = parser.parse_args()
     name = f"{given.profile}--{given.dataset}"
     path = paths.results() / "components" / f"{name}.json"

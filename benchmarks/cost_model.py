@@ -60,7 +60,12 @@ def main() -> None:
             method, client = federation(system, vit, "vit_b", given.batch)
             stage = begin(method, client, 1)  # LoRM's larger round, in which A moves
             (phase,) = method.phases(client, stage)
-            values = {**SHAPES["vit_b"], **METHOD_VALUES["vit_b"].get(system, {}), "batch": given.batch, "foundation": f"random/{name}"}
+            values = {
+                **SHAPES["vit_b"],
+                **METHOD_VALUES["vit_b"].get(system, {}),
+                "batch": given.batch,
+                "foundation": f"random/{name}",
+            }
             config = experiment(method=system, dataset="cifar100", **values)
             seconds = measure.side_by_side({"step": step(method, client, phase)}, given.repeats)["step"]
             weights = {p.untyped_storage().data_ptr() for module in (vit, client.model) for p in module.parameters()}
@@ -80,7 +85,9 @@ def main() -> None:
             print(found, flush=True)
     worst = max(max(row[key], 1 / row[key]) for row in rows for key in ("seconds_ratio", "megabytes_ratio"))
     facts = {"ratio": round(worst, 3), "goal": GOAL, "better": "lower", "threads": given.threads, "batch": given.batch}
-    rates = {f"{kind}_gflops": round(getattr(machine, kind) / 1e9, 1) for kind in ("linear", "attention", "convolution")}
+    rates = {
+        f"{kind}_gflops": round(getattr(machine, kind) / 1e9, 1) for kind in ("linear", "attention", "convolution")
+    }
     rates["traffic_gb_per_s"] = round(machine.traffic / 1e9, 1)
     measure.write("cost_model", {**facts, **rates, "rows": rows})
 

@@ -53,7 +53,11 @@ def add(part: str, key: dict, work: Callable[[], dict]) -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     if any(key.items() <= row.items() for row in rows):
         return
-    about = {**records.source(), "machine": {**records.hardware(), "load": round(os.getloadavg()[0], 1)}, "flwr": version("flwr")}
+    about = {
+        **records.source(),
+        "machine": {**records.hardware(), "load": round(os.getloadavg()[0], 1)},
+        "flwr": version("flwr"),
+    }
     with paths.scratch():
         row = {**key, **work(), **about}
     print(json.dumps(row), flush=True)
@@ -148,7 +152,9 @@ def equal(config: Experiment, transport: str) -> dict:
         record = flower.federate_here(config, True, SETTINGS, quiet)
     return {
         "differs": differing(record, alone),
-        "accuracies": sum(value is not None for mask in record["accuracy"].values() for t in mask for k in t for value in k),
+        "accuracies": sum(
+            value is not None for mask in record["accuracy"].values() for t in mask for k in t for value in k
+        ),
         "byte_counts": sum(len(one) for side in ("bytes_up", "bytes_down") for one in record[side]),
         "accuracy": round(float(average_so_far(accuracy(record, "task"))[-1]), 4),
         "seconds": round(sum(record["seconds"].values()), 1),
@@ -196,7 +202,11 @@ def faults(kills: int, stops: int) -> None:
         add("faults", {"fault": "server killed", "point": stop}, lambda stop=stop: server_killed(stop))
     for first in range(0, kills, KILLS):
         some = min(KILLS, kills - first)
-        add("faults", {"fault": "client killed", "kills": some, "seed": first}, lambda some=some, first=first: clients_killed(some, first))
+        add(
+            "faults",
+            {"fault": "client killed", "kills": some, "seed": first},
+            lambda some=some, first=first: clients_killed(some, first),
+        )
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -231,7 +241,11 @@ def clients_killed(kills: int, seed: int) -> dict:
                 client = draw.randrange(config.clients)
                 process = local.processes[f"client{client}"]
                 points.append(
-                    {"client": client, "finished_rounds": rounds[-1], "while_it_computed": found(process.pid, "flwr-clientapp") is not None}
+                    {
+                        "client": client,
+                        "finished_rounds": rounds[-1],
+                        "while_it_computed": found(process.pid, "flwr-clientapp") is not None,
+                    }
                 )
                 kill(family(process.pid))
                 process.wait()
@@ -272,8 +286,24 @@ def server_killed(stop: int) -> dict:
     """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command once more."""
     config, draw, finished = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=3), random.Random(stop), [0]
     total, inside = config.tasks * config.rounds, stop % 2 == 0
-    command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--method", "fed_lscl", "--tasks", "1", "--rounds", "3"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as process, Watch(config, finished.append):
+    command = [
+        sys.executable,
+        "-m",
+        "lscl.cli",
+        "federate",
+        "--profile",
+        "smoke",
+        "--method",
+        "fed_lscl",
+        "--tasks",
+        "1",
+        "--rounds",
+        "3",
+    ]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as process,
+        Watch(config, finished.append),
+    ):
         while finished[-1] < stop % total or not (link := found(process.pid, "flower-superlink")):
             time.sleep(0.01)
         if inside:
@@ -291,7 +321,9 @@ def server_killed(stop: int) -> dict:
         "exit_code": process.returncode,
         "says": says,
         "resumed_after": int(resumed[0].rsplit(" ", 1)[1]) if resumed else 0,
-        "then": next((line for line in again.stdout.splitlines() if line.startswith("in one process")), again.stderr[-300:]),
+        "then": next(
+            (line for line in again.stdout.splitlines() if line.startswith("in one process")), again.stderr[-300:]
+        ),
     }
 
 
@@ -410,7 +442,15 @@ def scale(numbers: list[int]) -> None:
 def simulated(clients: int) -> dict:
     """One simulated run; memory and CPU seconds of all its processes behind each round but the last."""
     config, memory, cpu = (
-        experiment(profile="smoke", method="fed_lscl", clients=clients, tasks=1, classes_per_task=1, private_classes=2, rounds=6),
+        experiment(
+            profile="smoke",
+            method="fed_lscl",
+            clients=clients,
+            tasks=1,
+            classes_per_task=1,
+            private_classes=2,
+            rounds=6,
+        ),
         [],
         [],
     )
@@ -424,7 +464,9 @@ def simulated(clients: int) -> dict:
         record = flower.federate_here(config, True, SETTINGS, quiet)
     return {
         "rounds": len(record["bytes_up"]),
-        "seconds_per_exchange": round(sum(record["seconds"][name] for name in ("train", "aggregate", "evaluate")) / (config.rounds + 1), 1),
+        "seconds_per_exchange": round(
+            sum(record["seconds"][name] for name in ("train", "aggregate", "evaluate")) / (config.rounds + 1), 1
+        ),
         "cpu_seconds_per_exchange": round((cpu[-1] - cpu[0]) / (len(cpu) - 1), 1),
         "memory_mb": memory,
         "differs_from_one_process": differing(record, run(config)),

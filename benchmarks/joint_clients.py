@@ -17,7 +17,10 @@ import torch
 from lscl.cli import one_line
 from lscl.models.vit import LowRank, foundation
 
-SHAPES = {"mini": ("mini", 32), "vit_b": ("random/vit_base_patch16_224", 16)}  # the frozen ViT and the images of a client's step
+SHAPES = {
+    "mini": ("mini", 32),
+    "vit_b": ("random/vit_base_patch16_224", 16),
+}  # the frozen ViT and the images of a client's step
 BLOCK, RANK = 3, 4
 GOAL = 0.95  # less is not worth a second way through the loop
 
@@ -34,7 +37,8 @@ def main() -> None:
     frozen, draw = foundation(name, BLOCK), torch.Generator().manual_seed(0)
     rows = given.clients * batch
     z, A, B = (
-        0.1 * torch.randn(rows, *shape, generator=draw) for shape in ((frozen.tokens, frozen.width), (RANK, frozen.width), (3 * frozen.width, RANK))
+        0.1 * torch.randn(rows, *shape, generator=draw)
+        for shape in ((frozen.tokens, frozen.width), (RANK, frozen.width), (3 * frozen.width, RANK))
     )
 
     def suffix(part: slice) -> None:

@@ -44,7 +44,13 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--profile", default="mini")
     given = parser.parse_args()
-    config = experiment(method="fed_lscl", dataset=given.dataset, profile=given.profile, data_dir=given.data_dir, precision=given.precision)
+    config = experiment(
+        method="fed_lscl",
+        dataset=given.dataset,
+        profile=given.profile,
+        data_dir=given.data_dir,
+        precision=given.precision,
+    )
     with paths.scratch():
         record = run(config)
         bare = bare_suffix(config)

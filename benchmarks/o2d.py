@@ -88,19 +88,29 @@ def growth(clients: int, features: int, rows: int) -> dict:
         start = time.perf_counter()
         o2d_exact(weights, moments, 1.0)
         seconds.append(time.perf_counter() - start)
-    return {"clients": clients, "seconds": round(statistics.median(seconds), 5), "memory_mb": round(memory_mb("VmHWM") - before, 1)}
+    return {
+        "clients": clients,
+        "seconds": round(statistics.median(seconds), 5),
+        "memory_mb": round(memory_mb("VmHWM") - before, 1),
+    }
 
 
 def memory_mb(which: str) -> float:
     """This process's resident memory now (VmRSS) or at its peak (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(which))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(which)
+    )
     return int(line.split()[1]) / 1024
 
 
 def exponent(rows: list[dict], key: str) -> float:
     """Slope of log `key` over log clients; not a number if something was too small to measure."""
     values = [row[key] for row in rows]
-    return round(float(np.polyfit(np.log([row["clients"] for row in rows]), np.log(values), 1)[0]), 3) if min(values) > 0 else math.nan
+    return (
+        round(float(np.polyfit(np.log([row["clients"] for row in rows]), np.log(values), 1)[0]), 3)
+        if min(values) > 0
+        else math.nan
+    )
 
 
 def main() -> None:
@@ -108,7 +118,12 @@ def main() -> None:
     parser.add_argument("--features", type=measure.count, default=512)
     parser.add_argument("--width", type=measure.count, default=768)
     parser.add_argument("--clients", type=measure.counts, default="5,50,500")
-    parser.add_argument("--growth-features", type=measure.count, default=128, help="size for the growth with the clients: that of the profile mini")
+    parser.add_argument(
+        "--growth-features",
+        type=measure.count,
+        default=128,
+        help="size for the growth with the clients: that of the profile mini",
+    )
     parser.add_argument("--growth-width", type=measure.count, default=192)
     parser.add_argument("--most-epochs", type=measure.count, default=4096)
     parser.add_argument("--repeats", type=measure.count, default=5)
@@ -129,7 +144,12 @@ def main() -> None:
     seconds = measure.side_by_side(work, given.repeats)
     rows = []
     for count in given.clients:
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", str(count)], capture_output=True, encoding="utf-8", check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--one", str(count)],
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
     epoch = measure.ratio(seconds, "epoch", "exact")

@@ -23,14 +23,21 @@ from lscl.experiments.run import run
 from lscl.methods import METHODS
 
 BASE = {"clients": 4, "tasks": 2, "classes_per_task": 4, "images_per_class": 12}
-SIZES = {"clients": (2, 4, 8, 16), "tasks": (1, 2, 4, 8), "classes_per_task": (2, 4, 8, 16), "images_per_class": (3, 6, 12, 24)}
+SIZES = {
+    "clients": (2, 4, 8, 16),
+    "tasks": (1, 2, 4, 8),
+    "classes_per_task": (2, 4, 8, 16),
+    "images_per_class": (3, 6, 12, 24),
+}
 GOAL = 1.1  # for every exponent
 
 
 def config_of(method: str, profile: str, threads: int, sizes: dict[str, int]) -> Experiment:
     """A run whose classes are all private, so that clients, tasks and classes change nothing but their number."""
     private = sizes["tasks"] * sizes["classes_per_task"]
-    return experiment(method=method, dataset="glyphs", profile=profile, threads=threads, private_classes=private, **sizes)
+    return experiment(
+        method=method, dataset="glyphs", profile=profile, threads=threads, private_classes=private, **sizes
+    )
 
 
 def one(config: Experiment) -> dict:
@@ -38,7 +45,11 @@ def one(config: Experiment) -> dict:
     with paths.scratch():
         record = run(config, quiet=True)
     seconds = sum(value for phase, value in record["seconds"].items() if phase != "prepare")
-    return {"seconds": round(seconds, 3), "cpu_seconds": record["cpu_seconds"], "peak_memory_mb": record["peak_memory_mb"]}
+    return {
+        "seconds": round(seconds, 3),
+        "cpu_seconds": record["cpu_seconds"],
+        "peak_memory_mb": record["peak_memory_mb"],
+    }
 
 
 def exponent(rows: list[dict], size: str, key: str) -> float:
@@ -68,7 +79,11 @@ def main() -> None:
                 key = f"{method} {json.dumps(sizes, sort_keys=True)}"
                 if key not in known:
                     command = [sys.executable, __file__, *sys.argv[1:], "--one", key]
-                    known[key] = json.loads(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[-1])
+                    known[key] = json.loads(
+                        subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[
+                            -1
+                        ]
+                    )
                     print(key, known[key], flush=True)
                 found.append({size: value, **known[key]})
             fits = {
@@ -77,7 +92,10 @@ def main() -> None:
             }
             rows.append({"method": method, "size": size, "points": found, **fits})
     worst = max(row["time_exponent"]["ratio"] for row in rows)
-    measure.write("scaling", {"ratio": worst, "goal": GOAL, "better": "lower", "base": BASE, "rows": rows, "threads": given.threads})
+    measure.write(
+        "scaling",
+        {"ratio": worst, "goal": GOAL, "better": "lower", "base": BASE, "rows": rows, "threads": given.threads},
+    )
 
 
 if __name__ == "__main__":

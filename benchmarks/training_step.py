@@ -36,7 +36,10 @@ from lscl.models.vit import FrozenViT, foundation
 
 CLASSES = 4  # few, so that a small batch has them all; they only make the head narrower
 METHOD_VALUES = {"vit_b": {"lorm": {"lorm_rank": 16, "batch": 8}}, "mini": {}}
-SHAPES = {"vit_b": {"profile": "paper", "image_size": 224, "batch": 16}, "mini": {"profile": "mini", "image_size": 32, "batch": 32}}
+SHAPES = {
+    "vit_b": {"profile": "paper", "image_size": 224, "batch": 16},
+    "mini": {"profile": "mini", "image_size": 32, "batch": 32},
+}
 GOALS = {"fed_lscl": 1.12, "lorm": 1.4}  # at ViT-B/16
 OTHERS = 1.5  # all others there
 FASTER = {"vit_b": 1.3, "mini": 2.0}  # than the plain way
@@ -46,7 +49,14 @@ def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch
     """A method and its one client, holding as many random images as a batch has."""
     values = {**SHAPES[shapes], **METHOD_VALUES[shapes].get(name, {}), **({"batch": batch} if batch else {})}
     config = experiment(
-        method=name, dataset="cifar100", eval_split="official", clients=1, tasks=1, classes_per_task=CLASSES, private_classes=CLASSES, **values
+        method=name,
+        dataset="cifar100",
+        eval_split="official",
+        clients=1,
+        tasks=1,
+        classes_per_task=CLASSES,
+        private_classes=CLASSES,
+        **values,
     )
     draw = np.random.default_rng(0)
     images = ImageSet(
@@ -64,7 +74,11 @@ def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch
 
 def frozen_vit(shapes: str) -> timm.models.VisionTransformer:
     """The mini ViT, or ViT-B/16 with random weights."""
-    return foundation("mini", None).vit if shapes == "mini" else timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+    return (
+        foundation("mini", None).vit
+        if shapes == "mini"
+        else timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+    )
 
 
 def begin(method: Method, client: Client, number: int = 0) -> Stage:
@@ -95,7 +109,9 @@ def step(method: Method, client: Client, phase: Phase) -> Callable[[], None]:
 class Products:
     """The bare matrix products of blocks `first` to the last on b samples of N tokens: run() does them all."""
 
-    def __init__(self, vit: timm.models.VisionTransformer, first: int, samples: int, tokens: int, minimal: bool = False):
+    def __init__(
+        self, vit: timm.models.VisionTransformer, first: int, samples: int, tokens: int, minimal: bool = False
+    ):
         self.blocks, self.minimal, self.b, self.n = list(vit.blocks)[first:], minimal, samples, tokens
         self.heads, self.d = vit.blocks[0].attn.num_heads, vit.embed_dim
         rows, hidden = samples * tokens, vit.blocks[0].mlp.fc1.out_features
@@ -184,8 +200,14 @@ def peft_step(method: Method, client: Client, with_cnn: bool) -> Callable[[], No
 
     config = method.config
     pattern = rf"blocks\.{config.block}\.attn\.qkv"
-    lora = get_peft_model(copy.deepcopy(method.foundation.vit), LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, target_modules=pattern))
-    head, pixels = copy.deepcopy(client.model["head"]), method.foundation.preprocess(torch.from_numpy(client.train.images.images))
+    lora = get_peft_model(
+        copy.deepcopy(method.foundation.vit),
+        LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, target_modules=pattern),
+    )
+    head, pixels = (
+        copy.deepcopy(client.model["head"]),
+        method.foundation.preprocess(torch.from_numpy(client.train.images.images)),
+    )
     optimiser = torch.optim.Adam([*(p for p in lora.parameters() if p.requires_grad), *head.parameters()], lr=config.lr)
     labels, cnn = client.train.batch(client.train_index).labels, cnn_step(client)
 
@@ -224,7 +246,9 @@ def main() -> None:
     parser.add_argument("--shapes", choices=SHAPES, default="vit_b")
     parser.add_argument("--batch", type=measure.count, help="images per step, none = 16 at vit_b (LoRM 8), 32 at mini")
     parser.add_argument("--threads", type=measure.count, default=2)
-    parser.add_argument("--methods", type=measure.names(METHODS), default="fed_lscl,local_lora,l2p,dualprompt,fedmgp,pilora,lorm")
+    parser.add_argument(
+        "--methods", type=measure.names(METHODS), default="fed_lscl,local_lora,l2p,dualprompt,fedmgp,pilora,lorm"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
@@ -234,10 +258,15 @@ def main() -> None:
     for name in given.methods:
         method, client = federation(name, vit, given.shapes, given.batch)
         stage = begin(method, client)
-        extra = {"l2p": method.config.l2p_top_k * method.config.l2p_length, "fedmgp": method.config.mgp_length}.get(name, 0)
+        extra = {"l2p": method.config.l2p_top_k * method.config.l2p_length, "fedmgp": method.config.mgp_length}.get(
+            name, 0
+        )
         samples, tokens = len(client.train_index), client.train.prefix.shape[1] + extra
         for number, phase in enumerate(method.phases(client, stage)):
-            bare = {kind: Products(vit, method.foundation.block, samples, tokens, kind == "minimal") for kind in ("all", "minimal")}
+            bare = {
+                kind: Products(vit, method.foundation.block, samples, tokens, kind == "minimal")
+                for kind in ("all", "minimal")
+            }
             work = {"step": step(method, client, phase), **{kind: one.run for kind, one in bare.items()}}
             if name == "fed_lscl":
                 cnn = cnn_step(client)
@@ -248,18 +277,35 @@ def main() -> None:
                     work |= {"peft": peft_step(method, client, False), "peft and CNN": peft_step(method, client, True)}
             seconds = measure.side_by_side(work)
             row = {"method": name, "phase": number, "batch": samples, "ratio": measure.ratio(seconds, "step", "all")}
-            row |= {"goal": goal(given.shapes, name), "better": "lower", "ratio_to_minimal": measure.ratio(seconds, "step", "minimal")}
+            row |= {
+                "goal": goal(given.shapes, name),
+                "better": "lower",
+                "ratio_to_minimal": measure.ratio(seconds, "step", "minimal"),
+            }
             row["images_per_second"] = round(samples / float(np.median(seconds["step"])), 2)
             if name == "fed_lscl":
-                row["times_faster_than_plain"] = {"ratio": measure.ratio(seconds, "plain", "step"), "goal": FASTER[given.shapes], "better": "higher"}
+                row["times_faster_than_plain"] = {
+                    "ratio": measure.ratio(seconds, "plain", "step"),
+                    "goal": FASTER[given.shapes],
+                    "better": "higher",
+                }
                 if "peft" in work:
-                    row["vit_part_to_peft"] = {"ratio": measure.ratio(seconds, "ViT part", "peft"), "goal": 0.8, "better": "lower"}
-                    row["whole_to_peft"] = {"ratio": measure.ratio(seconds, "step", "peft and CNN"), "goal": 1.0, "better": "lower"}
+                    row["vit_part_to_peft"] = {
+                        "ratio": measure.ratio(seconds, "ViT part", "peft"),
+                        "goal": 0.8,
+                        "better": "lower",
+                    }
+                    row["whole_to_peft"] = {
+                        "ratio": measure.ratio(seconds, "step", "peft and CNN"),
+                        "goal": 1.0,
+                        "better": "lower",
+                    }
             rows.append(row)
             print(row, flush=True)
     ours = next((row for row in rows if row["method"] == "fed_lscl"), rows[0])
     measure.write(
-        f"training_step_{given.shapes}", {"ratio": ours["ratio"], "goal": ours["goal"], "better": "lower", "threads": given.threads, "rows": rows}
+        f"training_step_{given.shapes}",
+        {"ratio": ours["ratio"], "goal": ours["goal"], "better": "lower", "threads": given.threads, "rows": rows},
     )
 
 

@@ -57,7 +57,12 @@ def _option(name: str) -> TyperOption:
     panel = ", ".join(labels[owner] for owner in METHODS.owners(name)) or None
     text = f"{field.description} [{field.default}]"
     return TyperOption(
-        param_decls=[name, "--" + name.replace("_", "-")], type=str, default=None, help=text, rich_help_panel=panel, show_default=False
+        param_decls=[name, "--" + name.replace("_", "-")],
+        type=str,
+        default=None,
+        help=text,
+        rich_help_panel=panel,
+        show_default=False,
     )
 
 
@@ -97,12 +102,21 @@ def _show_accuracy(record: dict) -> None:
 @config_command(app, "federate")
 def federate_command(
     values: dict,
-    simulation: Annotated[bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")] = False,
+    simulation: Annotated[
+        bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")
+    ] = False,
     min_clients: Annotated[int, typer.Option(help="good answers that an exchange needs, 0 = those of all clients")] = 0,
     timeout: Annotated[float, typer.Option(help="seconds that an exchange may take; who is late is left out")] = 600.0,
     max_mb: Annotated[float, typer.Option(help="largest answer of a client in megabytes")] = 512.0,
-    link: Annotated[str, typer.Option(help="a SuperLink that runs here already, by its name in Flower's configuration; none = start all")] = "",
+    link: Annotated[
+        str,
+        typer.Option(
+            help="a SuperLink that runs here already, by its name in Flower's configuration; none = start all"
+        ),
+    ] = "",
 ) -> None:
     """Run one experiment as a real federation: a server and a process for each client, TLS, a key for each node.
 
@@ -111,14 +125,20 @@ def federate_command(
     from lscl.flower.rules import rules
 
     config = _one(values)
-    settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(by_alias=True)
+    settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(
+        by_alias=True
+    )
     if simulation and link:
-        raise LsclError(f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two")
+        raise LsclError(
+            f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two"
+        )
     try:
         from lscl.flower.local import check_link, federate_here, submit
         from lscl.flower.node import environment
     except ModuleNotFoundError as error:
-        raise LsclError(f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'") from None
+        raise LsclError(
+            f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'"
+        ) from None
     from lscl.experiments.records import differing, find
     from lscl.experiments.run import run
     from lscl.models.cache import limit_bytes
@@ -134,13 +154,24 @@ def federate_command(
         if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
             print(line, file=sys.stderr, flush=True)
 
-    record = submit(config, settings, show, link, environment()) if link else federate_here(config, simulation, settings, show)
+    record = (
+        submit(config, settings, show, link, environment())
+        if link
+        else federate_here(config, simulation, settings, show)
+    )
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:
         alone = run(config.model_copy(update={"threads": record["config"]["threads"]}))
         differs = differing(record, alone)
-        print("in one process: " + (f"differs in {', '.join(differs)}" if differs else "every accuracy and every payload byte count is the same"))
+        print(
+            "in one process: "
+            + (
+                f"differs in {', '.join(differs)}"
+                if differs
+                else "every accuracy and every payload byte count is the same"
+            )
+        )
         _show_accuracy(alone)
 
 
@@ -149,7 +180,9 @@ def node_command(
     client: Annotated[int, typer.Option(help="the client's number, from 0")],
     link: Annotated[str, typer.Option(help="host:port of the SuperLink")],
     authority: Annotated[Path, typer.Option(help="certificate of the authority that signed the SuperLink's")],
-    key: Annotated[Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")],
+    key: Annotated[
+        Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")
+    ],
     port: Annotated[int, typer.Option(help="a port of this machine, used by the node's own processes only")] = 9094,
 ) -> None:
     """Be one client of a federation over several machines, until stopped; Flower's SuperNode is started again whenever it ends.
@@ -164,11 +197,17 @@ def node_command(
 @config_command(app, "sweep", "method", "seed")
 def sweep_command(
     values: dict,
-    name: Annotated[str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, tune")] = "table1",
+    name: Annotated[
+        str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, tune")
+    ] = "table1",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
-    list_only: Annotated[bool, typer.Option("--list", help="only print which runs there are and which are missing")] = False,
-    task_index: Annotated[int, typer.Option(min=0, help="which share of the runs, from 0: a batch system's number of this job")] = 0,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="only print which runs there are and which are missing")
+    ] = False,
+    task_index: Annotated[
+        int, typer.Option(min=0, help="which share of the runs, from 0: a batch system's number of this job")
+    ] = 0,
     task_count: Annotated[int, typer.Option(min=1, help="in how many shares the runs are dealt out")] = 1,
 ) -> None:
     """Run what is missing of a named set of runs; anything finished is skipped.
@@ -183,10 +222,14 @@ def sweep_command(
 @config_command(app, "plan", "method", "seed")
 def plan_command(
     values: dict,
-    name: Annotated[str, typer.Argument(help="named set of runs, as for sweep; none = what the results of the profile need")] = "",
+    name: Annotated[
+        str, typer.Argument(help="named set of runs, as for sweep; none = what the results of the profile need")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="seeds with commas, for a named set")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
-    card: Annotated[str, typer.Option(help="a GPU to plan for (t4, v100, a100, rtx3090, h100); none = this machine, measured")] = "",
+    card: Annotated[
+        str, typer.Option(help="a GPU to plan for (t4, v100, a100, rtx3090, h100); none = this machine, measured")
+    ] = "",
 ) -> None:
     """Print what runs will need: memory, disk, download, FLOPs and hours, from nothing; refuse if there is not enough."""
     from lscl.experiments import cost_model, sweeps
@@ -197,7 +240,11 @@ def plan_command(
         runs = sweeps.runs_of(name, values, _seeds(seeds), _names(methods))
     else:
         allowed = _names(methods) or [method for method, _ in sweeps.main_table()]
-        runs = [one for one in sweeps.plan(config.profile, config.data_dir) if one.method in allowed and values.get("dataset") in (None, one.dataset)]
+        runs = [
+            one
+            for one in sweeps.plan(config.profile, config.data_dir)
+            if one.method in allowed and values.get("dataset") in (None, one.dataset)
+        ]
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
     machine = cost_model.card(card) if card else cost_model.measured(device_of(config))
@@ -219,7 +266,9 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise LsclError(f"seeds = {text!r}: give whole numbers with commas between them, for example 42,1999,2024") from None
+        raise LsclError(
+            f"seeds = {text!r}: give whole numbers with commas between them, for example 42,1999,2024"
+        ) from None
 
 
 @app.command("table")
@@ -236,13 +285,17 @@ def table_command(
 
     _check_names(profile, dataset)
     records = [one for one in reported(all_records(profile)) if dataset in (None, one["dataset"])]
-    for found, digest in sorted({(one["dataset"], one["data_digest"]) for one in records}):  # one table, one set of images
+    for found, digest in sorted(
+        {(one["dataset"], one["data_digest"]) for one in records}
+    ):  # one table, one set of images
         chosen = select(records, dataset=found, data_digest=digest)
         table = score_table(frame(chosen)).join(cost_table(costs_frame(chosen))).rename_axis("system")
         print(f"\n{found}, profile {profile}\n{table.to_string()}\n{provenance(chosen)}")
     if not records:
         which = f"profile {profile}" + (f" on {dataset}" if dataset else "")
-        raise LsclError(f"no records of {which} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep")
+        raise LsclError(
+            f"no records of {which} in {paths.results() / 'runs' / profile}: make some with lscl run or lscl sweep"
+        )
 
 
 @app.command("pages")
@@ -273,8 +326,12 @@ def verify_command(
     sample: Annotated[int, typer.Option(min=1, help="how many records, drawn at random")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="seed of that draw")] = 0,
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
-    weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")
+    ] = None,
 ) -> None:
     """Compute some recorded runs again from nothing and compare them with the records, to the bit."""
     from lscl.experiments.verify import verify_sample
@@ -295,7 +352,9 @@ def data_show(values: dict) -> None:
     config = experiment(**values)
     data = load(config)
     parts = partition(config, data)
-    print(f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}")
+    print(
+        f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}"
+    )
     print(f"partition seed {config.seed}, digest {parts.digest}: no position on two clients, none in train and test")
     print(duplicates(data.train, data.test))
     for client, stream in enumerate(parts.tasks):
@@ -303,7 +362,10 @@ def data_show(values: dict) -> None:
             counts = {label: 0 for label in task.classes}
             for image in task.train:
                 counts[int(data.train.labels[image])] += 1
-            dealt = ", ".join(f"{shown(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}" for label, count in counts.items())
+            dealt = ", ".join(
+                f"{shown(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}"
+                for label, count in counts.items()
+            )
             print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {dealt}")
     if parts.public:
         print("* public class, shared out over all clients by a Dirichlet draw")
@@ -326,7 +388,9 @@ def data_check(
 @app.command("pretrain")
 def pretrain_command(
     data_dir: Annotated[Path, typer.Option(help="folder of <class>/<image> files; labels are not used")],
-    out: Annotated[Path, typer.Option(help="weight file to write (.safetensors), with a .json file beside it")] = Path("mini_vit.safetensors"),
+    out: Annotated[Path, typer.Option(help="weight file to write (.safetensors), with a .json file beside it")] = Path(
+        "mini_vit.safetensors"
+    ),
     epochs: Annotated[int, typer.Option(help="passes over the images")] = 3,
     batch: Annotated[int, typer.Option(help="images per step")] = 128,
     lr: Annotated[float, typer.Option(help="AdamW learning rate")] = 1e-3,
@@ -352,11 +416,17 @@ def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="tra
 @app.command("reproduce")
 def reproduce_command(
     profile: Annotated[str, typer.Argument(help="profile: " + ", ".join(PROFILES))] = "demo",
-    data_dir: Annotated[Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")] = None,
-    weights: Annotated[Path | None, typer.Option(help="checkpoint of the frozen ViT, instead of the published one")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="checkpoint of the frozen ViT, instead of the published one")
+    ] = None,
     book: Annotated[bool, typer.Option(help="build the book afterwards")] = True,
     force: Annotated[bool, typer.Option(help="execute every notebook again, even if nothing has changed")] = False,
-    store: Annotated[bool, typer.Option(help="for maintainers: write outputs back to notebooks/ and minutes to results/expected/")] = False,
+    store: Annotated[
+        bool, typer.Option(help="for maintainers: write outputs back to notebooks/ and minutes to results/expected/")
+    ] = False,
 ) -> None:
     """Run every notebook in order through papermill, computing what is missing, then build the book."""
     from lscl.publish import build

@@ -33,7 +33,11 @@ def readers(option: str) -> tuple[str, ...]:
     """The systems that read an option."""
     if option not in Experiment.model_fields:
         return METHODS.owners(option)
-    return tuple(name for name, kind in METHODS.items() if all(getattr(kind, need) for need, options in NEEDS.items() if option in options))
+    return tuple(
+        name
+        for name, kind in METHODS.items()
+        if all(getattr(kind, need) for need, options in NEEDS.items() if option in options)
+    )
 
 
 def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
@@ -45,7 +49,9 @@ def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
     methods = sorted(set(methods))
     for option in options:
         if not set(readers(option)) & set(methods):
-            raise LsclError(f"{option} is an option of {', '.join(readers(option))}, not of {', '.join(methods)}: leave it out")
+            raise LsclError(
+                f"{option} is an option of {', '.join(readers(option))}, not of {', '.join(methods)}: leave it out"
+            )
 
 
 # Bounds far beyond any use: what lies outside is a slip, and would end in an overflow or an allocation that no machine can hold.
@@ -68,26 +74,43 @@ class Experiment(BaseModel):
     profile: ProfileName = Field("demo", description="size of the experiment")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="seed of every named draw (paper: 42, 1999, 2024)")
 
-    data_dir: Path | None = Field(None, description="folder with the images (train/ and test/ trees, torchvision's own files, or imagenet-r)")
+    data_dir: Path | None = Field(
+        None, description="folder with the images (train/ and test/ trees, torchvision's own files, or imagenet-r)"
+    )
     folder_digest: str | None = Field(
-        None, pattern="^[0-9a-f]{16}$", description="digest of all images of dataset = folder; filled in, or checked if given"
+        None,
+        pattern="^[0-9a-f]{16}$",
+        description="digest of all images of dataset = folder; filled in, or checked if given",
     )
     images_per_class: int | None = Field(None, ge=1, le=10**6, description="training images used per class, none = all")
-    test_images_per_class: int | None = Field(None, ge=1, le=10**6, description="test images used per class, none = all")
-    duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="drop: no training image whose pixels a test image or another class has too, and one of those repeated in a class"
+    test_images_per_class: int | None = Field(
+        None, ge=1, le=10**6, description="test images used per class, none = all"
     )
-    eval_split: Literal["official", "holdout"] = Field("official", description="test images: official split, or 30 % of the client's own")
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep",
+        description="drop: no training image whose pixels a test image or another class has too, and one of those repeated in a class",
+    )
+    eval_split: Literal["official", "holdout"] = Field(
+        "official", description="test images: official split, or 30 % of the client's own"
+    )
     image_size: int = Field(32, ge=8, le=1024, description="pixels a side of the decoded images")
-    cnn_size: int | None = Field(None, ge=8, le=1024, description="pixels a side of what the CNN sees, none = as decoded")
+    cnn_size: int | None = Field(
+        None, ge=8, le=1024, description="pixels a side of what the CNN sees, none = as decoded"
+    )
 
     clients: int = Field(5, ge=1, le=1000, description="clients (paper: 5)")
     tasks: int = Field(5, ge=1, le=1000, description="tasks per client (paper: 5)")
     classes_per_task: int = Field(8, ge=1, le=10**4, description="classes per task (paper: 8)")
-    private_classes: int = Field(15, ge=0, le=10**6, description="classes only one client has (paper: 15 on CIFAR-100, 40 on ImageNet-R)")
-    stop_after: int | None = Field(None, ge=1, le=1000, description="end the run behind this task, none = the last; what came before is the same")
+    private_classes: int = Field(
+        15, ge=0, le=10**6, description="classes only one client has (paper: 15 on CIFAR-100, 40 on ImageNet-R)"
+    )
+    stop_after: int | None = Field(
+        None, ge=1, le=1000, description="end the run behind this task, none = the last; what came before is the same"
+    )
     rounds: int = Field(5, ge=1, le=10**4, description="communication rounds per task (paper: 5)")
-    dirichlet: float = Field(1.0, **SCALE, description="concentration of the shares of a public class (authors' code: 1.0)")
+    dirichlet: float = Field(
+        1.0, **SCALE, description="concentration of the shares of a public class (authors' code: 1.0)"
+    )
     min_share: float = Field(0.0, ge=0, lt=1, description="redraw until every client has this share of a public class")
 
     epochs: int = Field(5, ge=1, le=10**4, description="local epochs per round (authors' code: 5)")
@@ -101,9 +124,15 @@ class Experiment(BaseModel):
         pattern=NAME,
         description="frozen ViT: mini (shipped), tiny (random, for tests), a timm name, or random/<timm name>",
     )
-    weights: Path | None = Field(None, description="local checkpoint of the frozen ViT: .safetensors, or .npz of the original release")
-    weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="SHA-256 of that file; filled in, or checked if given")
-    normalize: bool = Field(True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)")
+    weights: Path | None = Field(
+        None, description="local checkpoint of the frozen ViT: .safetensors, or .npz of the original release"
+    )
+    weights_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="SHA-256 of that file; filled in, or checked if given"
+    )
+    normalize: bool = Field(
+        True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)"
+    )
 
     cnn: str = Field(
         "small",
@@ -114,13 +143,23 @@ class Experiment(BaseModel):
     )
     features: int = Field(128, ge=1, le=2**14, description="width m of the CNN's features (512 for ResNet-18)")
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the clients' training; fp16 scales its gradients")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of the clients' training; fp16 scales its gradients"
+    )
     tf32: bool = Field(False, description="let a CUDA GPU round products of float32 to TF32")
     channels_last: bool = Field(False, description="convolutions in channels-last layout")
-    activations: Literal["fp32", "bf16"] = Field("fp32", description="numbers of the stored prefix activations; bf16 takes half of the disk")
-    compile: bool = Field(False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto = as the record or saved state, else a GPU if any")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; none = as the record or saved state has it, else 2 (smoke: 1)")
+    activations: Literal["fp32", "bf16"] = Field(
+        "fp32", description="numbers of the stored prefix activations; bf16 takes half of the disk"
+    )
+    compile: bool = Field(
+        False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to compute; auto = as the record or saved state, else a GPU if any"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; none = as the record or saved state has it, else 2 (smoke: 1)"
+    )
 
     def __new__(cls, **values: Any) -> "Experiment":
         return super().__new__(experiment_class() if cls is Experiment else cls)
@@ -190,7 +229,12 @@ def experiment_class() -> type[Experiment]:
 
 @lru_cache(maxsize=1)
 def _complete(_version: int) -> type[Experiment]:
-    found = {name: (info.annotation, info) for home in METHODS.homes() for name, info in home.model_fields.items() if home_of(home, name) is home}
+    found = {
+        name: (info.annotation, info)
+        for home in METHODS.homes()
+        for name, info in home.model_fields.items()
+        if home_of(home, name) is home
+    }
     found["method"] = (str, Field(METHODS.of_role("own"), description=Experiment.model_fields["method"].description))
     return create_model("Experiment", __base__=Experiment, __module__=__name__, __doc__=Experiment.__doc__, **found)
 
@@ -267,7 +311,9 @@ def experiment(**values: Any) -> Experiment:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise LsclError(f"{field} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]} ({_describe(field)})") from None
+        raise LsclError(
+            f"{field} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]} ({_describe(field)})"
+        ) from None
     return _with_images(made)
 
 
@@ -275,12 +321,16 @@ def _with_images(config: Experiment) -> Experiment:
     """The config with what is known of its images: their size may be the data set's, and a folder is known by their digest."""
     source = DATASETS[config.dataset]
     if source.pixels not in (None, config.image_size):
-        raise LsclError(f"image_size = {config.image_size}: images of {config.dataset} have {source.pixels} pixels a side, no other size is allowed")
+        raise LsclError(
+            f"image_size = {config.image_size}: images of {config.dataset} have {source.pixels} pixels a side, no other size is allowed"
+        )
     if source.identity is not None:
         return config.model_copy(update=source.identity(config))
     if config.folder_digest is not None:
         known = ", ".join(name for name, one in DATASETS.items() if one.identity)
-        raise LsclError(f"folder_digest = {config.folder_digest!r}: only dataset = {known} is known by its images, this is {config.dataset}")
+        raise LsclError(
+            f"folder_digest = {config.folder_digest!r}: only dataset = {known} is known by its images, this is {config.dataset}"
+        )
     return config
 
 
@@ -300,7 +350,9 @@ def _checked_digest(path: Path, wanted: str | None) -> str:
             f"weights = {_short(str(path))}: {getattr(error, 'strerror', None) or error}; give an existing .safetensors or .npz file"
         ) from error
     if wanted is not None and wanted != found:
-        raise LsclError(f"weights = {_short(str(path))}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for")
+        raise LsclError(
+            f"weights = {_short(str(path))}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for"
+        )
     return found
 
 

@@ -39,12 +39,27 @@ _LOWER = (
     "(target_batch, mfcl_batch, l2p_pool, lorm_rank, ...), or take a smaller foundation model"
 )
 _NEARER = "bring learning rates, weights of losses, temperatures and sizes nearer to their defaults"
-_TOO_LARGE = ("overflowed with sizes", "integer multiplication overflow", "array is too big", "maximum allowed dimension")
+_TOO_LARGE = (
+    "overflowed with sizes",
+    "integer multiplication overflow",
+    "array is too big",
+    "maximum allowed dimension",
+)
 # What comes of values that are allowed one by one: exceptions, words that others say for the same, what it is, what helps.
 CAUSES: list[tuple[set[str], tuple[str, ...], str, str]] = [
-    ({"MemoryError", "OutOfMemoryError"}, ("allocate memory", "out of memory", "not enough memory"), "out of memory", _LOWER),
+    (
+        {"MemoryError", "OutOfMemoryError"},
+        ("allocate memory", "out of memory", "not enough memory"),
+        "out of memory",
+        _LOWER,
+    ),
     (set(), _TOO_LARGE, "an array too large", _LOWER),
-    ({"LinAlgError", "_LinAlgError"}, (), "a matrix that cannot be inverted", "raise o2d_lambda, lower lorm_alpha or the learning rates"),
+    (
+        {"LinAlgError", "_LinAlgError"},
+        (),
+        "a matrix that cannot be inverted",
+        "raise o2d_lambda, lower lorm_alpha or the learning rates",
+    ),
     ({"ArithmeticError"}, (), "a number too large or too small to compute with", _NEARER),
     ({"RecursionError"}, (), "something nested too deeply", "look for a damaged file among the results"),
     (set(), ("embedded null",), "a path or name with a NUL byte", "take it away"),
@@ -57,7 +72,9 @@ def explained(error: Exception) -> LsclError | None:
     kinds, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())
     for names, words, what, helps in CAUSES:
         if kinds & names or (kinds & {"RuntimeError", "ValueError"} and any(word in text.lower() for word in words)):
-            return LsclError(f"{what}: {helps}; what was saved before is kept ({type(error).__name__} in {_place(error)}: {text[:200]})")
+            return LsclError(
+                f"{what}: {helps}; what was saved before is kept ({type(error).__name__} in {_place(error)}: {text[:200]})"
+            )
     return None
 
 

@@ -65,7 +65,9 @@ def from_json(path: Path, shape: Any) -> Any:
 
 @lru_cache
 def _checker(shape: Any) -> TypeAdapter:
-    return TypeAdapter(shape, config=None if isinstance(shape, type) and issubclass(shape, BaseModel) else Shape.model_config)
+    return TypeAdapter(
+        shape, config=None if isinstance(shape, type) and issubclass(shape, BaseModel) else Shape.model_config
+    )
 
 
 def _number(word: str) -> float:
@@ -144,8 +146,12 @@ def read_table(path: Path, columns: dict[str, type]) -> pd.DataFrame:
     except ValueError as error:
         raise LsclError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
     if list(found.columns) != list(columns):
-        raise LsclError(f"cannot read {path}: its columns are {', '.join(found.columns)[:100]}, they must be {', '.join(columns)}")
-    return pd.DataFrame({name: [_entry(path, name, kind, value) for value in found[name]] for name, kind in columns.items()})
+        raise LsclError(
+            f"cannot read {path}: its columns are {', '.join(found.columns)[:100]}, they must be {', '.join(columns)}"
+        )
+    return pd.DataFrame(
+        {name: [_entry(path, name, kind, value) for value in found[name]] for name, kind in columns.items()}
+    )
 
 
 def _entry(path: Path, name: str, kind: type, value: str) -> Any:
@@ -154,7 +160,9 @@ def _entry(path: Path, name: str, kind: type, value: str) -> Any:
     except ValueError:
         entry = math.nan
     if value.strip() == "" or (kind is not str and not math.isfinite(entry)):
-        raise LsclError(f"cannot read {path}: {name} = {value[:50]!r}, it must be {'text' if kind is str else 'a number'}")
+        raise LsclError(
+            f"cannot read {path}: {name} = {value[:50]!r}, it must be {'text' if kind is str else 'a number'}"
+        )
     return entry
 
 

@@ -21,7 +21,9 @@ def root() -> Path:
     for folder in Path(__file__).resolve().parents:
         if (folder / "_config.yml").exists() and (folder / "book").is_dir():
             return folder
-    raise LsclError("no repository around the installed package: set LSCL_ROOT to a clone of it (or to any folder for results)")
+    raise LsclError(
+        "no repository around the installed package: set LSCL_ROOT to a clone of it (or to any folder for results)"
+    )
 
 
 def results() -> Path:

@@ -95,7 +95,10 @@ class Registry(Mapping[str, Any]):
                     self.add(point.load())
                 except Exception as error:
                     whose = f" of {point.dist.name}" if point.dist else ""
-                    print(f"lscl: {self.kind} {point.name} = {point.value}{whose} is left out: {first_line(error)}", file=sys.stderr)
+                    print(
+                        f"lscl: {self.kind} {point.name} = {point.value}{whose} is left out: {first_line(error)}",
+                        file=sys.stderr,
+                    )
 
     def add(self, entry: Any) -> None:
         """Make an entry known; the same class or function again, as a notebook cell that is executed again has it, takes its own place.
@@ -108,7 +111,9 @@ class Registry(Mapping[str, Any]):
         self.check(entry)
         before = self._entries.get(entry.name)
         if before is not None and origin_of(before) != origin_of(entry):
-            raise LsclError(f"{self.kind} {entry.name!r} is {'.'.join(origin_of(before))} already: give {'.'.join(origin_of(entry))} another name")
+            raise LsclError(
+                f"{self.kind} {entry.name!r} is {'.'.join(origin_of(before))} already: give {'.'.join(origin_of(entry))} another name"
+            )
         self._entries[entry.name] = entry
         self.version += 1
 
@@ -116,7 +121,9 @@ class Registry(Mapping[str, Any]):
         """Raises LsclError unless the entry has a name."""
         if not isinstance(getattr(entry, "name", None), str) or not NAME.fullmatch(entry.name):
             found = getattr(entry, "name", None)
-            raise LsclError(f"{self.kind} {found!r}: a name has lower-case letters, digits and _, at most 40, and begins with a letter")
+            raise LsclError(
+                f"{self.kind} {found!r}: a name has lower-case letters, digits and _, at most 40, and begins with a letter"
+            )
 
     def find(self, name: object) -> Any:
         """The entry of a name.
@@ -159,18 +166,28 @@ class Systems(Registry):
         super().check(entry)
         for name, parameter in entry.Parameters.model_fields.items():
             if parameter.is_required():
-                raise LsclError(f"method {entry.name!r}: its parameter {name} has no default, and other systems do not give it")
+                raise LsclError(
+                    f"method {entry.name!r}: its parameter {name} has no default, and other systems do not give it"
+                )
             if name in self.core:
-                raise LsclError(f"method {entry.name!r}: its parameter {name} has the name of one that every system has, give it another one")
+                raise LsclError(
+                    f"method {entry.name!r}: its parameter {name} has the name of one that every system has, give it another one"
+                )
             home = home_of(entry.Parameters, name)
             for other in self._entries.values():
                 known = other.Parameters.model_fields
                 if other.name != entry.name and name in known and home_of(other.Parameters, name) is not home:
-                    raise LsclError(f"method {entry.name!r}: its parameter {name} has the name of one of {other.name}, give it another one")
+                    raise LsclError(
+                        f"method {entry.name!r}: its parameter {name} has the name of one of {other.name}, give it another one"
+                    )
         if any(not is_ours(home) for home in bases_of(entry.Parameters) if "everywhere" in vars(home)):
-            raise LsclError(f"method {entry.name!r}: Parameters.everywhere would change all other runs, give sizes, tuned or official")
+            raise LsclError(
+                f"method {entry.name!r}: Parameters.everywhere would change all other runs, give sizes, tuned or official"
+            )
         if entry.role is not None and not is_ours(entry):
-            raise LsclError(f"method {entry.name!r}: role = {entry.role!r} is for the paper's own system and the floor, leave it out")
+            raise LsclError(
+                f"method {entry.name!r}: role = {entry.role!r} is for the paper's own system and the floor, leave it out"
+            )
 
     def of_role(self, role: str) -> str:
         """The name of the system that has a role: "own" is the paper's, "floor" is what all are compared with.
@@ -198,7 +215,11 @@ class Systems(Registry):
 
     def everywhere(self, key: str | tuple[str, str]) -> dict[str, Any]:
         """`Parameters.everywhere` of all systems, for one profile or one profile on one data set."""
-        return {name: value for home in self.homes() for name, value in vars(home).get("everywhere", {}).get(key, {}).items()}
+        return {
+            name: value
+            for home in self.homes()
+            for name, value in vars(home).get("everywhere", {}).get(key, {}).items()
+        }
 
 
 class Labels(Mapping[str, str]):

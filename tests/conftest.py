@@ -105,7 +105,9 @@ def smoke(tree):
 
     def make(**values):
         spare = {"test_images_per_class": 1} if METHODS[values.get("method", "fed_lscl")].surrogate else {}
-        return experiment(**{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **spare, **values})
+        return experiment(
+            **{"profile": "smoke", "dataset": "folder", "data_dir": tree, "image_size": 16, **spare, **values}
+        )
 
     return make
 
@@ -140,7 +142,9 @@ def federation(toy):
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
         method.census = Census.of(parts, data)
         if kind.surrogate:
-            images = pictures(len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9))
+            images = pictures(
+                len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9)
+            )
             method.server_images = inputs(kind, frozen, ImageSet(*images, data.classes), device)
         return method, [Client(k, method.new_model(k), parts, train, test, config.seed) for k in range(config.clients)]
 
@@ -216,7 +220,10 @@ def put(places):
     def save(score, variant=None, seed=42, **changes):
         config = variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
         one = record(seed=seed, score=score, clients=5, **changes)
-        one |= {"config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}, "name": config.name}
+        one |= {
+            "config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1},
+            "name": config.name,
+        }
         one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}
         one.pop("overrides")
         folder = records.folder("mini")

@@ -8,7 +8,9 @@ from lscl.experiments import records
 
 def record(method="fed_lscl", seed=42, score=80.0, tasks=5, clients=2, **changes):
     """A record of some clients whose accuracy is `score` on the task just learned and 10 less on earlier ones; seen: 30 less."""
-    config = experiment(method=method, dataset="cifar100", profile="mini", seed=seed, clients=clients, **changes.pop("values", {}))
+    config = experiment(
+        method=method, dataset="cifar100", profile="mini", seed=seed, clients=clients, **changes.pop("values", {})
+    )
     acc = np.full((tasks, clients, tasks), np.nan)
     for t in range(tasks):
         acc[t, :, : t + 1] = score - 10

@@ -108,7 +108,12 @@ FAILURES = [
     (np.linalg.LinAlgError("Singular matrix"), "raise o2d_lambda"),
     (torch.linalg.LinAlgError("linalg.cholesky: not positive-definite"), "raise o2d_lambda"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory: lower batch"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:1]\n. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "lower batch"),
+    (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1]\n. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        "lower batch",
+    ),
     (RuntimeError("Storage size calculation overflowed with sizes=[1, 2]"), "lower batch"),
     (ValueError("Maximum allowed dimension exceeded"), "lower batch"),
     (OverflowError("int too large to convert to float"), "nearer to their defaults"),
@@ -132,13 +137,21 @@ def test_a_failure_of_values_is_one_line_with_what_helps(capsys, monkeypatch, fa
 
 
 def test_a_real_array_that_no_machine_holds(capsys, monkeypatch):
-    for make in (lambda: np.empty((2**40, 2**20)), lambda: torch.empty(2**50), lambda: torch.empty(2**62, 2**62), lambda: np.empty(2**70)):
+    for make in (
+        lambda: np.empty((2**40, 2**20)),
+        lambda: torch.empty(2**50),
+        lambda: torch.empty(2**62, 2**62),
+        lambda: np.empty(2**70),
+    ):
         monkeypatch.setattr(doctor, "doctor", make)
         code, _, err = call(capsys, "doctor")
         assert code == 2 and len(err.splitlines()) == 1 and "lower batch" in err, err
 
 
-@pytest.mark.parametrize("bug", [KeyError("a"), RuntimeError("shape mismatch"), ValueError("x"), AttributeError("y"), TypeError("z"), IndexError()])
+@pytest.mark.parametrize(
+    "bug",
+    [KeyError("a"), RuntimeError("shape mismatch"), ValueError("x"), AttributeError("y"), TypeError("z"), IndexError()],
+)
 def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     def fail():
         raise bug
@@ -216,13 +229,20 @@ def repository(places):
         target.write_bytes(change((ROOT / name).read_bytes()))
         return target
 
-    for other in ("_config.yml", "notebooks/05_results.ipynb", "results/published/paper_table1.csv", "results/published/paper_table2.csv"):
+    for other in (
+        "_config.yml",
+        "notebooks/05_results.ipynb",
+        "results/published/paper_table1.csv",
+        "results/published/paper_table2.csv",
+    ):
         put(other, lambda data: data)
     return put
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize(("name", "read"), DESCRIBED, ids=[f"{number} {name}" for number, (name, _) in enumerate(DESCRIBED)])
+@pytest.mark.parametrize(
+    ("name", "read"), DESCRIBED, ids=[f"{number} {name}" for number, (name, _) in enumerate(DESCRIBED)]
+)
 def test_a_damaged_file_is_one_line_with_its_name(repository, name, read, damage):
     repository(name, lambda data: data)
     read()
@@ -232,10 +252,14 @@ def test_a_damaged_file_is_one_line_with_its_name(repository, name, read, damage
         return
     with pytest.raises(LsclError) as caught:
         read()
-    assert name.rpartition("/")[2] in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert (
+        name.rpartition("/")[2] in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    )
 
 
-@pytest.mark.parametrize(("name", "read"), DESCRIBED, ids=[f"{number} {name}" for number, (name, _) in enumerate(DESCRIBED)])
+@pytest.mark.parametrize(
+    ("name", "read"), DESCRIBED, ids=[f"{number} {name}" for number, (name, _) in enumerate(DESCRIBED)]
+)
 def test_a_pipe_or_folder_in_the_place_of_a_file_is_one_line(repository, name, read):
     path = repository(name, lambda data: data)
     for make in (os.mkfifo, os.mkdir):
@@ -265,7 +289,9 @@ def changed(value, where, new):
 JSON_FILES = [(name, read) for name, read in DESCRIBED if name.endswith(".json")]
 
 
-@pytest.mark.parametrize(("name", "read"), JSON_FILES, ids=[f"{number} {name}" for number, (name, _) in enumerate(JSON_FILES)])
+@pytest.mark.parametrize(
+    ("name", "read"), JSON_FILES, ids=[f"{number} {name}" for number, (name, _) in enumerate(JSON_FILES)]
+)
 def test_no_entry_of_another_type_is_a_traceback(repository, name, read):
     whole = json.loads((ROOT / name).read_text(encoding="utf-8"))
     places, refused = list(values_in(whole)), 0
@@ -362,7 +388,12 @@ def test_without_a_home_folder_it_says_what_to_set(monkeypatch, name, place, one
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("LSCL_ROOT", ["run", *SMOKE, "--method", "local_head"]), ("LSCL_ROOT", ["doctor"]), ("LSCL_CACHE", ["doctor"]), ("LSCL_ROOT", ["pages"])],
+    [
+        ("LSCL_ROOT", ["run", *SMOKE, "--method", "local_head"]),
+        ("LSCL_ROOT", ["doctor"]),
+        ("LSCL_CACHE", ["doctor"]),
+        ("LSCL_ROOT", ["pages"]),
+    ],
 )
 def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch, published, tmp_path, name, words):
     (tmp_path / "file").touch()
@@ -398,13 +429,20 @@ def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
         whole = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         path = places / "results" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(poisoned(whole, ("profile", "method", "transport", "collaboration", "better", "fault"))), encoding="utf-8")
+        path.write_text(
+            json.dumps(poisoned(whole, ("profile", "method", "transport", "collaboration", "better", "fault"))),
+            encoding="utf-8",
+        )
     folder = records.folder("mini")
     folder.mkdir(parents=True)
     for seed in (42, 1999):
         one = record(seed=seed, clients=5)
         text = " ".join(HOSTILE.split())  # the reader takes one line
-        made = {**one, "hardware": {**one["hardware"], "cpu": text, "gpu": text}, "versions": {"torch": text, text: "1"}}
+        made = {
+            **one,
+            "hardware": {**one["hardware"], "cpu": text, "gpu": text},
+            "versions": {"torch": text, text: "1"},
+        }
         (folder / f"{one['name']}.json").write_text(json.dumps(made), encoding="utf-8")
     made = pages.pieces()
     for name, text in made.items():
@@ -443,13 +481,18 @@ def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, publish
     by_seed = frames.final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
     said = [readings.read_ranking(by_seed, "seen", brief) for brief in (False, True)]
     for text in (table, *said, readings.read_costs(results.costs_frame(made))):
-        assert "alert" in text and not any(sign in text for sign in ("<script>", "`c`", "](javascript", "{{", "\n# head"))
+        assert "alert" in text and not any(
+            sign in text for sign in ("<script>", "`c`", "](javascript", "{{", "\n# head")
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("AMD EPYC, 2 cores < 3 & [a] lr_generator_bias = 1e-05", "AMD EPYC, 2 cores < 3 & [a] lr_generator_bias = 1e-05"),
+        (
+            "AMD EPYC, 2 cores < 3 & [a] lr_generator_bias = 1e-05",
+            "AMD EPYC, 2 cores < 3 & [a] lr_generator_bias = 1e-05",
+        ),
         ("a|b", "a&#124;b"),
         ("<b>", "&#60;b>"),
         ("[a](b)", "[a&#93;(b)"),

@@ -52,7 +52,10 @@ SMOKE = ("--profile", "smoke")
         (("table", "--profile", "colab"), "no records of profile colab"),
         (("table", "--profile", "big"), "unknown profile 'big'"),
         (("reproduce", "dmo"), "did you mean 'demo'?"),
-        (("node", "--client", "0", "--link", "localhost:1", "--authority", "no/ca.crt", "--key", "no/key"), "no file no/ca.crt"),
+        (
+            ("node", "--client", "0", "--link", "localhost:1", "--authority", "no/ca.crt", "--key", "no/key"),
+            "no file no/ca.crt",
+        ),
         (("pretrain", "--data-dir", "no/such/folder"), "no data folder no/such/folder"),
         (("federate", *SMOKE, "--min-clients", "4"), "min-clients = 4: the run has 3 clients"),
         (("federate", *SMOKE, "--min-clients", "-1"), "min-clients = -1"),
@@ -95,7 +98,11 @@ FOREIGN = {
     ("fed_lscl", "--glfc-memory", "5"): "glfc_memory is an option of glfc, not of fed_lscl",
     ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, pilora, local_lora, not of fedavg",
     ("fedavg", "--weights", __file__): "weights is an option of fed_lscl, fedavg_vit",
-    ("local_head", "--cnn", "resnet18"): "cnn is an option of fed_lscl, fedavg, fedprox, glfc, target, mfcl, not of local_head",
+    (
+        "local_head",
+        "--cnn",
+        "resnet18",
+    ): "cnn is an option of fed_lscl, fedavg, fedprox, glfc, target, mfcl, not of local_head",
     ("local_head", "--block", "1"): "block is an option of fed_lscl, local_lora, not of local_head",
     ("l2p", "--o2d", "none"): "o2d is an option of fed_lscl, not of l2p",
     ("lorm", "--prompt-batchwise", "true"): "prompt_batchwise is an option of l2p, dualprompt, not of lorm",
@@ -125,7 +132,9 @@ def test_in_a_set_of_runs_an_option_is_given_to_those_that_read_it(capsys):
 @pytest.mark.parametrize("words", [("--image-size", "64"), ("--dataset", "cifar100", "--image-size", "64")])
 def test_images_of_one_size_cannot_have_another_one(capsys, words):
     code, _, err = call(capsys, "run", *SMOKE, *words)
-    assert code == 2 and "image_size = 64: images of" in err and "32 pixels" in err and len(err.strip().splitlines()) == 1
+    assert (
+        code == 2 and "image_size = 64: images of" in err and "32 pixels" in err and len(err.strip().splitlines()) == 1
+    )
 
 
 def test_two_folders_print_their_own_accuracies(capsys, tree, tmp_path):
@@ -187,7 +196,9 @@ def test_the_help_names_every_sweep(capsys):
 
 
 def test_sweep_of_some_methods(capsys):
-    code, out, _ = call(capsys, "sweep", "table1", *SMOKE, "--seeds", "901", "--methods", "local_head, fedavg_vit", "--list")
+    code, out, _ = call(
+        capsys, "sweep", "table1", *SMOKE, "--seeds", "901", "--methods", "local_head, fedavg_vit", "--list"
+    )
     assert code == 0
     assert [line.split("--")[1] for line in out.splitlines()] == ["local_head", "fedavg_vit"]
 
@@ -212,15 +223,34 @@ def test_data_show_prints_every_client_and_task(capsys):
 def test_data_show_says_the_truth_about_equal_pixels(capsys, tree, tmp_path):
     shutil.copytree(tree, tmp_path / "tree")
     for number, label in enumerate((3, 4, 5)):
-        shutil.copy(tmp_path / "tree" / "test" / "class03" / "006.png", tmp_path / "tree" / "train" / f"class{label:02d}" / f"more{number}.png")
-    words = ("data", "show", *SMOKE, "--dataset", "folder", "--data-dir", str(tmp_path / "tree"), "--images-per-class", "none")
+        shutil.copy(
+            tmp_path / "tree" / "test" / "class03" / "006.png",
+            tmp_path / "tree" / "train" / f"class{label:02d}" / f"more{number}.png",
+        )
+    words = (
+        "data",
+        "show",
+        *SMOKE,
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(tmp_path / "tree"),
+        "--images-per-class",
+        "none",
+    )
     code, out, err = call(capsys, *words)
     assert (code, err) == (0, "")
     assert "no position on two clients" in out and "no image" not in out
-    assert "equal pixels: 1 group of 4 images; 1 within train, 0 within test, 1 across train and test, 1 with different classes\n" in out
+    assert (
+        "equal pixels: 1 group of 4 images; 1 within train, 0 within test, 1 across train and test, 1 with different classes\n"
+        in out
+    )
     code, out, err = call(capsys, *words, "--duplicates", "drop")
     assert code == 0 and "equal pixels: none\n" in out
-    assert err == "duplicates = drop: 3 training images left out, 3 of them equal to a test image, 0 under several classes, 0 repeated\n"
+    assert (
+        err
+        == "duplicates = drop: 3 training images left out, 3 of them equal to a test image, 0 under several classes, 0 repeated\n"
+    )
 
 
 NAMES = ("new\nline", "esc\x1b[31m", "\u2654 \u00e9", "bidi\u202e", "l\udce9", "x" * 200)
@@ -241,13 +271,18 @@ def named(tree, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_names_are_shown_as_escapes_in_every_encoding(monkeypatch, named, encoding):
-    for words in (("data", "show", *SMOKE, "--dataset", "folder", "--data-dir", str(named)), ("data", "check", str(named))):
+    for words in (
+        ("data", "show", *SMOKE, "--dataset", "folder", "--data-dir", str(named)),
+        ("data", "check", str(named)),
+    ):
         with monkeypatch.context() as patch:
             for name in ("stdout", "stderr"):
                 patch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict"))
             with pytest.raises(SystemExit) as end:
                 cli.main(list(words))
-            outputs = [stream.flush() or stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr)]
+            outputs = [
+                stream.flush() or stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr)
+            ]
         assert end.value.code == 0
         assert all(one.isprintable() or one == "\n" for text in outputs for one in text)
         text = "".join(outputs)
@@ -258,7 +293,9 @@ def test_names_are_shown_as_escapes_in_every_encoding(monkeypatch, named, encodi
             assert "x" * 60 not in outputs[0]
 
 
-@pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("doctor",), ("sweep", "table1", *SMOKE, "--list")], ids=str)
+@pytest.mark.parametrize(
+    "words", [("--help",), ("run", "--help"), ("doctor",), ("sweep", "table1", *SMOKE, "--list")], ids=str
+)
 def test_no_command_fails_on_an_output_without_its_letters(monkeypatch, words):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"))
     with pytest.raises(SystemExit) as end:
@@ -275,5 +312,7 @@ def test_a_node_without_flower_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name, path=None: None)
     file = tmp_path / "file"
     file.touch()
-    code, _, err = call(capsys, "node", "--client", "0", "--link", "localhost:1", "--authority", str(file), "--key", str(file))
+    code, _, err = call(
+        capsys, "node", "--client", "0", "--link", "localhost:1", "--authority", str(file), "--key", str(file)
+    )
     assert code == 2 and "needs the extra flower" in err and len(err.strip().splitlines()) == 1

@@ -115,7 +115,9 @@ def test_an_impossible_value_names_field_value_and_what_is_allowed(field, value,
     one_line(caught, f"{field} = {value!r}", allowed, fields()[field].description)
 
 
-NUMBERS = [name for name, field in fields().items() if set(get_args(field.annotation) or [field.annotation]) & {int, float}]
+NUMBERS = [
+    name for name, field in fields().items() if set(get_args(field.annotation) or [field.annotation]) & {int, float}
+]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -135,7 +137,11 @@ def test_no_number_that_is_divided_by_may_be_a_denormal(name, one_line):
         try:
             assert getattr(experiment(**{name: value}), name) == value
         except LsclError as error:
-            assert "\n" not in str(error) and f"{name} = {value!r}" in str(error) and "greater than or equal to 0.0000" in str(error)
+            assert (
+                "\n" not in str(error)
+                and f"{name} = {value!r}" in str(error)
+                and "greater than or equal to 0.0000" in str(error)
+            )
             continue
         assert experiment(**{name: 0.0}) is not None, f"{name} takes {value} but not 0"
 
@@ -163,7 +169,10 @@ def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch
         assert records.find(experiment(**record["config"]))["name"] == path.stem
 
 
-@pytest.mark.parametrize("values", [{"profile": ["demo"]}, {"profile": 3}, {"dataset": {}}, {"method": []}, {"weights": 3}, {"weights": "a\0b"}])
+@pytest.mark.parametrize(
+    "values",
+    [{"profile": ["demo"]}, {"profile": 3}, {"dataset": {}}, {"method": []}, {"weights": 3}, {"weights": "a\0b"}],
+)
 def test_a_value_of_another_type_is_one_line(values, one_line):
     with pytest.raises(LsclError) as caught:
         experiment(**values)
@@ -183,7 +192,12 @@ def test_a_checkpoint_that_is_no_file_is_one_line(tmp_path, one_line):
 def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
     for dataset, source in DATASETS.items():
         config, kind = experiment(profile=profile, method=method, dataset=dataset), METHODS[method]
-        expected = {**PROFILES[profile], **kind.sizes.get(profile, {}), **chosen(kind, profile), **source.values.get(profile, {})}
+        expected = {
+            **PROFILES[profile],
+            **kind.sizes.get(profile, {}),
+            **chosen(kind, profile),
+            **source.values.get(profile, {}),
+        }
         assert all(getattr(config, key) == value for key, value in expected.items())
         assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"
 
@@ -191,7 +205,13 @@ def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
 @pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
 def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
     config = experiment(profile=profile, dataset="cifar100")
-    assert (config.clients, config.tasks, config.classes_per_task, config.private_classes, config.rounds) == (5, 5, 8, 15, 5)
+    assert (config.clients, config.tasks, config.classes_per_task, config.private_classes, config.rounds) == (
+        5,
+        5,
+        8,
+        15,
+        5,
+    )
     assert experiment(profile=profile, dataset="glyphs").private_classes == 40
 
 
@@ -203,7 +223,10 @@ def test_sizes_of_a_method_are_its_own_business(profile):
     sized = {name: kind.sizes[profile] for name, kind in METHODS.items() if profile in kind.sizes}
     assert len(sized) >= 4
     for method, values in sized.items():
-        assert all(getattr(experiment(profile=profile, dataset="cifar100", method=method), name) == value for name, value in values.items())
+        assert all(
+            getattr(experiment(profile=profile, dataset="cifar100", method=method), name) == value
+            for name, value in values.items()
+        )
         assert all(getattr(other, name) == getattr(plain, name) for name in values)
 
 
@@ -276,7 +299,9 @@ def test_what_a_method_needs_smaller_is_a_value_of_the_profile_for_that_method_o
         == experiment(profile="paper", method="fedmgp").mgp_surrogate_per_class
         == 20
     )
-    assert experiment(profile="mini", method="fedmgp", mgp_surrogate_per_class=2).overrides() == {"mgp_surrogate_per_class": 2}
+    assert experiment(profile="mini", method="fedmgp", mgp_surrogate_per_class=2).overrides() == {
+        "mgp_surrogate_per_class": 2
+    }
 
 
 def test_the_name_has_every_override_and_the_seed():
@@ -311,12 +336,19 @@ def test_images_of_one_size_have_no_other(dataset, one_line):
 
 def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
     config = smoke()
-    assert experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, folder_digest=config.folder_digest) == config
+    assert (
+        experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, folder_digest=config.folder_digest)
+        == config
+    )
     assert (
         config.name.startswith(f"folder-{config.folder_digest[:8]}--fed_lscl--image_size=16--s42")
         and config.source == f"folder-{config.folder_digest[:8]}"
     )
-    assert smoke(image_size=8).folder_digest != config.folder_digest == smoke(method="glfc", images_per_class=5).folder_digest
+    assert (
+        smoke(image_size=8).folder_digest
+        != config.folder_digest
+        == smoke(method="glfc", images_per_class=5).folder_digest
+    )
     with pytest.raises(LsclError) as caught:
         smoke(folder_digest="0" * 16)
     one_line(caught, tree, "holds other images", config.folder_digest, "folder_digest = 0000000000000000")
@@ -328,10 +360,16 @@ def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
 
 def test_options_of_other_systems_are_named():
     assert readers("glfc_memory") == ("glfc",) and readers("o2d_lr") == readers("lr_cnn") == ("fed_lscl",)
-    assert readers("head") == ("fedavg_vit", "fedmgp") and set(readers("prompt_clip")) - set(readers("prompt_batchwise")) == {"fedmgp"}
+    assert readers("head") == ("fedavg_vit", "fedmgp") and set(readers("prompt_clip")) - set(
+        readers("prompt_batchwise")
+    ) == {"fedmgp"}
     assert {"lorm", "pilora", "glfc"} < set(readers("head_merge")) and "fed_lscl" not in readers("head_merge")
     assert readers("lr") == readers("seed") == tuple(METHODS)
-    assert "fed_lscl" in readers("cnn") and "fed_lscl" in readers("foundation") and not set(readers("cnn")) & {"l2p", "local_head"}
+    assert (
+        "fed_lscl" in readers("cnn")
+        and "fed_lscl" in readers("foundation")
+        and not set(readers("cnn")) & {"l2p", "local_head"}
+    )
     assert "fedprox" in readers("cnn_size") and "fedprox" not in readers("weights")
 
 

@@ -67,7 +67,11 @@ def test_no_file_and_no_regular_file(tmp_path, one_line):
 def test_a_table_has_just_its_columns_and_kinds(put, one_line):
     found = files.read_table(put(b"name,count,share\na,1,0.5\nb,2,1\n"), {"name": str, "count": int, "share": float})
     assert found.to_dict("list") == {"name": ["a", "b"], "count": [1, 2], "share": [0.5, 1.0]}
-    for content, says in ((b"name,share\na,1\n", "its columns are"), (b"name,count\na,1.5\n", "count = '1.5'"), (b"name,count\n,1\n", "name = ''")):
+    for content, says in (
+        (b"name,share\na,1\n", "its columns are"),
+        (b"name,count\na,1.5\n", "count = '1.5'"),
+        (b"name,count\n,1\n", "name = ''"),
+    ):
         with pytest.raises(LsclError) as caught:
             files.read_table(put(content), {"name": str, "count": int})
         one_line(caught, says)

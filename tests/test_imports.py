@@ -42,7 +42,10 @@ def imported(name, tree):
             assert node.level == 0, f"{name}, line {node.lineno}: a relative import"
             if node.module.split(".")[0] == "lscl":
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
+            "import_module",
+            "__import__",
+        ):
             given = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else "lscl.?"
             yield from [given] if str(given).split(".")[0] == "lscl" else []
 
@@ -71,7 +74,9 @@ def doubled(modules):
     found = defaultdict(list)
     for name, tree in modules:
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            ):
                 found[node.name].append(name)
     return {name: places for name, places in found.items() if len(places) > 1}
 
@@ -88,8 +93,16 @@ def test_imports_go_down():
 
 def test_the_face_of_the_package_is_imported_by_no_module():
     """lscl/__init__.py may take names from everywhere, so nothing inside may take them from there."""
-    inside = {target for name, tree in sources() if name != "lscl" for target in imported(name, tree) if target.count(".") == 1}
-    assert {target for target in inside if layer(target) not in (*ORDER, "?") and not layer(target).startswith("__")} == set()
+    inside = {
+        target
+        for name, tree in sources()
+        if name != "lscl"
+        for target in imported(name, tree)
+        if target.count(".") == 1
+    }
+    assert {
+        target for target in inside if layer(target) not in (*ORDER, "?") and not layer(target).startswith("__")
+    } == set()
 
 
 def test_a_public_name_is_unique():
@@ -102,7 +115,11 @@ def test_a_public_name_is_unique():
     [
         ("lscl.data.store", "from lscl.models.vit import enlarge", True),
         ("lscl.data.store", "def f():\n    if True:\n        import lscl.experiments.run", True),
-        ("lscl.data.store", "def f():\n    import importlib\n    return importlib.import_module('lscl.results.frames')", True),
+        (
+            "lscl.data.store",
+            "def f():\n    import importlib\n    return importlib.import_module('lscl.results.frames')",
+            True,
+        ),
         ("lscl.data.store", "from lscl import methods", True),
         ("lscl.results.frames", "from lscl.flower.messages import describe", True),
         ("lscl.experiments.verify", "from lscl.publish.pages import write", True),
@@ -137,5 +154,7 @@ sys.meta_path.insert(0, Watch())
 import lscl.models.cache
 """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], env={**environment, **own}, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, **own}, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.strip() == found, done.stderr

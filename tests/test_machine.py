@@ -25,7 +25,11 @@ def test_a_package_that_is_not_there_is_told(monkeypatch):
 
 def test_the_hardware_is_this_machines():
     found = machine.hardware()
-    assert found["cores"] == os.cpu_count() and found["cpu"] and found["memory_gb"] == round(machine.physical_memory() / 2**30) > 0
+    assert (
+        found["cores"] == os.cpu_count()
+        and found["cpu"]
+        and found["memory_gb"] == round(machine.physical_memory() / 2**30) > 0
+    )
     assert found["gpu"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 

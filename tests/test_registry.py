@@ -62,12 +62,29 @@ def test_it_is_swept_tuned_and_shown_in_the_table(toys, capsys):
     capsys.readouterr()
     code, out, _ = call(capsys, "table", "--profile", "smoke", "--dataset", "toy_images")
     assert code == 0 and "Toy" in out and "Toy (toy_scale = 2.0)" in out
-    assert {sweeps.rows_of(one).get("scales") for one in records.all_records("smoke")} == {"scale 1.0", "scale 2.0", None}
+    assert {sweeps.rows_of(one).get("scales") for one in records.all_records("smoke")} == {
+        "scale 1.0",
+        "scale 2.0",
+        None,
+    }
     assert DATASET_LABELS["toy_images"] == "Toy images"
 
 
 def test_a_plan_says_what_it_does_not_know(toys, capsys):
-    words = ["plan", "table1", "--profile", "smoke", "--dataset", "toy_images", "--methods", "toy,local_head", "--card", "t4", "--seeds", "1"]
+    words = [
+        "plan",
+        "table1",
+        "--profile",
+        "smoke",
+        "--dataset",
+        "toy_images",
+        "--methods",
+        "toy,local_head",
+        "--card",
+        "t4",
+        "--seeds",
+        "1",
+    ]
     code, out, err = call(capsys, *words)
     (line,) = [line for line in out.splitlines() if " toy " in line]
     assert code == 0 and line.split()[2:] == ["1", *["unknown"] * 5]
@@ -86,7 +103,12 @@ def test_costs_are_not_inherited(monkeypatch):
 
 def test_pages_of_all_systems_are_made(toys, published):
     text = method_pages.page("toy", [])
-    assert "# Toy" in text and "`toy_scale`" in text and "## Tuning" in text and "`toy_scale`" not in method_pages.page("fedavg", [])
+    assert (
+        "# Toy" in text
+        and "`toy_scale`" in text
+        and "## Tuning" in text
+        and "`toy_scale`" not in method_pages.page("fedavg", [])
+    )
     assert "Toy" in set(reference.method_values()["method"]) and "`toy_scale`" in reference.config_table().index
     assert "Toy" in method_pages.overview([])
 
@@ -103,7 +125,9 @@ def test_an_option_of_it_has_a_panel_and_is_refused_elsewhere(toys, capsys, monk
 
 
 def test_ours_keep_their_digests_and_their_records(smoke, toys):
-    before = {name: experiment(profile="mini", dataset="cifar100", method=name).digest for name in METHODS if name != "toy"}
+    before = {
+        name: experiment(profile="mini", dataset="cifar100", method=name).digest for name in METHODS if name != "toy"
+    }
     record = run(smoke(method="local_head"), quiet=True)
     assert "toy_scale" not in record["config"] and "toy_scale" in fields()
     METHODS.remove("toy")
@@ -115,7 +139,10 @@ def test_ours_keep_their_digests_and_their_records(smoke, toys):
 def test_a_record_of_a_system_that_is_not_registered_is_one_line(toys, one_line):
     record = run(experiment(**toys), quiet=True)
     path = records.folder("smoke") / f"{record['name']}.json"
-    for kind, name, call_it in ((METHODS, "toy", "lscl.register makes"), (DATASETS, "toy_images", "lscl.register_dataset makes")):
+    for kind, name, call_it in (
+        (METHODS, "toy", "lscl.register makes"),
+        (DATASETS, "toy_images", "lscl.register_dataset makes"),
+    ):
         entry = kind[name]
         kind.remove(name)
         with pytest.raises(LsclError) as caught:
@@ -193,7 +220,10 @@ class Role(Method):
         (3, ["takes a class"]),
         (type("Nameless", (Method,), {}), ["None: a name has lower-case letters"]),
         (type("Bad", (Method,), {"name": "../up"}), ["'../up': a name has"]),
-        (type("FedAvg2", (Method,), {"name": "fedavg"}), ["method 'fedavg' is lscl.methods.fedavg.FedAvg already", "another name"]),
+        (
+            type("FedAvg2", (Method,), {"name": "fedavg"}),
+            ["method 'fedavg' is lscl.methods.fedavg.FedAvg already", "another name"],
+        ),
         (Other, ["method 'toy' is toy_system.ToySystem already"]),
         (Clash, ["'clash'", "glfc_memory has the name of one of glfc"]),
         (Core, ["'core'", "rounds has the name of one that every system has"]),
@@ -225,7 +255,11 @@ def test_a_data_set_needs_a_name_of_its_own(toys, one_line):
 
 def test_the_decorators_give_back_what_they_took(toys):
     register_dataset("toy_images", **{"pixels": 16})(load_toy)
-    assert register(ToySystem) is ToySystem and DATASETS["toy_images"].label == "" and Labels(DATASETS)["toy_images"] == "toy_images"
+    assert (
+        register(ToySystem) is ToySystem
+        and DATASETS["toy_images"].label == ""
+        and Labels(DATASETS)["toy_images"] == "toy_images"
+    )
     assert len(load(experiment(profile="smoke", dataset="toy_images")).classes) == 14
 
 
@@ -296,7 +330,11 @@ def test_systems_of_other_packages_are_loaded_and_a_broken_one_stops_none(monkey
 
 def test_a_plug_in_data_set_is_an_image_source(monkeypatch):
     source = ImageSource("theirs", load_toy, label="Theirs")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [SimpleNamespace(name="theirs", value="x:y", dist=None, load=lambda: source)])
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group: [SimpleNamespace(name="theirs", value="x:y", dist=None, load=lambda: source)],
+    )
     one = registry.Registry("data set", "lscl.data.sources", "lscl.datasets")
     assert one["theirs"] is source and Labels(one)["theirs"] == "Theirs"
 
@@ -304,15 +342,21 @@ def test_a_plug_in_data_set_is_an_image_source(monkeypatch):
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path):
     """In a process of its own: a distribution on the path with an entry point, as pip leaves it."""
     (tmp_path / "theirs.py").write_text(
-        "from lscl.federation.method import Method\nclass Theirs(Method):\n    name, label = 'theirs', 'Theirs'\n", encoding="utf-8"
+        "from lscl.federation.method import Method\nclass Theirs(Method):\n    name, label = 'theirs', 'Theirs'\n",
+        encoding="utf-8",
     )
     about = tmp_path / "theirs-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n", encoding="utf-8")
-    (about / "entry_points.txt").write_text("[lscl.methods]\ntheirs = theirs:Theirs\nbroken = theirs:Gone\n", encoding="utf-8")
+    (about / "entry_points.txt").write_text(
+        "[lscl.methods]\ntheirs = theirs:Theirs\nbroken = theirs:Gone\n", encoding="utf-8"
+    )
     code = "from lscl.config import experiment; print(experiment(method='theirs').name)"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.startswith("glyphs--theirs--s42--"), done.stderr
     assert "broken = theirs:Gone of theirs is left out" in done.stderr and len(done.stderr.strip().splitlines()) == 1
@@ -341,7 +385,9 @@ def test_what_a_system_says_of_itself(name):
 def test_every_system_has_a_place_of_its_own():
     for fact in ("place", "turn"):
         assert sorted(getattr(kind, fact) for kind in METHODS.values()) == list(range(len(METHODS)))
-    assert METHODS.of_role("own") == config.experiment().method == "fed_lscl" and METHODS.of_role("floor") == "local_head"
+    assert (
+        METHODS.of_role("own") == config.experiment().method == "fed_lscl" and METHODS.of_role("floor") == "local_head"
+    )
 
 
 def words_of(path):
@@ -350,13 +396,19 @@ def words_of(path):
     tree = ast.parse(text)
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
     documented = {id(node.body[0].value) for node in nodes if node.body and isinstance(node.body[0], ast.Expr)}
-    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented]
+    strings = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented
+    ]
     comments = re.findall(r"#.*", text)
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     return strings, {word for part in (*strings, *comments, *modules) for word in re.findall(r"\w+", part)}
 
 
-OUTSIDE = sorted(path for path in (ROOT / "lscl").rglob("*.py") if "methods" not in path.relative_to(ROOT / "lscl").parts[:1])
+OUTSIDE = sorted(
+    path for path in (ROOT / "lscl").rglob("*.py") if "methods" not in path.relative_to(ROOT / "lscl").parts[:1]
+)
 
 
 @pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -368,7 +420,10 @@ def test_nothing_outside_methods_names_a_system(path):
 
 def test_a_name_of_a_system_would_be_noticed(tmp_path):
     path = tmp_path / "module.py"
-    path.write_text('"""About fed_lscl."""\nfrom lscl.methods.glfc import X\nOF = {"target": f"run l2p {X}"}  # like lorm\n', encoding="utf-8")
+    path.write_text(
+        '"""About fed_lscl."""\nfrom lscl.methods.glfc import X\nOF = {"target": f"run l2p {X}"}  # like lorm\n',
+        encoding="utf-8",
+    )
     strings, words = words_of(path)
     assert "target" in strings and {"glfc", "l2p", "lorm"} <= words and "fed_lscl" not in words
 

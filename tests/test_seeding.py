@@ -15,7 +15,14 @@ def test_the_same_name_draws_the_same():
 
 
 @pytest.mark.parametrize(
-    "names", [(43, "batches", 0, 1, 2), (42, "replay", 0, 1, 2), (42, "batches", 1, 1, 2), (42, "batches", 0, 0, 2), (42, "batches", 0, 1, 3)]
+    "names",
+    [
+        (43, "batches", 0, 1, 2),
+        (42, "replay", 0, 1, 2),
+        (42, "batches", 1, 1, 2),
+        (42, "batches", 0, 0, 2),
+        (42, "batches", 0, 1, 3),
+    ],
 )
 def test_seed_purpose_client_task_and_round_each_change_the_draw(names):
     for one, other in zip(draws(*names), draws(42, "batches", 0, 1, 2), strict=True):

@@ -34,7 +34,14 @@ class ToySystem(Method):
         return client.model(self.config.toy_scale * coarse)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
-        return [Phase([{"params": client.model.parameters(), "lr": self.config.lr}], self.loss, self.config.epochs, self.config.batch)]
+        return [
+            Phase(
+                [{"params": client.model.parameters(), "lr": self.config.lr}],
+                self.loss,
+                self.config.epochs,
+                self.config.batch,
+            )
+        ]
 
 
 TOY_FACTS = {"label": "Toy images", "images": (6, 2), "classes": 14, "pixels": 16}

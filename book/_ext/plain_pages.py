@@ -37,17 +37,25 @@ class LiveFigure(SphinxDirective):
 
 def tidy(app, pagename, templatename, context, doctree):
     """No script of thebe, which is not used and would name a foreign host; a bibliography without the list role that its entries contradict."""
-    foreign = lambda script: "thebe" in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+    foreign = lambda script: (
+        "thebe" in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+    )
     context["script_files"] = [script for script in context["script_files"] if not foreign(script)]
-    context["css_files"] = [sheet for sheet in context["css_files"] if "thebe" not in str(getattr(sheet, "filename", sheet))]
+    context["css_files"] = [
+        sheet for sheet in context["css_files"] if "thebe" not in str(getattr(sheet, "filename", sheet))
+    ]
     if "body" in context:
-        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):
     """A name, for those who do not see it, on the arrow in the list of pages that opens the pages below one."""
     made = context["generate_toctree_html"]
-    context["generate_toctree_html"] = lambda *words, **more: str(made(*words, **more)).replace("<summary>", '<summary aria-label="pages below">')
+    context["generate_toctree_html"] = lambda *words, **more: str(made(*words, **more)).replace(
+        "<summary>", '<summary aria-label="pages below">'
+    )
 
 
 def take_numbers(app, config):
@@ -59,7 +67,9 @@ def take_numbers(app, config):
 def commit(folder):
     """The commit of the repository around a folder, or that there is none."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="utf-8", check=True)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "a copy without its history"
     return f"commit `{found.stdout.strip()[:10]}`"
@@ -68,7 +78,12 @@ def commit(folder):
 def as_restructured_text(app, what, name, found, options, lines):
     """Docstrings are plain text: a bar is a bar. What a system's class says stands on its page, so here is its first paragraph and the way there."""
     lines[:] = [line.replace("|", r"\|") for line in lines]
-    if what == "class" and name.startswith("lscl.methods.") and ".parts." not in name and found.__name__ not in ("Method", "Stage", "Phase"):
+    if (
+        what == "class"
+        and name.startswith("lscl.methods.")
+        and ".parts." not in name
+        and found.__name__ not in ("Method", "Stage", "Phase")
+    ):
         page = name.split(".")[2]
         end = lines.index("") if "" in lines else len(lines)
         lines[end:] = ["", f"Everything else: :doc:`/book/methods/{page}`.", ""]

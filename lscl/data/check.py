@@ -68,14 +68,19 @@ class Split:
         each = f"{least}" if least == most else f"{least} to {most}"
         yield f"{self.folder.name}: {counted(len(self.keys), 'image')} of {len(order)} classes, {each} per class"
         if least != most:
-            few, many = (", ".join(f"{shown(name, 40)} {self.counts[name]}" for name in names[:NAMED]) for names in (order, order[::-1]))
+            few, many = (
+                ", ".join(f"{shown(name, 40)} {self.counts[name]}" for name in names[:NAMED])
+                for names in (order, order[::-1])
+            )
             yield f"  fewest: {few}; most: {many}"
         for what, counts in (("formats", self.formats), ("modes", self.modes), ("done to images", self.changes)):
             if counts:
                 yield f"  {what}: {', '.join(f'{name} {count}' for name, count in counts.most_common())}"
         if self.sizes:
             small, large = (choose(self.sizes, key=lambda size: (size[0] * size[1], size)) for choose in (min, max))
-            sizes = f"{small[0]} x {small[1]}" + (f" to {large[0]} x {large[1]}, {len(self.sizes)} different ones" if small != large else "")
+            sizes = f"{small[0]} x {small[1]}" + (
+                f" to {large[0]} x {large[1]}, {len(self.sizes)} different ones" if small != large else ""
+            )
             yield f"  sizes in pixels: {sizes}"
         if self.ignored:
             yield f"  {ignored(self.folder, self.ignored)}"
@@ -86,7 +91,11 @@ class Split:
     def problems(self) -> Iterator[str]:
         """Why it cannot be used."""
         yield from self.unreadable
-        yield from (f"no images in class folder {shown(str(self.folder / name))}" for name, count in self.counts.items() if count == 0)
+        yield from (
+            f"no images in class folder {shown(str(self.folder / name))}"
+            for name, count in self.counts.items()
+            if count == 0
+        )
 
 
 def check_folder(folder: Path, size: int) -> Iterator[str]:
@@ -96,7 +105,9 @@ def check_folder(folder: Path, size: int) -> Iterator[str]:
         LsclError: at the end, if `--dataset folder` could not use it; at once, if the splits or their classes are not there.
     """
     places = split_folders(folder)
-    others = [shown(path.name, 40) for path in sorted(folder.iterdir()) if path.name not in SPLITS and not hidden(path.name)]
+    others = [
+        shown(path.name, 40) for path in sorted(folder.iterdir()) if path.name not in SPLITS and not hidden(path.name)
+    ]
     aside = f"; not looked at: {', '.join(others[:NAMED])}{' and more' if others[NAMED:] else ''}" if others else ""
     yield f"{shown(str(folder))}: {' and '.join(SPLITS)} found{aside}"
     splits = []
@@ -126,7 +137,9 @@ def _equal(folder: Path, train: Split, test: Split, size: int) -> Iterator[str]:
     found: Duplicates = grouped(np.array(train.keys + test.keys), labels, np.arange(len(paths)) >= len(train.paths))
     yield f"at {size} pixels a side, {found}"
     groups = [np.flatnonzero(found.group == one) for one in np.flatnonzero(found.size > 1)[:NAMED]]
-    yield from (f"    {' = '.join(shown(str(paths[i].relative_to(folder))) for i in group[:NAMED])}" for group in groups)
+    yield from (
+        f"    {' = '.join(shown(str(paths[i].relative_to(folder))) for i in group[:NAMED])}" for group in groups
+    )
     if found.in_train.any() or found.across_splits.any():
         yield "  --duplicates drop leaves the training images among them out"
 

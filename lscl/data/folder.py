@@ -17,7 +17,14 @@ from lscl.data.store import ImageSet, allocated_memmap, cached_piecewise, digest
 from lscl.errors import LsclError, counted, shown
 
 DECODER = 2  # raised when the same file comes to give other pixels, so that nothing decoded before is used
-HIDDEN = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "@eadir"}  # left by systems and viewers, in small letters
+HIDDEN = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "$recycle.bin",
+    "@eadir",
+}  # left by systems and viewers, in small letters
 SPLITS = ("train", "test")
 
 
@@ -36,7 +43,9 @@ def image_folder(folder: Path, size: int) -> ImageSet:
 
 def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
     """What names a decoded source in the cache: its place, its files' names, sizes and times, and whatever `more` decides; 16 hex digits."""
-    total = hashlib.sha256(os.fsencode(" ".join(map(str, (folder.resolve(), *more))) + "\n"))  # train/ and test/ may agree in all files
+    total = hashlib.sha256(
+        os.fsencode(" ".join(map(str, (folder.resolve(), *more))) + "\n")
+    )  # train/ and test/ may agree in all files
     for path in files:
         about = path.stat() if path.exists() else path.lstat()  # a broken link is what it is
         total.update(os.fsencode(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n"))
@@ -60,7 +69,9 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     for name in classes:
         other = looks.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
-            raise LsclError(f"{folder}: two class folders look the same, {other!a} and {name!a}: join them or rename one")
+            raise LsclError(
+                f"{folder}: two class folders look the same, {other!a} and {name!a}: join them or rename one"
+            )
     return classes, [path for path in here if not path.is_dir()]
 
 
@@ -109,7 +120,9 @@ def pictures_of(folder: Path, classes: dict[str, list[Path]]) -> tuple[dict[str,
         others += sorted(set(files) - set(pictures[name]))
         if not pictures[name]:
             what = ignored(folder, files) or "it is empty"
-            raise LsclError(f"no images in class folder {shown(str(folder / name))}: {what}; remove the folder if it is no class")
+            raise LsclError(
+                f"no images in class folder {shown(str(folder / name))}: {what}; remove the folder if it is no class"
+            )
     return pictures, others
 
 
@@ -138,8 +151,13 @@ def _decode(folder: Path, classes: dict[str, list[Path]], loose: list[Path], siz
         images[own] = images[own][np.argsort([digest_of(image) for image in images[own]], kind="stable")]
         start += len(files)
     images.flush()
-    notes = [ignored(folder, [*others, *loose]), f"{counted(several, 'file')} with several pictures, the first is used" if several else ""]
-    return ImageSet(images, np.repeat(np.arange(len(counts)), counts), tuple(pictures), tuple(note for note in notes if note))
+    notes = [
+        ignored(folder, [*others, *loose]),
+        f"{counted(several, 'file')} with several pictures, the first is used" if several else "",
+    ]
+    return ImageSet(
+        images, np.repeat(np.arange(len(counts)), counts), tuple(pictures), tuple(note for note in notes if note)
+    )
 
 
 def split_folders(folder: Path) -> tuple[Path, Path]:
@@ -173,7 +191,9 @@ def same_classes(folder: Path, train: Collection[str], test: Collection[str]) ->
     for name in odd:
         other = alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
         if other != name:
-            raise LsclError(f"{folder}: {other!a} and {name!a} differ only in case or Unicode form; a class has one name in train and test")
+            raise LsclError(
+                f"{folder}: {other!a} and {name!a} differ only in case or Unicode form; a class has one name in train and test"
+            )
     if odd:
         raise LsclError(
             f"{folder}: train and test must have the same class folders; {odd[0]!r} is in only one of them, {'train' if odd[0] in train else 'test'}"

@@ -53,7 +53,10 @@ def glyphs(train_per_class: int = PER_CLASS, test_per_class: int = 8) -> tuple[I
     for split, count in counts.items():
         if count < 1:
             raise LsclError(f"{split}_per_class is {count}: glyphs needs at least 1 image per class")
-    train, test = (cached(f"glyphs-v{VERSION}-{split}-{count}", lambda s=split, n=count: _draw_all(s, n)) for split, count in counts.items())
+    train, test = (
+        cached(f"glyphs-v{VERSION}-{split}-{count}", lambda s=split, n=count: _draw_all(s, n))
+        for split, count in counts.items()
+    )
     return train, test
 
 
@@ -112,7 +115,9 @@ def _draw_all(split: str, per_class: int) -> ImageSet:
             rendition = rendition_of(label, number)
             draw = numpy_generator(0, "glyphs", classes[label], rendition, split, number)
             images[number, label] = _reduced(RENDITIONS[rendition](stencil(font, character), draw))
-    return ImageSet(images.reshape(-1, SIZE, SIZE, 3), np.tile(np.arange(len(table), dtype=np.int64), per_class), classes)
+    return ImageSet(
+        images.reshape(-1, SIZE, SIZE, 3), np.tile(np.arange(len(table), dtype=np.int64), per_class), classes
+    )
 
 
 def _reduced(picture: np.ndarray) -> np.ndarray:
@@ -127,7 +132,10 @@ def _reduced(picture: np.ndarray) -> np.ndarray:
 def _placed(shape: Image.Image, draw: np.random.Generator, turn: float = 12, shear: float = 0.15) -> Image.Image:
     """The symbol on the canvas, turned by up to `turn` degrees, sheared, scaled and shifted at random, always inside."""
     angle = np.radians(draw.uniform(-turn, turn))
-    forward = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, draw.uniform(-shear, shear)], [0, 1]]
+    forward = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [
+        [1, draw.uniform(-shear, shear)],
+        [0, 1],
+    ]
     left, top, right, bottom = shape.getbbox()
     reach = np.abs(forward) @ [(right - left) / 2, (bottom - top) / 2]
     inverse = np.linalg.inv(forward * draw.uniform(30, 42) / reach.max())

@@ -51,7 +51,9 @@ class Source:
         found = sorted(name for name, _ in self._files(read=False))
         classes = {name.split("/")[0] for name in found}
         if (len(classes), len(found), len(set(found))) != (CLASSES, IMAGES, IMAGES):
-            raise LsclError(f"{self.path} has {len(found)} images of {len(classes)} classes, ImageNet-R has {IMAGES} of {CLASSES}")
+            raise LsclError(
+                f"{self.path} has {len(found)} images of {len(classes)} classes, ImageNet-R has {IMAGES} of {CLASSES}"
+            )
         return found
 
     def pictures(self, size: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -138,7 +140,9 @@ def save_split(test: np.ndarray) -> Path:
     digest = digest_of(json.dumps(positions).encode())[:16]
     path = paths.results() / "splits" / f"imagenet_r--{digest}.json"
     if not path.exists():
-        write_atomic(path, json.dumps({"digest": digest, "images": len(test), "test": positions}, separators=(",", ":")).encode())
+        write_atomic(
+            path, json.dumps({"digest": digest, "images": len(test), "test": positions}, separators=(",", ":")).encode()
+        )
     return path
 
 
@@ -163,7 +167,9 @@ def archive() -> Path:
         with FileLock(f"{target}.lock"):  # several processes want it at once in a sweep
             return target if target.exists() else _fetched(target)  # it got this name when its SHA-256 had been checked
     except (OSError, HTTPException) as error:
-        raise LsclError(f"ImageNet-R not downloaded ({error}); the same command goes on, or give --data-dir a folder with {ARCHIVE}") from error
+        raise LsclError(
+            f"ImageNet-R not downloaded ({error}); the same command goes on, or give --data-dir a folder with {ARCHIVE}"
+        ) from error
 
 
 def _fetched(target: Path) -> Path:
@@ -171,9 +177,13 @@ def _fetched(target: Path) -> Path:
     have = part.stat().st_size if part.exists() else 0
     free = shutil.disk_usage(part.parent).free
     if free < SIZE - have:
-        raise LsclError(f"ImageNet-R needs {(SIZE - have) / 1e9:.1f} GB more in {part.parent}, {free / 1e9:.1f} GB are free: set LSCL_CACHE")
+        raise LsclError(
+            f"ImageNet-R needs {(SIZE - have) / 1e9:.1f} GB more in {part.parent}, {free / 1e9:.1f} GB are free: set LSCL_CACHE"
+        )
     if have < SIZE:
-        print(f"downloading {URL} to {target}, {(SIZE - have) / 1e9:.1f} GB; a stopped download goes on", file=sys.stderr)
+        print(
+            f"downloading {URL} to {target}, {(SIZE - have) / 1e9:.1f} GB; a stopped download goes on", file=sys.stderr
+        )
         _download(part, have)
     with open(part, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

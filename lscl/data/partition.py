@@ -50,7 +50,12 @@ class Partition:
 
     def counts(self, labels: np.ndarray, classes: int, split: str = "train") -> np.ndarray:
         """Training (or with split = test, test) images by (client, task, class), int64. labels: of the images that the positions point to."""
-        return np.array([[np.bincount(labels[list(getattr(part, split))], minlength=classes) for part in stream] for stream in self.tasks])
+        return np.array(
+            [
+                [np.bincount(labels[list(getattr(part, split))], minlength=classes) for part in stream]
+                for stream in self.tasks
+            ]
+        )
 
     def save(self, path: Path) -> None:
         """Write the index lists as JSON."""
@@ -68,7 +73,10 @@ class Census:
     @classmethod
     def of(cls, parts: Partition, data: Dataset) -> "Census":
         tested = data.train if parts.holdout else data.test
-        train, test = parts.counts(data.train.labels, len(data.classes)), parts.counts(tested.labels, len(data.classes), "test")
+        train, test = (
+            parts.counts(data.train.labels, len(data.classes)),
+            parts.counts(tested.labels, len(data.classes), "test"),
+        )
         return cls(parts, train, test)
 
     def images(self, client: int, task: int) -> int:
@@ -107,13 +115,18 @@ def partition(config: Experiment, data: Dataset) -> Partition:
         streams.append(numpy_generator(config.seed, "stream", client).permutation(own).reshape(config.tasks, -1))
 
     shares = {int(label): _deal(config, data, int(label), label in public, streams) for label in order[:needed]}
-    tasks = tuple(tuple(_task(config, data, client, classes, shares) for classes in stream) for client, stream in enumerate(streams))
+    tasks = tuple(
+        tuple(_task(config, data, client, classes, shares) for classes in stream)
+        for client, stream in enumerate(streams)
+    )
     made = Partition(tasks, tuple(int(label) for label in public), config.eval_split == "holdout")
     check_partition(made, config)
     return made
 
 
-def _deal(config: Experiment, data: Dataset, label: int, is_public: bool, streams: list[np.ndarray]) -> dict[int, np.ndarray]:
+def _deal(
+    config: Experiment, data: Dataset, label: int, is_public: bool, streams: list[np.ndarray]
+) -> dict[int, np.ndarray]:
     """The images of one class for each client that holds it; a public class by one Dirichlet draw, nothing left over."""
     images = numpy_generator(config.seed, "images", label).permutation(np.flatnonzero(data.train.labels == label))
     if not is_public:
@@ -121,7 +134,9 @@ def _deal(config: Experiment, data: Dataset, label: int, is_public: bool, stream
         return {holder: images}
     least = 2 if config.eval_split == "holdout" else 1  # each holder keeps a class to train on (and one to test on)
     if len(images) < least * config.clients:
-        raise LsclError(f"class {data.classes[label]!r} has {len(images)} training images, too few for {config.clients} clients")
+        raise LsclError(
+            f"class {data.classes[label]!r} has {len(images)} training images, too few for {config.clients} clients"
+        )
     draw = numpy_generator(config.seed, "dirichlet", label)
     for _ in range(MAX_DRAWS):
         share = draw.dirichlet(np.full(config.clients, config.dirichlet))
@@ -136,7 +151,9 @@ def _deal(config: Experiment, data: Dataset, label: int, is_public: bool, stream
     return dict(enumerate(np.split(images, np.cumsum(counts)[:-1])))
 
 
-def _task(config: Experiment, data: Dataset, client: int, classes: np.ndarray, shares: dict[int, dict[int, np.ndarray]]) -> Task:
+def _task(
+    config: Experiment, data: Dataset, client: int, classes: np.ndarray, shares: dict[int, dict[int, np.ndarray]]
+) -> Task:
     train, test = [], []
     for label in classes.tolist():
         images = shares[label][client]

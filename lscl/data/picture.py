@@ -66,7 +66,9 @@ class Picture:
             scale = size / min(width, height)
             width, height = max(size, round(width * scale)), max(size, round(height * scale))
             if width * height > limit():
-                raise LsclError(f"too narrow image {name}: {picture.width} x {picture.height} pixels would become {width} x {height}")
+                raise LsclError(
+                    f"too narrow image {name}: {picture.width} x {picture.height} pixels would become {width} x {height}"
+                )
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
             left, top = (picture.width - size) // 2, (picture.height - size) // 2
             picture = picture.crop((left, top, left + size, top + size))
@@ -103,7 +105,9 @@ def read_picture(file: Path | BinaryIO, name: str) -> Picture:
     except MemoryError as error:
         raise LsclError(f"too large image {name}: not enough memory to decode it") from error
     except Image.DecompressionBombError as error:
-        raise LsclError(f"too large image {name}: it says it has more than the {limit():,} pixels that are allowed") from error
+        raise LsclError(
+            f"too large image {name}: it says it has more than the {limit():,} pixels that are allowed"
+        ) from error
     except UnidentifiedImageError as error:
         raise LsclError(f"corrupt image {name}: no format that Pillow reads") from error
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
@@ -166,7 +170,9 @@ def _eight_bits(picture: Image.Image, name: str) -> np.ndarray:
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise LsclError(f"cannot use image {name}: its floats go from {low:g} to {high:g}, allowed is 0 to 1")
     elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # these two have 16 bits
-        raise LsclError(f"cannot use image {name}: whole numbers of 32 bits or with a sign have no agreed white; save it with 8 or 16 bits")
+        raise LsclError(
+            f"cannot use image {name}: whole numbers of 32 bits or with a sign have no agreed white; save it with 8 or 16 bits"
+        )
     else:
         white = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
     clear = picture.info.get("transparency")

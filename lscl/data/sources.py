@@ -83,7 +83,9 @@ def first_per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
         return images
     have = np.bincount(images.labels, minlength=len(images.classes))
     if have.min() < count:
-        raise LsclError(f"{what}: class {images.classes[int(have.argmin())]!r} has {have.min()} images, {count} per class were asked for")
+        raise LsclError(
+            f"{what}: class {images.classes[int(have.argmin())]!r} has {have.min()} images, {count} per class were asked for"
+        )
     return _of_each_class(images, 0, count)
 
 
@@ -112,7 +114,9 @@ def _folder(config: Experiment) -> tuple[ImageSet, ImageSet]:
     train, test = _folder_pair(config.data_dir, config.image_size)
     found = Dataset(config.dataset, train, test).digest
     if config.folder_digest not in (None, found):
-        raise LsclError(f"{config.data_dir} holds other images (digest {found}) than those asked for (folder_digest = {config.folder_digest})")
+        raise LsclError(
+            f"{config.data_dir} holds other images (digest {found}) than those asked for (folder_digest = {config.folder_digest})"
+        )
     return train, test
 
 
@@ -124,13 +128,19 @@ def _folder_identity(config: Experiment) -> dict[str, str]:
 def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
     folder = config.data_dir
     if folder is not None and not folder.is_dir():
-        raise LsclError(f"no data folder {folder}: give a folder with train/ and test/, or with torchvision's cifar-100-python")
+        raise LsclError(
+            f"no data folder {folder}: give a folder with train/ and test/, or with torchvision's cifar-100-python"
+        )
     if folder is not None and (folder / "train").is_dir():
         train, test = _folder_pair(folder, 32)
         if (len(train.classes), len(test.classes)) != (100, 100):
-            raise LsclError(f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100")
+            raise LsclError(
+                f"{folder} has {len(train.classes)} training and {len(test.classes)} test classes, CIFAR-100 has 100"
+            )
         if (train.digest, test.digest) != CIFAR100_DIGESTS:
-            raise LsclError(f"{folder} does not hold the pixels of CIFAR-100, all 60,000 images: give --dataset folder for images of your own")
+            raise LsclError(
+                f"{folder} does not hold the pixels of CIFAR-100, all 60,000 images: give --dataset folder for images of your own"
+            )
         return train, test
     if folder is not None and not (folder / CIFAR100.base_folder).is_dir():
         raise LsclError(
@@ -166,8 +176,16 @@ def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
 
 
 # Our data sets in the order of the tables, with what they change in a profile. Images of a class: for ImageNet-R the mean.
-_LITTLE_R = {"private_classes": 40, "images_per_class": 40, "test_images_per_class": 5}  # about 50 images of the smallest class
-_FEW_GLYPHS = {"private_classes": 40, "images_per_class": 24, "test_images_per_class": 7}  # drawn: 24 and 8; the eighth is for a server
+_LITTLE_R = {
+    "private_classes": 40,
+    "images_per_class": 40,
+    "test_images_per_class": 5,
+}  # about 50 images of the smallest class
+_FEW_GLYPHS = {
+    "private_classes": 40,
+    "images_per_class": 24,
+    "test_images_per_class": 7,
+}  # drawn: 24 and 8; the eighth is for a server
 register_dataset(
     "cifar100", _cifar100, label="CIFAR-100", images=(500, 100), classes=100, download=169_001_437, pixels=32, fixed=True,
     values={"paper": {"cnn_size": 224}},  # stored with the 32 that they have

@@ -106,7 +106,9 @@ def allocated_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...])
 def cannot_write(path: Path, error: OSError) -> LsclError:
     """The one line for a file or folder that could not be written, with what helps there."""
     if path.is_relative_to(paths.cache()):
-        return LsclError(f"cannot write {path}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder")
+        return LsclError(
+            f"cannot write {path}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder"
+        )
     return LsclError(f"cannot write {path}: {error.strerror or error}; once that is mended, the same command goes on")
 
 
@@ -267,7 +269,9 @@ def _open(folder: Path) -> ImageSet:
     files = [folder / name for name in ("about.json", "images.npy", "labels.npy")]
     if not all(path.is_file() for path in files):
         raise FileNotFoundError(f"{folder}: not all of its files are there")
-    return _checked(folder, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in (path.stat() for path in files)))
+    return _checked(
+        folder, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in (path.stat() for path in files))
+    )
 
 
 @lru_cache(maxsize=4)

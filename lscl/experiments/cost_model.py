@@ -47,7 +47,13 @@ class Machine:
 
 # From data sheets: GB, TFLOP/s in FP32, GB/s. Half of the rate for linear layers, a third for attention and convolutions are expected to be reached;
 # nobody measured that here.
-SHEETS = {"t4": (15, 8.1, 300), "v100": (16, 15.7, 900), "a100": (40, 19.5, 1555), "rtx3090": (24, 35.6, 936), "h100": (80, 67.0, 3350)}
+SHEETS = {
+    "t4": (15, 8.1, 300),
+    "v100": (16, 15.7, 900),
+    "a100": (40, 19.5, 1555),
+    "rtx3090": (24, 35.6, 936),
+    "h100": (80, 67.0, 3350),
+}
 CARDS = {
     name: Machine(name, memory * 2**30, peak * 0.5e12, peak * 0.33e12, peak * 0.33e12, bandwidth * 0.7e9, 0.02)
     for name, (memory, peak, bandwidth) in SHEETS.items()
@@ -84,7 +90,11 @@ class Cost:
 
     def hours(self, machine: Machine) -> float:
         """Expected hours; the server's work is made of convolutions, but for O2D, which is small."""
-        work = self.linear / machine.linear + self.attention / machine.attention + (self.convolution + self.server) / machine.convolution
+        work = (
+            self.linear / machine.linear
+            + self.attention / machine.attention
+            + (self.convolution + self.server) / machine.convolution
+        )
         return (work + self.traffic / machine.traffic + self.steps * machine.step) / 3600
 
 
@@ -98,7 +108,9 @@ def blocks_of(config: Experiment) -> Blocks:
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens + kind.costs(config).tokens()
     mlp = sum(layer.weight.numel() for layer in vit.blocks[0].mlp.modules() if isinstance(layer, nn.Linear))
     hidden = mlp // (2 * vit.embed_dim)  # of two layers that cost as much, where there are three
-    return Blocks(0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, hidden, whole_of(vit).read is None)
+    return Blocks(
+        0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, hidden, whole_of(vit).read is None
+    )
 
 
 def seconds_of(config: Experiment, machine: Machine) -> float:
@@ -126,7 +138,9 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
     linear, attention = blocks.step()
     saved = blocks.saved(costs.every_input) + cnn.saved * cnn_images
     linear += costs.step_flops(blocks.width)
-    return Step(linear, attention, 3 * cnn.flops, saved, VISITS * saved + (blocks.low_rank() if costs.every_input else 0))
+    return Step(
+        linear, attention, 3 * cnn.flops, saved, VISITS * saved + (blocks.low_rank() if costs.every_input else 0)
+    )
 
 
 # ---- one run
@@ -153,7 +167,9 @@ class Counts:
         source = DATASETS[config.dataset]
         if not sized(config):
             known = ", ".join(name for name, one in DATASETS.items() if one.images and one.classes)
-            raise LsclError(f"dataset = {config.dataset!r}: how many images it has is not known before it is read (known: {known})")
+            raise LsclError(
+                f"dataset = {config.dataset!r}: how many images it has is not known before it is read (known: {known})"
+            )
         train, test = source.images
         train, test = min(train, config.images_per_class or train), min(test, config.test_images_per_class or test)
         per_client, tasks = config.tasks * config.classes_per_task, config.tasks_run
@@ -195,14 +211,21 @@ def cost(config: Experiment) -> Cost:
         frozen = every.forward(cls_only=False) * (1 if kind.query else 1 - blocks.count / whole.depth)
         dense += (images + surrogate) * (frozen + np.array([stem, 0.0]))
         tokens = whole.tokens if blocks.count else 1
-        disk += (images + surrogate) * STORED[config.activations].itemsize * whole.width * (tokens + (1 if kind.query else 0))
+        disk += (
+            (images + surrogate)
+            * STORED[config.activations].itemsize
+            * whole.width
+            * (tokens + (1 if kind.query else 0))
+        )
         dense += trained * blocks.step() + costs.passes() * blocks.forward() * counts.epoch * config.rounds
         dense += counts.evaluated * blocks.forward() * costs.evaluations
         weights = FLOAT * sum(p.numel() for p in vit.parameters())
         memory += weights
         download += weights if config.weights is None and config.foundation not in ("mini", "tiny") else 0
     if cnn_trained:
-        convolution += 3 * trained * cnn.flops + (counts.evaluated + counts.epoch * config.tasks_run / config.tasks) * cnn.flops
+        convolution += (
+            3 * trained * cnn.flops + (counts.evaluated + counts.epoch * config.tasks_run / config.tasks) * cnn.flops
+        )
     planned = Planned(config, cnn, blocks, width, depth, source.classes, counts.epoch, trained)
     own = costs.own_work(planned)
     convolution += own.clients
@@ -211,7 +234,9 @@ def cost(config: Experiment) -> Cost:
     step = step_of(config, costs.cnn_images())
     step_bytes = config.batch * (step.saved + blocks.passing())
     pass_bytes = BATCH * (blocks.passing() + cnn.saved / 4)
-    memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)  # all clients' models; one gradient, two moments, the server's copy
+    memory += (config.clients + 4) * model + max(
+        step_bytes, pass_bytes
+    )  # all clients' models; one gradient, two moments, the server's copy
     disk += 3 * config.clients * model
     return Cost(config, *dense, convolution, own.server, trained * step.traffic, steps, memory, disk, download)
 
@@ -223,7 +248,9 @@ def here(device: torch.device) -> Machine:
     """This machine's memory, its rates not measured."""
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else physical_memory()
-    return Machine(torch.cuda.get_device_name(device) if cuda else "this machine", memory, *[math.nan] * 4, 0.02 if cuda else 0.002)
+    return Machine(
+        torch.cuda.get_device_name(device) if cuda else "this machine", memory, *[math.nan] * 4, 0.02 if cuda else 0.002
+    )
 
 
 def measured(device: torch.device) -> Machine:
@@ -240,12 +267,17 @@ def measured(device: torch.device) -> Machine:
             best = min(best, time.perf_counter() - start)
         return flops / best
 
-    tokens, weight = torch.randn(1576, 768, device=device), torch.randn(768, 3072, device=device)  # ViT-B's first MLP layer, 8 images
+    tokens, weight = (
+        torch.randn(1576, 768, device=device),
+        torch.randn(768, 3072, device=device),
+    )  # ViT-B's first MLP layer, 8 images
     maps = torch.randn(8, 64, 56, 56, device=device, requires_grad=True)  # ResNet's first stage, 8 images
     layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()).to(device)
     q, k, v = torch.randn(3, 8, 12, 197, 64, device=device, requires_grad=True)  # its attention
     linear = rate(lambda: tokens @ weight, 2 * 1576 * 768 * 3072)
-    attention = rate(lambda: nn.functional.scaled_dot_product_attention(q, k, v).sum().backward(), 3 * 4 * 8 * 197**2 * 768)
+    attention = rate(
+        lambda: nn.functional.scaled_dot_product_attention(q, k, v).sum().backward(), 3 * 4 * 8 * 197**2 * 768
+    )
     convolution = rate(lambda: layer(maps).sum().backward(), 3 * 2 * maps.numel() * 64 * 9)
     hidden = torch.randn(1576, 3072, device=device)
     traffic = rate(lambda: nn.functional.gelu(hidden), 2.0 * FLOAT * hidden.numel())
@@ -287,11 +319,18 @@ def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]
                 f"lower batch (now {one.config.batch}) or take a smaller foundation model"
             )
     cache = paths.cache()
-    free, there = shutil.disk_usage(_existing(cache)).free, sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    free, there = (
+        shutil.disk_usage(_existing(cache)).free,
+        sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()),
+    )
     limit = limit_bytes()
-    need = (disk(costs) if limit is None else min(disk(costs), max([limit, *(one.disk for one in costs if one.known)]))) - there
+    need = (
+        disk(costs) if limit is None else min(disk(costs), max([limit, *(one.disk for one in costs if one.known)]))
+    ) - there
     if need > free:
-        raise LsclError(f"these runs need up to {need / 1e9:.0f} GB more in {cache}, {free / 1e9:.0f} GB are free: set LSCL_CACHE to a larger disk")
+        raise LsclError(
+            f"these runs need up to {need / 1e9:.0f} GB more in {cache}, {free / 1e9:.0f} GB are free: set LSCL_CACHE to a larger disk"
+        )
     return costs
 
 
@@ -310,9 +349,13 @@ def plan_table(costs: Collection[Cost], machine: Machine) -> str:
     for one in costs:
         extra = ", ".join(f"{key}={value}" for key, value in one.config.overrides().items())
         groups.setdefault((one.config.dataset, one.config.method, extra), []).append(one)
-    lines = [f"{'data':11} {'system':22} {'runs':>4} {'memory GB':>9} {'disk GB':>8} {'PFLOP clients':>13} {'server':>8} {'hours':>7}"]
+    lines = [
+        f"{'data':11} {'system':22} {'runs':>4} {'memory GB':>9} {'disk GB':>8} {'PFLOP clients':>13} {'server':>8} {'hours':>7}"
+    ]
     for (dataset, method, extra), group in groups.items():
-        clients, server = (sum(values) / 1e15 for values in ([one.flops - one.server for one in group], [one.server for one in group]))
+        clients, server = (
+            sum(values) / 1e15 for values in ([one.flops - one.server for one in group], [one.server for one in group])
+        )
         hours = sum(one.hours(machine) for one in group)
         name = f"{method} {extra}".strip()
         memory, room = max(one.memory for one in group) / 2**30, max(one.disk for one in group) / 1e9

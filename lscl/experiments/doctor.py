@@ -43,11 +43,20 @@ def doctor() -> Iterator[str]:
             yield f"missing package {module}: pip install {use}"
     for folder in state_folders():
         yield f"stopped run: {folder.parent.parent.name} {folder.name}; the same command goes on"
-    if shutil.which("git") is None or subprocess.run(["git", "--version"], capture_output=True, check=False).returncode != 0:
+    if (
+        shutil.which("git") is None
+        or subprocess.run(["git", "--version"], capture_output=True, check=False).returncode != 0
+    ):
         yield "missing git: records will not name their commit"
 
 
 def _code(commit: str | None, dirty: bool, code_digest: str) -> str:
-    known = f"commit {commit}" if commit else "no commit of a repository of its own" if dirty else "no commit, an installed package as it was packed"
+    known = (
+        f"commit {commit}"
+        if commit
+        else "no commit of a repository of its own"
+        if dirty
+        else "no commit, an installed package as it was packed"
+    )
     changed = ", with uncommitted changes" if commit else ""
     return f"{known}{changed}: runs are filed apart" if dirty else known

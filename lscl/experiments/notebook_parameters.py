@@ -30,4 +30,6 @@ def injected() -> list[str]:
     session = get_ipython()
     cells = session.user_ns.get("In", []) if session else []
     trees = [ast.parse(cell) for cell in cells if cell.startswith(INJECTED)]
-    return [target.id for tree in trees for line in tree.body if isinstance(line, ast.Assign) for target in line.targets]
+    return [
+        target.id for tree in trees for line in tree.body if isinstance(line, ast.Assign) for target in line.targets
+    ]

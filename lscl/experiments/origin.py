@@ -61,7 +61,11 @@ def asked(config: Experiment) -> dict[str, Any]:
     Raises:
         LsclError: the folder is missing, or does not hold what it should.
     """
-    wanted = {"threads": config.threads, "device": None if config.device == "auto" else config.device, "system_digest": code_of(config.method)}
+    wanted = {
+        "threads": config.threads,
+        "device": None if config.device == "auto" else config.device,
+        "system_digest": code_of(config.method),
+    }
     if config.data_dir is not None or not DATASETS[config.dataset].fixed:
         there = config.data_dir is not None and config.data_dir.is_dir()
         data = _images(Experiment(**{name: getattr(config, name) for name in IMAGES}), there, DATASETS.version)
@@ -72,7 +76,9 @@ def asked(config: Experiment) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-@lru_cache(maxsize=2)  # a set of runs asks for the same ones again and again; an own folder is known by its digest, which is always a fresh one
+@lru_cache(
+    maxsize=2
+)  # a set of runs asks for the same ones again and again; an own folder is known by its digest, which is always a fresh one
 def _images(config: Experiment, there: bool, _version: int) -> Dataset:
     return load(config)
 

@@ -22,7 +22,12 @@ class Progress:
         console = Console(stderr=True, quiet=quiet)
         self.live = console.is_terminal and not quiet
         self.lines = not self.live and not quiet
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn()]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        ]
         self.bar = Bar(*columns, console=console, disable=not self.live)
         self.label = f"{config.method} {config.dataset} seed {config.seed}"
         self.accuracy = ""
@@ -55,7 +60,10 @@ class Progress:
             self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not report.scores:
             if self.lines and self.every_round:
-                where, seconds = f"task {report.task + 1}/{self.config.tasks_run} round {report.round + 1}", time.perf_counter() - self.began
+                where, seconds = (
+                    f"task {report.task + 1}/{self.config.tasks_run} round {report.round + 1}",
+                    time.perf_counter() - self.began,
+                )
                 print(f"{self.label}: {where} done, {seconds:.0f} s", file=sys.stderr, flush=True)
             return
         by_client = [task_accuracies(found, self.config.classes_per_task) for found in report.scores.values()]
@@ -63,7 +71,11 @@ class Progress:
         self.accuracy = f", accuracy {now['task']:.1f} % (class-incremental {now['seen']:.1f} %)"
         if self.lines:
             seconds = time.perf_counter() - self.began
-            print(f"{self.label}: task {report.task + 1}/{self.config.tasks_run} done{self.accuracy}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: task {report.task + 1}/{self.config.tasks_run} done{self.accuracy}, {seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Take the bar away."""

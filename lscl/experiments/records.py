@@ -70,7 +70,9 @@ def _config(values: Any) -> Experiment:
             )
     unknown = sorted(set(map(str, values)) - set(fields()))
     if unknown:
-        raise ValueError(f"{', '.join(unknown)[:200]}: no registered system has these parameters; lscl.register makes the one that does known")
+        raise ValueError(
+            f"{', '.join(unknown)[:200]}: no registered system has these parameters; lscl.register makes the one that does known"
+        )
     try:
         return Experiment(**values)
     except ValidationError as error:
@@ -91,7 +93,10 @@ class RecordFile(BaseModel):
     config: Experiment
     config_digest: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     accuracy: dict[Literal[MASKS], list[list[list[Percent | None]]]]
-    per_class: dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]]]
+    per_class: dict[
+        Annotated[str, Field(pattern="^[0-9]{1,4}$")],
+        dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]],
+    ]
     data_digest: Digest
     partition_digest: Digest
     server_images_digest: Digest | None = None  # came later
@@ -129,16 +134,28 @@ class RecordFile(BaseModel):
         _same("name", self.name.rsplit("--", 2)[1:], [f"s{self.seed}", self.config_digest])
         _same("accuracy", set(self.accuracy), set(MASKS))
         for mask in self.accuracy.values():
-            _same("accuracy by task, client and task", [[len(client) for client in task] for task in mask], [[tasks] * clients] * tasks)
+            _same(
+                "accuracy by task, client and task",
+                [[len(client) for client in task] for task in mask],
+                [[tasks] * clients] * tasks,
+            )
             if any(value is not None for t, task in enumerate(mask) for client in task for value in client[t + 1 :]):
                 raise ValueError("accuracy on a task that was not yet learnt")
         for key in ("bytes_up", "bytes_down", "faults"):
             _same(f"{key} by round", len(getattr(self, key) or self.bytes_up), len(self.bytes_up))
-        for name, rows in (("bytes_up", self.bytes_up), ("bytes_down", self.bytes_down), ("trained_parameters", [self.trained_parameters])):
+        for name, rows in (
+            ("bytes_up", self.bytes_up),
+            ("bytes_down", self.bytes_down),
+            ("trained_parameters", [self.trained_parameters]),
+        ):
             _same(f"{name} by client", {len(row) for row in rows}, {clients})
         _same("per_class by client", {int(k) for k in self.per_class} - set(range(clients)), set())
         for found in self.per_class.values():
-            _same("per_class by class and mask", [len(found), *{len(row) for row in found.values()}], [classes, len(MASKS)])
+            _same(
+                "per_class by class and mask",
+                [len(found), *{len(row) for row in found.values()}],
+                [classes, len(MASKS)],
+            )
         return self
 
 
@@ -168,11 +185,15 @@ def code_digest(without: Collection[str], package: Path = PACKAGE) -> str:
         package: the folder of the package.
     """
     files = _code_files(package, without)
-    return digest_of(*(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes())))[:16]
+    return digest_of(
+        *(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes()))
+    )[:16]
 
 
 def _code_files(package: Path, without: Collection[str]) -> list[Path]:
-    return sorted(path for path in package.rglob("*") if path.is_file() and not _passed_over(path.relative_to(package), without))
+    return sorted(
+        path for path in package.rglob("*") if path.is_file() and not _passed_over(path.relative_to(package), without)
+    )
 
 
 def _passed_over(path: Path, without: Collection[str]) -> bool:
@@ -188,16 +209,28 @@ def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
     """
     top, names = package.parent, [*files, *package.parent.glob("pyproject.toml")]
     names = [path.relative_to(top).as_posix() for path in names]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
+    }
 
     def git(*words: str) -> str:
         command = ["git", "-c", f"safe.directory={top.resolve()}", "-c", "core.fsmonitor=false", "-C", str(top), *words]
-        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout.decode(errors="surrogateescape")
+        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout.decode(
+            errors="surrogateescape"
+        )
 
     try:
         commit = git("rev-parse", "HEAD").strip()
-        rows = [row.split("\t", 1) for row in git("ls-tree", "-r", "-z", commit, "--", package.name, "pyproject.toml").split("\0") if row]
-        within = {name: Path(name).relative_to(package.name) if name != "pyproject.toml" else Path(name) for _, name in rows}
+        rows = [
+            row.split("\t", 1)
+            for row in git("ls-tree", "-r", "-z", commit, "--", package.name, "pyproject.toml").split("\0")
+            if row
+        ]
+        within = {
+            name: Path(name).relative_to(package.name) if name != "pyproject.toml" else Path(name) for _, name in rows
+        }
         tracked = {name: about.split()[2] for about, name in rows if not _passed_over(within[name], SHOWING)}
         if f"{package.name}/__init__.py" not in tracked:
             return None  # installed into a folder of some other repository
@@ -249,7 +282,9 @@ def _saved(config: Experiment) -> dict[str, Any]:
     """The config as a record has it, without the parameters that systems of other packages brought for runs of their own."""
     values = config.model_dump(mode="json", exclude=PLACES)
     known = fields()
-    others = {name for name in foreign_parameters(config.method) if name in values and values[name] == known[name].default}
+    others = {
+        name for name in foreign_parameters(config.method) if name in values and values[name] == known[name].default
+    }
     return {name: value for name, value in values.items() if name not in others}
 
 
@@ -299,9 +334,16 @@ def _understood(data: bytes, path: Path) -> Record:
     except (ValueError, LookupError, TypeError) as error:
         raise LsclError(f"cannot read the record {path}: {type(error).__name__} {error}") from error
     if isinstance(found, bool) or found != SCHEMA:
-        raise LsclError(f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: run it again or use another version")
+        raise LsclError(
+            f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: run it again or use another version"
+        )
     if isinstance(record.get("hardware"), dict):
-        record = {"device": "cuda" if record["hardware"].get("gpu") else "cpu", "server_images_digest": None, "system_digest": None, **record}
+        record = {
+            "device": "cuda" if record["hardware"].get("gpu") else "cpu",
+            "server_images_digest": None,
+            "system_digest": None,
+            **record,
+        }
     try:
         config = RecordFile.model_validate(record).config
     except ValidationError as error:
@@ -311,7 +353,9 @@ def _understood(data: bytes, path: Path) -> Record:
         why = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()[:400]
         raise LsclError(f"record {path} has {what}: {why}") from error
     if record["name"] != path.stem:
-        raise LsclError(f"record {path} says that its name is {record['name']}: rename it, or move it away to run again")
+        raise LsclError(
+            f"record {path} says that its name is {record['name']}: rename it, or move it away to run again"
+        )
     return {**record, "config": _saved(config), "overrides": config.overrides()}
 
 
@@ -322,14 +366,22 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
         LsclError: there is a file with its digest, but damaged, made when a parameter had another default, or from other images, on
             another device or with other threads than those asked for (`lscl.experiments.origin`); or the folder of the images is missing.
     """
-    for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):  # the name before it follows the profile's values
+    for path in folder(config.profile, dirty).glob(
+        f"*--{config.digest}.json"
+    ):  # the name before it follows the profile's values
         record = _of_folder(read_record(path), config.profile, dirty, path)
         if code_digest not in (None, record["code_digest"]):
             return None
         now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
-        changed = [f"{key} = {value}, now {now[key]}" for key, value in record["config"].items() if key in now and value != now[key]]
+        changed = [
+            f"{key} = {value}, now {now[key]}"
+            for key, value in record["config"].items()
+            if key in now and value != now[key]
+        ]
         if changed:
-            raise LsclError(f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again")
+            raise LsclError(
+                f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again"
+            )
         origin.compare(origin.of_record(record), origin.asked(config), "the record of this run", path)
         return record
     return None
@@ -353,7 +405,9 @@ def _of_folder(record: Record, profile: str, dirty: bool, path: Path) -> Record:
 
 def select(records: Iterable[Record], **values: Any) -> list[Record]:
     """The records whose top-level entry or config entry equals each of `values`."""
-    return [one for one in records if all(one.get(key, one["config"].get(key)) == value for key, value in values.items())]
+    return [
+        one for one in records if all(one.get(key, one["config"].get(key)) == value for key, value in values.items())
+    ]
 
 
 def differing(record: Record, other: Record, ignored: Iterable[str] = TIMES) -> list[str]:

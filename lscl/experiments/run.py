@@ -52,7 +52,9 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
     return data, parts, method, [new_client(k) for k in range(config.clients)]
 
 
-def build_experiment(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
+def build_experiment(
+    config: Experiment, progress: Progress | None = None
+) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
     """What server and clients start from, and how client k is made; prefix activations are computed here unless they lie on disk already.
 
     Raises:
@@ -60,7 +62,9 @@ def build_experiment(config: Experiment, progress: Progress | None = None) -> tu
     """
     torch.set_num_threads(config.cpu_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written; filling costs 5 %
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # nothing here reads what it has not written; filling costs 5 %
+    )
     prepare_device(config)
     device = device_of(config)
     kind = METHODS[config.method]
@@ -198,7 +202,13 @@ def _compute(config: Experiment, code: dict, state: Path, progress: Progress) ->
 
 
 def run_rounds(
-    method: Method, transport: Transport, kept: Sequence[Checkpointed], state: Path, about: dict, progress: Progress, **rules: int | None
+    method: Method,
+    transport: Transport,
+    kept: Sequence[Checkpointed],
+    state: Path,
+    about: dict,
+    progress: Progress,
+    **rules: int | None,
 ) -> tuple[list[Round], dict]:
     """All rounds, from the last finished one found in `state` on, saved there one by one with what is `kept` beside the server.
 
@@ -214,12 +224,16 @@ def run_rounds(
         origin.compare(begun["origin"], about["origin"], "the saved state of this run", state)
     reports, earlier = load_state(state, method, kept)
     code, about = about, earlier or about
-    about["dirty"] = about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]  # begun by other code
+    about["dirty"] = (
+        about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]
+    )  # begun by other code
     progress.start(len(exchanges(method)), reports)
     try:
         for report in federate(method, transport, done=len(reports), **rules):
             reports.append(report)
-            if report.scores:  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
+            if (
+                report.scores
+            ):  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
                 save_sheet(config, method, report.task, about["dirty"])
             save_state(state, reports, method, kept, about)
             progress.round(report)
@@ -261,12 +275,21 @@ def grid(images: np.ndarray) -> np.ndarray:
 def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
     """The record of the rounds of a finished run; "faults" are in it only if there were any."""
     config = method.config
-    parts.save(paths.results() / "partitions" / f"{config.profile}--{config.source}--s{config.seed}--{parts.digest}.json")
-    ends = [{k: {name: value.tolist() for name, value in found.items()} for k, found in report.scores.items()} for report in reports if report.scores]
+    parts.save(
+        paths.results() / "partitions" / f"{config.profile}--{config.source}--s{config.seed}--{parts.digest}.json"
+    )
+    ends = [
+        {k: {name: value.tolist() for name, value in found.items()} for k, found in report.scores.items()}
+        for report in reports
+        if report.scores
+    ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
-    left_out = {("threads", config.cpu_threads), ("system_digest", None)}  # the first stands in the config, and ours have no such digest
+    left_out = {
+        ("threads", config.cpu_threads),
+        ("system_digest", None),
+    }  # the first stands in the config, and ours have no such digest
     facts = {
         **{name: value for name, value in origin.of_run(data, parts, method).items() if (name, value) not in left_out},
         "bytes_up": [report.bytes_up for report in reports],

@@ -58,7 +58,10 @@ def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None
     """Every run behind the main table of a profile; `weights` is a local checkpoint of its frozen ViT."""
     check_profile(profile)
     return [
-        _run({"dataset": dataset, "profile": profile, "data_dir": data_dir, "weights": weights}, {**extra, "method": method, "seed": seed})
+        _run(
+            {"dataset": dataset, "profile": profile, "data_dir": data_dir, "weights": weights},
+            {**extra, "method": method, "seed": seed},
+        )
         for dataset, seeds in PLANS[profile].items()
         for seed in seeds
         for method, extra in main_table()
@@ -87,7 +90,9 @@ def study_owners() -> dict[str, str]:
     for method, kind in METHODS.items():
         for name in kind.studies:
             if name in found or name in ("table1", "tune"):
-                raise LsclError(f"method {method!r}: there is a set of runs {name!r} already, give its study another name")
+                raise LsclError(
+                    f"method {method!r}: there is a set of runs {name!r} already, give its study another name"
+                )
             found[name] = method
     return found
 
@@ -111,7 +116,11 @@ def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experime
     """Every variant of a study with every seed, but for those that need more images of a class than the data set has."""
     images = DATASETS.find(values.get("dataset", "glyphs")).images
     most = images[0] if images else math.inf
-    changes = [change for change in variants(name, values.get("profile", "demo")).values() if change.get("images_per_class", 0) <= most]
+    changes = [
+        change
+        for change in variants(name, values.get("profile", "demo")).values()
+        if change.get("images_per_class", 0) <= most
+    ]
     return [variant_run(values, change, seed) for seed in seeds for change in changes]
 
 
@@ -165,7 +174,13 @@ def part(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
 
 
 def sweep(
-    name: str, values: dict[str, Any], seeds: list[int], list_only: bool = False, methods: Collection[str] = (), index: int = 0, count: int = 1
+    name: str,
+    values: dict[str, Any],
+    seeds: list[int],
+    list_only: bool = False,
+    methods: Collection[str] = (),
+    index: int = 0,
+    count: int = 1,
 ) -> None:
     """Run what is missing of the set `name` (a key of `named_sets`) under the config `values`, or of the share of task `index` of `count`.
 
@@ -185,7 +200,9 @@ def sweep(
     if code["dirty"] and code["commit"]:
         raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
     if code["dirty"]:
-        raise LsclError("lscl/ is of no known commit: use a git clone, or an installed package as it was packed; other runs can never enter a table")
+        raise LsclError(
+            "lscl/ is of no known commit: use a git clone, or an installed package as it was packed; other runs can never enter a table"
+        )
     affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
@@ -207,7 +224,9 @@ def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
 def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     """Every point of every grid on the tuning seed; `seeds` does not matter. A whole run serves as well as one that stops."""
     runs = [_run(values, {**point, "method": method, "seed": TUNING_SEED}) for method, point in _points()]
-    return [config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs]
+    return [
+        config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs
+    ]
 
 
 def named_sets() -> dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]]:
@@ -226,10 +245,26 @@ def _write_tuning(values: dict[str, Any]) -> None:
         record = records.find(config)
         if record is None:
             continue
-        scores = {mask: round(float(average_so_far(records.accuracy(record, mask))[TUNING_TASKS - 1]), 3) for mask in ("task", "seen")}
-        rows.append({"method": method, "point": point, "seed": config.seed, "task_masked": scores["task"], "class_incremental": scores["seen"]})
-    complete = [method for method, points in grids().items() if sum(row["method"] == method for row in rows) == len(points)]
-    best = {method: max((row for row in rows if row["method"] == method), key=lambda row: row["class_incremental"])["point"] for method in complete}
+        scores = {
+            mask: round(float(average_so_far(records.accuracy(record, mask))[TUNING_TASKS - 1]), 3)
+            for mask in ("task", "seen")
+        }
+        rows.append(
+            {
+                "method": method,
+                "point": point,
+                "seed": config.seed,
+                "task_masked": scores["task"],
+                "class_incremental": scores["seen"],
+            }
+        )
+    complete = [
+        method for method, points in grids().items() if sum(row["method"] == method for row in rows) == len(points)
+    ]
+    best = {
+        method: max((row for row in rows if row["method"] == method), key=lambda row: row["class_incremental"])["point"]
+        for method in complete
+    }
     path = paths.results() / "tuning" / f"{config.profile}--{config.dataset}.json"
     write_atomic(path, (json.dumps({"rows": rows, "best": best}, indent=1) + "\n").encode())
     print(f"wrote {path}; best by class-incremental accuracy: {best}")

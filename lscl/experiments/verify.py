@@ -14,7 +14,13 @@ from lscl.experiments.run import run
 from lscl.experiments.sweeps import reported
 from lscl.seeding import numpy_generator
 
-IGNORED = {*records.TIMES, "overrides", "name", "config", "config_digest"}  # parameters that came later are completed, not compared
+IGNORED = {
+    *records.TIMES,
+    "overrides",
+    "name",
+    "config",
+    "config_digest",
+}  # parameters that came later are completed, not compared
 
 
 def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> list[records.Record]:
@@ -76,7 +82,9 @@ def verify_sample(
     write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
     unequal = [one["name"] for one in found if not one["equal"]]
     if unequal:
-        raise LsclError(f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}")
+        raise LsclError(
+            f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}"
+        )
     return path
 
 

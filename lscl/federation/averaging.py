@@ -26,7 +26,9 @@ def average(states: Mapping[int, Mapping[str, Tensor]], weights: Mapping[int, fl
     return merged
 
 
-def average_rows(before: Tensor, rows: Mapping[int, Tensor], holders: Mapping[int, Tensor], weights: Mapping[int, float]) -> Tensor:
+def average_rows(
+    before: Tensor, rows: Mapping[int, Tensor], holders: Mapping[int, Tensor], weights: Mapping[int, float]
+) -> Tensor:
     """Head rows (C, ...) averaged only over the clients that trained them; a row that nobody trained stays as `before`.
 
     holders[k]: (C,) bool, the classes in client k's task.

@@ -35,7 +35,9 @@ class Checkpointed(Protocol):
     def load_private_state(self, saved: dict[str, Tensor]) -> None: ...
 
 
-def save_state(folder: Path, reports: list[Round], method: Method, clients: Sequence[Checkpointed], about: dict) -> None:
+def save_state(
+    folder: Path, reports: list[Round], method: Method, clients: Sequence[Checkpointed], about: dict
+) -> None:
     """Write everything that must outlive the process, under a temporary name, then rename it and drop the round before.
 
     Raises:
@@ -66,7 +68,9 @@ def load_state(folder: Path, method: Method, clients: Sequence[Checkpointed]) ->
         saved = _rounds(step)
         reports = [_from_json(report) for report in saved["rounds"]]
         done = [(report.task, report.round) for report in reports]
-        planned = [(stage.task, stage.round) for task in range(method.config.tasks_run) for stage in method.stages(task)]
+        planned = [
+            (stage.task, stage.round) for task in range(method.config.tasks_run) for stage in method.stages(task)
+        ]
         if not done or done != planned[: len(done)] or step.name != _name(len(done)):
             raise ValueError("its rounds are not those of the run, in their order")
         method.server = _load(step / "server.safetensors", saved["sha256"][0])
@@ -141,5 +145,7 @@ def _as_json(report: Round) -> dict:
 
 
 def _from_json(saved: dict) -> Round:
-    scores = {int(k): {name: torch.tensor(value) for name, value in found.items()} for k, found in saved["scores"].items()}
+    scores = {
+        int(k): {name: torch.tensor(value) for name, value in found.items()} for k, found in saved["scores"].items()
+    }
     return Round(**{**saved, "scores": scores})

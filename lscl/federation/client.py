@@ -125,5 +125,7 @@ class Client:
 
     def load_private_state(self, saved: dict[str, Tensor]) -> None:
         """Undo `private_state`."""
-        self.model.load_state_dict({name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")})
+        self.model.load_state_dict(
+            {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
+        )
         self.state = {name.removeprefix("state."): value for name, value in saved.items() if name.startswith("state.")}

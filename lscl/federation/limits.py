@@ -12,7 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Check = Callable[[Tensor], str | None]  # a finite tensor of the right type and shape -> what is wrong with it, None = nothing
+Check = Callable[
+    [Tensor], str | None
+]  # a finite tensor of the right type and shape -> what is wrong with it, None = nothing
 
 STEP = 8.0  # learning rates that a number may move in a step
 LIMIT = 1e6  # largest size of a number that was measured: a feature, a gradient, a mean of BatchNorm; a variance or a square: LIMIT^2

@@ -79,7 +79,9 @@ def exchanges(method: Method) -> list[Stage]:
     return [stage for stages in tasks for stage in [*stages, finish_of(stages)]]
 
 
-def federate(method: Method, transport: Transport, done: int = 0, least: int | None = None, limit: int | None = None) -> Iterator[Round]:
+def federate(
+    method: Method, transport: Transport, done: int = 0, least: int | None = None, limit: int | None = None
+) -> Iterator[Round]:
     """Run the tasks of `method.config`, yielding after each round; the first `done` rounds are taken as finished.
 
     least: good answers that an exchange needs, None = those of all clients; limit: bytes of the largest answer allowed. With `least`, an
@@ -121,7 +123,12 @@ def federate(method: Method, transport: Transport, done: int = 0, least: int | N
 
 
 def _collect(
-    method: Method, transport: Transport, stage: Stage, downloads: Mapping[int, Payload], least: int | None, limit: int | None
+    method: Method,
+    transport: Transport,
+    stage: Stage,
+    downloads: Mapping[int, Payload],
+    least: int | None,
+    limit: int | None,
 ) -> tuple[dict[int, Payload], list[str]]:
     """One exchange: -> the good answers, checked and copied, and why others were not taken."""
     answers, faults = {}, []
@@ -141,14 +148,18 @@ def _collect(
 
 def _enough(answers: Mapping[int, Payload], stage: Stage, least: int | None, faults: list[str]) -> None:
     if len(answers) < (least or 0):
-        raise LsclError(f"{_where(stage)}: {len(answers)} good answers, at least {least} are needed: {'; '.join(faults)}")
+        raise LsclError(
+            f"{_where(stage)}: {len(answers)} good answers, at least {least} are needed: {'; '.join(faults)}"
+        )
 
 
 def _where(stage: Stage) -> str:
     return f"task {stage.task + 1} round {stage.round + 1} ({stage.name})"
 
 
-def _valid(method: Method, client: int, stage: Stage) -> tuple[Shapes, Callable[[str], torch.dtype], Mapping[str, Check]]:
+def _valid(
+    method: Method, client: int, stage: Stage
+) -> tuple[Shapes, Callable[[str], torch.dtype], Mapping[str, Check]]:
     """Shapes, types and numbers of a valid answer."""
     if stage.name != "finish":
         return method.expected(client, stage), method.dtype, method.checks(client, stage)
@@ -157,7 +168,9 @@ def _valid(method: Method, client: int, stage: Stage) -> tuple[Shapes, Callable[
     return shapes, lambda name: torch.int64, {"total": equal(total), "correct": right(total)}
 
 
-def _aggregate(method: Method, uploads: dict[int, Payload], stage: Stage, following: Stage, least: int | None) -> list[str]:
+def _aggregate(
+    method: Method, uploads: dict[int, Payload], stage: Stage, following: Stage, least: int | None
+) -> list[str]:
     """Aggregate, if need be without the client whose answer makes it fail, which is taken out of `uploads`; -> why.
 
     If no single client is to blame the server stays as it was before.
@@ -210,7 +223,9 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
         LsclError: NaN, infinite, or larger than `bound`.
     """
     held = [("held", method.server)]
-    held += [(f"for client {k}", method.broadcast(k, following)) for k in range(method.config.clients)] if following else []
+    held += (
+        [(f"for client {k}", method.broadcast(k, following)) for k in range(method.config.clients)] if following else []
+    )
     known = set()
     for where, payload in held:
         for name, value in payload.items():

@@ -57,7 +57,9 @@ class Phase:
 class HeadMerge(Parameters):
     """For systems that average a classifier whose rows belong to one class each."""
 
-    head_merge: Literal["plain", "holders"] = Field("plain", description="average a head row over all clients, or over those that trained it")
+    head_merge: Literal["plain", "holders"] = Field(
+        "plain", description="average a head row over all clients, or over those that trained it"
+    )
 
 
 # The points at which a system with one learning rate is tuned; six, as everybody has. This is the second grid: in the first, of the same
@@ -88,7 +90,9 @@ class Method:
     official: ClassVar[dict[str, Any]]  # colab and paper: of the official code
     search_space: ClassVar[Collection[dict[str, Any]]]  # the points of `lscl sweep tune`; all set the same parameters
     notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always says: {name: {value: text}}
-    studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # sets of runs: profile -> {label: what it changes}
+    studies: ClassVar[
+        Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]
+    ]  # sets of runs: profile -> {label: what it changes}
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
 
     Parameters: ClassVar[type[Parameters]] = Parameters  # its own, and those it shares
@@ -96,10 +100,14 @@ class Method:
     cnn = False  # whether clients have a small CNN
     query = False  # whether the ViT's CLS feature with nothing adapted is needed beside the prefix
     passes = 1  # how often an epoch goes through the task's images
-    surrogate: str | None = None  # the parameter that says how many images per class the server needs; they are in `server_images`
+    surrogate: str | None = (
+        None  # the parameter that says how many images per class the server needs; they are in `server_images`
+    )
     server_images: Inputs | None = None  # images of the official test split that nobody is tested on
     census: Census  # who has which classes and how many images; lscl.experiments.run sets it
-    head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each, for `head_merge` (take `HeadMerge`)
+    head_rows: tuple[
+        str, ...
+    ] = ()  # names in `shared` whose rows belong to one class each, for `head_merge` (take `HeadMerge`)
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -112,7 +120,9 @@ class Method:
             self.check_foundation(config, foundation)
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
         self.device = torch.device("cpu")  # where the server computes; lscl.experiments.run sets it
-        self.optimised = 0  # images that an optimiser has seen; `fit` counts those of a phase, a method those that it adds to them
+        self.optimised = (
+            0  # images that an optimiser has seen; `fit` counts those of a phase, a method those that it adds to them
+        )
         self.server: dict[str, Tensor] = self.initial_server()
 
     @staticmethod
@@ -222,12 +232,16 @@ class Method:
         With head_merge = holders, a row of the head is averaged only over the clients whose task has its class.
         """
         weights = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
-        states = {k: {name: value for name, value in payload.items() if name in self.server} for k, payload in uploads.items()}
+        states = {
+            k: {name: value for name, value in payload.items() if name in self.server} for k, payload in uploads.items()
+        }
         merged = average(states, weights)
         if self.by_holders:
             holders = {k: payload[HOLDS] for k, payload in uploads.items()}
             for name in self.head_rows:
-                merged[name] = average_rows(self.server[name], {k: payload[name] for k, payload in uploads.items()}, holders, weights)
+                merged[name] = average_rows(
+                    self.server[name], {k: payload[name] for k, payload in uploads.items()}, holders, weights
+                )
         return merged
 
     def server_end_task(self, task: int) -> None:
@@ -247,7 +261,14 @@ class Method:
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         """The optimiser runs of a round; every round starts with fresh optimisers."""
-        return [Phase([{"params": list(client.model.parameters()), "lr": self.config.lr}], self.loss, self.config.epochs, self.config.batch)]
+        return [
+            Phase(
+                [{"params": list(client.model.parameters()), "lr": self.config.lr}],
+                self.loss,
+                self.config.epochs,
+                self.config.batch,
+            )
+        ]
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy over the classes of the client's task."""

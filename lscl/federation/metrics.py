@@ -86,7 +86,10 @@ def accuracy_per_class(counts: list[list[dict]], partition_seen: list[list[int]]
     """After the last task: {client: {class: [accuracy in percent under each mask]}}."""
     last = counts[-1]
     return {
-        k: {label: (100 * np.asarray(found["correct"])[:, i] / found["total"][i]).tolist() for i, label in enumerate(partition_seen[k])}
+        k: {
+            label: (100 * np.asarray(found["correct"])[:, i] / found["total"][i]).tolist()
+            for i, label in enumerate(partition_seen[k])
+        }
         for k, found in enumerate(last)
         if found is not None
     }

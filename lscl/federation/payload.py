@@ -37,7 +37,9 @@ def seal(
         if not isinstance(value, Tensor):
             raise LsclError(f"payload of {sender}: {name} is a {type(value).__name__}, only tensors may travel")
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_quantized:
-            raise LsclError(f"payload of {sender}: {name} is no plain tensor (sparse, nested, quantised or without numbers)")
+            raise LsclError(
+                f"payload of {sender}: {name} is no plain tensor (sparse, nested, quantised or without numbers)"
+            )
         if expected is not None and not _fits(value, expected[name]):
             allowed = tuple("any" if size is None else size for size in expected[name])
             raise LsclError(f"payload of {sender}: {name} has shape {tuple(value.shape)}, allowed is {allowed}")
@@ -66,7 +68,9 @@ def brief(text: object) -> str:
 
 def largest_in(*payloads: Payload) -> float:
     """The largest absolute value of all floating-point numbers, 0 of none."""
-    return max((largest(value) for payload in payloads for value in payload.values() if value.is_floating_point()), default=0.0)
+    return max(
+        (largest(value) for payload in payloads for value in payload.values() if value.is_floating_point()), default=0.0
+    )
 
 
 def check_size(size: int, sender: str, limit: int | None) -> None:

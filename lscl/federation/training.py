@@ -51,7 +51,9 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
     arithmetic = MixedPrecision(precision, client.device)
     for _ in range(phase.epochs):
         parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))
-        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):  # BatchNorm cannot train on one image: it joins the batch before
+        if len(parts) > 1 and len(parts[-1]) < min(
+            2, phase.batch
+        ):  # BatchNorm cannot train on one image: it joins the batch before
             parts[-2:] = [torch.cat(parts[-2:])]
         for part in parts:
             with arithmetic.forward():

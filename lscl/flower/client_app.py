@@ -36,7 +36,10 @@ def exchange(message: Message, context: Context) -> Message:
     client, stages = new_client(number), exchanges(method)
     due = {int(key): record for key, record in message.content.array_records.items()}
     asked = int(ticket["exchange"])
-    folder, run = private_folder(private_folder(paths.private() / config.name) / f"client{number}"), str(message.metadata.run_id)
+    folder, run = (
+        private_folder(private_folder(paths.private() / config.name) / f"client{number}"),
+        str(message.metadata.run_id),
+    )
     with FileLock(folder / "lock", mode=PRIVATE_FILE):
         done = restore(folder, client, asked, run)
         client.task = stages[done].task if done >= 0 else -1

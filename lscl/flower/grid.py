@@ -43,7 +43,10 @@ class OverGrid:
         number = exchanges(self.method).index(stage)
         self.find(self.least if self.nodes else len(downloads))
         tickets = {k: ticket(k, number) for k in self.nodes}
-        replies, answers = self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}, tickets), {}
+        replies, answers = (
+            self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}, tickets),
+            {},
+        )
         for k, download in downloads.items():
             reply = replies.get(k)
             if reply is None or reply.has_error():
@@ -74,24 +77,37 @@ class OverGrid:
                 return
             time.sleep(PAUSE)
 
-    def send(self, due: Mapping[int, Mapping[int, Payload]], tickets: Mapping[int, Mapping[str, str]]) -> dict[int, Message]:
+    def send(
+        self, due: Mapping[int, Mapping[int, Payload]], tickets: Mapping[int, Mapping[str, str]]
+    ) -> dict[int, Message]:
         """Send to each client the payloads of its exchanges and its ticket; -> the replies, errors among them, that came in time, by client.
 
         Nobody waits for a node that has started anew since: what it was sent may have ended with it.
         """
         messages, replies = {}, {}
         for k, payloads in due.items():
-            content = {"to": ConfigRecord(dict(tickets[k])), **{str(n): pack_record(payload) for n, payload in payloads.items()}}
-            messages[k] = Message(RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout)
+            content = {
+                "to": ConfigRecord(dict(tickets[k])),
+                **{str(n): pack_record(payload) for n, payload in payloads.items()},
+            }
+            messages[k] = Message(
+                RecordDict(content), dst_node_id=self.nodes[k], message_type="train", ttl=self.timeout
+            )
         waiting = {name: k for name, k in zip(self.grid.push_messages(list(messages.values())), messages) if name}
         end = time.monotonic() + self.timeout
         while waiting and (now := time.monotonic()) < end:
-            anew = {node.node_id for node in self.grid.get_nodes() if self.started.get(node.node_id, "") != node.last_activated_at}
+            anew = {
+                node.node_id
+                for node in self.grid.get_nodes()
+                if self.started.get(node.node_id, "") != node.last_activated_at
+            }
             for reply in self.grid.pull_messages(list(waiting)):
                 replies[waiting.pop(reply.metadata.reply_to_message_id)] = reply
             for name, k in list(waiting.items()):
                 if self.nodes[k] in anew:
-                    replies[waiting.pop(name)] = Message(Error(code=0, reason="its node has started anew"), reply_to=messages[k])
+                    replies[waiting.pop(name)] = Message(
+                        Error(code=0, reason="its node has started anew"), reply_to=messages[k]
+                    )
             time.sleep(min(PAUSE, end - now) if waiting else 0)
         return replies
 

@@ -24,7 +24,9 @@ PREFIX = "lscl-federation-"
 MARK = "LSCL_STARTED_BY"
 PATIENCE = 30  # seconds for marked processes to end
 PAUSE = 0.2  # seconds between two looks
-OLD = 24 * 3600  # seconds after which a folder without a lock, made by an earlier version, is of no use: its certificates have run out
+OLD = (
+    24 * 3600
+)  # seconds after which a folder without a lock, made by an earlier version, is of no use: its certificates have run out
 
 
 @contextmanager

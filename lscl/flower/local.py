@@ -45,19 +45,35 @@ def certificates(folder: Path) -> None:
     """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 that it signed (server.pem, server.key), for one day."""
     now = datetime.datetime.now(datetime.UTC)
 
-    def certificate(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    def certificate(
+        name: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey
+    ) -> x509.Certificate:
         subject, signed_by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
         new = x509.CertificateBuilder().subject_name(subject).issuer_name(signed_by).public_key(key.public_key())
-        new = new.serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        new = (
+            new.serial_number(x509.random_serial_number())
+            .not_valid_before(now)
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
         new = new.add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
         new = new.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         new = new.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         if name == issuer:
-            usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
-            usage |= {"encipher_only": False, "decipher_only": False, "digital_signature": True, "key_cert_sign": True, "crl_sign": True}
+            usage = dict.fromkeys(
+                ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False
+            )
+            usage |= {
+                "encipher_only": False,
+                "decipher_only": False,
+                "digital_signature": True,
+                "key_cert_sign": True,
+                "crl_sign": True,
+            }
             new = new.add_extension(x509.KeyUsage(**usage), critical=True)
         else:
-            new = new.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+            new = new.add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False
+            )
         return new.sign(signer, hashes.SHA256())
 
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -83,7 +99,9 @@ def secret(path: Path, data: bytes) -> None:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, PRIVATE_FILE)) as file:
             file.write(data)
     except FileExistsError:
-        raise LsclError(f"{path} is there already, and a key is never overwritten: remove it or use another folder") from None
+        raise LsclError(
+            f"{path} is there already, and a key is never overwritten: remove it or use another folder"
+        ) from None
 
 
 def free_port() -> int:
@@ -107,16 +125,37 @@ class Local:
     def environment(self) -> dict[str, str]:
         """What all processes get: they run in `folder`, so every path is absolute."""
         found = {name: getattr(self.config, name) for name in PLACES}
-        places = {f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value) for name, value in found.items() if value}
-        homes = {"LSCL_ROOT": paths.root(), "LSCL_CACHE": paths.cache().resolve(), "LSCL_PRIVATE": self.private, "FLWR_HOME": self.folder / "flwr"}
+        places = {
+            f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value)
+            for name, value in found.items()
+            if value
+        }
+        homes = {
+            "LSCL_ROOT": paths.root(),
+            "LSCL_CACHE": paths.cache().resolve(),
+            "LSCL_PRIVATE": self.private,
+            "FLWR_HOME": self.folder / "flwr",
+        }
         mark = leftovers.marks(self.folder.name)
-        return {**node.environment(), **places, **{name: str(path) for name, path in homes.items()}, **mark, "PYTHONUNBUFFERED": "1"}
+        return {
+            **node.environment(),
+            **places,
+            **{name: str(path) for name, path in homes.items()},
+            **mark,
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def start(self, name: str, *command: str) -> None:
         """Start a process that writes to `name`.log."""
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def start_link(self) -> None:
@@ -133,7 +172,8 @@ class Local:
         home.mkdir(exist_ok=True)
         security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n', encoding="utf-8"
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n',
+            encoding="utf-8",
         )
         scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
         trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
@@ -150,7 +190,9 @@ class Local:
         Raises:
             LsclError: it failed.
         """
-        done = subprocess.run(["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, encoding="utf-8")
+        done = subprocess.run(
+            ["flwr", *words], env=self.environment, cwd=self.folder, capture_output=True, encoding="utf-8"
+        )
         if done.returncode != 0:
             raise LsclError(f"flwr {words[0]}: {' '.join((done.stdout + done.stderr).split())[-500:]}")
         return done.stdout
@@ -158,7 +200,9 @@ class Local:
     def register(self, client: int) -> None:
         """Make a key for the node of a client and let it in."""
         node_key(self.folder / f"client{client}.key")
-        self.flwr("supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}")
+        self.flwr(
+            "supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}"
+        )
 
     def start_node(self, client: int, link: int | None = None) -> None:
         """Start the node of a client; link: port of the SuperLink, or of what stands in front of it."""
@@ -175,7 +219,9 @@ class Local:
 
     def last_lines(self, name: str, count: int = 1) -> str:
         """The end of a process's log."""
-        return " ".join((self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]).strip()
+        return " ".join(
+            (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]
+        ).strip()
 
     def stop(self, *names: str) -> None:
         """End processes that were started here, all if none is named, and all that they started."""
@@ -238,7 +284,12 @@ def submit(
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
-        file.write("".join(f"{name} = {json.dumps(value)}\n" for name, value in {"experiment": describe(config), **settings}.items()))
+        file.write(
+            "".join(
+                f"{name} = {json.dumps(value)}\n"
+                for name, value in {"experiment": describe(config), **settings}.items()
+            )
+        )
         file.flush()
         command = ["flwr", "run", str(APP), link, "--stream", "--run-config", file.name, *more]
         pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
@@ -250,13 +301,19 @@ def submit(
             finally:
                 process.terminate()
     if not path.exists():
-        raise LsclError(why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round")
+        raise LsclError(
+            why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round"
+        )
     return read_record(path)
 
 
 @contextmanager
 def federation(
-    folder: Path, private: Path, config: Experiment, simulation: bool = False, link: Callable[[int], int] = lambda port: port
+    folder: Path,
+    private: Path,
+    config: Experiment,
+    simulation: bool = False,
+    link: Callable[[int], int] = lambda port: port,
 ) -> Iterator[Local]:
     """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block.
 
@@ -278,7 +335,9 @@ def federation(
         signal.signal(signal.SIGTERM, before)
 
 
-def federate_here(config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
+def federate_here(
+    config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]
+) -> Record:
     """One run over processes of this machine, from its last finished round on; -> its record.
 
     Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished. Of a command that

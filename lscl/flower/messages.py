@@ -28,7 +28,9 @@ def pack_record(payload: Payload, ticket: Mapping[str, str] | None = None) -> Ar
     return ArrayRecord({"payload": Array(np.frombuffer(as_bytes(payload, **(ticket or {})), np.uint8))})
 
 
-def unpack_record(record: object, sender: str, limit: int | None = None, ticket: Mapping[str, str] | None = None) -> Payload:
+def unpack_record(
+    record: object, sender: str, limit: int | None = None, ticket: Mapping[str, str] | None = None
+) -> Payload:
     """The payload in a record of a message, whatever that is.
 
     Raises:
@@ -41,7 +43,17 @@ def unpack_record(record: object, sender: str, limit: int | None = None, ticket:
     try:
         data = record["payload"].numpy().tobytes()
         payload, answers = load(data), written_on(data)
-    except (SafetensorError, ValueError, TypeError, KeyError, EOFError, OverflowError, RecursionError, MemoryError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         raise LsclError(f"payload of {sender}: cannot be read ({type(error).__name__}: {brief(error)})") from error
     if ticket is not None and answers != dict(ticket):
         asked, given = (f"exchange {one.get('exchange')} of client {one.get('client')}" for one in (ticket, answers))
@@ -68,4 +80,6 @@ def understand(run_config: dict) -> Experiment:
         LsclError: unknown or impossible values.
     """
     places = {name: paths.variable(f"LSCL_{name.upper()}") for name in PLACES}
-    return experiment(**json.loads(run_config["experiment"]), **{name: value for name, value in places.items() if value})
+    return experiment(
+        **json.loads(run_config["experiment"]), **{name: value for name, value in places.items() if value}
+    )

@@ -21,7 +21,11 @@ from lscl.errors import LsclError
 from lscl.flower.rules import checked
 
 # Flower reports usage, looks for updates and installs packages while it runs, unless it is told not to.
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
 LOCAL = "127.0.0.1"
 AGAIN = 5  # seconds before a SuperNode that ended is started again
 
@@ -51,7 +55,9 @@ def checked_node(values: dict[str, Any]) -> Node:
     """
     node = checked(Node, values)
     if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", node.link) or not 0 < int(node.link.rpartition(":")[2]) < 2**16:
-        raise LsclError(f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, for example server.example.org:8000")
+        raise LsclError(
+            f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, for example server.example.org:8000"
+        )
     for path in (node.authority, node.key):
         if not path.is_file():
             raise LsclError(f"no file {path}")
@@ -69,7 +75,9 @@ def checked_node(values: dict[str, Any]) -> Node:
     try:
         fits = isinstance(load_ssh_private_key(node.key.read_bytes(), None), EllipticCurvePrivateKey)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise LsclError(f"key = {str(node.key)!r}: no private key in OpenSSH's format without a passphrase ({error})") from None
+        raise LsclError(
+            f"key = {str(node.key)!r}: no private key in OpenSSH's format without a passphrase ({error})"
+        ) from None
     if not fits:
         raise LsclError(f"key = {str(node.key)!r}: not of an elliptic curve; ssh-keygen -t ecdsa -b 384 makes one")
     try:
@@ -101,13 +109,23 @@ def serve(node: Node) -> None:
     from lscl.flower import leftovers
 
     tighten()
-    command = [program(), "--superlink", node.link, "--root-certificates", str(node.authority), "--auth-supernode-private-key", str(node.key)]
+    command = [
+        program(),
+        "--superlink",
+        node.link,
+        "--root-certificates",
+        str(node.authority),
+        "--auth-supernode-private-key",
+        str(node.key),
+    ]
     command += ["--node-config", f"client={node.client}", "--host", LOCAL, "--port", str(node.port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     mark = f"lscl-node-{uuid4().hex}"
     with leftovers.watchdog(mark):
         while True:
-            with subprocess.Popen(command, env={**environment(), **leftovers.marks(mark)}, start_new_session=True) as supernode:
+            with subprocess.Popen(
+                command, env={**environment(), **leftovers.marks(mark)}, start_new_session=True
+            ) as supernode:
                 try:
                     supernode.wait()
                 finally:
@@ -115,6 +133,8 @@ def serve(node: Node) -> None:
                     supernode.wait()
                     with suppress(ProcessLookupError):  # what it started may have outlived it
                         os.killpg(supernode.pid, signal.SIGKILL)
-            said = f"the SuperNode of client {node.client} ended (exit code {supernode.returncode}) and is started again"
+            said = (
+                f"the SuperNode of client {node.client} ended (exit code {supernode.returncode}) and is started again"
+            )
             print(said, file=sys.stderr, flush=True)
             time.sleep(AGAIN)

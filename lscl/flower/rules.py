@@ -15,11 +15,21 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Rules(BaseModel):
     """Who must answer, by when, and how much one answer may be. By alias they are Flower's run config."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
+    )
 
     min_clients: int = Field(0, ge=0, description="good answers that an exchange needs, 0 = those of all clients")
-    timeout: float = Field(600.0, gt=0, le=WEEK, allow_inf_nan=False, description="seconds that an exchange may take; who is late is left out")
-    max_mb: float = Field(512.0, gt=0, le=10**6, allow_inf_nan=False, description="largest answer of a client in megabytes")
+    timeout: float = Field(
+        600.0,
+        gt=0,
+        le=WEEK,
+        allow_inf_nan=False,
+        description="seconds that an exchange may take; who is late is left out",
+    )
+    max_mb: float = Field(
+        512.0, gt=0, le=10**6, allow_inf_nan=False, description="largest answer of a client in megabytes"
+    )
 
 
 def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
@@ -30,7 +40,9 @@ def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
     """
     found = checked(Rules, values)
     if found.min_clients > config.clients:
-        raise LsclError(f"min-clients = {found.min_clients}: the run has {config.clients} clients, allowed are 0 (all) to {config.clients}")
+        raise LsclError(
+            f"min-clients = {found.min_clients}: the run has {config.clients} clients, allowed are 0 (all) to {config.clients}"
+        )
     return found
 
 

@@ -30,7 +30,11 @@ def main(grid: Grid, context: Context) -> None:
         for kept in (state, *state.glob("round-*")):
             private_folder(kept)
         data, parts, method, _ = build_experiment(config, progress)
-        about = {**records.source(), "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
+        about = {
+            **records.source(),
+            "prepare": time.perf_counter() - started,
+            "origin": origin.of_run(data, parts, method),
+        }
         transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
         reports, about = run_rounds(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)

@@ -53,11 +53,17 @@ class DualPrompt(Method):
     class Parameters(PromptVote, HeadMerge):
         """See `lscl.registry.Parameters`."""
 
-        dual_general_blocks: int = Field(2, ge=1, le=1000, description="first blocks that get DualPrompt's general prefix")
+        dual_general_blocks: int = Field(
+            2, ge=1, le=1000, description="first blocks that get DualPrompt's general prefix"
+        )
         dual_task_blocks: int = Field(3, ge=1, le=1000, description="blocks behind them that get the prefix of a task")
         dual_general_length: int = Field(5, ge=1, le=1000, description="keys and values in the general prefix")
-        dual_task_length: int = Field(5, ge=1, le=1000, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)")
-        dual_pull: float = Field(1.0, **WEIGHT, description="weight of DualPrompt's pull of the task's key to the frozen feature")
+        dual_task_length: int = Field(
+            5, ge=1, le=1000, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)"
+        )
+        dual_pull: float = Field(
+            1.0, **WEIGHT, description="weight of DualPrompt's pull of the task's key to the frozen feature"
+        )
 
     query = True
     head_rows = ("head.weight", "head.bias")
@@ -76,8 +82,12 @@ class DualPrompt(Method):
         uniform = lambda *shape: nn.Parameter(torch.empty(shape).uniform_(-1, 1))
         return nn.ModuleDict(
             {
-                "general": nn.ParameterList([uniform(config.dual_general_blocks, 2, config.dual_general_length, width)]),
-                "task": nn.ParameterList([uniform(config.dual_task_blocks, 2, config.dual_task_length, width) for _ in range(config.tasks)]),
+                "general": nn.ParameterList(
+                    [uniform(config.dual_general_blocks, 2, config.dual_general_length, width)]
+                ),
+                "task": nn.ParameterList(
+                    [uniform(config.dual_task_blocks, 2, config.dual_task_length, width) for _ in range(config.tasks)]
+                ),
                 "key": nn.ParameterList([uniform(width) for _ in range(config.tasks)]),
                 "head": nn.Linear(width, self.num_classes),
             }

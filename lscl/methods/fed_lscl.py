@@ -53,7 +53,11 @@ class FedLSCLCosts(Costs):
 
     def step_flops(self, width: int) -> float:
         """The generator: forward, back to the features, and the gradient of its weights."""
-        return 6.0 * 4 * self.config.rank * width * (self.config.features + 1) if self.config.collaboration == "written" else 0.0
+        return (
+            6.0 * 4 * self.config.rank * width * (self.config.features + 1)
+            if self.config.collaboration == "written"
+            else 0.0
+        )
 
     def parameters(self, run: Planned) -> float:
         return 4 * self.config.rank * run.width * (self.config.features + 1) + run.classes * self.config.features
@@ -63,7 +67,15 @@ class FedLSCLCosts(Costs):
         numbers, q = 4 * config.rank * run.width, config.features + 1
         again = run.later if self.again() else 0.0
         clients = run.trained * (self.step_flops(run.width) * (1 + again) + 3 * f * again)
-        kept = config.clients * config.buffer_per_class * config.classes_per_task * config.tasks_run * (config.tasks_run + 1) / 2 * config.rounds
+        kept = (
+            config.clients
+            * config.buffer_per_class
+            * config.classes_per_task
+            * config.tasks_run
+            * (config.tasks_run + 1)
+            / 2
+            * config.rounds
+        )
         visits = {"exact": 2, "sgd": config.o2d_epochs * (config.clients - 1)}.get(config.o2d, 0)
         solve = q**3 / 3 if config.o2d == "exact" else 0
         return OwnWork(clients + kept * f, run.rounds * config.clients * (visits * 2.0 * numbers * q * q + solve))
@@ -94,7 +106,9 @@ class FedLSCL(Method):
     rows = ({}, {"o2d": "sgd"})  # O2D as we solve it, and by gradient steps as in the paper
     tuned = {"lr_generator_bias": 1e-4, "lr_generator": 1e-6, "o2d_lambda": 10.0, "auxiliary": 0.0}
     search_space = SEARCH_SPACE
-    notes = {"o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}}
+    notes = {
+        "o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}
+    }
     studies = STUDIES
     costs = FedLSCLCosts
 
@@ -111,27 +125,41 @@ class FedLSCL(Method):
         }
         feature_norm: bool = Field(True, description="layer-normalise f before the generator")
         lr_cnn: float = Field(1e-3, **RATE, description="Adam learning rate of the CNN")
-        lr_generator: float = Field(1e-3, **RATE, description="Adam learning rate of the generator's weights, the per-image part")
-        lr_generator_bias: float = Field(1e-3, **RATE, description="Adam learning rate of the generator's bias, which is a static LoRA")
+        lr_generator: float = Field(
+            1e-3, **RATE, description="Adam learning rate of the generator's weights, the per-image part"
+        )
+        lr_generator_bias: float = Field(
+            1e-3, **RATE, description="Adam learning rate of the generator's bias, which is a static LoRA"
+        )
         generator_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on f before the generator, in training")
-        auxiliary: float = Field(0.0, **WEIGHT, description="weight of the CNN's own cross-entropy (0 = the paper's loss)")
+        auxiliary: float = Field(
+            0.0, **WEIGHT, description="weight of the CNN's own cross-entropy (0 = the paper's loss)"
+        )
         collaboration: Literal["written", "static", "cnn"] = Field(
             "written", description="a LoRA written per image (paper), one static LoRA, or the CNN alone without the ViT"
         )
         continual: Literal["consistency", "ewc", "lwf", "replay", "none"] = Field(
-            "consistency", description="what keeps CNN and generator from forgetting: Eq. 4 (paper), or a method in its place"
+            "consistency",
+            description="what keeps CNN and generator from forgetting: Eq. 4 (paper), or a method in its place",
         )
         ewc_weight: float = Field(100.0, **WEIGHT, description="weight of the penalty, continual = ewc only")
         lwf_weight: float = Field(1.0, **WEIGHT, description="weight of the distillation, continual = lwf only")
-        replay_weight: float = Field(1.0, **WEIGHT, description="weight of the kept images' cross-entropy, continual = replay only")
+        replay_weight: float = Field(
+            1.0, **WEIGHT, description="weight of the kept images' cross-entropy, continual = replay only"
+        )
         alpha: float = Field(1.0, **WEIGHT, description="weight of the feature term of Eq. 4")
         beta: float = Field(1.0, **WEIGHT, description="weight of the generator term of Eq. 4")
-        consistency: Literal["relative", "mean", "sum"] = Field("relative", description="scale of Eq. 4: relative, mean- or sum-squared error")
+        consistency: Literal["relative", "mean", "sum"] = Field(
+            "relative", description="scale of Eq. 4: relative, mean- or sum-squared error"
+        )
         buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
         o2d: Literal["exact", "sgd", "average", "none"] = Field(
-            "exact", description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the generators, or nothing"
+            "exact",
+            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the generators, or nothing",
         )
-        o2d_lambda: float = Field(1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments")
+        o2d_lambda: float = Field(
+            1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments"
+        )
         o2d_epochs: int = Field(5, ge=1, le=10**4, description="passes over the teachers, o2d = sgd only")
         o2d_lr: float = Field(1e-3, **RATE, description="Adam learning rate, o2d = sgd only")
         o2d_upload: Literal["features", "gram"] = Field(
@@ -160,8 +188,12 @@ class FedLSCL(Method):
         config, width = self.config, self.foundation.width
         if config.collaboration == "cnn":
             with seeded(config.seed, "model", client):
-                return nn.ModuleDict({"cnn": small_cnn(config, client), "head": nn.Linear(config.features, self.num_classes)})
-        generator = Generator(self.m, width, config.rank, config.lora_alpha / config.rank)  # first: the same on all clients
+                return nn.ModuleDict(
+                    {"cnn": small_cnn(config, client), "head": nn.Linear(config.features, self.num_classes)}
+                )
+        generator = Generator(
+            self.m, width, config.rank, config.lora_alpha / config.rank
+        )  # first: the same on all clients
         with seeded(config.seed, "model", client):
             if config.collaboration == "static":
                 return nn.ModuleDict({"generator": generator, "head": nn.Linear(width, self.num_classes)})
@@ -178,7 +210,11 @@ class FedLSCL(Method):
 
     def cnn_features(self, client: Client, batch: Batch) -> Tensor:
         """f = theta(x): (b, m)."""
-        return client.model["cnn"](batch.images) if "cnn" in client.model else torch.empty(len(batch.index), 0, device=client.device)
+        return (
+            client.model["cnn"](batch.images)
+            if "cnn" in client.model
+            else torch.empty(len(batch.index), 0, device=client.device)
+        )
 
     def collaborate(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
         """f: (b, m) and the logits h(F_omega(x)): (b, C)."""
@@ -208,7 +244,9 @@ class FedLSCL(Method):
         client.scratch["losses"][batch.index] = losses.detach().cpu()
         total = losses.mean()
         if self.config.auxiliary > 0 and "auxiliary" in client.model:
-            total = total + self.config.auxiliary * masked_cross_entropy(client.model["auxiliary"](f), batch.labels, client.classes)
+            total = total + self.config.auxiliary * masked_cross_entropy(
+                client.model["auxiliary"](f), batch.labels, client.classes
+            )
         if client.task > 0:
             total = total + self.continual_loss(client, batch, logits)
         return total
@@ -221,12 +259,17 @@ class FedLSCL(Method):
         if config.continual == "consistency":
             return self.consistency(client, len(batch.index)) if "previous.features" in state else nothing
         if config.continual == "ewc":
-            fisher, before = ({name: state[f"{kind}.{name}"].to(logits.device) for name in self.small(client)} for kind in ("fisher", "before"))
+            fisher, before = (
+                {name: state[f"{kind}.{name}"].to(logits.device) for name in self.small(client)}
+                for kind in ("fisher", "before")
+            )
             return config.ewc_weight * ewc_penalty(self.small(client), fisher, before)
         if config.continual == "lwf":
             rows = torch.searchsorted(client.train_index, batch.index)  # index lists are in ascending order
             old = torch.tensor(client.partition.seen(client.id, client.task - 1))
-            return config.lwf_weight * distillation(logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE)
+            return config.lwf_weight * distillation(
+                logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE
+            )
         if config.continual == "replay" and len(state["buffer"]) > 0:
             kept = client.train.batch(state["buffer"][self.sample_buffer(client, len(batch.index))])
             self.optimised += len(kept.index)
@@ -242,7 +285,9 @@ class FedLSCL(Method):
         """For LwF, what the model at the end of the previous task says about the new images."""
         if self.config.continual == "lwf" and client.task > 0:
             client.model.eval()
-            client.state["previous.logits"] = map_batches(client.train, client.train_index, lambda batch: self.logits(client, batch)).cpu()
+            client.state["previous.logits"] = map_batches(
+                client.train, client.train_index, lambda batch: self.logits(client, batch)
+            ).cpu()
 
     def sample_buffer(self, client: Client, size: int) -> Tensor:
         """Rows of the buffer, `size` of them drawn with replacement, or as many as it has."""
@@ -276,7 +321,9 @@ class FedLSCL(Method):
 
     def end_task(self, client: Client) -> None:
         """Keep the lowest-loss images of the task, then remember what CNN and generator do, as the term against forgetting needs."""
-        loss = lambda batch: masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes, reduction="none")
+        loss = lambda batch: masked_cross_entropy(
+            self.logits(client, batch), batch.labels, client.classes, reduction="none"
+        )
         client.scratch["losses"][client.train_index] = map_batches(client.train, client.train_index, loss).cpu()
         client.state["buffer"] = self.update_buffer(client)
         if self.config.continual == "consistency" and len(client.state["buffer"]) > 0:
@@ -303,7 +350,9 @@ class FedLSCL(Method):
     def update_buffer(self, client: Client) -> Tensor:
         """Positions of the buffer's images and, behind them, of the lowest-loss images of the task at hand."""
         index = client.train_index
-        new = lowest_loss(index, client.train.batch(index).labels.cpu(), client.scratch["losses"][index], self.config.buffer_per_class)
+        new = lowest_loss(
+            index, client.train.batch(index).labels.cpu(), client.scratch["losses"][index], self.config.buffer_per_class
+        )
         return torch.cat([client.state.get("buffer", new[:0]), new])
 
     def features(self, client: Client, index: Tensor) -> Tensor:
@@ -369,11 +418,16 @@ class FedLSCL(Method):
             self.server = {f"{k}.{name}": mean[name].clone() for k in range(self.config.clients) for name in mean}
             return
         weights = [torch.cat([payload["weight"], payload["bias"][:, None]], dim=1) for payload in uploads.values()]
-        moments = [unpack_triangle(p["gram"]) if "gram" in p else second_moments(p["features"]) for p in uploads.values()]
+        moments = [
+            unpack_triangle(p["gram"]) if "gram" in p else second_moments(p["features"]) for p in uploads.values()
+        ]
         config = self.config
         if config.o2d == "exact":
             merged = o2d_exact(weights, moments, config.o2d_lambda)
         else:
             merged = o2d_sgd(weights, moments, config.o2d_lambda, config.o2d_lr, config.o2d_epochs)
         for k, weight in zip(uploads, merged):
-            self.server[f"{k}.weight"], self.server[f"{k}.bias"] = weight[:, :-1].contiguous(), weight[:, -1].contiguous()
+            self.server[f"{k}.weight"], self.server[f"{k}.bias"] = (
+                weight[:, :-1].contiguous(),
+                weight[:, -1].contiguous(),
+            )

@@ -38,8 +38,12 @@ class FedAvg(Method):
 
     def build(self, client: int) -> nn.Module:
         if "," in self.config.cnn:
-            raise LsclError(f"cnn = {self.config.cnn!r}: {self.config.method} averages the networks, so all clients need the same one")
-        return nn.ModuleDict({"cnn": small_cnn(self.config, 0, norm=False), "head": nn.Linear(self.config.features, self.num_classes)})
+            raise LsclError(
+                f"cnn = {self.config.cnn!r}: {self.config.method} averages the networks, so all clients need the same one"
+            )
+        return nn.ModuleDict(
+            {"cnn": small_cnn(self.config, 0, norm=False), "head": nn.Linear(self.config.features, self.num_classes)}
+        )
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         return client.model["head"](client.model["cnn"](batch.images))

@@ -66,7 +66,9 @@ class FedMGPCosts(Costs):
         config, blocks = self.config, run.blocks
         images = config.mgp_surrogate_per_class * run.classes
         passes = (config.clients - 1) * blocks.forward(False) + config.mgp_surrogate_epochs * blocks.step(False)
-        return OwnWork(0.0, run.rounds * images * passes.sum(), run.rounds * config.mgp_surrogate_epochs * images / config.batch)
+        return OwnWork(
+            0.0, run.rounds * images * passes.sum(), run.rounds * config.mgp_surrogate_epochs * images / config.batch
+        )
 
 
 @register
@@ -123,16 +125,29 @@ class FedMGP(Method):
         }
         mgp_length: int = Field(15, ge=1, le=1000, description="tokens of FedMGP's global prompt (official: 15)")
         mgp_local_length: int = Field(
-            15, ge=1, le=1000, description="keys and values of FedMGP's local prompts in each of their blocks (official: 15)"
+            15,
+            ge=1,
+            le=1000,
+            description="keys and values of FedMGP's local prompts in each of their blocks (official: 15)",
         )
-        mgp_block: int = Field(2, ge=0, le=1000, description="first block with FedMGP's local prompts, 0-based (official: 2)")
-        mgp_blocks: int = Field(3, ge=1, le=1000, description="number of blocks with FedMGP's local prompts (official: 3)")
-        mgp_key: float = Field(0.1, **WEIGHT, description="weight of FedMGP's pull of the keys to their queries (official: 0.1)")
+        mgp_block: int = Field(
+            2, ge=0, le=1000, description="first block with FedMGP's local prompts, 0-based (official: 2)"
+        )
+        mgp_blocks: int = Field(
+            3, ge=1, le=1000, description="number of blocks with FedMGP's local prompts (official: 3)"
+        )
+        mgp_key: float = Field(
+            0.1, **WEIGHT, description="weight of FedMGP's pull of the keys to their queries (official: 0.1)"
+        )
         mgp_surrogate_per_class: int = Field(
             20, ge=1, le=10**6, description="images per class on FedMGP's server, tested on by nobody (official: 20)"
         )
-        mgp_surrogate_epochs: int = Field(5, ge=1, le=10**4, description="passes of FedMGP's prompt fusion over the server's images (official: 5)")
-        mgp_surrogate_lr: float = Field(0.001875, **RATE, description="Adam learning rate of FedMGP's prompt fusion (official: 0.001875)")
+        mgp_surrogate_epochs: int = Field(
+            5, ge=1, le=10**4, description="passes of FedMGP's prompt fusion over the server's images (official: 5)"
+        )
+        mgp_surrogate_lr: float = Field(
+            0.001875, **RATE, description="Adam learning rate of FedMGP's prompt fusion (official: 0.001875)"
+        )
 
     query = True
     passes = 2  # one for each phase
@@ -154,13 +169,17 @@ class FedMGP(Method):
             {
                 "coarse": GlobalPrompt(config.mgp_length, width),
                 "head": classifier(config, width, self.num_classes),
-                "fine": LocalPrompts(self.num_classes, config.mgp_block, config.mgp_blocks, config.mgp_local_length, width),
+                "fine": LocalPrompts(
+                    self.num_classes, config.mgp_block, config.mgp_blocks, config.mgp_local_length, width
+                ),
                 "local_head": nn.Linear(width, self.num_classes),
             }
         )
 
     # -- client
-    def tokens(self, batch: Batch, prompt: Tensor, adapters: Mapping[int, Adapter] | None = None, keep: int | None = None) -> Tensor:
+    def tokens(
+        self, batch: Batch, prompt: Tensor, adapters: Mapping[int, Adapter] | None = None, keep: int | None = None
+    ) -> Tensor:
         """The first `keep` output tokens (None = all) with the global prompt (l, d) behind CLS."""
         return self.foundation.suffix(with_prompts(self.foundation, batch.prefix, prompt), adapters, keep)
 
@@ -197,13 +216,17 @@ class FedMGP(Method):
         """q(x) (b, d) of training images, the readout without local prompts: fixed while phase 2 lasts, so it is computed once."""
         if "queries" not in client.scratch:
             prompt = client.model["coarse"].prompt
-            client.scratch["queries"] = map_batches(client.train, client.train_index, lambda batch: self.readout(batch, prompt))
+            client.scratch["queries"] = map_batches(
+                client.train, client.train_index, lambda batch: self.readout(batch, prompt)
+            )
         return client.scratch["queries"][torch.searchsorted(client.train_index, batch.index)]
 
     def slots(self, client: Client, query: Tensor) -> Tensor:
         """For each query (b, d) the class with the nearest key among those the client has met: (b,)."""
         seen = torch.tensor(client.partition.seen(client.id, client.task), dtype=torch.int64)
-        return most_similar(mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen), 1, batchwise=False)[:, 0]
+        return most_similar(mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen), 1, batchwise=False)[
+            :, 0
+        ]
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         prompt = client.model["coarse"].prompt

@@ -38,5 +38,8 @@ class FedProx(FedAvg):
         client.scratch["received"] = [p.detach().clone() for p in client.model.parameters()]
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
-        drift = sum((p - start).square().sum() for p, start in zip(client.model.parameters(), client.scratch["received"], strict=True))
+        drift = sum(
+            (p - start).square().sum()
+            for p, start in zip(client.model.parameters(), client.scratch["received"], strict=True)
+        )
         return super().loss(client, batch) + self.config.prox_mu / 2 * drift

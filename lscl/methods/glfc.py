@@ -34,7 +34,9 @@ class GLFCCosts(Costs):
 
     def own_work(self, run: Planned) -> OwnWork:
         config, f = self.config, run.cnn.flops
-        kept = min(config.glfc_memory, run.epoch / config.clients / 2)  # half of the client's images have been seen, on average
+        kept = min(
+            config.glfc_memory, run.epoch / config.clients / 2
+        )  # half of the client's images have been seen, on average
         exemplars = config.clients * kept * run.ends * config.rounds * config.epochs
         with torch.device("meta"):
             encoder = network(Encoder(run.classes), torch.empty(1, 3, SIDE, SIDE)).flops
@@ -79,7 +81,13 @@ class GLFC(OldModel):
     name, label, paper_name, citation = "glfc", "GLFC", "GLFC", "2203.11473"
     place, turn = 6, 6
     sizes = {
-        "smoke": {"glfc_memory": 12, "glfc_perturb": 2, "glfc_steps": 2, "glfc_iterations": 1, "glfc_images": 1},  # seconds
+        "smoke": {
+            "glfc_memory": 12,
+            "glfc_perturb": 2,
+            "glfc_steps": 2,
+            "glfc_iterations": 1,
+            "glfc_images": 1,
+        },  # seconds
         "demo": {"glfc_steps": 5, "glfc_images": 5},  # minutes on two cores: a fiftieth of the search
         "mini": {"glfc_steps": 5, "glfc_images": 5},
     }
@@ -89,16 +97,33 @@ class GLFC(OldModel):
     class Parameters(OldModel.Parameters):
         """See `lscl.registry.Parameters`."""
 
-        glfc_memory: int = Field(800, ge=0, le=10**7, description="exemplars per client, shared equally among its classes (official: 2000)")
+        glfc_memory: int = Field(
+            800, ge=0, le=10**7, description="exemplars per client, shared equally among its classes (official: 2000)"
+        )
         glfc_selection: Literal["herding", "random"] = Field("herding", description="which images become exemplars")
-        glfc_gc: float = Field(0.5, **WEIGHT, description="weight of the gradient-compensated loss from the second task on (official: 0.5)")
+        glfc_gc: float = Field(
+            0.5, **WEIGHT, description="weight of the gradient-compensated loss from the second task on (official: 0.5)"
+        )
         glfc_rd: float = Field(0.5, **WEIGHT, description="weight of the relation distillation (official: 0.5)")
-        glfc_columns: Literal["global", "local"] = Field("global", description="loss over seen and old-model classes, or over the client's seen ones")
-        glfc_proxy: bool = Field(True, description="old model = best of the previous task by the proxy server's images; off: its last one")
-        glfc_perturb: int = Field(50, ge=0, le=10**5, description="gradient steps that disguise a prototype image (official: 50)")
-        glfc_steps: int = Field(250, ge=1, le=10**5, description="L-BFGS steps to reconstruct a prototype (official: 250)")
+        glfc_columns: Literal["global", "local"] = Field(
+            "global", description="loss over seen and old-model classes, or over the client's seen ones"
+        )
+        glfc_proxy: bool = Field(
+            True, description="old model = best of the previous task by the proxy server's images; off: its last one"
+        )
+        glfc_perturb: int = Field(
+            50, ge=0, le=10**5, description="gradient steps that disguise a prototype image (official: 50)"
+        )
+        glfc_steps: int = Field(
+            250, ge=1, le=10**5, description="L-BFGS steps to reconstruct a prototype (official: 250)"
+        )
         glfc_iterations: int = Field(20, ge=1, le=10**4, description="L-BFGS iterations in a step (official: 20)")
-        glfc_images: int = Field(20, ge=1, le=10**4, description="images kept of each reconstruction, those after the last steps (official: 20)")
+        glfc_images: int = Field(
+            20,
+            ge=1,
+            le=10**4,
+            description="images kept of each reconstruction, those after the last steps (official: 20)",
+        )
 
     # ---- client
 
@@ -116,8 +141,13 @@ class GLFC(OldModel):
         if "old" not in client.scratch:
             return binary(logits, onehot, columns).mean()
         new = torch.isin(batch.labels, client.classes.to(client.device))
-        compensated = (compensation(logits.detach(), batch.labels, new)[:, None] * binary(logits, onehot, columns)).mean()
-        return self.config.glfc_gc * compensated + self.config.glfc_rd * binary(logits, self.soft(client, batch, onehot), columns).mean()
+        compensated = (
+            compensation(logits.detach(), batch.labels, new)[:, None] * binary(logits, onehot, columns)
+        ).mean()
+        return (
+            self.config.glfc_gc * compensated
+            + self.config.glfc_rd * binary(logits, self.soft(client, batch, onehot), columns).mean()
+        )
 
     def columns(self, client: Client) -> Tensor:
         """Where the loss runs: the classes the client has seen and, unless glfc_columns = local, those the old model knows. -> (K,)."""
@@ -193,7 +223,9 @@ class GLFC(OldModel):
         if not self.config.glfc_proxy:
             return
         if opening(stage):
-            self.server |= self.reconstructed(torch.cat([payload["gradients"] for payload in uploads.values()]), stage.task)
+            self.server |= self.reconstructed(
+                torch.cat([payload["gradients"] for payload in uploads.values()]), stage.task
+            )
             self.server["score"] = torch.tensor(-1.0)
         score = self.score()
         if score >= self.server["score"]:
@@ -203,12 +235,21 @@ class GLFC(OldModel):
     def reconstructed(self, gradients: Tensor, task: int) -> Payload:
         """Proxy server: (n, E) -> `proxy.images` (n k, 32, 32, 3) uint8 and `proxy.labels` (n k,), the last k iterates of each search."""
         config, device = self.config, self.device
-        network, draw = encoder(self.num_classes, config.seed).to(device), torch_generator(config.seed, "reconstruction", task)
+        network, draw = (
+            encoder(self.num_classes, config.seed).to(device),
+            torch_generator(config.seed, "reconstruction", task),
+        )
         images, labels = [torch.empty(0, SIDE, SIDE, 3, dtype=torch.uint8)], []
         for received in gradients.to(device):
             label = recovered_class(received, self.num_classes)
             start = torch.randn(1, 3, SIDE, SIDE, generator=draw).to(device)
-            images.append(as_pixels(reconstruct(network, received, label, config.glfc_steps, config.glfc_iterations, config.glfc_images, start)))
+            images.append(
+                as_pixels(
+                    reconstruct(
+                        network, received, label, config.glfc_steps, config.glfc_iterations, config.glfc_images, start
+                    )
+                )
+            )
             labels += [label] * len(images[-1])
         return {"proxy.images": torch.cat(images), "proxy.labels": torch.tensor(labels, dtype=torch.int64)}
 

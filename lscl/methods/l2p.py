@@ -52,7 +52,9 @@ class L2P(Method):
         l2p_pool: int = Field(10, ge=1, le=10**4, description="prompts in L2P's pool")
         l2p_length: int = Field(5, ge=1, le=1000, description="tokens of a prompt of L2P")
         l2p_top_k: int = Field(5, ge=1, le=10**4, description="prompts that an image takes from the pool")
-        l2p_pull: float = Field(0.1, **WEIGHT, description="weight of L2P's pull of the chosen keys to the frozen feature")
+        l2p_pull: float = Field(
+            0.1, **WEIGHT, description="weight of L2P's pull of the chosen keys to the frozen feature"
+        )
 
     query = True
     head_rows = ("head.weight", "head.bias")

@@ -31,7 +31,12 @@ class LocalLoRA(LocalHead):
         return config.block
 
     def build(self, client: int) -> nn.Module:
-        lora = StaticLoRA(self.foundation.width, 3 * self.foundation.width, self.config.rank, self.config.lora_alpha / self.config.rank)
+        lora = StaticLoRA(
+            self.foundation.width,
+            3 * self.foundation.width,
+            self.config.rank,
+            self.config.lora_alpha / self.config.rank,
+        )
         return nn.ModuleDict({"lora": lora, "head": nn.Linear(self.foundation.width, self.num_classes)})
 
     def logits(self, client: Client, batch: Batch) -> Tensor:

@@ -86,8 +86,15 @@ class LoRM(Method):
     class Parameters(HeadMerge):
         """See `lscl.registry.Parameters`."""
 
-        lorm_rank: int = Field(1, ge=1, le=1024, description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)")
-        lorm_alpha: float = Field(0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)")
+        lorm_rank: int = Field(
+            1,
+            ge=1,
+            le=1024,
+            description="rank of LoRM's LoRA in every linear layer (official: 1, 2, 16 or 32 by data set)",
+        )
+        lorm_alpha: float = Field(
+            0.5, ge=0, le=1, description="factor off the diagonal of the head's Gram matrix in LoRM (official: 0.5)"
+        )
 
     head_rows = ("head.weight", "head.bias")
 
@@ -99,7 +106,9 @@ class LoRM(Method):
     def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
         if not plain_mlps(foundation.vit):
             kind = type(foundation.vit.blocks[0].mlp).__name__
-            raise LsclError(f"foundation = {config.foundation!r}: its blocks have a {kind}, and lorm updates an MLP of two linear layers")
+            raise LsclError(
+                f"foundation = {config.foundation!r}: its blocks have a {kind}, and lorm updates an MLP of two linear layers"
+            )
 
     def build(self, client: int) -> nn.Module:
         loras = [nn.ModuleDict(self.new_loras(block)) for block in range(self.foundation.depth)]
@@ -110,7 +119,10 @@ class LoRM(Method):
         with seeded(self.config.seed, "lorm", block, task):
             one = self.foundation.vit.blocks[block]
             layers = dict(zip(LAYERS, (one.attn.qkv, one.attn.proj, one.mlp.fc1, one.mlp.fc2), strict=True))
-            return {name: StaticLoRA(layer.in_features, layer.out_features, self.config.lorm_rank, 1.0) for name, layer in layers.items()}
+            return {
+                name: StaticLoRA(layer.in_features, layer.out_features, self.config.lorm_rank, 1.0)
+                for name, layer in layers.items()
+            }
 
     def restarted(self, task: int) -> dict[str, Tensor]:
         """All factors at the start of a task, by name."""
@@ -138,7 +150,10 @@ class LoRM(Method):
 
     def adapters(self, client: Client) -> dict[int, Adapter]:
         """W_0 + B A in every linear layer: a task starts from W_0."""
-        return {block: Adapter(**{name: lora() for name, lora in loras.items()}) for block, loras in enumerate(client.model["lora"])}
+        return {
+            block: Adapter(**{name: lora() for name, lora in loras.items()})
+            for block, loras in enumerate(client.model["lora"])
+        }
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         """In a round under W_0 + B A, at the test behind a task under W_0 + Q S^+."""
@@ -193,10 +208,17 @@ class LoRM(Method):
         """Q S^+ of every layer, from what is stored of the finished tasks."""
         made = {}
         for layer in self.layers():
-            factors = (client.state[f"lora.{layer}.A"], client.state[f"lora.{layer}.B"], client.state[f"{GRAM}.{layer}"])
+            factors = (
+                client.state[f"lora.{layer}.A"],
+                client.state[f"lora.{layer}.B"],
+                client.state[f"{GRAM}.{layer}"],
+            )
             A, B = merge_tasks(*factors)
             made[layer] = LowRank(A.float().to(client.device), B.float().to(client.device), 1.0)
-        return {block: Adapter(**{name: made[f"{block}.{name}"] for name in LAYERS}) for block in range(self.foundation.depth)}
+        return {
+            block: Adapter(**{name: made[f"{block}.{name}"] for name in LAYERS})
+            for block in range(self.foundation.depth)
+        }
 
     # -- server
     def sent(self, number: int) -> list[str]:
@@ -227,7 +249,11 @@ class LoRM(Method):
         images = self.census.images(client, stage.task)
         squares = between(0, images * self.foundation.tokens * LIMIT**2)
         found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
-        return found if stage.name == GRAM else {**found, f"{GRAM}.head": positive_gram(unpack_triangle, images * LIMIT**2)}
+        return (
+            found
+            if stage.name == GRAM
+            else {**found, f"{GRAM}.head": positive_gram(unpack_triangle, images * LIMIT**2)}
+        )
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Merge the factor that moved and the head; behind the last round, sum the diagonals."""
@@ -251,12 +277,18 @@ class LoRM(Method):
 
         With head_merge = holders, rows with the same holders are merged together, over these clients only.
         """
-        moments = {k: damped(unpack_triangle(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha) for k, payload in uploads.items()}
+        moments = {
+            k: damped(unpack_triangle(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha)
+            for k, payload in uploads.items()
+        }
         weights, biases = ({k: payload[name] for k, payload in uploads.items()} for name in self.head_rows)
         images = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
         if not self.by_holders:
             bias = average({k: {"bias": value} for k, value in biases.items()}, images)["bias"]
-            return {"head.weight": merge_full(list(weights.values()), list(moments.values())).float(), "head.bias": bias}
+            return {
+                "head.weight": merge_full(list(weights.values()), list(moments.values())).float(),
+                "head.bias": bias,
+            }
         holds = {k: payload[HOLDS] for k, payload in uploads.items()}
         merged = self.server["head.weight"].clone()
         groups, group = torch.stack(list(holds.values())).unique(dim=1, return_inverse=True)

@@ -34,7 +34,9 @@ class MFCLCosts(Costs):
         config, f, replay = self.config, run.cnn.flops, self.config.mfcl_replay / self.config.batch
         made = generator_flops(config.mfcl_latent, config, config.mfcl_width)
         clients = run.trained * run.later * (replay * (made + 3 * f + f) + (1 + replay) * f)
-        return OwnWork(clients, run.ends * config.mfcl_steps * config.mfcl_batch * (3 * made + 2 * f), run.ends * config.mfcl_steps)
+        return OwnWork(
+            clients, run.ends * config.mfcl_steps * config.mfcl_batch * (3 * made + 2 * f), run.ends * config.mfcl_steps
+        )
 
 
 @register
@@ -77,17 +79,29 @@ class MFCL(OldModel):
     class Parameters(OldModel.Parameters):
         """See `lscl.registry.Parameters`."""
 
-        mfcl_ft: float = Field(1.0, **WEIGHT, description="weight of the head-only cross-entropy over all classes (official: 1)")
-        mfcl_kd: float = Field(0.1, **WEIGHT, description="weight of the distillation through the old head (official: 0.1)")
+        mfcl_ft: float = Field(
+            1.0, **WEIGHT, description="weight of the head-only cross-entropy over all classes (official: 1)"
+        )
+        mfcl_kd: float = Field(
+            0.1, **WEIGHT, description="weight of the distillation through the old head (official: 0.1)"
+        )
         mfcl_replay: int = Field(128, ge=1, le=2**16, description="generated images per training step (official: 128)")
         mfcl_latent: int = Field(1000, ge=1, le=2**16, description="length of the generator's input z (official: 1000)")
         mfcl_width: int = Field(64, ge=1, le=4096, description="channels of the generator's last block (official: 64)")
-        mfcl_steps: int = Field(100, ge=1, le=10**6, description="training steps of the generator per task (official: 100)")
-        mfcl_batch: int = Field(128, ge=2, le=2**16, description="images per step of the generator's training (official: 128)")
+        mfcl_steps: int = Field(
+            100, ge=1, le=10**6, description="training steps of the generator per task (official: 100)"
+        )
+        mfcl_batch: int = Field(
+            128, ge=2, le=2**16, description="images per step of the generator's training (official: 128)"
+        )
         mfcl_lr: float = Field(1e-3, **RATE, description="Adam learning rate of the generator (official: 0.001)")
-        mfcl_tau: float = Field(1000.0, **SCALE, description="temperature of the generator's class loss (official: 1000)")
+        mfcl_tau: float = Field(
+            1000.0, **SCALE, description="temperature of the generator's class loss (official: 1000)"
+        )
         mfcl_ce: float = Field(1.0, **WEIGHT, description="weight of the generator's class loss (official: 1)")
-        mfcl_ie: float = Field(1.0, **WEIGHT, description="weight of the information entropy over classes (official: 1)")
+        mfcl_ie: float = Field(
+            1.0, **WEIGHT, description="weight of the information entropy over classes (official: 1)"
+        )
         mfcl_bn: float = Field(50.0, **WEIGHT, description="weight of the BatchNorm statistics (official: 50)")
         mfcl_tv: float = Field(1e-3, **WEIGHT, description="weight of the smoothness of the images (official: 0.001)")
 
@@ -106,7 +120,9 @@ class MFCL(OldModel):
     def load_generator(self, state: Payload) -> ImageGenerator:
         """The generator among the tensors of server or client state."""
         generator = self.new_generator()
-        generator.load_state_dict({name.removeprefix(GENERATOR): value for name, value in state.items() if name.startswith(GENERATOR)})
+        generator.load_state_dict(
+            {name.removeprefix(GENERATOR): value for name, value in state.items() if name.startswith(GENERATOR)}
+        )
         return generator
 
     # ---- client
@@ -126,12 +142,18 @@ class MFCL(OldModel):
         images, labels = torch.cat([batch.images, replay]), torch.cat([batch.labels, guessed])
         f = model["cnn"](images)
         new = masked_cross_entropy(model["head"](f[: len(batch.images)]), batch.labels, client.classes)
-        return new + config.mfcl_ft * self.head_term(client, f, labels) + config.mfcl_kd * self.old_head_term(client, f, images)
+        return (
+            new
+            + config.mfcl_ft * self.head_term(client, f, labels)
+            + config.mfcl_kd * self.old_head_term(client, f, images)
+        )
 
     @torch.no_grad()
     def replay(self, client: Client) -> tuple[Tensor, Tensor]:
         """Images from the generator, (b, 3, S, S), and what the old model takes them for among the known classes, (b,)."""
-        z = torch.randn(self.config.mfcl_replay, self.config.mfcl_latent, generator=client.scratch["replay"]).to(client.device)
+        z = torch.randn(self.config.mfcl_replay, self.config.mfcl_latent, generator=client.scratch["replay"]).to(
+            client.device
+        )
         images, old = client.scratch["generator"](z), client.scratch["old"]
         return images, mask_logits(old["head"](old["cnn"](images)), client.state[KNOWN].nonzero().squeeze(1)).argmax(1)
 
@@ -173,8 +195,14 @@ class MFCL(OldModel):
             for _ in range(config.mfcl_steps):
                 images = generator(torch.randn(config.mfcl_batch, config.mfcl_latent, generator=draw).to(self.device))
                 logits = teacher["head"](teacher["cnn"](images))[:, classes]
-                loss = config.mfcl_ce * F.cross_entropy(logits / config.mfcl_tau, logits.argmax(1)) + config.mfcl_ie * imbalance(logits)
-                loss = loss + config.mfcl_bn * kl_gap(statistics.batch(), statistics.running()) + config.mfcl_tv * roughness(images)
+                loss = config.mfcl_ce * F.cross_entropy(
+                    logits / config.mfcl_tau, logits.argmax(1)
+                ) + config.mfcl_ie * imbalance(logits)
+                loss = (
+                    loss
+                    + config.mfcl_bn * kl_gap(statistics.batch(), statistics.running())
+                    + config.mfcl_tv * roughness(images)
+                )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

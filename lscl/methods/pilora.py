@@ -91,14 +91,26 @@ class PILoRA(Method):
     class Parameters(LoRARank, HeadMerge):
         """See `lscl.registry.Parameters`."""
 
-        pilora_lr_lora: float = Field(1e-4, **RATE, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; 1e-4 for 5)")
-        pilora_temperature: float = Field(1.0, **SCALE, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)")
-        pilora_pull: float = Field(0.001, **WEIGHT, description="weight of the distance to the own prototype (official: 0.001)")
-        pilora_orthogonal: float = Field(
-            0.5, **WEIGHT, description="weight of the new LoRA's orthogonality to those of earlier tasks (official: 0.5)"
+        pilora_lr_lora: float = Field(
+            1e-4, **RATE, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; 1e-4 for 5)"
         )
-        pilora_sparse: float = Field(0.01, **WEIGHT, description="weight of the L1 norm of PILoRA's A (official code: 0.01; not in the paper)")
-        pilora_merge: float = Field(0.2, **SCALE, description="temperature of the weights of the clients' prototypes (official: 0.2)")
+        pilora_temperature: float = Field(
+            1.0, **SCALE, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)"
+        )
+        pilora_pull: float = Field(
+            0.001, **WEIGHT, description="weight of the distance to the own prototype (official: 0.001)"
+        )
+        pilora_orthogonal: float = Field(
+            0.5,
+            **WEIGHT,
+            description="weight of the new LoRA's orthogonality to those of earlier tasks (official: 0.5)",
+        )
+        pilora_sparse: float = Field(
+            0.01, **WEIGHT, description="weight of the L1 norm of PILoRA's A (official code: 0.01; not in the paper)"
+        )
+        pilora_merge: float = Field(
+            0.2, **SCALE, description="temperature of the weights of the clients' prototypes (official: 0.2)"
+        )
 
     @staticmethod
     def cut(config: Experiment) -> int | None:
@@ -106,7 +118,9 @@ class PILoRA(Method):
 
     def build(self, client: int) -> nn.Module:
         width = self.foundation.width
-        return nn.ModuleDict({"lora": QueryValueLoRA(width, self.config.rank), "head": Prototypes(self.num_classes, width)})
+        return nn.ModuleDict(
+            {"lora": QueryValueLoRA(width, self.config.rank), "head": Prototypes(self.num_classes, width)}
+        )
 
     # -- client
     def features(self, client: Client, batch: Batch) -> Tensor:
@@ -139,7 +153,12 @@ class PILoRA(Method):
         decide = masked_cross_entropy(-gaps / config.pilora_temperature, batch.labels, client.classes)
         pull = gaps.gather(1, batch.labels[:, None]).mean()
         sparse = client.model["lora"].A.abs().sum()
-        return decide + config.pilora_pull * pull + config.pilora_orthogonal * self.overlap(client) + config.pilora_sparse * sparse
+        return (
+            decide
+            + config.pilora_pull * pull
+            + config.pilora_orthogonal * self.overlap(client)
+            + config.pilora_sparse * sparse
+        )
 
     def overlap(self, client: Client) -> Tensor:
         """sum_{s < t} |A_s A_t^T|_1 over queries and values."""
@@ -187,7 +206,12 @@ class PILoRA(Method):
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
         classes = self.server["known"].nonzero()[:, 0]
-        return {"A": self.server["A"], "B": self.server["B"], "classes": classes, "prototypes": self.server["prototypes"][classes]}
+        return {
+            "A": self.server["A"],
+            "B": self.server["B"],
+            "classes": classes,
+            "prototypes": self.server["prototypes"][classes],
+        }
 
     def expected(self, client: int, stage: Stage) -> Shapes:
         rows = (self.config.classes_per_task, self.foundation.width)
@@ -202,7 +226,11 @@ class PILoRA(Method):
         return torch.tensor(self.census.parts.tasks[client][stage.task].classes)
 
     def start(self, client: int, stage: Stage) -> Payload:
-        return {"A": self.server["A"], "B": self.server["B"], "prototypes": self.server["prototypes"][self.classes(client, stage)]}
+        return {
+            "A": self.server["A"],
+            "B": self.server["B"],
+            "prototypes": self.server["prototypes"][self.classes(client, stage)],
+        }
 
     def rate(self, name: str) -> float:
         return self.config.lr if name == "prototypes" else self.config.pilora_lr_lora
@@ -223,7 +251,10 @@ class PILoRA(Method):
     def merged(self, label: Tensor, uploads: Mapping[int, Payload]) -> Tensor:
         """The new prototype of a class, (d,)."""
         holders = [payload for payload in uploads.values() if label in payload["classes"]]
-        copies, means = (torch.cat([payload[name][payload["classes"] == label] for payload in holders]) for name in ("prototypes", "means"))
+        copies, means = (
+            torch.cat([payload[name][payload["classes"] == label] for payload in holders])
+            for name in ("prototypes", "means")
+        )
         if self.config.head_merge == "plain":
             copies = torch.cat([copies, self.server["prototypes"][label].expand(len(uploads) - len(holders), -1)])
         return (merge_weights(copies, means, self.config.pilora_merge) @ copies.double()).to(copies.dtype)

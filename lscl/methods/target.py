@@ -17,7 +17,16 @@ from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
 from lscl.methods.parts.continual import distillation
 from lscl.methods.parts.old_model import OldModel
-from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, generator_flops, jitter, mix, norm_gap
+from lscl.methods.parts.synthesis import (
+    ImageGenerator,
+    Statistics,
+    as_pixels,
+    batchnorms,
+    generator_flops,
+    jitter,
+    mix,
+    norm_gap,
+)
 from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
 
@@ -91,21 +100,46 @@ class TARGET(OldModel):
     class Parameters(OldModel.Parameters):
         """See `lscl.registry.Parameters`."""
 
-        target_images: int = Field(8000, ge=2, le=10**7, description="synthetic images, made by as many rounds as they need (official: 8000)")
-        target_batch: int = Field(256, ge=2, le=2**16, description="images made in one round of the synthesis (official: 256)")
-        target_steps: int = Field(10, ge=1, le=10**5, description="steps of the fast generator in a round, the best images are kept (official: 10)")
+        target_images: int = Field(
+            8000, ge=2, le=10**7, description="synthetic images, made by as many rounds as they need (official: 8000)"
+        )
+        target_batch: int = Field(
+            256, ge=2, le=2**16, description="images made in one round of the synthesis (official: 256)"
+        )
+        target_steps: int = Field(
+            10,
+            ge=1,
+            le=10**5,
+            description="steps of the fast generator in a round, the best images are kept (official: 10)",
+        )
         target_latent: int = Field(256, ge=1, le=2**16, description="length of the generator's input z (official: 256)")
-        target_width: int = Field(64, ge=1, le=4096, description="channels of the generator's last block (official: 64)")
+        target_width: int = Field(
+            64, ge=1, le=4096, description="channels of the generator's last block (official: 64)"
+        )
         target_lr: float = Field(2e-3, **RATE, description="Adam learning rate of the generator (official: 0.002)")
         target_lr_z: float = Field(0.01, **RATE, description="Adam learning rate of z (official: 0.01)")
         target_bn: float = Field(10.0, **WEIGHT, description="weight of the BatchNorm statistics (official: 10)")
-        target_onehot: float = Field(0.5, **WEIGHT, description="weight of the cross-entropy with random labels (official: 0.5)")
-        target_adversarial: float = Field(1.0, **WEIGHT, description="weight of the disagreement of teacher and student (official: 1)")
-        target_warmup: int = Field(20, ge=0, le=10**6, description="rounds before the student and the adversarial term begin (official: 20)")
-        target_student_steps: int = Field(400, ge=0, le=10**6, description="training steps of the student in a round (official: 400)")
-        target_temperature: float = Field(20.0, **SCALE, description="temperature of the student's training (official: 20)")
-        target_meta: Literal["maml", "reptile", "plain"] = Field("maml", description="update of the generator by its fast copy; plain = no copy")
-        target_kd: float = Field(25.0, **WEIGHT, description="weight of the distillation on synthetic images (official: 25)")
+        target_onehot: float = Field(
+            0.5, **WEIGHT, description="weight of the cross-entropy with random labels (official: 0.5)"
+        )
+        target_adversarial: float = Field(
+            1.0, **WEIGHT, description="weight of the disagreement of teacher and student (official: 1)"
+        )
+        target_warmup: int = Field(
+            20, ge=0, le=10**6, description="rounds before the student and the adversarial term begin (official: 20)"
+        )
+        target_student_steps: int = Field(
+            400, ge=0, le=10**6, description="training steps of the student in a round (official: 400)"
+        )
+        target_temperature: float = Field(
+            20.0, **SCALE, description="temperature of the student's training (official: 20)"
+        )
+        target_meta: Literal["maml", "reptile", "plain"] = Field(
+            "maml", description="update of the generator by its fast copy; plain = no copy"
+        )
+        target_kd: float = Field(
+            25.0, **WEIGHT, description="weight of the distillation on synthetic images (official: 25)"
+        )
 
     def build(self, client: int) -> nn.Module:
         model = super().build(client)
@@ -168,10 +202,29 @@ class Synthesis:
     draw: CPU generator of noise, labels and shifts; the generator network's weights come from torch's global one.
     """
 
-    def __init__(self, config: Experiment, teacher: nn.Module, student: nn.Module, classes: Tensor, draw: torch.Generator, device: torch.device):
-        self.config, self.teacher, self.student, self.classes, self.draw, self.device = config, teacher, student, classes, draw, device
-        self.generator = ImageGenerator(config.target_latent, config.side, config.target_width, nn.Sigmoid()).to(device).train()
-        self.meta = torch.optim.Adam(self.generator.parameters(), config.target_lr * config.target_steps, betas=(0.5, 0.999))
+    def __init__(
+        self,
+        config: Experiment,
+        teacher: nn.Module,
+        student: nn.Module,
+        classes: Tensor,
+        draw: torch.Generator,
+        device: torch.device,
+    ):
+        self.config, self.teacher, self.student, self.classes, self.draw, self.device = (
+            config,
+            teacher,
+            student,
+            classes,
+            draw,
+            device,
+        )
+        self.generator = (
+            ImageGenerator(config.target_latent, config.side, config.target_width, nn.Sigmoid()).to(device).train()
+        )
+        self.meta = torch.optim.Adam(
+            self.generator.parameters(), config.target_lr * config.target_steps, betas=(0.5, 0.999)
+        )
         self.teaching = torch.optim.SGD(student.parameters(), lr=STUDENT_LR, momentum=STUDENT_MOMENTUM)
         self.statistics, self.carried = Statistics(batchnorms(teacher, config.method, config.cnn)), None
         self.optimised = 0  # images that generator and student have been trained on
@@ -218,7 +271,9 @@ class Synthesis:
             shifted = jitter(images, self.draw)
             teacher = scores(self.teacher, shifted)[:, self.classes]
         self.mixed = mix(self.carried, self.statistics.batch(), CARRIED)
-        total = config.target_bn * norm_gap(self.mixed, self.statistics.running()) + config.target_onehot * F.cross_entropy(teacher, labels)
+        total = config.target_bn * norm_gap(
+            self.mixed, self.statistics.running()
+        ) + config.target_onehot * F.cross_entropy(teacher, labels)
         if adversarial:
             student = scores(self.student.eval(), shifted)[:, self.classes]
             total = total + config.target_adversarial * disagreement(student, teacher)
@@ -242,7 +297,10 @@ class Synthesis:
             with torch.no_grad():
                 teacher = scores(self.teacher, u)[:, self.classes] / config.target_temperature
             student = scores(self.student, u)[:, self.classes] / config.target_temperature
-            loss = F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean") * config.target_temperature**2
+            loss = (
+                F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+                * config.target_temperature**2
+            )
             self.teaching.zero_grad()
             loss.backward()
             self.teaching.step()

@@ -24,11 +24,17 @@ from lscl.machine import hardware
 from lscl.models.vit import FrozenViT
 
 STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16: its bits
-CHUNK = 16  # images per forward pass; always whole chunks from the start, so a value never depends on what was asked for
+CHUNK = (
+    16  # images per forward pass; always whole chunks from the start, so a value never depends on what was asked for
+)
 
 
 def prefix_cache(
-    foundation: FrozenViT, images: ImageSet, device: torch.device, progress: Callable[[int, int], None] | None = None, numbers: str = "fp32"
+    foundation: FrozenViT,
+    images: ImageSet,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+    numbers: str = "fp32",
 ) -> np.ndarray:
     """The tokens of all `images` in front of the adapted block: (n, N, d), memory-mapped, read-only; `tokens_at` reads them.
 
@@ -52,12 +58,16 @@ def prefix_cache(
             pixels = torch.from_numpy(np.array(images.images[start : start + CHUNK])).to(device)
             tokens = foundation.prefix(pixels).cpu()
             if not tokens.isfinite().all():
-                raise LsclError(f"the frozen ViT gives numbers that are not finite for some of the images {start + 1} to {start + len(pixels)}")
+                raise LsclError(
+                    f"the frozen ViT gives numbers that are not finite for some of the images {start + 1} to {start + len(pixels)}"
+                )
             out[start : start + CHUNK] = (tokens if numbers == "fp32" else tokens.bfloat16().view(torch.int16)).numpy()
             if progress is not None:
                 progress(min(start + CHUNK, len(images)), len(images))
         out.flush()
-        (new / "about.json").write_text(json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}), encoding="utf-8")
+        (new / "about.json").write_text(
+            json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}), encoding="utf-8"
+        )
     return _open(folder, stored, shape)
 
 
@@ -84,7 +94,9 @@ def hold(folder: Path) -> None:
         _held[path] = open(path, "ab")  # noqa: SIM115, held until the process ends
         fcntl.flock(_held[path], fcntl.LOCK_SH)
     except OSError as error:
-        raise LsclError(f"cannot write {path}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder") from error
+        raise LsclError(
+            f"cannot write {path}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder"
+        ) from error
 
 
 def release() -> None:
@@ -165,7 +177,16 @@ def _size(folder: Path) -> int:
 
 
 def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.device) -> str:
-    about = [foundation.digest, foundation.block, foundation.mean, foundation.std, images.digest, CHUNK, numbers, *rounding(device)]
+    about = [
+        foundation.digest,
+        foundation.block,
+        foundation.mean,
+        foundation.std,
+        images.digest,
+        CHUNK,
+        numbers,
+        *rounding(device),
+    ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
 
 
@@ -174,7 +195,12 @@ def rounding(device: torch.device) -> list[str | int | bool]:
     number of threads."""
     if device.type == "cuda":
         backends = torch.backends
-        return [torch.__version__, torch.cuda.get_device_name(device), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32]
+        return [
+            torch.__version__,
+            torch.cuda.get_device_name(device),
+            backends.cuda.matmul.allow_tf32,
+            backends.cudnn.allow_tf32,
+        ]
     return [torch.__version__, hardware()["cpu"], torch.get_num_threads()]
 
 

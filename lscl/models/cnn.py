@@ -14,7 +14,13 @@ from lscl.config import Experiment
 from lscl.errors import LsclError, first_line, unknown
 from lscl.seeding import seeded
 
-TORCHVISION = ("resnet18", "mobilenet_v3_large", "densenet121", "efficientnet_b3", "vgg16_bn")  # paper Fig. 4, clients 0 to 4
+TORCHVISION = (
+    "resnet18",
+    "mobilenet_v3_large",
+    "densenet121",
+    "efficientnet_b3",
+    "vgg16_bn",
+)  # paper Fig. 4, clients 0 to 4
 WIDTHS = {"tiny": (8, 16), "small": (32, 64, 128, 128)}
 # Five families in sizes for 32 pixels and two cores, for the profiles demo and mini: names of timm, and two that timm has only large.
 MINI_FIVE = ("resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg")
@@ -28,7 +34,11 @@ class SmallCNN(nn.Module):
         super().__init__()
         layers, last = [], 3
         for i, width in enumerate(widths):
-            layers += [nn.Conv2d(last, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(last, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
             last = width
         self.layers = nn.Sequential(*layers)
         self.features = last
@@ -62,7 +72,9 @@ def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> Feat
         LsclError: unknown name.
     """
     names = names_of(config)
-    return new_cnn(names[client % len(names)], config.side, config.features, config.feature_norm if norm is None else norm)
+    return new_cnn(
+        names[client % len(names)], config.side, config.features, config.feature_norm if norm is None else norm
+    )
 
 
 def names_of(config: Experiment) -> list[str]:
@@ -120,7 +132,11 @@ def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor
         width, cnn.classifier = cnn.classifier.in_features, nn.Identity()
         return FeatureExtractor(cnn, width, features, norm)
     if name == "mini_vgg":
-        cnn = nn.Sequential(make_layers([32, "M", 64, "M", 128, 128, "M", 128, 128], batch_norm=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        cnn = nn.Sequential(
+            make_layers([32, "M", 64, "M", 128, 128, "M", 128, 128], batch_norm=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         return FeatureExtractor(cnn, 128, features, norm)
     if name not in TORCHVISION and timm.is_model(name):
         cnn = timm.create_model(name, pretrained=False, num_classes=0)
@@ -129,7 +145,9 @@ def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor
     if name not in TORCHVISION:
         raise unknown("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
     cnn = torchvision.models.get_model(name, weights=None)
-    width = next(m for m in (cnn.fc if hasattr(cnn, "fc") else cnn.classifier).modules() if isinstance(m, nn.Linear)).in_features
+    width = next(
+        m for m in (cnn.fc if hasattr(cnn, "fc") else cnn.classifier).modules() if isinstance(m, nn.Linear)
+    ).in_features
     if name == "vgg16_bn":  # its first linear layer sees a 7 x 7 map; the features are the global mean
         cnn.avgpool, width = nn.AdaptiveAvgPool2d(1), 512
     if hasattr(cnn, "fc"):

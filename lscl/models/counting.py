@@ -109,7 +109,9 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
     """Count a network (on the meta device) on a batch of images; -> per image of that batch."""
     sizes, count = [], len(inputs[0])
     watch = lambda _module, _inputs, output: sizes.append(output.numel())
-    hooks = [part.register_forward_hook(watch) for part in model.modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
+    hooks = [
+        part.register_forward_hook(watch) for part in model.modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)
+    ]
     flops = _flops(model, *inputs)
     for hook in hooks:
         hook.remove()

@@ -28,7 +28,9 @@ from lscl.models.vit import enlarge
 from lscl.seeding import seeded, torch_generator
 
 TEACHER_SIZE = 128  # pixels a side
-CHUNK = 16  # images per forward pass of the frozen networks; the fastest on two cores, where larger ones leave the cache
+CHUNK = (
+    16  # images per forward pass of the frozen networks; the fastest on two cores, where larger ones leave the cache
+)
 LIMITS = {"epochs": (1, 10_000), "batch": (1, 65_536), "lr": (1e-9, 1.0), "seed": (0, 2**31 - 1), "threads": (1, 1024)}
 
 
@@ -77,7 +79,10 @@ def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.nda
             maps.flush(), features.flush()
             write_atomic(done_file, str(start + CHUNK).encode())
             rate = (start + CHUNK - done) / (time.time() - started)
-            print(f"frozen networks: {min(start + CHUNK, len(images))}/{len(images)} images, {rate:.0f} images/s", flush=True)
+            print(
+                f"frozen networks: {min(start + CHUNK, len(images))}/{len(images)} images, {rate:.0f} images/s",
+                flush=True,
+            )
     return maps, features
 
 
@@ -100,7 +105,9 @@ def _new(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
         (folder / "done.txt").unlink(missing_ok=True)
         return [allocated_memmap(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()]
     except OSError as error:
-        raise LsclError(f"cannot write {folder}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder") from error
+        raise LsclError(
+            f"cannot write {folder}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder"
+        ) from error
 
 
 class TokensFromMaps(nn.Module):
@@ -110,7 +117,9 @@ class TokensFromMaps(nn.Module):
         return maps
 
 
-def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: float = 1e-3, seed: int = 0, threads: int = 2) -> None:
+def pretrain(
+    data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: float = 1e-3, seed: int = 0, threads: int = 2
+) -> None:
     """Distil the mini ViT on the images of `data_dir` and write its weights to `out` (safetensors, float16).
 
     Loss: 1 - cos(W z_CLS, standardised teacher feature), AdamW, one-cycle learning rate. Saved after every epoch;
@@ -145,12 +154,16 @@ def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: f
     student = nn.ModuleDict({"vit": vit, "to_teacher": to_teacher}).train()
     decayed = [p for p in student.parameters() if p.ndim > 1]
     others = [p for p in student.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=lr)
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=lr
+    )
     steps = len(data) // batch
     total, warm = epochs * steps, steps // 2
 
     def schedule(step: int) -> float:  # linear warm-up, then half a cosine
-        return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm))) + 1e-3
+        return (
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm))) + 1e-3
+        )
 
     state = work / f"state-{epochs}-{batch}-{lr}-{seed}.pt"
     first, loss_found = 0, math.nan
@@ -181,9 +194,20 @@ def pretrain(data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: f
                 raise LsclError(f"lr = {lr}: the loss is not finite in step {step + 1} of epoch {epoch + 1}; lower lr")
             if step % 100 == 99:
                 rate = (step + 1) * batch / (time.time() - started)
-                print(f"epoch {epoch + 1}/{epochs} step {step + 1}/{steps} loss {np.mean(losses[-100:]):.4f} {rate:.0f} images/s", flush=True)
+                print(
+                    f"epoch {epoch + 1}/{epochs} step {step + 1}/{steps} loss {np.mean(losses[-100:]):.4f} {rate:.0f} images/s",
+                    flush=True,
+                )
         loss_found, saved = float(np.mean(losses)), io.BytesIO()
-        torch.save({"student": student.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1, "loss": loss_found}, saved)
+        torch.save(
+            {
+                "student": student.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "epoch": epoch + 1,
+                "loss": loss_found,
+            },
+            saved,
+        )
         write_atomic(state, saved.getvalue())
     vit.patch_embed.backbone = stem
     about = {"images": len(data), "data_digest": data.digest, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
@@ -195,4 +219,6 @@ def write_weights(path: Path, state: dict[str, Tensor], about: dict[str, object]
     """Write tensors in half precision, and beside them a .json file with their SHA-256 and how they were made."""
     data = save({name: value.half().contiguous() for name, value in state.items()})
     write_atomic(path, data)
-    write_atomic(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest(), **about}, indent=1).encode())
+    write_atomic(
+        path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest(), **about}, indent=1).encode()
+    )

@@ -48,7 +48,9 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
     for _ in range(SETS):
         chosen = torch.from_numpy(np.sort(draws.permutation(len(data.classes))[:8]))
         inside = torch.isin(ty, chosen)
-        eight.append(_accuracy(tuple(part[chosen] for part in weights), tx[inside], torch.searchsorted(chosen, ty[inside])))
+        eight.append(
+            _accuracy(tuple(part[chosen] for part in weights), tx[inside], torch.searchsorted(chosen, ty[inside]))
+        )
     result = {
         "foundation": config.foundation,
         "weights_digest": model.digest,

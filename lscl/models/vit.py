@@ -108,7 +108,10 @@ class FrozenViT(nn.Module):
             return
         compiled, weight = torch.compile(block_forward, backend=backend), self.vit.blocks[self.block].attn.qkv.weight
         with seeded(0, "compile"):
-            z, A, B = (torch.randn(shape, device=weight.device) for shape in ((2, 5, self.width), (2, 1, self.width), (2, len(weight), 1)))
+            z, A, B = (
+                torch.randn(shape, device=weight.device)
+                for shape in ((2, 5, self.width), (2, 1, self.width), (2, len(weight), 1))
+            )
         found = {}
         for name, forward in (("plain", block_forward), ("compiled", compiled)):
             leaves = [one.clone().requires_grad_() for one in (z, A, B)]
@@ -116,10 +119,14 @@ class FrozenViT(nn.Module):
                 out = forward(self.vit.blocks[self.block], leaves[0], Adapter(qkv=LowRank(*leaves[1:], scale=0.1)), 1)
                 found[name] = [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
             except Exception as error:  # a missing compiler shows itself in many types
-                raise LsclError(f"compile = True: torch.compile does not work here, it needs a C++ compiler: {first_line(error)}") from error
+                raise LsclError(
+                    f"compile = True: torch.compile does not work here, it needs a C++ compiler: {first_line(error)}"
+                ) from error
         gap = max(float((a - b).norm() / a.norm()) for a, b in zip(found["plain"], found["compiled"], strict=True))
         if gap > TOLERANCE:
-            raise LsclError(f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, allowed is {TOLERANCE:.0e}")
+            raise LsclError(
+                f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, allowed is {TOLERANCE:.0e}"
+            )
         self.block_forward = compiled
 
     @property
@@ -188,7 +195,9 @@ class FrozenViT(nn.Module):
         needed = self.read if keep == 1 else keep
         adapters = {self.block: Adapter(qkv=update)} if isinstance(update, LowRank) else update or {}
         if any(not self.block <= index < self.depth for index in adapters):
-            raise LsclError(f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}")
+            raise LsclError(
+                f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}"
+            )
         for index in range(self.block, self.depth):
             kept = needed if index == self.depth - 1 else None
             z = self.block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
@@ -297,7 +306,9 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
     """
     drawn = name.startswith(RANDOM)
     if weights is not None and drawn:
-        raise LsclError(f"foundation = {name!r}: has drawn weights, so weights = {str(weights)!r} cannot be used with it")
+        raise LsclError(
+            f"foundation = {name!r}: has drawn weights, so weights = {str(weights)!r} cannot be used with it"
+        )
     if name == "mini" and weights is None:
         vit = _mini()
     elif weights is None and not drawn and name not in OURS:
@@ -327,7 +338,9 @@ def architecture(name: str) -> VisionTransformer:
         return mini_vit()
     if name == "tiny":
         with seeded(0, "tiny-vit"):
-            return VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2)
+            return VisionTransformer(
+                img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2
+            )
     if not timm.is_model(name.removeprefix(RANDOM)):
         raise unknown("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
     return _timm(name, pretrained=False)
@@ -349,7 +362,9 @@ def check_frozen_vit(frozen: FrozenViT, name: str) -> None:
             theirs = frozen.vit.forward_head(frozen.vit.forward_features(frozen.preprocess(image)), pre_logits=True)
             ours = frozen.suffix(frozen.prefix(image))
     except Exception as error:  # networks of another library fail in many ways
-        raise LsclError(f"foundation = {name}: cannot look at an image of {size} pixels: {first_line(error)}") from error
+        raise LsclError(
+            f"foundation = {name}: cannot look at an image of {size} pixels: {first_line(error)}"
+        ) from error
     if not theirs.isfinite().all():
         raise LsclError(f"foundation = {name}: its feature of an image is not finite")
     if ours.shape != (1, frozen.width) or (ours - theirs).norm() > TOLERANCE * theirs.norm():
@@ -373,7 +388,9 @@ def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
         LsclError: as `foundation`; or the config speaks of a local checkpoint and does not say where it is.
     """
     if config.weights_sha256 is not None and config.weights is None:
-        raise LsclError(f"weights_sha256 = {config.weights_sha256}: this run uses a local checkpoint; say by weights where the file is")
+        raise LsclError(
+            f"weights_sha256 = {config.weights_sha256}: this run uses a local checkpoint; say by weights where the file is"
+        )
     return foundation(config.foundation, block, config.normalize, config.weights)
 
 
@@ -383,7 +400,9 @@ def _timm(name: str, pretrained: bool) -> VisionTransformer:
             vit = timm.create_model(name.removeprefix(RANDOM), pretrained=pretrained, num_classes=0)
     except Exception as error:  # hub errors come in many types
         if pretrained:
-            raise LsclError(f"cannot get the weights of {name}: {first_line(error)}; give a local file by weights") from error
+            raise LsclError(
+                f"cannot get the weights of {name}: {first_line(error)}; give a local file by weights"
+            ) from error
         raise LsclError(f"foundation = {name!r}: timm cannot make it: {first_line(error)}") from error
     if reason := unfit(vit):
         raise LsclError(f"foundation = {name!r}: cannot be the frozen ViT: {reason}")
@@ -398,7 +417,9 @@ def load_checkpoint(vit: VisionTransformer, path: Path, name: str) -> None:
     """
     readers = {".safetensors": _from_safetensors, ".npz": _from_npz}
     if path.suffix not in readers:
-        raise LsclError(f"weights = {str(path)!r}: allowed are .safetensors files and .npz files of the original release")
+        raise LsclError(
+            f"weights = {str(path)!r}: allowed are .safetensors files and .npz files of the original release"
+        )
     try:
         difference = readers[path.suffix](vit, path)
     except Exception as error:  # readers and converters fail in many ways
@@ -413,7 +434,9 @@ LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "head/", "pre_logits/")  # cla
 def _from_safetensors(vit: VisionTransformer, path: Path) -> str | None:
     """Fill `vit`; -> why the file is of another network, None if it is not."""
     own = vit.state_dict()
-    given = {key: value for key, value in checkpoint_filter_fn(load_file(path), vit).items() if not key.startswith(LEFT_OUT)}
+    given = {
+        key: value for key, value in checkpoint_filter_fn(load_file(path), vit).items() if not key.startswith(LEFT_OUT)
+    }
     for key, value in own.items():
         if key not in given:
             return f"{key} is missing"
@@ -430,7 +453,9 @@ def _from_safetensors(vit: VisionTransformer, path: Path) -> str | None:
 def _from_npz(vit: VisionTransformer, path: Path) -> str | None:
     """Fill `vit`; -> why the file is of another network, None if it is not. Only headers are read until that is known."""
     arrays = dict(_headers(path))
-    root = next((root for root in ("opt/target/", "params/", "params/img/", "") if f"{root}embedding/kernel" in arrays), None)
+    root = next(
+        (root for root in ("opt/target/", "params/", "params/img/", "") if f"{root}embedding/kernel" in arrays), None
+    )
     if root is None:
         return "it has no embedding/kernel, so it is not of the original release"
     arrays = {name.removeprefix(root): about for name, about in arrays.items() if name.startswith(root)}
@@ -478,7 +503,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
-            raise LsclError(f"damaged weight file {path}: its SHA-256 is not the one in {path.with_suffix('.json').name}; install it again")
+            raise LsclError(
+                f"damaged weight file {path}: its SHA-256 is not the one in {path.with_suffix('.json').name}; install it again"
+            )
         return load(data)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise LsclError(f"cannot read the weights {path}: {error}; install the package again or run lscl pretrain") from error
+        raise LsclError(
+            f"cannot read the weights {path}: {error}; install the package again or run lscl pretrain"
+        ) from error

@@ -12,7 +12,10 @@ PAGES = {
     "data": ("Data", "Images and their partition over clients and tasks."),
     "models": ("Models", "The frozen ViT, the small CNNs, the generator."),
     "federation": ("Federation", "The loop, the clients, what may cross the border between them and the server."),
-    "methods": ("Methods", "The hooks of a system, and the parts that several share. Each system has {doc}`a page of its own </book/systems>`."),
+    "methods": (
+        "Methods",
+        "The hooks of a system, and the parts that several share. Each system has {doc}`a page of its own </book/systems>`.",
+    ),
     "experiments": ("Experiments", "One run from a config to a record, sets of runs, what they will need."),
     "results": ("Results", "Statistics, tables and figures made of records."),
     "publish": ("Publishing", "Pages, sentences and notebooks of the book; nothing else imports these modules."),
@@ -38,5 +41,7 @@ def _text(name: str, found: list[str]) -> str:
     title, about = PAGES[name]
     parts = [f"% Made by `lscl pages` from the modules of the package.\n\n# {title}\n\n{about}"]
     for module in found:
-        parts.append(f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :exclude-members: set, model_config\n```")
+        parts.append(
+            f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :exclude-members: set, model_config\n```"
+        )
     return "\n\n".join(parts)

@@ -30,13 +30,18 @@ def benchmark_table() -> pd.DataFrame:
     for path in sorted((paths.results() / "benchmarks").glob("*.json")):
         found = files.from_json(path, file_shapes.Benchmark)
         try:
-            rows[found["name"]] = _benchmark(found) | {"machine": found["machine"]["cpu"], "commit": short_commit(found["commit"], "–")}
+            rows[found["name"]] = _benchmark(found) | {
+                "machine": found["machine"]["cpu"],
+                "commit": short_commit(found["commit"], "–"),
+            }
             parts = {"": found}
             for row in found.get("rows", []):
                 parts[", ".join(str(row[key]) for key in ("size", "method", "phase", "case") if key in row)] = row
             for name, part in parts.items():
                 inner = {
-                    f"{name} {key.replace('_', ' ')}".strip(): value for key, value in part.items() if isinstance(value, dict) and "ratio" in value
+                    f"{name} {key.replace('_', ' ')}".strip(): value
+                    for key, value in part.items()
+                    if isinstance(value, dict) and "ratio" in value
                 }
                 for label_of, value in ({name: part} | inner).items():
                     if label_of and "ratio" in value:
@@ -51,7 +56,11 @@ def _benchmark(found: dict[str, Any]) -> dict[str, str]:
     if goal is None:
         return {"measured": f"{ratio:g}", "goal": "–", "met": "–"}
     met = ratio <= goal if lower else ratio >= goal
-    return {"measured": f"{ratio:g}", "goal": f"{'at most' if lower else 'at least'} {goal:g}", "met": "yes" if met else "no"}
+    return {
+        "measured": f"{ratio:g}",
+        "goal": f"{'at most' if lower else 'at least'} {goal:g}",
+        "met": "yes" if met else "no",
+    }
 
 
 # ---- federations over Flower (results/federation/, made by benchmarks/federation.py)
@@ -92,7 +101,10 @@ def wire_table() -> pd.DataFrame:
     for row in federation_rows("parity"):
         if row.get("wire_up") is None:
             continue
-        messages, shown = row["clients"] * sum(row["exchanges"]), {"system": label_of(row["method"]), "profile": row["profile"]}
+        messages, shown = (
+            row["clients"] * sum(row["exchanges"]),
+            {"system": label_of(row["method"]), "profile": row["profile"]},
+        )
         for side in ("up", "down"):
             payload, sent = sum(row[f"payload_{side}"]), sum(row[f"wire_{side}"])
             shown |= {f"payload MB {side}": f"{payload / 1e6:.2f}", f"wire MB {side}": f"{sent / 1e6:.2f}"}
@@ -109,17 +121,27 @@ def faults_table() -> pd.DataFrame:
             points = row["points"]
             missed, back = sum(point["rounds_missed"] for point in points), sum(point["came_back"] for point in points)
             busy = sum(point["while_it_computed"] for point in points)
-            outcome = (
-                f"{row['rounds_finished']} of {row['rounds']} rounds finished; {missed} answers missing in all; back in a later round {back} times"
+            outcome = f"{row['rounds_finished']} of {row['rounds']} rounds finished; {missed} answers missing in all; back in a later round {back} times"
+            rows.append(
+                {
+                    "fault": f"SIGKILL to a client, {busy} times while it computed",
+                    "times": len(points),
+                    "outcome": outcome,
+                }
             )
-            rows.append({"fault": f"SIGKILL to a client, {busy} times while it computed", "times": len(points), "outcome": outcome})
         elif row["fault"] == "server killed":
             outcome = f"{row['finished_rounds']} of {row['of']} rounds were finished; went on after round {row['resumed_after']}; {row['then']}"
             rows.append({"fault": f"SIGKILL to the server {row['killed']}", "times": 1, "outcome": outcome})
         else:
             went = f"{row['rounds_finished']} of {row['rounds']} rounds finished; left out:"
-            rows += [{"fault": f"payload: {one['kind']}", "times": 1, "outcome": f"{went} {one['server_says']}"} for one in row["bad_payloads"]]
-            rows += [{"fault": f"node: {one['node']}", "times": 1, "outcome": f"not let in: {one['says']}"} for one in row["strangers"]]
+            rows += [
+                {"fault": f"payload: {one['kind']}", "times": 1, "outcome": f"{went} {one['server_says']}"}
+                for one in row["bad_payloads"]
+            ]
+            rows += [
+                {"fault": f"node: {one['node']}", "times": 1, "outcome": f"not let in: {one['says']}"}
+                for one in row["strangers"]
+            ]
     return pd.DataFrame(rows)
 
 
@@ -144,7 +166,9 @@ def federation_note(part: str) -> str:
     """Machines, commits and version of Flower behind the rows of a part, in small print."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in federation_rows(part):
-        groups.setdefault(f"{row['machine']['cpu']}, {row['machine']['cores']} cores, flwr {row['flwr']}", []).append(row)
+        groups.setdefault(f"{row['machine']['cpu']}, {row['machine']['cores']} cores, flwr {row['flwr']}", []).append(
+            row
+        )
     notes = []
     for machine, rows in sorted(groups.items()):
         loads = sorted({round(row["machine"]["load"]) for row in rows})
@@ -156,7 +180,11 @@ def federation_note(part: str) -> str:
 # A table of the page about federations: how it is made, from which part of the recorded measurements, and what it shows.
 FEDERATION: dict[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
     "parity": (parity_table, "parity", "What a federation was compared in with the same run in one process"),
-    "wire": (wire_table, "parity", "Bytes on the wire and in payloads; overhead: kB beyond the payload, for each client and exchange"),
+    "wire": (
+        wire_table,
+        "parity",
+        "Bytes on the wire and in payloads; overhead: kB beyond the payload, for each client and exchange",
+    ),
     "faults": (faults_table, "faults", "Faults that were tried and what came of them"),
     "scale": (scale_table, "scale", "Simulated clients: seconds, and memory of all processes together"),
 }

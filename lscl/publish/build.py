@@ -25,7 +25,10 @@ from lscl.models.cache import limit_bytes
 from lscl.publish import freshness, pages, readme, watched_kernel
 
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
-UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
+UTF8 = {
+    "PYTHONUTF8": "1",
+    "LC_ALL": "C",
+}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
 
 
 def own_kernel(declared: dict) -> type[AsyncKernelManager]:
@@ -79,7 +82,9 @@ def reproduce(
         done.append(run(config))
     runs_seconds, seconds = time.perf_counter() - started, {}
     pages.write_pages()
-    places = {name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))}
+    places = {
+        name: str(place.resolve()) if place else None for name, place in (("data_dir", data_dir), ("weights", weights))
+    }
     for notebook in notebooks:
         target = paths.results() / "executed" / profile / notebook.name
         if not force and _is_fresh(notebook, target, profile, places):
@@ -130,7 +135,9 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
-    except RuntimeError as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
+    except (
+        RuntimeError
+    ) as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
         raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
     write_atomic(_digest_file(target), json.dumps(freshness.digest(source, profile, places)).encode())
 

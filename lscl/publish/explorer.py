@@ -15,7 +15,16 @@ from lscl.results.markdown import NO_RECORDS
 from lscl.results.published import published_table1
 from lscl.results.statistics import estimate
 
-PLOTLY_SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x", "*": "star"}
+PLOTLY_SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "D": "diamond",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+}
 STROKES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}  # plotly's names; others are lengths
 PAGE = """<div class="explore">
 <noscript>The figure needs JavaScript; the same numbers stand in the tables of the results page.</noscript>
@@ -34,7 +43,9 @@ def explorer_page(records: Iterable[Record]) -> str:
     if not found:
         return f"<p>{NO_RECORDS}</p>"
     # No sign of HTML and no name in double braces is left in it; as JSON it reads the same.
-    return PAGE.format(alt=ALT, data=json.dumps(found, separators=(",", ":")).replace("<", "\\u003c").replace("{{", "{\\u007b"))
+    return PAGE.format(
+        alt=ALT, data=json.dumps(found, separators=(",", ":")).replace("<", "\\u003c").replace("{{", "{\\u007b")
+    )
 
 
 def data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
@@ -44,7 +55,8 @@ def data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
     """
     scores, costs = frame(records := list(records)), costs_frame(records)
     return {
-        DATASET_LABELS[name]: _systems(*(table[table["dataset"] == name] for table in (scores, costs))) for name in sorted(scores["dataset"].unique())
+        DATASET_LABELS[name]: _systems(*(table[table["dataset"] == name] for table in (scores, costs)))
+        for name in sorted(scores["dataset"].unique())
     }
 
 

@@ -33,7 +33,10 @@ SETUP = "setup"  # tag of the cell that fetches the package where it is missing,
 
 def declared(notebook: nbformat.NotebookNode, profile: str) -> dict[str, list[str]]:
     """What a notebook declares: {"reads": [...], "makes": [...]}, with the profiles filled in."""
-    about, values = notebook.metadata.get(KEY, {}), {"{profile}": profile, "{shown}": profile_shown(profile, compute=False)}
+    about, values = (
+        notebook.metadata.get(KEY, {}),
+        {"{profile}": profile, "{shown}": profile_shown(profile, compute=False)},
+    )
     return {kind: [_filled(entry, values) for entry in about.get(kind, [])] for kind in ("reads", "makes")}
 
 
@@ -61,13 +64,20 @@ def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str 
     Raises:
         LsclError: a declared set of runs that does not exist, or a file that cannot be read.
     """
-    inputs = {kind: {entry: _of_files(_files(entry)) for entry in entries} for kind, entries in declared(notebook, profile).items()}
+    inputs = {
+        kind: {entry: _of_files(_files(entry)) for entry in entries}
+        for kind, entries in declared(notebook, profile).items()
+    }
     is_code = lambda cell: cell.cell_type == "code" and SETUP not in cell.metadata.get("tags", [])
     cells: dict[bool, list] = {True: [], False: []}
     for cell in notebook.cells:
         cells[is_code(cell)].append((cell.cell_type, cell.source))
     parts = {"cells": cells[True], "text": cells[False], "parameters": [profile, places]}
-    return {**inputs, **{name: _short(json.dumps(part).encode()) for name, part in parts.items()}, "code": records.code_digest(NOT_EXECUTED)}
+    return {
+        **inputs,
+        **{name: _short(json.dumps(part).encode()) for name, part in parts.items()},
+        "code": records.code_digest(NOT_EXECUTED),
+    }
 
 
 def _short(data: bytes) -> str:
@@ -86,7 +96,9 @@ def _files(entry: str) -> list[Path]:
     if name not in sweeps.named_sets():
         raise unknown("set of runs", name, sweeps.named_sets())
     found = sorted(records.folder(profile).glob("*.json"))
-    return [path for path in found if name in _sets_of(path, path.stat().st_mtime_ns, path.stat().st_size, METHODS.version)]
+    return [
+        path for path in found if name in _sets_of(path, path.stat().st_mtime_ns, path.stat().st_size, METHODS.version)
+    ]
 
 
 @lru_cache(maxsize=10_000)
@@ -113,5 +125,7 @@ def stale_notebooks() -> list[str]:
         old = [entry for entry, value in today["reads"].items() if stored.get("reads", {}).get(entry) != value]
         old += ["its code"] if stored.get("cells") != today["cells"] else []
         if old:
-            found.append(f"notebooks/{path.name}: its outputs are older than {', '.join(old)}: `lscl reproduce {STORED} --store` makes them")
+            found.append(
+                f"notebooks/{path.name}: its outputs are older than {', '.join(old)}: `lscl reproduce {STORED} --store` makes them"
+            )
     return found

@@ -21,7 +21,9 @@ cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code 
 
 def expected() -> list[dict[str, Any]]:
     """What whole profiles took and gave (`readme.expect`), by profile."""
-    return [files.from_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))]
+    return [
+        files.from_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))
+    ]
 
 
 def notebook_time(notebook: str, runs: bool = False) -> str | None:
@@ -40,24 +42,46 @@ def duration(seconds: float) -> str:
 
 def notebooks() -> pd.DataFrame:
     """One row per notebook: the time it took in `make demo`."""
-    rows = [(name, duration(seconds)) for one in expected() if one["profile"] == "demo" for name, seconds in one["notebooks"].items()]
+    rows = [
+        (name, duration(seconds))
+        for one in expected()
+        if one["profile"] == "demo"
+        for name, seconds in one["notebooks"].items()
+    ]
     return pd.DataFrame([{"notebook": f"{{doc}}`/notebooks/{name}`", "time": taken} for name, taken in rows])
 
 
 def measured_times(records: Iterable[Record]) -> pd.DataFrame:
     """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
-    rows = [{**_row(one["hardware"]), "command": code_text(one["command"]), **_found(one["minutes"], one["task"], one["seen"])} for one in expected()]
+    rows = [
+        {
+            **_row(one["hardware"]),
+            "command": code_text(one["command"]),
+            **_found(one["minutes"], one["task"], one["seen"]),
+        }
+        for one in expected()
+    ]
     for record in select(records, seed=sweeps.SEEDS[0]):
         options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
-        command = code_text(f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}")
+        command = code_text(
+            f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}"
+        )
         accuracies = (final_accuracy(record, mask) for mask in SCORES)
-        rows.append({**_row(record["hardware"], record["config"]["threads"]), "command": command, **_found(wall_minutes(record), *accuracies)})
+        rows.append(
+            {
+                **_row(record["hardware"], record["config"]["threads"]),
+                "command": command,
+                **_found(wall_minutes(record), *accuracies),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:
     used = f", {threads} thread{'s' * (threads > 1)} used" if threads else ""
-    return {"machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {hardware['gpu'] or 'no GPU'}{used}"}
+    return {
+        "machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {hardware['gpu'] or 'no GPU'}{used}"
+    }
 
 
 def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
@@ -70,7 +94,10 @@ def planned() -> pd.DataFrame:
     for name, machine in cost_model.CARDS.items():
         rows[f"`{name}`"] = {"GPU memory GB": f"{machine.memory / 2**30:.0f}"}
         for dataset, seeds in sweeps.PLANS["paper"].items():
-            every = [cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.main_table()]
+            every = [
+                cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+                for method, extra in sweeps.main_table()
+            ]
             ours = next(one for one in every if one.config.method == METHODS.of_role("own"))
             title = DATASET_LABELS[dataset]
             rows[f"`{name}`"] |= {

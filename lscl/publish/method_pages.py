@@ -43,7 +43,9 @@ def page(method: str, records: list[Record]) -> str:
         f"## What is trained and what travels\n\n{cited(travels)}",
         costs(method, records),
         f"## {heading}\n\n{cited(differences)}" if differences else "",
-        "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`." if kind.role == "own" else "",
+        "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`."
+        if kind.role == "own"
+        else "",
         f"## Parameters\n\n{_parameters(method)}",
         f"## Results\n\n{results_of(method, records)}",
         f"## Tuning\n\n{tuning(method)}",
@@ -116,9 +118,14 @@ def names_of_parameters(method: str) -> list[str]:
     kind = METHODS[method]
     modules = {sys.modules[base.__module__] for base in kind.__mro__ if hasattr(base, "phases")}
     homes = {getattr(value, "__module__", None) for module in modules for value in vars(module).values()}
-    modules |= {sys.modules[name] for name in homes if name and name.startswith(("lscl.methods.parts", "lscl.models.cnn"))}
+    modules |= {
+        sys.modules[name] for name in homes if name and name.startswith(("lscl.methods.parts", "lscl.models.cnn"))
+    }
     read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", _source(module))} & METHODS.core
-    given = [*(set(point) for point in points_of(method)[:1]), *(kind.sizes.get(name, {}) | chosen(kind, name) for name in ("mini", "paper"))]
+    given = [
+        *(set(point) for point in points_of(method)[:1]),
+        *(kind.sizes.get(name, {}) | chosen(kind, name) for name in ("mini", "paper")),
+    ]
     return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
 
 
@@ -137,9 +144,13 @@ def points_of(method: str) -> list[dict[str, Any]]:
 
 def parameter_table(method: str) -> pd.DataFrame:
     """Those parameters with their values in `mini` and `paper` on CIFAR-100, and what they mean."""
-    made = {profile: experiment(profile=profile, dataset="cifar100", method=method).model_dump(mode="json") for profile in ("mini", "paper")}
+    made = {
+        profile: experiment(profile=profile, dataset="cifar100", method=method).model_dump(mode="json")
+        for profile in ("mini", "paper")
+    }
     rows = {
-        f"`{name}`": {profile: show(values[name]) for profile, values in made.items()} | {"meaning": fields()[name].description}
+        f"`{name}`": {profile: show(values[name]) for profile, values in made.items()}
+        | {"meaning": fields()[name].description}
         for name in names_of_parameters(method)
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
@@ -158,9 +169,7 @@ def costs(method: str, records: list[Record]) -> str:
         tables.append(table)
     if own.empty:
         return ""
-    caption = (
-        f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, parameters that a client trains, time and memory of a run"
-    )
+    caption = f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, parameters that a client trains, time and memory of a run"
     return captioned(pd.concat(tables), caption, f"tab-{method}-costs", runs)
 
 
@@ -176,14 +185,14 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
     about, name = f"{label_of(method)} on {DATASET_LABELS[dataset]}", f"tab-{method}-{dataset}"
     if ours.empty:
         return f"{title}\n\n{_not_measured(method, dataset, about, name)}"
-    caption = (
-        f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; the gap is ours minus published"
-    )
+    caption = f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; the gap is ours minus published"
     parts = [title, captioned(both_scores(ours), caption, name, select(runs, method=method))]
     if method != floor and floor in scores["method"].unique():
         by_seed = final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
         table = compare_with(by_seed[[label_of(floor), *ours["label"].unique()]], label_of(floor))
-        caption = f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
+        caption = (
+            f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
+        )
         parts.append(captioned(table, caption, f"{name}-control", runs))
     return "\n\n".join(parts)
 
@@ -204,7 +213,11 @@ def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
 def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
     """What makes the records, and what is published meanwhile."""
     command = f"`lscl sweep table1 --methods {method} --dataset {dataset} --profile mini`"
-    state = f"Not yet measured: {command} makes the records." if dataset in sweeps.PLANS["mini"] else "Measured in the profile `paper` only."
+    state = (
+        f"Not yet measured: {command} makes the records."
+        if dataset in sweeps.PLANS["mini"]
+        else "Measured in the profile `paper` only."
+    )
     theirs = published_rows(dataset, [method]).drop(columns=AT_THE_END, errors="ignore")
     if theirs.empty:
         return f"{state} Nothing is published."
@@ -219,7 +232,9 @@ def tuning(method: str) -> str:
     found, parts = tuning_frame(), []
     for (profile, dataset), own in found[found["method"] == method].groupby(["profile", "dataset"]):
         caption = f"{label_of(method)}: the grid on {plain(profile)}, {DATASET_LABELS.get(dataset, plain(dataset))}, accuracy in %"
-        parts.append(f"{_choice(method, own)}\n\n{numbered(grid_table(own), caption, f'tab-{method}-tuning-{len(parts)}', index=False)}")
+        parts.append(
+            f"{_choice(method, own)}\n\n{numbered(grid_table(own), caption, f'tab-{method}-tuning-{len(parts)}', index=False)}"
+        )
     total = len(points_of(method))
     if not total:
         return "It has no grid: its values are those of the profile."
@@ -230,7 +245,14 @@ def tuning(method: str) -> str:
 def grid_table(points: pd.DataFrame) -> pd.DataFrame:
     """Points of a tuning grid (`measurements.tuning_frame`) as text."""
     scores = {f"{MASK_LABELS[mask]} %": points[mask].map("{:.1f}".format) for mask in ("seen", "task")}
-    return pd.DataFrame({"values": points["point"], **scores, "chosen": points["chosen"].map({True: "✓", False: ""}), "seed": points["seed"]})
+    return pd.DataFrame(
+        {
+            "values": points["point"],
+            **scores,
+            "chosen": points["chosen"].map({True: "✓", False: ""}),
+            "seed": points["seed"],
+        }
+    )
 
 
 def _choice(method: str, tried: pd.DataFrame) -> str:
@@ -274,7 +296,10 @@ def overview(records: list[Record]) -> str:
     by_seed = scores.pivot_table("accuracy", ["method", "seed"], "mask", sort=False).reindex(columns=list(SCORES))
     found = estimates(by_seed, "method").rename(columns=SCORE_HEADS)
     found.insert(0, "MB up", costs.groupby("method")["mb_up"].mean().map("{:.2f}".format))
-    rows = {method: {"system": f"{{ref}}`{label_of(method)} <{anchor(method)}>`", "idea": _idea(method)} for method in methods_in_order()}
+    rows = {
+        method: {"system": f"{{ref}}`{label_of(method)} <{anchor(method)}>`", "idea": _idea(method)}
+        for method in methods_in_order()
+    }
     table = pd.DataFrame.from_dict(rows, orient="index").join(found).set_index("system")
     caption = "The systems on CIFAR-100, profile `mini`: MB up per client and round; final accuracy, mean ± half of the 95 % interval over n seeds"
     table["n"] = table["n"].astype(object).fillna("0")

@@ -24,13 +24,20 @@ FILE = "numbers.json"
 
 def numbers(records: list[Record]) -> dict[str, str]:
     """Every number by its name; `records` are those of the main table. What nobody has measured yet says so."""
-    ours = {dataset: select(records, method=METHODS.of_role("own"), overrides={}, dataset=dataset) for dataset in sweeps.PLANS["mini"]}
+    ours = {
+        dataset: select(records, method=METHODS.of_role("own"), overrides={}, dataset=dataset)
+        for dataset in sweeps.PLANS["mini"]
+    }
     found: dict[str, Callable[[], str]] = {
         "demo_minutes": lambda: f"{_expected('demo')['minutes']:g}",
         "demo_cores": lambda: str(_expected("demo")["hardware"]["cores"]),
         "demo_task": lambda: f"{_expected('demo')['task']:.1f} %",
         "demo_seen": lambda: f"{_expected('demo')['seen']:.1f} %",
-        **{f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask) for dataset, group in ours.items() for mask in SCORES},
+        **{
+            f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask)
+            for dataset, group in ours.items()
+            for mask in SCORES
+        },
         "published_cifar100": lambda: _published("cifar100"),
         "main_runs": lambda: str(len(records)),
         "main_hours": lambda: f"{sum(map(wall_minutes, records)) / 60:.1f}",
@@ -41,7 +48,9 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "weights_images": lambda: f"{files.from_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
         "colab_hours": lambda: f"{sum(cost(one).hours(cost_model.card('t4')) for one in sweeps.plan('colab')):.1f}",
-        "paper_hours": lambda: f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.card('t4')):.0f}",
+        "paper_hours": lambda: (
+            f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.card('t4')):.0f}"
+        ),
     }
     return {name: _value(of) for name, of in found.items()}
 

@@ -10,7 +10,18 @@ from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, all_records, select
-from lscl.publish import api_pages, benchmark_pages, explorer, hardware, method_pages, numbers, readme, reference, status, verified
+from lscl.publish import (
+    api_pages,
+    benchmark_pages,
+    explorer,
+    hardware,
+    method_pages,
+    numbers,
+    readme,
+    reference,
+    status,
+    verified,
+)
 from lscl.results.frames import costs_frame, final, frame, main_records
 from lscl.results.labels import DATASET_LABELS, methods_in_order
 from lscl.results.markdown import NO_RECORDS, captioned, numbered, source_note
@@ -24,9 +35,14 @@ def pieces() -> dict[str, str]:
     records = main_records(everything)
     tables = {
         "config.md": numbered(
-            reference.config_table(), "Every parameter, its value in each profile, and what it means", "tab-config", markdown=("name", "meaning")
+            reference.config_table(),
+            "Every parameter, its value in each profile, and what it means",
+            "tab-config",
+            markdown=("name", "meaning"),
         ),
-        "method_values.md": numbered(reference.method_values(), "Values of single systems", "tab-method-values", index=False),
+        "method_values.md": numbered(
+            reference.method_values(), "Values of single systems", "tab-method-values", index=False
+        ),
         "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
         "headline.md": headline(records),
@@ -36,7 +52,10 @@ def pieces() -> dict[str, str]:
         "times.md": times(records),
         "notebooks.md": notebook_times(),
         "cards.md": numbered(
-            hardware.planned(), "Expected by the cost model, profile `paper`; nobody has measured it", "tab-cards", markdown=["card"]
+            hardware.planned(),
+            "Expected by the cost model, profile `paper`; nobody has measured it",
+            "tab-cards",
+            markdown=["card"],
         ),
         "verified.md": verified.outcome("mini"),
         "status.md": status_tables(everything),
@@ -48,7 +67,12 @@ def pieces() -> dict[str, str]:
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
-    return made | ({"README.md": readme.readme_text(files.read_text(page))} if page.exists() else {}) | notebook_heads() | contents()
+    return (
+        made
+        | ({"README.md": readme.readme_text(files.read_text(page))} if page.exists() else {})
+        | notebook_heads()
+        | contents()
+    )
 
 
 def contents() -> dict[str, str]:
@@ -57,7 +81,11 @@ def contents() -> dict[str, str]:
     if not path.exists():
         return {}
     listed = "".join(f"          - file: book/methods/{method}\n" for method in methods_in_order())
-    return {"book/_toc.yml": re.sub(r"(?:^ +- file: book/methods/\w+\n)+", listed, files.read_text(path), count=1, flags=re.MULTILINE)}
+    return {
+        "book/_toc.yml": re.sub(
+            r"(?:^ +- file: book/methods/\w+\n)+", listed, files.read_text(path), count=1, flags=re.MULTILINE
+        )
+    }
 
 
 def notebook_heads() -> dict[str, str]:
@@ -69,7 +97,10 @@ def notebook_heads() -> dict[str, str]:
     if not found:
         return {}
     address = _address(paths.root() / "_config.yml")
-    cell, time = re.compile(r'(REPOSITORY = \\")[^"\\]*'), re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")  # as JSON has it
+    cell, time = (
+        re.compile(r'(REPOSITORY = \\")[^"\\]*'),
+        re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]"),
+    )  # as JSON has it
     heads = {}
     for path in found:
         text = cell.sub(lambda kept: kept[1] + address, files.read_text(path))
@@ -135,7 +166,9 @@ def paper_plan(card: str = "t4") -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
     caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
     return "\n\n".join(
-        numbered(hardware.each_system(dataset, card), caption.format(DATASET_LABELS[dataset], card), f"tab-plan-{dataset}")
+        numbered(
+            hardware.each_system(dataset, card), caption.format(DATASET_LABELS[dataset], card), f"tab-plan-{dataset}"
+        )
         for dataset in sweeps.PLANS["paper"]
     )
 
@@ -143,7 +176,10 @@ def paper_plan(card: str = "t4") -> str:
 def sources(records: list[Record]) -> str:
     """The records behind each part of the interactive figure, as markdown."""
     groups = {name: select(records, dataset=name) for name in DATASET_LABELS}
-    return "\n\n".join(f"{DATASET_LABELS[name]}: {source_note(group)}" for name, group in groups.items() if group) or NO_RECORDS
+    return (
+        "\n\n".join(f"{DATASET_LABELS[name]}: {source_note(group)}" for name, group in groups.items() if group)
+        or NO_RECORDS
+    )
 
 
 def times(records: list[Record]) -> str:
@@ -152,7 +188,9 @@ def times(records: list[Record]) -> str:
     if table.empty:
         return NO_RECORDS
     caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
-    return numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (f"\n\n{source_note(records)}" if records else "")
+    return numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (
+        f"\n\n{source_note(records)}" if records else ""
+    )
 
 
 def notebook_times() -> str:
@@ -169,8 +207,14 @@ def status_tables(records: list[Record]) -> str:
     if records:
         about = "every record of the profile `mini` but those for tuning"
         caption = f"Digests of what went in, {about}"
-        parts.append(numbered(status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]))
-        parts.append(numbered(status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False))
+        parts.append(
+            numbered(status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"])
+        )
+        parts.append(
+            numbered(
+                status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
+            )
+        )
     return "\n\n".join(parts)
 
 
@@ -183,8 +227,12 @@ def headline(records: list[Record]) -> str:
         if here.empty:
             continue
         found = score_table(here)
-        table = found[["n", "task-masked %", "class-incremental %", "forgetting"]].join(cost_table(spent)[["MB up", "CPU minutes"]])
+        table = found[["n", "task-masked %", "class-incremental %", "forgetting"]].join(
+            cost_table(spent)[["MB up", "CPU minutes"]]
+        )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
         by_seed = final(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
-        parts.append(f"{captioned(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
+        parts.append(
+            f"{captioned(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}"
+        )
     return "\n\n".join(parts) if parts else NO_RECORDS

@@ -20,7 +20,9 @@ from lscl.results.published import published_final
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 
 
-def expect(profile: str, minutes: float, runs: list[records.Record], runs_seconds: float, notebooks: dict[str, float]) -> Path:
+def expect(
+    profile: str, minutes: float, runs: list[records.Record], runs_seconds: float, notebooks: dict[str, float]
+) -> Path:
     """Keep what `lscl reproduce profile` took and gave on this machine, for README and book.
 
     minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
@@ -45,11 +47,15 @@ def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
     for row in hardware.expected():
-        rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |")
+        rows.append(
+            f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |"
+        )
     for record in records.select(records.all_records("mini"), method=METHODS.of_role("own"), seed=42, overrides={}):
         command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
         scores = [f"{_mean([record], mask)} %" for mask in SCORES]
-        rows.append(f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |")
+        rows.append(
+            f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |"
+        )
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
     command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")

@@ -18,7 +18,9 @@ def config_table() -> pd.DataFrame:
     rows = {}
     for name, field in fields().items():
         if name in ("method", "dataset", "profile", "seed"):
-            values = dict.fromkeys(PROFILES, show(field.default)) | ({p: p for p in PROFILES} if name == "profile" else {})
+            values = dict.fromkeys(PROFILES, show(field.default)) | (
+                {p: p for p in PROFILES} if name == "profile" else {}
+            )
         else:
             values = {profile: show(values[name]) for profile, values in made.items()}
         rows[f"`{name}`"] = values | {"meaning": field.description}
@@ -31,8 +33,14 @@ def method_values() -> pd.DataFrame:
     rows = []
     for method, kind in METHODS.items():
         given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
-        given += [(profile, "official" if profile in OFFICIAL else "tuning", chosen(kind, profile)) for profile in PROFILES]
-        mine = [{"method": label_of(method), "profile": profile, "why": why, "values": text(values)} for profile, why, values in given if values]
+        given += [
+            (profile, "official" if profile in OFFICIAL else "tuning", chosen(kind, profile)) for profile in PROFILES
+        ]
+        mine = [
+            {"method": label_of(method), "profile": profile, "why": why, "values": text(values)}
+            for profile, why, values in given
+            if values
+        ]
         rows += sorted(mine, key=lambda row: row["why"])
     return pd.DataFrame(rows)
 
@@ -48,11 +56,21 @@ def model_card() -> str:
     """The facts about the mini foundation model that its description and the probes hold, as markdown."""
     parts, about = [], WEIGHTS.with_suffix(".json")
     if about.exists():
-        parts.append(numbered(_facts(files.from_json(about, dict[str, Any])), "How the file of the mini model was made", "tab-model-facts"))
+        parts.append(
+            numbered(
+                _facts(files.from_json(about, dict[str, Any])),
+                "How the file of the mini model was made",
+                "tab-model-facts",
+            )
+        )
     for path in sorted((paths.results() / "probe").glob("*.json")):
         caption = f"Linear probe on the frozen features: {plain(path.stem.replace('--', ', '))} images a class"
         parts.append(numbered(_facts(files.from_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
-    return "\n\n".join(parts) if parts else "The weights are not part of this checkout yet, so there are no figures to show."
+    return (
+        "\n\n".join(parts)
+        if parts
+        else "The weights are not part of this checkout yet, so there are no figures to show."
+    )
 
 
 def _facts(values: dict[str, Any]) -> pd.DataFrame:

@@ -43,7 +43,8 @@ def digest_table(records: Iterable[Record]) -> pd.DataFrame:
     order = list(kinds.values())
     rows = sorted(count.items(), key=lambda item: (order.index(item[0][0]), item[0]))
     return pd.DataFrame(
-        {"what": kind, "data set": DATASET_LABELS[dataset], "digest": code_text(digest), "runs": str(runs)} for (kind, dataset, digest), runs in rows
+        {"what": kind, "data set": DATASET_LABELS[dataset], "digest": code_text(digest), "runs": str(runs)}
+        for (kind, dataset, digest), runs in rows
     )
 
 
@@ -52,5 +53,10 @@ def version_table(records: Iterable[Record]) -> pd.DataFrame:
     count: Counter = Counter()
     for one in records:
         count.update((name, number) for name, number in one["versions"].items())
-        count.update([("processor", f"{one['hardware']['cpu']}, {one['config']['threads']} threads"), ("GPU", one["hardware"]["gpu"] or "none")])
+        count.update(
+            [
+                ("processor", f"{one['hardware']['cpu']}, {one['config']['threads']} threads"),
+                ("GPU", one["hardware"]["gpu"] or "none"),
+            ]
+        )
     return pd.DataFrame({"what": name, "version": value, "runs": str(runs)} for (name, value), runs in count.items())

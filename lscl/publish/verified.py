@@ -12,7 +12,14 @@ from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
 from lscl.results.markdown import numbered
 
 # Where the runs of a named set stand.
-TABLES = {"table1": "Table 1", "ablations": "Table 2", "blocks": "Fig. 3", "cnns": "Fig. 4", "buffers": "Fig. 5", "regimes": "the writers by regime"}
+TABLES = {
+    "table1": "Table 1",
+    "ablations": "Table 2",
+    "blocks": "Fig. 3",
+    "cnns": "Fig. 4",
+    "buffers": "Fig. 5",
+    "regimes": "the writers by regime",
+}
 MADE_AGAIN = "the record was made again since"
 
 
@@ -21,7 +28,9 @@ def cells(record: records.Record) -> list[str]:
     rows = {name: row_label(record) if name == "table1" else row for name, row in rows_of(record).items()}
     accuracies = ", ".join(f"{final_accuracy(record, mask):.1f} % {MASK_LABELS[mask]}" for mask in SCORES)
     where = DATASET_LABELS[record["dataset"]]
-    return [f"{TABLES.get(name, name)}, {where}, {row}, seed {record['seed']}: {accuracies}" for name, row in rows.items()]
+    return [
+        f"{TABLES.get(name, name)}, {where}, {row}, seed {record['seed']}: {accuracies}" for name, row in rows.items()
+    ]
 
 
 def outcome(profile: str) -> str:
@@ -34,7 +43,9 @@ def outcome(profile: str) -> str:
     rows = [
         {
             "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
-            "computed again": said(one) if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"]) else MADE_AGAIN,
+            "computed again": said(one)
+            if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"])
+            else MADE_AGAIN,
             "seconds": f"{one['seconds']:.1f}",
             "recorded at": (one["recorded_at"] or "–")[:10],
             "verified at": (one["verified_at"] or "–")[:10],

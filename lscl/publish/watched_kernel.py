@@ -62,7 +62,9 @@ def refuse_undeclared(notebook: str, reads: list[str], makes: list[str]) -> None
         elif event == "open":
             place = _place_read(*given)
             if place is not None and not is_declared(place, reads, makes):
-                raise LsclError(f"{notebook} reads results/{place}, which it does not declare in its metadata (lscl.reads)")
+                raise LsclError(
+                    f"{notebook} reads results/{place}, which it does not declare in its metadata (lscl.reads)"
+                )
 
     sys.addaudithook(refuse)
 

@@ -54,7 +54,11 @@ class Claim:
 
 
 WITHOUT = "the subsets without it"
-AGREES, CONTRADICTS, OPEN = "Agrees with the paper", "Does not agree with the paper", "Cannot be concluded from these runs"
+AGREES, CONTRADICTS, OPEN = (
+    "Agrees with the paper",
+    "Does not agree with the paper",
+    "Cannot be concluded from these runs",
+)
 MISSING = "Not yet measured"
 JUDGEMENTS = (AGREES, CONTRADICTS, OPEN)
 MARGIN = 1.0  # points; what still counts as equal
@@ -75,21 +79,55 @@ def claims_of(name: str, profile: str) -> list[Claim]:
             Claim("without SM-CF it is worse", "Table 2", "no SM-CF", "whole"),
             Claim("without both it is worse", "Table 2", "neither O2D nor SM-CF", "whole"),
             Claim("without the large model it is worse", "Table 2", "CNN alone", "whole"),
-            Claim("one static update for all images is worse than one written per image", "section 4.2", "static LoRA for the written one", "whole"),
-            *(Claim(f"{says}, on average over the other components", source, FACTORS[key], WITHOUT, -1) for key, says, source in _ADDS),
+            Claim(
+                "one static update for all images is worse than one written per image",
+                "section 4.2",
+                "static LoRA for the written one",
+                "whole",
+            ),
+            *(
+                Claim(f"{says}, on average over the other components", source, FACTORS[key], WITHOUT, -1)
+                for key, says, source in _ADDS
+            ),
         ],
         "blocks": [
-            Claim(f"block {block}, in the last quarter of the model, is worse than block 3", "Fig. 3", f"block {block}", "block 3") for block in late
+            Claim(
+                f"block {block}, in the last quarter of the model, is worse than block 3",
+                "Fig. 3",
+                f"block {block}",
+                "block 3",
+            )
+            for block in late
         ],
         "buffers": [
             Claim("with an empty buffer the system is worse", "Fig. 5", "0 per class", "20 per class"),
-            Claim(f"20 images per class are enough: 50 are less than {MARGIN:g} point better", "Fig. 5", "50 per class", "20 per class", 1, MARGIN),
+            Claim(
+                f"20 images per class are enough: 50 are less than {MARGIN:g} point better",
+                "Fig. 5",
+                "50 per class",
+                "20 per class",
+                1,
+                MARGIN,
+            ),
         ],
-        "cnns": [Claim(f"clients may choose their CNN: the loss is less than {MARGIN:g} point", "Fig. 4", CNNS[1], CNNS[0], -1, MARGIN)],
+        "cnns": [
+            Claim(
+                f"clients may choose their CNN: the loss is less than {MARGIN:g} point",
+                "Fig. 4",
+                CNNS[1],
+                CNNS[0],
+                -1,
+                MARGIN,
+            )
+        ],
     }
     if name not in found:
         raise unknown("study", name, found)
-    return [claim for claim in found[name] if {claim.variant, claim.beside} <= {*variants(name, profile), *FACTORS.values(), WITHOUT}]
+    return [
+        claim
+        for claim in found[name]
+        if {claim.variant, claim.beside} <= {*variants(name, profile), *FACTORS.values(), WITHOUT}
+    ]
 
 
 def judge(name: str, profile: str, by_seed: pd.DataFrame) -> str:
@@ -108,7 +146,12 @@ def judge(name: str, profile: str, by_seed: pd.DataFrame) -> str:
         gap = estimate(values)
         spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
         sorted_out[claim.verdict(gap)].append(f"{text}: {claim.compared} {gap.mean:+.1f} points ({spread})")
-    lines = [line for verdict, found in sorted_out.items() if found for line in (f"- **{verdict}:**", *(f"  - {text}" for text in found))]
+    lines = [
+        line
+        for verdict, found in sorted_out.items()
+        if found
+        for line in (f"- **{verdict}:**", *(f"  - {text}" for text in found))
+    ]
     return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
 
 
@@ -123,7 +166,9 @@ def judged(study: Study, scores: pd.DataFrame) -> str:
         return f"**{DATASET_LABELS[study.datasets[0]]}**\n\n{judge(study.name, study.profile, pd.DataFrame())}"
     parts = []
     for dataset in sorted(scores["dataset"].unique()):
-        by_seed = final(scores[scores["dataset"] == dataset]).pivot_table("accuracy", ["mask", "seed"], "variant", sort=False)
+        by_seed = final(scores[scores["dataset"] == dataset]).pivot_table(
+            "accuracy", ["mask", "seed"], "variant", sort=False
+        )
         for mask in SCORES:
             title = f"{DATASET_LABELS[dataset]}, {MASK_LABELS[mask]}"
             parts.append(f"**{title}**\n\n{judge(study.name, study.profile, by_seed.loc[mask])}")

@@ -72,7 +72,9 @@ class BookFigure(Figure):
     def _repr_png_(self) -> bytes:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12, facecolor=GROUND)
-        Image.open(drawn).convert("RGB").quantize(256).save(small, "PNG", optimize=True)  # a palette: a third of the size
+        Image.open(drawn).convert("RGB").quantize(256).save(
+            small, "PNG", optimize=True
+        )  # a palette: a third of the size
         return small.getvalue()
 
 
@@ -117,14 +119,35 @@ def partition_picture(counts: np.ndarray) -> Figure:
     when = when[:, np.lexsort((when[first, range(len(used))], first, held[:, used].sum(0)))]
     figure, ((top, bottom),) = _figure(8, 3.4, 1, 2, width_ratios=[4, 1])
     palette = ListedColormap(sns.color_palette("viridis", tasks))
-    mesh = top.pcolormesh(when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), edgecolors=GROUND, linewidth=0.3)
-    top.set(xlabel=f"{len(used)} classes, private ones first", ylabel="client", yticks=np.arange(clients) + 0.5, yticklabels=range(1, clients + 1))
+    mesh = top.pcolormesh(
+        when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), edgecolors=GROUND, linewidth=0.3
+    )
+    top.set(
+        xlabel=f"{len(used)} classes, private ones first",
+        ylabel="client",
+        yticks=np.arange(clients) + 0.5,
+        yticklabels=range(1, clients + 1),
+    )
     top.invert_yaxis()
     bar = figure.colorbar(mesh, ax=top, ticks=range(tasks), location="top", aspect=50, pad=0.02)
     bar.set_ticklabels(range(1, tasks + 1))
     bar.set_label("task in which the client meets the class")
-    options = {"annot": True, "fmt": "d", "cbar": False, "annot_kws": {"size": 8}, "linewidths": 0.5, "linecolor": GROUND}
-    sns.heatmap(counts.sum(2), ax=bottom, cmap=HEAT, xticklabels=range(1, tasks + 1), yticklabels=range(1, clients + 1), **options)
+    options = {
+        "annot": True,
+        "fmt": "d",
+        "cbar": False,
+        "annot_kws": {"size": 8},
+        "linewidths": 0.5,
+        "linecolor": GROUND,
+    }
+    sns.heatmap(
+        counts.sum(2),
+        ax=bottom,
+        cmap=HEAT,
+        xticklabels=range(1, tasks + 1),
+        yticklabels=range(1, clients + 1),
+        **options,
+    )
     bottom.set(title="training images", xlabel="task", ylabel="")
     bottom.tick_params(axis="y", rotation=0)
     for axes in (top, bottom):
@@ -138,7 +161,15 @@ def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
     figure, ((axes,),) = _figure(8, 3.2)
     left, order = np.zeros(counts.shape[1]), np.argsort(-counts.max(0), kind="stable")
     for client, row in enumerate(counts[:, order]):
-        axes.bar(range(len(row)), row, bottom=left, color=COLOURS[client % LOOKS], label=f"client {client + 1}", edgecolor=GROUND, linewidth=0.6)
+        axes.bar(
+            range(len(row)),
+            row,
+            bottom=left,
+            color=COLOURS[client % LOOKS],
+            label=f"client {client + 1}",
+            edgecolor=GROUND,
+            linewidth=0.6,
+        )
         left += row
     axes.set(ylabel="training images", xlabel="public class", xlim=(-0.6, len(order) - 0.4))
     axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=60, ha="right", fontsize=7.5)
@@ -181,7 +212,11 @@ def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
     """
     n, _, width = deltas.shape
     step = width // blocks
-    small = np.sqrt(np.square(deltas[:, : 3 * blocks * step, : blocks * step]).reshape(n, 3 * blocks, step, blocks, step).mean((2, 4)))
+    small = np.sqrt(
+        np.square(deltas[:, : 3 * blocks * step, : blocks * step])
+        .reshape(n, 3 * blocks, step, blocks, step)
+        .mean((2, 4))
+    )
     figure, axes = _figure(1.5 * n + 0.8, 4.4, 2, n, height_ratios=[1, 2.6])
     for place, pixels in zip(axes[0], images):
         _picture(place, pixels)
@@ -202,7 +237,15 @@ def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Fi
     n = len(images)
     figure = BookFigure(figsize=(5.6, 4.8))
     axes = figure.add_axes((0.16, 0.14, 0.68, 0.8))
-    sns.heatmap(matrix, ax=axes, cmap=HEAT, square=True, xticklabels=False, yticklabels=False, cbar_kws={"label": label, "shrink": 0.85})
+    sns.heatmap(
+        matrix,
+        ax=axes,
+        cmap=HEAT,
+        square=True,
+        xticklabels=False,
+        yticklabels=False,
+        cbar_kws={"label": label, "shrink": 0.85},
+    )
     for i, pixels in enumerate(images):
         for bounds in ((-1.15, i + 0.05, 0.9, 0.9), (i + 0.05, n + 0.25, 0.9, 0.9)):
             inset = axes.inset_axes(bounds, transform=axes.transData)
@@ -253,7 +296,9 @@ def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
     figure, axes = _figure(1.15 * n + 1.3, 4.9, 4, n)
     for column in range(n):
         _picture(axes[0, column], images[column])
-        for row, (values, low, high, colours) in enumerate([(off, 0, most, HEAT), (on, 0, most, HEAT), (on - off, -gap, gap, DIVERGING)], 1):
+        for row, (values, low, high, colours) in enumerate(
+            [(off, 0, most, HEAT), (on, 0, most, HEAT), (on - off, -gap, gap, DIVERGING)], 1
+        ):
             mesh = axes[row, column].imshow(values[column], cmap=colours, vmin=low, vmax=high)
             axes[row, column].set(xticks=[], yticks=[])
             axes[row, column].grid(False)
@@ -274,7 +319,14 @@ def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, na
     for axes, points, title in zip(panels, np.split(flat, 2), ["frozen model", "with the written updates"]):
         for number, label in enumerate(np.unique(labels)):
             own = labels == label
-            axes.scatter(*points[own].T, s=22, color=COLOURS[number % LOOKS], marker=MARKERS[number % LOOKS], label=names[label], linewidth=0)
+            axes.scatter(
+                *points[own].T,
+                s=22,
+                color=COLOURS[number % LOOKS],
+                marker=MARKERS[number % LOOKS],
+                label=names[label],
+                linewidth=0,
+            )
         axes.set(title=title, xlabel="first axis")
         axes.grid(False)
     panels[0].set_ylabel("second axis")
@@ -319,7 +371,9 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
     series = list(next(iter(values.values())))
     for number, name in enumerate(series):
         x = np.arange(len(values)) + (number - (len(series) - 1) / 2) * 0.8 / len(series)
-        drawn = axes.bar(x, [group[name] for group in values.values()], 0.75 / len(series), color=COLOURS[number % LOOKS], label=name)
+        drawn = axes.bar(
+            x, [group[name] for group in values.values()], 0.75 / len(series), color=COLOURS[number % LOOKS], label=name
+        )
         axes.bar_label(drawn, fmt="%.3g", fontsize=8, padding=1)
     axes.set_xticks(range(len(values)), list(values))
     axes.set_ylabel(label)
@@ -351,11 +405,16 @@ def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label
 def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
     """{value of the column `panel`: title}; a score has its name in tables, and behind it stands the data set's, if that is a column."""
     where = ", ".join(DATASET_LABELS.get(name, name) for name in rows["dataset"].unique()) if "dataset" in rows else ""
-    return {one: f"{where}, {MASK_LABELS.get(one, one)}" if where else MASK_LABELS.get(one, one) for one in rows[panel].unique()}
+    return {
+        one: f"{where}, {MASK_LABELS.get(one, one)}" if where else MASK_LABELS.get(one, one)
+        for one in rows[panel].unique()
+    }
 
 
 @styled
-def curves(rows: pd.DataFrame, line: str = "label", label: str = "accuracy, %, all tasks so far", bands: bool = True) -> Figure:
+def curves(
+    rows: pd.DataFrame, line: str = "label", label: str = "accuracy, %, all tasks so far", bands: bool = True
+) -> Figure:
     """Accuracy over the tasks, mean over the seeds: a panel per score, a line per system or variant.
 
     Args:
@@ -430,9 +489,18 @@ def paired_differences(differences: pd.DataFrame, label: str, limit: float = mat
             if abs(gap.mean) > limit:
                 edge, side = math.copysign(limit, gap.mean), "left" if gap.mean < 0 else "right"
                 axes.plot(edge, row, "<" if gap.mean < 0 else ">", color=COLOURS[0], markersize=7, clip_on=False)
-                axes.annotate(f"{gap.mean:+.1f}", (edge, row), (-math.copysign(9, gap.mean), 0), textcoords="offset points", ha=side, va="center")
+                axes.annotate(
+                    f"{gap.mean:+.1f}",
+                    (edge, row),
+                    (-math.copysign(9, gap.mean), 0),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                )
                 continue
-            axes.plot(values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6)
+            axes.plot(
+                values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6
+            )
             half = gap.half_width if gap.n > 1 else None
             axes.errorbar(gap.mean, row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
         if limit < math.inf:
@@ -456,13 +524,21 @@ def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) 
     titles, groups = _titles(classes[["mask"]], "mask"), list(classes["variant"].unique())
     figure, places = _figure(8, 2.9 * len(titles), len(titles), 1, sharex=True, sharey=True)
     for (axes,), (mask, title) in zip(places, titles.items()):
-        for (group, client), found in classes[classes["mask"] == mask].groupby(["variant", "client"], sort=False)["accuracy"]:
+        for (group, client), found in classes[classes["mask"] == mask].groupby(["variant", "client"], sort=False)[
+            "accuracy"
+        ]:
             number, values = groups.index(group), np.sort(found)
             middle = client - 1 + (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
             x = middle + np.linspace(-0.28, 0.28, len(values)) / len(groups)
-            style = {"color": COLOURS[number % LOOKS], "marker": MARKERS[number % LOOKS], "label": group if client == 1 else None}
+            style = {
+                "color": COLOURS[number % LOOKS],
+                "marker": MARKERS[number % LOOKS],
+                "label": group if client == 1 else None,
+            }
             axes.plot(x, values, markersize=3.5, alpha=0.7, linestyle="none", **style)
-            axes.plot([middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [values.mean()] * 2, color=INK, linewidth=1.8)
+            axes.plot(
+                [middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [values.mean()] * 2, color=INK, linewidth=1.8
+            )
         axes.set(title=title, ylabel=label, ylim=(-3, 103))
     places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
     figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles))
@@ -509,7 +585,9 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
     for axes, kind in zip(row, kinds):
         lines = list(rows[rows["grows"] == kind].groupby("label", sort=False))
         for number, (name, found) in enumerate(lines):
-            axes.plot(found["size"], found[column], label=name if axes is row[0] else None, markersize=4, **line_style(number))
+            axes.plot(
+                found["size"], found[column], label=name if axes is row[0] else None, markersize=4, **line_style(number)
+            )
         sizes, start = lines[0][1]["size"], lines[0][1].iloc[0]
         linear = start[column] * sizes / start["size"]
         axes.plot(sizes, linear, color=SOFT, lw=0.8, label="linear" if axes is row[0] else None, zorder=0)

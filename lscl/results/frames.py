@@ -27,11 +27,19 @@ from lscl.results.labels import MASK_LABELS, methods_in_order, notes_of, row_lab
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
 # What decides which images a run reads, and who gets which of them.
-OF_IMAGES = ("images_per_class", "test_images_per_class", "eval_split", "image_size", "data_digest")  # the last of a folder only
+OF_IMAGES = (
+    "images_per_class",
+    "test_images_per_class",
+    "eval_split",
+    "image_size",
+    "data_digest",
+)  # the last of a folder only
 OF_PARTITION = (*OF_IMAGES, "seed", "clients", "tasks", "classes_per_task", "private_classes", "dirichlet", "min_share")
 
 
-def frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+def frame(
+    runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False
+) -> pd.DataFrame:
     """Every accuracy: one row per run, mask, client, task after which it was measured, and task on whose test images.
 
     Args:
@@ -49,10 +57,14 @@ def frame(runs: Runs, dataset: str | None = None, study: str | None = None, valu
         LsclError: unknown profile, study or parameter; runs of uncommitted code; in one row of a table a seed twice, or runs that differ
             in more than the seed; runs of one data set with other images, weights or partitions than their configs say.
     """
-    return _tidy(runs, dataset, study, values, draft, ["mask", "client", "trained_task", "tested_task", "accuracy"], _accuracies)
+    return _tidy(
+        runs, dataset, study, values, draft, ["mask", "client", "trained_task", "tested_task", "accuracy"], _accuracies
+    )
 
 
-def costs_frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+def costs_frame(
+    runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False
+) -> pd.DataFrame:
     """What every run cost: one row per run.
 
     Args:
@@ -69,12 +81,30 @@ def costs_frame(runs: Runs, dataset: str | None = None, study: str | None = None
     Raises:
         LsclError: as for `frame`.
     """
-    columns = ["clients", "rounds", "bytes_up", "bytes_down", "mb_up", "mb_down", "trained_parameters", "trained_images"]
-    columns += ["cpu_seconds", "cpu_minutes", *(f"cpu_{phase}" for phase in ROUNDS), "prepare", *ROUNDS, "peak_memory_mb"]
+    columns = [
+        "clients",
+        "rounds",
+        "bytes_up",
+        "bytes_down",
+        "mb_up",
+        "mb_down",
+        "trained_parameters",
+        "trained_images",
+    ]
+    columns += [
+        "cpu_seconds",
+        "cpu_minutes",
+        *(f"cpu_{phase}" for phase in ROUNDS),
+        "prepare",
+        *ROUNDS,
+        "peak_memory_mb",
+    ]
     return _tidy(runs, dataset, study, values, draft, columns, lambda record: [_costs(record)])
 
 
-def traffic_frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+def traffic_frame(
+    runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False
+) -> pd.DataFrame:
     """Bytes of every exchange: one row per run, exchange and client.
 
     Args:
@@ -87,10 +117,14 @@ def traffic_frame(runs: Runs, dataset: str | None = None, study: str | None = No
     Raises:
         LsclError: as for `frame`.
     """
-    return _tidy(runs, dataset, study, values, draft, ["exchange", "task", "client", "bytes_up", "bytes_down"], _traffic)
+    return _tidy(
+        runs, dataset, study, values, draft, ["exchange", "task", "client", "bytes_up", "bytes_down"], _traffic
+    )
 
 
-def classes_frame(runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False) -> pd.DataFrame:
+def classes_frame(
+    runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False
+) -> pd.DataFrame:
     """Accuracy of every class after the last task: one row per run, client, class and mask.
 
     Args:
@@ -103,7 +137,15 @@ def classes_frame(runs: Runs, dataset: str | None = None, study: str | None = No
     Raises:
         LsclError: as for `frame`.
     """
-    return _tidy(runs, dataset, study, values, draft, ["client", "cnn", "trained_parameters", "class", "mask", "accuracy"], _classes)
+    return _tidy(
+        runs,
+        dataset,
+        study,
+        values,
+        draft,
+        ["client", "cnn", "trained_parameters", "class", "mask", "accuracy"],
+        _classes,
+    )
 
 
 # ---- what one record gives
@@ -115,7 +157,11 @@ ROUNDS = ("train", "aggregate", "evaluate")  # the phases of a round; the prepar
 def _accuracies(record: Record) -> list[tuple]:
     found = [(mask, accuracy(record, mask)) for mask in MASK_LABELS]  # acc: (t, k, u), NaN for u > t
     return [
-        (mask, k + 1, t + 1, u + 1, acc[t, k, u]) for mask, acc in found for t in range(len(acc)) for k in range(acc.shape[1]) for u in range(t + 1)
+        (mask, k + 1, t + 1, u + 1, acc[t, k, u])
+        for mask, acc in found
+        for t in range(len(acc))
+        for k in range(acc.shape[1])
+        for u in range(t + 1)
     ]
 
 
@@ -124,10 +170,24 @@ def _costs(record: Record) -> tuple:
     up, down = (float(np.sum(record[side])) for side in ("bytes_up", "bytes_down"))
     seconds = record.get("cpu_seconds", np.nan)
     traffic = [up, down, up / clients / rounds / 1e6, down / clients / rounds / 1e6]
-    trained = [float(np.mean(record["trained_parameters"])), record.get("optimised_images", record.get("trained_images", np.nan))]
+    trained = [
+        float(np.mean(record["trained_parameters"])),
+        record.get("optimised_images", record.get("trained_images", np.nan)),
+    ]
     phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUNDS])
     shares = seconds / 60 * phases / phases.sum()
-    return (clients, rounds, *traffic, *trained, seconds, seconds / 60, *shares, record["seconds"]["prepare"], *phases, record["peak_memory_mb"])
+    return (
+        clients,
+        rounds,
+        *traffic,
+        *trained,
+        seconds,
+        seconds / 60,
+        *shares,
+        record["seconds"]["prepare"],
+        *phases,
+        record["peak_memory_mb"],
+    )
 
 
 def _traffic(record: Record) -> list[tuple]:
@@ -167,7 +227,9 @@ def _tidy(
             raise unknown("parameter", unknown_values[0], record["config"])
         place = folder(record["profile"], record["dirty"]).relative_to(paths.results() / "runs") / record["name"]
         about = {name: record[name] for name in ("dataset", "profile", "method", "seed")}
-        about |= {"variant": variant, "label": row_label(record), "run": str(place)} | {name: record["config"][name] for name in values}
+        about |= {"variant": variant, "label": row_label(record), "run": str(place)} | {
+            name: record["config"][name] for name in values
+        }
         parts.append(pd.DataFrame(rows_of(record), columns=columns).assign(**about))
     order = [*RUN, *values, *columns]
     return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)
@@ -191,13 +253,19 @@ def _records(runs: str | Iterable[Record]) -> list[Record]:
 def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | None = None) -> list[tuple[str, Record]]:
     """(variant, record) of those of a study and a data set, in the order of the tables and of the seeds; of all if both are None."""
     order = methods_in_order()
-    place = lambda one: (order.index(one["method"]) if one["method"] in order else len(order), row_label(one), one["seed"])
+    place = lambda one: (
+        order.index(one["method"]) if one["method"] in order else len(order),
+        row_label(one),
+        one["seed"],
+    )
     chosen = [one for one in sorted(found, key=place) if dataset in (None, one["dataset"])]
     if study is None:
         return [(notes_of(one), one) for one in chosen]
     named = [(studies.variant_of(one, study), one) for one in chosen]
     rows = studies.rows_in_order(study, chosen[0]["profile"]) if chosen else []
-    return sorted(((name, one) for name, one in named if name is not None), key=lambda pair: rows.index(pair[0]) if rows else 0)
+    return sorted(
+        ((name, one) for name, one in named if name is not None), key=lambda pair: rows.index(pair[0]) if rows else 0
+    )
 
 
 def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
@@ -209,7 +277,9 @@ def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequ
     before: dict[tuple, Any] = {}
     for _, record in found:
         if record["dirty"] and not draft:
-            raise LsclError(f"record {record['name']} was made with uncommitted code, it cannot enter a table: commit, then run it again")
+            raise LsclError(
+                f"record {record['name']} was made with uncommitted code, it cannot enter a table: commit, then run it again"
+            )
         row = (record["dataset"], row_label(record), record["seed"])
         if row in before:
             raise LsclError(f"{row[1]}: a seed occurs twice")
@@ -225,14 +295,22 @@ def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
     config, dataset, name = record["config"], record["dataset"], row_label(record)
     several = "one table, one {}: the records have {{}}, {{}}"
     images, parts = (tuple(config.get(field) for field in fields) for fields in (OF_IMAGES, OF_PARTITION))
-    same = json.dumps({key: value for key, value in config.items() if key not in {"seed", *WHERE_AND_HOW}}, sort_keys=True)
-    differs = f"{name}: the records differ in more than the seed (config, weights or data): run them again with one version"
+    same = json.dumps(
+        {key: value for key, value in config.items() if key not in {"seed", *WHERE_AND_HOW}}, sort_keys=True
+    )
+    differs = (
+        f"{name}: the records differ in more than the seed (config, weights or data): run them again with one version"
+    )
     elsewhere = f"{name}: the records of seed {record['seed']} were trained on different partitions ({{}}, {{}})"
     return [
         (("profile",), record["profile"], several.format("profile")),
         (("images", dataset, *images), record["data_digest"], several.format("data_digest")),
         (("row", dataset, name), (same, record["weights_digest"]), differs),
-        (("weights", dataset, config["foundation"], config["weights_sha256"]), record["weights_digest"], several.format("weights_digest")),
+        (
+            ("weights", dataset, config["foundation"], config["weights_sha256"]),
+            record["weights_digest"],
+            several.format("weights_digest"),
+        ),
         (("partition", dataset, *parts), record["partition_digest"], elsewhere),
     ]
 
@@ -291,5 +369,7 @@ def changes(scores: pd.DataFrame) -> pd.DataFrame:
     last = scores.groupby("run")["trained_task"].transform("max")
     before = scores[(scores["trained_task"] < last) & (scores["tested_task"] < last)]
     best = before.groupby(keys, sort=False)["accuracy"].max()
-    moved = pd.DataFrame({"forgetting": best - at_end.reindex(best.index), "backward transfer": (at_end - learned).reindex(best.index)})
+    moved = pd.DataFrame(
+        {"forgetting": best - at_end.reindex(best.index), "backward transfer": (at_end - learned).reindex(best.index)}
+    )
     return moved.reset_index()

@@ -38,7 +38,9 @@ def notes_of(record: Record) -> str:
     """What tells a run's row from others of the same system: what its `notes` always say, and what else differs from the profile."""
     said = METHODS[record["method"]].notes if record["method"] in METHODS else {}
     notes = [texts[record["config"][key]] for key, texts in said.items()]
-    return ", ".join(notes + [f"{key} = {value}" for key, value in sorted(record["overrides"].items()) if key not in said])
+    return ", ".join(
+        notes + [f"{key} = {value}" for key, value in sorted(record["overrides"].items()) if key not in said]
+    )
 
 
 def row_label(record: Record) -> str:

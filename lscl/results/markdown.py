@@ -62,8 +62,15 @@ def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[st
     shown = table.reset_index() if index else table
     ready = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     writers = [ready if column in markdown else plain for column in shown.columns]
-    rows = [[write("–" if pd.isna(value) else value) for write, value in zip(writers, row)] for row in shown.itertuples(index=False)]
-    rule = "|".join("---:" if all(map(_numeric, column)) else ":---" for column in zip(*rows)) if rows else ":---|" * len(writers)
+    rows = [
+        [write("–" if pd.isna(value) else value) for write, value in zip(writers, row)]
+        for row in shown.itertuples(index=False)
+    ]
+    rule = (
+        "|".join("---:" if all(map(_numeric, column)) else ":---" for column in zip(*rows))
+        if rows
+        else ":---|" * len(writers)
+    )
     head = [plain(COLUMN_HEADS.get(column, column)) for column in shown.columns]
     return "\n".join([f"| {' | '.join(head)} |", f"|{rule.rstrip('|')}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -78,7 +85,12 @@ def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True, m
 
 
 def captioned(
-    table: pd.DataFrame, caption: str, name: str, source: pd.DataFrame | Iterable[Record], draft: bool = False, markdown: Collection[str] = ()
+    table: pd.DataFrame,
+    caption: str,
+    name: str,
+    source: pd.DataFrame | Iterable[Record],
+    draft: bool = False,
+    markdown: Collection[str] = (),
 ) -> str:
     """A `numbered` table, and below it the records it came from, see `source_note`."""
     return f"{numbered(table, caption, name, markdown=markdown)}\n\n{source_note(source, draft)}"
@@ -157,7 +169,9 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
         raise LsclError("no records to name: run something first")
     dirty = [one["name"] for one in group if one["dirty"]]
     if dirty and not draft and not isinstance(source, pd.DataFrame):
-        raise LsclError(f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: commit, then run it again")
+        raise LsclError(
+            f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: commit, then run it again"
+        )
     parts = [
         f"profile {group[0]['profile']}",
         commits_of(group),

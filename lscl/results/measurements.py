@@ -10,7 +10,12 @@ from lscl.results import file_shapes
 from lscl.results.labels import DATASET_LABELS, label_of
 from lscl.results.markdown import commits_of, plain, seeds_of, small_print
 
-GROWTH = {"clients": "clients", "tasks": "tasks", "classes_per_task": "classes a task", "images_per_class": "images a class"}
+GROWTH = {
+    "clients": "clients",
+    "tasks": "tasks",
+    "classes_per_task": "classes a task",
+    "images_per_class": "images a class",
+}
 # What benchmarks/components.py measures: the updates that the frozen model gets, and the generators around a server step.
 INSIDE_WRITERS = {"written": "written per image", "static": "static LoRA"}
 UPDATES = {"own": "the image's own", "another": "another image's", "mean": "one for all", "none": "none"}
@@ -40,8 +45,21 @@ def tuning_frame() -> pd.DataFrame:
         for row in found:
             point = row.get("point", row.get("overrides", {}))
             text = ", ".join(f"{key} = {value:g}" for key, value in point.items())
-            scores = {"task": row["task_masked"], "seen": row["class_incremental"], "chosen": best.get(row["method"]) == row.get("point")}
-            rows.append({"profile": profile, "dataset": dataset, "method": row["method"], "seed": row["seed"], "point": text, **scores})
+            scores = {
+                "task": row["task_masked"],
+                "seen": row["class_incremental"],
+                "chosen": best.get(row["method"]) == row.get("point"),
+            }
+            rows.append(
+                {
+                    "profile": profile,
+                    "dataset": dataset,
+                    "method": row["method"],
+                    "seed": row["seed"],
+                    "point": text,
+                    **scores,
+                }
+            )
     return pd.DataFrame(rows, columns=["profile", "dataset", "method", "seed", "point", "task", "seen", "chosen"])
 
 
@@ -58,8 +76,14 @@ def growth_frame() -> pd.DataFrame:
     columns = ["label", "grows", "size", "cpu_seconds", "peak_memory_mb", "time_exponent", "memory_exponent"]
     rows = []
     for row in measured_rows(_scaling(), file_shapes.Growing):
-        about, exponents = (label_of(row["method"]), GROWTH[row["size"]]), [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")]
-        rows += [(*about, point[row["size"]], point["cpu_seconds"], point["peak_memory_mb"], *exponents) for point in row["points"]]
+        about, exponents = (
+            (label_of(row["method"]), GROWTH[row["size"]]),
+            [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")],
+        )
+        rows += [
+            (*about, point[row["size"]], point["cpu_seconds"], point["peak_memory_mb"], *exponents)
+            for point in row["points"]
+        ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -102,8 +126,14 @@ def _inside(profile: str, dataset: str) -> Path:
 
 def inside_numbers(row: dict[str, Any]) -> list[tuple[str, str, str, float]]:
     """(measure, images, kind, value) of every number of one row of benchmarks/components.py."""
-    updates = [("update", images, kind, value) for images, found in row["update"].items() for kind, value in found.items()]
-    return updates + [(measure, "test", kind, value) for measure in ("generator", "server_step") for kind, value in row[measure].items()]
+    updates = [
+        ("update", images, kind, value) for images, found in row["update"].items() for kind, value in found.items()
+    ]
+    return updates + [
+        (measure, "test", kind, value)
+        for measure in ("generator", "server_step")
+        for kind, value in row[measure].items()
+    ]
 
 
 def components_note(part: pd.DataFrame) -> str:

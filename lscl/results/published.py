@@ -18,7 +18,9 @@ def published_table1(dataset: str | None = None) -> pd.DataFrame:
     Raises:
         LsclError: the file cannot be read or names a system that is not the paper's.
     """
-    table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(columns={"method": "label"})
+    table = _read_published("paper_table1.csv", {"method": str, "venue": str, "dataset": str, "task": int}).rename(
+        columns={"method": "label"}
+    )
     names = paper_names()
     unnamed = set(table["label"]) - set(names)
     if unnamed:
@@ -94,7 +96,9 @@ def beside_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """
     (dataset,), marks, rows = scores["dataset"].unique(), ("LSCT", "SM-CF", "O2D"), {}
     for row in published_table2(dataset).itertuples():
-        rows[f"published, {row.variant}"] = dict.fromkeys(marks, "✓" if row.variant == "full" else "?") | {"task-masked %": f"{row.accuracy:.1f}"}
+        rows[f"published, {row.variant}"] = dict.fromkeys(marks, "✓" if row.variant == "full" else "?") | {
+            "task-masked %": f"{row.accuracy:.1f}"
+        }
     theirs = pd.DataFrame.from_dict(rows, orient="index")
     return pd.concat([table, theirs])[list(table.columns)].fillna("–").rename_axis("variant")
 

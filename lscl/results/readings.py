@@ -68,12 +68,17 @@ def read_costs(costs: pd.DataFrame) -> str:
             if ours.empty or not ours.any() or (ours + theirs).isna().any():
                 continue
             gap = estimate(theirs - ours)
-            told = abs(gap.mean) > (gap.half_width if measured else 0)  # the interval of one seed is NaN: never told apart
+            told = abs(gap.mean) > (
+                gap.half_width if measured else 0
+            )  # the interval of one seed is NaN: never told apart
             side = ("less" if gap.mean < 0 else "more") if told else tied
             sides[side].append(f"{plain(name)} ({theirs.sum() / ours.sum():.2f} times)")
         told = "; ".join(f"{side}: {', '.join(found)}" for side, found in sides.items() if found)
         value = format(by_seed[first].mean(), form).replace("nan", "–")
-        lines.append(f"- **{head}**, {value} for {plain(first)}" + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare."))
+        lines.append(
+            f"- **{head}**, {value} for {plain(first)}"
+            + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare.")
+        )
     return "\n".join(lines)
 
 
@@ -94,7 +99,11 @@ def read_components(inside: pd.DataFrame) -> str:
     lines = [
         f"- **The written update {gains[training.side]} on training images and {gains[test.side]} on test images**, against no update "
         f"under the same head: {_gain(training)} and {_gain(test)}."
-        + (" What is fitted to the training images and does not carry over is overfitting." if training.side == 1 and test.side < 1 else ""),
+        + (
+            " What is fitted to the training images and does not carry over is overfitting."
+            if training.side == 1 and test.side < 1
+            else ""
+        ),
         f"- **What it says about its image:** with another image's update instead of the own one, accuracy changes by "
         f"{-about.mean:+.1f} points on training images and by {-elsewhere.mean:+.1f} on test images "
         f"(95 % interval of the loss there: {elsewhere.interval}).",
@@ -119,7 +128,11 @@ def read_growth(grown: pd.DataFrame) -> str:
     Args:
         grown: `measurements.growth_frame`.
     """
-    kinds: dict[str, list[str]] = {"faster than in proportion": [], "in proportion, to a tenth of the exponent": [], "more slowly than that": []}
+    kinds: dict[str, list[str]] = {
+        "faster than in proportion": [],
+        "in proportion, to a tenth of the exponent": [],
+        "more slowly than that": [],
+    }
     faster, even, slower = kinds.values()
     for (name, grows), exponents in grown.groupby(["label", "grows"], sort=False)["time_exponent"]:
         shown = f"{exponents.iloc[0]:.2f}"
@@ -142,4 +155,6 @@ def read_drift(kept: float, free: float) -> str:
         return f"{text} Here the equation makes no difference to the drift."
     if free < kept:
         return f"{text} Here the equation does not slow the drift down."
-    return f"{text} Here the equation slows the drift down" + (", it does not stop it." if f"{kept:.2f}" != "0.00" else ", almost to nothing.")
+    return f"{text} Here the equation slows the drift down" + (
+        ", it does not stop it." if f"{kept:.2f}" != "0.00" else ", almost to nothing."
+    )

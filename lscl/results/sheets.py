@@ -20,7 +20,9 @@ def server_images(records: Iterable[Record]) -> dict[str, Path]:
 def drawn_by(records: Iterable[Record]) -> list[Record]:
     """The records whose images are shown: of every method the first, by its file's name, that has any."""
     group = sorted(records, key=lambda one: one["name"])
-    with_sheets = ([record for record in select(group, method=method) if _sheets_of(record)] for method in methods_in_order())
+    with_sheets = (
+        [record for record in select(group, method=method) if _sheets_of(record)] for method in methods_in_order()
+    )
     return [found[0] for found in with_sheets if found]
 
 

@@ -39,7 +39,11 @@ class Estimate:
     @property
     def interval(self) -> str:
         """The 95 % interval as text."""
-        return f"{self.mean - self.half_width:.1f} to {self.mean + self.half_width:.1f}" if self.n > 1 else "one seed, none"
+        return (
+            f"{self.mean - self.half_width:.1f} to {self.mean + self.half_width:.1f}"
+            if self.n > 1
+            else "one seed, none"
+        )
 
     @property
     def verdict(self) -> str:
@@ -66,7 +70,9 @@ def estimate(values: Iterable[float]) -> Estimate:
     if len(x) == 1:
         return Estimate(float(x[0]), 1, math.nan)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values: the interval has no width, and p is 0 or, at zero, 1
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # of equal values: the interval has no width, and p is 0 or, at zero, 1
         test = stats.ttest_1samp(x, 0.0)
         low, high = test.confidence_interval(0.95)
     p = float(test.pvalue) if x.std() > 0 else float(x.mean() == 0)
@@ -158,7 +164,10 @@ def compare_with(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
         if name not in gaps:
             rows[name] |= dict.fromkeys((f"minus {first}", "95 % interval of the difference", "p", "p, Holm"), "–")
             continue
-        rows[name] |= {f"minus {first}": f"{gaps[name].mean:+.1f}", "95 % interval of the difference": gaps[name].interval}
+        rows[name] |= {
+            f"minus {first}": f"{gaps[name].mean:+.1f}",
+            "95 % interval of the difference": gaps[name].interval,
+        }
         rows[name] |= {"p": p_text(gaps[name].p), "p, Holm": p_text(corrected[name])}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
 

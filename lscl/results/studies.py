@@ -59,7 +59,9 @@ def collect(
     sys.audit(AUDITED, profile, name)
     planned, found, missing = planned or PLANS[profile], [], []
     for dataset, seeds in planned.items():
-        for config in runs_of(name, {"profile": profile, "dataset": dataset, "data_dir": data_dir, "weights": weights}, sorted(seeds)):
+        for config in runs_of(
+            name, {"profile": profile, "dataset": dataset, "data_dir": data_dir, "weights": weights}, sorted(seeds)
+        ):
             record = run(config, quiet=True) if compute else find(config)
             if record is None:
                 missing.append(config)
@@ -92,7 +94,9 @@ def _missing(study: Study, found: list[Record], missing: list[Experiment]) -> st
         return text
     shown = {variant_of(one, study.name) for one in found}
     without = [name for name in rows_in_order(study.name, study.profile) if name not in shown]
-    return f"{text} So the tables have {len(found)} runs" + (f", and no row for: {', '.join(without)}." if without else ".")
+    return f"{text} So the tables have {len(found)} runs" + (
+        f", and no row for: {', '.join(without)}." if without else "."
+    )
 
 
 def variant_of(record: Record, study: str) -> str | None:
@@ -104,7 +108,9 @@ def variant_of(record: Record, study: str) -> str | None:
     given = {key: value for key, value in record["overrides"].items() if key not in PLACED}
     if study == "table1":
         return notes_of(record) if (record["method"], given) in main_table() else None
-    return _variants(study, record["profile"], record["dataset"]).get((record["method"], json.dumps(given, sort_keys=True)))
+    return _variants(study, record["profile"], record["dataset"]).get(
+        (record["method"], json.dumps(given, sort_keys=True))
+    )
 
 
 @lru_cache
@@ -112,7 +118,11 @@ def _variants(study: str, profile: str, dataset: str) -> dict[tuple[str, str], s
     """{(method, overrides): name} of every variant of a study."""
     values = {"profile": profile, "dataset": dataset}
     if study == "regimes":
-        runs = [(writer, variant_run(values, regime_change(regime, writer), SEEDS[0])) for regime in REGIMES for writer in WRITERS]
+        runs = [
+            (writer, variant_run(values, regime_change(regime, writer), SEEDS[0]))
+            for regime in REGIMES
+            for writer in WRITERS
+        ]
     else:
         runs = [(name, variant_run(values, change, SEEDS[0])) for name, change in variants(study, profile).items()]
     return {(config.method, json.dumps(config.overrides(), sort_keys=True)): name for name, config in runs}
@@ -135,7 +145,10 @@ _SUBSETS = {
 }  # fmt: skip
 FACTORS = {"W": "written per image, not static", "S": "SM-CF", "O": "O2D"}
 # 1 where a subset has a component, -1 where it lacks it: a row per subset, a column per component.
-DESIGN = pd.DataFrame({title: [1 if key in has else -1 for has in _SUBSETS.values()] for key, title in FACTORS.items()}, index=list(_SUBSETS))
+DESIGN = pd.DataFrame(
+    {title: [1 if key in has else -1 for has in _SUBSETS.values()] for key, title in FACTORS.items()},
+    index=list(_SUBSETS),
+)
 
 
 def component_effects(by_seed: pd.DataFrame) -> pd.DataFrame:
@@ -159,5 +172,8 @@ def component_marks(profile: str) -> pd.DataFrame:
 def _marks(change: dict[str, Any]) -> dict[str, str]:
     kinds = (("collaboration", "written", "LSCT"), ("continual", "consistency", "SM-CF"), ("o2d", "exact", "O2D"))
     names = {"none": "–", "static": "static", "cnn": "–", "sgd": "✓ gradient"}
-    marks = {title: "✓" if change.get(key, usual) == usual else names.get(change[key], change[key]) for key, usual, title in kinds}
+    marks = {
+        title: "✓" if change.get(key, usual) == usual else names.get(change[key], change[key])
+        for key, usual, title in kinds
+    }
     return marks | ({"O2D": "–"} if change.get("collaboration") == "cnn" else {})  # no generator, nothing to fuse

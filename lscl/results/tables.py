@@ -13,7 +13,9 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
     Accuracies in percent after the last task over all tasks of all clients; the other two in points under the class-incremental mask.
     """
     keys = ["label", "seed"]
-    by_seed = final(scores).pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)].rename(columns=SCORE_HEADS)
+    by_seed = (
+        final(scores).pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)].rename(columns=SCORE_HEADS)
+    )
     moved = changes(scores[scores["mask"] == "seen"]).groupby(keys)[["forgetting", "backward transfer"]].mean()
     return estimates(by_seed.join(moved), "label")
 
@@ -31,6 +33,7 @@ def as_text(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.Da
         columns: {column: (head in the table, form of a number)}, in the order of the table.
     """
     shown = {
-        head: numbers[name].map(lambda value, form=form: "–" if pd.isna(value) else format(value, form)) for name, (head, form) in columns.items()
+        head: numbers[name].map(lambda value, form=form: "–" if pd.isna(value) else format(value, form))
+        for name, (head, form) in columns.items()
     }
     return pd.DataFrame(shown)

@@ -59,7 +59,11 @@ def test_everything_worth_knowing_is_in_the_report(photos, capsys):
         "  --duplicates drop leaves the training images among them out",
     ):
         assert line in out.splitlines(), out
-    assert "most: class01 10, class02 8" in out and "= train/class02/b.png" in out and "train/class02/a.png = test/class00/" in out
+    assert (
+        "most: class01 10, class02 8" in out
+        and "= train/class02/b.png" in out
+        and "train/class02/a.png = test/class00/" in out
+    )
 
 
 def unreadable(photos):
@@ -76,10 +80,16 @@ PROBLEMS = {
     "corrupt image {0}/train/class01/bad.png: no format that Pillow reads (and 1 more problem)": unreadable,
     "no images in class folder {0}/train/new (and 1 more problem)": empty,
     "'class03' is in only one of them, test": lambda photos: shutil.rmtree(photos / "train" / "class03"),
-    "'CLASS03' and 'class03' differ only in case": lambda photos: (photos / "train" / "class03").rename(photos / "train" / "CLASS03"),
-    "expected the folders train and test, found test, training": lambda photos: (photos / "train").rename(photos / "training"),
+    "'CLASS03' and 'class03' differ only in case": lambda photos: (photos / "train" / "class03").rename(
+        photos / "train" / "CLASS03"
+    ),
+    "expected the folders train and test, found test, training": lambda photos: (photos / "train").rename(
+        photos / "training"
+    ),
     "no data folder {0}": lambda photos: shutil.rmtree(photos),
-    "no images in {0}/test: expected a folder for each class": lambda photos: shutil.rmtree(photos / "test") or (photos / "test").mkdir(),
+    "no images in {0}/test: expected a folder for each class": lambda photos: (
+        shutil.rmtree(photos / "test") or (photos / "test").mkdir()
+    ),
 }
 
 

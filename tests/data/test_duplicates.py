@@ -29,10 +29,16 @@ TRAIN = images(
 def test_groups_are_counted_within_and_across_splits_and_classes():
     found = duplicates(TRAIN, TEST)
     assert len(found.group) == 20 and (found.size > 1).sum() == 7
-    assert str(found) == "equal pixels: 7 groups of 17 images; 4 within train, 2 within test, 2 across train and test, 4 with different classes"
+    assert (
+        str(found)
+        == "equal pixels: 7 groups of 17 images; 4 within train, 2 within test, 2 across train and test, 4 with different classes"
+    )
     assert str(duplicates(images((1, 0)), images((2, 0)))) == "equal pixels: none"
     one = duplicates(images((1, 0), (1, 0)), images((2, 0)))
-    assert str(one) == "equal pixels: 1 group of 2 images; 1 within train, 0 within test, 0 across train and test, 0 with different classes"
+    assert (
+        str(one)
+        == "equal pixels: 1 group of 2 images; 1 within train, 0 within test, 0 across train and test, 0 with different classes"
+    )
 
 
 def test_every_image_has_the_group_of_its_pixels():
@@ -44,7 +50,10 @@ def test_what_is_left_out_is_counted(capsys):
     kept = without_duplicates(TRAIN, TEST)
     assert kept.images[:, 0, 0, 0].tolist() == [10, 11, 30] and kept.labels.tolist() == [0, 1, 1]
     said = capsys.readouterr().err
-    assert said == "duplicates = drop: 10 training images left out, 3 of them equal to a test image, 5 under several classes, 2 repeated\n"
+    assert (
+        said
+        == "duplicates = drop: 10 training images left out, 3 of them equal to a test image, 5 under several classes, 2 repeated\n"
+    )
 
 
 def test_images_without_equals_all_stay():
@@ -56,14 +65,20 @@ def test_images_without_equals_all_stay():
 def doubled(tree, tmp_path):
     """The tree with one training image that is a test image, too."""
     shutil.copytree(tree, tmp_path / "tree")
-    shutil.copy(tmp_path / "tree" / "test" / "class03" / "006.png", tmp_path / "tree" / "train" / "class03" / "more.png")
+    shutil.copy(
+        tmp_path / "tree" / "test" / "class03" / "006.png", tmp_path / "tree" / "train" / "class03" / "more.png"
+    )
     return tmp_path / "tree"
 
 
 def test_a_run_leaves_them_out_on_request_and_its_data_digest_says_so(smoke, doubled, capsys):
     everything = {"data_dir": doubled, "images_per_class": None}
     keep, drop = (load(smoke(duplicates=choice, **everything)) for choice in ("keep", "drop"))
-    assert (len(keep.train), len(drop.train)) == (85, 84) and keep.test.digest == drop.test.digest and keep.digest != drop.digest
+    assert (
+        (len(keep.train), len(drop.train)) == (85, 84)
+        and keep.test.digest == drop.test.digest
+        and keep.digest != drop.digest
+    )
     assert "1 training images left out, 1 of them equal" in capsys.readouterr().err
     assert drop.train.digest == load(smoke(images_per_class=None)).train.digest
 

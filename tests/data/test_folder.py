@@ -111,11 +111,21 @@ def test_links_in_a_circle_are_followed_once(photos):
     folder, images = photos
     (folder / "cat" / "deep").mkdir()
     save(np.zeros((16, 16, 3)), folder / "cat" / "deep" / "0.png")
-    for name, target in (("deep/up", ".."), ("deep/self", "."), ("again", "deep"), ("all", folder), ("everything", folder.parent)):
+    for name, target in (
+        ("deep/up", ".."),
+        ("deep/self", "."),
+        ("again", "deep"),
+        ("all", folder),
+        ("everything", folder.parent),
+    ):
         (folder / "cat" / name).symlink_to(target)
     (folder / "dog").symlink_to("bee")  # a class may be a link
     found = image_folder(folder, 16)
-    assert found.classes == ("ant", "bee", "cat", "dog") and np.bincount(found.labels).tolist() == [2, 2, 3, 2] and found.notes == ()
+    assert (
+        found.classes == ("ant", "bee", "cat", "dog")
+        and np.bincount(found.labels).tolist() == [2, 2, 3, 2]
+        and found.notes == ()
+    )
 
 
 def test_a_class_that_is_a_link_to_what_it_lies_in_is_one_line(photos, one_line):
@@ -190,7 +200,9 @@ def test_two_class_folders_that_look_the_same_are_one_line(photos, one_line):
     one_line(caught, "look the same", r"'caf\xe9'", r"'cafe\u0301'")
 
 
-@pytest.mark.parametrize(("train", "test"), [("Cat", "cat"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("\ufb01sh", "fish")])
+@pytest.mark.parametrize(
+    ("train", "test"), [("Cat", "cat"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("\ufb01sh", "fish")]
+)
 def test_class_names_that_differ_in_case_or_form_between_the_splits_are_a_pair(tmp_path, train, test, one_line):
     with pytest.raises(LsclError) as caught:
         same_classes(tmp_path, ["a", train], ["a", test])
@@ -200,7 +212,12 @@ def test_class_names_that_differ_in_case_or_form_between_the_splits_are_a_pair(t
 
 @pytest.mark.parametrize(
     ("names", "found"),
-    [([], "no folder"), (["training", "validation"], "training, validation"), (["Train", ".test", "test"], "Train, test"), (["train"], "train")],
+    [
+        ([], "no folder"),
+        (["training", "validation"], "training, validation"),
+        (["Train", ".test", "test"], "Train, test"),
+        (["train"], "train"),
+    ],
 )
 def test_other_split_names_are_told_with_what_was_expected(tmp_path, names, found, one_line):
     for name in names:
@@ -212,7 +229,9 @@ def test_other_split_names_are_told_with_what_was_expected(tmp_path, names, foun
     one_line(caught, tmp_path / "data", f"expected the folders train and test, found {found}")
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no image", b"\x89PNG\r\n\x1a\n", "half"], ids=["empty", "text", "header", "half"])
+@pytest.mark.parametrize(
+    "content", [b"", b"this is no image", b"\x89PNG\r\n\x1a\n", "half"], ids=["empty", "text", "header", "half"]
+)
 def test_a_corrupt_image_is_named(photos, content, cache, one_line):
     folder, _ = photos
     bad = folder / "bee" / "1.png"

@@ -29,7 +29,9 @@ def small(tmp_path_factory):
 
 def normalised(pictures):
     """(n, 1024): slightly blurred drawings, each with mean 0 and norm 1 (a blank one stays 0)."""
-    blurred = [picture.filter(ImageFilter.GaussianBlur(1.6)).resize((32, 32), Image.Resampling.BOX) for picture in pictures]
+    blurred = [
+        picture.filter(ImageFilter.GaussianBlur(1.6)).resize((32, 32), Image.Resampling.BOX) for picture in pictures
+    ]
     rows = np.stack([np.asarray(picture, np.float32).ravel() for picture in blurred])
     rows -= rows.mean(1, keepdims=True)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
@@ -76,7 +78,12 @@ def test_sizes_and_class_balance(small):
 def test_every_class_gets_every_rendition_equally_often():
     assert len(RENDITIONS) >= 12
     for count in (24, 8):
-        drawn = np.array([[[rendition_of(label, n) for n in range(count)].count(name) for name in RENDITIONS] for label in range(200)])
+        drawn = np.array(
+            [
+                [[rendition_of(label, n) for n in range(count)].count(name) for name in RENDITIONS]
+                for label in range(200)
+            ]
+        )
         assert np.ptp(drawn, axis=1).max() <= 1 and drawn.sum(0).min() > 0
 
 
@@ -106,7 +113,9 @@ def test_symbols_stand_out_in_every_rendition(rendition):
 
 def test_ink_and_ground_always_contrast():
     for seed in range(200):
-        *inks, first, second = (colour @ [0.299, 0.587, 0.114] for colour in module._colours(np.random.default_rng(seed), 2, 2))
+        *inks, first, second = (
+            colour @ [0.299, 0.587, 0.114] for colour in module._colours(np.random.default_rng(seed), 2, 2)
+        )
         assert max(inks) + 0.29 < min(first, second) or max(first, second) + 0.29 < min(inks)
 
 
@@ -114,13 +123,17 @@ def test_fewer_images_are_a_prefix_in_another_cache(small, tmp_path, monkeypatch
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path))
     for part, whole in zip(glyphs(2, 1), small, strict=True):
         assert len(part) < len(whole)
-        assert np.array_equal(part.images, whole.images[: len(part)]) and np.array_equal(part.labels, whole.labels[: len(part)])
+        assert np.array_equal(part.images, whole.images[: len(part)]) and np.array_equal(
+            part.labels, whole.labels[: len(part)]
+        )
 
 
 def test_another_process_draws_the_same(small, tmp_path):
     code = "from lscl.data.glyphs import glyphs; print(*(part.digest for part in glyphs(1, 1)))"
     environment = {**os.environ, "LSCL_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
-    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     assert made.stdout.split() == [part.subset(np.arange(200)).digest for part in small]
 
 

@@ -91,7 +91,9 @@ def test_another_file_is_refused_and_deleted(server, tmp_path, one_line):
     with pytest.raises(LsclError) as caught:
         module.archive()
     one_line(caught, "not the official archive", module.SHA256)
-    assert list((tmp_path / "cache" / "downloads").glob("*.tar*")) == list((tmp_path / "cache" / "downloads").glob("*.lock"))
+    assert list((tmp_path / "cache" / "downloads").glob("*.tar*")) == list(
+        (tmp_path / "cache" / "downloads").glob("*.lock")
+    )
 
 
 def test_without_a_connection_one_line_says_what_to_do(archive, monkeypatch, one_line):
@@ -138,8 +140,14 @@ def test_every_source_gives_the_same_images_and_the_split_is_kept(archive, tmp_p
         digests.add((train.digest, test.digest))
         shutil.rmtree(tmp_path / "cache" / "images")  # so that each source is really read
     assert len(digests) == 1
-    assert train.images.shape == (24, 12, 12, 3) and test.images.shape == (6, 12, 12, 3) and isinstance(train.images, np.memmap)
-    assert np.bincount(test.labels).tolist() == [1, 1, 2, 2] and train.classes == tuple(f"n{label:08d}" for label in range(4))
+    assert (
+        train.images.shape == (24, 12, 12, 3)
+        and test.images.shape == (6, 12, 12, 3)
+        and isinstance(train.images, np.memmap)
+    )
+    assert np.bincount(test.labels).tolist() == [1, 1, 2, 2] and train.classes == tuple(
+        f"n{label:08d}" for label in range(4)
+    )
     (saved,) = (places / "results" / "splits").iterdir()
     about = json.loads(saved.read_text(encoding="utf-8"))
     assert (about["images"], len(about["test"])) == (30, 6) and about["digest"] in saved.name
@@ -148,7 +156,9 @@ def test_every_source_gives_the_same_images_and_the_split_is_kept(archive, tmp_p
 def test_it_is_decoded_once(archive, tmp_path, monkeypatch):
     (tmp_path / "packed").mkdir()
     shutil.copy(archive, tmp_path / "packed" / "imagenet-r.tar")
-    config = experiment(profile="mini", dataset="imagenet_r", data_dir=tmp_path / "packed", images_per_class=4, test_images_per_class=1)
+    config = experiment(
+        profile="mini", dataset="imagenet_r", data_dir=tmp_path / "packed", images_per_class=4, test_images_per_class=1
+    )
     data = load(config)
     assert len(data.train) == 16 and len(data.test) == 4 and data.train.images.shape[1] == config.image_size == 64
     monkeypatch.setattr(module, "square", lambda *_: pytest.fail("decoded again"))

@@ -57,7 +57,12 @@ def test_a_private_class_is_on_one_client_and_a_public_one_on_all(hundred):
 
 def test_public_classes_come_at_each_clients_own_time(hundred):
     made = partition(paper(), hundred)
-    when = np.array([[next(t for t, task in enumerate(made.tasks[k]) if label in task.classes) for k in range(5)] for label in made.public])
+    when = np.array(
+        [
+            [next(t for t, task in enumerate(made.tasks[k]) if label in task.classes) for k in range(5)]
+            for label in made.public
+        ]
+    )
     assert (np.ptp(when, axis=1) > 0).mean() > 0.8  # all five at the same time: 1 in 625
 
 
@@ -65,7 +70,11 @@ def test_images_belong_to_the_classes_of_their_task(hundred):
     made = partition(paper(), hundred)
     for client in made.tasks:
         for task in client:
-            assert set(hundred.train.labels[list(task.train)]) == set(hundred.test.labels[list(task.test)]) == set(task.classes)
+            assert (
+                set(hundred.train.labels[list(task.train)])
+                == set(hundred.test.labels[list(task.test)])
+                == set(task.classes)
+            )
 
 
 def test_the_shares_of_a_class_use_all_of_its_images(hundred):
@@ -85,7 +94,9 @@ def test_the_concentration_makes_the_shares_more_even(hundred):
 
 
 def test_counts_are_images_by_client_task_and_class():
-    made = Partition(((Task((1,), (0, 3), ()), Task((0,), (2,), ())), (Task((2,), (1,), ()), Task((1,), (4,), ()))), (1,), False)
+    made = Partition(
+        ((Task((1,), (0, 3), ()), Task((0,), (2,), ())), (Task((2,), (1,), ()), Task((1,), (4,), ()))), (1,), False
+    )
     assert made.counts(np.array([1, 2, 0, 1, 1]), 3).tolist() == [[[0, 2, 0], [1, 0, 0]], [[0, 0, 1], [0, 1, 0]]]
 
 
@@ -137,7 +148,9 @@ def test_another_seed_holds_out_other_images(hundred):
     for seed in (42, 1999):
         made = partition(paper(seed=seed, clients=1, private_classes=40, eval_split="holdout"), hundred)
         test = [image for task in made.tasks[0] for image in task.test]
-        held.append({label: [image for image in test if hundred.train.labels[image] == label] for label in made.seen(0, 4)})
+        held.append(
+            {label: [image for image in test if hundred.train.labels[image] == label] for label in made.seen(0, 4)}
+        )
     both = set(held[0]) & set(held[1])
     assert both and all(held[0][label] != held[1][label] for label in both)
 
@@ -148,7 +161,9 @@ def test_only_private_classes_leave_nothing_public(hundred):
 
 
 def test_more_private_classes_than_a_client_can_meet_are_cut(hundred):
-    assert partition(paper(clients=2, private_classes=99), hundred) == partition(paper(clients=2, private_classes=40), hundred)
+    assert partition(paper(clients=2, private_classes=99), hundred) == partition(
+        paper(clients=2, private_classes=40), hundred
+    )
 
 
 def test_only_public_classes_go_to_everybody(hundred):

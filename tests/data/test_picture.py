@@ -57,7 +57,9 @@ def test_grey_of_16_bits_is_scaled_by_its_depth(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     Image.fromarray(DEEP).save(path)
     found = read_picture(path, "")
-    assert np.asarray(found.rgb)[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)] and found.changes == ("scaled to 8 bits",)
+    assert np.asarray(found.rgb)[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)] and found.changes == (
+        "scaled to 8 bits",
+    )
 
 
 def test_a_pgm_of_10_bits_and_a_tiff_where_0_is_white(tmp_path):
@@ -71,7 +73,11 @@ def twelve_bits(*values):
     """A TIFF of one row with 12 bits a pixel: two values in three bytes."""
     data = b"".join(struct.pack(">I", (a << 12 | b))[1:] for a, b in zip(values[::2], values[1::2]))
     tags = [(256, len(values)), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(data))]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
+    directory = (
+        struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        + bytes(4)
+    )
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
@@ -124,7 +130,13 @@ def test_opaque_images_are_equal_to_the_bit_with_and_without_alpha(tmp_path, col
 
 @pytest.mark.parametrize(
     ("mode", "white", "ending"),
-    [("1", 1, "png"), ("L", 255, "bmp"), ("CMYK", (0, 0, 0, 0), "jpg"), ("YCbCr", (255, 128, 128), "tiff"), ("CMYK", (0, 0, 0, 0), "tiff")],
+    [
+        ("1", 1, "png"),
+        ("L", 255, "bmp"),
+        ("CMYK", (0, 0, 0, 0), "jpg"),
+        ("YCbCr", (255, 128, 128), "tiff"),
+        ("CMYK", (0, 0, 0, 0), "tiff"),
+    ],
 )
 def test_other_modes_become_rgb(tmp_path, mode, white, ending):
     path = tmp_path / f"a.{ending}"
@@ -138,7 +150,9 @@ def png(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     about = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", about) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", about) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.txt"])
@@ -176,9 +190,13 @@ def test_no_program_is_started_for_a_drawing(tmp_path, one_line):
 
 def test_pillow_writes_nothing_beside_the_line(tmp_path):
     """It logs what it finds in some files, and Python prints that where nobody has set up logging."""
-    (tmp_path / "a.tif").write_bytes(twelve_bits(0, 1).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 99)))
+    (tmp_path / "a.tif").write_bytes(
+        twelve_bits(0, 1).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 99))
+    )
     words = "import sys, pathlib, lscl.data.picture as p\ntry: p.read(pathlib.Path(sys.argv[1]), 'a')\nexcept p.LsclError as error: print(error)"
-    done = subprocess.run([sys.executable, "-c", words, str(tmp_path / "a.tif")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", words, str(tmp_path / "a.tif")], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("corrupt image a: ") and done.stderr == ""
 
 

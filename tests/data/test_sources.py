@@ -44,7 +44,9 @@ def test_fewer_images_per_class_are_the_first_of_each_class(smoke):
     whole, part = load(smoke()), load(smoke(images_per_class=4, test_images_per_class=1))
     assert np.bincount(part.train.labels).tolist() == [4] * 14 and np.bincount(part.test.labels).tolist() == [1] * 14
     first = [i for i in range(84) if i % 6 < 4]
-    assert np.array_equal(part.train.images, whole.train.images[first]) and np.array_equal(part.train.labels, whole.train.labels[first])
+    assert np.array_equal(part.train.images, whole.train.images[first]) and np.array_equal(
+        part.train.labels, whole.train.labels[first]
+    )
     assert part.digest != whole.digest
 
 
@@ -93,7 +95,9 @@ def test_a_missing_folder_is_one_line(smoke, tmp_path, dataset, one_line):
     one_line(caught, "no data folder", tmp_path / "nowhere")
 
 
-def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_downloaded(own_cache, tmp_path, monkeypatch, one_line):
+def test_a_folder_without_torchvisions_files_is_one_line_and_nothing_is_downloaded(
+    own_cache, tmp_path, monkeypatch, one_line
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "archive").write_bytes(b"what a download would get")
     monkeypatch.setattr(CIFAR100, "url", (tmp_path / "archive").as_uri())
@@ -108,7 +112,11 @@ def test_cifar100_under_other_split_names_says_what_was_expected_and_found(own_c
         (tmp_path / "data" / name / "apple").mkdir(parents=True)
     with pytest.raises(LsclError) as caught:
         load(experiment(profile="mini", dataset="cifar100", data_dir=tmp_path / "data"))
-    one_line(caught, "CIFAR-100 not found in", "expected the folders train and test, or torchvision's cifar-100-python, found training, validation;")
+    one_line(
+        caught,
+        "CIFAR-100 not found in",
+        "expected the folders train and test, or torchvision's cifar-100-python, found training, validation;",
+    )
 
 
 def test_what_a_folder_holds_beside_images_is_told_at_every_loading(smoke, tree, tmp_path, capsys):
@@ -116,7 +124,10 @@ def test_what_a_folder_holds_beside_images_is_told_at_every_loading(smoke, tree,
     (tmp_path / "tree" / "test" / "class01" / "list.csv").write_text("")
     for _ in range(2):
         load(smoke(data_dir=tmp_path / "tree"))
-        assert capsys.readouterr().err == f"{tmp_path / 'tree' / 'test'}: 1 file ignored: 1 .csv; the first is class01/list.csv\n"
+        assert (
+            capsys.readouterr().err
+            == f"{tmp_path / 'tree' / 'test'}: 1 file ignored: 1 .csv; the first is class01/list.csv\n"
+        )
 
 
 def test_a_download_that_fails_is_one_line(own_cache, tmp_path, monkeypatch, one_line):
@@ -136,19 +147,29 @@ def test_damaged_torchvision_files_are_one_line(own_cache, tmp_path, one_line):
 
 
 def test_cifar100_can_be_a_tree_of_100_classes(hundred, monkeypatch):
-    monkeypatch.setattr(sources, "CIFAR100_DIGESTS", tuple(image_folder(hundred / split, 32).digest for split in ("train", "test")))
-    data = load(experiment(profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1))
+    monkeypatch.setattr(
+        sources, "CIFAR100_DIGESTS", tuple(image_folder(hundred / split, 32).digest for split in ("train", "test"))
+    )
+    data = load(
+        experiment(profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1)
+    )
     assert len(data.classes) == 100 and data.name == "cifar100"
     assert data.train.images[7, 0, 0].tolist() == [100, 7, 0] and data.test.images[7, 0, 0].tolist() == [50, 7, 0]
 
 
 def test_a_tree_of_other_images_is_not_called_cifar100(hundred, one_line):
     with pytest.raises(LsclError) as caught:
-        load(experiment(profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1))
+        load(
+            experiment(
+                profile="mini", dataset="cifar100", data_dir=hundred, images_per_class=1, test_images_per_class=1
+            )
+        )
     one_line(caught, hundred, "does not hold the pixels of CIFAR-100", "--dataset folder")
 
 
-def test_a_folder_without_cifar100_is_refused_whatever_another_source_left_in_the_cache(own_cache, tmp_path, monkeypatch, one_line):
+def test_a_folder_without_cifar100_is_refused_whatever_another_source_left_in_the_cache(
+    own_cache, tmp_path, monkeypatch, one_line
+):
     made = ImageSet(np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1]), ("a", "b"))
     for split in ("train", "test"):
         cached(f"cifar100-{split}", lambda: made)
@@ -201,7 +222,9 @@ def test_glyphs_are_reduced_like_any_other_data_set():
     assert np.bincount(data.train.labels).tolist() == [6] * 200 and np.bincount(data.test.labels).tolist() == [2] * 200
     for part, whole in ((data.train, train), (data.test, test)):
         count = len(part) // 200
-        assert all(np.array_equal(part.images[part.labels == k], whole.images[whole.labels == k][:count]) for k in (0, 57, 199))
+        assert all(
+            np.array_equal(part.images[part.labels == k], whole.images[whole.labels == k][:count]) for k in (0, 57, 199)
+        )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -209,7 +232,9 @@ def test_every_profile_finds_enough_glyphs(profile):
     config = experiment(profile=profile, dataset="glyphs")
     data = load(config)
     assert len(data.classes) == 200
-    assert len(data.train) == 200 * (config.images_per_class or 24) and len(data.test) == 200 * (config.test_images_per_class or 8)
+    assert len(data.train) == 200 * (config.images_per_class or 24) and len(data.test) == 200 * (
+        config.test_images_per_class or 8
+    )
 
 
 # ---- images for a server
@@ -229,7 +254,10 @@ def test_with_holdout_the_official_test_images_are_free_for_the_server(smoke):
 
 def test_without_spare_test_images_one_line_says_what_to_set(smoke, one_line):
     for values, words in (
-        ({"test_images_per_class": None}, ["20 images per class", "set eval_split = holdout, or test_images_per_class"]),
+        (
+            {"test_images_per_class": None},
+            ["20 images per class", "set eval_split = holdout, or test_images_per_class"],
+        ),
         (
             {"test_images_per_class": 1, "mgp_surrogate_per_class": 2},
             ["'class00' has 2 images", "1 per class to test on", "2 on the server", "holdout"],

@@ -8,7 +8,16 @@ import os
 import numpy as np
 import pytest
 
-from lscl.data.store import ImageSet, allocated_memmap, cached, cached_splits, canonical, digest_of, new_folder, write_atomic
+from lscl.data.store import (
+    ImageSet,
+    allocated_memmap,
+    cached,
+    cached_splits,
+    canonical,
+    digest_of,
+    new_folder,
+    write_atomic,
+)
 from lscl.errors import LsclError
 
 
@@ -39,7 +48,17 @@ def test_the_digest_knows_pixels_labels_and_class_names(images):
 
 def test_arrays_of_other_shape_or_type_have_another_digest():
     numbers = np.arange(6, dtype=np.int32)
-    assert len({digest_of(numbers), digest_of(numbers.reshape(2, 3)), digest_of(numbers.view(np.uint32)), digest_of(numbers[::-1])}) == 4
+    assert (
+        len(
+            {
+                digest_of(numbers),
+                digest_of(numbers.reshape(2, 3)),
+                digest_of(numbers.view(np.uint32)),
+                digest_of(numbers[::-1]),
+            }
+        )
+        == 4
+    )
     assert digest_of(numbers.reshape(2, 3).T) == digest_of(np.ascontiguousarray(numbers.reshape(2, 3).T))
 
 
@@ -103,7 +122,16 @@ DAMAGE = {
     "another description": lambda folder: (folder / "about.json").write_text("{}"),
     **{
         f"description {text[:20]}": lambda folder, text=text: (folder / "about.json").write_text(text)
-        for text in ("[]", "null", "7", '"classes"', '{"classes": 3, "digest": "x"}', "[" * 100_000, '{"classes": [], "digest": []}', "")
+        for text in (
+            "[]",
+            "null",
+            "7",
+            '"classes"',
+            '{"classes": 3, "digest": "x"}',
+            "[" * 100_000,
+            '{"classes": [], "digest": []}',
+            "",
+        )
     },
     "a description that is no text": lambda folder: (folder / "about.json").write_bytes(b"\xff\xfe\x00"),
     "notes that are none": lambda folder: (folder / "about.json").write_text(
@@ -111,7 +139,9 @@ DAMAGE = {
     ),
     "labels of a huge shape": lambda folder: (folder / "labels.npy").write_bytes(huge()),
     "images of a huge shape": lambda folder: (folder / "images.npy").write_bytes(huge()),
-    "an archive": lambda folder: np.savez(folder / "a.npz", a=np.zeros(3)) or (folder / "a.npz").replace(folder / "images.npy"),
+    "an archive": lambda folder: (
+        np.savez(folder / "a.npz", a=np.zeros(3)) or (folder / "a.npz").replace(folder / "images.npy")
+    ),
     "objects": lambda folder: np.save(folder / "labels.npy", np.array([{}, []], object)),
     "a folder": lambda folder: (folder / "about.json").unlink() or (folder / "about.json").mkdir(),
     "a FIFO": lambda folder: (folder / "about.json").unlink() or os.mkfifo(folder / "about.json"),
@@ -255,6 +285,8 @@ def test_a_disk_that_is_full_in_the_middle_is_one_line(cache, images, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", refused(errno.ENOSPC))
     keys = [str(i) for i in range(len(images))]
     with pytest.raises(LsclError) as caught:
-        cached_splits("toy", keys, images.labels, images.classes, images.labels == 0, 16, lambda: zip(keys, images.images))
+        cached_splits(
+            "toy", keys, images.labels, images.classes, images.labels == 0, 16, lambda: zip(keys, images.images)
+        )
     one_line(caught, "cannot write", cache / "toy", os.strerror(errno.ENOSPC), "free some space")
     assert not list(cache.iterdir())

@@ -43,7 +43,10 @@ def stepped(federation, smoke, toy):
 @pytest.mark.parametrize("name", ["local_lora", "fed_lscl", "pilora", "dualprompt"])
 def test_flops_of_a_step_are_those_that_torch_counts(stepped, name):
     loss, config, _ = stepped(name)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # torch does not count the CPU's own attention
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):  # torch does not count the CPU's own attention
         loss().backward()
     one = cost_model.step_of(config)
     # torch counts the update itself too, and leaves out the way back through the first qkv where nothing lies in front of it
@@ -53,7 +56,9 @@ def test_flops_of_a_step_are_those_that_torch_counts(stepped, name):
 @pytest.mark.parametrize(("name", "number"), [("local_lora", 0), ("fed_lscl", 0), ("lorm", 1)])
 def test_bytes_of_a_step_are_those_that_autograd_keeps(stepped, name, number):
     loss, config, (method, client, batch) = stepped(name, number)
-    weights = {p.untyped_storage().data_ptr() for part in (method.foundation.vit, client.model) for p in part.parameters()}
+    weights = {
+        p.untyped_storage().data_ptr() for part in (method.foundation.vit, client.model) for p in part.parameters()
+    }
     weights |= {batch.prefix.untyped_storage().data_ptr(), batch.images.untyped_storage().data_ptr()}
     kept = {}
 
@@ -78,16 +83,37 @@ def test_every_system_has_a_cost_in_every_profile(profile, method):
 
 # What a system has beyond a head, a CNN and the frozen ViT: a value that makes more of it, and what of the cost has to grow with it.
 OWN_PARTS = {
-    "fed_lscl": [({"rank": 8}, "disk"), ({"rank": 8}, "convolution"), ({"buffer_per_class": 40}, "convolution"), ({"o2d": "exact"}, "server")],
+    "fed_lscl": [
+        ({"rank": 8}, "disk"),
+        ({"rank": 8}, "convolution"),
+        ({"buffer_per_class": 40}, "convolution"),
+        ({"o2d": "exact"}, "server"),
+    ],
     "local_lora": [({"rank": 8}, "disk")],
     "l2p": [({"l2p_pool": 20}, "disk"), ({"l2p_length": 10}, "linear"), ({"l2p_length": 10}, "attention")],
     "dualprompt": [({"dual_general_length": 10}, "disk"), ({"dual_task_length": 10}, "disk")],
-    "fedmgp": [({"mgp_local_length": 30}, "disk"), ({"mgp_length": 30}, "linear"), ({"mgp_surrogate_epochs": 10}, "server")],
+    "fedmgp": [
+        ({"mgp_local_length": 30}, "disk"),
+        ({"mgp_length": 30}, "linear"),
+        ({"mgp_surrogate_epochs": 10}, "server"),
+    ],
     "pilora": [({"rank": 8}, "disk")],
     "lorm": [({"lorm_rank": 64}, "disk")],
-    "glfc": [({"glfc_memory": 100}, "convolution"), ({"glfc_perturb": 100}, "convolution"), ({"glfc_steps": 500}, "server")],
-    "target": [({"target_steps": 20}, "server"), ({"target_student_steps": 800}, "server"), ({"target_width": 128}, "server")],
-    "mfcl": [({"mfcl_replay": 256}, "convolution"), ({"mfcl_steps": 200}, "server"), ({"mfcl_width": 128}, "convolution")],
+    "glfc": [
+        ({"glfc_memory": 100}, "convolution"),
+        ({"glfc_perturb": 100}, "convolution"),
+        ({"glfc_steps": 500}, "server"),
+    ],
+    "target": [
+        ({"target_steps": 20}, "server"),
+        ({"target_student_steps": 800}, "server"),
+        ({"target_width": 128}, "server"),
+    ],
+    "mfcl": [
+        ({"mfcl_replay": 256}, "convolution"),
+        ({"mfcl_steps": 200}, "server"),
+        ({"mfcl_width": 128}, "convolution"),
+    ],
 }
 LESS = {"o2d": "none", "glfc_memory": 0}  # with the value of the list it is there, with this one it is not
 PLAIN = {"fedavg", "fedprox", "fedavg_vit", "local_head"}
@@ -97,7 +123,9 @@ def test_every_system_says_what_it_has_of_its_own():
     assert set(OWN_PARTS) | PLAIN == set(METHODS) and not set(OWN_PARTS) & PLAIN
 
 
-@pytest.mark.parametrize(("method", "values", "grows"), [(method, *part) for method, parts in OWN_PARTS.items() for part in parts], ids=str)
+@pytest.mark.parametrize(
+    ("method", "values", "grows"), [(method, *part) for method, parts in OWN_PARTS.items() for part in parts], ids=str
+)
 def test_every_part_of_a_system_costs_something(method, values, grows):
     """A system whose own work is counted as 0 would pass for one without it."""
     base = {"profile": "mini", "dataset": "cifar100", "method": method}
@@ -110,7 +138,11 @@ def test_every_part_of_a_system_costs_something(method, values, grows):
 def test_one_more_client_takes_the_bytes_of_its_model(name):
     kind, config = METHODS[name], experiment(profile="demo", dataset="glyphs", method=name)
     vit = mini_vit()
-    frozen = FrozenViT(vit, len(vit.blocks) if kind.cut(config) is None else kind.cut(config), (0.5,) * 3, (0.5,) * 3) if kind.vit else None
+    frozen = (
+        FrozenViT(vit, len(vit.blocks) if kind.cut(config) is None else kind.cut(config), (0.5,) * 3, (0.5,) * 3)
+        if kind.vit
+        else None
+    )
     model = kind(config, frozen, DATASETS["glyphs"].classes).new_model(0)
     more = experiment(profile="demo", dataset="glyphs", method=name, clients=config.clients + 1)
     found = cost_model.cost(more).memory - cost_model.cost(config).memory
@@ -127,7 +159,9 @@ def test_images_are_those_of_the_partition(toy, monkeypatch):
         tasks = [task for stream in partition(config, data).tasks for task in stream]
         counts = cost_model.Counts.of(config)
         assert counts.epoch == pytest.approx(sum(len(task.train) for task in tasks), rel=0.06)  # 30 % of 6 images are 2
-        assert counts.evaluated == pytest.approx(sum(len(task.test) * (1 if i % 2 else 2) for i, task in enumerate(tasks)), rel=0.15)
+        assert counts.evaluated == pytest.approx(
+            sum(len(task.test) * (1 if i % 2 else 2) for i, task in enumerate(tasks)), rel=0.15
+        )
 
 
 def test_the_servers_work_is_in_the_cost():
@@ -155,8 +189,13 @@ def test_too_little_memory_or_disk_is_one_line_before_anything_runs(one_line, mo
     with pytest.raises(LsclError) as caught:
         cost_model.check_costs([config], ROOMY)
     one_line(caught, "1 GB are free", "LSCL_CACHE")
-    for start in (lambda: run.run(config, quiet=True), lambda: sweeps.sweep("table1", {"profile": "paper", "dataset": "cifar100"}, [42])):
-        monkeypatch.setattr("lscl.experiments.records.source", lambda: {"commit": "abc", "dirty": False, "code_digest": "0"})
+    for start in (
+        lambda: run.run(config, quiet=True),
+        lambda: sweeps.sweep("table1", {"profile": "paper", "dataset": "cifar100"}, [42]),
+    ):
+        monkeypatch.setattr(
+            "lscl.experiments.records.source", lambda: {"commit": "abc", "dirty": False, "code_digest": "0"}
+        )
         monkeypatch.setattr(run, "prepare", lambda *_: pytest.fail("it began"))
         with pytest.raises(LsclError) as caught:
             start()
@@ -224,7 +263,11 @@ def test_the_command_prints_every_system_and_a_total(capsys):
 )
 def test_bad_input_to_plan_is_one_line(capsys, words, says):
     with pytest.raises(SystemExit) as end:
-        cli.main(["plan", "--profile", "mini", "--card", "t4", *words] if "--card" not in words else ["plan", "--profile", "mini", *words])
+        cli.main(
+            ["plan", "--profile", "mini", "--card", "t4", *words]
+            if "--card" not in words
+            else ["plan", "--profile", "mini", *words]
+        )
     err = capsys.readouterr().err
     assert end.value.code == 2 and says in err and len(err.strip().splitlines()) == 1
 
@@ -257,9 +300,15 @@ def test_the_slurm_example_deals_out_the_table_without_slurm(capsys):
     script, found = ROOT / "examples" / "slurm" / "table1.sh", []
     assert f"#SBATCH --array=0-{3 * len(sweeps.main_table()) - 1}\n" in script.read_text(encoding="utf-8")
     for index in ("0", "1"):
-        values = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_COUNT": "2", "LSCL": "echo"}  # says what the command line gets
+        values = {
+            "SLURM_ARRAY_TASK_ID": index,
+            "SLURM_ARRAY_TASK_COUNT": "2",
+            "LSCL": "echo",
+        }  # says what the command line gets
         command = ["bash", str(script), "--list", "--dataset", "imagenet_r"]
-        words = subprocess.run(command, env={**os.environ, **values}, capture_output=True, encoding="utf-8", check=True).stdout.split()
+        words = subprocess.run(
+            command, env={**os.environ, **values}, capture_output=True, encoding="utf-8", check=True
+        ).stdout.split()
         with pytest.raises(SystemExit) as end:
             cli.main(words)
         assert end.value.code == 0
@@ -287,12 +336,22 @@ def test_a_run_that_would_be_refused_is_refused_by_the_plan(values, words, one_l
     one_line(caught, words)
 
 
-@pytest.mark.parametrize("name", ["aimv2_large_patch14_224", "vit_base_patch16_siglip_224", "vit_tiny_r_s16_p8_224", "vitamin_small_224"])
+@pytest.mark.parametrize(
+    "name", ["aimv2_large_patch14_224", "vit_base_patch16_siglip_224", "vit_tiny_r_s16_p8_224", "vitamin_small_224"]
+)
 def test_other_vits_have_a_cost(name):
-    assert cost_model.cost(experiment(profile="mini", dataset="cifar100", foundation=f"random/{name}")).hours(cost_model.CARDS["t4"]) > 0
+    assert (
+        cost_model.cost(experiment(profile="mini", dataset="cifar100", foundation=f"random/{name}")).hours(
+            cost_model.CARDS["t4"]
+        )
+        > 0
+    )
 
 
 def test_blocks_know_whether_the_vit_pools():
-    found = {name: cost_model.blocks_of(experiment(foundation=f"random/{name}", block=1)) for name in ("test_vit", "test_vit2", "vitamin_small_224")}
+    found = {
+        name: cost_model.blocks_of(experiment(foundation=f"random/{name}", block=1))
+        for name in ("test_vit", "test_vit2", "vitamin_small_224")
+    }
     assert [one.pooled for one in found.values()] == [False, True, True]
     assert found["vitamin_small_224"].hidden == 3 * 384  # three layers of 2 d x d, as two of 3 d x d

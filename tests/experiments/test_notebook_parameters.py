@@ -48,14 +48,19 @@ def test_good_values_pass_outside_of_a_notebook_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"), [({"profle": "smoke"}, "did you mean 'profile'"), ({"profile": "smok"}, "unknown profile"), ({"seed": 3}, None)]
+    ("given", "says"),
+    [({"profle": "smoke"}, "did you mean 'profile'"), ({"profile": "smok"}, "unknown profile"), ({"seed": 3}, None)],
 )
 def test_papermill_is_told_of_a_name_that_the_notebook_does_not_have(given, says, tmp_path):
     own = nbformat.v4.new_code_cell("profile = 'demo'\nseed = 1", metadata={"tags": ["parameters"]})
-    check = nbformat.v4.new_code_cell("from lscl.experiments.notebook_parameters import parameters\nparameters(profile=profile, seed=seed)")
+    check = nbformat.v4.new_code_cell(
+        "from lscl.experiments.notebook_parameters import parameters\nparameters(profile=profile, seed=seed)"
+    )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[own, check], metadata=kernel), tmp_path / "one.ipynb")
-    run = lambda: papermill.execute_notebook(str(tmp_path / "one.ipynb"), str(tmp_path / "out.ipynb"), given, progress_bar=False)
+    run = lambda: papermill.execute_notebook(
+        str(tmp_path / "one.ipynb"), str(tmp_path / "out.ipynb"), given, progress_bar=False
+    )
     if says is None:
         run()
         return

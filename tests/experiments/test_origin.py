@@ -25,13 +25,21 @@ def test_a_run_that_begins_and_its_record_have_the_same_origin(smoke):
         data, parts, system, _ = prepare(config)
         found = origin.of_run(data, parts, system)
         assert found == origin.of_record(run(config, quiet=True)) and set(found) == set(origin.ENTRIES)
-        assert (found["weights_digest"] is None) == (method == "fedavg") and (found["server_images_digest"] is None) == (method != "fedmgp")
+        assert (found["weights_digest"] is None) == (method == "fedavg") and (
+            found["server_images_digest"] is None
+        ) == (method != "fedmgp")
 
 
 def test_a_call_asks_for_what_it_says_and_leaves_the_rest_open(smoke):
     found = origin.asked(smoke(device="cpu", threads=2))
-    assert found["device"] == "cpu" and found["threads"] == 2 and set(found) == {"device", "threads", "data_digest", "partition_digest"}
-    assert "device" not in origin.asked(smoke(device="auto")) and "server_images_digest" in origin.asked(smoke(method="fedmgp"))
+    assert (
+        found["device"] == "cpu"
+        and found["threads"] == 2
+        and set(found) == {"device", "threads", "data_digest", "partition_digest"}
+    )
+    assert "device" not in origin.asked(smoke(device="auto")) and "server_images_digest" in origin.asked(
+        smoke(method="fedmgp")
+    )
 
 
 def test_other_images_are_another_origin(smoke, tree, tmp_path):
@@ -48,7 +56,12 @@ def test_a_difference_is_one_line_with_what_to_do(name, one_line):
     origin.compare(MADE, {}, "the record", "here")
     with pytest.raises(LsclError) as caught:
         origin.compare(MADE, {**MADE, name: "other"}, "the record", "here")
-    one_line(caught, f"the record was made with {name} = {MADE[name]}, this call asks for {name} = other", origin.ENTRIES[name], "move here away")
+    one_line(
+        caught,
+        f"the record was made with {name} = {MADE[name]}, this call asks for {name} = other",
+        origin.ENTRIES[name],
+        "move here away",
+    )
 
 
 def test_on_a_gpu_the_threads_do_not_matter(one_line):

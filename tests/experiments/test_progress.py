@@ -20,7 +20,9 @@ def test_one_line_per_task_with_its_accuracy_where_there_is_no_terminal(smoke, c
     assert captured.out == "" and len(lines) == 2
     for t, line in enumerate(lines):
         task, seen = (average_so_far(records.accuracy(record, mask))[t] for mask in ("task", "seen"))
-        assert line.startswith(f"fed_lscl folder seed 42: task {t + 1}/2 done, accuracy {task:.1f} % (class-incremental {seen:.1f} %), ")
+        assert line.startswith(
+            f"fed_lscl folder seed 42: task {t + 1}/2 done, accuracy {task:.1f} % (class-incremental {seen:.1f} %), "
+        )
         assert re.search(r", \d+ s$", line)
 
 

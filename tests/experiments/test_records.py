@@ -32,8 +32,20 @@ def make(smoke):
 
     def record(dirty=False, **values):
         config = smoke(**values)
-        facts = {"seconds": {"train": 1.5}, "bytes_up": [[1, 2, 3]] * 4, "bytes_down": [[1, 2, 3]] * 4, "trained_parameters": [1, 2, 3]}
-        facts |= {"trained_images": 9, "peak_memory_mb": 1, "commit": "abc", "dirty": dirty, "code_digest": "c0de", "device": "cpu"}
+        facts = {
+            "seconds": {"train": 1.5},
+            "bytes_up": [[1, 2, 3]] * 4,
+            "bytes_down": [[1, 2, 3]] * 4,
+            "trained_parameters": [1, 2, 3],
+        }
+        facts |= {
+            "trained_images": 9,
+            "peak_memory_mb": 1,
+            "commit": "abc",
+            "dirty": dirty,
+            "code_digest": "c0de",
+            "device": "cpu",
+        }
         facts |= {"data_digest": load(config).digest, "partition_digest": partition(config, load(config)).digest}
         facts |= {"server_images_digest": None, "weights_digest": "w1"}
         return records.make(config, COUNTS, [[1, 2, 3, 4, 5, 6]] * 3, facts)
@@ -61,7 +73,9 @@ def test_accuracies_are_in_percent_by_mask_task_client_and_task_tested(make):
     record = make()
     seen = records.accuracy(record, "seen")
     assert seen.shape == (2, 3, 2)
-    assert seen[1, 2] == pytest.approx([500 / 9, 100 / 9], abs=1e-5) and seen[0, 1, 0] == pytest.approx(500 / 9, abs=1e-5)
+    assert seen[1, 2] == pytest.approx([500 / 9, 100 / 9], abs=1e-5) and seen[0, 1, 0] == pytest.approx(
+        500 / 9, abs=1e-5
+    )
     assert np.isnan(seen[0, :, 1]).all() and np.isfinite(seen[1]).all()
     assert records.accuracy(record, "task")[1, 0, 0] == pytest.approx(600 / 9, abs=1e-5)
 
@@ -318,7 +332,11 @@ def test_what_is_no_file_in_a_records_place_is_one_line(make, smoke, kind, one_l
     path = records.save(make())
     path.unlink()
     PLACES[kind](path)
-    for call in (lambda: records.read_record(path), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
+    for call in (
+        lambda: records.read_record(path),
+        lambda: records.all_records("smoke"),
+        lambda: records.find(smoke()),
+    ):
         with pytest.raises(LsclError) as caught:
             call()
         one_line(caught, f"cannot read the record {path}")
@@ -327,7 +345,11 @@ def test_what_is_no_file_in_a_records_place_is_one_line(make, smoke, kind, one_l
 def test_a_file_that_was_renamed_is_one_line(make, smoke, one_line):
     path = records.save(make())
     other = path.rename(path.with_name(f"copy-{path.name}"))
-    for call in (lambda: records.read_record(other), lambda: records.all_records("smoke"), lambda: records.find(smoke())):
+    for call in (
+        lambda: records.read_record(other),
+        lambda: records.all_records("smoke"),
+        lambda: records.find(smoke()),
+    ):
         with pytest.raises(LsclError) as caught:
             call()
         one_line(caught, other, f"says that its name is {path.stem}")
@@ -352,7 +374,11 @@ def test_a_record_in_the_folder_of_others_is_one_line(make, smoke, one_line):
 
 def test_of_uncommitted_code_only_what_this_very_code_made_is_found(make, smoke):
     records.save(make(dirty=True))
-    assert records.find(smoke(), True, "c0de") and records.find(smoke(), True) and records.find(smoke(), True, "0ther") is None
+    assert (
+        records.find(smoke(), True, "c0de")
+        and records.find(smoke(), True)
+        and records.find(smoke(), True, "0ther") is None
+    )
 
 
 def committed():
@@ -365,8 +391,13 @@ def test_every_committed_record_is_read_has_its_name_and_is_found(monkeypatch):
     for path in committed():
         raw, record = json.loads(path.read_text()), records.read_record(path)
         config = experiment(**{**record["config"], "threads": None})
-        assert config.digest == raw["config_digest"] == record["config_digest"] and raw["name"] == path.stem == record["name"]
-        assert config.name == path.stem or raw["seed"] == TUNING_SEED  # what the tuning chose became the profile's value
+        assert (
+            config.digest == raw["config_digest"] == record["config_digest"]
+            and raw["name"] == path.stem == record["name"]
+        )
+        assert (
+            config.name == path.stem or raw["seed"] == TUNING_SEED
+        )  # what the tuning chose became the profile's value
         assert {key: record[key] for key in raw if key != "config"} == {key: raw[key] for key in raw if key != "config"}
         assert raw["config"].items() <= record["config"].items()
         assert records.find(config) == record
@@ -383,7 +414,15 @@ def checkout(tmp_path):
     """A folder with a package lscl/ and pyproject.toml, in no repository; -> the package."""
     package = tmp_path / "clone" / "lscl"
     (package / "part").mkdir(parents=True)
-    for name in ("__init__.py", "a.py", "part/b.json", "publish/a.py", "results/a.py", "../pyproject.toml", "../README.md"):
+    for name in (
+        "__init__.py",
+        "a.py",
+        "part/b.json",
+        "publish/a.py",
+        "results/a.py",
+        "../pyproject.toml",
+        "../README.md",
+    ):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text("1")
     return package
@@ -413,7 +452,9 @@ def repository(checkout, monkeypatch):
 
 def test_a_clean_tree_is_its_commit(repository, checkout):
     code = source(checkout)
-    assert code["commit"] == repository("rev-parse", "HEAD") and code["dirty"] is False and len(code["code_digest"]) == 16
+    assert (
+        code["commit"] == repository("rev-parse", "HEAD") and code["dirty"] is False and len(code["code_digest"]) == 16
+    )
 
 
 CHANGES = {
@@ -433,10 +474,22 @@ def test_a_tree_is_dirty_if_the_code_was_changed(repository, checkout, name):
 
 
 HIDDEN = {
-    "ignored": lambda git, top: ((top / ".gitignore").write_text("lscl/new.py"), (top / "lscl" / "new.py").write_text("2")),
-    "excluded": lambda git, top: ((top / ".git" / "info" / "exclude").write_text("*.py"), (top / "lscl" / "new.py").write_text("2")),
-    "assumed unchanged": lambda git, top: (git("update-index", "--assume-unchanged", "lscl/a.py"), (top / "lscl" / "a.py").write_text("2")),
-    "skipped": lambda git, top: (git("update-index", "--skip-worktree", "lscl/a.py"), (top / "lscl" / "a.py").write_text("2")),
+    "ignored": lambda git, top: (
+        (top / ".gitignore").write_text("lscl/new.py"),
+        (top / "lscl" / "new.py").write_text("2"),
+    ),
+    "excluded": lambda git, top: (
+        (top / ".git" / "info" / "exclude").write_text("*.py"),
+        (top / "lscl" / "new.py").write_text("2"),
+    ),
+    "assumed unchanged": lambda git, top: (
+        git("update-index", "--assume-unchanged", "lscl/a.py"),
+        (top / "lscl" / "a.py").write_text("2"),
+    ),
+    "skipped": lambda git, top: (
+        git("update-index", "--skip-worktree", "lscl/a.py"),
+        (top / "lscl" / "a.py").write_text("2"),
+    ),
     "staged": lambda git, top: ((top / "lscl" / "a.py").write_text("2"), git("add", ".")),
     "deleted": lambda git, top: (top / "lscl" / "a.py").unlink(),
     "of the same size and time": lambda git, top: same_time(top / "lscl" / "a.py"),

@@ -63,11 +63,19 @@ def test_the_record_has_what_the_run_was(smoke, tree):
     config = smoke()
     record = run(config, quiet=True)
     data, parts, method, clients = prepare(config)
-    assert (record["data_digest"], record["partition_digest"], record["weights_digest"]) == (data.digest, parts.digest, method.foundation.digest)
+    assert (record["data_digest"], record["partition_digest"], record["weights_digest"]) == (
+        data.digest,
+        parts.digest,
+        method.foundation.digest,
+    )
     assert record["trained_parameters"] == [sum(p.numel() for p in client.model.parameters()) for client in clients]
     assert record["trained_images"] == 2 * sum(len(task.train) for stream in parts.tasks for task in stream)
     assert len(record["bytes_up"]) == len(record["bytes_down"]) == 4
-    assert set(record["seconds"]) == {"prepare", "train", "aggregate", "evaluate"} and record["peak_memory_mb"] > 0 and record["cpu_seconds"] > 0
+    assert (
+        set(record["seconds"]) == {"prepare", "train", "aggregate", "evaluate"}
+        and record["peak_memory_mb"] > 0
+        and record["cpu_seconds"] > 0
+    )
     for k in range(3):
         assert sorted(map(int, record["per_class"][str(k)])) == sorted(parts.seen(k, 1))
     assert records.accuracy(record, "task").shape == (2, 3, 2)
@@ -78,7 +86,9 @@ def test_the_accuracy_in_the_record_is_that_of_the_per_class_counts(smoke):
     for row, mask in enumerate(("task", "seen", "all")):
         for k in range(3):
             classes = list(record["per_class"][str(k)].values())
-            assert sum(one[row] for one in classes) / 6 == pytest.approx(records.accuracy(record, mask)[1, k].mean(), abs=1e-4)
+            assert sum(one[row] for one in classes) / 6 == pytest.approx(
+                records.accuracy(record, mask)[1, k].mean(), abs=1e-4
+            )
 
 
 def test_a_run_leaves_a_record_a_partition_and_no_state(smoke, places):
@@ -135,7 +145,10 @@ def test_a_gpu_is_found_and_gives_about_the_same_scores(smoke, monkeypatch, tmp_
 
 
 def test_unknown_parts_are_one_line(smoke, one_line):
-    for values, words in (({"cnn": "tinny"}, "unknown cnn 'tinny'"), ({"foundation": "tinny"}, "unknown foundation model 'tinny'")):
+    for values, words in (
+        ({"cnn": "tinny"}, "unknown cnn 'tinny'"),
+        ({"foundation": "tinny"}, "unknown foundation model 'tinny'"),
+    ):
         with pytest.raises(LsclError) as caught:
             run(smoke(**values), quiet=True)
         one_line(caught, words, "did you mean 'tiny'?")
@@ -228,7 +241,10 @@ def test_two_folders_stand_side_by_side(smoke, other_tree, places):
     first, second = run(one, quiet=True), run(other, quiet=True)
     assert first["data_digest"] != second["data_digest"] and first["name"] != second["name"]
     for config, record in ((one, first), (other, second)):
-        assert record["name"].startswith(f"folder-{config.folder_digest[:8]}--local_head--") and config.source == f"folder-{config.folder_digest[:8]}"
+        assert (
+            record["name"].startswith(f"folder-{config.folder_digest[:8]}--local_head--")
+            and config.source == f"folder-{config.folder_digest[:8]}"
+        )
         assert run(config, quiet=True) == records.find(config) == record
     assert sorted(path.name.split("--s42")[0] for path in (places / "results" / "partitions").iterdir()) == sorted(
         f"smoke--{one.source}" for one in (one, other)
@@ -254,7 +270,11 @@ def test_a_folder_that_is_gone_is_one_line_even_if_there_is_a_record(smoke, tree
     config = smoke(method="local_head", data_dir=tmp_path / "gone")
     run(config, quiet=True)
     shutil.rmtree(tmp_path / "gone")
-    for call in (lambda: run(config, quiet=True), lambda: records.find(config), lambda: smoke(method="local_head", data_dir=tmp_path / "gone")):
+    for call in (
+        lambda: run(config, quiet=True),
+        lambda: records.find(config),
+        lambda: smoke(method="local_head", data_dir=tmp_path / "gone"),
+    ):
         with pytest.raises(LsclError) as caught:
             call()
         one_line(caught, "no data folder", tmp_path / "gone")
@@ -273,17 +293,26 @@ def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_
     config = experiment(profile="smoke", method="local_head", data_dir=tmp_path)  # glyphs, which need no folder
     record = run(config, quiet=True)
     origin._images.cache_clear()
-    monkeypatch.setattr(sources, "glyphs", lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs()))
+    monkeypatch.setattr(
+        sources, "glyphs", lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs())
+    )
     with pytest.raises(LsclError) as caught:
         run(config, quiet=True)
-    one_line(caught, f"data_digest = {record['data_digest']}", "this call asks for data_digest", "give the images that it was made from")
+    one_line(
+        caught,
+        f"data_digest = {record['data_digest']}",
+        "this call asks for data_digest",
+        "give the images that it was made from",
+    )
     origin._images.cache_clear()
 
 
 def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, one_line):
     record = run(smoke(method="local_head", threads=2), quiet=True)
     assert record["config"]["threads"] == 2
-    assert run(smoke(method="local_head"), quiet=True) == run(smoke(method="local_head", threads=2), quiet=True) == record
+    assert (
+        run(smoke(method="local_head"), quiet=True) == run(smoke(method="local_head", threads=2), quiet=True) == record
+    )
     with pytest.raises(LsclError) as caught:
         run(smoke(method="local_head", threads=1), quiet=True)
     one_line(caught, "threads = 2", "this call asks for threads = 1", "leave threads out", f"{record['name']}.json")
@@ -338,7 +367,9 @@ def test_a_record_of_another_device_is_one_line_only_if_that_one_is_asked_for(sm
     assert record["device"] == "cpu" and origin.of_record(record)["device"] == "cpu"
     records.save({**json.loads(json.dumps(record)), "device": "cuda", "config": {**record["config"], "threads": 7}})
     assert run(smoke(method="local_head"), quiet=True)["device"] == "cuda"
-    assert run(smoke(method="local_head", threads=1), quiet=True)["config"]["threads"] == 7  # on a GPU they do not matter
+    assert (
+        run(smoke(method="local_head", threads=1), quiet=True)["config"]["threads"] == 7
+    )  # on a GPU they do not matter
     with pytest.raises(LsclError) as caught:
         run(smoke(method="local_head", device="cpu"), quiet=True)
     one_line(caught, "device = cuda", "this call asks for device = cpu")
@@ -381,12 +412,16 @@ def test_kept_images_are_counted(smoke):
 def test_made_images_are_counted(smoke):
     """Batches of 8 in the second task; MFCL: 8 made ones in each, and the generator's 5 steps of 8."""
     parts = prepare(smoke())[1]
-    batches = 2 * sum(len(range(0, len(stream[1].train), 8)) - (len(stream[1].train) % 8 == 1) for stream in parts.tasks)
+    batches = 2 * sum(
+        len(range(0, len(stream[1].train), 8)) - (len(stream[1].train) % 8 == 1) for stream in parts.tasks
+    )
     own, seen = images_of(smoke, method="mfcl")
     assert seen == own + 8 * batches + 5 * 8
     own, seen = images_of(smoke, method="target", target_warmup=1)
     second = 2 * sum(len(stream[1].train) for stream in parts.tasks)
-    assert seen == own + second + 3 * 3 * 8 + 2 * 2 * 8  # as many as there are own ones; 3 rounds of 3 steps; 2 rounds of 2 steps of the student
+    assert (
+        seen == own + second + 3 * 3 * 8 + 2 * 2 * 8
+    )  # as many as there are own ones; 3 rounds of 3 steps; 2 rounds of 2 steps of the student
 
 
 def test_the_servers_images_are_counted(smoke):
@@ -413,7 +448,10 @@ def test_a_run_with_a_local_checkpoint_records_name_and_digests(smoke, tmp_path)
     drawn = foundation("tiny", None)
     save_file({name: value + 0.01 for name, value in drawn.vit.state_dict().items()}, path)
     record = run(smoke(method="local_head", weights=path), quiet=True)
-    assert record["config"]["foundation"] == "tiny" and record["config"]["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        record["config"]["foundation"] == "tiny"
+        and record["config"]["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     assert record["weights_digest"] == foundation("tiny", None, weights=path).digest != drawn.digest
     assert str(tmp_path) not in json.dumps(record)
 

@@ -69,7 +69,9 @@ def test_a_sweep_runs_what_is_missing(values, monkeypatch, capsys):
 
 
 def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, monkeypatch, places):
-    monkeypatch.setattr(sweeps, "grids", lambda: {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": 1e-2}]})
+    monkeypatch.setattr(
+        sweeps, "grids", lambda: {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": 1e-2}]}
+    )
     sweeps.sweep("tune", values, [])
     saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
     assert [(row["method"], row["point"]) for row in saved["rows"]] == [
@@ -78,7 +80,9 @@ def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, m
         ("fedavg_vit", {"lr": 1e-2}),
     ]
     for row in saved["rows"]:
-        config = experiment(**values, method=row["method"], seed=sweeps.TUNING_SEED, stop_after=sweeps.TUNING_TASKS, **row["point"])
+        config = experiment(
+            **values, method=row["method"], seed=sweeps.TUNING_SEED, stop_after=sweeps.TUNING_TASKS, **row["point"]
+        )
         record = records.find(config)
         assert row["class_incremental"] == pytest.approx(average_so_far(records.accuracy(record, "seen"))[-1], abs=1e-3)
         assert row["task_masked"] == pytest.approx(average_so_far(records.accuracy(record, "task"))[-1], abs=1e-3)
@@ -98,12 +102,17 @@ def test_tuning_of_some_methods_adds_to_what_is_there(values, monkeypatch, place
 
 def test_a_whole_run_serves_for_tuning_as_well_as_one_that_stops(values, monkeypatch, places):
     monkeypatch.setattr(sweeps, "grids", lambda: {"local_head": [{"lr": 1e-2}]})
-    whole = run(experiment(**values, method="local_head", lr=1e-2, tasks=3, classes_per_task=2, seed=sweeps.TUNING_SEED), quiet=True)
+    whole = run(
+        experiment(**values, method="local_head", lr=1e-2, tasks=3, classes_per_task=2, seed=sweeps.TUNING_SEED),
+        quiet=True,
+    )
     values = {**values, "tasks": 3, "classes_per_task": 2}
     assert [config.stop_after for config in sweeps.tune(values, [])] == [None]
     sweeps.sweep("tune", values, [])
     saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
-    assert saved["rows"][0]["class_incremental"] == pytest.approx(average_so_far(records.accuracy(whole, "seen"))[1], abs=1e-3)
+    assert saved["rows"][0]["class_incremental"] == pytest.approx(
+        average_so_far(records.accuracy(whole, "seen"))[1], abs=1e-3
+    )
     assert len(records.all_records("smoke")) == 1
 
 
@@ -140,12 +149,26 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
 
 def test_regimes_differ_only_in_what_the_update_is_made_of(values):
     runs = sweeps.named_sets()["regimes"]({"profile": "mini", "dataset": "cifar100"}, [42, 1999])
-    assert len({config.digest for config in runs}) == len(runs) == 2 * len(fed_lscl_studies.REGIMES) * len(fed_lscl_studies.WRITERS)
+    assert (
+        len({config.digest for config in runs})
+        == len(runs)
+        == 2 * len(fed_lscl_studies.REGIMES) * len(fed_lscl_studies.WRITERS)
+    )
     free = {"method", "collaboration", "lr_generator", "auxiliary", "o2d_lambda"}  # the last has no effect without O2D
     assert len({config.lr_generator_bias for config in runs}) == len({config.lr for config in runs}) == 1
-    assert max(config.images_per_class for config in sweeps.named_sets()["regimes"]({"profile": "mini", "dataset": "glyphs"}, [42])) <= PER_CLASS
+    assert (
+        max(
+            config.images_per_class
+            for config in sweeps.named_sets()["regimes"]({"profile": "mini", "dataset": "glyphs"}, [42])
+        )
+        <= PER_CLASS
+    )
     for regime in fed_lscl_studies.REGIMES:
-        same = [config for config in runs if config.seed == 42 and all(getattr(config, key) == value for key, value in regime.items())]
+        same = [
+            config
+            for config in runs
+            if config.seed == 42 and all(getattr(config, key) == value for key, value in regime.items())
+        ]
         assert len({json.dumps(config.model_dump(mode="json", exclude=free), sort_keys=True) for config in same}) == 1
         assert [config.collaboration for config in same].count("static") == 1
     assert all(config.tasks == 1 and config.o2d == "none" for config in runs)
@@ -164,7 +187,9 @@ def test_a_study_has_labels_and_its_runs_follow_them(one_line):
     found = sweeps.variants("cnns", "mini")
     assert list(found) == list(fed_lscl_studies.CNNS) and found[fed_lscl_studies.CNNS[0]] == {}
     runs = sweeps.named_sets()["cnns"]({"profile": "mini", "dataset": "cifar100"}, [1, 2])
-    assert [config.overrides() for config in runs] == [*found.values(), *found.values()] and [config.seed for config in runs] == [1, 1, 2, 2]
+    assert [config.overrides() for config in runs] == [*found.values(), *found.values()] and [
+        config.seed for config in runs
+    ] == [1, 1, 2, 2]
     assert sweeps.variants("cnns", "paper") != found
     with pytest.raises(LsclError) as caught:
         sweeps.variants("block", "mini")

@@ -19,13 +19,19 @@ def test_a_record_is_equal_to_the_bit_when_computed_again(recorded, tree, places
     path = verify.verify_sample("smoke", 2, 0, tree)
     saved = json.loads(path.read_text(encoding="utf-8"))
     assert path == places / "results" / "verified" / "smoke.json"
-    assert [(one["name"], one["equal"], one["differs"]) for one in saved["runs"]] == [(one["name"], True, []) for one in sorted_by_name(recorded)]
+    assert [(one["name"], one["equal"], one["differs"]) for one in saved["runs"]] == [
+        (one["name"], True, []) for one in sorted_by_name(recorded)
+    ]
     assert len(records.all_records("smoke")) == 2  # nothing was added
 
 
 def test_the_outcome_names_the_code_that_verified(recorded, tree, monkeypatch):
     here = os.environ["LSCL_ROOT"]
-    monkeypatch.setattr(records, "source", lambda: {"commit": "abc" if os.environ["LSCL_ROOT"] == here else None, "dirty": False, "code_digest": "0"})
+    monkeypatch.setattr(
+        records,
+        "source",
+        lambda: {"commit": "abc" if os.environ["LSCL_ROOT"] == here else None, "dirty": False, "code_digest": "0"},
+    )
     assert verify.verify(recorded[0], tree)["verified_at"] == "abc"
     assert os.environ["LSCL_ROOT"] == here
 
@@ -59,7 +65,10 @@ def test_a_changed_number_is_found_and_named(recorded, tree, one_line):
     with pytest.raises(LsclError) as caught:
         verify.verify_sample("smoke", 2, 0, tree)
     one_line(caught, "1 of 2 records differ", recorded[0]["name"])
-    found = {one["name"]: one["differs"] for one in json.loads((path.parents[2] / "verified" / "smoke.json").read_text(encoding="utf-8"))["runs"]}
+    found = {
+        one["name"]: one["differs"]
+        for one in json.loads((path.parents[2] / "verified" / "smoke.json").read_text(encoding="utf-8"))["runs"]
+    }
     assert found == {recorded[0]["name"]: ["accuracy", "bytes_up"], recorded[1]["name"]: []}
 
 

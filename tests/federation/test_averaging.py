@@ -7,13 +7,19 @@ from lscl.federation.averaging import average, average_rows
 
 
 def test_the_average_is_weighted_by_hand():
-    states = {0: {"w": torch.tensor([[1.0, 4.0]]), "b": torch.tensor(2.0)}, 3: {"w": torch.tensor([[5.0, 0.0]]), "b": torch.tensor(-2.0)}}
+    states = {
+        0: {"w": torch.tensor([[1.0, 4.0]]), "b": torch.tensor(2.0)},
+        3: {"w": torch.tensor([[5.0, 0.0]]), "b": torch.tensor(-2.0)},
+    }
     merged = average(states, {0: 30.0, 3: 10.0})
     assert merged["w"].tolist() == [[2.0, 3.0]] and merged["b"].item() == 1.0
 
 
 def test_of_integer_buffers_the_largest_is_taken():
-    states = {0: {"count": torch.tensor(7), "at": torch.tensor([1, 9])}, 1: {"count": torch.tensor(4), "at": torch.tensor([2, 3])}}
+    states = {
+        0: {"count": torch.tensor(7), "at": torch.tensor([1, 9])},
+        1: {"count": torch.tensor(4), "at": torch.tensor([2, 3])},
+    }
     merged = average(states, {0: 1.0, 1: 9.0})
     assert merged["count"].item() == 7 and merged["at"].tolist() == [2, 9]
     assert merged["count"].dtype == torch.int64
@@ -38,7 +44,10 @@ def test_the_average_is_exact_in_float64():
 
 def test_a_row_is_averaged_over_those_that_trained_it():
     before = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [9.0, 8.0]])
-    rows = {0: torch.tensor([[1.0, 2.0], [4.0, 4.0], [7.0, 7.0], [0.0, 0.0]]), 1: torch.tensor([[5.0, 6.0], [6.0, 8.0], [3.0, 1.0], [0.0, 0.0]])}
+    rows = {
+        0: torch.tensor([[1.0, 2.0], [4.0, 4.0], [7.0, 7.0], [0.0, 0.0]]),
+        1: torch.tensor([[5.0, 6.0], [6.0, 8.0], [3.0, 1.0], [0.0, 0.0]]),
+    }
     holders = {0: torch.tensor([True, True, False, False]), 1: torch.tensor([False, True, True, False])}
     merged = average_rows(before, rows, holders, {0: 30.0, 1: 10.0})
     assert merged.tolist() == [[1.0, 2.0], [4.5, 5.0], [3.0, 1.0], [9.0, 8.0]]
@@ -54,7 +63,10 @@ def test_rows_of_a_bias_are_single_numbers():
 def test_rows_that_everybody_holds_are_the_plain_average():
     rows = {k: torch.randn(3, 2, generator=torch.Generator().manual_seed(k)) for k in range(3)}
     holders, weights = {k: torch.ones(3, dtype=torch.bool) for k in range(3)}, {0: 5.0, 1: 1.0, 2: 2.0}
-    assert torch.allclose(average_rows(torch.zeros(3, 2), rows, holders, weights), average({k: {"w": rows[k]} for k in rows}, weights)["w"])
+    assert torch.allclose(
+        average_rows(torch.zeros(3, 2), rows, holders, weights),
+        average({k: {"w": rows[k]} for k in rows}, weights)["w"],
+    )
 
 
 @pytest.mark.parametrize("weights", [{0: 0.0, 1: 0.0}, {0: -3.0, 1: 3.0}, {0: -3.0, 1: 1.0}])

@@ -30,7 +30,9 @@ def played(federation, config, rounds):
 
 
 def same(one, other):
-    return set(one) == set(other) and all(torch.equal(value, other[name]) and value.dtype == other[name].dtype for name, value in one.items())
+    return set(one) == set(other) and all(
+        torch.equal(value, other[name]) and value.dtype == other[name].dtype for name, value in one.items()
+    )
 
 
 @pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit", "local_head", "local_lora"])
@@ -109,9 +111,14 @@ DAMAGE = {
     "half the reports": lambda step: os.truncate(step / "rounds.json", 100),
     "a folder for the reports": lambda step: ((step / "rounds.json").unlink(), (step / "rounds.json").mkdir()),
     "a pipe for the reports": lambda step: ((step / "rounds.json").unlink(), os.mkfifo(step / "rounds.json")),
-    "a pipe for the server": lambda step: ((step / "server.safetensors").unlink(), os.mkfifo(step / "server.safetensors")),
+    "a pipe for the server": lambda step: (
+        (step / "server.safetensors").unlink(),
+        os.mkfifo(step / "server.safetensors"),
+    ),
     "nested reports": lambda step: (step / "rounds.json").write_text("[" * 100_000),
-    "a changed score": lambda step: rewrite(step, lambda saved: saved["rounds"][1]["scores"]["0"]["correct"][0].__setitem__(0, 2)),
+    "a changed score": lambda step: rewrite(
+        step, lambda saved: saved["rounds"][1]["scores"]["0"]["correct"][0].__setitem__(0, 2)
+    ),
     "another count of bytes": lambda step: rewrite(step, lambda saved: saved["rounds"][0].update(bytes_up=[1, 1, 1])),
     "a dropped round": lambda step: rewrite(step, lambda saved: saved["rounds"].pop(0)),
     "a repeated round": lambda step: rewrite(step, lambda saved: saved["rounds"].append(saved["rounds"][-1])),
@@ -187,7 +194,9 @@ class Forks:
 
     def __init__(self, config):
         self.line = config.model_dump_json() + "\n"
-        self.server = subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1)
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1
+        )
 
     def start(self):
         self.server.stdin.write(self.line)
@@ -298,6 +307,8 @@ def test_a_run_interrupted_between_two_clients_ends_with_the_same_record(smoke, 
             assert records.find(config) is None
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LSCL_ROOT", str(tmp_path / f"stopped{exchanges}"))
-            assert bool(state_folders()) == (exchanges >= 3)  # from the first finished round on there is something to go on from
+            assert bool(state_folders()) == (
+                exchanges >= 3
+            )  # from the first finished round on there is something to go on from
             assert compared(run(config, quiet=True)) == compared(whole)
             assert state_folders() == []

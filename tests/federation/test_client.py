@@ -19,7 +19,11 @@ def test_a_batch_has_labels_images_and_tokens_of_the_same_positions(client, toy)
     batch = client.train.batch(index)
     assert batch.labels.tolist() == data.train.labels[[70, 3, 14]].tolist() == [11, 0, 2]
     assert batch.images.shape == (3, 3, 16, 16) and batch.images.dtype == torch.float32
-    assert torch.equal(batch.prefix, torch.from_numpy(client.train.prefix[[70, 3, 14]])) and batch.prefix.shape == (3, 17, 32)
+    assert torch.equal(batch.prefix, torch.from_numpy(client.train.prefix[[70, 3, 14]])) and batch.prefix.shape == (
+        3,
+        17,
+        32,
+    )
 
 
 def test_pixels_0_to_255_become_minus_2_to_2_channels_first(client, toy):

@@ -11,7 +11,10 @@ def test_what_the_server_knows_is_the_only_answer():
     check = equal(torch.tensor([3, 1]))
     assert check(torch.tensor([3, 1])) is None
     assert check(torch.tensor([1, 3])) == "is 1, 3, the server knows 3, 1"
-    assert equal(torch.arange(9))(torch.zeros(9)) == "is 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ..., the server knows 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    assert (
+        equal(torch.arange(9))(torch.zeros(9))
+        == "is 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ..., the server knows 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    )
 
 
 def test_numbers_lie_between_two_others():
@@ -47,10 +50,15 @@ def test_rounding_of_large_numbers_counts_as_training():
     assert near(start, 1e-9, 10)(start + 100.0) is not None
 
 
-@pytest.mark.parametrize("features", [torch.randn(30, 8), torch.randn(3, 8), torch.zeros(4, 8), torch.empty(0, 8), 1e5 * torch.randn(3, 8)])
+@pytest.mark.parametrize(
+    "features", [torch.randn(30, 8), torch.randn(3, 8), torch.zeros(4, 8), torch.empty(0, 8), 1e5 * torch.randn(3, 8)]
+)
 def test_moments_of_features_are_gram_matrices_also_in_single_precision(features):
     packed = pack_triangle(second_moments(features))
-    assert positive_gram(unpack_triangle, LIMIT**2)(packed) is None and positive_gram(unpack_triangle, LIMIT**2)(packed.float()) is None
+    assert (
+        positive_gram(unpack_triangle, LIMIT**2)(packed) is None
+        and positive_gram(unpack_triangle, LIMIT**2)(packed.float()) is None
+    )
 
 
 @pytest.mark.parametrize(

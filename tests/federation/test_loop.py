@@ -92,7 +92,9 @@ def test_server_and_clients_share_no_memory(federation, smoke, name):
 
     class Checked(InProcess):
         def ask(self, stage, downloads):
-            received = {value.untyped_storage().data_ptr() for payload in downloads.values() for value in payload.values()}
+            received = {
+                value.untyped_storage().data_ptr() for payload in downloads.values() for value in payload.values()
+            }
             assert not received & server
             return super().ask(stage, downloads)
 
@@ -132,13 +134,22 @@ def test_a_spoiled_upload_stops_the_run_and_names_the_client(federation, smoke, 
 def test_progress_hears_of_every_client(federation, smoke):
     method, clients = federation(smoke(method="local_head", tasks=1))
     heard = []
-    list(federate(method, InProcess(method, clients, lambda stage, client: heard.append((stage.round, stage.name, client)))))
-    assert heard == [(number, name, k) for number, name in ((0, "train"), (1, "train"), (1, "finish")) for k in range(3)]
+    list(
+        federate(
+            method, InProcess(method, clients, lambda stage, client: heard.append((stage.round, stage.name, client)))
+        )
+    )
+    assert heard == [
+        (number, name, k) for number, name in ((0, "train"), (1, "train"), (1, "finish")) for k in range(3)
+    ]
 
 
 def test_seconds_are_measured_for_every_part_of_a_round(federation, smoke):
     _, _, reports = played(federation, smoke(method="fedavg_vit", tasks=1))
-    assert all(set(report.seconds) == {"train", "aggregate", "evaluate"} and min(report.seconds.values()) >= 0 for report in reports)
+    assert all(
+        set(report.seconds) == {"train", "aggregate", "evaluate"} and min(report.seconds.values()) >= 0
+        for report in reports
+    )
     assert all(0 < report.cpu_seconds < 60 for report in reports)
     assert reports[0].seconds["train"] > 0 and reports[1].seconds["evaluate"] > 0
 
@@ -148,7 +159,9 @@ def test_the_holds_flags_are_the_classes_of_the_task(federation, smoke):
     for stage, _, uploads in transport.log:
         if stage.name == "train":
             for k, payload in uploads.items():
-                assert payload[HOLDS].nonzero().squeeze(1).tolist() == sorted(transport.clients[k].partition.tasks[k][stage.task].classes)
+                assert payload[HOLDS].nonzero().squeeze(1).tolist() == sorted(
+                    transport.clients[k].partition.tasks[k][stage.task].classes
+                )
 
 
 def test_the_list_of_exchanges_is_what_happens(federation, smoke):
@@ -203,7 +216,9 @@ def test_a_client_that_missed_the_finish_is_as_if_it_had_not(federation, smoke):
             if number == 3:
                 break
         states.append(clients[1].private_state())
-    assert set(states[0]) == set(states[1]) and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert set(states[0]) == set(states[1]) and all(
+        torch.equal(value, states[1][name]) for name, value in states[0].items()
+    )
 
 
 def test_too_few_good_answers_stop_the_run_and_say_why(federation, smoke, one_line):
@@ -229,10 +244,15 @@ def test_a_bad_answer_is_left_out_where_enough_are_good(federation, smoke):
             return answers
 
     report = next(federate(method, Spoiled(method, clients), least=2))
-    assert report.faults == ["payload of client 1: out.bias has type torch.float64, allowed is torch.float32"] and report.bytes_up[1] == 0
+    assert (
+        report.faults == ["payload of client 1: out.bias has type torch.float64, allowed is torch.float32"]
+        and report.bytes_up[1] == 0
+    )
     without = Gaps(other, others)
     without.away = ((0, 0),)
     next(federate(other, without, least=2))
     assert all(torch.equal(value, other.server[name]) for name, value in method.server.items())
     last = list(federate(method, Spoiled(method, clients), done=1, least=2))
-    assert "payload of client 1: total has shape (1,), allowed is (3,)" in last[0].faults and sorted(last[0].scores) == [0, 2]
+    assert "payload of client 1: total has shape (1,), allowed is (3,)" in last[0].faults and sorted(
+        last[0].scores
+    ) == [0, 2]

@@ -18,7 +18,10 @@ OWN_LOSS = {
     "pilora",
 }  # a pull of the keys on top; a binary one per class; a loss for each phase; further terms
 OWN_GROUPS = {"dualprompt", "fedmgp", "lorm"}  # the slot of the task only; two phases; one LoRA factor per round
-OWN_RATE = {"fedmgp", "pilora"}  # trains with the true class's prompt, tests with the nearest key's; distances are flatter than scores
+OWN_RATE = {
+    "fedmgp",
+    "pilora",
+}  # trains with the true class's prompt, tests with the nearest key's; distances are flatter than scores
 
 
 def without(*names):
@@ -35,7 +38,9 @@ def test_an_upload_has_the_promised_names_and_shapes(federation, smoke, name):
         expected = method.expected(client.id, stage)
         assert set(upload) == set(expected)
         for key, shape in expected.items():
-            assert len(shape) == upload[key].ndim and all(want in (None, have) for want, have in zip(shape, upload[key].shape))
+            assert len(shape) == upload[key].ndim and all(
+                want in (None, have) for want, have in zip(shape, upload[key].shape)
+            )
 
 
 @pytest.mark.parametrize("name", METHODS)

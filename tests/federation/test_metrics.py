@@ -89,7 +89,12 @@ def test_counts_read_from_tensors_give_the_same():
 def test_accuracy_per_class_is_that_of_the_last_task_under_each_mask():
     found = accuracy_per_class(COUNTS, [[8, 3, 5, 0], [1, 2, 5, 9]])
     assert list(found[0]) == [8, 3, 5, 0]
-    assert found[0][8] == [100, 25, 0] and found[0][3] == [100, 0, 0] and found[0][5] == [100, 100, 50] and found[0][0] == [0, 0, 0]
+    assert (
+        found[0][8] == [100, 25, 0]
+        and found[0][3] == [100, 0, 0]
+        and found[0][5] == [100, 100, 50]
+        and found[0][0] == [0, 0, 0]
+    )
     assert found[1][2] == [0, 0, 0] and found[1][9] == [100, 100, 0]
 
 
@@ -121,7 +126,9 @@ class Table:
 
 
 def client_of(labels, tasks, task):
-    images = Inputs(ImageSet(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, tuple("abcdef")), None, torch.device("cpu"))
+    images = Inputs(
+        ImageSet(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, tuple("abcdef")), None, torch.device("cpu")
+    )
     return Client(0, nn.Identity().train(), Partition((tasks,), (), False), images, images, 0, task=task)
 
 
@@ -131,7 +138,11 @@ TASKS = (Task((4, 1), (), (0, 1, 2)), Task((0, 5), (), (3, 4)))
 def test_masks_of_the_task_of_all_met_and_of_all_classes():
     found = evaluate(Table(LOGITS), client_of(LABELS, TASKS, 1))
     assert found["total"].tolist() == [1, 2, 1, 1]  # classes 4, 1, 0, 5 in order of arrival
-    assert dict(zip(MASKS, found["correct"].tolist())) == {"task": [1, 1, 1, 1], "seen": [0, 1, 0, 1], "all": [0, 0, 0, 1]}
+    assert dict(zip(MASKS, found["correct"].tolist())) == {
+        "task": [1, 1, 1, 1],
+        "seen": [0, 1, 0, 1],
+        "all": [0, 0, 0, 1],
+    }
 
 
 def test_after_the_first_task_only_its_classes_have_been_met():
@@ -174,6 +185,9 @@ def test_a_real_run_is_scored_like_a_direct_count(federation, smoke):
 def test_masks_only_ever_help():
     draw = torch.Generator().manual_seed(0)
     labels = np.array([4, 1, 0, 5] * 50)
-    tasks = (Task((4, 1), (), tuple(np.flatnonzero(np.isin(labels, (4, 1))))), Task((0, 5), (), tuple(np.flatnonzero(np.isin(labels, (0, 5))))))
+    tasks = (
+        Task((4, 1), (), tuple(np.flatnonzero(np.isin(labels, (4, 1))))),
+        Task((0, 5), (), tuple(np.flatnonzero(np.isin(labels, (0, 5))))),
+    )
     correct = evaluate(Table(torch.randn(200, 6, generator=draw)), client_of(labels, tasks, 1))["correct"]
     assert (correct[0] >= correct[1]).all() and (correct[1] >= correct[2]).all() and correct[0].sum() > correct[2].sum()

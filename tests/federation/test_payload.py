@@ -59,7 +59,9 @@ def test_another_type_of_numbers_is_one_line(one_line):
     with pytest.raises(LsclError) as caught:
         seal(good(), "client 3", SHAPES, lambda name: torch.int64 if name == "n" else torch.float64)
     one_line(caught, "payload of client 3: w has type torch.float32, allowed is torch.float64")
-    assert set(seal(good(), "client 3", SHAPES, lambda name: torch.int64 if name == "n" else torch.float32)) == set(SHAPES)
+    assert set(seal(good(), "client 3", SHAPES, lambda name: torch.int64 if name == "n" else torch.float32)) == set(
+        SHAPES
+    )
 
 
 def test_a_payload_over_the_limit_is_one_line(one_line):
@@ -88,7 +90,12 @@ def test_an_empty_payload_is_allowed_where_nothing_is_expected(one_line):
 
 
 def test_bytes_are_numbers_times_their_size():
-    payload = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float64), "c": torch.zeros(7, dtype=torch.bool), "d": torch.tensor(1)}
+    payload = {
+        "a": torch.zeros(3, 4),
+        "b": torch.zeros(5, dtype=torch.float64),
+        "c": torch.zeros(7, dtype=torch.bool),
+        "d": torch.tensor(1),
+    }
     assert num_bytes(payload) == 48 + 40 + 7 + 8
     assert num_bytes({}) == 0
 
@@ -101,7 +108,12 @@ def test_something_else_than_tensors_by_name_is_one_line(payload, one_line):
 
 
 @pytest.mark.parametrize(
-    "value", [torch.ones(2, 3).to_sparse(), torch.empty(2, 3, device="meta"), torch.nested.nested_tensor([torch.ones(3)] * 2, layout=torch.jagged)]
+    "value",
+    [
+        torch.ones(2, 3).to_sparse(),
+        torch.empty(2, 3, device="meta"),
+        torch.nested.nested_tensor([torch.ones(3)] * 2, layout=torch.jagged),
+    ],
 )
 def test_tensors_without_plain_numbers_are_one_line(value, one_line):
     with pytest.raises(LsclError) as caught:

@@ -21,7 +21,11 @@ from lscl.methods.parts.o2d import pack_triangle
 
 ATTACKER, OTHERS = 1, (0, 2)
 GRAM = {"method": "fed_lscl", "o2d_upload": "gram"}
-SYSTEMS = {**{name: {"method": name} for name in METHODS}, "fed_lscl, gram": GRAM, "fed_lscl, sgd": {"method": "fed_lscl", "o2d": "sgd"}}
+SYSTEMS = {
+    **{name: {"method": name} for name in METHODS},
+    "fed_lscl, gram": GRAM,
+    "fed_lscl, sgd": {"method": "fed_lscl", "o2d": "sgd"},
+}
 SYSTEMS |= {f"{name}, holders": {"method": name, "head_merge": "holders"} for name in ("fedavg", "lorm", "pilora")}
 MERGED = ("lorm", "fed_lscl")  # by regression: no number of the result lies between those that went in
 
@@ -53,7 +57,9 @@ class Recorded:
 
     def round_of(self, stage):
         trained = [one for one in self.stages if one.name != "finish"]
-        return max(n for n, one in enumerate(trained) if one == stage or (stage.name == "finish" and one.task == stage.task))
+        return max(
+            n for n, one in enumerate(trained) if one == stage or (stage.name == "finish" and one.task == stage.task)
+        )
 
     def again(self, stage, change):
         """The round of an exchange once more, with another answer of one client in it; -> the report and the server behind it."""
@@ -94,7 +100,9 @@ def put(**changes):
 
 
 def floats(number):
-    return lambda answers: {n: torch.full_like(v, number) if v.is_floating_point() else v for n, v in answers[ATTACKER].items()}
+    return lambda answers: {
+        n: torch.full_like(v, number) if v.is_floating_point() else v for n, v in answers[ATTACKER].items()
+    }
 
 
 def less_than_the_others(answers):
@@ -141,7 +149,12 @@ TRIED = [
     ("gram", LATER, not_positive, "gram is no Gram matrix: it has an eigenvalue below zero"),
     ("lorm", FIRST, put(gram__head=-1.0), "gram.head has squares of -1 to -1"),
     ("lorm", Stage(0, 2, "gram"), put(**{"gram__0__qkv": -1.0}), "gram.0.qkv holds -1, allowed are 0 to"),
-    ("local_head", LAST, put(correct=1000), "correct holds 1000 to 1000 right answers, allowed are 0 to 2, 2, 2, 2, 2, 2"),
+    (
+        "local_head",
+        LAST,
+        put(correct=1000),
+        "correct holds 1000 to 1000 right answers, allowed are 0 to 2, 2, 2, 2, 2, 2",
+    ),
     ("local_head", LAST, put(correct=-1), "correct holds -1 to -1 right answers"),
     ("local_head", LAST, better_among_more, "correct is larger where more classes compete"),
     ("local_head", LAST, put(total=0), "total is 0, 0, 0, 0, 0, 0, the server knows 2, 2, 2, 2, 2, 2"),
@@ -150,7 +163,9 @@ TRIED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "stage", "change", "words"), TRIED, ids=[f"{name}-{words[:40]}" for name, _, _, words in TRIED])
+@pytest.mark.parametrize(
+    ("name", "stage", "change", "words"), TRIED, ids=[f"{name}-{words[:40]}" for name, _, _, words in TRIED]
+)
 def test_what_was_tried_is_left_out_named_and_counted(recorded, name, stage, change, words):
     """And server and scores are to the bit what they are if that client does not answer."""
     run = recorded(**(GRAM if name == "gram" else {"method": name}))
@@ -159,7 +174,9 @@ def test_what_was_tried_is_left_out_named_and_counted(recorded, name, stage, cha
     assert fault.startswith(f"payload of client {ATTACKER}: ") and any(some in fault for some in words.split("|"))
     without, server_without = run.again(stage, absent)
     assert same(server, server_without)
-    assert set(report.scores) == set(without.scores) and all(same(report.scores[k], without.scores[k]) for k in report.scores)
+    assert set(report.scores) == set(without.scores) and all(
+        same(report.scores[k], without.scores[k]) for k in report.scores
+    )
 
 
 def test_nobody_with_images_is_one_line_and_the_server_stays(recorded, one_line):
@@ -167,7 +184,10 @@ def test_nobody_with_images_is_one_line_and_the_server_stays(recorded, one_line)
     run.answers[LATER] = {k: {**payload, IMAGES: torch.tensor(0)} for k, payload in run.answers[LATER].items()}
     with pytest.raises(LsclError) as caught:
         run.again(LATER, lambda answers: answers[ATTACKER])
-    one_line(caught, "task 2 round 2 (train): 0 good answers, at least 2 are needed: payload of client 0: images is 0, the server knows")
+    one_line(
+        caught,
+        "task 2 round 2 (train): 0 good answers, at least 2 are needed: payload of client 0: images is 0, the server knows",
+    )
     assert same(run.method.server, run.servers[run.round_of(LATER)])
 
 
@@ -222,7 +242,11 @@ def test_what_fails_with_anybody_leaves_the_server_as_it_was(recorded, monkeypat
     report, server = run.again(LATER, lambda answers: answers[ATTACKER])
     assert same(server, run.servers[run.round_of(LATER)])
     (fault,) = report.faults
-    assert fault.startswith("server: task 2 round 2 (train): the aggregation fails (") and words in fault and "kept" in fault
+    assert (
+        fault.startswith("server: task 2 round 2 (train): the aggregation fails (")
+        and words in fault
+        and "kept" in fault
+    )
 
 
 @pytest.mark.parametrize("case", FAILURES)
@@ -231,7 +255,9 @@ def test_in_one_process_a_failing_aggregation_stops_the_run_and_the_server_stays
     how, words = FAILURES[case]
     before = dict(method.server)
     monkeypatch.setattr(type(method), "aggregate", lambda method, uploads, stage: how(method))
-    with pytest.raises(torch.linalg.LinAlgError if case == "LinAlgError" else LsclError, match=words.split(" (")[0].replace("+", ".")):
+    with pytest.raises(
+        torch.linalg.LinAlgError if case == "LinAlgError" else LsclError, match=words.split(" (")[0].replace("+", ".")
+    ):
         next(federate(method, InProcess(method, clients)))
     assert same(method.server, before)
 
@@ -266,7 +292,9 @@ def test_a_task_that_cannot_be_ended_leaves_the_server_as_it_was(recorded, monke
     why = "payload of server: generator.first.weight (held) holds NaN or infinite numbers"
     assert report.faults == [f"server: the end of task 1 fails ({why}), what was there before is kept"]
     assert same({name: value for name, value in server.items() if name in aggregated}, aggregated)
-    assert all(torch.equal(server[name], value) for name, value in run.servers[0].items() if name.startswith("generator."))
+    assert all(
+        torch.equal(server[name], value) for name, value in run.servers[0].items() if name.startswith("generator.")
+    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -282,10 +310,37 @@ def test_aggregation_never_writes_into_what_the_server_held(recorded, name):
 
 # ---- any answer at all
 
-EXTREME = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-40, 1e-7, 1e4, -1e4, 1e6, 1e20, -1e20, 3e38, -3e38, math.inf, -math.inf, math.nan]
+EXTREME = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-45,
+    -1e-40,
+    1e-7,
+    1e4,
+    -1e4,
+    1e6,
+    1e20,
+    -1e20,
+    3e38,
+    -3e38,
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 NUMBERS = st.one_of(st.sampled_from(EXTREME), st.floats(width=32))
 WHOLE = st.one_of(st.sampled_from([0, 1, -1, 2**31, 2**62, 2**63 - 1, -(2**63)]), st.integers(-(2**63), 2**63 - 1))
-TYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64]
+TYPES = [
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
 OBJECTS = [None, 3, "x", [1.0], {}, b"", torch.eye(3).to_sparse(), torch.empty(2, device="meta")]
 
 
@@ -307,7 +362,9 @@ CHANGES = {
     "scale": lambda value, number, whole: value * number if value.is_floating_point() else value * (whole % 2**31),
     "shift": lambda value, number, whole: value + like(value, number, whole) if value.dtype != torch.bool else ~value,
     "edge": lambda value, number, whole: value + 1e-3 * (-1) ** (whole % 2) if value.is_floating_point() else value,
-    "turn": lambda value, number, whole: value.flip(0) if value.ndim else -value if value.dtype != torch.bool else value,
+    "turn": lambda value, number, whole: (
+        value.flip(0) if value.ndim else -value if value.dtype != torch.bool else value
+    ),
     "type": lambda value, number, whole: value.to(TYPES[whole % len(TYPES)]),
     "flat": lambda value, number, whole: value.reshape(-1, 1),
     "short": lambda value, number, whole: value[:0] if value.ndim else value[None],
@@ -320,7 +377,9 @@ STEPS = st.tuples(st.sampled_from([*CHANGES, "all", "drop", "add", "swap"]), st.
 def attack(answers, earlier, steps, whole_answer):
     """An honest answer after some changes; or something else altogether."""
     if whole_answer is not None:
-        return [None, [], 7, {}, answers[OTHERS[0]], earlier, {3: torch.ones(2)}, {"\n" * 9: torch.ones(2)}][whole_answer]
+        return [None, [], 7, {}, answers[OTHERS[0]], earlier, {3: torch.ones(2)}, {"\n" * 9: torch.ones(2)}][
+            whole_answer
+        ]
     payload = dict(answers[ATTACKER])
     for kind, which, number, whole in steps:
         names = sorted(name for name, value in payload.items() if isinstance(value, torch.Tensor))
@@ -339,7 +398,9 @@ def attack(answers, earlier, steps, whole_answer):
     return payload
 
 
-ATTACKS = st.tuples(st.integers(0, 200), st.lists(STEPS, min_size=1, max_size=4), st.one_of(st.none(), st.none(), st.integers(0, 7)))
+ATTACKS = st.tuples(
+    st.integers(0, 200), st.lists(STEPS, min_size=1, max_size=4), st.one_of(st.none(), st.none(), st.integers(0, 7))
+)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -379,7 +440,12 @@ def assert_near(run, number, server):
         if "running" in name:
             assert largest(value) <= LIMIT**2
             continue
-        rate = max(method.config.lr, method.config.lr_generator, method.config.lr_generator_bias, method.config.mgp_surrogate_lr)
+        rate = max(
+            method.config.lr,
+            method.config.lr_generator,
+            method.config.lr_generator_bias,
+            method.config.mgp_surrogate_lr,
+        )
         distance = 2 * STEP * rate * max(method.steps(k, task) for k in range(3))
         times = 20 if method.config.method in MERGED else 1
         assert largest(value - honest[name]) <= times * distance, name
@@ -431,5 +497,7 @@ def test_with_the_most_that_is_allowed_nobody_else_is_blamed_and_the_run_ends(fe
     transport.side = SIDES[side]
     reports = list(federate(method, transport, least=2))
     assert all(f"client {ATTACKER}" in fault for report in reports for fault in report.faults)
-    assert len(reports) == len(exchanges(method)) - 2 and all(set(OTHERS) <= set(report.scores) for report in reports if report.scores)
+    assert len(reports) == len(exchanges(method)) - 2 and all(
+        set(OTHERS) <= set(report.scores) for report in reports if report.scores
+    )
     assert all(finite(value) for k in OTHERS for value in clients[k].private_state().values())

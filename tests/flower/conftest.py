@@ -19,6 +19,8 @@ def over_flower(places, monkeypatch, tree):
     def make(config, settings=None, lost=lambda exchange, client: None, grid=StubGrid):
         grid = grid(config, settings, lost, next(next_run))
         grid.serve()
-        return json.loads((places / "results" / "federation" / "runs" / f"{config.name}.json").read_text(encoding="utf-8")), grid
+        return json.loads(
+            (places / "results" / "federation" / "runs" / f"{config.name}.json").read_text(encoding="utf-8")
+        ), grid
 
     return make

@@ -22,10 +22,22 @@ class StubGrid:
     """Nodes in this process. lost(exchange, client): what happens instead of an answer, None = nothing odd."""
 
     def __init__(self, config, settings=None, lost=lambda exchange, client: None, run_id=1):
-        self.run_config = {"experiment": describe(config), "min-clients": 0, "timeout": 5.0, "max-mb": 512.0, **(settings or {})}
+        self.run_config = {
+            "experiment": describe(config),
+            "min-clients": 0,
+            "timeout": 5.0,
+            "max-mb": 512.0,
+            **(settings or {}),
+        }
         self.lost, self.replies, self.sent, self.run_id = lost, {}, [], run_id
-        self.contexts = {EXTRA - k: Context(run_id, EXTRA - k, {"client": k}, RecordDict(), self.run_config) for k in range(config.clients)}
-        self.nodes = [SimpleNamespace(node_id=EXTRA - k, name=f"client{k}", last_activated_at=str(k)) for k in range(config.clients)]
+        self.contexts = {
+            EXTRA - k: Context(run_id, EXTRA - k, {"client": k}, RecordDict(), self.run_config)
+            for k in range(config.clients)
+        }
+        self.nodes = [
+            SimpleNamespace(node_id=EXTRA - k, name=f"client{k}", last_activated_at=str(k))
+            for k in range(config.clients)
+        ]
 
     def get_nodes(self):
         return self.nodes
@@ -48,7 +60,9 @@ class StubGrid:
         return names
 
     def pull_messages(self, names):
-        return [self.replies.pop(one) for one in sorted(self.replies, reverse=True)]  # never in the order of the clients
+        return [
+            self.replies.pop(one) for one in sorted(self.replies, reverse=True)
+        ]  # never in the order of the clients
 
     def answer(self, message, node):
         try:

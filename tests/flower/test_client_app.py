@@ -13,7 +13,12 @@ def test_nothing_private_is_in_any_message(over_flower, smoke, places):
     """What goes up is the payload; the state stays in the client's folder."""
     config = smoke()
     _, grid = over_flower(config)
-    assert {name for message in grid.sent for record in message.content.values() for name in record} == {"payload", "client", "exchange", "nonce"}
+    assert {name for message in grid.sent for record in message.content.values() for name in record} == {
+        "payload",
+        "client",
+        "exchange",
+        "nonce",
+    }
     kept = sorted(path.name for path in (places / "private" / config.name / "client1").glob("*.safetensors"))
     assert kept == ["000003.safetensors", "000004.safetensors", "000005.safetensors"]
 
@@ -22,7 +27,11 @@ def test_a_late_answer_is_the_clients_own_affair(over_flower, smoke):
     """It has trained, so it goes on from there; nothing it was sent is taken in twice."""
     config = smoke(method="local_head")
     on_time, _ = over_flower(config)
-    late, _ = over_flower(config, {"min-clients": 2, "timeout": 0.01}, lambda exchange, client: "late" if (exchange, client) == (1, 1) else None)
+    late, _ = over_flower(
+        config,
+        {"min-clients": 2, "timeout": 0.01},
+        lambda exchange, client: "late" if (exchange, client) == (1, 1) else None,
+    )
     assert late["accuracy"] == on_time["accuracy"]
 
 
@@ -46,7 +55,9 @@ def test_a_node_that_serves_another_client_refuses(over_flower, smoke):
             return self.nodes
 
     record, _ = over_flower(config, {"min-clients": 2}, grid=Mistaken)
-    assert {line for lines in record["faults"] for line in lines} == {"client 1: this node is client 2, the message is for client 1"}
+    assert {line for lines in record["faults"] for line in lines} == {
+        "client 1: this node is client 2, the message is for client 1"
+    }
 
 
 def test_a_client_that_lost_its_disk_says_so_and_is_left_out(over_flower, smoke, places):
@@ -59,4 +70,6 @@ def test_a_client_that_lost_its_disk_says_so_and_is_left_out(over_flower, smoke,
 
     record, _ = over_flower(config, {"min-clients": 2}, lost)
     faults = [line for lines in record["faults"] for line in lines]
-    assert faults == [f"client 1: exchange {n} is asked for, but the state here is that of exchange -1" for n in (2, 3, 4, 5)]
+    assert faults == [
+        f"client 1: exchange {n} is asked for, but the state here is that of exchange -1" for n in (2, 3, 4, 5)
+    ]

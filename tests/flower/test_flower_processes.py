@@ -26,7 +26,10 @@ SIZES = dict(profile="smoke", method="fed_lscl", clients=2, tasks=1, rounds=1)
 
 
 def compared(record):
-    return json.dumps({name: value for name, value in record.items() if name not in records.TIMES and name != "overrides"}, sort_keys=True)
+    return json.dumps(
+        {name: value for name, value in record.items() if name not in records.TIMES and name != "overrides"},
+        sort_keys=True,
+    )
 
 
 @pytest.fixture
@@ -62,8 +65,12 @@ def test_a_stopped_federation_ends_every_process_it_started(left, tmp_path, monk
     sleep = ("bash", "-c", "setsid sleep 600 & sleep 600; exit")
     monkeypatch.setattr(flower.Local, "start_link", lambda self: self.start("superlink", *sleep))
     monkeypatch.setattr(flower.Local, "register", lambda self, client: None)
-    monkeypatch.setattr(flower.Local, "start_node", lambda self, client, link=None: self.start(f"client{client}", *sleep))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
+    monkeypatch.setattr(
+        flower.Local, "start_node", lambda self, client, link=None: self.start(f"client{client}", *sleep)
+    )
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # whoever runs the tests in the background has it ignored
     try:
         with pytest.raises(raised) as end, flower.federation(tmp_path, tmp_path / "private", experiment(**SIZES)):
             while len(left()) < 9:  # three times bash and what it starts
@@ -76,7 +83,20 @@ def test_a_stopped_federation_ends_every_process_it_started(left, tmp_path, monk
 
 
 def test_a_command_that_is_told_to_end_ends_every_process_it_started(left):
-    command = [sys.executable, "-m", "lscl.cli", "federate", "--profile", "smoke", "--clients", "1", "--tasks", "1", "--rounds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "lscl.cli",
+        "federate",
+        "--profile",
+        "smoke",
+        "--clients",
+        "1",
+        "--tasks",
+        "1",
+        "--rounds",
+        "1",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8") as process:
         while not (bench.found(process.pid, "flwr-serverapp") and bench.found(process.pid, "flower-supernode")):
             assert process.poll() is None, process.stderr.read()
@@ -106,13 +126,31 @@ def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_n
     assert len(up) == config.rounds and min(row[0] for row in up) > 0
     assert up[0][1] == 0 and up[-1][1] > 0 and record["accuracy"]["task"][-1][1] is not None
     assert [node["status"] for node in nodes] == ["online"] * config.clients
-    reasons = (("Failed to activate SuperNode",), ("CERTIFICATE_VERIFY_FAILED",), ("Server disconnected", "Connection reset by peer"))
+    reasons = (
+        ("Failed to activate SuperNode",),
+        ("CERTIFICATE_VERIFY_FAILED",),
+        ("Server disconnected", "Connection reset by peer"),
+    )
     assert all(any(reason in line for reason in some) for some, line in zip(reasons, said, strict=True)), said
     assert left() == []
 
 
 def test_a_federation_goes_on_behind_the_last_finished_round_of_a_server_that_was_killed(left):
-    command = [sys.executable, "-m", "lscl.cli", "federate", "--compare", "--profile", "smoke", "--clients", "2", "--tasks", "1", "--rounds", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "lscl.cli",
+        "federate",
+        "--compare",
+        "--profile",
+        "smoke",
+        "--clients",
+        "2",
+        "--tasks",
+        "1",
+        "--rounds",
+        "2",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8") as process:
         said = ""
         while "round 1 done" not in said:

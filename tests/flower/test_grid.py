@@ -26,12 +26,16 @@ ABSENT = {
 @pytest.mark.parametrize("case", ABSENT)
 def test_a_round_goes_on_without_a_client_that_comes_back_later(over_flower, smoke, name, case):
     config, odd = smoke(method=name), ABSENT[case]
-    record, grid = over_flower(config, {"min-clients": 2, "timeout": 0.01}, lambda exchange, client: odd.get((exchange, client)))
+    record, grid = over_flower(
+        config, {"min-clients": 2, "timeout": 0.01}, lambda exchange, client: odd.get((exchange, client))
+    )
     faults = [line for lines in record["faults"] for line in lines]
     assert len(faults) == len(odd) and all("no answer within 0.01 s" in line for line in faults)
     sent = [sorted(exchanges_in(message)) for message in grid.sent if message.metadata.dst_node_id == EXTRA - 1]
     last = max(exchange for exchange, client in odd if client == 1)
-    assert next(numbers for numbers in sent if last + 1 in numbers) == [n for n in range(last + 2) if (n, 1) in odd or n == last + 1]
+    assert next(numbers for numbers in sent if last + 1 in numbers) == [
+        n for n in range(last + 2) if (n, 1) in odd or n == last + 1
+    ]
     assert [len(numbers) for numbers in sent if min(numbers) > last + 1] == [1] * (sent[-1][0] - last - 1)
     if name == "fed_lscl":
         assert record["bytes_up"][-1][1] > 0 and None not in [row[0] for row in record["accuracy"]["task"][-1]]
@@ -67,7 +71,9 @@ def test_nobody_waits_for_a_node_that_has_started_anew(over_flower, smoke):
             return super().pull_messages(names)
 
     settings = {"min-clients": 2, "timeout": 600.0}
-    record, grid = over_flower(config, settings, lambda exchange, client: "gone" if (exchange, client) == (0, 1) else None, Anew)
+    record, grid = over_flower(
+        config, settings, lambda exchange, client: "gone" if (exchange, client) == (0, 1) else None, Anew
+    )
     assert record["faults"] == [["client 1: its node has started anew"]] + [[]] * (len(record["faults"]) - 1)
     assert exchanges_in([one for one in grid.sent if one.metadata.dst_node_id == EXTRA - 1][1]) == [0, 1]
 
@@ -83,7 +89,10 @@ def test_simulated_nodes_have_no_names_and_strangers_names_count_for_nothing(ove
 
     class Strange(StubGrid):
         def get_nodes(self):
-            odd = [SimpleNamespace(node_id=n, name=name, last_activated_at="9") for n, name in ((3, ""), (4, "client3"), (5, "client-1"))]
+            odd = [
+                SimpleNamespace(node_id=n, name=name, last_activated_at="9")
+                for n, name in ((3, ""), (4, "client3"), (5, "client-1"))
+            ]
             return [*odd, *self.nodes]
 
     whole, _ = over_flower(config)
@@ -135,7 +144,9 @@ def test_a_bad_payload_is_left_out_named_and_counted(over_flower, smoke, case, c
     assert [min(row) > 0 for row in record["bytes_up"]] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("change", [lambda content: content.clear(), lambda content: content.update(answer=MetricRecord({"payload": 1}))])
+@pytest.mark.parametrize(
+    "change", [lambda content: content.clear(), lambda content: content.update(answer=MetricRecord({"payload": 1}))]
+)
 def test_a_reply_without_a_payload_is_left_out(over_flower, smoke, change):
     odd = lambda exchange, client: (lambda reply: change(reply.content)) if (exchange, client) == (1, 1) else None
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
@@ -149,7 +160,9 @@ def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower,
     def odd(exchange, client):
         def change(reply):
             kept[exchange, client] = reply.content["answer"]
-            reply.content["answer"] = kept[{(1, 1): (0, 1), (3, 2): (3, 1), (4, 1): (4, 1)}.get((exchange, client), (exchange, client))]
+            reply.content["answer"] = kept[
+                {(1, 1): (0, 1), (3, 2): (3, 1), (4, 1): (4, 1)}.get((exchange, client), (exchange, client))
+            ]
 
         return change
 
@@ -167,15 +180,23 @@ def test_an_answer_to_an_earlier_message_of_the_same_exchange_is_refused(over_fl
     config, kept = smoke(method="local_head"), {}
     keep = lambda exchange, client: lambda reply: kept.update({(exchange, client): reply.content["answer"]})
     over_flower(config, lost=keep)
-    replay = lambda exchange, client: lambda reply: reply.content.update(answer=kept[exchange, client]) if (exchange, client) == (2, 1) else None
+    replay = lambda exchange, client: (
+        lambda reply: reply.content.update(answer=kept[exchange, client]) if (exchange, client) == (2, 1) else None
+    )
     record, _ = over_flower(config, {"min-clients": 2}, replay)
-    assert record["faults"][1] == ["payload of client 1: it answers an earlier message of it, asked was exchange 2 of client 1"]
+    assert record["faults"][1] == [
+        "payload of client 1: it answers an earlier message of it, asked was exchange 2 of client 1"
+    ]
     assert record["accuracy"]["task"][0][1] == [None, None]
 
 
-@pytest.mark.parametrize("words", [{}, {"client": "1"}, {"client": "1", "exchange": "1", "nonce": "\n" + "0" * 10_000, "more": ""}])
+@pytest.mark.parametrize(
+    "words", [{}, {"client": "1"}, {"client": "1", "exchange": "1", "nonce": "\n" + "0" * 10_000, "more": ""}]
+)
 def test_an_answer_without_its_ticket_is_refused_in_one_line(over_flower, smoke, words):
-    odd = lambda exchange, client: spoil(lambda payload: pack_record(payload, words)) if (exchange, client) == (1, 1) else None
+    odd = lambda exchange, client: (
+        spoil(lambda payload: pack_record(payload, words)) if (exchange, client) == (1, 1) else None
+    )
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
     (line,) = record["faults"][1] or record["faults"][0]
     assert line.startswith("payload of client 1: it answers ") and "\n" not in line and len(line) < 700
@@ -184,4 +205,6 @@ def test_an_answer_without_its_ticket_is_refused_in_one_line(over_flower, smoke,
 def test_a_registered_system_and_data_set_are_federated_like_ours(over_flower, toys):
     config = experiment(**toys)
     record, _ = over_flower(config)
-    assert compared(record) == compared(alone(config)) and record["method"] == "toy" and record["dataset"] == "toy_images"
+    assert (
+        compared(record) == compared(alone(config)) and record["method"] == "toy" and record["dataset"] == "toy_images"
+    )

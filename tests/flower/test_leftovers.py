@@ -48,7 +48,9 @@ def started(monkeypatch, tmp_path):
 
     def start(end="time.sleep(600)"):
         words = [sys.executable, "-c", COMMAND.replace("{end}", end)]
-        heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it (nohup), and children inherit that
+        heard = lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        )  # whoever runs the tests may ignore it (nohup), and children inherit that
         command = subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8", preexec_fn=heard)
         commands.append(command)
         folder = Path(command.stdout.readline().strip())
@@ -118,7 +120,9 @@ def test_what_is_no_folder_of_ours_is_left_alone(started, tmp_path, monkeypatch)
     (tmp_path / f"{PREFIX}file").touch()
     (tmp_path / f"{PREFIX}new").mkdir()  # perhaps just made, its lock not yet taken
     remove_left()
-    assert (precious / "lock").exists() and (tmp_path / f"{PREFIX}file").exists() and (tmp_path / f"{PREFIX}new").exists()
+    assert (
+        (precious / "lock").exists() and (tmp_path / f"{PREFIX}file").exists() and (tmp_path / f"{PREFIX}new").exists()
+    )
     theirs = tmp_path / f"{PREFIX}theirs"
     theirs.mkdir()
     (theirs / "lock").touch()

@@ -29,7 +29,15 @@ def nothing_starts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [("--min-clients", "4"), ("--timeout", "nan"), ("--timeout", "inf"), ("--max-mb", "nan"), ("--max-mb", "inf"), ("--link", "nosuch")]
+    "words",
+    [
+        ("--min-clients", "4"),
+        ("--timeout", "nan"),
+        ("--timeout", "inf"),
+        ("--max-mb", "nan"),
+        ("--max-mb", "inf"),
+        ("--link", "nosuch"),
+    ],
 )
 def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))

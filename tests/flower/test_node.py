@@ -24,7 +24,13 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "program", lambda: "flower-supernode")
     local.certificates(tmp_path)
     local.node_key(tmp_path / "client0.key")
-    return {"client": 0, "link": "localhost:8000", "authority": tmp_path / "ca.crt", "key": tmp_path / "client0.key", "port": local.free_port()}
+    return {
+        "client": 0,
+        "link": "localhost:8000",
+        "authority": tmp_path / "ca.crt",
+        "key": tmp_path / "client0.key",
+        "port": local.free_port(),
+    }
 
 
 def written(path, key):
@@ -39,7 +45,18 @@ def test_a_node_that_is_right_is_taken(files):
 
 
 @pytest.mark.parametrize(
-    "link", ["", "localhost", "localhost:", ":8000", "localhost:0", "localhost:65536", "https://a:8000", "a b:1", "localhost:１"]
+    "link",
+    [
+        "",
+        "localhost",
+        "localhost:",
+        ":8000",
+        "localhost:0",
+        "localhost:65536",
+        "https://a:8000",
+        "a b:1",
+        "localhost:１",
+    ],
 )
 def test_a_link_is_host_and_port(files, link, one_line):
     with pytest.raises(LsclError) as caught:

@@ -28,14 +28,18 @@ def test_only_the_owner_can_read_what_clients_and_server_keep(over_flower, smoke
     """Also what an earlier version left open to all."""
     config = smoke(method="local_head")
     with pytest.raises(LsclError):
-        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None)
+        over_flower(
+            config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None
+        )
     kept = [places / "private" / config.name, places / "results" / "federation" / "state" / config.name]
     assert [modes(folder) for folder in kept] == [[{0o700}, {0o600}]] * 2
     for folder in kept:
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
     with pytest.raises(LsclError):
-        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (3, 1) else None)
+        over_flower(
+            config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (3, 1) else None
+        )
     assert [modes(folder) for folder in kept] == [[{0o700}, {0o600}]] * 2
     assert modes(places / "results" / "federation")[0] == {0o755, 0o700}  # what is not private stays as it was
     over_flower(config)
@@ -46,7 +50,9 @@ def test_too_few_clients_stop_the_run_at_the_last_finished_round_and_it_goes_on(
     config = smoke(method="lorm")
     whole, _ = over_flower(config)
     with pytest.raises(LsclError) as caught:
-        over_flower(config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None)
+        over_flower(
+            config, {"timeout": 0.01}, lambda exchange, client: "gone" if (exchange, client) == (2, 1) else None
+        )
     one_line(caught, "2 good answers, at least 3 are needed: client 1: no answer")
     again, grid = over_flower(config)
     assert compared(again) == compared(whole)
@@ -87,4 +93,7 @@ def test_a_server_does_not_go_on_with_the_state_of_another_origin(over_flower, s
     assert settled(smoke(), step.parent).threads == 2  # what `lscl federate` asks for without --threads
     record, _ = over_flower(config)
     assert record["config"]["threads"] == 2 and "optimised_images" not in record
-    assert records.read_record(places / "results" / "federation" / "runs" / f"{config.name}.json")["name"] == record["name"]
+    assert (
+        records.read_record(places / "results" / "federation" / "runs" / f"{config.name}.json")["name"]
+        == record["name"]
+    )

@@ -42,9 +42,16 @@ def after_task_0(federation, smoke):
 def test_cnns_start_different_and_generators_equal(federation, smoke):
     _, clients = federation(smoke())
     first, second = clients[0].model, clients[1].model
-    assert all(torch.equal(value, second["generator"].state_dict()[key]) for key, value in first["generator"].state_dict().items())
+    assert all(
+        torch.equal(value, second["generator"].state_dict()[key])
+        for key, value in first["generator"].state_dict().items()
+    )
     for part in ("cnn", "head"):
-        weights = [(value, second[part].state_dict()[key]) for key, value in first[part].state_dict().items() if key.endswith("weight")]
+        weights = [
+            (value, second[part].state_dict()[key])
+            for key, value in first[part].state_dict().items()
+            if key.endswith("weight")
+        ]
         assert weights and any(not torch.equal(*pair) for pair in weights)
 
 
@@ -174,7 +181,9 @@ def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
             "mean": (len(old_f[i]), len(omega_old)),
             "sum": (1, 1),
         }[form]
-        total += alpha * np.sum((new_f[i] - old_f[i]) ** 2) / scale[0] + beta * np.sum((omega - omega_old) ** 2) / scale[1]
+        total += (
+            alpha * np.sum((new_f[i] - old_f[i]) ** 2) / scale[0] + beta * np.sum((omega - omega_old) ** 2) / scale[1]
+        )
     assert found == pytest.approx(total / 5, rel=1e-4)
     assert found > 0
 
@@ -252,7 +261,9 @@ def test_switching_alpha_or_beta_off_changes_a_run_from_the_second_task_on(feder
     for rounds, same in ((2, True), (4, False)):
         plain, changed = (play(federation, smoke(lr_generator=1e-2, **values), rounds)[1] for values in ({}, off))
         for one, other in zip(plain, changed):
-            equal = all(torch.equal(value, other.model.state_dict()[key]) for key, value in one.model.state_dict().items())
+            equal = all(
+                torch.equal(value, other.model.state_dict()[key]) for key, value in one.model.state_dict().items()
+            )
             assert equal == same
 
 
@@ -260,7 +271,9 @@ def test_eq_4_holds_the_cnn_back(federation, smoke, toy):
     """How far the features of the buffer move in the second task, without and with the feature term."""
     moved = []
     for alpha in (0.0, 1.0):
-        method, clients = federation(smoke(clients=1, alpha=alpha, beta=0.0, epochs=4, buffer_per_class=12), toy(train=12))
+        method, clients = federation(
+            smoke(clients=1, alpha=alpha, beta=0.0, epochs=4, buffer_per_class=12), toy(train=12)
+        )
         for number, _ in enumerate(federate(method, InProcess(method, clients)), 1):
             if number == 2:
                 buffer, before = clients[0].state["buffer"], clients[0].state["previous.features"]
@@ -275,7 +288,9 @@ def test_the_server_step_is_eq_5_of_the_uploads(federation, smoke):
     method, _, uploads = play(federation, smoke(o2d_lambda=0.3), 1)
     weights = [torch.cat([uploads[0][k]["weight"], uploads[0][k]["bias"][:, None]], 1) for k in range(3)]
     for k, found in enumerate(o2d_exact(weights, [second_moments(uploads[0][k]["features"]) for k in range(3)], 0.3)):
-        assert torch.equal(method.server[f"{k}.weight"], found[:, :16]) and torch.equal(method.server[f"{k}.bias"], found[:, 16])
+        assert torch.equal(method.server[f"{k}.weight"], found[:, :16]) and torch.equal(
+            method.server[f"{k}.bias"], found[:, 16]
+        )
         assert not torch.equal(found, weights[k])
 
 
@@ -343,14 +358,19 @@ def test_nothing_of_cnn_head_or_images_ever_goes_up(federation, smoke):
 
 
 def test_the_gram_matrix_gives_the_same_server_bit_for_bit_with_fewer_bytes(federation, smoke):
-    played = {upload: play(federation, smoke(o2d_upload=upload, features=4, buffer_per_class=6)) for upload in ("features", "gram")}
+    played = {
+        upload: play(federation, smoke(o2d_upload=upload, features=4, buffer_per_class=6))
+        for upload in ("features", "gram")
+    }
     rows, gram = played["features"], played["gram"]
     assert all(torch.equal(value, gram[0].server[key]) for key, value in rows[0].server.items())
     for one, other in zip(rows[1], gram[1]):
         assert all(torch.equal(value, other.model.state_dict()[key]) for key, value in one.model.state_dict().items())
     for many, few in zip(rows[2], gram[2]):
         assert sum(map(num_bytes, few.values())) < sum(map(num_bytes, many.values()))
-        assert all(len(payload["gram"]) == 5 * 6 // 2 and payload["gram"].dtype == torch.float64 for payload in few.values())
+        assert all(
+            len(payload["gram"]) == 5 * 6 // 2 and payload["gram"].dtype == torch.float64 for payload in few.values()
+        )
 
 
 @pytest.mark.parametrize("values", [{}, {"o2d": "sgd"}, {"o2d_upload": "gram"}])
@@ -401,7 +421,9 @@ def test_every_component_can_be_replaced_and_the_payload_has_the_size_of_the_for
     before = play(federation, smoke())[1]
     for report in federate(method, InProcess(method, clients)):
         for k, client in enumerate(clients):
-            kept = int(np.minimum(client.partition.counts(client.train.images.labels, 14)[k, : report.task + 1], 2).sum())
+            kept = int(
+                np.minimum(client.partition.counts(client.train.images.labels, 14)[k, : report.task + 1], 2).sum()
+            )
             extra = 8 if config.o2d == "average" else 4 * kept * m
             assert report.bytes_up[k] == (generator + extra if generator else 0)
             assert report.bytes_down[k] == generator * (2 if report.scores else 1)
@@ -409,7 +431,9 @@ def test_every_component_can_be_replaced_and_the_payload_has_the_size_of_the_for
     assert one.shape != other.shape or not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("ewc", "ewc_weight"), ("lwf", "lwf_weight"), ("replay", "replay_weight")])
+@pytest.mark.parametrize(
+    ("kind", "weight"), [("ewc", "ewc_weight"), ("lwf", "lwf_weight"), ("replay", "replay_weight")]
+)
 def test_the_term_is_proportional_to_its_weight(after_task_0, kind, weight):
     terms = []
     for value in (0.0, 1.0, 3.0):
@@ -443,13 +467,17 @@ def test_ewc_holds_cnn_and_generator_where_the_fisher_information_is_large(after
     client.task = 1
     names = list(method.small(client))
     assert {name.split(".")[0] for name in names} == {"cnn", "generator"}
-    assert all(client.state[f"fisher.{name}"].min() >= 0 for name in names) and any(client.state[f"fisher.{name}"].max() > 0 for name in names)
+    assert all(client.state[f"fisher.{name}"].min() >= 0 for name in names) and any(
+        client.state[f"fisher.{name}"].max() > 0 for name in names
+    )
     with torch.no_grad():
         for parameter in method.small(client).values():
             parameter += 0.5
     expected = 2.0 * 0.5 * 0.25 * sum(float(client.state[f"fisher.{name}"].sum()) for name in names)
     batch = client.train.batch(client.train_index[:4])
-    assert float(method.continual_loss(client, batch, method.logits(client, batch)).detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(method.continual_loss(client, batch, method.logits(client, batch)).detach()) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(after_task_0):
@@ -462,7 +490,9 @@ def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(a
         batch = client.train.batch(client.train_index[[5, 1, 3]])
         logits = method.logits(client, batch)
         old = logits[:, list(client.partition.seen(0, 0))] / 2
-        entropy = -(old.softmax(1) * old.log_softmax(1)).sum(1).mean()  # nothing has moved yet: the teacher's own entropy
+        entropy = (
+            -(old.softmax(1) * old.log_softmax(1)).sum(1).mean()
+        )  # nothing has moved yet: the teacher's own entropy
         assert method.continual_loss(client, batch, logits) == pytest.approx(float(entropy), rel=1e-4)
 
 

@@ -14,7 +14,12 @@ def uploads(federation, smoke):
     for k, (value, count, held) in enumerate([(1.0, 30, (0, 1)), (5.0, 10, (1, 2))]):
         holds = torch.zeros(14, dtype=torch.bool)
         holds[list(held)] = True
-        made[k] = {IMAGES: torch.tensor(count), "out.weight": torch.full((14, 32), value), "out.bias": torch.full((14,), -value), HOLDS: holds}
+        made[k] = {
+            IMAGES: torch.tensor(count),
+            "out.weight": torch.full((14, 32), value),
+            "out.bias": torch.full((14,), -value),
+            HOLDS: holds,
+        }
     return made
 
 
@@ -30,7 +35,11 @@ def test_holders_averages_a_row_over_those_that_trained_it(federation, smoke, up
     before = {key: value.clone() for key, value in method.server.items()}
     method.aggregate(uploads, Stage(0, 0))
     assert set(method.server) == {"out.weight", "out.bias"}
-    assert method.server["out.weight"][:3, 7].tolist() == [1, 2, 5] and method.server["out.bias"][:3].tolist() == [-1, -2, -5]
+    assert method.server["out.weight"][:3, 7].tolist() == [1, 2, 5] and method.server["out.bias"][:3].tolist() == [
+        -1,
+        -2,
+        -5,
+    ]
     assert all(torch.equal(value[3:], before[key][3:]) for key, value in method.server.items())
 
 

@@ -58,7 +58,12 @@ def test_bytes_equal_the_formula_of_the_docstring(played, config):
 
 def test_only_the_global_prompt_and_its_key_travel(played, config):
     _, clients, log = played(config())
-    own = [value for client in clients for name, value in client.model.state_dict().items() if not name.startswith("coarse.")]
+    own = [
+        value
+        for client in clients
+        for name, value in client.model.state_dict().items()
+        if not name.startswith("coarse.")
+    ]
     rows = lambda values: {tuple(row) for value in values for row in value.reshape(-1, value.shape[-1]).tolist()}
     for stage, downloads, uploads in log:
         for payload in (*downloads.values(), *(uploads.values() if stage.name == "train" else ())):
@@ -69,7 +74,10 @@ def test_only_the_global_prompt_and_its_key_travel(played, config):
 def test_with_one_client_and_one_round_the_server_has_the_upload(played, config):
     _, _, log = played(config(clients=1, rounds=1, tasks=1))
     (_, downloads, uploads), (_, back, _) = log
-    assert all(torch.equal(back[0][name], value) and not torch.equal(downloads[0][name], value) for name, value in uploads[0].items())
+    assert all(
+        torch.equal(back[0][name], value) and not torch.equal(downloads[0][name], value)
+        for name, value in uploads[0].items()
+    )
 
 
 # ---- two phases
@@ -79,7 +87,9 @@ def test_each_phase_trains_its_own_parameters_and_nothing_else(started):
     method, clients = started()
     coarse, fine = method.phases(clients[0], Stage(0, 0))
     names = {id(parameter): name for name, parameter in clients[0].model.named_parameters()}
-    trained = [{names[id(parameter)] for group in phase.groups for parameter in group["params"]} for phase in (coarse, fine)]
+    trained = [
+        {names[id(parameter)] for group in phase.groups for parameter in group["params"]} for phase in (coarse, fine)
+    ]
     assert trained[0] == {"coarse.prompt", "coarse.key", "head.out.weight", "head.out.bias"}
     assert trained[1] == {"fine.prompts", "fine.keys", "local_head.weight", "local_head.bias"}
     assert [(phase.epochs, phase.batch, phase.clip) for phase in (coarse, fine)] == [(1, 8, 1.0)] * 2
@@ -87,7 +97,9 @@ def test_each_phase_trains_its_own_parameters_and_nothing_else(started):
     for phase, expected in ((coarse, trained[0]), (fine, trained[1])):
         clients[0].model.zero_grad()
         phase.loss(clients[0], batch).backward()
-        assert {name for name, parameter in clients[0].model.named_parameters() if parameter.grad is not None} == expected
+        assert {
+            name for name, parameter in clients[0].model.named_parameters() if parameter.grad is not None
+        } == expected
 
 
 def test_the_second_phase_does_not_move_the_global_prompt(started, monkeypatch):
@@ -124,10 +136,16 @@ def test_the_first_loss_equals_its_terms_by_hand(started):
     client, vit = clients[0], method.foundation.vit
     batch, coarse = client.train.batch(client.train_index[:5]), client.model["coarse"]
     with torch.no_grad():
-        z = torch.cat([batch.prefix[:, :1], (coarse.prompt + vit.pos_embed[:, 0]).expand(5, -1, -1), batch.prefix[:, 1:]], 1)
+        z = torch.cat(
+            [batch.prefix[:, :1], (coarse.prompt + vit.pos_embed[:, 0]).expand(5, -1, -1), batch.prefix[:, 1:]], 1
+        )
         tokens = vit.norm(vit.blocks(z))[:, 1 : 1 + LENGTH].mean(1)
-        cosine = torch.stack([F.cosine_similarity(vit.norm(vit.blocks(one[None]))[0, 0], coarse.key, dim=0) for one in batch.prefix])
-        expected = masked_cross_entropy(client.model["head"](tokens), batch.labels, client.classes) - 0.3 * cosine.mean()
+        cosine = torch.stack(
+            [F.cosine_similarity(vit.norm(vit.blocks(one[None]))[0, 0], coarse.key, dim=0) for one in batch.prefix]
+        )
+        expected = (
+            masked_cross_entropy(client.model["head"](tokens), batch.labels, client.classes) - 0.3 * cosine.mean()
+        )
         assert method.coarse_loss(client, batch).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -142,9 +160,13 @@ def test_the_second_loss_uses_the_true_classes_prompts_sample_by_sample(started)
             query = method.foundation.suffix(z, keep=1 + LENGTH)[0, 1:].mean(0)
             pairs = fine.prompts[label]  # (blocks, 2, l, d)
             adapters = {1 + number: Adapter(keys=pairs[number, 0], values=pairs[number, 1]) for number in range(2)}
-            logits.append(client.model["local_head"](method.foundation.suffix(z, adapters, keep=1 + LENGTH)[0, 1:].mean(0)))
+            logits.append(
+                client.model["local_head"](method.foundation.suffix(z, adapters, keep=1 + LENGTH)[0, 1:].mean(0))
+            )
             cosines.append(F.cosine_similarity(query, fine.keys[label], dim=0))
-        expected = masked_cross_entropy(torch.stack(logits), batch.labels, client.classes) - 0.3 * torch.stack(cosines).mean()
+        expected = (
+            masked_cross_entropy(torch.stack(logits), batch.labels, client.classes) - 0.3 * torch.stack(cosines).mean()
+        )
         assert method.fine_loss(client, batch).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -178,7 +200,9 @@ def test_queries_are_computed_once_per_round_behind_the_first_phase(started, mon
         with torch.no_grad():
             fresh = readout(client.train.batch(client.train_index), client.model["coarse"].prompt)
             assert torch.allclose(method.queries(client, client.train.batch(client.train_index)), fresh, atol=1e-5)
-            assert torch.allclose(method.queries(client, client.train.batch(client.train_index[[4, 1]])), fresh[[4, 1]], atol=1e-5)
+            assert torch.allclose(
+                method.queries(client, client.train.batch(client.train_index[[4, 1]])), fresh[[4, 1]], atol=1e-5
+            )
 
 
 def test_training_lowers_both_losses(started):
@@ -216,7 +240,9 @@ def test_at_test_each_sample_gets_the_slot_with_the_nearest_key_among_the_classe
         found = method.slots(client, query)
         alone = torch.cat([method.slots(client, query[i : i + 1]) for i in range(4)])
         assert found.tolist() == alone.tolist() == list(seen[:4])
-        expected = client.model["local_head"](method.readout(batch, client.model["coarse"].prompt, client.model["fine"](found)))
+        expected = client.model["local_head"](
+            method.readout(batch, client.model["coarse"].prompt, client.model["fine"](found))
+        )
         assert torch.equal(method.logits(client, batch), expected)
 
 
@@ -286,7 +312,9 @@ def test_the_servers_images_are_tested_on_by_nobody(config, smoke):
     assert prepare(smoke(method="fedavg_vit"))[2].server_images is None
 
 
-@pytest.mark.parametrize(("values", "words"), [({"mgp_blocks": 3}, "mgp_blocks = 3"), ({"mgp_block": 7}, "mgp_block = 7")])
+@pytest.mark.parametrize(
+    ("values", "words"), [({"mgp_blocks": 3}, "mgp_blocks = 3"), ({"mgp_block": 7}, "mgp_block = 7")]
+)
 def test_local_prompts_behind_the_last_block_are_one_line(config, values, words, one_line):
     with pytest.raises(LsclError) as caught:
         run(config(**values), quiet=True)
@@ -294,7 +322,14 @@ def test_local_prompts_behind_the_last_block_are_one_line(config, values, words,
 
 
 @pytest.mark.parametrize(
-    "values", [{"head": "mlp"}, {"head_merge": "holders"}, {"mgp_length": 1}, {"mgp_blocks": 1, "mgp_block": 0}, {"mgp_key": 0.0}]
+    "values",
+    [
+        {"head": "mlp"},
+        {"head_merge": "holders"},
+        {"mgp_length": 1},
+        {"mgp_blocks": 1, "mgp_block": 0},
+        {"mgp_key": 0.0},
+    ],
 )
 def test_a_run_goes_through_with_other_options(played, config, values):
     method, _, log = played(config(tasks=1, rounds=1, **values))

@@ -37,7 +37,10 @@ def test_compensation_by_hand():
     assert weights.tolist() == pytest.approx([1.0, 1.5, 0.5, 0.5 / 0.7, 0.9 / 0.7], rel=1e-5)
     alone = compensation(logits, labels, torch.ones(5, dtype=torch.bool))
     assert alone.mean().item() == pytest.approx(1) and not torch.allclose(alone, weights)
-    assert compensation(torch.full((2, 3), 200.0), labels[:2], torch.tensor([True, True])).tolist() == [0, 0]  # nothing left to learn
+    assert compensation(torch.full((2, 3), 200.0), labels[:2], torch.tensor([True, True])).tolist() == [
+        0,
+        0,
+    ]  # nothing left to learn
 
 
 def test_the_loss_of_the_first_task_is_the_plain_binary_cross_entropy_over_the_classes_seen(federation, smoke):
@@ -196,7 +199,13 @@ def test_the_proxy_keeps_the_better_model_and_starts_afresh_in_each_task(federat
     models, best = [], []
     for _ in federate(method, InProcess(method, clients)):
         models.append({key: value.clone() for key, value in of_model(method.server).items()})
-        best.append({key.removeprefix("best."): value.clone() for key, value in method.server.items() if key.startswith("best.")})
+        best.append(
+            {
+                key.removeprefix("best."): value.clone()
+                for key, value in method.server.items()
+                if key.startswith("best.")
+            }
+        )
     for number, chosen in enumerate((0, 0, 2, 3, 3, 5)):  # as good is good enough; 0.2 beats nothing of an earlier task
         assert all(torch.equal(value, models[chosen][key]) for key, value in best[number].items()) and best[number]
     for client in clients:
@@ -216,7 +225,10 @@ def test_the_old_model_is_the_best_not_the_last(federation, smoke, monkeypatch):
         payload = method.broadcast(0, Stage(1, 0))
         clients[0].task = 1
         method.receive(clients[0], payload, Stage(1, 0))
-        sent[proxy] = ("old.head.bias" in payload, [torch.equal(clients[0].state["old.head.bias"], model["head.bias"]) for model in models])
+        sent[proxy] = (
+            "old.head.bias" in payload,
+            [torch.equal(clients[0].state["old.head.bias"], model["head.bias"]) for model in models],
+        )
     assert sent == {True: (True, [True, False]), False: (False, [False, True])}
 
 
@@ -229,7 +241,10 @@ def test_the_score_is_the_share_of_right_answers_among_the_known_classes(played,
     label = known[logits[known].argmax()]
     method.server["proxy.labels"] = torch.tensor([label, label, known[0] if known[0] != label else known[1], label])
     assert method.score().item() == 0.75
-    method.server["proxy.images"], method.server["proxy.labels"] = torch.zeros(0, 32, 32, 3, dtype=torch.uint8), torch.zeros(0).long()
+    method.server["proxy.images"], method.server["proxy.labels"] = (
+        torch.zeros(0, 32, 32, 3, dtype=torch.uint8),
+        torch.zeros(0).long(),
+    )
     assert method.score().item() == 0
 
 

@@ -44,4 +44,7 @@ def test_the_model_goes_on_from_round_to_round_and_task_to_task(federation, smok
 def test_all_clients_start_from_the_same_control(federation, smoke):
     for name in CONTROLS:
         method, clients = federation(smoke(method=name))
-        assert all(torch.equal(value, clients[2].model.state_dict()[key]) for key, value in clients[0].model.state_dict().items())
+        assert all(
+            torch.equal(value, clients[2].model.state_dict()[key])
+            for key, value in clients[0].model.state_dict().items()
+        )

@@ -17,7 +17,9 @@ def test_the_static_lora_starts_as_the_frozen_vit(federation, smoke):
 def test_the_static_lora_has_the_place_rank_and_scale_of_the_written_one(federation, smoke):
     method, clients = federation(smoke(method="local_lora", block=2, rank=3, lora_alpha=12.0))
     update = clients[0].model["lora"]()
-    assert update.A.shape == (3, 32) and update.B.shape == (96, 3) and update.scale == 4.0 and method.foundation.block == 2
+    assert (
+        update.A.shape == (3, 32) and update.B.shape == (96, 3) and update.scale == 4.0 and method.foundation.block == 2
+    )
     written = federation(smoke(method="fed_lscl", block=2, rank=3, lora_alpha=12.0))
     assert written[1][0].model["generator"].scale == 4.0 and written[0].foundation.block == 2
 

@@ -25,7 +25,9 @@ def merged_vit(method, update):
     vit = copy.deepcopy(method.foundation.vit)
     with torch.no_grad():
         for number, block in enumerate(vit.blocks):
-            for name, layer in zip(("qkv", "proj", "fc1", "fc2"), (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)):
+            for name, layer in zip(
+                ("qkv", "proj", "fc1", "fc2"), (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+            ):
                 layer.weight += update(f"{number}.{name}")
     return vit
 
@@ -154,9 +156,15 @@ def test_the_gram_matrices_are_those_of_the_merged_layers_inputs_over_all_tokens
     vit = merged_vit(method, lambda layer: state[f"lora.{layer}.B"] @ state[f"lora.{layer}.A"])
     found, hooks = {}, []
     for number, block in enumerate(vit.blocks):
-        for name, layer in zip(("qkv", "proj", "fc1", "fc2"), (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)):
+        for name, layer in zip(
+            ("qkv", "proj", "fc1", "fc2"), (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+        ):
             key = f"{number}.{name}"
-            hooks.append(layer.register_forward_pre_hook(lambda _, given, key=key: found.update({key: gram(given[0].flatten(0, 1))})))
+            hooks.append(
+                layer.register_forward_pre_hook(
+                    lambda _, given, key=key: found.update({key: gram(given[0].flatten(0, 1))})
+                )
+            )
     batch = client.train.batch(client.train_index)
     with torch.no_grad():
         features = vit.norm(vit.blocks(batch.prefix))[:, 0]
@@ -200,7 +208,10 @@ def test_the_merged_layers_keep_the_clients_outputs_better_than_the_average(play
             return pair[0].double() @ pair[1].double()
 
         def cost(factor, layer=layer, name=name, layer_of=layer_of):
-            gaps = [(layer_of(factor) - layer_of(sent[name])).square() @ sent[f"gram.{layer}"].double() for sent in uploads.values()]
+            gaps = [
+                (layer_of(factor) - layer_of(sent[name])).square() @ sent[f"gram.{layer}"].double()
+                for sent in uploads.values()
+            ]
             return float(sum(gap.sum() for gap in gaps))
 
         mean = sum(sent[name] for sent in uploads.values()) / 3
@@ -255,7 +266,9 @@ def test_the_test_weights_are_the_regression_over_the_tasks(played, config):
     tasks = [received(log, task) for task in range(2)]
 
     def regression(layer):
-        Q = sum(one[f"lora.{layer}.B"].double() @ one[f"lora.{layer}.A"].double() * one[f"gram.{layer}"] for one in tasks)
+        Q = sum(
+            one[f"lora.{layer}.B"].double() @ one[f"lora.{layer}.A"].double() * one[f"gram.{layer}"] for one in tasks
+        )
         return (Q / sum(one[f"gram.{layer}"].double() for one in tasks)).float()
 
     vit = merged_vit(method, regression)
@@ -291,7 +304,9 @@ def test_diagonals_behind_a_task_are_taken_under_the_merged_model_on_every_clien
         assert torch.allclose(clients[0].state[name][0], sum(payload[name] for payload in uploads.values()), rtol=1e-5)
     for client in clients:
         for name in uploads[0]:
-            assert torch.allclose(uploads[client.id][name].double(), method.grams(client)[0][name.removeprefix("gram.")], rtol=1e-5)
+            assert torch.allclose(
+                uploads[client.id][name].double(), method.grams(client)[0][name.removeprefix("gram.")], rtol=1e-5
+            )
 
 
 # ---- as a whole

@@ -75,7 +75,9 @@ def test_the_old_head_term_moves_the_body_only_and_the_old_model_never(second_ta
     loss = method.old_head_term(client, client.model["cnn"](images), images)
     assert min(slopes(loss, [p for name, p in client.model["cnn"].named_parameters() if "weight" in name])) > 0
     assert max(slopes(loss, list(client.model["head"].parameters()))) == 0
-    assert not any(p.requires_grad for part in ("old", "generator") for p in client.scratch[part].parameters() if part == "old")
+    assert not any(
+        p.requires_grad for part in ("old", "generator") for p in client.scratch[part].parameters() if part == "old"
+    )
 
 
 def test_the_old_head_term_is_zero_right_at_the_start_and_without_old_columns(played, smoke):
@@ -154,7 +156,9 @@ def test_the_entropy_term_by_hand():
     assert imbalance(alike).item() == pytest.approx(0, abs=1e-5)
     assert imbalance(torch.tensor([[90.0, 0.0, 0.0]] * 3)).item() == pytest.approx(1, abs=1e-5)
     p = np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum()
-    assert imbalance(torch.tensor([[1.0, 0.0]])).item() == pytest.approx(1 + (p * np.log(p)).sum() / math.log(2), rel=1e-5)
+    assert imbalance(torch.tensor([[1.0, 0.0]])).item() == pytest.approx(
+        1 + (p * np.log(p)).sum() / math.log(2), rel=1e-5
+    )
     assert imbalance(torch.zeros(4, 1)).item() == pytest.approx(1)  # one class alone has no spread
 
 

@@ -73,7 +73,9 @@ def test_prompts_stand_behind_the_class_token_whatever_else_does(reg_tokens, no_
         found = frozen.suffix(with_prompts(frozen, z, prompts), keep=6)
         placed = prompts if no_embed_class else prompts + vit.pos_embed[:, :1]
         expected = vit.norm(vit.blocks(torch.cat([z, placed], dim=1)))
-    assert torch.allclose(found[:, 1:], expected[:, -5:], atol=1e-5) and torch.allclose(found[:, 0], expected[:, 0], atol=1e-5)
+    assert torch.allclose(found[:, 1:], expected[:, -5:], atol=1e-5) and torch.allclose(
+        found[:, 0], expected[:, 0], atol=1e-5
+    )
 
 
 def test_a_vit_without_a_class_token_has_no_attention_of_it_to_show(one_line):

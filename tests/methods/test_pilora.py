@@ -31,9 +31,18 @@ def in_task_1(played, smoke):
 
 def upload(classes, prototype, mean, images=10, factor=1.0):
     """An upload by hand; `prototype` and `mean` by class."""
-    rows = [torch.full((len(classes), D), 1.0) * torch.tensor([float(value[label]) for label in classes])[:, None] for value in (prototype, mean)]
+    rows = [
+        torch.full((len(classes), D), 1.0) * torch.tensor([float(value[label]) for label in classes])[:, None]
+        for value in (prototype, mean)
+    ]
     lora = {"A": torch.full((2, R, D), factor), "B": torch.full((2, D, R), -factor)}
-    return {IMAGES: torch.tensor(images), **lora, "classes": torch.tensor(classes), "prototypes": rows[0], "means": rows[1]}
+    return {
+        IMAGES: torch.tensor(images),
+        **lora,
+        "classes": torch.tensor(classes),
+        "prototypes": rows[0],
+        "means": rows[1],
+    }
 
 
 # ---- what travels
@@ -63,10 +72,14 @@ def test_with_one_client_and_one_round_the_server_has_the_upload(played, smoke):
     method, clients, log = played(smoke(method="pilora", clients=1, rounds=1, tasks=1))
     _, downloads, uploads = log[0]
     sent, back = uploads[0], log[1][1][0]
-    assert all(torch.equal(back[name], sent[name]) and not torch.equal(back[name], downloads[0][name]) for name in ("A", "B"))
+    assert all(
+        torch.equal(back[name], sent[name]) and not torch.equal(back[name], downloads[0][name]) for name in ("A", "B")
+    )
     assert back["classes"].tolist() == sorted(sent["classes"].tolist())
     for label, row in zip(sent["classes"], sent["prototypes"]):
-        assert torch.equal(method.server["prototypes"][label], row) and torch.equal(clients[0].model["head"].weight[label], row)
+        assert torch.equal(method.server["prototypes"][label], row) and torch.equal(
+            clients[0].model["head"].weight[label], row
+        )
 
 
 def test_uploaded_means_are_those_of_the_local_features(federation, smoke):
@@ -103,7 +116,9 @@ def test_keys_get_no_update():
     A, B = torch.randn(2, R, D), torch.randn(2, D, R)
     low = on_queries_and_values(A, B)
     update = low.scale * low.B @ low.A
-    assert torch.allclose(update[:D], B[0] @ A[0], atol=1e-5) and torch.allclose(update[2 * D :], B[1] @ A[1], atol=1e-5)
+    assert torch.allclose(update[:D], B[0] @ A[0], atol=1e-5) and torch.allclose(
+        update[2 * D :], B[1] @ A[1], atol=1e-5
+    )
     assert update[D : 2 * D].abs().max() == 0
 
 
@@ -113,7 +128,11 @@ def test_a_task_starts_with_a_new_lora_that_changes_nothing_on_all_clients(in_ta
     for client in clients:
         lora = client.model["lora"]
         assert torch.equal(lora.A, method.server["A"]) and not torch.equal(lora.A, first) and lora.B.abs().max() == 0
-        assert torch.equal(client.state["lora.A"], clients[0].state["lora.A"]) and client.state["lora.A"].shape == (2, R, D)
+        assert torch.equal(client.state["lora.A"], clients[0].state["lora.A"]) and client.state["lora.A"].shape == (
+            2,
+            R,
+            D,
+        )
 
 
 def test_the_earlier_lora_is_the_averaged_one_and_stays(played, smoke):
@@ -146,7 +165,12 @@ def test_the_loss_equals_its_terms_by_hand(in_task_1):
         gaps = (method.features(client, batch)[:, None] - client.model["head"].weight).square().mean(2).sqrt()
         overlap = sum(abs(float(old[part, i] @ A[part, j])) for part in (0, 1) for i in range(R) for j in range(R))
         own = torch.stack([row[label] for row, label in zip(gaps, batch.labels)]).mean()
-        expected = masked_cross_entropy(-gaps / 0.5, batch.labels, client.classes) + 0.3 * own + 0.7 * overlap + 0.2 * A.abs().sum()
+        expected = (
+            masked_cross_entropy(-gaps / 0.5, batch.labels, client.classes)
+            + 0.3 * own
+            + 0.7 * overlap
+            + 0.2 * A.abs().sum()
+        )
         assert float(method.loss(client, batch)) == pytest.approx(float(expected), rel=1e-4)
         assert method.overlap(client).item() == pytest.approx(overlap, rel=1e-4) and overlap > 0.1
 
@@ -249,7 +273,9 @@ def test_prototypes_are_weighed_by_their_distance_to_the_means_of_the_holders(fe
 def test_the_lora_is_averaged_by_the_number_of_images(federation, smoke):
     method, _ = federation(smoke(method="pilora", clients=2))
     zeros = dict.fromkeys(range(C), 0.0)
-    method.aggregate({0: upload([0, 1, 2], zeros, zeros, 30, 1.0), 1: upload([3, 4, 5], zeros, zeros, 10, 5.0)}, Stage(0, 0))
+    method.aggregate(
+        {0: upload([0, 1, 2], zeros, zeros, 30, 1.0), 1: upload([3, 4, 5], zeros, zeros, 10, 5.0)}, Stage(0, 0)
+    )
     assert (method.server["A"] == 2).all() and (method.server["B"] == -2).all()
 
 

@@ -7,7 +7,14 @@ from lscl.experiments.run import run
 from lscl.registry import METHODS
 
 VARIANTS = {
-    "fed_lscl": [{"continual": "ewc"}, {"continual": "lwf"}, {"continual": "replay"}, {"o2d": "sgd"}, {"o2d": "average"}, {"auxiliary": 1.0}],
+    "fed_lscl": [
+        {"continual": "ewc"},
+        {"continual": "lwf"},
+        {"continual": "replay"},
+        {"o2d": "sgd"},
+        {"o2d": "average"},
+        {"auxiliary": 1.0},
+    ],
     "fedmgp": [{"head": "mlp"}],
 }
 # Read by code that all systems share, without effect on those that `readers` does not name: cnn_size is that of images that a system without a
@@ -36,7 +43,9 @@ def read_by(monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_system_reads_no_option_that_is_said_to_be_of_others(smoke, read_by, method):
-    found = set().union(*(read_by(smoke(method=method, seed=11, **values)) for values in [{}, *VARIANTS.get(method, [])]))
+    found = set().union(
+        *(read_by(smoke(method=method, seed=11, **values)) for values in [{}, *VARIANTS.get(method, [])])
+    )
     assert {name for name in found - set(SHARED) if method not in readers(name)} == set()
     own = {name for name in fields() if readers(name) == (method,)}
     assert own <= found  # and what is said to be its own, it reads

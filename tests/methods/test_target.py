@@ -30,7 +30,14 @@ def synthesis(played, smoke):
     def make(**values):
         method, *_ = played(smoke(method="target", epochs=4, **values), 2)
         torch.manual_seed(0)
-        return Synthesis(method.config, method.teacher(), method.build(0), method.known(), torch.Generator().manual_seed(0), method.device)
+        return Synthesis(
+            method.config,
+            method.teacher(),
+            method.build(0),
+            method.known(),
+            torch.Generator().manual_seed(0),
+            method.device,
+        )
 
     return make
 
@@ -41,7 +48,9 @@ def synthesis(played, smoke):
 def test_the_loss_is_ce_plus_25_times_the_distillation(second_task):
     method, client = second_task(target_kd=25.0)
     with torch.no_grad():
-        client.model["head"].weight += 0.3 * torch.randn(client.model["head"].weight.shape, generator=torch.Generator().manual_seed(0))
+        client.model["head"].weight += 0.3 * torch.randn(
+            client.model["head"].weight.shape, generator=torch.Generator().manual_seed(0)
+        )
     batch = client.train.batch(client.train_index[:6])
     total = method.loss(client, batch).item()
     drawn = torch.randint(20, (6,), generator=client.rng("replay"))
@@ -66,7 +75,9 @@ def test_distillation_moves_old_columns_only_and_the_task_new_ones_only(second_t
     (slope,) = torch.autograd.grad(method.distillation(client, 8), [head.weight])
     assert (slope[~inside] == 0).all() and (slope[inside] != 0).any(1).all()
     batch = client.train.batch(client.train_index[:6])
-    (slope,) = torch.autograd.grad(masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes), [head.weight])
+    (slope,) = torch.autograd.grad(
+        masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes), [head.weight]
+    )
     assert (slope[inside] == 0).all()
 
 
@@ -81,12 +92,17 @@ def test_a_class_that_others_had_before_is_learnt_not_distilled(second_task):
 def test_a_weight_of_zero_is_fedavg_up_to_batchnorm(played, smoke):
     """The synthetic images still pass through the CNN, so only its BatchNorm statistics may differ."""
     config = {"rounds": 1, "head_merge": "plain"}
-    without, plain = (played(smoke(method=name, **config, **more), 2)[0] for name, more in (("target", {"target_kd": 0.0}), ("fedavg", {})))
+    without, plain = (
+        played(smoke(method=name, **config, **more), 2)[0]
+        for name, more in (("target", {"target_kd": 0.0}), ("fedavg", {}))
+    )
     for key, value in plain.server.items():
         if "running" not in key and "num_batches" not in key:
             assert torch.equal(value, without.server[key])
     with_it = played(smoke(method="target", **config), 2)[0]
-    assert any(not torch.equal(value, with_it.server[key]) for key, value in plain.server.items() if key.endswith("weight"))
+    assert any(
+        not torch.equal(value, with_it.server[key]) for key, value in plain.server.items() if key.endswith("weight")
+    )
 
 
 # ---- server
@@ -119,7 +135,9 @@ def test_every_way_to_update_the_generator_learns(synthesis, meta):
     for _ in range(12):
         images = one.round(False)
         lowest.append(float(one.loss(images, torch.zeros(32, dtype=torch.int64), False)))
-    assert all(not torch.equal(value, before[key]) for key, value in one.generator.named_parameters() if key.endswith("weight"))
+    assert all(
+        not torch.equal(value, before[key]) for key, value in one.generator.named_parameters() if key.endswith("weight")
+    )
     assert np.mean(lowest[-3:]) < 0.8 * lowest[0]
 
 
@@ -137,7 +155,9 @@ def test_the_batchnorm_term_falls_during_the_synthesis(synthesis):
 
 
 def test_the_wanted_classes_are_seen_more_clearly_step_by_step(synthesis, monkeypatch):
-    one = synthesis(target_batch=32, target_latent=16, target_steps=60, target_bn=0.0, target_onehot=1.0, target_warmup=99)
+    one = synthesis(
+        target_batch=32, target_latent=16, target_steps=60, target_bn=0.0, target_onehot=1.0, target_warmup=99
+    )
     losses, loss = [], one.loss
     monkeypatch.setattr(one, "loss", lambda *given: (found := loss(*given), losses.append(found.item()))[0])
     one.round(False)
@@ -180,7 +200,9 @@ def test_the_student_is_taught_before_the_adversarial_rounds_and_only_then(synth
     one = synthesis(target_images=40, target_batch=8, target_warmup=2)
     calls, teach, one_round = [], one.teach, one.round
     monkeypatch.setattr(one, "teach", lambda images: (calls.append(("teach", len(images))), teach(images)))
-    monkeypatch.setattr(one, "round", lambda adversarial: (calls.append(("round", adversarial)), one_round(adversarial))[1])
+    monkeypatch.setattr(
+        one, "round", lambda adversarial: (calls.append(("round", adversarial)), one_round(adversarial))[1]
+    )
     one.images()
     assert calls == [("round", False)] * 2 + [step for n in (16, 24, 32) for step in (("teach", n), ("round", True))]
 

@@ -17,7 +17,15 @@ from lscl.models.vit import FrozenViT, architecture
 
 pytestmark = pytest.mark.true_shapes
 BATCH = 2
-SIZE = {"profile": "paper", "dataset": "imagenet_r", "eval_split": "official", "clients": 1, "tasks": 1, "classes_per_task": 2, "private_classes": 2}
+SIZE = {
+    "profile": "paper",
+    "dataset": "imagenet_r",
+    "eval_split": "official",
+    "clients": 1,
+    "tasks": 1,
+    "classes_per_task": 2,
+    "private_classes": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +53,15 @@ def test_forward_and_backward_at_the_papers_shapes(name, vit, images, monkeypatc
     cut = kind.cut(config) if kind.cut(config) is not None else len(vit.blocks)
     frozen = FrozenViT(vit, cut, (0.5,) * 3, (0.5,) * 3) if kind.vit else None
     method, both = kind(config, frozen, len(images.classes)), inputs(kind, frozen, images, device)
-    client = Client(0, method.new_model(0), partition(config, Dataset("drawn", images, images)), both, both, config.seed, task=0)
+    client = Client(
+        0, method.new_model(0), partition(config, Dataset("drawn", images, images)), both, both, config.seed, task=0
+    )
     if kind.vit:
-        assert (frozen.width, frozen.depth) == (768, 12) and both.prefix.shape == (BATCH, 1 if frozen.block == 12 else 197, 768)
+        assert (frozen.width, frozen.depth) == (768, 12) and both.prefix.shape == (
+            BATCH,
+            1 if frozen.block == 12 else 197,
+            768,
+        )
     stage, batch = method.stages(0)[0], client.train.batch(client.train_index)
     method.start_task(client)
     method.receive(client, method.broadcast(0, stage), stage)

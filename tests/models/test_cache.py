@@ -62,7 +62,9 @@ def test_bf16_takes_half_of_the_disk_and_rounds_every_token_once(cache, images):
     assert rounded.nbytes == exact.nbytes / 2 and len(entries(cache)) == 2
     index = torch.tensor([83, 0, 5])
     found = tokens_at(rounded, index, CPU)
-    assert found.dtype == torch.float32 and torch.equal(found, torch.from_numpy(exact[index.numpy()]).bfloat16().float())
+    assert found.dtype == torch.float32 and torch.equal(
+        found, torch.from_numpy(exact[index.numpy()]).bfloat16().float()
+    )
     assert torch.equal(tokens_at(exact, index, CPU), torch.from_numpy(exact[index.numpy()]))
 
 
@@ -163,7 +165,11 @@ def test_damaged_tokens_are_computed_again(cache, images, damage):
     elif damage == "no description":
         (folder / "about.json").unlink()
     else:
-        name, size = {"cut off": ("tokens.npy", 5000), "empty": ("tokens.npy", 0), "half a description": ("about.json", 9)}[damage]
+        name, size = {
+            "cut off": ("tokens.npy", 5000),
+            "empty": ("tokens.npy", 0),
+            "half a description": ("about.json", 9),
+        }[damage]
         os.truncate(folder / name, size)
     found, calls = computed(frozen, images)
     assert calls and np.array_equal(found, expected)

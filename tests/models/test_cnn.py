@@ -74,7 +74,9 @@ def test_a_cnn_that_does_not_take_the_size_is_one_line(smoke, name, side, one_li
     one_line(caught, f"cnn = {name!r}", f"{side} pixels", "cnn_size")
 
 
-@pytest.mark.parametrize("name", [*NAMES[:3], *MINI_FIVE, "convnext_atto", "efficientvit_b0", "mobilevit_xxs", "test_vit"])
+@pytest.mark.parametrize(
+    "name", [*NAMES[:3], *MINI_FIVE, "convnext_atto", "efficientvit_b0", "mobilevit_xxs", "test_vit"]
+)
 def test_a_cnn_that_takes_the_size_passes(smoke, name):
     check_cnns(smoke(cnn=name, cnn_size=160 if name == "test_vit" else 32, features=24))
 
@@ -86,7 +88,9 @@ def test_every_cnn_that_a_client_gets_is_looked_at_and_no_other(smoke, one_line)
     one_line(caught, "'inception_v3'")
 
 
-@pytest.mark.parametrize(("output", "words"), [((2, 3, 3), "shape (3, 3), not (3,)"), ((2, 2), "shape (2,)"), (float("nan"), "not finite")])
+@pytest.mark.parametrize(
+    ("output", "words"), [((2, 3, 3), "shape (3, 3), not (3,)"), ((2, 2), "shape (2,)"), (float("nan"), "not finite")]
+)
 def test_features_of_another_shape_or_not_finite_are_one_line(smoke, monkeypatch, output, words, one_line):
     class Odd(nn.Module):
         def forward(self, images):

@@ -24,5 +24,8 @@ def test_vit_b_costs_what_is_published_for_it():
 
 def test_a_vit_that_pools_all_tokens_needs_all_of_its_last_block():
     pooled, by_token = (counting.Blocks(2, 10, 4, 16, pooled) for pooled in (True, False))
-    assert np.array_equal(pooled.forward(), by_token.forward(cls_only=False)) and (pooled.forward() > by_token.forward()).all()
+    assert (
+        np.array_equal(pooled.forward(), by_token.forward(cls_only=False))
+        and (pooled.forward() > by_token.forward()).all()
+    )
     assert pooled.saved() > by_token.saved() and pooled.low_rank() > by_token.low_rank()

@@ -16,7 +16,12 @@ def network():
         made = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
         for part in made.modules():
             if isinstance(part, nn.BatchNorm2d):
-                part.running_mean.normal_(std=0.1), part.running_var.uniform_(0.5, 2), part.weight.uniform_(0.5, 1.5), part.bias.normal_(std=0.1)
+                (
+                    part.running_mean.normal_(std=0.1),
+                    part.running_var.uniform_(0.5, 2),
+                    part.weight.uniform_(0.5, 1.5),
+                    part.bias.normal_(std=0.1),
+                )
         return made
 
 
@@ -43,6 +48,11 @@ def test_the_stem_is_the_network_up_to_stride_16():
 
 def test_the_mini_vit_has_36_patches_and_8_blocks_of_width_192():
     vit = mini_vit()
-    assert (vit.patch_embed.num_patches, len(vit.blocks), vit.embed_dim, vit.blocks[0].attn.num_heads) == (36, 8, 192, 3)
+    assert (vit.patch_embed.num_patches, len(vit.blocks), vit.embed_dim, vit.blocks[0].attn.num_heads) == (
+        36,
+        8,
+        192,
+        3,
+    )
     with torch.no_grad():
         assert vit.eval().forward_features(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).shape == (1, 37, 192)

@@ -67,7 +67,10 @@ def test_a_run_in_bf16_is_another_run_that_is_as_good(smoke):
 def test_activations_in_bf16_and_compiled_blocks_are_other_runs_with_the_same_traffic(smoke, monkeypatch):
     compiled = []
     monkeypatch.setattr(FrozenViT, "compile_blocks", lambda frozen: compiled.append(frozen))
-    plain, *others = (run(smoke(method="fed_lscl", **change), quiet=True) for change in ({}, {"activations": "bf16"}, {"compile": True}))
+    plain, *others = (
+        run(smoke(method="fed_lscl", **change), quiet=True)
+        for change in ({}, {"activations": "bf16"}, {"compile": True})
+    )
     assert len(compiled) == 1
     for one, name in zip(others, ("activations=bf16", "compile=True"), strict=True):
         assert one["config_digest"] != plain["config_digest"] and name in one["name"]

@@ -55,7 +55,9 @@ def test_the_frozen_outputs_are_those_of_the_teacher_and_of_its_first_stages(tre
     teacher = pretrain.teacher_network()
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(images))
-        expected = teacher.forward_head(teacher.forward_features(pretrain.enlarge(pixels, pretrain.TEACHER_SIZE)), pre_logits=True)
+        expected = teacher.forward_head(
+            teacher.forward_features(pretrain.enlarge(pixels, pretrain.TEACHER_SIZE)), pre_logits=True
+        )
         stem = Stem(teacher)(pretrain.enlarge(pixels, 96))
     assert maps.shape == (3, 112, 6, 6) and features.shape == (3, 1280) and maps.dtype == features.dtype == np.float16
     assert np.allclose(features, expected, atol=0.02) and np.abs(features).max() > 0.5
@@ -83,15 +85,26 @@ def test_the_written_weights_are_a_whole_mini_vit_with_the_teachers_stem(distil,
     vit = mini_vit()
     vit.load_state_dict({name: value.float() for name, value in read_weights(out).items()})
     about = json.loads(out.with_suffix(".json").read_text())
-    assert {key: about[key] for key in ("images", "epochs", "batch", "lr", "seed")} == {"images": 28, "epochs": 2, "batch": 8, "lr": 1e-3, "seed": 0}
+    assert {key: about[key] for key in ("images", "epochs", "batch", "lr", "seed")} == {
+        "images": 28,
+        "epochs": 2,
+        "batch": 8,
+        "lr": 1e-3,
+        "seed": 0,
+    }
     assert about["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest() and 0 < about["loss"] < 2
     stem = Stem(pretrain.teacher_network()).state_dict()
-    assert all(torch.equal(value, stem[name].half().float()) for name, value in vit.patch_embed.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, stem[name].half().float()) for name, value in vit.patch_embed.backbone.state_dict().items()
+    )
     assert f"wrote {out}" in capsys.readouterr().out
 
 
 def test_more_epochs_lower_the_loss(distil):
-    losses = [json.loads(distil(f"epochs{epochs}", epochs=epochs).with_suffix(".json").read_text())["loss"] for epochs in (1, 8)]
+    losses = [
+        json.loads(distil(f"epochs{epochs}", epochs=epochs).with_suffix(".json").read_text())["loss"]
+        for epochs in (1, 8)
+    ]
     assert losses[1] < 0.95 * losses[0]
 
 
@@ -138,11 +151,16 @@ def test_weights_are_written_in_half_precision_with_their_digest(tmp_path):
 
 def test_weights_are_those_of_the_mini_vit_and_a_finished_call_repeats(made, tmp_path):
     first = load_file(made())
-    assert {name: value.shape for name, value in first.items()} == {name: value.shape for name, value in mini_vit().state_dict().items()}
+    assert {name: value.shape for name, value in first.items()} == {
+        name: value.shape for name, value in mini_vit().state_dict().items()
+    }
     about = json.loads((tmp_path / "mini.json").read_text())
     assert about["images"] == 28 and 0 < about["loss"] < 2
     again = load_file(made())
-    assert all(torch.equal(first[name], again[name]) for name in first) and json.loads((tmp_path / "mini.json").read_text()) == about
+    assert (
+        all(torch.equal(first[name], again[name]) for name in first)
+        and json.loads((tmp_path / "mini.json").read_text()) == about
+    )
 
 
 @pytest.mark.parametrize("damage", ["no number", "negative", "cut off", "other shape"])

@@ -43,7 +43,9 @@ def test_a_number_of_images_out_of_range_is_one_line(smoke, count, one_line):
 def test_too_few_images_for_a_cross_validation_are_one_line(smoke, monkeypatch, one_line):
     data = load(smoke(images_per_class=None, test_images_per_class=None))
     one_class = lambda images: ImageSet(images.images[:2], images.labels[:2], images.classes[:1])
-    monkeypatch.setattr("lscl.models.probe.load", lambda config: Dataset("one", one_class(data.train), one_class(data.test)))
+    monkeypatch.setattr(
+        "lscl.models.probe.load", lambda config: Dataset("one", one_class(data.train), one_class(data.test))
+    )
     with pytest.raises(LsclError) as caught:
         probe(smoke(), 1)
     one_line(caught, "per_class = 1", "cross-validation")

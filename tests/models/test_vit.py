@@ -18,7 +18,17 @@ from lscl.errors import LsclError
 from lscl.models import vit as module
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.models.pretrain import write_weights
-from lscl.models.vit import Adapter, FrozenViT, LowRank, architecture, block_forward, enlarge, foundation, foundation_of, read_weights
+from lscl.models.vit import (
+    Adapter,
+    FrozenViT,
+    LowRank,
+    architecture,
+    block_forward,
+    enlarge,
+    foundation,
+    foundation_of,
+    read_weights,
+)
 from lscl.seeding import seeded
 
 
@@ -122,7 +132,10 @@ def test_adapters_of_every_linear_layer_equal_merged_weights(keep):
         layers = {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
         low = {}
         for name, layer in layers.items():
-            a, b = torch.randn(2, layer.in_features, generator=draw), torch.randn(layer.out_features, 2, generator=draw) / d
+            a, b = (
+                torch.randn(2, layer.in_features, generator=draw),
+                torch.randn(layer.out_features, 2, generator=draw) / d,
+            )
             low[name] = LowRank(a, b, 0.5)
             layer.weight += 0.5 * b @ a
         updates[index] = Adapter(**low)
@@ -165,7 +178,9 @@ def test_gradients_of_a_and_b_equal_finite_differences(cut, batch):
     z = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     update = random_update(frozen, 2, batch, torch.float64)
     a, b = update.A.requires_grad_(), update.B.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b, z: frozen.suffix(z, LowRank(a, b, 1.5)), (a, b, z), eps=1e-6, atol=1e-8)
+    assert torch.autograd.gradcheck(
+        lambda a, b, z: frozen.suffix(z, LowRank(a, b, 1.5)), (a, b, z), eps=1e-6, atol=1e-8
+    )
 
 
 def test_no_gradient_reaches_a_frozen_weight():
@@ -205,7 +220,9 @@ def test_no_block_means_behind_the_last_one():
 
 
 def test_a_vit_of_other_blocks_is_refused(one_line):
-    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0, block_fn=ParallelScalingBlock)
+    vit = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0, block_fn=ParallelScalingBlock
+    )
     with pytest.raises(LsclError) as caught:
         FrozenViT(vit, 0, MEAN, STD)
     one_line(caught, "standard blocks")
@@ -267,7 +284,9 @@ def test_the_feature_is_the_one_that_timm_gives_its_own_head(name, changes):
             expected = vit.forward_head(vit.forward_features(frozen.preprocess(images)), pre_logits=True)
             z = frozen.prefix(images)
             found = frozen.suffix(z)
-        assert z.shape == (2, frozen.tokens, frozen.width) and frozen.tokens == (1 if cut == 2 else expected_tokens(vit))
+        assert z.shape == (2, frozen.tokens, frozen.width) and frozen.tokens == (
+            1 if cut == 2 else expected_tokens(vit)
+        )
         assert found.shape == expected.shape == (2, frozen.width)
         assert (found - expected).norm() < 1e-5 * expected.norm()
         assert not torch.allclose(expected[0], expected[1], rtol=0.01)
@@ -280,7 +299,12 @@ def expected_tokens(vit):
         return vit.forward_features(torch.zeros(1, 3, *vit.patch_embed.img_size)).shape[1]
 
 
-POOLED = ["vit_base_patch16_siglip_224", "vit_wee_patch16_reg1_gap_256", "aimv2_large_patch14_224", "deit_tiny_distilled_patch16_224"]
+POOLED = [
+    "vit_base_patch16_siglip_224",
+    "vit_wee_patch16_reg1_gap_256",
+    "aimv2_large_patch14_224",
+    "deit_tiny_distilled_patch16_224",
+]
 
 
 @pytest.mark.parametrize("name", POOLED)
@@ -290,7 +314,9 @@ def test_updates_of_a_vit_that_pools_equal_merged_weights(name):
     z = frozen.prefix(images)
     update = random_update(frozen)
     found, expected = frozen.suffix(z, update), merged(frozen, update).suffix(z)
-    assert (found - expected).norm() < 1e-5 * expected.norm() and (found - frozen.suffix(z)).norm() > 1e-3 * expected.norm()
+    assert (found - expected).norm() < 1e-5 * expected.norm() and (
+        found - frozen.suffix(z)
+    ).norm() > 1e-3 * expected.norm()
 
 
 REFUSED = {
@@ -320,7 +346,9 @@ def test_what_cannot_be_cut_and_adapted_is_one_line(name, one_line):
 
 def test_a_network_that_cannot_be_used_is_refused_before_its_weights_are_fetched(monkeypatch, one_line):
     made = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: pretrained or made(name, pretrained=False, **more))
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained, **more: pretrained or made(name, pretrained=False, **more)
+    )
     with pytest.raises(LsclError) as caught:
         foundation("pit_ti_224", 0)
     one_line(caught, "pit_ti_224", "PoolingVisionTransformer")
@@ -396,7 +424,11 @@ def weight_file(tmp_path):
 
 def test_weights_are_read_as_written_in_half_precision(weight_file):
     found = read_weights(weight_file)
-    assert found["a"].dtype == torch.float16 and found["a"].tolist() == [[1.0, -0.5], [3.0, 4.0]] and found["b"].tolist() == [0, 1, 2]
+    assert (
+        found["a"].dtype == torch.float16
+        and found["a"].tolist() == [[1.0, -0.5], [3.0, 4.0]]
+        and found["b"].tolist() == [0, 1, 2]
+    )
 
 
 @pytest.mark.parametrize("at", [0, 20, -1])
@@ -446,18 +478,27 @@ def drawn():
 def original_release(vit):
     """The weights of a timm ViT under the names and in the layouts of the .npz files of the original release."""
     d, heads = vit.embed_dim, vit.blocks[0].attn.num_heads
-    found = {"cls": vit.cls_token, "embedding/bias": vit.patch_embed.proj.bias, "Transformer/posembed_input/pos_embedding": vit.pos_embed}
+    found = {
+        "cls": vit.cls_token,
+        "embedding/bias": vit.patch_embed.proj.bias,
+        "Transformer/posembed_input/pos_embedding": vit.pos_embed,
+    }
     found |= {"embedding/kernel": vit.patch_embed.proj.weight.permute(2, 3, 1, 0)}
     found |= {"Transformer/encoder_norm/scale": vit.norm.weight, "Transformer/encoder_norm/bias": vit.norm.bias}
     for i, block in enumerate(vit.blocks):
         at = f"Transformer/encoderblock_{i}/"
         for name, norm in (("LayerNorm_0", block.norm1), ("LayerNorm_2", block.norm2)):
             found |= {f"{at}{name}/scale": norm.weight, f"{at}{name}/bias": norm.bias}
-        for name, weight, bias in zip(("query", "key", "value"), block.attn.qkv.weight.split(d), block.attn.qkv.bias.split(d)):
+        for name, weight, bias in zip(
+            ("query", "key", "value"), block.attn.qkv.weight.split(d), block.attn.qkv.bias.split(d)
+        ):
             layer = f"{at}MultiHeadDotProductAttention_1/{name}/"
             found |= {f"{layer}kernel": weight.T.reshape(d, heads, -1), f"{layer}bias": bias.view(heads, -1)}
         layer = f"{at}MultiHeadDotProductAttention_1/out/"
-        found |= {f"{layer}kernel": block.attn.proj.weight.T.reshape(heads, -1, d), f"{layer}bias": block.attn.proj.bias}
+        found |= {
+            f"{layer}kernel": block.attn.proj.weight.T.reshape(heads, -1, d),
+            f"{layer}bias": block.attn.proj.bias,
+        }
         for name, dense in (("Dense_0", block.mlp.fc1), ("Dense_1", block.mlp.fc2)):
             found |= {f"{at}MlpBlock_3/{name}/kernel": dense.weight.T, f"{at}MlpBlock_3/{name}/bias": dense.bias}
     return {key: value.detach().contiguous().numpy() for key, value in found.items()}
@@ -467,7 +508,11 @@ def test_random_weights_have_the_true_shape_and_are_always_the_same(drawn):
     assert (drawn.width, drawn.depth, drawn.tokens) == (192, 12, 197) and drawn.mean == (0.5,) * 3
     assert foundation(f"random/{NAME}", 2).digest == drawn.digest
     imagenet = foundation("random/vit_small_patch16_224.dino", 0)
-    assert imagenet.mean == (0.485, 0.456, 0.406) and imagenet.std == (0.229, 0.224, 0.225)  # what that checkpoint wants
+    assert imagenet.mean == (0.485, 0.456, 0.406) and imagenet.std == (
+        0.229,
+        0.224,
+        0.225,
+    )  # what that checkpoint wants
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "safetensors with a classifier", "npz"])
@@ -477,7 +522,13 @@ def test_a_local_checkpoint_fills_the_network(drawn, tmp_path, kind):
     if kind == "npz":
         np.savez(path, **original_release(drawn.vit))
     else:
-        save_file({**state, **({"head.weight": torch.zeros(5, 192), "head.bias": torch.zeros(5)} if "classifier" in kind else {})}, path)
+        save_file(
+            {
+                **state,
+                **({"head.weight": torch.zeros(5, 192), "head.bias": torch.zeros(5)} if "classifier" in kind else {}),
+            },
+            path,
+        )
     found = foundation(NAME, 2, weights=path)
     assert found.digest == drawn.digest
     assert found.mean == (0.5,) * 3
@@ -596,13 +647,18 @@ def test_compiled_blocks_give_the_same_output_and_gradients():
             update = random_update(frozen, batch=batch)
             leaves = [update.A.requires_grad_(), update.B.requires_grad_()]
             out = frozen.suffix(z, update)
-            loss = (out * torch.arange(out.numel()).view_as(out)).sum()  # not the sum of squares, which the final norm makes a constant
+            loss = (
+                out * torch.arange(out.numel()).view_as(out)
+            ).sum()  # not the sum of squares, which the final norm makes a constant
             found.append([out, *torch.autograd.grad(loss, leaves)])
         gaps = [float((a - b).detach().norm() / a.detach().norm()) for a, b in zip(*found, strict=True)]
         assert max(gaps) < 1e-5, gaps
 
 
-@pytest.mark.parametrize(("broken", "message"), [(RuntimeError("no compiler\nand more"), "does not work here.*: no compiler$"), (None, "differs by")])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [(RuntimeError("no compiler\nand more"), "does not work here.*: no compiler$"), (None, "differs by")],
+)
 def test_a_compiler_that_fails_or_computes_something_else_is_refused(monkeypatch, broken, message):
     def compiled(function, backend):
         def other(block, z, *rest):

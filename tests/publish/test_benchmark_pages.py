@@ -18,9 +18,18 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         {"method": "none", "part_of_it": {"ratio": 3, "goal": 2, "better": "higher"}},
     ]
     for name, ratio, better in (("slow", 1.3, "lower"), ("fast", 120.0, "higher")):
-        found = {"name": name, "ratio": ratio, "goal": 1.25 if better == "lower" else 100, "better": better, "rows": rows * (name == "slow"), **about}
+        found = {
+            "name": name,
+            "ratio": ratio,
+            "goal": 1.25 if better == "lower" else 100,
+            "better": better,
+            "rows": rows * (name == "slow"),
+            **about,
+        }
         (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
-    (folder / "open.json").write_text(json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}), encoding="utf-8")
+    (folder / "open.json").write_text(
+        json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}), encoding="utf-8"
+    )
     assert [line for line in benchmark_pages.benchmark_page().splitlines() if line.startswith("| ")][1:] == [
         "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
         "| open | 2 | – | – | some cpu | abcdef0123 |",
@@ -79,7 +88,10 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
     lines = {name: [line for line in text.splitlines() if line.startswith("|")][2:] for name, text in texts.items()}
     assert lines == {
-        "parity": ["| LoRM | demo | processes over TLS | 75 | 50 | nothing |", "| LoRM | demo | Flower's simulation | 75 | 50 | bytes_up |"],
+        "parity": [
+            "| LoRM | demo | processes over TLS | 75 | 50 | nothing |",
+            "| LoRM | demo | Flower's simulation | 75 | 50 | bytes_up |",
+        ],
         "wire": ["| LoRM | demo | 0.00 | 0.00 | 0.1 | 10.00 | 12.00 | 333.3 | 20 |"],
         "faults": [
             "| SIGKILL to a client, 1 times while it computed | 2 | "

@@ -76,7 +76,9 @@ def test_included_tables_exist(path):
 def test_pictures_in_notebooks_have_alt_text_and_caption(path):
     for cell in read(path)["cells"]:
         drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
-        calls = cell["cell_type"] == "code" and re.search(r"^figures\.(?!cls_attention)", source(cell).strip().splitlines()[-1])
+        calls = cell["cell_type"] == "code" and re.search(
+            r"^figures\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
+        )
         if drawn or calls:
             settings = cell["metadata"].get("mystnb", {})
             assert len(settings["image"]["alt"]) > 40
@@ -85,7 +87,12 @@ def test_pictures_in_notebooks_have_alt_text_and_caption(path):
 
 
 def test_figure_names_are_unique():
-    names = [cell["metadata"]["mystnb"]["figure"]["name"] for path in NOTEBOOKS for cell in read(path)["cells"] if "mystnb" in cell["metadata"]]
+    names = [
+        cell["metadata"]["mystnb"]["figure"]["name"]
+        for path in NOTEBOOKS
+        for cell in read(path)["cells"]
+        if "mystnb" in cell["metadata"]
+    ]
     assert len(set(names)) == len(names) > 10
 
 
@@ -127,7 +134,9 @@ def test_notebooks_show_and_the_library_computes(path):
     of_results = path.name >= "05"  # filter, group, mean, plot: in view, and small
     for cell in code:
         lines = source(cell).splitlines()
-        assert len(lines) <= (10 if of_results and "hide-input" not in cell["metadata"]["tags"] else 16), source(cell)[:80]
+        assert len(lines) <= (10 if of_results and "hide-input" not in cell["metadata"]["tags"] else 16), source(cell)[
+            :80
+        ]
         assert not any(line.startswith("class ") for line in lines)
 
 
@@ -142,8 +151,14 @@ def test_the_address_stands_nowhere_else():
     """Apart from the notebooks' first cell, which `lscl pages` writes and the test above compares."""
     address = urlsplit(SETTINGS["repository"]["url"])
     assert address.scheme == "https" and len(address.path) > 3
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()
-    holding = [name for name in tracked if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()]
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout.splitlines()
+    holding = [
+        name
+        for name in tracked
+        if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()
+    ]
     assert [name for name in holding if not name.startswith("notebooks/")] == ["_config.yml"]
     for path in NOTEBOOKS:
         assert path.read_text(encoding="utf-8").count(address.path) == 1

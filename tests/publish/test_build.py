@@ -22,7 +22,9 @@ def notebook(tmp_path):
         path = tmp_path / "01_one.ipynb"
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         about = {**kernel, "lscl": {"reads": list(reads)}}
-        nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata=about), path)
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata=about), path
+        )
         return path
 
     return write
@@ -46,7 +48,11 @@ def test_what_equals_the_notebooks_own_values_is_not_injected(places, notebook, 
 
 
 def test_a_notebook_is_executed_again_if_it_its_parameters_or_what_it_declares_has_changed(places, notebook, tmp_path):
-    path, target, file = notebook("1 + 1", "tuning/*.json"), tmp_path / "executed" / "01_one.ipynb", places / "results" / "tuning" / "a.json"
+    path, target, file = (
+        notebook("1 + 1", "tuning/*.json"),
+        tmp_path / "executed" / "01_one.ipynb",
+        places / "results" / "tuning" / "a.json",
+    )
     file.parent.mkdir(parents=True)
     file.write_text("[]")
     build.execute(path, target, "demo", {"weights": None})
@@ -71,9 +77,14 @@ READ_STUDY = "import lscl; print(len(lscl.results.frame('mini', study='blocks'))
 
 @pytest.mark.parametrize(
     ("code", "declared", "needed"),
-    [(READ_FILE, ["components/*.json"], "results/tuning/a.json"), (READ_STUDY, ["study:mini/table1"], "study:mini/blocks")],
+    [
+        (READ_FILE, ["components/*.json"], "results/tuning/a.json"),
+        (READ_STUDY, ["study:mini/table1"], "study:mini/blocks"),
+    ],
 )
-def test_reading_what_a_notebook_does_not_declare_is_one_line(places, notebook, tmp_path, one_line, code, declared, needed):
+def test_reading_what_a_notebook_does_not_declare_is_one_line(
+    places, notebook, tmp_path, one_line, code, declared, needed
+):
     (places / "results" / "tuning").mkdir(parents=True)
     (places / "results" / "tuning" / "a.json").write_text("[]")
     target = tmp_path / "executed" / "01_one.ipynb"
@@ -87,13 +98,22 @@ def test_reading_what_a_notebook_does_not_declare_is_one_line(places, notebook, 
 def test_a_notebook_may_write_under_results(places, notebook, tmp_path):
     target = tmp_path / "executed" / "01_one.ipynb"
     (places / "results").mkdir(parents=True, exist_ok=True)
-    build.execute(notebook("from lscl import paths; print((paths.results() / 'a.txt').write_text('1'))"), target, "demo", {})
+    build.execute(
+        notebook("from lscl import paths; print((paths.results() / 'a.txt').write_text('1'))"), target, "demo", {}
+    )
     assert outputs(target) == ["1\n"]
 
 
 def test_a_damaged_notebook_is_one_line_with_its_name(places, tmp_path, one_line):
     path = tmp_path / "01_one.ipynb"
-    for content in ("", "[]", "{", '{"cells": [], "metadata": {}, "nbformat": 3, "nbformat_minor": 0}', '{"cells": [{"cell_type": "code"}]}', "\0"):
+    for content in (
+        "",
+        "[]",
+        "{",
+        '{"cells": [], "metadata": {}, "nbformat": 3, "nbformat_minor": 0}',
+        '{"cells": [{"cell_type": "code"}]}',
+        "\0",
+    ):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(LsclError) as caught:
             build.execute(path, tmp_path / "executed.ipynb", "demo", {})
@@ -111,11 +131,16 @@ def test_a_notebook_runs_in_the_python_that_runs_lscl(places, notebook, tmp_path
     """Also where a kernel of the same name is another Python, and where the notebook names a kernel that nobody has."""
     other = tmp_path / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
-    (other / "kernel.json").write_text(json.dumps({"argv": ["/no/such/python", "{connection_file}"], "display_name": "x", "language": "python"}))
+    (other / "kernel.json").write_text(
+        json.dumps({"argv": ["/no/such/python", "{connection_file}"], "display_name": "x", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(other.parents[1]))
     monkeypatch.setenv("PYTHONUTF8", "0")
     monkeypatch.setenv("LC_ALL", "no_such_locale")
-    path, target = notebook("import sys; print(sys.executable, sys.flags.utf8_mode)"), tmp_path / "executed" / "01_one.ipynb"
+    path, target = (
+        notebook("import sys; print(sys.executable, sys.flags.utf8_mode)"),
+        tmp_path / "executed" / "01_one.ipynb",
+    )
     path.write_text(path.read_text().replace("python3", "nobodys"))
     build.execute(path, target, "demo", {})
     assert outputs(target) == [f"{sys.executable} 1\n"]

@@ -21,8 +21,14 @@ def test_accuracies_and_costs():
     ours, head = systems
     assert (ours["name"], ours["seeds"]) == ("Fed-LSCL (O2D exact)", [42, 1999])
     current = ours["accuracy"]["task-masked"]["the task just learned"]
-    assert current[2] == [82.0, pytest.approx(12.7062 * 2, abs=1e-3), 2]  # sd of 80 and 84 is 2 sqrt 2; t quantile, 1 degree of freedom
-    assert ours["accuracy"]["class-incremental"]["all tasks so far"][1][0] == 82 - 30 - 5  # one of two tasks has 10 less
+    assert current[2] == [
+        82.0,
+        pytest.approx(12.7062 * 2, abs=1e-3),
+        2,
+    ]  # sd of 80 and 84 is 2 sqrt 2; t quantile, 1 degree of freedom
+    assert (
+        ours["accuracy"]["class-incremental"]["all tasks so far"][1][0] == 82 - 30 - 5
+    )  # one of two tasks has 10 less
     assert head["accuracy"]["task-masked"]["the task just learned"][0] == [80.0, None, 1]
     assert ours["costs"]["MB up"][0] == pytest.approx(2.0) and ours["costs"]["CPU minutes"] == [1.5, 0.0, 2]
     assert len(ours["published"]) == 5 and head["published"] == []

@@ -26,7 +26,9 @@ def entries(kind):
 
 
 def each(kind):
-    return pytest.mark.parametrize(("path", "entry"), entries(kind), ids=[f"{path.stem} {entry}" for path, entry in entries(kind)])
+    return pytest.mark.parametrize(
+        ("path", "entry"), entries(kind), ids=[f"{path.stem} {entry}" for path, entry in entries(kind)]
+    )
 
 
 @pytest.fixture
@@ -40,7 +42,10 @@ def save(places):
         about["config"] = {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}
         path = records.folder("mini") / f"{config.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({name: value for name, value in {**one, **about}.items() if name != "overrides"}), encoding="utf-8")
+        path.write_text(
+            json.dumps({name: value for name, value in {**one, **about}.items() if name != "overrides"}),
+            encoding="utf-8",
+        )
         return path
 
     return write
@@ -117,7 +122,9 @@ def test_what_a_notebook_makes_itself_makes_it_run_again_but_not_old(put, path, 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_entry_that_a_notebook_declares_is_of_files_that_are_there(path, monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
-    nothing = freshness.digest(nbformat.v4.new_notebook(metadata={"lscl": {"reads": ["none/*"]}}), "demo", PLACES)["reads"]["none/*"]
+    nothing = freshness.digest(nbformat.v4.new_notebook(metadata={"lscl": {"reads": ["none/*"]}}), "demo", PLACES)[
+        "reads"
+    ]["none/*"]
     found = freshness.digest(files.notebook(path), "demo", PLACES)["reads"]
     assert [entry for entry, digest in found.items() if digest == nothing] == []
 
@@ -131,7 +138,10 @@ def test_check_names_the_notebook_and_what_has_changed(save, notebook, capsys):
     assert [line.split(":")[0] for line in freshness.stale_notebooks()] == ["notebooks/05_results.ipynb"]
     notebook("study:{shown}/table1")
     save("table1", method="fed_lscl")  # the run with block 3, too
-    assert [line.split(":")[0] for line in freshness.stale_notebooks()] == ["notebooks/05_results.ipynb", "notebooks/07_results.ipynb"]
+    assert [line.split(":")[0] for line in freshness.stale_notebooks()] == [
+        "notebooks/05_results.ipynb",
+        "notebooks/07_results.ipynb",
+    ]
     assert "older than study:mini/blocks" in freshness.stale_notebooks()[1]
     (path.parents[3] / "_config.yml").write_text("repository: {url: https://example.org}", encoding="utf-8")
     code, _, err = call(capsys, "check")
@@ -163,14 +173,18 @@ def test_other_seeds_and_tuning_runs_do_not_count(save, notebook):
 
 def test_a_set_of_runs_that_does_not_exist_is_one_line(notebook, one_line):
     path = notebook()
-    path.write_text(path.read_text(encoding="utf-8").replace('"reads": []', '"reads": ["study:mini/tabel1"]'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"reads": []', '"reads": ["study:mini/tabel1"]'), encoding="utf-8"
+    )
     with pytest.raises(LsclError) as caught:
         freshness.stale_notebooks()
     one_line(caught, "notebooks/05_results.ipynb", "tabel1", "table1")
 
 
 def test_every_part_of_the_digest_changes_for_itself(places):
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")], metadata={"lscl": {"reads": ["tuning/*.json"]}})
+    made = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("1")], metadata={"lscl": {"reads": ["tuning/*.json"]}}
+    )
     first = freshness.digest(made, "mini", PLACES)
     differing = lambda other: [name for name in first if first[name] != other[name]]
     assert differing(freshness.digest(made, "mini", {**PLACES, "weights": "one.npz"})) == ["parameters"]

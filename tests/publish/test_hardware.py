@@ -16,15 +16,33 @@ MACHINE = {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}
 @pytest.fixture
 def expected(places):
     """What `make demo` took and gave on a made-up machine."""
-    about = {"profile": "demo", "command": "make demo", "minutes": 4.04, "hardware": MACHINE, "commit": "c", "task": 80.04, "seen": 40.0}
+    about = {
+        "profile": "demo",
+        "command": "make demo",
+        "minutes": 4.04,
+        "hardware": MACHINE,
+        "commit": "c",
+        "task": 80.04,
+        "seen": 40.0,
+    }
     path = places / "results" / "expected" / "demo.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({**about, "runs_seconds": 100.0, "notebooks": {"03_continual_finetuning": 52.0, "05_results": 11.0}}))
+    path.write_text(
+        json.dumps({**about, "runs_seconds": 100.0, "notebooks": {"03_continual_finetuning": 52.0, "05_results": 11.0}})
+    )
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "5 seconds"), (7.4, "5 seconds"), (7.6, "10 seconds"), (97, "95 seconds"), (100, "1.5 minutes"), (119, "2 minutes"), (290, "5 minutes")],
+    [
+        (0.2, "5 seconds"),
+        (7.4, "5 seconds"),
+        (7.6, "10 seconds"),
+        (97, "95 seconds"),
+        (100, "1.5 minutes"),
+        (119, "2 minutes"),
+        (290, "5 minutes"),
+    ],
 )
 def test_a_duration_is_told_in_steps(seconds, text):
     assert hardware.duration(seconds) == text
@@ -55,7 +73,11 @@ def test_whole_profiles_come_first_then_one_run_of_every_system_on_the_first_see
         "`lscl run --method fed_lscl --dataset cifar100 --profile mini`",
         "`lscl run --method local_head --dataset cifar100 --profile mini --lr 0.5`",
     ]
-    assert rows[0]["machine"] == "some cpu, 2 cores, 8 GB, no GPU" and rows[0]["minutes"] == "4.0" and rows[0]["task-masked %"] == "80.0"
+    assert (
+        rows[0]["machine"] == "some cpu, 2 cores, 8 GB, no GPU"
+        and rows[0]["minutes"] == "4.0"
+        and rows[0]["task-masked %"] == "80.0"
+    )
     assert rows[1]["machine"] == "some cpu, 2 cores, 8 GB, no GPU, 2 threads used"
     assert (rows[1]["minutes"], rows[1]["task-masked %"], rows[1]["class-incremental %"]) == ("3.0", "72.0", "42.0")
 
@@ -66,11 +88,17 @@ def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
     for dataset, seeds in sweeps.PLANS["paper"].items():
         title = DATASET_LABELS[dataset]
         ours = hardware.cost(experiment(profile="paper", dataset=dataset, method="fed_lscl"))
-        every = [hardware.cost(experiment(profile="paper", dataset=dataset, method=method, **extra)) for method, extra in sweeps.main_table()]
+        every = [
+            hardware.cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+            for method, extra in sweeps.main_table()
+        ]
         for name, machine in cost_model.CARDS.items():
             row = table.loc[f"`{name}`"]
             assert row[f"{title}: Fed-LSCL, hours"] == f"{ours.hours(machine):.1f}"
-            assert row[f"{title}: all, {len(seeds)} seeds, hours"] == f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}"
+            assert (
+                row[f"{title}: all, {len(seeds)} seeds, hours"]
+                == f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}"
+            )
             assert row[f"{title}: all fit"] == ("yes" if all(one.memory <= machine.memory for one in every) else "no")
     assert float(table.loc["`h100`"].iloc[1]) < float(table.loc["`t4`"].iloc[1])
 

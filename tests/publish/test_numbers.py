@@ -26,14 +26,24 @@ def test_runs_and_their_hours_are_counted():
 
 def test_settings_are_those_of_the_code():
     found = numbers.numbers([])
-    assert found["mini_images"] == str(PROFILES["mini"]["images_per_class"]) and found["demo_images"] == str(PROFILES["demo"]["images_per_class"])
+    assert found["mini_images"] == str(PROFILES["mini"]["images_per_class"]) and found["demo_images"] == str(
+        PROFILES["demo"]["images_per_class"]
+    )
     assert found["reported_seeds"] == "42, 1999 and 2024" and found["tuning_seed"] == str(sweeps.TUNING_SEED)
     assert found["published_cifar100"] == "89.4 %" and found["weights_images"].replace(",", "").isdigit()
     assert float(found["paper_hours"]) > float(found["colab_hours"]) > 0
 
 
 def test_what_whole_profiles_took_is_read_from_their_file(places):
-    about = {"profile": "demo", "command": "make demo", "minutes": 4.5, "runs_seconds": 1.0, "notebooks": {}, "task": 80.04, "seen": 40.0}
+    about = {
+        "profile": "demo",
+        "command": "make demo",
+        "minutes": 4.5,
+        "runs_seconds": 1.0,
+        "notebooks": {},
+        "task": 80.04,
+        "seen": 40.0,
+    }
     about["hardware"] = {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}
     (places / "results" / "expected").mkdir()
     assert numbers.numbers([])["demo_minutes"] == numbers.NONE

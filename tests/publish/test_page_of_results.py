@@ -24,7 +24,10 @@ def repository(places):
 def test_it_makes_its_runs_and_shows_them_beside_the_committed_records(repository, tmp_path):
     target = tmp_path / "executed" / "05_results.ipynb"
     build.execute(ROOT / "notebooks" / "05_results.ipynb", target, "smoke", {"data_dir": None, "weights": None})
-    made = [json.loads(path.read_text(encoding="utf-8")) for path in (repository / "results" / "runs" / "smoke").rglob("*.json")]
+    made = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (repository / "results" / "runs" / "smoke").rglob("*.json")
+    ]
     wanted = plan("smoke")
     assert sorted(record["name"] for record in made) == sorted(config.name for config in wanted)
     cells = [cell for cell in nbformat.read(target, 4).cells if cell.cell_type == "code"]

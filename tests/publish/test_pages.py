@@ -38,9 +38,13 @@ def test_without_records_every_table_is_a_sentence(places):
     written = {str(path.relative_to(places)): path.read_text(encoding="utf-8") for path in pages.write_pages()}
     assert set(written) == set(pages.pieces())
     values = written["results/tables/method_values.md"]
-    assert "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
+    assert (
+        "| LoRM | paper | official | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
+    )
     assert written["results/tables/headline.md"].strip() == NO_RECORDS
-    assert all("Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in benchmark_pages.FEDERATION)
+    assert all(
+        "Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in benchmark_pages.FEDERATION
+    )
 
 
 def test_what_is_not_measured_yet_is_said_in_a_sentence(places):
@@ -62,9 +66,19 @@ def test_sentences_take_their_numbers_from_records(places, saved):
 
 
 def expect(places, **seconds):
-    about = {"profile": "demo", "command": "make demo", "minutes": 4.0, "hardware": record()["hardware"], "commit": "c", "task": 80.0, "seen": 40.0}
+    about = {
+        "profile": "demo",
+        "command": "make demo",
+        "minutes": 4.0,
+        "hardware": record()["hardware"],
+        "commit": "c",
+        "task": 80.0,
+        "seen": 40.0,
+    }
     (places / "results" / "expected").mkdir()
-    (places / "results" / "expected" / "demo.json").write_text(json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}), encoding="utf-8")
+    (places / "results" / "expected" / "demo.json").write_text(
+        json.dumps({**about, "runs_seconds": 140.0, "notebooks": seconds}), encoding="utf-8"
+    )
 
 
 def test_the_notebooks_say_how_long_they_took(places):
@@ -102,25 +116,44 @@ def test_the_address_of_the_settings_is_written_into_the_notebooks(places, capsy
 
 
 def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
-    called = {name for path in (ROOT / "book").glob("*.md") for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text(encoding="utf-8"))}
+    called = {
+        name
+        for path in (ROOT / "book").glob("*.md")
+        for name in re.findall(r"\{\{ (\w+) \}\}", path.read_text(encoding="utf-8"))
+    }
     assert called == {*numbers.numbers([]), "built_from"}
 
 
 def test_no_result_is_typed_by_hand():
     """A number with a unit in a hand-written page or the README is a setting that stands in the list, or is called by its name."""
     unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
-    readme = re.sub(r"<!-- expected:begin -->.*<!-- expected:end -->", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")} | {"README.md": readme}
+    readme = re.sub(
+        r"<!-- expected:begin -->.*<!-- expected:end -->",
+        "",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")} | {
+        "README.md": readme
+    }
     takes = re.compile(r"\*\*Takes\*\* \[[^]]+\]")  # written by `lscl pages`
     texts |= {path.name: takes.sub("", "\n".join(markdown(path))) for path in (ROOT / "notebooks").glob("*.ipynb")}
     settings = {"95 %", "30 %"}  # the intervals' level, `eval_split`
     settings |= {"5 GB", "4 GB", "16 GB"}  # what is installed, memory of machines
-    found = {(name, number) for name, text in texts.items() for number in unit.findall(re.sub(r"(?ms)^```(?!\{figure).*?^```$|^:.*?$", "", text))}
+    found = {
+        (name, number)
+        for name, text in texts.items()
+        for number in unit.findall(re.sub(r"(?ms)^```(?!\{figure).*?^```$|^:.*?$", "", text))
+    }
     assert {pair for pair in found if pair[1] not in settings} == set()
 
 
 def markdown(path):
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "markdown"
+    ]
 
 
 def test_the_state_of_the_records(places, saved):
@@ -129,14 +162,23 @@ def test_the_state_of_the_records(places, saved):
     assert table["runs"].iloc[0] == f"0 of {len(main_table()) * 3}"
     real = sweeps.table1({"profile": "mini", "dataset": "cifar100"}, [42])[0]
     found = status.set_table([{**record(), "config_digest": real.digest}]).iloc[0]
-    assert found["runs"] == f"1 of {len(main_table()) * 3}" and found["minutes"] == "3" and found["commits"] == "abcdef0123"
+    assert (
+        found["runs"] == f"1 of {len(main_table()) * 3}"
+        and found["minutes"] == "3"
+        and found["commits"] == "abcdef0123"
+    )
     made = [record(seed=seed) for seed in (42, 1999)]
     assert ["partition", "CIFAR-100", "`p42`", "1"] in status.digest_table(made).to_numpy().tolist()
     assert status.version_table(made).to_numpy().tolist()[0] == ["torch", "2.0", "2"]
 
 
 def test_headline_from_records(places, saved):
-    saved(record(clients=5), record(seed=1999, score=82, clients=5), record("local_head", clients=5), record("local_head", seed=7, clients=5))
+    saved(
+        record(clients=5),
+        record(seed=1999, score=82, clients=5),
+        record("local_head", clients=5),
+        record("local_head", seed=7, clients=5),
+    )
     pages.write_pages()
     text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
     assert "| Fed-LSCL (O2D exact) | 2 | 73.0 ± 12.7 | 43.0 ± 12.7 |" in text and "standard deviation" not in text
@@ -153,9 +195,17 @@ def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(pl
     code, _, err = call(capsys, "check")
     assert code == 2
     named = {line.split(",")[0].removeprefix("lscl: ") for line in err.splitlines()}
-    assert {"results/tables/headline.md", "results/tables/systems.md", "results/tables/explore.html", "book/methods/fed_lscl.md"} <= named
+    assert {
+        "results/tables/headline.md",
+        "results/tables/systems.md",
+        "results/tables/explore.html",
+        "book/methods/fed_lscl.md",
+    } <= named
     assert "book/methods/local_head.md" not in named and "results/tables/config.md" not in named
-    assert "has '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.0 |" in err and "the records give '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.5 |" in err
+    assert (
+        "has '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.0 |" in err
+        and "the records give '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.5 |" in err
+    )
 
 
 def test_check_finds_a_number_changed_by_hand_and_a_missing_page(places, saved, capsys):
@@ -189,7 +239,9 @@ def test_the_papers_plan_has_every_system_with_the_servers_work():
     parts = dict(zip(PLANS["paper"], text.split(":::{table} ")[1:], strict=True))
     for part in parts.values():
         assert len([line for line in part.splitlines() if line.startswith("|")]) == 2 + len(main_table())
-    assert all(part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items())
+    assert all(
+        part.startswith(f"{DATASET_LABELS[dataset]}, profile `paper`, one seed") for dataset, part in parts.items()
+    )
     (target,) = [line.split("|") for line in parts["imagenet_r"].splitlines() if line.startswith("| TARGET ")]
     assert float(target[5]) > float(target[4]) > 0
 

@@ -10,7 +10,12 @@ from lscl import cli
 from lscl.config import PROFILES, fields
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
 QUICK = [line for line in COMMANDS if line == "lscl doctor" or "--profile smoke" in line]
 
 

@@ -21,7 +21,9 @@ NAMES = sorted(f"{entry}.html" for entry in entries())
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"  # the new size has been laid out
+DRAWN = (
+    "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"  # the new size has been laid out
+)
 BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
 SERIOUS = ("serious", "critical")
 STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"  # so that a colour is there as soon as it is set
@@ -30,9 +32,19 @@ STILL = "*, ::before, ::after { transition: none !important; animation: none !im
 @pytest.fixture(scope="session", autouse=True)
 def site():
     """The book, built as readers get it, warnings being errors."""
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--toc", str(ROOT / "book" / "_toc.yml")]
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(ROOT),
+        "--toc",
+        str(ROOT / "book" / "_toc.yml"),
+    ]
     built = subprocess.run(
-        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"], capture_output=True, encoding="utf-8"
+        [*command, "--path-output", str(ROOT / "_build" / "test"), "-q", "-n", "-W", "--keep-going"],
+        capture_output=True,
+        encoding="utf-8",
     )
     assert built.returncode == 0, built.stdout + built.stderr
     return SITE
@@ -41,7 +53,8 @@ def site():
 @pytest.fixture(scope="module")
 def soups(site):
     return {
-        path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(site.rglob("*.html"))
+        path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for path in sorted(site.rglob("*.html"))
     }
 
 
@@ -66,9 +79,18 @@ def window(browser):
     context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
     page = context.new_page()
     page.wrong = []
-    page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None
+    )
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else page.wrong.append(f"asked for {request.url}"))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith(("file:", "data:", "blob:"))
+            else page.wrong.append(f"asked for {request.url}")
+        ),
+    )
     page.on("requestfailed", lambda request: page.wrong.append(f"missing {request.url}"))
     yield page
     context.close()
@@ -109,7 +131,9 @@ def grave(page, theme):
 @pytest.fixture(scope="module")
 def dark(soups):
     """The fewest pages (found greedily) that have every kind of element, a name with its classes, that any page has."""
-    left = {name: {(tag.name, *sorted(tag.get("class", ()))) for tag in soups[name].body.find_all(True)} for name in NAMES}
+    left = {
+        name: {(tag.name, *sorted(tag.get("class", ()))) for tag in soups[name].body.find_all(True)} for name in NAMES
+    }
     chosen, wanted = [], set().union(*left.values())
     while wanted:
         best = max(NAMES, key=lambda name: len(left[name] & wanted))
@@ -135,7 +159,9 @@ def test_links_anchors_and_pictures(soups, anchors, name):
             target = (SITE / name).parent / unquote(parts.path) if parts.path else SITE / name
             assert target.resolve().exists(), found
             if parts.fragment and target.suffix == ".html":
-                assert unquote(parts.fragment) in anchors[target.resolve().relative_to(SITE.resolve()).as_posix()], found
+                assert unquote(parts.fragment) in anchors[target.resolve().relative_to(SITE.resolve()).as_posix()], (
+                    found
+                )
     for picture in soups[name].select("article img"):
         assert len(picture.get("alt", "")) > 30, picture
 
@@ -161,7 +187,9 @@ def test_page_in_a_browser(page, dark, name):
 
 def test_every_kind_of_element_is_looked_at_in_the_dark(soups, dark):
     """And that is not most of the book, or the choice would spare nothing."""
-    kinds = lambda names: {(tag.name, *sorted(tag.get("class", ()))) for name in names for tag in soups[name].body.find_all(True)}
+    kinds = lambda names: {
+        (tag.name, *sorted(tag.get("class", ()))) for name in names for tag in soups[name].body.find_all(True)
+    }
     assert kinds(dark) == kinds(NAMES) and len(dark) < len(NAMES) / 2
 
 
@@ -185,7 +213,9 @@ def test_a_table_is_sorted_by_a_click(page):
 
 def test_the_interactive_figure(page):
     visit(page, "book/explore.html")
-    lines = lambda: page.evaluate("document.getElementById('explore-plot').data.map(line => [line.name, line.y.length])")
+    lines = lambda: page.evaluate(
+        "document.getElementById('explore-plot').data.map(line => [line.name, line.y.length])"
+    )
     before = lines()
     assert len(before) > 1 and all(count == 5 for _, count in before)
     page.get_by_role("combobox", name="score").select_option("task-masked")

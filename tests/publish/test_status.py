@@ -17,7 +17,9 @@ def test_without_records_every_set_of_every_data_set_is_missing_whole():
     table = status.set_table([])
     assert len(table) == len(status.NAMED_SETS) * len(sweeps.PLANS["mini"])
     for row in table.itertuples():
-        assert row.runs.startswith("0 of ") and int(row.runs.split()[-1]) > 0 and row.minutes == "0" and row.commits == "–"
+        assert (
+            row.runs.startswith("0 of ") and int(row.runs.split()[-1]) > 0 and row.minutes == "0" and row.commits == "–"
+        )
 
 
 @pytest.mark.parametrize("name", status.NAMED_SETS)
@@ -52,7 +54,10 @@ def test_digests_are_sorted_by_what_they_are_of_and_counted():
 
 
 def test_versions_and_machines_are_counted():
-    one, other = record(), record(seed=1999, hardware={"cpu": "other cpu", "cores": 8, "memory_gb": 64, "gpu": "some card"})
+    one, other = (
+        record(),
+        record(seed=1999, hardware={"cpu": "other cpu", "cores": 8, "memory_gb": 64, "gpu": "some card"}),
+    )
     one["config"]["threads"] = other["config"]["threads"] = 2
     assert status.version_table([one, other]).to_numpy().tolist() == [
         ["torch", "2.0", "2"],

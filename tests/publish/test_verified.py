@@ -16,8 +16,14 @@ def test_the_cells_behind_a_record_are_named(recorded, tree, capsys):
     assert verified.cells(head) == []  # on images of one's own: no set has them
     config = experiment(profile="mini", dataset="cifar100", seed=1999)
     made = {**record(seed=1999), "config_digest": config.digest}
-    assert verified.cells(made)[0] == "Table 1, CIFAR-100, Fed-LSCL (O2D exact), seed 1999: 72.0 % task-masked, 42.0 % class-incremental"
-    assert [text.split(",")[:3] for text in verified.cells(made)[1:3]] == [["Table 2", " CIFAR-100", " whole"], ["Fig. 3", " CIFAR-100", " block 3"]]
+    assert (
+        verified.cells(made)[0]
+        == "Table 1, CIFAR-100, Fed-LSCL (O2D exact), seed 1999: 72.0 % task-masked, 42.0 % class-incremental"
+    )
+    assert [text.split(",")[:3] for text in verified.cells(made)[1:3]] == [
+        ["Table 2", " CIFAR-100", " whole"],
+        ["Fig. 3", " CIFAR-100", " block 3"],
+    ]
     with pytest.raises(SystemExit):
         cli.main(["verify", "--profile", "smoke", "--data-dir", str(tree)])
     assert capsys.readouterr().out.startswith("in no table: equal to the bit (")
@@ -27,7 +33,9 @@ def test_the_page_shows_the_outcome_that_is_kept(recorded, tree):
     assert "`lscl verify --profile smoke --sample 3`" in verified.outcome("smoke")
     verify.verify_sample("smoke", 2, 5, tree)
     text = verified.outcome("smoke")
-    assert text.startswith("2 of 2 were equal to the bit.") and "`lscl verify --profile smoke --sample 2 --seed 5`" in text
+    assert (
+        text.startswith("2 of 2 were equal to the bit.") and "`lscl verify --profile smoke --sample 2 --seed 5`" in text
+    )
     for one in recorded:
         assert f"| {one['name']} | equal to the bit |" in text
     path = records.folder("smoke") / f"{recorded[0]['name']}.json"

@@ -19,7 +19,12 @@ from lscl.publish.watched_kernel import is_declared, is_study_declared
         ("runs/mini/a.json", ["study:mini/table1"], [], True),  # a set is searched for among all records of its profile
         ("runs/mini/sheets/a.png", ["study:mini/table1"], [], False),
         ("runs/demo/a.json", ["study:mini/table1"], [], False),
-        ("runs/demo/state/a/round-00001/rounds.json", [], ["study:demo/table1"], True),  # what a run makes, it may read again
+        (
+            "runs/demo/state/a/round-00001/rounds.json",
+            [],
+            ["study:demo/table1"],
+            True,
+        ),  # what a run makes, it may read again
         ("runs/mini/a.json", [], ["study:demo/table1"], False),
         ("published/paper_table1.csv", [], [], False),
     ],
@@ -62,6 +67,11 @@ except LsclError as error:
     print(error)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.stdout.split() and done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "01.ipynb reads results/tuning/other.json, which it does not declare in its metadata (lscl.reads)"
+    assert (
+        done.stdout.strip()
+        == "01.ipynb reads results/tuning/other.json, which it does not declare in its metadata (lscl.reads)"
+    )

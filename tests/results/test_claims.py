@@ -35,7 +35,9 @@ def test_every_statement_is_about_variants_of_the_study(study, profile):
     labels = sweeps.variants(study, profile)
     found = claims.claims_of(study, profile)
     assert all({claim.variant, claim.beside} <= set(labels) for claim in found if claim.beside != claims.WITHOUT)
-    assert [claim.variant for claim in found if claim.beside == claims.WITHOUT] == (list(studies.FACTORS.values()) if study == "ablations" else [])
+    assert [claim.variant for claim in found if claim.beside == claims.WITHOUT] == (
+        list(studies.FACTORS.values()) if study == "ablations" else []
+    )
     assert found or (study, profile) == ("blocks", "smoke")  # three blocks have no last quarter
 
 
@@ -55,7 +57,11 @@ def by_seed(mask="task"):
 def sections(text):
     """Verdict -> its statements, one per line, of a list that `claims.judge` wrote."""
     parts = (part.split(":**\n") for part in text.removeprefix("- **").split("\n- **"))
-    return {verdict: statements for verdict, statements in parts if all(line.startswith("  - ") for line in statements.splitlines())}
+    return {
+        verdict: statements
+        for verdict, statements in parts
+        if all(line.startswith("  - ") for line in statements.splitlines())
+    }
 
 
 def test_statements_are_sorted(put):
@@ -84,10 +90,20 @@ def test_components_are_judged_by_all_their_subsets(put):
             put(70 + (4 + noise) * static - 2 * without_smcf + (noise if place % 2 else -noise), change, seed)
     added = studies.component_effects(by_seed())
     written, smcf, o2d = (added.loc[[42, 1999, 2024], studies.FACTORS[key]].tolist() for key in "WSO")
-    assert written == pytest.approx([-4, -4.1, -3.9]) and smcf == pytest.approx([2, 2, 2]) and o2d == pytest.approx([0, -0.2, 0.2])
+    assert (
+        written == pytest.approx([-4, -4.1, -3.9])
+        and smcf == pytest.approx([2, 2, 2])
+        and o2d == pytest.approx([0, -0.2, 0.2])
+    )
     agrees, contradicts, still_open, _ = sections(claims.judge("ablations", "mini", by_seed())).values()
-    assert "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points" in agrees
-    assert "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points" in contradicts
+    assert (
+        "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points"
+        in agrees
+    )
+    assert (
+        "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points"
+        in contradicts
+    )
     assert "O2D: on average +0.0 points" in still_open
 
 

@@ -37,7 +37,9 @@ def accuracies(values, masks=("task", "seen")):
 
 def gaps(masks=("task", "seen"), **columns):
     """Differences for `figures.paired_differences`, the same under every score."""
-    return pd.concat({mask: pd.DataFrame(columns, index=pd.Index([42, 1999, 2024], name="seed")) for mask in masks}, names=["mask"])
+    return pd.concat(
+        {mask: pd.DataFrame(columns, index=pd.Index([42, 1999, 2024], name="seed")) for mask in masks}, names=["mask"]
+    )
 
 
 def classes(values, masks=("task", "seen")):
@@ -87,7 +89,9 @@ FIGURES = {
     "traffic_by_task": lambda: figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB"),
     "stacked": lambda: figures.stacked(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
     "growth": lambda: figures.growth(GROWTH, "cpu_seconds", "seconds"),
-    "labelled_points": lambda: figures.labelled_points(pd.DataFrame({"MB": [0, 3], "%": [50, 55]}, index=["a", "b"]), "MB", "%"),
+    "labelled_points": lambda: figures.labelled_points(
+        pd.DataFrame({"MB": [0, 3], "%": [50, 55]}, index=["a", "b"]), "MB", "%"
+    ),
 }
 
 
@@ -96,7 +100,11 @@ FIGURES = {
 
 def lines(axes):
     """{label: (x, y) as lists} of the lines of a panel that have one."""
-    return {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines if not line.get_label().startswith("_")}
+    return {
+        line.get_label(): tuple(map(list, line.get_data()))
+        for line in axes.lines
+        if not line.get_label().startswith("_")
+    }
 
 
 def heights(axes):
@@ -113,7 +121,10 @@ def test_bars_stand_over_their_group_and_carry_their_value():
     assert heights(axes) == {"a": {"one": 1, "two": 3}, "b": {"one": 2, "two": 4}}
     assert [text.get_text() for text in axes.texts] == ["1", "3", "2", "4"]
     colours = {drawn.get_label(): drawn[0].get_facecolor() for drawn in axes.containers}
-    legend = {text.get_text(): patch.get_facecolor() for text, patch in zip(axes.get_legend().get_texts(), axes.get_legend().get_patches())}
+    legend = {
+        text.get_text(): patch.get_facecolor()
+        for text, patch in zip(axes.get_legend().get_texts(), axes.get_legend().get_patches())
+    }
     assert legend == colours
 
 
@@ -121,7 +132,9 @@ def test_stacked_bars_begin_where_the_part_before_ends():
     (axes,) = figures.stacked(pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes").axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     drawn = {
-        bars.get_label(): {names[round(bar.get_y() + bar.get_height() / 2)]: (bar.get_x(), bar.get_width()) for bar in bars}
+        bars.get_label(): {
+            names[round(bar.get_y() + bar.get_height() / 2)]: (bar.get_x(), bar.get_width()) for bar in bars
+        }
         for bars in axes.containers
     }
     assert drawn == {"train": {"x": (0, 1), "y": (0, 3)}, "evaluate": {"x": (1, 2), "y": (3, 4)}}
@@ -159,7 +172,11 @@ def test_a_point_stands_at_its_own_values():
 def test_a_difference_has_its_mean_interval_and_seeds():
     (axes, _) = figures.paired_differences(gaps(near=[1.0, 2, 3], once=[7.0, np.nan, np.nan]), "points").axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["near", "once"]
-    seeds = {line.get_ydata()[0] - 0.22: sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 7}
+    seeds = {
+        line.get_ydata()[0] - 0.22: sorted(line.get_xdata())
+        for line in axes.lines
+        if line.get_marker() == "|" and line.get_markersize() == 7
+    }
     assert seeds == {0: [1, 2, 3], 1: [7]}
     near, once = axes.containers
     assert [bar[0].get_xydata().tolist() for bar in (near, once)] == [[[2, 0]], [[7, 1]]]
@@ -170,7 +187,10 @@ def test_a_difference_has_its_mean_interval_and_seeds():
 def test_every_score_has_its_own_panel_of_differences():
     both = pd.concat([gaps(("task",), x=[1.0, 2, 3]), gaps(("seen",), x=[4.0, 5, 6])])
     figure = figures.paired_differences(both, "points")
-    assert {axes.get_title(): axes.containers[0][0].get_xdata()[0] for axes in figure.axes} == {"task-masked": 2, "class-incremental": 5}
+    assert {axes.get_title(): axes.containers[0][0].get_xdata()[0] for axes in figure.axes} == {
+        "task-masked": 2,
+        "class-incremental": 5,
+    }
 
 
 def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
@@ -187,13 +207,22 @@ def test_every_class_is_a_dot_of_its_client_and_variant():
         found = {(round(np.mean(line.get_xdata())), line.get_color()): list(line.get_ydata()) for line in dots}
         blue, red = figures.COLOURS[:2]
         assert found == {(0, blue): [10, 30], (1, blue): [50, 70], (0, red): [20, 20], (1, red): [80, 90]}
-        assert sorted(line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "-") == [20, 20, 60, 85]  # the means
+        assert sorted(line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "-") == [
+            20,
+            20,
+            60,
+            85,
+        ]  # the means
 
 
 def test_traffic_has_a_line_for_each_system_that_sends():
     up, down = figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB").axes
     assert set(lines(up)) == {"x", "y"} and lines(down)["x"][1] == [2] * 10
-    assert lines(up)["y"][0] == TRAFFIC.index.tolist() and lines(up)["y"][1][1:] == list(range(1, 10)) and np.isnan(lines(up)["y"][1][0])
+    assert (
+        lines(up)["y"][0] == TRAFFIC.index.tolist()
+        and lines(up)["y"][1][1:] == list(range(1, 10))
+        and np.isnan(lines(up)["y"][1][0])
+    )
 
 
 def test_growth_is_drawn_by_size_beside_a_linear_one():
@@ -209,7 +238,10 @@ def test_losses_convergence_and_forgetting_have_their_names():
     assert lines(axes) == {"lr 1": ([1, 10], [1, 0.1]), "lr 2": ([1, 10], [2, 0.2])}
     first, second = figures.forgetting_curves({"with": ACC, "without": ACC + 5}, "task-masked").axes
     assert (first.get_title(), second.get_title()) == ("with", "without")
-    assert lines(first) == {"task 1": ([1, 2], [90, 60]), "task 2": ([2], [80])} and lines(second)["task 1"] == ([1, 2], [95, 65])
+    assert lines(first) == {"task 1": ([1, 2], [90, 60]), "task 2": ([2], [80])} and lines(second)["task 1"] == (
+        [1, 2],
+        [95, 65],
+    )
 
 
 # ---- how it looks
@@ -230,7 +262,9 @@ def test_something_is_drawn(name):
 
 
 def test_no_figure_function_is_left_out():
-    public = {name for name, thing in vars(figures).items() if hasattr(thing, "__wrapped__")} - {"cls_attention"}  # it only computes
+    public = {name for name, thing in vars(figures).items() if hasattr(thing, "__wrapped__")} - {
+        "cls_attention"
+    }  # it only computes
     assert public == set(FIGURES)
 
 
@@ -265,7 +299,9 @@ def test_more_systems_than_colours():
 class TestAttention:
     def test_rows_sum_to_less_than_one(self):
         model = foundation("tiny", 1)
-        z = model.prefix(torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+        z = model.prefix(
+            torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        )
         maps = figures.cls_attention(model, z)
         assert maps.shape == (3, 4, 4)
         sums = maps.sum((1, 2))
@@ -276,7 +312,11 @@ class TestAttention:
         """Queries and keys are caught where the block itself hands them to the attention."""
         model, rng = foundation("tiny", 1), torch.Generator().manual_seed(1)
         z = model.prefix(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=rng))
-        update = LowRank(torch.randn(2, 4, 32, generator=rng), torch.randn(2, 96, 4, generator=rng), 0.05) if adapted else None
+        update = (
+            LowRank(torch.randn(2, 4, 32, generator=rng), torch.randn(2, 96, 4, generator=rng), 0.05)
+            if adapted
+            else None
+        )
         caught, real = [], F.scaled_dot_product_attention
         monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: caught.append((q, k)) or real(q, k, v))
         model.suffix(z, update, keep=None)

@@ -27,7 +27,9 @@ def test_committed_files_have_their_shape_and_need_each_of_its_entries(pattern, 
         needed = [name for name, field in shape.model_fields.items() if field.is_required()]
         assert needed
         for name in needed:
-            (tmp_path / "file.json").write_text(json.dumps({key: value for key, value in whole.items() if key != name}), encoding="utf-8")
+            (tmp_path / "file.json").write_text(
+                json.dumps({key: value for key, value in whole.items() if key != name}), encoding="utf-8"
+            )
             with pytest.raises(LsclError) as caught:
                 files.from_json(tmp_path / "file.json", shape)
             one_line(caught, name)

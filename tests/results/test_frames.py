@@ -38,14 +38,24 @@ class TestAccuracies:
         table = results.frame([record(tasks=3)])
         assert list(table.columns) == [*COLUMNS, "mask", "client", "trained_task", "tested_task", "accuracy"]
         assert len(table) == 3 * 2 * (1 + 2 + 3)  # masks, clients, pairs of tasks
-        row = table[(table["mask"] == "seen") & (table["client"] == 2) & (table["trained_task"] == 3) & (table["tested_task"] == 1)]
-        assert row["accuracy"].tolist() == [40.0]  # 80, of which 10 less on earlier tasks, and 30 less class-incremental
+        row = table[
+            (table["mask"] == "seen")
+            & (table["client"] == 2)
+            & (table["trained_task"] == 3)
+            & (table["tested_task"] == 1)
+        ]
+        assert row["accuracy"].tolist() == [
+            40.0
+        ]  # 80, of which 10 less on earlier tasks, and 30 less class-incremental
         assert not table["accuracy"].isna().any()
 
     def test_every_number_of_a_record_is_in_it(self):
         one = uneven()
         for (mask, client, t, u), value in (
-            results.frame([one]).set_index(["mask", "client", "trained_task", "tested_task"])["accuracy"].to_dict().items()
+            results.frame([one])
+            .set_index(["mask", "client", "trained_task", "tested_task"])["accuracy"]
+            .to_dict()
+            .items()
         ):
             assert value == one["accuracy"][mask][t - 1][client - 1][u - 1]
 
@@ -69,7 +79,9 @@ class TestAccuracies:
 
     def test_how_tasks_fared_since_they_were_learned(self):
         made = [uneven(seed, tasks) for seed, tasks in ((42, 4), (1999, 3), (2024, 1))]
-        found = frames.changes(results.frame(made)).groupby(["mask", "seed"])[["forgetting", "backward transfer"]].mean()
+        found = (
+            frames.changes(results.frame(made)).groupby(["mask", "seed"])[["forgetting", "backward transfer"]].mean()
+        )
         for one in made[:2]:
             for mask in labels.MASK_LABELS:
                 acc = records.accuracy(one, mask)
@@ -78,7 +90,10 @@ class TestAccuracies:
 
     def test_final_is_the_last_task_of_each_run(self):
         end = frames.final(results.frame([record(tasks=2), record("local_head", tasks=5)]))
-        assert end.groupby("method")["trained_task"].unique().map(list).to_dict() == {"fed_lscl": [2], "local_head": [5]}
+        assert end.groupby("method")["trained_task"].unique().map(list).to_dict() == {
+            "fed_lscl": [2],
+            "local_head": [5],
+        }
         assert frames.final_accuracy(record(tasks=2), "task") == 75.0
 
 
@@ -99,7 +114,9 @@ class TestRows:
         assert list(results.frame([record(seed=2024), record(seed=42)])["seed"].unique()) == [42, 2024]
 
     def test_parameters_become_columns(self, one_line):
-        table = results.frame([record(values={"buffer_per_class": 5}), record("local_head")], values=["buffer_per_class", "rounds"])
+        table = results.frame(
+            [record(values={"buffer_per_class": 5}), record("local_head")], values=["buffer_per_class", "rounds"]
+        )
         assert table.groupby("method")["buffer_per_class"].first().to_dict() == {"fed_lscl": 5, "local_head": 20}
         assert set(table["rounds"]) == {5}
         with pytest.raises(LsclError) as caught:
@@ -133,7 +150,11 @@ class TestFiles:
         for label in ("replay for SM-CF", "no O2D", "whole"):
             put(80, ABLATIONS[label])
         put(80, {"buffer_per_class": 5})
-        assert list(results.frame("mini", study="ablations")["variant"].unique()) == ["whole", "no O2D", "replay for SM-CF"]
+        assert list(results.frame("mini", study="ablations")["variant"].unique()) == [
+            "whole",
+            "no O2D",
+            "replay for SM-CF",
+        ]
         assert list(results.frame("mini", study="buffers")["variant"].unique()) == ["5 per class", "20 per class"]
         assert list(results.frame("mini", study="table1")["variant"].unique()) == ["O2D exact"]
         with pytest.raises(LsclError, match="unknown study"):
@@ -144,7 +165,14 @@ class TestFiles:
         for writer in reversed(WRITERS):
             config = variant_run({"dataset": "cifar100", "profile": "mini"}, regime_change(REGIMES[1], writer), 42)
             one = record(config.method, tasks=1)
-            made.append({**one, "config": config.model_dump(mode="json"), "config_digest": config.digest, "overrides": config.overrides()})
+            made.append(
+                {
+                    **one,
+                    "config": config.model_dump(mode="json"),
+                    "config_digest": config.digest,
+                    "overrides": config.overrides(),
+                }
+            )
         table = results.frame([*made, record()], study="regimes", values=["images_per_class", "block"])
         assert list(table["variant"].unique()) == list(WRITERS)
         assert set(table["images_per_class"]) == {5} and set(table["block"]) == {6}
@@ -214,13 +242,26 @@ class TestRefusals:
 
     def test_other_images_by_another_value_are_another_row(self):
         few = record(values={"images_per_class": 5}, data_digest="d2", partition_digest="p2")
-        assert list(results.frame([record(), few])["variant"].unique()) == ["O2D exact", "O2D exact, images_per_class = 5"]
+        assert list(results.frame([record(), few])["variant"].unique()) == [
+            "O2D exact",
+            "O2D exact, images_per_class = 5",
+        ]
 
 
 class TestCosts:
     def test_one_run(self):
         (row,) = results.costs_frame([record(trained_images=6000)]).to_dict("records")
-        about = ("clients", "rounds", "bytes_up", "mb_up", "mb_down", "trained_parameters", "trained_images", "cpu_seconds", "cpu_minutes")
+        about = (
+            "clients",
+            "rounds",
+            "bytes_up",
+            "mb_up",
+            "mb_down",
+            "trained_parameters",
+            "trained_images",
+            "cpu_seconds",
+            "cpu_minutes",
+        )
         assert [row[name] for name in about] == [2, 25, 1e8, 2.0, 0.5, 1500, 6000, 90.0, 1.5]
         assert (row["prepare"], row["train"], row["peak_memory_mb"]) == (60, 120, 900) and math.isnan(row["aggregate"])
 
@@ -255,13 +296,22 @@ class TestClasses:
         table = results.classes_frame("mini", study="cnns")
         assert set(table["variant"]) == {CNNS[0]} and set(table["client"]) == {1, 2, 3, 4, 5}
         first = table[(table["client"] == 1) & (table["mask"] == "task")]
-        assert first["accuracy"].tolist() == [80] * 40 + [60] * 40 and first["class"].tolist() == [*range(40), *range(40)]
+        assert first["accuracy"].tolist() == [80] * 40 + [60] * 40 and first["class"].tolist() == [
+            *range(40),
+            *range(40),
+        ]
         assert table[(table["mask"] == "seen") & (table["seed"] == 42)]["accuracy"].unique() == [50]
 
     def test_every_client_has_its_cnn(self, put):
         put(80, variants("cnns", "mini")[CNNS[1]])
         clients = results.classes_frame("mini", study="cnns").groupby("client")[["cnn", "trained_parameters"]].first()
-        assert clients["cnn"].tolist() == ["resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg"]
+        assert clients["cnn"].tolist() == [
+            "resnet10t",
+            "mobilenetv3_small_050",
+            "mini_densenet",
+            "tf_efficientnet_lite0",
+            "mini_vgg",
+        ]
         assert clients["trained_parameters"].tolist() == [1000, 1001, 1002, 1003, 1004]
 
 

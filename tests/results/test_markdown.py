@@ -19,7 +19,10 @@ class TestText:
             ("a|b\nc", "a&#124;b c"),
             ("*x* `y` $z$ {{ n }}", "&#42;x&#42; &#96;y&#96; &#36;z&#36; &#123;&#123; n &#125;&#125;"),
             ("[a](b) &amp; __x__", "[a&#93;(b) &#38;amp; &#95;&#95;x&#95;&#95;"),
-            ("o2d_lambda = 10, p < 0.001 & [5]", "o2d_lambda = 10, p < 0.001 & [5]"),  # nothing here means anything in markdown
+            (
+                "o2d_lambda = 10, p < 0.001 & [5]",
+                "o2d_lambda = 10, p < 0.001 & [5]",
+            ),  # nothing here means anything in markdown
         ],
     )
     def test_signs_of_markdown_and_html_lose_their_meaning(self, text, shown):
@@ -30,7 +33,10 @@ class TestText:
         assert markdown.code_text("lscl run `x` | y\nz") == "lscl run &#96;x&#96; &#124; y z"
 
     def test_commits(self):
-        assert markdown.short_commit("abcdef0123456") == "abcdef0123" and markdown.short_commit(None) == "installed package"
+        assert (
+            markdown.short_commit("abcdef0123456") == "abcdef0123"
+            and markdown.short_commit(None) == "installed package"
+        )
         found = [{"commit": "b" * 40}, {"commit": None}, {"commit": "b" * 40}]
         assert markdown.commits_of(found) == "commit bbbbbbbbbb, installed package"
         assert markdown.small_print("a", "", "b") == "<small>a; b</small>" and markdown.small_print("") == ""
@@ -49,18 +55,29 @@ class TestTables:
 
     def test_text_of_records_is_text_and_markdown_columns_are_markdown(self):
         table = pd.DataFrame({"text": ["`x` <b>"], "link": ["{ref}`a|b`"], "n": [math.nan]})
-        assert markdown.to_markdown(table, index=False, markdown=["link"]).splitlines()[2] == "| &#96;x&#96; &#60;b> | {ref}`a\\|b` | – |"
+        assert (
+            markdown.to_markdown(table, index=False, markdown=["link"]).splitlines()[2]
+            == "| &#96;x&#96; &#60;b> | {ref}`a\\|b` | – |"
+        )
 
     def test_the_label_of_a_frame_is_called_system(self):
-        assert markdown.to_markdown(pd.DataFrame({"n": [1]}, index=pd.Index(["x"], name="label"))).startswith("| system | n |")
+        assert markdown.to_markdown(pd.DataFrame({"n": [1]}, index=pd.Index(["x"], name="label"))).startswith(
+            "| system | n |"
+        )
 
     def test_a_table_without_rows_is_a_head(self):
-        assert markdown.to_markdown(pd.DataFrame(columns=["a", "b"]), index=False).splitlines() == ["| a | b |", "|:---|:---|"]
+        assert markdown.to_markdown(pd.DataFrame(columns=["a", "b"]), index=False).splitlines() == [
+            "| a | b |",
+            "|:---|:---|",
+        ]
 
     def test_a_table_has_caption_anchor_and_records(self):
         table = pd.DataFrame({"n": ["1"]}, index=pd.Index(["x"], name="label"))
         text = markdown.captioned(table, "Scores.", "tab-scores", [record()])
-        assert text.startswith(":::{table} Scores.\n:name: tab-scores\n\n| system |") and "\n:::\n\n<small>profile mini; commit abcdef0123;" in text
+        assert (
+            text.startswith(":::{table} Scores.\n:name: tab-scores\n\n| system |")
+            and "\n:::\n\n<small>profile mini; commit abcdef0123;" in text
+        )
 
 
 class TestByDataset:
@@ -98,7 +115,16 @@ class TestByDataset:
 class TestProvenance:
     def test_of_records(self):
         text = markdown.provenance([record(), record(seed=1999)])
-        for part in ("profile mini", "abcdef0123", "seeds 42, 1999", "2 runs, 6 minutes", "some cpu", "data d1", "p1999", "weights w1"):
+        for part in (
+            "profile mini",
+            "abcdef0123",
+            "seeds 42, 1999",
+            "2 runs, 6 minutes",
+            "some cpu",
+            "data d1",
+            "p1999",
+            "weights w1",
+        ):
             assert part in text
         assert "\n" not in text
 

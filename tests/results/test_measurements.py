@@ -18,7 +18,10 @@ def row(seed, task=1, collaboration="written", gain=(2.0, -1.0), server=0.5):
     """A row whose own update is better than none by `gain` on training and test images, and O2D than the trained generator by `server`."""
     update = {split: {"own": 80 + by, "none": 80, "another": 79, "mean": 80} for split, by in zip(SPLITS, gain)}
     made = {"seed": seed, "task": task, "collaboration": collaboration, "update": update, "same_as_record": True}
-    return made | {"generator": {"own": 79, "fused": 79 + server, "mean": 80}, "server_step": {"weight": 3.0, "bias": 0.5}}
+    return made | {
+        "generator": {"own": 79, "fused": 79 + server, "mean": 80},
+        "server_step": {"weight": 3.0, "bias": 0.5},
+    }
 
 
 def write(path, text):
@@ -37,7 +40,12 @@ class TestGrowth:
             "time_exponent": {"ratio": 1.0, "better": "lower"},
             "memory_exponent": {"ratio": 0.0, "better": "lower"},
         }
-        about = {"machine": {"cpu": "some <cpu>", "cores": 2, "gpu": None}, "threads": 2, "commit": "abcdef0123456", "rows": [found]}
+        about = {
+            "machine": {"cpu": "some <cpu>", "cores": 2, "gpu": None},
+            "threads": 2,
+            "commit": "abcdef0123456",
+            "rows": [found],
+        }
         write(places / "results" / "benchmarks" / "scaling.json", json.dumps(about))
         assert measurements.growth_frame().to_numpy().tolist() == [
             ["LoRM", "tasks", 1, 3.0, 500.0, 1.0, 0.0],
@@ -54,16 +62,29 @@ class TestGrowth:
 def test_tuning(places):
     assert measurements.tuning_frame().empty
     scores = ((0.1, 50.0), (0.01, 55.0))
-    rows = [{"method": "local_head", "point": {"lr": lr}, "seed": 7, "task_masked": 80.0, "class_incremental": score} for lr, score in scores]
-    write(places / "results" / "tuning" / "mini--cifar100.json", json.dumps({"rows": rows, "best": {"local_head": {"lr": 0.01}}}))
+    rows = [
+        {"method": "local_head", "point": {"lr": lr}, "seed": 7, "task_masked": 80.0, "class_incremental": score}
+        for lr, score in scores
+    ]
+    write(
+        places / "results" / "tuning" / "mini--cifar100.json",
+        json.dumps({"rows": rows, "best": {"local_head": {"lr": 0.01}}}),
+    )
     table = measurements.tuning_frame()
     assert set(table["profile"]) == {"mini"} and set(table["dataset"]) == {"cifar100"} and set(table["seed"]) == {7}
-    assert table[["point", "task", "seen", "chosen"]].to_numpy().tolist() == [["lr = 0.1", 80.0, 50.0, False], ["lr = 0.01", 80.0, 55.0, True]]
+    assert table[["point", "task", "seen", "chosen"]].to_numpy().tolist() == [
+        ["lr = 0.1", 80.0, 50.0, False],
+        ["lr = 0.01", 80.0, 55.0, True],
+    ]
 
 
 class TestComponents:
     def test_a_row_for_every_number(self, places):
-        static = {**row(42, collaboration="static"), "update": {split: {"own": 81, "none": 80} for split in SPLITS}, "server_step": {"bias": 0.2}}
+        static = {
+            **row(42, collaboration="static"),
+            "update": {split: {"own": 81, "none": 80} for split in SPLITS},
+            "server_step": {"bias": 0.2},
+        }
         about = {
             "rows": [row(42), row(1999), static],
             "tasks": 1,
@@ -93,8 +114,15 @@ class TestComponents:
         monkeypatch.syspath_prepend(script.parent)
         monkeypatch.setattr(sys, "argv", [str(script), "--profile", "smoke", "--seeds", "42", "--tasks", "1"])
         runpy.run_path(str(script), run_name="__main__")
-        written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text("utf-8"))["rows"]
-        assert set(written["update"]["test"]) == set(measurements.UPDATES) and set(static["update"]["test"]) == {"own", "none"}
+        written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text("utf-8"))[
+            "rows"
+        ]
+        assert set(written["update"]["test"]) == set(measurements.UPDATES) and set(static["update"]["test"]) == {
+            "own",
+            "none",
+        }
         assert set(written["server_step"]) == {"weight", "bias"} and set(static["server_step"]) == {"bias"}
-        assert written["generator"]["fused"] == pytest.approx(written["update"]["test"]["own"], abs=1e-3)  # two ways to the same accuracy
+        assert written["generator"]["fused"] == pytest.approx(
+            written["update"]["test"]["own"], abs=1e-3
+        )  # two ways to the same accuracy
         assert all(np.isfinite(list(one["generator"].values())).all() for one in (written, static))

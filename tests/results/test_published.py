@@ -24,7 +24,10 @@ def test_a_number():
     assert table["fed_lscl", 5] == 96.932
     assert published.published_final("cifar100") == 89.396
     assert published.published_final("glyphs") is None and published.published_losses("glyphs") == []
-    assert published.published_losses("cifar100") == pytest.approx([39.1, 59.5, 59.5], abs=21) and len(published.published_losses("cifar100")) == 3
+    assert (
+        published.published_losses("cifar100") == pytest.approx([39.1, 59.5, 59.5], abs=21)
+        and len(published.published_losses("cifar100")) == 3
+    )
 
 
 def test_missing_file_and_unknown_system(places, one_line):
@@ -43,20 +46,33 @@ def table1(group, dataset="cifar100"):
     scores = results.frame(group)
     learned = frames.just_learned(scores[scores["mask"] == "task"])
     by_seed = learned.pivot_table("accuracy", ["label", "seed"], "trained_task", sort=False).add_prefix("task ")
-    by_seed[published.AT_THE_END] = frames.final(scores[scores["mask"] == "task"]).groupby(["label", "seed"])["accuracy"].mean()
+    by_seed[published.AT_THE_END] = (
+        frames.final(scores[scores["mask"] == "task"]).groupby(["label", "seed"])["accuracy"].mean()
+    )
     return published.beside_published(statistics.estimates(by_seed, "label"), learned.assign(dataset=dataset))
 
 
 class TestTable1:
     def test_a_published_row_follows_ours(self):
-        table = table1([record(score=80), record(seed=1999, score=82), record("local_head"), record("fedavg_vit", score=70)])
-        assert list(table.index) == ["Fed-LSCL (O2D exact)", "Fed-LSCL, published", "FedAvg + ViT", "FedAvg+ViT, published", "own head only"]
+        table = table1(
+            [record(score=80), record(seed=1999, score=82), record("local_head"), record("fedavg_vit", score=70)]
+        )
+        assert list(table.index) == [
+            "Fed-LSCL (O2D exact)",
+            "Fed-LSCL, published",
+            "FedAvg + ViT",
+            "FedAvg+ViT, published",
+            "own head only",
+        ]
         ours, theirs = table.loc["Fed-LSCL (O2D exact)"], table.loc["Fed-LSCL, published"]
         assert ours["n"] == "2" and theirs["n"] == "–"
         assert ours["task 1"] == "81.0 ± 12.7"  # 12.706, the t quantile, times 1.414 / 1.414
         assert ours["all tasks, at the end"] == "73.0 ± 12.7"  # four tasks at 10 less: 81 - 8
         assert theirs["task 5"] == "96.9"
-        assert theirs["all tasks, at the end"] == "89.4" and table.loc["FedAvg+ViT, published", "all tasks, at the end"] == "–"
+        assert (
+            theirs["all tasks, at the end"] == "89.4"
+            and table.loc["FedAvg+ViT, published", "all tasks, at the end"] == "–"
+        )
         assert ours["gap"] == "-16.0"  # 81 - (97.735 + 97.419 + 96.597 + 96.544 + 96.932) / 5
         assert table.loc["own head only", "gap"] == theirs["gap"] == "–"
 
@@ -74,7 +90,9 @@ class TestTable1:
 
 
 def test_table2_below_ours():
-    ours = pd.DataFrame({"LSCT": ["✓"], "SM-CF": ["✓"], "O2D": ["✓"], "n": ["3"], "task-masked %": ["73.0"]}, index=["whole"])
+    ours = pd.DataFrame(
+        {"LSCT": ["✓"], "SM-CF": ["✓"], "O2D": ["✓"], "n": ["3"], "task-masked %": ["73.0"]}, index=["whole"]
+    )
     table = published.beside_table2(ours, pd.DataFrame({"dataset": ["cifar100"]}))
     assert list(table.index) == ["whole", "published, full", *(f"published, unidentified {name}" for name in "abc")]
     assert table.loc["published, full"].tolist() == ["✓", "✓", "✓", "–", "89.4"]
@@ -84,5 +102,7 @@ def test_table2_below_ours():
 
 def test_coverage_names_what_is_only_quoted():
     text = published.coverage(["fed_lscl", "fedavg_vit", "local_head"])
-    assert text.startswith("2 of the paper's 12 systems were measured; quoted only: FedAvg, FedProx, FedAvg+L2P, ") and text.endswith("LoRM.")
+    assert text.startswith(
+        "2 of the paper's 12 systems were measured; quoted only: FedAvg, FedProx, FedAvg+L2P, "
+    ) and text.endswith("LoRM.")
     assert published.coverage(labels.paper_names().values()) == "All 12 systems of the paper's table were measured."

@@ -13,5 +13,8 @@ def test_first_and_last_sheet_of_the_first_record_that_has_some(places):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = sheets.server_images([record(), first, second])
-    assert {title: path.name[-9:] for title, path in found.items()} == {"TARGET, after task 1": "task1.png", "TARGET, after task 4": "task4.png"}
+    assert {title: path.name[-9:] for title, path in found.items()} == {
+        "TARGET, after task 1": "task1.png",
+        "TARGET, after task 4": "task4.png",
+    }
     assert sheets.drawn_by([record(), first, second]) == [second]

@@ -20,7 +20,9 @@ class TestEstimate:
     def test_three_values(self):
         found = estimate([80, 82, 87])  # mean 83, deviations -3, -1, 4: variance 26 / 2
         assert (found.mean, found.n) == (83, 3)
-        assert found.half_width == pytest.approx(4.302652729911275 * math.sqrt(13 / 3))  # t table: 0.975 quantile, 2 degrees of freedom
+        assert found.half_width == pytest.approx(
+            4.302652729911275 * math.sqrt(13 / 3)
+        )  # t table: 0.975 quantile, 2 degrees of freedom
 
     def test_plus_minus_is_half_of_the_interval(self):
         assert str(estimate([80, 82, 87])) == statistics.with_interval([80, 82, 87]) == "83.0 ± 9.0"
@@ -41,13 +43,17 @@ class TestEstimate:
         assert statistics.with_interval([1.0, NAN]) == "–"
 
     def test_p_of_three_differences(self):
-        assert estimate([1, 2, 3]).p == pytest.approx(0.0741799, abs=1e-6)  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees of freedom
+        assert estimate([1, 2, 3]).p == pytest.approx(
+            0.0741799, abs=1e-6
+        )  # t = 2 / (1 / sqrt 3) = 3.4641, 2 degrees of freedom
 
     def test_equal_values(self):
         assert estimate([2, 2]).p == 0.0 and estimate([0, 0]).p == 1.0
         assert estimate([2, 2]).half_width == 0.0 and str(estimate([2, 2])) == "2.0 ± 0.0"
 
-    @pytest.mark.parametrize(("mean", "n", "verdict", "side"), [(2, 3, APART, 1), (-2, 3, APART, -1), (1, 3, TIED, 0), (9, 1, ONE_SEED, 0)])
+    @pytest.mark.parametrize(
+        ("mean", "n", "verdict", "side"), [(2, 3, APART, 1), (-2, 3, APART, -1), (1, 3, TIED, 0), (9, 1, ONE_SEED, 0)]
+    )
     def test_the_interval_decides(self, mean, n, verdict, side):
         found = Estimate(mean, n, 1.0)
         assert (found.verdict, found.side) == (verdict, side)
@@ -108,7 +114,9 @@ def test_both_p_values_stand_in_the_comparison():
 
 def test_gaps_as_two_columns_of_a_table():
     index = pd.MultiIndex.from_product([["z", "a"], [1, 2, 3]], names=["row", "seed"])
-    table = statistics.gap_text(pd.Series([1.9, 2.0, 2.1, -1, -1, -1], index=index), "row", "own minus none", "interval")
+    table = statistics.gap_text(
+        pd.Series([1.9, 2.0, 2.1, -1, -1, -1], index=index), "row", "own minus none", "interval"
+    )
     assert table.to_dict("index") == {
         "z": {"own minus none": "+2.0", "interval": "1.8 to 2.2"},
         "a": {"own minus none": "-1.0", "interval": "-1.0 to -1.0"},
@@ -122,7 +130,12 @@ def test_the_half_width_is_that_of_the_textbook():
 
 def test_the_sign_of_an_interval_means_one_thing_on_every_page():
     """± is half of the 95 % interval; a standard deviation would be called by its name, without that sign."""
-    sources = [path.read_text("utf-8") for folder in ("lscl", "book") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    sources = [
+        path.read_text("utf-8")
+        for folder in ("lscl", "book")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md")
+    ]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         sources += ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
     assert not [text for text in sources if re.search(r"± (the |a )?(standard|sd\b)", text)]

@@ -41,23 +41,34 @@ class TestCollect:
         for seed in (2024, 42):
             put(80, seed=seed)
         put(70, {"o2d": "none"}, 1999)
-        assert [(one["seed"], studies.variant_of(one, "ablations")) for one in collect().found] == [(42, "whole"), (1999, "no O2D"), (2024, "whole")]
+        assert [(one["seed"], studies.variant_of(one, "ablations")) for one in collect().found] == [
+            (42, "whole"),
+            (1999, "no O2D"),
+            (2024, "whole"),
+        ]
 
     def test_nothing_is_missing(self, put):
         for label in fed_lscl_studies.CNNS:
             put(80, sweeps.variants("cnns", "mini")[label])
-        assert studies.measured_of(collect("cnns", {"cifar100": [42]})) == "- CIFAR-100, profile `mini`: all 2 runs are measured."
+        assert (
+            studies.measured_of(collect("cnns", {"cifar100": [42]}))
+            == "- CIFAR-100, profile `mini`: all 2 runs are measured."
+        )
 
     def test_the_command_names_the_seeds_that_are_missing(self, put):
         for size in fed_lscl_studies.BUFFERS:
             for seed in (42, 1999):
                 put(80, {"buffer_per_class": size}, seed)
-        assert "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them" in studies.measured_of(collect("buffers"))
+        assert "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them" in studies.measured_of(
+            collect("buffers")
+        )
 
     def test_what_is_missing_can_be_computed(self, tree, monkeypatch):
         monkeypatch.setattr(fed_lscl_studies, "BUFFERS", (0, 2))
         base = sweeps.variant_run
-        monkeypatch.setattr(sweeps, "variant_run", lambda values, change, seed: base({**values, "image_size": 16}, change, seed))
+        monkeypatch.setattr(
+            sweeps, "variant_run", lambda values, change, seed: base({**values, "image_size": 16}, change, seed)
+        )
         options = {"data_dir": tree, "planned": {"folder": [42]}}
         assert len(studies.collect("buffers", "smoke", **options).missing) == 2
         study = studies.collect("buffers", "smoke", **options, compute=True)
@@ -76,7 +87,11 @@ class TestCollect:
 
 
 def test_a_small_profile_shows_the_records_of_mini_unless_it_computes():
-    shown = {(profile, compute): studies.profile_shown(profile, compute) for profile in ("smoke", "demo", "paper") for compute in (False, True)}
+    shown = {
+        (profile, compute): studies.profile_shown(profile, compute)
+        for profile in ("smoke", "demo", "paper")
+        for compute in (False, True)
+    }
     assert shown == {
         ("smoke", False): "mini", ("smoke", True): "smoke", ("demo", False): "mini", ("demo", True): "demo",
         ("paper", False): "paper", ("paper", True): "paper",
@@ -88,19 +103,30 @@ class TestVariants:
     def test_every_run_of_a_study_has_its_row(self, study):
         runs = sweeps.runs_of(study, {"profile": "mini", "dataset": "cifar100"}, [1999])
         rows = [
-            studies.variant_of({"method": one.method, "profile": "mini", "dataset": "cifar100", "overrides": one.overrides()}, study) for one in runs
+            studies.variant_of(
+                {"method": one.method, "profile": "mini", "dataset": "cifar100", "overrides": one.overrides()}, study
+            )
+            for one in runs
         ]
         assert rows == studies.rows_in_order(study, "mini") == list(sweeps.variants(study, "mini"))
 
     def test_a_local_checkpoint_is_no_variant(self):
         one = record()
-        assert studies.variant_of({**one, "overrides": {"weights_sha256": "a" * 64, "o2d": "none"}}, "ablations") == "no O2D"
+        assert (
+            studies.variant_of({**one, "overrides": {"weights_sha256": "a" * 64, "o2d": "none"}}, "ablations")
+            == "no O2D"
+        )
         assert studies.variant_of({**one, "overrides": {"lr": 0.5}}, "ablations") is None
-        assert studies.variant_of({**record("lorm"), "overrides": {"weights_sha256": "a" * 64}}, "table1") == "weights_sha256 = " + "a" * 64
+        assert (
+            studies.variant_of({**record("lorm"), "overrides": {"weights_sha256": "a" * 64}}, "table1")
+            == "weights_sha256 = " + "a" * 64
+        )
 
 
 def wide(study="ablations"):
-    return frames.final(results.frame("mini", study=study)).pivot_table("accuracy", ["mask", "seed"], "variant", sort=False)
+    return frames.final(results.frame("mini", study=study)).pivot_table(
+        "accuracy", ["mask", "seed"], "variant", sort=False
+    )
 
 
 class TestDifferences:
@@ -114,7 +140,15 @@ class TestDifferences:
         put(60, {"continual": "none"}, 2024)
         table = statistics.paired_tests(statistics.differences_from(wide().drop(index="all", level="mask"), "whole"))
         assert list(table.index) == ["no O2D", "O2D by gradient"]  # no SM-CF has no seed in common
-        assert table.loc["no O2D"].tolist() == ["2", "-8.5", "-27.6 to 10.6", "0.222", "-8.5", "-27.6 to 10.6", "0.222"]  # -10 and -7
+        assert table.loc["no O2D"].tolist() == [
+            "2",
+            "-8.5",
+            "-27.6 to 10.6",
+            "0.222",
+            "-8.5",
+            "-27.6 to 10.6",
+            "0.222",
+        ]  # -10 and -7
 
     def test_seeds_that_both_have(self, put):
         put(80, {"block": 2})
@@ -131,7 +165,9 @@ class TestDifferences:
             put(77 + (seed == 42), sweeps.variants("cnns", "mini")[fed_lscl_studies.CNNS[1]], seed)
         end = frames.final(results.frame("mini", study="cnns"))
         by_client = end.groupby(["mask", "seed", "client", "variant"], sort=False)["accuracy"].mean().unstack("variant")
-        gaps = statistics.differences_from(by_client, fed_lscl_studies.CNNS[0])[fed_lscl_studies.CNNS[1]].unstack("client")
+        gaps = statistics.differences_from(by_client, fed_lscl_studies.CNNS[0])[fed_lscl_studies.CNNS[1]].unstack(
+            "client"
+        )
         assert statistics.paired_tests(gaps).loc[1, ["n", "class-incremental, points"]].tolist() == ["2", "-2.5"]
 
 
@@ -157,10 +193,17 @@ class TestComponents:
         for seed in (42, 1999):
             for label, row in studies.DESIGN.iterrows():
                 has = {key for key, title in studies.FACTORS.items() if row[title] == 1}
-                put(50 + sum(added[key] for key in has) + (seed == 42) * ("O" in has), fed_lscl_studies.ABLATIONS[label], seed)
+                put(
+                    50 + sum(added[key] for key in has) + (seed == 42) * ("O" in has),
+                    fed_lscl_studies.ABLATIONS[label],
+                    seed,
+                )
         put(90, seed=2024)  # a third seed without the other subsets does not count
         table = statistics.paired_tests(studies.component_effects(wide().drop(index="all", level="mask")))
         assert table["task-masked, points"].tolist() == ["+8.0", "+4.0", "+2.5"] and table["n"].tolist() == ["2"] * 3
-        assert table.loc["O2D", ["95 % interval, task-masked", "p, task-masked"]].tolist() == ["-3.9 to 8.9", "0.126"]  # 12.706 * 0.5
+        assert table.loc["O2D", ["95 % interval, task-masked", "p, task-masked"]].tolist() == [
+            "-3.9 to 8.9",
+            "0.126",
+        ]  # 12.706 * 0.5
         assert table.loc["SM-CF", "p, class-incremental"] == "< 0.001"
         assert studies.component_effects(pd.DataFrame({"whole": [1.0]})).empty

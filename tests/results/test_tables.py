@@ -13,12 +13,28 @@ OURS = "Fed-LSCL (O2D exact)"
 
 def test_scores():
     table = tables.score_table(results.frame([record(score=80), record(seed=1999, score=82)]))
-    assert table.loc[OURS].tolist() == ["2", "73.0 ± 12.7", "43.0 ± 12.7", "33.0 ± 12.7", "10.0 ± 0.0", "-10.0 ± 0.0"]  # 12.706 * 1
-    assert list(table.columns) == ["n", "task-masked %", "class-incremental %", "all classes %", "forgetting", "backward transfer"]
+    assert table.loc[OURS].tolist() == [
+        "2",
+        "73.0 ± 12.7",
+        "43.0 ± 12.7",
+        "33.0 ± 12.7",
+        "10.0 ± 0.0",
+        "-10.0 ± 0.0",
+    ]  # 12.706 * 1
+    assert list(table.columns) == [
+        "n",
+        "task-masked %",
+        "class-incremental %",
+        "all classes %",
+        "forgetting",
+        "backward transfer",
+    ]
 
 
 def test_costs():
-    assert tables.cost_table(results.costs_frame([record(score=80), record(seed=1999, score=82)])).loc[OURS].tolist() == [
+    assert tables.cost_table(results.costs_frame([record(score=80), record(seed=1999, score=82)])).loc[
+        OURS
+    ].tolist() == [
         "2.00",
         "0.50",
         "1,500",

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from lscl.federation.masking import mask_logits
 
 
-def diagonal_fisher(parameters: Mapping[str, nn.Parameter], log_likelihoods: Callable[[int], Tensor], count: int) -> dict[str, Tensor]:
+def diagonal_fisher(
+    parameters: Mapping[str, nn.Parameter], log_likelihoods: Callable[[int], Tensor], count: int
+) -> dict[str, Tensor]:
     """F = (1/n) sum_i (d log p(y_i | x_i) / d w)^2, the empirical Fisher information's diagonal (Kirkpatrick et al. 2017).
 
     log_likelihoods(i): the scalar of sample i < count.

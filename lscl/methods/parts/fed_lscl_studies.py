@@ -39,7 +39,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "LwF for SM-CF": {"continual": "lwf"},
     "replay for SM-CF": {"continual": "replay"},
 }
-BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "colab": 12, "paper": 12}  # the paper's Fig. 3: every block of the profile's ViT
+BLOCKS = {
+    "smoke": 3,
+    "demo": 8,
+    "mini": 8,
+    "colab": 12,
+    "paper": 12,
+}  # the paper's Fig. 3: every block of the profile's ViT
 BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
 CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
 
@@ -65,13 +71,17 @@ def regime_change(regime: dict[str, Any], writer: str) -> dict[str, Any]:
 def _regimes(profile: str) -> dict[str, dict[str, Any]]:
     """Every writer in every regime: few and more images, an early and a late block."""
     about = "{images_per_class} images a class, block {block}"
-    return {f"{writer}; {about.format(**regime)}": regime_change(regime, writer) for regime in REGIMES for writer in WRITERS}
+    return {
+        f"{writer}; {about.format(**regime)}": regime_change(regime, writer) for regime in REGIMES for writer in WRITERS
+    }
 
 
 STUDIES: dict[str, Callable[[str], dict[str, dict[str, Any]]]] = {
     "ablations": lambda profile: ABLATIONS,
     "blocks": lambda profile: {f"block {block}": {"block": block} for block in range(BLOCKS[profile])},
     "buffers": lambda profile: {f"{size} per class": {"buffer_per_class": size} for size in BUFFERS},
-    "cnns": lambda profile: dict(zip(CNNS, ({}, {"cnn": ",".join(TORCHVISION if profile in ("colab", "paper") else MINI_FIVE)}))),
+    "cnns": lambda profile: dict(
+        zip(CNNS, ({}, {"cnn": ",".join(TORCHVISION if profile in ("colab", "paper") else MINI_FIVE)}))
+    ),
     "regimes": _regimes,
 }

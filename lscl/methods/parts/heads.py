@@ -15,11 +15,15 @@ HIDDEN = 512  # width of the hidden layer in the code bases of the paper's autho
 class HeadShape(Parameters):
     """For systems whose averaged classifier is made by `classifier`."""
 
-    head: Literal["linear", "mlp"] = Field("linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units")
+    head: Literal["linear", "mlp"] = Field(
+        "linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units"
+    )
 
 
 def classifier(config: Experiment, width: int, num_classes: int) -> nn.Sequential:
     """head = linear: d -> C; head = mlp: d -> 512 -> ReLU -> C. The last layer is called `out`; one row per class."""
     if config.head == "linear":
         return nn.Sequential(OrderedDict(out=nn.Linear(width, num_classes)))
-    return nn.Sequential(OrderedDict(hidden=nn.Linear(width, HIDDEN), act=nn.ReLU(), out=nn.Linear(HIDDEN, num_classes)))
+    return nn.Sequential(
+        OrderedDict(hidden=nn.Linear(width, HIDDEN), act=nn.ReLU(), out=nn.Linear(HIDDEN, num_classes))
+    )

@@ -49,7 +49,9 @@ def recovered_class(received: Tensor, num_classes: int) -> int:
     return int(rows.sum(1).argmin())
 
 
-def reconstruct(network: Encoder, received: Tensor, label: int, steps: int, iterations: int, keep: int, start: Tensor) -> Tensor:
+def reconstruct(
+    network: Encoder, received: Tensor, label: int, steps: int, iterations: int, keep: int, start: Tensor
+) -> Tensor:
     """Images whose gradient is the received one: L-BFGS on ||gradient(x) - received||^2 from `start`, the images after its last `keep` steps.
 
     received: (E,), start: (1, 3, 32, 32) noise; a step has so many iterations -> (min(keep, steps), 3, 32, 32). A step that leaves

@@ -23,7 +23,9 @@ class OneBlock(LoRARank):
     """For systems that update the qkv layer of one block."""
 
     everywhere: ClassVar = {"smoke": {"block": 1}}  # the tiny ViT has three blocks
-    block: int = Field(3, ge=0, le=1000, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)")
+    block: int = Field(
+        3, ge=0, le=1000, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)"
+    )
     lora_alpha: float = Field(16.0, **SCALE, description="scale s = lora_alpha / rank (authors' code: 16)")
 
 

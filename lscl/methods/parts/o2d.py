@@ -16,7 +16,9 @@ from torch import Tensor
 def second_moments(features: Tensor) -> Tensor:
     """C = (1/n) sum [f; 1][f; 1]^T in float64. features: (n, m) -> (m + 1, m + 1); zero if there are none."""
     f = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64, device=features.device)], dim=1)
-    upper = torch.triu(f.T @ f / max(1, len(f)))  # a matrix product is symmetric only up to rounding: its upper triangle counts
+    upper = torch.triu(
+        f.T @ f / max(1, len(f))
+    )  # a matrix product is symmetric only up to rounding: its upper triangle counts
     return upper + upper.triu(1).T
 
 
@@ -56,7 +58,9 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
     """
     if len(weights) == 1:
         return [weights[0].clone()]
-    scratch = torch.empty(weights[0].shape, dtype=torch.float64)  # fresh memory takes longer than the sums, so it is used again
+    scratch = torch.empty(
+        weights[0].shape, dtype=torch.float64
+    )  # fresh memory takes longer than the sums, so it is used again
     products = [scratch.copy_(weight) @ moment for weight, moment in zip(weights, moments, strict=True)]
     all_products, all_moments = products[0].clone(), sum(moments)
     for product in products[1:]:
@@ -76,12 +80,16 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
     return merged
 
 
-def o2d_sgd(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int) -> list[Tensor]:
+def o2d_sgd(
+    weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int
+) -> list[Tensor]:
     """Eq. 5 for every client by gradient steps, as `o2d_sgd_of_client`."""
     return [o2d_sgd_of_client(k, weights, moments, strength, lr, epochs) for k in range(len(weights))]
 
 
-def o2d_sgd_of_client(k: int, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int) -> Tensor:
+def o2d_sgd_of_client(
+    k: int, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int
+) -> Tensor:
     """Eq. 5 for client k by Adam, teacher after teacher as in the paper: in every epoch one step on each teacher's features.
 
     The gradient of one teacher's term over all of its features is 2 (W - W_j) C_j; the learning rate falls linearly to zero.

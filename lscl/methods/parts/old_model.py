@@ -54,7 +54,9 @@ class OldModel(FedAvg):
             client.state |= {f"{OLD}{name}": value.clone() for name, value in model.items()}
             client.state |= {name: value for name, value in payload.items() if name not in model}
         client.scratch["replay"] = client.rng("replay")
-        client.scratch["old"] = frozen(client.model, {n.removeprefix(OLD): v for n, v in client.state.items() if n.startswith(OLD)})
+        client.scratch["old"] = frozen(
+            client.model, {n.removeprefix(OLD): v for n, v in client.state.items() if n.startswith(OLD)}
+        )
 
     def old_columns(self, client: Client) -> Tensor:
         """O = U minus the classes of the client's task: what is distilled, never what is being learnt. -> (K,) labels."""
@@ -70,7 +72,9 @@ class OldModel(FedAvg):
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         super().aggregate(uploads, stage)
         if opening(stage):
-            self.server[KNOWN] = torch.stack([self.server[KNOWN], *(payload[HOLDS] for payload in uploads.values())]).any(0)
+            self.server[KNOWN] = torch.stack(
+                [self.server[KNOWN], *(payload[HOLDS] for payload in uploads.values())]
+            ).any(0)
 
     def known(self) -> Tensor:
         """The classes the server has been told of: (K,) labels."""

@@ -20,7 +20,9 @@ class PromptClip(Parameters):
 class PromptVote(PromptClip):
     """For systems whose prompts the official codes choose by a vote of the batch."""
 
-    prompt_batchwise: bool = Field(False, description="prompts chosen by a vote of the whole batch, as the official codes do")
+    prompt_batchwise: bool = Field(
+        False, description="prompts chosen by a vote of the whole batch, as the official codes do"
+    )
 
 
 def cosine_to_keys(query: Tensor, keys: Tensor) -> Tensor:

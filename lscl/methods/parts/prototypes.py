@@ -27,7 +27,9 @@ def merge_weights(copies: Tensor, means: Tensor, temperature: float) -> Tensor:
 
     Copies that are equally far from the means (0 / 0 in the scaling), and one copy alone, get equal weights.
     """
-    nearness = 1 / torch.cdist(copies.double(), means.double(), compute_mode="donot_use_mm_for_euclid_dist").sum(1).clamp(min=LEAST)
+    nearness = 1 / torch.cdist(copies.double(), means.double(), compute_mode="donot_use_mm_for_euclid_dist").sum(
+        1
+    ).clamp(min=LEAST)
     spread = nearness.max() - nearness.min()
     scaled = (nearness - nearness.min()) / spread if spread > 0 else torch.zeros_like(nearness)
     return torch.softmax(scaled / temperature, 0)

@@ -30,7 +30,8 @@ class ImageGenerator(nn.Module):
         self.first = nn.Linear(latent, widths[0] * self.sides[0] ** 2)
         self.start = nn.BatchNorm2d(widths[0])
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b, eps), nn.LeakyReLU(0.2)) for a, b in pairwise(widths)
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b, eps), nn.LeakyReLU(0.2))
+            for a, b in pairwise(widths)
         )
         self.last = nn.Sequential(nn.Conv2d(widths[-1], 3, 3, padding=1), last)
 
@@ -55,7 +56,9 @@ def batchnorms(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     if not layers:
-        raise LsclError(f"cnn = {cnn!r}: {method} makes images from BatchNorm statistics, and this CNN has no BatchNorm layer")
+        raise LsclError(
+            f"cnn = {cnn!r}: {method} makes images from BatchNorm statistics, and this CNN has no BatchNorm layer"
+        )
     return layers
 
 
@@ -122,4 +125,12 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def as_pixels(images: Tensor) -> Tensor:
     """Undo `federation.client.as_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
-    return ((images.detach() * 0.25 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+    return (
+        ((images.detach() * 0.25 + 0.5) * 255)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .cpu()
+        .contiguous()
+    )

@@ -11,14 +11,20 @@ def test_the_fisher_information_of_a_logistic_regression():
     """For p(y = 1 | x) = sigmoid(w x): the gradient of log p is (y - p) x."""
     w, x, y = nn.Parameter(torch.tensor(0.3)), torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 0.0, 1.0])
     unused = nn.Parameter(torch.ones(2))
-    log_p = lambda i: torch.where(y[i] > 0, torch.nn.functional.logsigmoid(w * x[i]), torch.nn.functional.logsigmoid(-w * x[i]))
+    log_p = lambda i: torch.where(
+        y[i] > 0, torch.nn.functional.logsigmoid(w * x[i]), torch.nn.functional.logsigmoid(-w * x[i])
+    )
     found = diagonal_fisher({"w": w, "unused": unused}, log_p, 3)
     expected = ((y - torch.sigmoid(0.3 * x)) * x).square().mean()
     assert float(found["w"]) == pytest.approx(float(expected)) and found["unused"].tolist() == [0, 0]
 
 
 def test_the_penalty_is_half_the_weighted_square():
-    now, before, fisher = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([0.0, 4.0])}, {"a": torch.tensor([3.0, 0.5])}
+    now, before, fisher = (
+        {"a": torch.tensor([1.0, 2.0])},
+        {"a": torch.tensor([0.0, 4.0])},
+        {"a": torch.tensor([3.0, 0.5])},
+    )
     assert float(ewc_penalty(now, fisher, before)) == pytest.approx(0.5 * (3 * 1 + 0.5 * 4))
 
 

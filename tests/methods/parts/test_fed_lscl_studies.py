@@ -15,7 +15,9 @@ def test_every_set_of_components_is_among_the_ablations():
         change.get("continual", "consistency") != "none",
     )
     found = {on(change) for change in fed_lscl_studies.ABLATIONS.values()}
-    assert {(kind, o2d, kept) for kind in ("written", "static") for o2d in (True, False) for kept in (True, False)} <= found
+    assert {
+        (kind, o2d, kept) for kind in ("written", "static") for o2d in (True, False) for kept in (True, False)
+    } <= found
     assert {("cnn", True, True), ("cnn", True, False)} <= found
 
 

@@ -23,7 +23,9 @@ def clients():
 
 def cost(layer, layers, diagonals):
     """sum_i ||(W - W_i) X_i^T||^2 for inputs whose Gram matrices are diagonal."""
-    return float(sum(((layer.double() - other.double()).square() * diagonal).sum() for other, diagonal in zip(layers, diagonals)))
+    return float(
+        sum(((layer.double() - other.double()).square() * diagonal).sum() for other, diagonal in zip(layers, diagonals))
+    )
 
 
 def diagonals_of(inputs):
@@ -46,7 +48,9 @@ def test_a_gram_matrix_survives_packing_and_damping_leaves_its_diagonal():
     assert torch.allclose(unpack_triangle(pack_triangle(moments)), moments) and len(pack_triangle(moments)) == 10
     half = damped(moments, 0.5)
     assert torch.equal(half.diagonal(), moments.diagonal()) and torch.allclose(half.triu(1), 0.5 * moments.triu(1))
-    assert torch.equal(damped(moments, 1.0), moments) and torch.equal(damped(moments, 0.0), torch.diag(moments.diagonal()))
+    assert torch.equal(damped(moments, 1.0), moments) and torch.equal(
+        damped(moments, 0.0), torch.diag(moments.diagonal())
+    )
 
 
 def test_the_merged_outer_factor_keeps_the_outputs_better_than_the_average(clients):
@@ -76,7 +80,9 @@ def test_a_whole_layer_is_merged_by_its_true_outputs(clients):
     layers = [torch.randn(OUT, WIDTH) for _ in inputs]
 
     def outputs(layer):
-        return float(sum(((layer.double() - other.double()) @ x.double().T).square().sum() for other, x in zip(layers, inputs)))
+        return float(
+            sum(((layer.double() - other.double()) @ x.double().T).square().sum() for other, x in zip(layers, inputs))
+        )
 
     merged = merge_full(layers, [gram(x) for x in inputs])
     assert outputs(merged) < 0.98 * outputs(sum(layers) / 3)

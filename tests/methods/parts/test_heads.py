@@ -8,7 +8,10 @@ from lscl.methods.parts.heads import HIDDEN, classifier
 
 def test_a_linear_head_is_one_layer_with_a_row_for_each_class(smoke):
     head = classifier(smoke(head="linear"), 32, 14)
-    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {"out.weight": (14, 32), "out.bias": (14,)}
+    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {
+        "out.weight": (14, 32),
+        "out.bias": (14,),
+    }
     features = torch.randn(5, 32)
     assert torch.equal(head(features), features @ head.out.weight.T + head.out.bias)
 

@@ -10,7 +10,11 @@ from lscl.methods.parts.inversion import encoder, gradient, reconstruct, recover
 @pytest.fixture
 def pair():
     """An encoder for 10 classes and four noisy images with labels."""
-    return encoder(10, 42), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 0, 9, 3])
+    return (
+        encoder(10, 42),
+        torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 0, 9, 3]),
+    )
 
 
 def test_the_encoder_has_the_official_size_and_range():
@@ -61,7 +65,9 @@ def test_the_reconstruction_comes_closer_to_the_gradient_and_to_the_image(pair):
 
 def test_fewer_steps_than_images_to_keep_give_as_many_as_there_are(pair):
     network, images, labels = pair
-    found = reconstruct(network, gradient(network, images[:1], labels[:1]), 3, steps=2, iterations=1, keep=20, start=images[1:2])
+    found = reconstruct(
+        network, gradient(network, images[:1], labels[:1]), 3, steps=2, iterations=1, keep=20, start=images[1:2]
+    )
     assert found.shape == (2, 3, 32, 32)
 
 

@@ -32,7 +32,9 @@ def test_the_loss_is_eq_5():
     weights, features, moments, strength = problem()
     for k in range(4):
         weight = weights[k] + torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-        assert float(o2d_loss(k, weight, weights, moments, strength)) == pytest.approx(by_features(k, weight, weights, features, strength), rel=1e-12)
+        assert float(o2d_loss(k, weight, weights, moments, strength)) == pytest.approx(
+            by_features(k, weight, weights, features, strength), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("strength", [1e-3, 1.0, 30.0])
@@ -90,7 +92,9 @@ def test_unequal_second_moments_do_not_give_the_mean():
         others = [j for j in range(4) if j != k]
         mean = sum(weights[j] for j in others) / 3
         assert (found - mean).abs().max() > 0.1
-        weighted = torch.linalg.solve(sum(moments[j] for j in others).T, sum(weights[j] @ moments[j] for j in others).T).T
+        weighted = torch.linalg.solve(
+            sum(moments[j] for j in others).T, sum(weights[j] @ moments[j] for j in others).T
+        ).T
         assert (found - weighted).abs().max() < 1e-6
 
 

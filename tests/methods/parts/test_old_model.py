@@ -46,7 +46,12 @@ def test_every_round_has_the_bytes_of_the_docstring(federation, smoke, name, mer
     later = 14 if merge == "holders" else 0
     up, down = OPENING[name]
     expected_up = [MODEL + 8 + up, MODEL + 8 + later] * 2
-    expected_down = [MODEL, 2 * MODEL, MODEL + down, 2 * MODEL]  # with the model that is evaluated after the last round of a task
+    expected_down = [
+        MODEL,
+        2 * MODEL,
+        MODEL + down,
+        2 * MODEL,
+    ]  # with the model that is evaluated after the last round of a task
     assert [report.bytes_up for report in reports] == [[size] * 3 for size in expected_up]
     assert [report.bytes_down for report in reports] == [[size] * 3 for size in expected_down]
 
@@ -141,7 +146,10 @@ def compared(record):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_stopped_after_each_round_ends_with_the_same_record_and_sheets(smoke, monkeypatch, tmp_path, name):
-    config, sheets = smoke(method=name), lambda: {path.name: path.read_bytes() for path in records.folder("smoke").glob("sheets/*")}
+    config, sheets = (
+        smoke(method=name),
+        lambda: {path.name: path.read_bytes() for path in records.folder("smoke").glob("sheets/*")},
+    )
     whole, drawn = run(config, quiet=True), sheets()
     assert set(drawn) == {f"{config.name}--task{t}.png" for t in ((1, 2) if name == "glfc" else (1,))}
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "stopped"))
@@ -160,7 +168,9 @@ def test_a_run_stopped_after_each_round_ends_with_the_same_record_and_sheets(smo
 
 @pytest.mark.parametrize("name", ["target", "mfcl"])
 def test_a_cnn_without_batchnorm_is_one_line(smoke, monkeypatch, name, one_line):
-    monkeypatch.setattr(fedavg, "small_cnn", lambda config, client, norm: nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1)))
+    monkeypatch.setattr(
+        fedavg, "small_cnn", lambda config, client, norm: nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1))
+    )
     with pytest.raises(LsclError) as caught:
         run(smoke(method=name), quiet=True)
     one_line(caught, "cnn = 'tiny'", name, "no BatchNorm layer")

@@ -9,7 +9,10 @@ from lscl.methods.parts.prototypes import class_means, distances, merge_weights
 
 
 def test_a_distance_is_the_root_of_the_mean_squared_difference():
-    features, prototypes = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    features, prototypes = (
+        torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
+        torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0]]),
+    )
     assert torch.allclose(distances(features, prototypes), torch.tensor([[2.0, 1.0]]))
     x, m = torch.randn(7, 32), torch.randn(5, 32)
     assert torch.allclose(distances(x, m), (x[:, None] - m).square().mean(2).sqrt(), atol=1e-5)

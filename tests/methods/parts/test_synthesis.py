@@ -7,7 +7,16 @@ from torch import nn
 
 from lscl.errors import LsclError
 from lscl.federation.client import as_input
-from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, jitter, kl_gap, mix, norm_gap
+from lscl.methods.parts.synthesis import (
+    ImageGenerator,
+    Statistics,
+    as_pixels,
+    batchnorms,
+    jitter,
+    kl_gap,
+    mix,
+    norm_gap,
+)
 
 
 def counted(network):
@@ -26,7 +35,9 @@ def test_images_have_the_size_asked_for(size):
 def test_the_generator_has_the_official_size(size, official):
     generator = ImageGenerator(1000, size, 64, nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3, affine=False)), eps=0.8)
     s = 8 if size == 32 else 7
-    formula = 2 * 64 * s**2 * 1001 + 54 * 64**2 + 50 * 64 + 9 if size == 32 else 64 * s**2 * 1001 + 45 * 64**2 + 56 * 64 + 9
+    formula = (
+        2 * 64 * s**2 * 1001 + 54 * 64**2 + 50 * 64 + 9 if size == 32 else 64 * s**2 * 1001 + 45 * 64**2 + 56 * 64 + 9
+    )
     assert counted(generator) == formula == pytest.approx(official, rel=2e-3)
 
 
@@ -72,7 +83,12 @@ def test_jitter_shifts_and_mirrors_each_image_by_itself():
     kinds = set()
     for before, after in zip(images.detach(), moved.detach()):
         padded = nn.functional.pad(before, (2, 2, 2, 2))
-        windows = {(dy, dx, flip): padded[:, dy : dy + 16, dx : dx + 16] for dy in range(5) for dx in range(5) for flip in (False, True)}
+        windows = {
+            (dy, dx, flip): padded[:, dy : dy + 16, dx : dx + 16]
+            for dy in range(5)
+            for dx in range(5)
+            for flip in (False, True)
+        }
         found = [key for key, window in windows.items() if torch.equal(after, window.flip(2) if key[2] else window)]
         assert len(found) == 1
         kinds |= set(found)
