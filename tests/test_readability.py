@@ -92,15 +92,14 @@ def without_shape(path, source):
     for statement in ast.walk(ast.parse(source)):
         if not isinstance(statement, ast.stmt) or isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.With):
             continue
-        own = [statement.test] if isinstance(statement, ast.If | ast.While) else [statement]
-        own = [statement.iter] if isinstance(statement, ast.For) else own
-        for node in (inner for part in own for inner in ast.walk(part)):
+        own = getattr(statement, "test", getattr(statement, "iter", statement))  # the head of an if, a while or a for
+        for node in ast.walk(own):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             text = name == "split" and (not node.args or isinstance(node.args[0], ast.Constant | ast.JoinedStr))
             if name in RESHAPING and not (text and not (node.args and isinstance(node.args[0].value, int))):
-                lines = range(statement.lineno, statement.end_lineno + 1)
+                lines = range(own.lineno, own.end_lineno + 1)
                 if not any(re.search(r"\(.*\)|-> *\w", comments.get(line, "")) for line in lines):
                     yield f"{path}:{node.lineno} {name}"
 
