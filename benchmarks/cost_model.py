@@ -53,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
-    machine, rows = cost_model.measured(torch.device("cpu")), []
+    machine, rows = cost_model.measure_machine(torch.device("cpu")), []
     for name in given.sizes.split(","):
         vit = timm.create_model(name, pretrained=False, num_classes=0)
         for system in SYSTEMS:

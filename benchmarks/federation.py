@@ -33,11 +33,12 @@ from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.experiments import records
-from lscl.experiments.records import accuracy, differing
+from lscl.experiments.records import accuracy, differing_entries
 from lscl.experiments.run import run
 from lscl.federation.metrics import average_so_far
 from lscl.flower import local as flower
 from lscl.flower.leftovers import key_folder
+from lscl.flower.node import LOOPBACK
 from lscl.methods import METHODS
 
 BUFFER = 2**16
@@ -69,7 +70,7 @@ class Meter:
 
     def __init__(self, target: int):
         self.target, self.up, self.down = target, 0, 0
-        self.server = socket.create_server((flower.HOST, 0))
+        self.server = socket.create_server((LOOPBACK, 0))
         self.port = self.server.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -77,7 +78,7 @@ class Meter:
         while True:
             near, _ = self.server.accept()
             try:
-                far = socket.create_connection((flower.HOST, self.target))
+                far = socket.create_connection((LOOPBACK, self.target))
             except OSError:  # the server is not there
                 near.close()
                 continue
@@ -119,7 +120,7 @@ class Watch:
 
 
 @contextmanager
-def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.Local]:
+def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.LocalFederation]:
     """A federation of processes over TLS in a temporary folder."""
     with key_folder() as folder, flower.federation(folder, folder / "private", config, link=link) as local:
         yield local
@@ -149,9 +150,9 @@ def equal(config: Experiment, transport: str) -> dict:
     if transport == "tls":
         record, wire = metered(config)
     else:
-        record = flower.federate_here(config, True, SETTINGS, quiet)
+        record = flower.federate_locally(config, True, SETTINGS, quiet)
     return {
-        "differs": differing(record, alone),
+        "differs": differing_entries(record, alone),
         "accuracies": sum(
             value is not None for mask in record["accuracy"].values() for t in mask for k in t for value in k
         ),
@@ -277,7 +278,7 @@ def clients_killed(kills: int, seed: int) -> dict:
 LET_IN = "SuperNode ID"
 
 
-def times_in(local: flower.Local, client: int) -> int:
+def times_in(local: flower.LocalFederation, client: int) -> int:
     """How often the SuperLink has let a client's node in, by the node's log."""
     return (local.folder / f"client{client}.log").read_text(encoding="utf-8", errors="replace").count(LET_IN)
 
@@ -409,22 +410,22 @@ def changed(**values: str) -> Iterator[None]:
 STRANGERS = ("unregistered key", "wrong certificate", "plain text")
 
 
-def start_strangers(local: flower.Local) -> None:
+def start_strangers(local: flower.LocalFederation) -> None:
     """Three nodes that should get in nowhere: a key that nobody registered, another authority's certificate, no TLS."""
     other = local.folder / "other"
     other.mkdir()
-    flower.certificates(other)
+    flower.write_certificates(other)
     for name in STRANGERS:
         key, trust = local.folder / f"{name}.key", (other if name == "wrong certificate" else local.folder) / "ca.crt"
-        flower.node_key(key)
+        flower.write_node_key(key)
         safe = ["--root-certificates", str(trust), "--auth-supernode-private-key", str(key)]
         local.start(
-            name, "flower-supernode", "--superlink", f"{flower.HOST}:{local.port}", *(["--insecure"] if name == "plain text" else safe),
+            name, "flower-supernode", "--superlink", f"{LOOPBACK}:{local.port}", *(["--insecure"] if name == "plain text" else safe),
             "--port", str(flower.free_port()), "--node-config", "client=0", "--max-retries", "3",
         )  # fmt: skip
 
 
-def complaint(local: flower.Local, name: str) -> str:
+def complaint(local: flower.LocalFederation, name: str) -> str:
     """Why a node says that it is not in, on one line."""
     text = (local.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
     return text.partition("Failed to initialize the connection to the SuperLink.")[2].strip().partition("\n")[0]
@@ -461,7 +462,7 @@ def simulated(clients: int) -> dict:
         cpu.append(sum(cpu_of(process) for process in own))
 
     with Watch(config, note):
-        record = flower.federate_here(config, True, SETTINGS, quiet)
+        record = flower.federate_locally(config, True, SETTINGS, quiet)
     return {
         "rounds": len(record["bytes_up"]),
         "seconds_per_exchange": round(
@@ -469,7 +470,7 @@ def simulated(clients: int) -> dict:
         ),
         "cpu_seconds_per_exchange": round((cpu[-1] - cpu[0]) / (len(cpu) - 1), 1),
         "memory_mb": memory,
-        "differs_from_one_process": differing(record, run(config)),
+        "differs_from_one_process": differing_entries(record, run(config)),
     }
 
 

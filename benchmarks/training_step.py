@@ -28,7 +28,7 @@ from lscl.cli import one_line
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
-from lscl.experiments.run import inputs
+from lscl.experiments.run import read_inputs
 from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.methods import METHODS
@@ -68,7 +68,7 @@ def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch
     frozen = FrozenViT(vit, kind.cut(config), (0.5,) * 3, (0.5,) * 3)
     data = Dataset("random", images, images)
     method = kind(config, frozen, len(data.classes))
-    both = inputs(kind, frozen, images, device)
+    both = read_inputs(kind, frozen, images, device)
     return method, Client(0, method.new_model(0), partition(config, data), both, both, config.seed)
 
 

@@ -79,7 +79,7 @@ class Cost:
     download: float
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the system says what it costs."""
         return not math.isnan(self.memory)
 
@@ -146,7 +146,7 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
 # ---- one run
 
 
-def sized(config: Experiment) -> bool:
+def has_known_size(config: Experiment) -> bool:
     """Whether it is known how many images the data set has before it is read."""
     source = DATASETS[config.dataset]
     return source.images is not None and source.classes is not None
@@ -165,7 +165,7 @@ class Counts:
     def of(cls, config: Experiment) -> "Counts":
         """Expected numbers; the shares of public classes are drawn."""
         source = DATASETS[config.dataset]
-        if not sized(config):
+        if not has_known_size(config):
             known = ", ".join(name for name, one in DATASETS.items() if one.images and one.classes)
             raise LsclError(
                 f"dataset = {config.dataset!r}: how many images it has is not known before it is read (known: {known})"
@@ -244,7 +244,7 @@ def cost(config: Experiment) -> Cost:
 # ---- a set of runs
 
 
-def here(device: torch.device) -> Machine:
+def this_machine(device: torch.device) -> Machine:
     """This machine's memory, its rates not measured."""
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else physical_memory()
@@ -253,7 +253,7 @@ def here(device: torch.device) -> Machine:
     )
 
 
-def measured(device: torch.device) -> Machine:
+def measure_machine(device: torch.device) -> Machine:
     """`here` with the rates of a matrix product, of attention and of a convolution in training, and of a GELU, the best of some; takes about
     three seconds."""
 
@@ -281,10 +281,10 @@ def measured(device: torch.device) -> Machine:
     convolution = rate(lambda: layer(maps).sum().backward(), 3 * 2 * maps.numel() * 64 * 9)
     hidden = torch.randn(1576, 3072, device=device)
     traffic = rate(lambda: nn.functional.gelu(hidden), 2.0 * FLOAT * hidden.numel())
-    return replace(here(device), linear=linear, attention=attention, convolution=convolution, traffic=traffic)
+    return replace(this_machine(device), linear=linear, attention=attention, convolution=convolution, traffic=traffic)
 
 
-def card(name: str) -> Machine:
+def find_card(name: str) -> Machine:
     """A GPU by its name in CARDS."""
     if name not in CARDS:
         raise unknown("card", name, CARDS)
@@ -295,7 +295,7 @@ def disk(costs: Collection[Cost]) -> float:
     """Bytes that all runs together need: images and activations are shared by runs that cut the ViT at the same place."""
     shared: dict[tuple, float] = {}
     for one in costs:
-        if not one.known:
+        if not one.is_known:
             continue
         kind = METHODS[one.config.method]
         key = (one.config.dataset, one.config.image_size, kind.cut(one.config) if kind.vit else "no ViT", kind.query)
@@ -310,8 +310,11 @@ def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]
         LsclError: one of the others cannot have the memory it needs, or all together the disk.
     """
     costs = [cost(config) for config in configs]
-    if unsaid(costs):
-        print(f"lscl: memory and disk are not checked for {unsaid(costs)}: its class has no costs", file=sys.stderr)
+    if systems_lacking_costs(costs):
+        print(
+            f"lscl: memory and disk are not checked for {systems_lacking_costs(costs)}: its class has no costs",
+            file=sys.stderr,
+        )
     for one in costs:
         if one.memory > machine.memory:
             raise LsclError(
@@ -325,7 +328,7 @@ def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]
     )
     limit = limit_bytes()
     need = (
-        disk(costs) if limit is None else min(disk(costs), max([limit, *(one.disk for one in costs if one.known)]))
+        disk(costs) if limit is None else min(disk(costs), max([limit, *(one.disk for one in costs if one.is_known)]))
     ) - there
     if need > free:
         raise LsclError(
@@ -334,9 +337,9 @@ def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]
     return costs
 
 
-def unsaid(costs: Collection[Cost]) -> str:
+def systems_lacking_costs(costs: Collection[Cost]) -> str:
     """The systems that do not say what they cost, as text; empty if all do."""
-    return ", ".join(dict.fromkeys(one.config.method for one in costs if not one.known))
+    return ", ".join(dict.fromkeys(one.config.method for one in costs if not one.is_known))
 
 
 def _existing(folder: Path) -> Path:
@@ -363,8 +366,10 @@ def plan_table(costs: Collection[Cost], machine: Machine) -> str:
         lines.append(f"{first} {_number(clients, 13, 2)} {_number(server, 8, 2)} {_number(hours, 7, 1)}")
     download = sum({one.config.dataset: _images(one) for one in costs}.values())
     download += max((one.download - _images(one) for one in costs), default=0)
-    total = sum(one.hours(machine) for one in costs if one.known)
-    without = f"; without {unsaid(costs)}, whose class has no costs" if unsaid(costs) else ""
+    total = sum(one.hours(machine) for one in costs if one.is_known)
+    without = (
+        f"; without {systems_lacking_costs(costs)}, whose class has no costs" if systems_lacking_costs(costs) else ""
+    )
     lines.append(
         f"all on {machine.name}: {total:.1f} hours, {disk(costs) / 1e9:.0f} GB of disk, {download / 1e9:.1f} GB to download, "
         f"nothing cached before{without}"

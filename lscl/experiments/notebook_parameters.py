@@ -17,7 +17,7 @@ def parameters(**known: Any) -> None:
     Raises:
         LsclError: an injected name that the notebook does not have, or an impossible value.
     """
-    for name in injected():
+    for name in injected_names():
         if name not in known:
             raise unknown("parameter", name, known)
     if not isinstance(known.get("compute", False), bool):
@@ -25,7 +25,7 @@ def parameters(**known: Any) -> None:
     experiment(**{name: value for name, value in known.items() if name in fields()})
 
 
-def injected() -> list[str]:
+def injected_names() -> list[str]:
     """The names that papermill's cells have set in this session, in the order of their appearance; none outside of a notebook."""
     session = get_ipython()
     cells = session.user_ns.get("In", []) if session else []

@@ -35,7 +35,7 @@ IMAGES = (
 )  # parameters that `load` reads
 
 
-def of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
+def origin_of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
     """The origin of a run that is about to be computed."""
     return {
         "data_digest": data.digest,
@@ -48,12 +48,12 @@ def of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
     }
 
 
-def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
+def origin_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The origin of a finished run."""
     return {name: record["config"]["threads"] if name == "threads" else record[name] for name in ENTRIES}
 
 
-def asked(config: Experiment) -> dict[str, Any]:
+def requested_origin(config: Experiment) -> dict[str, Any]:
     """What a call says about the origin before anything is computed: device and threads that are given, images in a folder that is given.
 
     What it leaves open is taken as it is found. Without a folder the images are those of the data set, always the same.
@@ -83,7 +83,7 @@ def _images(config: Experiment, there: bool, _version: int) -> Dataset:
     return load(config)
 
 
-def compare(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place: object) -> None:
+def check_origin(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place: object) -> None:
     """Refuse a result of another origin. On a GPU the threads do not matter.
 
     made: the whole origin of `what`, which lies at `place`; wanted: what is asked for.

@@ -26,12 +26,15 @@ from lscl.machine import hardware, versions
 from lscl.registry import DATASETS, METHODS, foreign_parameters
 
 SCHEMA = 1
-LARGEST = 64 * 2**20  # bytes of a record's file
+LARGEST_FILE = 64 * 2**20  # bytes of a record's file
 PACKAGE = Path(lscl.__path__[0]).resolve()
-SHOWING = ("publish", "results")  # packages that show what was recorded; no run comes out differently when they change
+DISPLAY_PACKAGES = (
+    "publish",
+    "results",
+)  # packages that show what was recorded; no run comes out differently when they change
 Record = dict[str, Any]
 # What may differ between equal runs; a server does not know how many images the clients of a real federation have gone through.
-TIMES = (
+MAY_DIFFER = (
     "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions", "optimised_images",
 )  # fmt: skip
 
@@ -172,9 +175,9 @@ def source(package: Path = PACKAGE) -> dict[str, Any]:
     The repository asked is the one that the package itself lies in. Without one, the code is clean, with commit None, only if it is an
     installed distribution whose files are as they were packed; all else is dirty.
     """
-    files = _code_files(package, SHOWING)
+    files = _code_files(package, DISPLAY_PACKAGES)
     commit, dirty = _checkout(package, files) or (None, not _as_packed(package, files))
-    return {"commit": commit, "dirty": dirty, "code_digest": code_digest(SHOWING, package)}
+    return {"commit": commit, "dirty": dirty, "code_digest": code_digest(DISPLAY_PACKAGES, package)}
 
 
 def code_digest(without: Collection[str], package: Path = PACKAGE) -> str:
@@ -231,7 +234,7 @@ def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
         within = {
             name: Path(name).relative_to(package.name) if name != "pyproject.toml" else Path(name) for _, name in rows
         }
-        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(within[name], SHOWING)}
+        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(within[name], DISPLAY_PACKAGES)}
         if f"{package.name}/__init__.py" not in tracked:
             return None  # installed into a folder of some other repository
         hashes = git("hash-object", "--no-filters", "--", *names).split()
@@ -256,7 +259,9 @@ def _has_hash(path: Path, wanted: FileHash | None) -> bool:
     return base64.urlsafe_b64encode(found).decode().rstrip("=") == wanted.value
 
 
-def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]) -> Record:
+def assemble_record(
+    config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]
+) -> Record:
     """The record of a finished run from the right answers counts[t][k] and what else was measured (`facts`)."""
     acc = accuracy_tensor(counts, config.classes_per_task)
     accuracy = {mask: np.where(np.isnan(acc[i]), None, np.round(acc[i], 6)).tolist() for i, mask in enumerate(MASKS)}
@@ -320,7 +325,7 @@ def read_record(path: Path) -> Record:
         LsclError: no such file, no regular file, damaged, of another schema, or not what `RecordFile` says.
     """
     try:
-        data = read_regular(path, LARGEST)
+        data = read_regular(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise LsclError(f"cannot read the record {path}: {error}") from error
     return _understood(data, path)
@@ -382,7 +387,9 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
             raise LsclError(
                 f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again"
             )
-        origin.compare(origin.of_record(record), origin.asked(config), "the record of this run", path)
+        origin.check_origin(
+            origin.origin_of_record(record), origin.requested_origin(config), "the record of this run", path
+        )
         return record
     return None
 
@@ -410,7 +417,7 @@ def select(records: Iterable[Record], **values: Any) -> list[Record]:
     ]
 
 
-def differing(record: Record, other: Record, ignored: Iterable[str] = TIMES) -> list[str]:
+def differing_entries(record: Record, other: Record, ignored: Iterable[str] = MAY_DIFFER) -> list[str]:
     """Names of the entries of `record` that are other ones, or missing, in `other`."""
     return sorted(name for name in set(record) - set(ignored) if record[name] != other.get(name))
 

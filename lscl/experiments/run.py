@@ -80,7 +80,9 @@ def build_experiment(
         if config.compile:
             frozen.compile_blocks()
     watch = progress.prepare if progress else None
-    read = partial(inputs, kind, frozen, device=device, watch=watch, numbers=config.activations, side=config.cnn_size)
+    read = partial(
+        read_inputs, kind, frozen, device=device, watch=watch, numbers=config.activations, side=config.cnn_size
+    )
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
@@ -95,7 +97,7 @@ def build_experiment(
     return data, parts, method, new_client
 
 
-def inputs(
+def read_inputs(
     kind: type[Method],
     frozen: FrozenViT | None,
     images: ImageSet,
@@ -111,18 +113,18 @@ def inputs(
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
-LARGE = {"colab", "paper"}  # profiles that may need more than a machine has
+LARGE_PROFILES = {"colab", "paper"}  # profiles that may need more than a machine has
 
 
-def affordable(configs: Collection[Experiment]) -> None:
+def check_affordable(configs: Collection[Experiment]) -> None:
     """Refuse early what this machine cannot hold. Only runs of the large profiles are looked at, on data whose size is known before.
 
     Raises:
         LsclError: a run needs more memory than the device has, or all together more disk.
     """
-    large = [config for config in configs if config.profile in LARGE and cost_model.sized(config)]
+    large = [config for config in configs if config.profile in LARGE_PROFILES and cost_model.has_known_size(config)]
     if large:
-        cost_model.check_costs(large, cost_model.here(device_of(large[0])))
+        cost_model.check_costs(large, cost_model.this_machine(device_of(large[0])))
 
 
 class RunBusy(LsclError):
@@ -147,7 +149,9 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     state = records.folder(config.profile) / "state" / config.name
     with claim(state, wait):
         try:
-            return _finished(config, code) or _compute(settled(config, state), code, state, Progress(config, quiet))
+            return _finished(config, code) or _compute(
+                settle_device(config, state), code, state, Progress(config, quiet)
+            )
         finally:
             release()
 
@@ -175,7 +179,7 @@ def _finished(config: Experiment, code: dict) -> records.Record | None:
     return records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
 
 
-def settled(config: Experiment, state: Path) -> Experiment:
+def settle_device(config: Experiment, state: Path) -> Experiment:
     """The config with the device and the threads to compute with: where it leaves them open, those of the saved state, if there is one.
 
     Raises:
@@ -190,10 +194,10 @@ def settled(config: Experiment, state: Path) -> Experiment:
 
 def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
     """Make the record, from the last finished round found in `state` on."""
-    affordable([config])
+    check_affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
-    about = {**code, "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
+    about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
     reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, state, about, progress)
     record = make_record(data, parts, method, reports, about)
     saved = records.read_record(records.save(record))  # as every later call will read it
@@ -221,7 +225,7 @@ def run_rounds(
     config = method.config
     begun = saved_about(state)
     if begun:
-        origin.compare(begun["origin"], about["origin"], "the saved state of this run", state)
+        origin.check_origin(begun["origin"], about["origin"], "the saved state of this run", state)
     reports, earlier = load_state(state, method, kept)
     code, about = about, earlier or about
     about["dirty"] = (
@@ -256,12 +260,12 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
         return None
     path = records.folder(config.profile, dirty) / "sheets" / f"{config.name}--task{task + 1}.png"
     data = io.BytesIO()
-    Image.fromarray(grid(images)).save(data, "PNG")
+    Image.fromarray(tile_images(images)).save(data, "PNG")
     write_atomic(path, data.getvalue())
     return path
 
 
-def grid(images: np.ndarray) -> np.ndarray:
+def tile_images(images: np.ndarray) -> np.ndarray:
     """Images side by side in a square as nearly as possible, row by row, black lines between: (n, H, W, 3) -> one (.., .., 3)."""
     columns = math.ceil(len(images) ** 0.5)
     rows = math.ceil(len(images) / columns)
@@ -291,7 +295,11 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         ("system_digest", None),
     }  # the first stands in the config, and ours have no such digest
     facts = {
-        **{name: value for name, value in origin.of_run(data, parts, method).items() if (name, value) not in left_out},
+        **{
+            name: value
+            for name, value in origin.origin_of_run(data, parts, method).items()
+            if (name, value) not in left_out
+        },
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
@@ -306,7 +314,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
         **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),
     }
-    return records.make(config, counts, seen, facts)
+    return records.assemble_record(config, counts, seen, facts)
 
 
 def state_folders() -> list[Path]:

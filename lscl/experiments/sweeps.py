@@ -12,7 +12,7 @@ from lscl.config import Experiment, check_profile, check_read, experiment, reade
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown
 from lscl.experiments import records
-from lscl.experiments.run import RunBusy, affordable, run
+from lscl.experiments.run import RunBusy, check_affordable, run
 from lscl.federation.metrics import average_so_far
 from lscl.models.cache import limit_bytes
 from lscl.registry import DATASETS, METHODS
@@ -35,7 +35,7 @@ def _run(values: dict[str, Any], own: dict[str, Any]) -> Experiment:
     return experiment(**{name: value for name, value in values.items() if own["method"] in readers(name)} | own)
 
 
-def reported(found: Iterable[records.Record]) -> list[records.Record]:
+def reportable_records(found: Iterable[records.Record]) -> list[records.Record]:
     """The records that may enter a table: all but those for tuning."""
     return [one for one in found if one["seed"] != TUNING_SEED]
 
@@ -49,7 +49,7 @@ def _in_turn() -> list[tuple[str, Any]]:
     return sorted(METHODS.items(), key=lambda item: item[1].turn)
 
 
-def quick(profile: str) -> list[str]:
+def quick_systems(profile: str) -> list[str]:
     """The systems that `lscl reproduce` runs in a profile: all, or those that ten minutes of the demo and two hours of a free GPU allow."""
     return [name for name, kind in _in_turn() if profile in kind.quick] or [name for name, _ in _in_turn()]
 
@@ -65,7 +65,7 @@ def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None
         for dataset, seeds in PLANS[profile].items()
         for seed in seeds
         for method, extra in main_table()
-        if method in quick(profile)
+        if method in quick_systems(profile)
     ]
 
 
@@ -162,7 +162,7 @@ def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collec
     return runs
 
 
-def part(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
+def share_of_runs(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
     """The share of batch task `index` of `count`: every count-th run, whatever is finished already.
 
     Raises:
@@ -191,7 +191,7 @@ def sweep(
             machine cannot hold.
     """
     limit_bytes()  # a bound that is no number is said before anything else
-    runs = part(runs_of(name, values, seeds, methods), index, count)
+    runs = share_of_runs(runs_of(name, values, seeds, methods), index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
@@ -203,7 +203,7 @@ def sweep(
         raise LsclError(
             "lscl/ is of no known commit: use a git clone, or an installed package as it was packed; other runs can never enter a table"
         )
-    affordable([config for config in runs if not records.find(config)])
+    check_affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
         try:

@@ -11,11 +11,11 @@ from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run
-from lscl.experiments.sweeps import reported
+from lscl.experiments.sweeps import reportable_records
 from lscl.seeding import numpy_generator
 
 IGNORED = {
-    *records.TIMES,
+    *records.MAY_DIFFER,
     "overrides",
     "name",
     "config",
@@ -29,7 +29,7 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
     Raises:
         LsclError: there are none, or not so many.
     """
-    found = [one for one in reported(records.all_records(profile)) if dataset in (None, one["dataset"])]
+    found = [one for one in reportable_records(records.all_records(profile)) if dataset in (None, one["dataset"])]
     if not found:
         raise LsclError(f"no records of profile {profile} to verify: make some with lscl run or lscl sweep")
     if not 1 <= count <= len(found):
@@ -45,7 +45,7 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again = run(config)
-    differs = records.differing(record, again, IGNORED)
+    differs = records.differing_entries(record, again, IGNORED)
     return {
         "name": record["name"],
         "equal": not differs,
@@ -77,7 +77,7 @@ def verify_sample(
     found = []
     for record in sample(profile, count, seed, dataset):
         found.append(verify(record, data_dir, weights))
-        print(f"{describe(record)}: {said(found[-1])} ({record['name']})", flush=True)
+        print(f"{describe(record)}: {describe_outcome(found[-1])} ({record['name']})", flush=True)
     path = paths.results() / "verified" / f"{profile}.json"
     write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
     unequal = [one["name"] for one in found if not one["equal"]]
@@ -88,6 +88,6 @@ def verify_sample(
     return path
 
 
-def said(one: dict[str, Any]) -> str:
+def describe_outcome(one: dict[str, Any]) -> str:
     """The outcome of one comparison, in words."""
     return "equal to the bit" if one["equal"] else f"differs in {', '.join(one['differs'])}"

@@ -17,9 +17,9 @@ from lscl.federation.client import Client
 from lscl.federation.loop import exchanges
 from lscl.federation.payload import seal
 from lscl.federation.training import answer, catch_up
-from lscl.flower.messages import pack_record, understand, unpack_record
+from lscl.flower.messages import pack_record, unpack_config, unpack_record
 
-KEPT = 3  # states on disk: a server that starts again may ask for the two exchanges of its last round once more
+STATES_KEPT = 3  # states on disk: a server that starts again may ask for the two exchanges of its last round once more
 
 app = ClientApp()
 prepared = lru_cache(maxsize=1)(build_experiment)  # in a simulation one process serves many clients
@@ -29,7 +29,7 @@ prepared = lru_cache(maxsize=1)(build_experiment)  # in a simulation one process
 def exchange(message: Message, context: Context) -> Message:
     """Take in what was missed, do what is asked, save, answer."""
     ticket = dict(message.content["to"])
-    config, number = understand(context.run_config), int(ticket["client"])
+    config, number = unpack_config(context.run_config), int(ticket["client"])
     if number != context.node_config.get("client", number):
         raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
     _, _, method, new_client = prepared(config)
@@ -50,7 +50,7 @@ def exchange(message: Message, context: Context) -> Message:
             raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
         reply = seal(answer(method, client, stages[asked], unpack_record(due[asked], "server")), f"client {number}")
         write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
-        for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+        for old in sorted(folder.glob("*.safetensors"))[:-STATES_KEPT]:
             old.unlink()
     return Message(RecordDict({"answer": pack_record(reply, ticket)}), reply_to=message)
 

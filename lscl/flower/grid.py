@@ -20,7 +20,7 @@ PAUSE = 0.5  # seconds between two looks for nodes and answers
 
 
 @dataclass
-class OverGrid:
+class GridTransport:
     """A transport that sends one message per client and exchange.
 
     nodes: the node of each client that is there; started: when each node was; missed: what a client was sent and did not answer, by
@@ -41,7 +41,7 @@ class OverGrid:
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload | LsclError]:
         number = exchanges(self.method).index(stage)
-        self.find(self.least if self.nodes else len(downloads))
+        self.find_nodes(self.least if self.nodes else len(downloads))
         tickets = {k: ticket(k, number) for k in self.nodes}
         replies, answers = (
             self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}, tickets),
@@ -62,7 +62,7 @@ class OverGrid:
                 answers[k] = error
         return answers
 
-    def find(self, wanted: int) -> None:
+    def find_nodes(self, wanted: int) -> None:
         """Look which nodes are there, until `wanted` clients are or the time is over. A node that was registered as client3 is
         client 3; nodes without names are simulated, each can be any client."""
         end = time.monotonic() + self.timeout

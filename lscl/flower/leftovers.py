@@ -24,7 +24,7 @@ PREFIX = "lscl-federation-"
 MARK = "LSCL_STARTED_BY"
 PATIENCE = 30  # seconds for marked processes to end
 PAUSE = 0.2  # seconds between two looks
-OLD = (
+EXPIRY = (
     24 * 3600
 )  # seconds after which a folder without a lock, made by an earlier version, is of no use: its certificates have run out
 
@@ -33,9 +33,9 @@ OLD = (
 def key_folder() -> Iterator[Path]:
     """A new temporary folder that only this user can enter, removed at the end however this process ends; first, left ones are removed.
 
-    Its name is the mark of what is to end with it, see `marks`.
+    Its name is the mark of what is to end with it, see `mark_variables`.
     """
-    remove_left()
+    remove_abandoned()
     folder, lock = _locked()
     try:
         with watchdog(folder.name, folder):
@@ -57,12 +57,12 @@ def watchdog(mark: str, folder: Path | None = None) -> Iterator[None]:
             dog.wait()
 
 
-def marks(mark: str) -> dict[str, str]:
+def mark_variables(mark: str) -> dict[str, str]:
     """The environment variable that marks processes; marks that this process carries stay."""
     return {MARK: os.pathsep.join([*os.environ.get(MARK, "").split(os.pathsep), mark]).strip(os.pathsep)}
 
 
-def marked(mark: str) -> list[psutil.Process]:
+def marked_processes(mark: str) -> list[psutil.Process]:
     """The processes that carry a mark, as far as this user may look into them."""
     found = []
     for process in psutil.process_iter():
@@ -72,11 +72,11 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def end(mark: str) -> None:
+def end_marked(mark: str) -> None:
     """End all marked processes at once, until none is there at two looks in a row: one may have been starting another."""
     until, quiet = time.monotonic() + PATIENCE, 0
     while quiet < 2 and time.monotonic() < until:
-        found = marked(mark)
+        found = marked_processes(mark)
         quiet = 0 if found else quiet + 1
         for process in found:
             with suppress(psutil.Error):
@@ -84,18 +84,18 @@ def end(mark: str) -> None:
         time.sleep(PAUSE)
 
 
-def remove_left() -> None:
+def remove_abandoned() -> None:
     """Remove this user's key folders that no process owns any more, and end what is marked by them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # gone by now, or its lock is taken: in use
             about = folder.lstat()
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
                 continue
-            if not (folder / "lock").exists() and time.time() - about.st_mtime < OLD:
+            if not (folder / "lock").exists() and time.time() - about.st_mtime < EXPIRY:
                 continue
             lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                end(folder.name)
+                end_marked(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
@@ -132,7 +132,7 @@ def main(mark: str, folder: str = "") -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()
-    end(mark)
+    end_marked(mark)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 

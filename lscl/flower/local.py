@@ -31,17 +31,16 @@ from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
 from lscl.errors import LsclError, unknown
 from lscl.experiments.records import Record, read_record
-from lscl.experiments.run import prepare, settled
+from lscl.experiments.run import prepare, settle_device
 from lscl.flower import leftovers, node
-from lscl.flower.messages import describe
+from lscl.flower.messages import pack_config
 
 APP = Path(__file__).parent / "app"
-HOST = "127.0.0.1"
 FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
 PATIENCE = 60  # seconds for a process to start
 
 
-def certificates(folder: Path) -> None:
+def write_certificates(folder: Path) -> None:
     """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 that it signed (server.pem, server.key), for one day."""
     now = datetime.datetime.now(datetime.UTC)
 
@@ -72,24 +71,26 @@ def certificates(folder: Path) -> None:
             new = new.add_extension(x509.KeyUsage(**usage), critical=True)
         else:
             new = new.add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(node.LOOPBACK))]), critical=False
             )
         return new.sign(signer, hashes.SHA256())
 
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     (folder / "ca.crt").write_bytes(certificate("lscl", authority, "lscl", authority).public_bytes(Encoding.PEM))
-    (folder / "server.pem").write_bytes(certificate(HOST, server, "lscl", authority).public_bytes(Encoding.PEM))
-    secret(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (folder / "server.pem").write_bytes(
+        certificate(node.LOOPBACK, server, "lscl", authority).public_bytes(Encoding.PEM)
+    )
+    write_secret(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
-def node_key(path: Path) -> None:
+def write_node_key(path: Path) -> None:
     """Write a SuperNode's private key to `path` and its public key beside it (.pub)."""
     key = ec.generate_private_key(ec.SECP384R1())
-    secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
 
 
-def secret(path: Path, data: bytes) -> None:
+def write_secret(path: Path, data: bytes) -> None:
     """Write a new file that only its owner can read.
 
     Raises:
@@ -106,12 +107,12 @@ def secret(path: Path, data: bytes) -> None:
 
 def free_port() -> int:
     with socket.socket() as one:
-        one.bind((HOST, 0))
+        one.bind((node.LOOPBACK, 0))
         return one.getsockname()[1]
 
 
 @dataclass
-class Local:
+class LocalFederation:
     """The processes of a federation. `folder`: keys, certificates and logs; `private`: where the clients keep their state."""
 
     folder: Path
@@ -136,7 +137,7 @@ class Local:
             "LSCL_PRIVATE": self.private,
             "FLWR_HOME": self.folder / "flwr",
         }
-        mark = leftovers.marks(self.folder.name)
+        mark = leftovers.mark_variables(self.folder.name)
         return {
             **node.environment(),
             **places,
@@ -167,19 +168,19 @@ class Local:
         files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
         tls = [word for option, file in files.items() for word in (option, str(self.folder / file))]
         safe = ["--insecure", "--simulation"] if self.simulation else [*tls, "--enable-supernode-auth"]
-        self.start("superlink", "flower-superlink", *safe, "--host", HOST, "--port", str(self.port))
+        self.start("superlink", "flower-superlink", *safe, "--host", node.LOOPBACK, "--port", str(self.port))
         home = self.folder / "flwr"
         home.mkdir(exist_ok=True)
         security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n',
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{node.LOOPBACK}:{self.port}"\n{security}\n',
             encoding="utf-8",
         )
         scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
         trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
         while time.monotonic() < end and self.processes["superlink"].poll() is None:
             with suppress(httpx.HTTPError):
-                if httpx.get(f"{scheme}://{HOST}:{self.port}/health", verify=trust).is_success:
+                if httpx.get(f"{scheme}://{node.LOOPBACK}:{self.port}/health", verify=trust).is_success:
                     return
             time.sleep(0.2)
         raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
@@ -199,7 +200,7 @@ class Local:
 
     def register(self, client: int) -> None:
         """Make a key for the node of a client and let it in."""
-        node_key(self.folder / f"client{client}.key")
+        write_node_key(self.folder / f"client{client}.key")
         self.flwr(
             "supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}"
         )
@@ -207,7 +208,7 @@ class Local:
     def start_node(self, client: int, link: int | None = None) -> None:
         """Start the node of a client; link: port of the SuperLink, or of what stands in front of it."""
         self.start(
-            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client), "--link", f"{HOST}:{link or self.port}",
+            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client), "--link", f"{node.LOOPBACK}:{link or self.port}",
             "--authority", str(self.folder / "ca.crt"), "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
         )  # fmt: skip
 
@@ -226,7 +227,7 @@ class Local:
     def stop(self, *names: str) -> None:
         """End processes that were started here, all if none is named, and all that they started."""
         started = [self.processes.pop(name) for name in names or list(self.processes)]
-        ending = [process for one in started for process in started_by(one.pid)]
+        ending = [process for one in started for process in session_processes(one.pid)]
         for step in (psutil.Process.terminate, psutil.Process.kill):
             for process in ending:
                 with suppress(psutil.NoSuchProcess):
@@ -236,7 +237,7 @@ class Local:
             one.wait()
 
 
-def started_by(pid: int) -> list[psutil.Process]:
+def session_processes(pid: int) -> list[psutil.Process]:
     """A process that leads a session, what it started, and what is left in its session of those that have ended."""
     found = []
     with suppress(psutil.NoSuchProcess):
@@ -280,14 +281,14 @@ def submit(
     Raises:
         LsclError: the run came to no end; what was finished before stays.
     """
-    config = settled(config, paths.results() / "federation" / "state" / config.name)
+    config = settle_device(config, paths.results() / "federation" / "state" / config.name)
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write(
             "".join(
                 f"{name} = {json.dumps(value)}\n"
-                for name, value in {"experiment": describe(config), **settings}.items()
+                for name, value in {"experiment": pack_config(config), **settings}.items()
             )
         )
         file.flush()
@@ -314,16 +315,16 @@ def federation(
     config: Experiment,
     simulation: bool = False,
     link: Callable[[int], int] = lambda port: port,
-) -> Iterator[Local]:
+) -> Iterator[LocalFederation]:
     """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block.
 
     link: gives, for the SuperLink's port, the one that the nodes are to connect to.
     """
-    local = Local(folder, private, config, simulation)
+    local = LocalFederation(folder, private, config, simulation)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
     try:
         if not simulation:
-            certificates(folder)
+            write_certificates(folder)
         local.start_link()
         port = link(local.port)
         for k in range(0 if simulation else config.clients):
@@ -335,7 +336,7 @@ def federation(
         signal.signal(signal.SIGTERM, before)
 
 
-def federate_here(
+def federate_locally(
     config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]
 ) -> Record:
     """One run over processes of this machine, from its last finished round on; -> its record.
@@ -347,7 +348,7 @@ def federate_here(
         LsclError: as `submit`.
     """
     state = paths.results() / "federation" / "state"
-    private, config = state / f"{config.name}-private", settled(config, state / config.name)
+    private, config = state / f"{config.name}-private", settle_device(config, state / config.name)
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
     private.parent.mkdir(parents=True, exist_ok=True)
     private_folder(private)

@@ -42,7 +42,7 @@ def unpack_record(
     check_size(len(record["payload"].data), sender, None if limit is None else limit + FRAME)
     try:
         data = record["payload"].numpy().tobytes()
-        payload, answers = load(data), written_on(data)
+        payload, answers = load(data), read_metadata(data)
     except (
         SafetensorError,
         ValueError,
@@ -62,18 +62,18 @@ def unpack_record(
     return payload
 
 
-def written_on(data: bytes) -> dict[str, str]:
+def read_metadata(data: bytes) -> dict[str, str]:
     """The words in the header of safetensors' format, {} if there are none."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]).get("__metadata__") or {}
 
 
-def describe(config: Experiment) -> str:
+def pack_config(config: Experiment) -> str:
     """A config as it is sent to the nodes: JSON of what is set, without the paths and devices of one machine."""
     return json.dumps(config.model_dump(mode="json", exclude=PLACES))
 
 
-def understand(run_config: dict) -> Experiment:
+def unpack_config(run_config: dict) -> Experiment:
     """The config that was sent, with the paths of this machine from LSCL_DATA_DIR, LSCL_WEIGHTS and LSCL_DEVICE.
 
     Raises:

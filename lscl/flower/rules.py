@@ -38,7 +38,7 @@ def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
     Raises:
         LsclError: naming the value and what is allowed.
     """
-    found = checked(Rules, values)
+    found = validate_values(Rules, values)
     if found.min_clients > config.clients:
         raise LsclError(
             f"min-clients = {found.min_clients}: the run has {config.clients} clients, allowed are 0 (all) to {config.clients}"
@@ -46,7 +46,7 @@ def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
     return found
 
 
-def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+def validate_values(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """Values as a model takes them.
 
     Raises:

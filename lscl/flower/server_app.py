@@ -11,8 +11,8 @@ from lscl.data.store import private_folder
 from lscl.experiments import origin, records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import build_experiment, claim, make_record, run_rounds
-from lscl.flower.grid import OverGrid
-from lscl.flower.messages import understand
+from lscl.flower.grid import GridTransport
+from lscl.flower.messages import unpack_config
 from lscl.flower.rules import rules
 
 app = ServerApp()
@@ -21,7 +21,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One run, from the last finished round on; the record goes to results/federation/runs/."""
-    config = understand(context.run_config)
+    config = unpack_config(context.run_config)
     needs = rules(config, context.run_config)
     least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
     folder = paths.results() / "federation"
@@ -33,9 +33,9 @@ def main(grid: Grid, context: Context) -> None:
         about = {
             **records.source(),
             "prepare": time.perf_counter() - started,
-            "origin": origin.of_run(data, parts, method),
+            "origin": origin.origin_of_run(data, parts, method),
         }
-        transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
+        transport = GridTransport(grid, method, least, needs.timeout, limit, progress)
         reports, about = run_rounds(method, transport, [transport], state, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
         del record["optimised_images"]  # how many the clients have seen is known to them alone

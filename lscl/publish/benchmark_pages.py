@@ -9,7 +9,7 @@ from lscl import files, paths
 from lscl.errors import LsclError
 from lscl.results import file_shapes
 from lscl.results.labels import label_of
-from lscl.results.markdown import commits_of, numbered, plain, short_commit, small_print
+from lscl.results.markdown import commits_of, numbered_table, plain_text, short_commit, small_print
 from lscl.results.measurements import measured_rows
 
 
@@ -17,7 +17,7 @@ def benchmark_page() -> str:
     """Every recorded benchmark against its goal, as markdown."""
     table = benchmark_table()
     caption = "Every recorded benchmark against its goal, the machine and the commit"
-    return "No benchmark has been recorded yet." if table.empty else numbered(table, caption, "tab-benchmarks")
+    return "No benchmark has been recorded yet." if table.empty else numbered_table(table, caption, "tab-benchmarks")
 
 
 def benchmark_table() -> pd.DataFrame:
@@ -173,7 +173,7 @@ def federation_note(part: str) -> str:
     for machine, rows in sorted(groups.items()):
         loads = sorted({round(row["machine"]["load"]) for row in rows})
         load = f"load {loads[0]}" + (f" to {loads[-1]}" if len(loads) > 1 else "")
-        notes.append(f"{plain(machine)}, {load} before a row began, {commits_of(rows, '–')}")
+        notes.append(f"{plain_text(machine)}, {load} before a row began, {commits_of(rows, '–')}")
     return small_print(*notes)
 
 
@@ -196,4 +196,4 @@ def federation_page(name: str) -> str:
     table = make()
     if table.empty:
         return "Not measured yet: see `benchmarks/federation.py`."
-    return f"{numbered(table, caption, f'tab-federation-{name}', index=False)}\n\n{federation_note(part)}"
+    return f"{numbered_table(table, caption, f'tab-federation-{name}', index=False)}\n\n{federation_note(part)}"

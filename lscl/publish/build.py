@@ -19,7 +19,7 @@ from lscl import files, paths
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.experiments.run import affordable, run
+from lscl.experiments.run import check_affordable, run
 from lscl.experiments.sweeps import plan
 from lscl.models.cache import limit_bytes
 from lscl.publish import freshness, pages, readme, watched_kernel
@@ -76,7 +76,7 @@ def reproduce(
         files.notebook(notebook)
     pages.pieces()  # so that a damaged file is told before anything is computed
     missing = [config for config in runs if not records.find(config)]
-    affordable(missing)
+    check_affordable(missing)
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
@@ -128,7 +128,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
             str(target),
             parameters,
             kernel_name="python3",
-            kernel_manager_class=own_kernel({"notebook": notebook.name, **freshness.declared(source, profile)}),
+            kernel_manager_class=own_kernel({"notebook": notebook.name, **freshness.declared_inputs(source, profile)}),
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
             coalesce_streams=True,

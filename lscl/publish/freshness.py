@@ -5,7 +5,7 @@ A notebook declares in its metadata, under `lscl`, where its numbers come from:
 - `reads`: files under results/, as globs (`tuning/*.json`), and named sets of runs (`study:mini/table1`); `lscl check` compares them;
 - `makes`: named sets of runs that the notebook computes itself where they are missing. They are not committed.
 
-`{profile}` stands for the profile of the execution, `{shown}` for the one whose records a page shows in it (`studies.profile_shown`).
+`{profile}` stands for the profile of the execution, `{shown}` for the one whose records a page shows in it (`studies.shown_profile`).
 While a notebook is executed, reading anything else under results/ is an error (`lscl.publish.watched_kernel`).
 """
 
@@ -23,7 +23,7 @@ from lscl.errors import LsclError, unknown
 from lscl.experiments import records, sweeps
 from lscl.publish.watched_kernel import STUDY
 from lscl.registry import METHODS
-from lscl.results.studies import profile_shown
+from lscl.results.studies import shown_profile
 
 KEY = "lscl"  # of the notebook's metadata
 STORED = "demo"  # the profile in which the committed notebooks are executed
@@ -31,11 +31,11 @@ NOT_EXECUTED = ("publish",)  # the part of the package that no cell runs; lscl.r
 SETUP = "setup"  # tag of the cell that fetches the package where it is missing, with the address that `lscl pages` writes there
 
 
-def declared(notebook: nbformat.NotebookNode, profile: str) -> dict[str, list[str]]:
+def declared_inputs(notebook: nbformat.NotebookNode, profile: str) -> dict[str, list[str]]:
     """What a notebook declares: {"reads": [...], "makes": [...]}, with the profiles filled in."""
     about, values = (
         notebook.metadata.get(KEY, {}),
-        {"{profile}": profile, "{shown}": profile_shown(profile, compute=False)},
+        {"{profile}": profile, "{shown}": shown_profile(profile, compute=False)},
     )
     return {kind: [_filled(entry, values) for entry in about.get(kind, [])] for kind in ("reads", "makes")}
 
@@ -66,7 +66,7 @@ def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str 
     """
     inputs = {
         kind: {entry: _of_files(_files(entry)) for entry in entries}
-        for kind, entries in declared(notebook, profile).items()
+        for kind, entries in declared_inputs(notebook, profile).items()
     }
     is_code = lambda cell: cell.cell_type == "code" and SETUP not in cell.metadata.get("tags", [])
     cells: dict[bool, list] = {True: [], False: []}
@@ -104,7 +104,9 @@ def _files(entry: str) -> list[Path]:
 @lru_cache(maxsize=10_000)
 def _sets_of(path: Path, _changed: int, _size: int, _version: int) -> frozenset[str]:
     """The named sets that a record is reported in; the other arguments tell whether file and systems are those that were read before."""
-    return frozenset(name for record in sweeps.reported([records.read_record(path)]) for name in sweeps.rows_of(record))
+    return frozenset(
+        name for record in sweeps.reportable_records([records.read_record(path)]) for name in sweeps.rows_of(record)
+    )
 
 
 def store_digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> None:

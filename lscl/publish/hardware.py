@@ -19,16 +19,17 @@ from lscl.results.markdown import code_text, wall_minutes
 cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code alone decides it
 
 
-def expected() -> list[dict[str, Any]]:
+def expected_profiles() -> list[dict[str, Any]]:
     """What whole profiles took and gave (`readme.expect`), by profile."""
     return [
-        files.from_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))
+        files.from_json(path, file_shapes.ExpectedProfile)
+        for path in sorted((paths.results() / "expected").glob("*.json"))
     ]
 
 
 def notebook_time(notebook: str, runs: bool = False) -> str | None:
     """How long a notebook took in `make demo` on how many cores, with the runs made before it if `runs`; None if nobody measured it."""
-    for one in expected():
+    for one in expected_profiles():
         if one["profile"] == "demo" and notebook in one["notebooks"]:
             seconds = one["notebooks"][notebook] + runs * one["runs_seconds"]
             return f"{duration(seconds)} on {one['hardware']['cores']} cores"
@@ -40,11 +41,11 @@ def duration(seconds: float) -> str:
     return f"{max(5, 5 * round(seconds / 5))} seconds" if seconds < 100 else f"{round(seconds / 30) / 2:g} minutes"
 
 
-def notebooks() -> pd.DataFrame:
+def notebook_table() -> pd.DataFrame:
     """One row per notebook: the time it took in `make demo`."""
     rows = [
         (name, duration(seconds))
-        for one in expected()
+        for one in expected_profiles()
         if one["profile"] == "demo"
         for name, seconds in one["notebooks"].items()
     ]
@@ -59,7 +60,7 @@ def measured_times(records: Iterable[Record]) -> pd.DataFrame:
             "command": code_text(one["command"]),
             **_found(one["minutes"], one["task"], one["seen"]),
         }
-        for one in expected()
+        for one in expected_profiles()
     ]
     for record in select(records, seed=sweeps.SEEDS[0]):
         options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
@@ -88,7 +89,7 @@ def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
     return {"minutes": f"{minutes:.1f}", "task-masked %": f"{task:.1f}", "class-incremental %": f"{seen:.1f}"}
 
 
-def planned() -> pd.DataFrame:
+def planned_cards() -> pd.DataFrame:
     """One row per card: hours by the cost model of one run of Fed-LSCL and of the whole main table with its seeds, and whether it holds every run."""
     rows = {}
     for name, machine in cost_model.CARDS.items():
@@ -108,9 +109,9 @@ def planned() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
 
 
-def each_system(dataset: str, card: str = "t4") -> pd.DataFrame:
+def planned_systems(dataset: str, card: str = "t4") -> pd.DataFrame:
     """What one run of every system in the profile paper needs by the cost model, on one card."""
-    machine, rows = cost_model.card(card), {}
+    machine, rows = cost_model.find_card(card), {}
     for method, extra in sweeps.main_table():
         one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
         rows[" ".join([label_of(method), *(f"({key} = {value})" for key, value in extra.items())])] = {

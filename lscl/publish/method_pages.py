@@ -15,11 +15,11 @@ from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
 from lscl.registry import METHODS
-from lscl.results.frames import costs_frame, final, frame, just_learned
+from lscl.results.frames import costs_frame, final_rows, frame, just_learned_rows
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, label_of, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned, numbered, plain, source_note
+from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, plain_text, source_note
 from lscl.results.measurements import tuning_frame
-from lscl.results.published import AT_THE_END, beside_published, published_rows
+from lscl.results.published import AT_THE_END, add_published_rows, published_rows
 from lscl.results.statistics import compare_with, estimates
 from lscl.results.tables import cost_table
 
@@ -39,10 +39,10 @@ def page(method: str, records: list[Record]) -> str:
         MADE,
         f"({anchor(method)})=\n# {name}",
         f"`--method {method}`, in code `{kind.__module__}.{kind.__name__}`; all of them side by side: {{doc}}`/book/systems`.",
-        f"## Idea\n\n{cited(idea)}",
-        f"## What is trained and what travels\n\n{cited(travels)}",
+        f"## Idea\n\n{link_citations(idea)}",
+        f"## What is trained and what travels\n\n{link_citations(travels)}",
         costs(method, records),
-        f"## {heading}\n\n{cited(differences)}" if differences else "",
+        f"## {heading}\n\n{link_citations(differences)}" if differences else "",
         "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`."
         if kind.role == "own"
         else "",
@@ -55,7 +55,7 @@ def page(method: str, records: list[Record]) -> str:
 
 def _parameters(method: str) -> str:
     caption = f"{label_of(method)}: every parameter that its code reads"
-    return numbered(parameter_table(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
+    return numbered_table(parameter_table(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
 
 
 def anchor(method: str) -> str:
@@ -87,7 +87,7 @@ def _columns(text: str) -> str:
     return "\n".join(lines)
 
 
-def cited(text: str) -> str:
+def link_citations(text: str) -> str:
     """The text with a link to the bibliography behind every arXiv number that stands there."""
     return re.sub(r"arXiv (\d{4}\.\d{5})", lambda found: f"{found[0]}{_citation(found[1])}", text)
 
@@ -170,7 +170,7 @@ def costs(method: str, records: list[Record]) -> str:
     if own.empty:
         return ""
     caption = f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, parameters that a client trains, time and memory of a run"
-    return captioned(pd.concat(tables), caption, f"tab-{method}-costs", runs)
+    return captioned_table(pd.concat(tables), caption, f"tab-{method}-costs", runs)
 
 
 def results_of(method: str, records: list[Record]) -> str:
@@ -186,24 +186,24 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
     if ours.empty:
         return f"{title}\n\n{_not_measured(method, dataset, about, name)}"
     caption = f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; the gap is ours minus published"
-    parts = [title, captioned(both_scores(ours), caption, name, select(runs, method=method))]
+    parts = [title, captioned_table(both_scores(ours), caption, name, select(runs, method=method))]
     if method != floor and floor in scores["method"].unique():
-        by_seed = final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        by_seed = final_rows(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
         table = compare_with(by_seed[[label_of(floor), *ours["label"].unique()]], label_of(floor))
         caption = (
             f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
         )
-        parts.append(captioned(table, caption, f"{name}-control", runs))
+        parts.append(captioned_table(table, caption, f"{name}-control", runs))
     return "\n\n".join(parts)
 
 
 def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """The paper's table, and below it the class-incremental one, told apart by a column; `scores` are those on one data set."""
     keys, (task, seen) = ["label", "seed"], (scores[scores["mask"] == mask] for mask in SCORES)
-    learned = just_learned(task).pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
-    at_end = final(task).groupby(keys)["accuracy"].mean().rename(AT_THE_END)
+    learned = just_learned_rows(task).pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
+    at_end = final_rows(task).groupby(keys)["accuracy"].mean().rename(AT_THE_END)
     so_far = seen.pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
-    paper = beside_published(estimates(learned.join(at_end), "label"), just_learned(task))
+    paper = add_published_rows(estimates(learned.join(at_end), "label"), just_learned_rows(task))
     paper.insert(0, "score", f"{MASK_LABELS['task']}, task just learned")
     incremental = estimates(so_far, "label")
     incremental.insert(0, "score", f"{MASK_LABELS['seen']}, all tasks so far")
@@ -221,7 +221,7 @@ def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
     theirs = published_rows(dataset, [method]).drop(columns=AT_THE_END, errors="ignore")
     if theirs.empty:
         return f"{state} Nothing is published."
-    return f"{state}\n\n{numbered(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
+    return f"{state}\n\n{numbered_table(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
 
 
 # ---- tuning
@@ -231,9 +231,9 @@ def tuning(method: str) -> str:
     """The grid of a system with its scores, and the choice."""
     found, parts = tuning_frame(), []
     for (profile, dataset), own in found[found["method"] == method].groupby(["profile", "dataset"]):
-        caption = f"{label_of(method)}: the grid on {plain(profile)}, {DATASET_LABELS.get(dataset, plain(dataset))}, accuracy in %"
+        caption = f"{label_of(method)}: the grid on {plain_text(profile)}, {DATASET_LABELS.get(dataset, plain_text(dataset))}, accuracy in %"
         parts.append(
-            f"{_choice(method, own)}\n\n{numbered(grid_table(own), caption, f'tab-{method}-tuning-{len(parts)}', index=False)}"
+            f"{_choice(method, own)}\n\n{numbered_table(grid_table(own), caption, f'tab-{method}-tuning-{len(parts)}', index=False)}"
         )
     total = len(points_of(method))
     if not total:
@@ -264,7 +264,7 @@ def _choice(method: str, tried: pd.DataFrame) -> str:
         return f"{len(tried)} of {len(points_of(method))} points are recorded, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
-    return f"Best: {plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
+    return f"Best: {plain_text(best.iloc[0])}. Not yet in use: `mini` has {used}."
 
 
 def _edges(method: str, config: dict[str, Any]) -> str:
@@ -292,7 +292,7 @@ def _edge(value: float, tried: list[float]) -> str:
 def overview(records: list[Record]) -> str:
     """All systems in one table, each with a link to its page, its idea, and what it costs and gives on CIFAR-100."""
     shown = select(records, dataset="cifar100", overrides={})
-    scores, costs = final(frame(shown)), costs_frame(shown)
+    scores, costs = final_rows(frame(shown)), costs_frame(shown)
     by_seed = scores.pivot_table("accuracy", ["method", "seed"], "mask", sort=False).reindex(columns=list(SCORES))
     found = estimates(by_seed, "method").rename(columns=SCORE_HEADS)
     found.insert(0, "MB up", costs.groupby("method")["mb_up"].mean().map("{:.2f}".format))
@@ -303,7 +303,7 @@ def overview(records: list[Record]) -> str:
     table = pd.DataFrame.from_dict(rows, orient="index").join(found).set_index("system")
     caption = "The systems on CIFAR-100, profile `mini`: MB up per client and round; final accuracy, mean ± half of the 95 % interval over n seeds"
     table["n"] = table["n"].astype(object).fillna("0")
-    text = numbered(table, caption, "tab-systems", markdown=("system", "idea"))
+    text = numbered_table(table, caption, "tab-systems", markdown=("system", "idea"))
     return f"{text}\n\n{source_note(shown) or NO_RECORDS}"
 
 

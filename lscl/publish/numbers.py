@@ -16,7 +16,7 @@ from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
 from lscl.results.markdown import wall_minutes
 from lscl.results.published import published_final
-from lscl.results.statistics import with_interval
+from lscl.results.statistics import mean_with_interval
 
 NONE = "(not yet measured)"
 FILE = "numbers.json"
@@ -47,9 +47,11 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
         "weights_images": lambda: f"{files.from_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
-        "colab_hours": lambda: f"{sum(cost(one).hours(cost_model.card('t4')) for one in sweeps.plan('colab')):.1f}",
+        "colab_hours": lambda: (
+            f"{sum(cost(one).hours(cost_model.find_card('t4')) for one in sweeps.plan('colab')):.1f}"
+        ),
         "paper_hours": lambda: (
-            f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.card('t4')):.0f}"
+            f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.find_card('t4')):.0f}"
         ),
     }
     return {name: _value(of) for name, of in found.items()}
@@ -63,7 +65,7 @@ def _value(of: Callable[[], str]) -> str:
 
 
 def _final(group: list[Record], mask: str) -> str:
-    return f"{with_interval(final_accuracy(one, mask) for one in group)} %" if group else NONE
+    return f"{mean_with_interval(final_accuracy(one, mask) for one in group)} %" if group else NONE
 
 
 def _published(dataset: str) -> str:
@@ -73,4 +75,4 @@ def _published(dataset: str) -> str:
 
 def _expected(profile: str) -> dict:
     """What a whole profile took and gave, see `readme.expect`."""
-    return files.from_json(paths.results() / "expected" / f"{profile}.json", file_shapes.Expected)
+    return files.from_json(paths.results() / "expected" / f"{profile}.json", file_shapes.ExpectedProfile)

@@ -22,25 +22,25 @@ from lscl.publish import (
     status,
     verified,
 )
-from lscl.results.frames import costs_frame, final, frame, main_records
+from lscl.results.frames import costs_frame, final_rows, frame, main_records
 from lscl.results.labels import DATASET_LABELS, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned, numbered, source_note
+from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, source_note
 from lscl.results.readings import read_ranking
 from lscl.results.tables import cost_table, score_table
 
 
 def pieces() -> dict[str, str]:
     """Every piece as it has to be today: {path from the repository's root: text}. Without records each says so."""
-    everything = sweeps.reported(all_records("mini"))
+    everything = sweeps.reportable_records(all_records("mini"))
     records = main_records(everything)
     tables = {
-        "config.md": numbered(
+        "config.md": numbered_table(
             reference.config_table(),
             "Every parameter, its value in each profile, and what it means",
             "tab-config",
             markdown=("name", "meaning"),
         ),
-        "method_values.md": numbered(
+        "method_values.md": numbered_table(
             reference.method_values(), "Values of single systems", "tab-method-values", index=False
         ),
         "systems.md": method_pages.overview(records),
@@ -51,8 +51,8 @@ def pieces() -> dict[str, str]:
         **{f"federation_{name}.md": benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION},
         "times.md": times(records),
         "notebooks.md": notebook_times(),
-        "cards.md": numbered(
-            hardware.planned(),
+        "cards.md": numbered_table(
+            hardware.planned_cards(),
             "Expected by the cost model, profile `paper`; nobody has measured it",
             "tab-cards",
             markdown=["card"],
@@ -166,8 +166,10 @@ def paper_plan(card: str = "t4") -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
     caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
     return "\n\n".join(
-        numbered(
-            hardware.each_system(dataset, card), caption.format(DATASET_LABELS[dataset], card), f"tab-plan-{dataset}"
+        numbered_table(
+            hardware.planned_systems(dataset, card),
+            caption.format(DATASET_LABELS[dataset], card),
+            f"tab-plan-{dataset}",
         )
         for dataset in sweeps.PLANS["paper"]
     )
@@ -188,30 +190,36 @@ def times(records: list[Record]) -> str:
     if table.empty:
         return NO_RECORDS
     caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
-    return numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (
+    return numbered_table(table, caption, "tab-times", index=False, markdown=["command"]) + (
         f"\n\n{source_note(records)}" if records else ""
     )
 
 
 def notebook_times() -> str:
     """What each page of notebooks took, as markdown."""
-    table = hardware.notebooks()
+    table = hardware.notebook_table()
     caption = "Measured with `make demo`: the time of each notebook, without what the runs before it took"
-    return NO_RECORDS if table.empty else numbered(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
+    return (
+        NO_RECORDS
+        if table.empty
+        else numbered_table(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
+    )
 
 
 def status_tables(records: list[Record]) -> str:
     """The state of the records, as markdown."""
     caption = "Runs that are recorded, by named set, profile `mini`"
-    parts = [numbered(status.set_table(records), caption, "tab-status-runs", index=False, markdown=["command"])]
+    parts = [numbered_table(status.set_table(records), caption, "tab-status-runs", index=False, markdown=["command"])]
     if records:
         about = "every record of the profile `mini` but those for tuning"
         caption = f"Digests of what went in, {about}"
         parts.append(
-            numbered(status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"])
+            numbered_table(
+                status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]
+            )
         )
         parts.append(
-            numbered(
+            numbered_table(
                 status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
             )
         )
@@ -231,8 +239,8 @@ def headline(records: list[Record]) -> str:
             cost_table(spent)[["MB up", "CPU minutes"]]
         )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
-        by_seed = final(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        by_seed = final_rows(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
         parts.append(
-            f"{captioned(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}"
+            f"{captioned_table(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}"
         )
     return "\n\n".join(parts) if parts else NO_RECORDS

@@ -14,7 +14,7 @@ from lscl.publish import hardware
 from lscl.registry import METHODS
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
-from lscl.results.markdown import code_text, plain, wall_minutes
+from lscl.results.markdown import code_text, plain_text, wall_minutes
 from lscl.results.published import published_final
 
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
@@ -46,7 +46,7 @@ def expect(
 def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
-    for row in hardware.expected():
+    for row in hardware.expected_profiles():
         rows.append(
             f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |"
         )
@@ -56,7 +56,7 @@ def expected_table() -> str:
         rows.append(
             f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |"
         )
-    minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
+    minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.find_card("t4"))
     command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
     return "\n".join(rows)
@@ -73,7 +73,7 @@ def _mean(runs: list[records.Record], mask: str) -> float:
 
 
 def _machine(hardware: dict) -> str:
-    return plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
+    return plain_text(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
 def readme_text(before: str) -> str:

@@ -9,7 +9,7 @@ from lscl.config import OFFICIAL, PROFILES, chosen, experiment, fields
 from lscl.models.vit import WEIGHTS
 from lscl.registry import METHODS
 from lscl.results.labels import label_of
-from lscl.results.markdown import numbered, plain
+from lscl.results.markdown import numbered_table, plain_text
 
 
 def config_table() -> pd.DataFrame:
@@ -57,15 +57,15 @@ def model_card() -> str:
     parts, about = [], WEIGHTS.with_suffix(".json")
     if about.exists():
         parts.append(
-            numbered(
+            numbered_table(
                 _facts(files.from_json(about, dict[str, Any])),
                 "How the file of the mini model was made",
                 "tab-model-facts",
             )
         )
     for path in sorted((paths.results() / "probe").glob("*.json")):
-        caption = f"Linear probe on the frozen features: {plain(path.stem.replace('--', ', '))} images a class"
-        parts.append(numbered(_facts(files.from_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
+        caption = f"Linear probe on the frozen features: {plain_text(path.stem.replace('--', ', '))} images a class"
+        parts.append(numbered_table(_facts(files.from_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
     return (
         "\n\n".join(parts)
         if parts

@@ -5,11 +5,11 @@ import pandas as pd
 from lscl import files, paths
 from lscl.experiments import records
 from lscl.experiments.sweeps import rows_of
-from lscl.experiments.verify import said
+from lscl.experiments.verify import describe_outcome
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
-from lscl.results.markdown import numbered
+from lscl.results.markdown import numbered_table
 
 # Where the runs of a named set stand.
 TABLES = {
@@ -38,12 +38,12 @@ def outcome(profile: str) -> str:
     path = paths.results() / "verified" / f"{profile}.json"
     if not path.exists():
         return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
-    saved = files.from_json(path, file_shapes.Verified)
+    saved = files.from_json(path, file_shapes.VerifiedProfile)
     known = {one["name"]: one for one in records.all_records(profile)}
     rows = [
         {
             "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
-            "computed again": said(one)
+            "computed again": describe_outcome(one)
             if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"])
             else MADE_AGAIN,
             "seconds": f"{one['seconds']:.1f}",
@@ -56,4 +56,4 @@ def outcome(profile: str) -> str:
     equal = sum(one["equal"] for one in saved["runs"])
     command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
     caption = f"`{command}`: cells drawn at random, their records computed again from nothing"
-    return f"{equal} of {len(rows)} were equal to the bit.\n\n{numbered(pd.DataFrame(rows), caption, f'tab-verified-{profile}', index=False)}"
+    return f"{equal} of {len(rows)} were equal to the bit.\n\n{numbered_table(pd.DataFrame(rows), caption, f'tab-verified-{profile}', index=False)}"

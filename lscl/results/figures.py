@@ -78,7 +78,7 @@ class BookFigure(Figure):
         return small.getvalue()
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Let a figure function draw in the book's style, whatever the reader's own settings are."""
 
     @wraps(draw)
@@ -104,7 +104,7 @@ def _picture(axes: Axes, pixels: np.ndarray, title: str = "", size: float = 8.5)
 # ---- 01 data
 
 
-@styled
+@house_style
 def partition_picture(counts: np.ndarray) -> Figure:
     """Who holds which class, when and how many images of it: one row per client, one column per class, a colour per task.
 
@@ -155,7 +155,7 @@ def partition_picture(counts: np.ndarray) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """How the images of the public classes fell to the clients, one bar per class. counts: (clients, public classes)."""
     figure, ((axes,),) = _figure(8, 3.2)
@@ -177,7 +177,7 @@ def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
     """The largest share that one client gets of a class, for several concentrations. shares: {label: (draws, clients)}."""
     figure, ((axes,),) = _figure(6.5, 2.8)
@@ -189,7 +189,7 @@ def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8, size: float = 0.95) -> Figure:
     """Images (n, H, W, 3) uint8 in rows, with short titles."""
     rows = -(-len(images) // columns)
@@ -204,8 +204,8 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8, size
 # ---- 02 collaboration
 
 
-@styled
-def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
+@house_style
+def update_heatmaps(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
     """The updates B_i A_i that were written for a few images, as mean size of each patch of entries.
 
     images: (n, H, W, 3) uint8; deltas: (n, 3d, d). The rows are the query, key and value parts of the fused qkv.
@@ -231,7 +231,7 @@ def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
     """Pairwise values between images, with the images along both sides. matrix: (n, n); images: (n, H, W, 3) uint8."""
     n = len(images)
@@ -254,7 +254,7 @@ def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Fi
     return figure
 
 
-@styled
+@house_style
 def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
     """How large the parts of an update are, one dot per image. parts: {name: (images,)}."""
     figure, ((axes,),) = _figure(6.5, 0.7 + 0.5 * len(parts))
@@ -289,7 +289,7 @@ def cls_attention(foundation: FrozenViT, z: Tensor, update: LowRank | None = Non
     return patches.reshape(-1, side, side).cpu().numpy()
 
 
-@styled
+@house_style
 def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
     """Where CLS looks without and with the written update, and the difference. off, on: (n, side, side)."""
     n, most, gap = len(images), max(off.max(), on.max()), np.abs(on - off).max()
@@ -309,7 +309,7 @@ def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """CLS features before and after, on the two main axes of both together. before, after: (n, d); labels: (n,)."""
     both = np.concatenate([before, after])
@@ -334,7 +334,7 @@ def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, na
     return figure
 
 
-@styled
+@house_style
 def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = "step") -> Figure:
     """A few curves over steps."""
     figure, ((axes,),) = _figure(6.5, 2.8)
@@ -350,7 +350,7 @@ def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = 
 # ---- 03 forgetting
 
 
-@styled
+@house_style
 def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
     """Accuracy on each task after every later one, one panel per variant. acc: {label: (t, clients, u)} in percent."""
     figure, (panels,) = _figure(max(6.5, 3.2 * len(acc)), 3, 1, len(acc), sharey=True)
@@ -364,8 +364,8 @@ def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
     return figure
 
 
-@styled
-def bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
+@house_style
+def grouped_bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
     """Grouped bars with their values on top. values: {group: {series: value}}."""
     figure, ((axes,),) = _figure(6.5, 2.9)
     series = list(next(iter(values.values())))
@@ -386,7 +386,7 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
 # ---- 04 distillation
 
 
-@styled
+@house_style
 def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label: str) -> Figure:
     """How a distance falls with the passes over the teachers, both axes logarithmic. gaps: {label: one value per entry of steps}."""
     figure, ((axes,),) = _figure(6.5, 3.1)
@@ -411,7 +411,7 @@ def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
     }
 
 
-@styled
+@house_style
 def curves(
     rows: pd.DataFrame, line: str = "label", label: str = "accuracy, %, all tasks so far", bands: bool = True
 ) -> Figure:
@@ -438,7 +438,7 @@ def curves(
     return figure
 
 
-@styled
+@house_style
 def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
     """One point per row, named in the legend by the row's label.
 
@@ -455,7 +455,7 @@ def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
     """Pictures with titles, two in a row, hardly enlarged, as pixels cost bytes. pictures: {title: (H, W, 3) uint8}."""
     rows = -(-len(pictures) // 2)
@@ -471,7 +471,7 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
 # ---- 06 to 08 studies
 
 
-@styled
+@house_style
 def paired_differences(differences: pd.DataFrame, label: str, limit: float = math.inf) -> Figure:
     """Paired differences: mean, 95 % t interval, a tick per seed; a row per variant, a panel per score, a line at zero.
 
@@ -512,7 +512,7 @@ def paired_differences(differences: pd.DataFrame, label: str, limit: float = mat
     return figure
 
 
-@styled
+@house_style
 def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) -> Figure:
     """One dot per class of each client, all seeds together, and a bar at their mean; the variants side by side, a panel per score.
 
@@ -548,7 +548,7 @@ def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) 
 # ---- 09 costs
 
 
-@styled
+@house_style
 def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
     """What travels over the tasks: a panel per direction, a line per system, logarithmic, thin lines between the tasks.
 
@@ -571,7 +571,7 @@ def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
     """How something grows with sizes, both axes logarithmic, so that a slope can be read off; linear growth is drawn beside it.
 
@@ -600,8 +600,8 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
     return figure
 
 
-@styled
-def stacked(rows: pd.DataFrame, label: str) -> Figure:
+@house_style
+def stacked_bars(rows: pd.DataFrame, label: str) -> Figure:
     """One horizontal bar per row of the table, made of its columns."""
     figure, ((axes,),) = _figure(8, 1.2 + 0.3 * len(rows))
     left = np.zeros(len(rows))

@@ -19,7 +19,7 @@ from lscl import paths
 from lscl.config import WHERE_AND_HOW, check_profile
 from lscl.errors import LsclError, unknown
 from lscl.experiments.records import Record, accuracy, all_records, folder, read_record
-from lscl.experiments.sweeps import reported
+from lscl.experiments.sweeps import reportable_records
 from lscl.federation.metrics import average_so_far
 from lscl.results import studies
 from lscl.results.labels import MASK_LABELS, methods_in_order, notes_of, row_label
@@ -27,14 +27,23 @@ from lscl.results.labels import MASK_LABELS, methods_in_order, notes_of, row_lab
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
 # What decides which images a run reads, and who gets which of them.
-OF_IMAGES = (
+IMAGE_FIELDS = (
     "images_per_class",
     "test_images_per_class",
     "eval_split",
     "image_size",
     "data_digest",
 )  # the last of a folder only
-OF_PARTITION = (*OF_IMAGES, "seed", "clients", "tasks", "classes_per_task", "private_classes", "dirichlet", "min_share")
+PARTITION_FIELDS = (
+    *IMAGE_FIELDS,
+    "seed",
+    "clients",
+    "tasks",
+    "classes_per_task",
+    "private_classes",
+    "dirichlet",
+    "min_share",
+)
 
 
 def frame(
@@ -94,9 +103,9 @@ def costs_frame(
     columns += [
         "cpu_seconds",
         "cpu_minutes",
-        *(f"cpu_{phase}" for phase in ROUNDS),
+        *(f"cpu_{phase}" for phase in ROUND_PHASES),
         "prepare",
-        *ROUNDS,
+        *ROUND_PHASES,
         "peak_memory_mb",
     ]
     return _tidy(runs, dataset, study, values, draft, columns, lambda record: [_costs(record)])
@@ -151,7 +160,7 @@ def classes_frame(
 # ---- what one record gives
 
 
-ROUNDS = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
+ROUND_PHASES = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
 
 
 def _accuracies(record: Record) -> list[tuple]:
@@ -174,7 +183,7 @@ def _costs(record: Record) -> tuple:
         float(np.mean(record["trained_parameters"])),
         record.get("optimised_images", record.get("trained_images", np.nan)),
     ]
-    phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUNDS])
+    phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUND_PHASES])
     shares = seconds / 60 * phases / phases.sum()
     return (
         clients,
@@ -219,7 +228,7 @@ def _tidy(
 ) -> pd.DataFrame:
     if isinstance(runs, str):
         sys.audit(studies.AUDITED, runs, study or "")
-    found = comparable(runs_of_study(_records(runs), study, dataset), draft)
+    found = check_comparable(runs_of_study(_records(runs), study, dataset), draft)
     parts = []
     for variant, record in found:
         unknown_values = [name for name in values if name not in record["config"]]
@@ -240,14 +249,14 @@ def _tidy(
 
 def main_records(found: Iterable[Record]) -> list[Record]:
     """The records behind the main table: its systems, without the tuning seed."""
-    return [one for one in reported(found) if studies.variant_of(one, "table1") is not None]
+    return [one for one in reportable_records(found) if studies.variant_of(one, "table1") is not None]
 
 
 def _records(runs: str | Iterable[Record]) -> list[Record]:
     if not isinstance(runs, str):
         return list(runs)
     check_profile(runs)
-    return reported(all_records(runs))
+    return reportable_records(all_records(runs))
 
 
 def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | None = None) -> list[tuple[str, Record]]:
@@ -268,7 +277,7 @@ def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | Non
     )
 
 
-def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
+def check_comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
     """The same (variant, record) pairs, if they may stand in one table.
 
     Raises:
@@ -294,7 +303,7 @@ def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
     """(key, value, message): records with the same key must have the same value, or the message with both says why not."""
     config, dataset, name = record["config"], record["dataset"], row_label(record)
     several = "one table, one {}: the records have {{}}, {{}}"
-    images, parts = (tuple(config.get(field) for field in fields) for fields in (OF_IMAGES, OF_PARTITION))
+    images, parts = (tuple(config.get(field) for field in fields) for fields in (IMAGE_FIELDS, PARTITION_FIELDS))
     same = json.dumps(
         {key: value for key, value in config.items() if key not in {"seed", *WHERE_AND_HOW}}, sort_keys=True
     )
@@ -346,12 +355,12 @@ def final_accuracy(record: Record, mask: str) -> float:
     return float(average_so_far(accuracy(record, mask))[-1])
 
 
-def final(scores: pd.DataFrame) -> pd.DataFrame:
+def final_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows after the last task of each run: their mean over clients and tasks is the paper's Table 2."""
     return scores[scores["trained_task"] == scores.groupby("run")["trained_task"].transform("max")]
 
 
-def just_learned(scores: pd.DataFrame) -> pd.DataFrame:
+def just_learned_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows about the task just learned: their mean over the clients is the paper's Table 1."""
     return scores[scores["trained_task"] == scores["tested_task"]]
 
@@ -365,7 +374,7 @@ def changes(scores: pd.DataFrame) -> pd.DataFrame:
             learned, Lopez-Paz and Ranzato 2017).
     """
     keys = [*RUN, "mask", "client", "tested_task"]
-    at_end, learned = (part.set_index(keys)["accuracy"] for part in (final(scores), just_learned(scores)))
+    at_end, learned = (part.set_index(keys)["accuracy"] for part in (final_rows(scores), just_learned_rows(scores)))
     last = scores.groupby("run")["trained_task"].transform("max")
     before = scores[(scores["trained_task"] < last) & (scores["tested_task"] < last)]
     best = before.groupby(keys, sort=False)["accuracy"].max()

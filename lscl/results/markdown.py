@@ -18,7 +18,7 @@ NOT_MEASURED = "Not yet measured: the runs that this needs are among those missi
 # ---- text
 
 
-def plain(text: object) -> str:
+def plain_text(text: object) -> str:
     """Text that comes from a record or another file, as it enters markdown or HTML.
 
     Whatever either could take for a sign of its own is written as an entity, and a line break is a space.
@@ -33,8 +33,8 @@ _SIGNS = re.compile(r"[`*{}$\\|~]|\](?=[(\[{:])|\[(?=\^)|<(?=\S)|&(?=[#\w])|(?<!
 
 
 def code_text(text: object) -> str:
-    """The same as a piece of code; as `plain` text where a sign in it could end that."""
-    shown = plain(text)
+    """The same as a piece of code; as `plain_text` where a sign in it could end that."""
+    shown = plain_text(text)
     return f"`{shown}`" if shown == str(text) else shown
 
 
@@ -43,9 +43,9 @@ def short_commit(commit: str | None, none: str = "installed package") -> str:
     return commit[:10] if commit else none
 
 
-def listed(values: Iterable[object]) -> str:
+def join_distinct(values: Iterable[object]) -> str:
     """Different values in order, with commas, as plain text."""
-    return plain(", ".join(sorted({str(value) for value in values})))
+    return plain_text(", ".join(sorted({str(value) for value in values})))
 
 
 # ---- tables
@@ -57,11 +57,11 @@ def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[st
     Args:
         table: what to show; a missing value is a dash.
         index: whether its index is a column.
-        markdown: columns that are markdown already; every other entry is taken as `plain` text.
+        markdown: columns that are markdown already; every other entry is taken as `plain_text`.
     """
     shown = table.reset_index() if index else table
     ready = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    writers = [ready if column in markdown else plain for column in shown.columns]
+    writers = [ready if column in markdown else plain_text for column in shown.columns]
     rows = [
         [write("–" if pd.isna(value) else value) for write, value in zip(writers, row)]
         for row in shown.itertuples(index=False)
@@ -71,7 +71,7 @@ def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[st
         if rows
         else ":---|" * len(writers)
     )
-    head = [plain(COLUMN_HEADS.get(column, column)) for column in shown.columns]
+    head = [plain_text(COLUMN_HEADS.get(column, column)) for column in shown.columns]
     return "\n".join([f"| {' | '.join(head)} |", f"|{rule.rstrip('|')}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
@@ -79,12 +79,14 @@ def _numeric(value: str) -> bool:
     return value[:1] in {*"0123456789+-–−", ""}
 
 
-def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True, markdown: Collection[str] = ()) -> str:
+def numbered_table(
+    table: pd.DataFrame, caption: str, name: str, index: bool = True, markdown: Collection[str] = ()
+) -> str:
     """A table with a number, a caption and an anchor `name`; see `to_markdown`."""
     return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index, markdown)}\n:::"
 
 
-def captioned(
+def captioned_table(
     table: pd.DataFrame,
     caption: str,
     name: str,
@@ -92,11 +94,11 @@ def captioned(
     draft: bool = False,
     markdown: Collection[str] = (),
 ) -> str:
-    """A `numbered` table, and below it the records it came from, see `source_note`."""
-    return f"{numbered(table, caption, name, markdown=markdown)}\n\n{source_note(source, draft)}"
+    """A `numbered_table`, and below it the records it came from, see `source_note`."""
+    return f"{numbered_table(table, caption, name, markdown=markdown)}\n\n{source_note(source, draft)}"
 
 
-def by_dataset(
+def tables_by_dataset(
     rows: pd.DataFrame,
     make: Callable[[pd.DataFrame], pd.DataFrame],
     caption: str,
@@ -124,7 +126,7 @@ def by_dataset(
             parts.append(f"{title}: {missing}")
             continue
         anchor = f"tab-{name}-{dataset.replace('_', '-')}"
-        parts.append(f"{numbered(table, f'{caption}, {title}.', anchor)}\n\n{(note or _one_set_of_images)(part)}")
+        parts.append(f"{numbered_table(table, f'{caption}, {title}.', anchor)}\n\n{(note or _one_set_of_images)(part)}")
     return "\n\n".join(parts) or missing
 
 
@@ -146,7 +148,7 @@ def small_print(*parts: str) -> str:
 
 def commits_of(sources: Iterable[dict[str, Any]], none: str = "installed package") -> str:
     """The commits of records or other measurements, as a part of a `small_print`."""
-    return f"commit {listed(short_commit(one['commit'], none) for one in sources)}"
+    return f"commit {join_distinct(short_commit(one['commit'], none) for one in sources)}"
 
 
 def seeds_of(sources: Iterable[dict[str, Any]]) -> str:
@@ -177,10 +179,10 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
         commits_of(group),
         seeds_of(group),
         f"{len(group)} run{'s' if len(group) > 1 else ''}, {sum(map(wall_minutes, group)):.0f} minutes",
-        listed(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group),
-        f"data {listed(one['data_digest'] for one in group)}",
-        f"partitions {listed(one['partition_digest'] for one in group)}",
-        f"weights {listed(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
+        join_distinct(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group),
+        f"data {join_distinct(one['data_digest'] for one in group)}",
+        f"partitions {join_distinct(one['partition_digest'] for one in group)}",
+        f"weights {join_distinct(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
     ]
     if dirty:
         parts.insert(0, "DRAFT of uncommitted code, not a result")

@@ -64,12 +64,12 @@ def published_rows(dataset: str, methods: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
 
 
-def beside_published(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+def add_published_rows(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Our table with the published rows: each behind the last of its system's, and our gap to it in a last column.
 
     Args:
         table: a row per label, with columns "task 1" and so on.
-        scores: what it was made of, on one data set: accuracies on the task just learned (`frames.just_learned`).
+        scores: what it was made of, on one data set: accuracies on the task just learned (`frames.just_learned_rows`).
     """
     (dataset,), tasks, parts = scores["dataset"].unique(), scores["trained_task"].nunique(), []
     theirs = published_table1(dataset)
@@ -85,7 +85,7 @@ def beside_published(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)[[*table.columns, "gap"]].fillna("–").rename_axis("label")
 
 
-def beside_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+def add_published_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Our table of the components with the rows of the paper's Table 2 below it.
 
     Which published row belongs to which variant is not known, apart from the whole system.

@@ -4,8 +4,8 @@ import pandas as pd
 
 from lscl.errors import LsclError
 from lscl.results.labels import COST_LABELS, MASK_LABELS
-from lscl.results.markdown import plain
-from lscl.results.measurements import INSIDE_WRITERS
+from lscl.results.markdown import plain_text
+from lscl.results.measurements import COMPONENT_WRITERS
 from lscl.results.statistics import VERDICTS, Estimate, estimate
 
 
@@ -27,9 +27,9 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
     if apart:
         raise LsclError(f"{best} and {apart[0]} have no seed in common")
     found = {name: estimate(values) for name, values in gaps.items()}
-    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {plain(best)}, {means[best]:.1f} %."]
+    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {plain_text(best)}, {means[best]:.1f} %."]
     for verdict in VERDICTS:
-        behind = {plain(name): gap for name, gap in found.items() if gap.verdict == verdict}
+        behind = {plain_text(name): gap for name, gap in found.items() if gap.verdict == verdict}
         if not behind:
             continue
         if brief:
@@ -72,11 +72,11 @@ def read_costs(costs: pd.DataFrame) -> str:
                 gap.half_width if measured else 0
             )  # the interval of one seed is NaN: never told apart
             side = ("less" if gap.mean < 0 else "more") if told else tied
-            sides[side].append(f"{plain(name)} ({theirs.sum() / ours.sum():.2f} times)")
+            sides[side].append(f"{plain_text(name)} ({theirs.sum() / ours.sum():.2f} times)")
         told = "; ".join(f"{side}: {', '.join(found)}" for side, found in sides.items() if found)
         value = format(by_seed[first].mean(), form).replace("nan", "–")
         lines.append(
-            f"- **{head}**, {value} for {plain(first)}"
+            f"- **{head}**, {value} for {plain_text(first)}"
             + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare.")
         )
     return "\n".join(lines)
@@ -88,7 +88,7 @@ def read_components(inside: pd.DataFrame) -> str:
     Args:
         inside: rows of `measurements.components_frame` on one data set.
     """
-    rows = inside[inside["writer"] == INSIDE_WRITERS["written"]]
+    rows = inside[inside["writer"] == COMPONENT_WRITERS["written"]]
     if rows.empty:
         return ""
     value = rows.pivot_table("value", "seed", ["measure", "images", "kind"])  # means over the tasks

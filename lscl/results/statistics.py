@@ -79,7 +79,7 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(float(x.mean()), len(x), float(high - low) / 2, p)
 
 
-def with_interval(values: Iterable[float]) -> str:
+def mean_with_interval(values: Iterable[float]) -> str:
     """Mean ± half of the 95 % interval as text, for `agg` of pandas; a dash if a value was not measured."""
     found = estimate(values)
     return "–" if math.isnan(found.mean) else str(found)
@@ -99,7 +99,7 @@ def estimates(by_seed: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
         by: the levels of its index that name the table's rows.
     """
     rows = by_seed.groupby(by, sort=False)
-    table = rows.agg(with_interval)
+    table = rows.agg(mean_with_interval)
     table.insert(0, "n", rows.size().astype(str))
     return table
 

@@ -18,7 +18,7 @@ from lscl.methods.parts.fed_lscl_studies import REGIMES, WRITERS, regime_change
 from lscl.results.labels import DATASET_LABELS, notes_of
 
 AUDITED = "lscl.study"  # the audit event (`sys.audit`) of reading a set of runs: its profile and name, "" for all runs
-PLACED = ("weights_sha256", "data_digest")  # of a local checkpoint or folder: no variant
+LOCAL_FILES = ("weights_sha256", "data_digest")  # of a local checkpoint or folder: no variant
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def collect(
     return Study(name, profile, tuple(planned), found, missing)
 
 
-def profile_shown(profile: str, compute: bool) -> str:
+def shown_profile(profile: str, compute: bool) -> str:
     """The profile whose records a page shows: one that computes nothing shows the committed records of `mini` for smoke and demo."""
     return "mini" if profile in ("smoke", "demo") and not compute else profile
 
 
-def measured_of(study: Study) -> str:
+def describe_state(study: Study) -> str:
     """How much of a study is measured on each data set, and the command for the rest, as a list in markdown."""
     lines = []
     for dataset in study.datasets:
@@ -105,7 +105,7 @@ def variant_of(record: Record, study: str) -> str | None:
     Raises:
         LsclError: no such study.
     """
-    given = {key: value for key, value in record["overrides"].items() if key not in PLACED}
+    given = {key: value for key, value in record["overrides"].items() if key not in LOCAL_FILES}
     if study == "table1":
         return notes_of(record) if (record["method"], given) in main_table() else None
     return _variants(study, record["profile"], record["dataset"]).get(

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lscl.results.frames import changes, final
+from lscl.results.frames import changes, final_rows
 from lscl.results.labels import COST_LABELS, MASK_LABELS, SCORE_HEADS
 from lscl.results.statistics import estimates
 
@@ -14,7 +14,9 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["label", "seed"]
     by_seed = (
-        final(scores).pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)].rename(columns=SCORE_HEADS)
+        final_rows(scores)
+        .pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)]
+        .rename(columns=SCORE_HEADS)
     )
     moved = changes(scores[scores["mask"] == "seen"]).groupby(keys)[["forgetting", "backward transfer"]].mean()
     return estimates(by_seed.join(moved), "label")
@@ -22,10 +24,12 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     """A row per system, means over the seeds: the columns of `labels.COST_LABELS`."""
-    return as_text(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis("label")
+    return format_numbers(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis(
+        "label"
+    )
 
 
-def as_text(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+def format_numbers(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Numbers as text, a dash for NaN.
 
     Args:

@@ -44,7 +44,7 @@ def test_an_impossible_value_is_one_line(values, words, one_line):
 
 def test_good_values_pass_outside_of_a_notebook_too(tmp_path):
     notebook_parameters.parameters(profile="smoke", compute=True, data_dir=str(tmp_path), weights=None)
-    assert notebook_parameters.injected() == []
+    assert notebook_parameters.injected_names() == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lscl.data.partition import partition
 from lscl.data.sources import load
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.experiments.records import SCHEMA, TIMES, code_digest, source
+from lscl.experiments.records import MAY_DIFFER, SCHEMA, code_digest, source
 from lscl.experiments.sweeps import TUNING_SEED
 from lscl.registry import METHODS
 
@@ -48,7 +48,7 @@ def make(smoke):
         }
         facts |= {"data_digest": load(config).digest, "partition_digest": partition(config, load(config)).digest}
         facts |= {"server_images_digest": None, "weights_digest": "w1"}
-        return records.make(config, COUNTS, [[1, 2, 3, 4, 5, 6]] * 3, facts)
+        return records.assemble_record(config, COUNTS, [[1, 2, 3, 4, 5, 6]] * 3, facts)
 
     return record
 
@@ -323,7 +323,7 @@ PLACES = {
     "a link to nothing": lambda path: os.symlink("nowhere", path),
     "a link to itself": lambda path: os.symlink(path, path),
     "a link to a device": lambda path: os.symlink("/dev/zero", path),
-    "a huge file": lambda path: (path.touch(), os.truncate(path, records.LARGEST + 1)),
+    "a huge file": lambda path: (path.touch(), os.truncate(path, records.LARGEST_FILE + 1)),
 }
 
 
@@ -611,14 +611,14 @@ def test_the_digest_of_a_notebooks_code_counts_the_parts_that_it_does_not_leave_
 
 
 def test_times_are_what_may_differ_between_equal_runs(make):
-    assert set(make()) & set(TIMES) >= {"seconds", "finished", "hardware", "versions", "commit", "dirty"}
-    assert not {"accuracy", "per_class", "config", "config_digest", "bytes_up"} & set(TIMES)
+    assert set(make()) & set(MAY_DIFFER) >= {"seconds", "finished", "hardware", "versions", "commit", "dirty"}
+    assert not {"accuracy", "per_class", "config", "config_digest", "bytes_up"} & set(MAY_DIFFER)
 
 
 def test_differing_names_entries_that_are_other_or_missing_and_no_times():
     one = {"a": 1, "b": [2], "c": 3, "seconds": 4}
-    assert records.differing(one, {"a": 1, "b": [5], "seconds": 6, "d": 7}) == ["b", "c"]
-    assert records.differing(one, {"a": 1, "b": [2], "c": 3}, ignored=()) == ["seconds"]
+    assert records.differing_entries(one, {"a": 1, "b": [5], "seconds": 6, "d": 7}) == ["b", "c"]
+    assert records.differing_entries(one, {"a": 1, "b": [2], "c": 3}, ignored=()) == ["seconds"]
 
 
 def test_the_code_of_a_run_is_looked_for_in_the_whole_package():

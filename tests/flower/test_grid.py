@@ -10,7 +10,7 @@ from flwr.app import MetricRecord
 from stub_grid import EXTRA, StubGrid, alone, compared, exchanges_in
 
 from lscl.config import experiment
-from lscl.flower.messages import pack_record, unpack_record, written_on
+from lscl.flower.messages import pack_record, read_metadata, unpack_record
 
 ABSENT = {
     "gone for a round": {(1, 1): "gone"},
@@ -114,7 +114,7 @@ def spoil(change):
 
 
 def words_on(reply):
-    return written_on(reply.content["answer"]["payload"].numpy().tobytes())
+    return read_metadata(reply.content["answer"]["payload"].numpy().tobytes())
 
 
 BAD = {

@@ -22,7 +22,9 @@ PLACES = {"data_dir": None, "weights": None}
 
 def entries(kind):
     """(notebook, entry) of everything that the committed notebooks declare, in the profile mini."""
-    return [(path, entry) for path in NOTEBOOKS for entry in freshness.declared(files.notebook(path), "mini")[kind]]
+    return [
+        (path, entry) for path in NOTEBOOKS for entry in freshness.declared_inputs(files.notebook(path), "mini")[kind]
+    ]
 
 
 def each(kind):

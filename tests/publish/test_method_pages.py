@@ -111,10 +111,10 @@ def test_a_choice_at_the_edge_of_its_grid_is_told():
 
 
 def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):
-    assert method_pages.cited("(arXiv 1602.05629)") == "(arXiv 1602.05629)"  # no book here
+    assert method_pages.link_citations("(arXiv 1602.05629)") == "(arXiv 1602.05629)"  # no book here
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     assert (
-        method_pages.cited("(arXiv 1602.05629) and arXiv 0000.00000")
+        method_pages.link_citations("(arXiv 1602.05629) and arXiv 0000.00000")
         == "(arXiv 1602.05629, {cite}`fedavg`) and arXiv 0000.00000"
     )
     for method in set(METHODS) - {*CONTROLS, "fed_lscl"}:

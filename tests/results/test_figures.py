@@ -73,21 +73,21 @@ FIGURES = {
     "shares": lambda: figures.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
     "concentration": lambda: figures.concentration({"1": draw.dirichlet(np.ones(3), 9)}),
     "image_grid": lambda: figures.image_grid(IMAGES, list("abcd"), columns=3),
-    "written": lambda: figures.written(IMAGES, draw.normal(size=(4, 72, 24))),
-    "similarity": lambda: figures.similarity_heatmap(np.eye(4), IMAGES, "cosine"),
+    "update_heatmaps": lambda: figures.update_heatmaps(IMAGES, draw.normal(size=(4, 72, 24))),
+    "similarity_heatmap": lambda: figures.similarity_heatmap(np.eye(4), IMAGES, "cosine"),
     "update_sizes": lambda: figures.update_sizes({"A": draw.uniform(size=5), "B": draw.uniform(size=5)}),
     "attention": lambda: figures.attention(IMAGES, draw.uniform(size=(4, 3, 3)), draw.uniform(size=(4, 3, 3))),
     "feature_change": lambda: figures.feature_change(*draw.normal(size=(2, 9, 5)), np.arange(9) % 3, list("abc")),
     "losses": lambda: figures.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
-    "bars": lambda: figures.bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
+    "grouped_bars": lambda: figures.grouped_bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
     "convergence": lambda: figures.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
     "curves": lambda: figures.curves(accuracies({"x": draw.uniform(size=(3, 5)), "y": draw.uniform(size=(1, 5))})),
     "sheets": lambda: figures.sheets({"a": IMAGES[0], "b": IMAGES[1], "c": IMAGES[2]}),
     "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
     "classes_of_clients": lambda: figures.classes_of_clients(classes({"a": [[10.0, 30], [50, 70]]}), ["a", "b"], "%"),
     "traffic_by_task": lambda: figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB"),
-    "stacked": lambda: figures.stacked(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
+    "stacked_bars": lambda: figures.stacked_bars(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
     "growth": lambda: figures.growth(GROWTH, "cpu_seconds", "seconds"),
     "labelled_points": lambda: figures.labelled_points(
         pd.DataFrame({"MB": [0, 3], "%": [50, 55]}, index=["a", "b"]), "MB", "%"
@@ -117,7 +117,7 @@ def heights(axes):
 
 def test_bars_stand_over_their_group_and_carry_their_value():
     values = {"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}
-    (axes,) = figures.bars(values, "kB").axes
+    (axes,) = figures.grouped_bars(values, "kB").axes
     assert heights(axes) == {"a": {"one": 1, "two": 3}, "b": {"one": 2, "two": 4}}
     assert [text.get_text() for text in axes.texts] == ["1", "3", "2", "4"]
     colours = {drawn.get_label(): drawn[0].get_facecolor() for drawn in axes.containers}
@@ -129,7 +129,9 @@ def test_bars_stand_over_their_group_and_carry_their_value():
 
 
 def test_stacked_bars_begin_where_the_part_before_ends():
-    (axes,) = figures.stacked(pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes").axes
+    (axes,) = figures.stacked_bars(
+        pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes"
+    ).axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     drawn = {
         bars.get_label(): {
@@ -278,7 +280,7 @@ def test_a_notebook_gets_a_small_png_on_the_books_ground():
 
 def test_the_readers_style_is_left_alone():
     before = dict(mpl.rcParams)
-    FIGURES["bars"]()
+    FIGURES["grouped_bars"]()
     assert dict(mpl.rcParams) == before
 
 

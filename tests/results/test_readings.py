@@ -8,12 +8,12 @@ from test_measurements import row
 from lscl import results
 from lscl.errors import LsclError
 from lscl.results import frames, readings
-from lscl.results.measurements import GROWTH, INSIDE_WRITERS, growth_frame, inside_numbers
+from lscl.results.measurements import COMPONENT_WRITERS, GROWTH, component_numbers, growth_frame
 
 
 def by_seed(group, mask="task"):
     scores = results.frame(group)
-    return frames.final(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", "label", sort=False)
+    return frames.final_rows(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", "label", sort=False)
 
 
 class TestRanking:
@@ -91,9 +91,9 @@ class TestComponents:
     def said(self, rows):
         columns = ["writer", "seed", "task", "measure", "images", "kind", "value"]
         found = [
-            (INSIDE_WRITERS[one["collaboration"]], one["seed"], one["task"], *number)
+            (COMPONENT_WRITERS[one["collaboration"]], one["seed"], one["task"], *number)
             for one in rows
-            for number in inside_numbers(one)
+            for number in component_numbers(one)
         ]
         return readings.read_components(pd.DataFrame(found, columns=columns))
 
