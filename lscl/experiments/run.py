@@ -47,7 +47,18 @@ def device_of(config: Experiment) -> torch.device:
 
 
 def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
-    """Everything the loop needs, as `setting` makes it, with all clients."""
+    """Everything that the loop in one process needs: `build_experiment` with all clients.
+
+    Args:
+        config: the run.
+        progress: shows how far the frozen part is.
+
+    Returns:
+        images, partition, method and clients.
+
+    Raises:
+        LsclError: as `build_experiment`.
+    """
     data, parts, method, new_client = build_experiment(config, progress)
     return data, parts, method, [new_client(k) for k in range(config.clients)]
 
@@ -55,16 +66,22 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
 def build_experiment(
     config: Experiment, progress: Progress | None = None
 ) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
-    """What server and clients start from, and how client k is made; prefix activations are computed here unless they lie on disk already.
+    """What server and clients start from; prefix activations that are not on the disk yet are computed here.
+
+    Args:
+        config: the run.
+        progress: shows how far the frozen part is.
+
+    Returns:
+        images, partition, method, and a function that makes client k.
 
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
     """
     torch.set_num_threads(config.cpu_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # nothing here reads what it has not written; filling costs 5 %
-    )
+    # Nothing here reads what it has not written, and filling costs 5 %.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     prepare_device(config)
     device = device_of(config)
     kind = METHODS[config.method]
@@ -106,7 +123,20 @@ def read_inputs(
     numbers: str = "fp32",
     side: int | None = None,
 ) -> Inputs:
-    """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
+    """The images as a method takes them: the pixels, and what it needs of the frozen ViT.
+
+    Args:
+        kind: the system.
+        frozen: the frozen ViT; None for a system without one.
+        images: pixels and labels.
+        device: where batches go.
+        watch: called with how many of how many images went through the frozen part.
+        numbers: how activations are stored, a key of `models.cache.STORED`.
+        side: pixels of an image's side for the CNN; None = those of `images`.
+
+    Returns:
+        images with their prefix activations, which are read from the disk if they lie there.
+    """
     if frozen is None:
         return Inputs(images, None, device, side=side)
     last = prefix_cache(frozen.at(frozen.depth), images, device, watch, numbers) if kind.query else None
@@ -117,7 +147,9 @@ LARGE_PROFILES = {"colab", "paper"}  # profiles that may need more than a machin
 
 
 def check_affordable(configs: Collection[Experiment]) -> None:
-    """Refuse early what this machine cannot hold. Only runs of the large profiles are looked at, on data whose size is known before.
+    """Refuse early what this machine cannot hold.
+
+    Only runs of the large profiles are checked, on data whose size is known before they are read.
 
     Raises:
         LsclError: a run needs more memory than the device has, or all together more disk.
@@ -132,16 +164,24 @@ class RunBusy(LsclError):
 
 
 def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.Record:
-    """The record of `config`: read if it exists, else computed, resuming at the last finished round of an earlier call.
+    """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
-    A run is computed by one process at a time; a second one waits for the first and then reads what it made.
+    One process at a time computes a run; a second one waits for the first and then reads its record.
+
+    Args:
+        config: the run.
+        quiet: show no progress.
+        wait: wait for another process that is computing this run.
+
+    Returns:
+        the record.
 
     Raises:
-        Busy: another process is computing this run, and `wait` is False.
-        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed before is kept.
+        RunBusy: another process is computing this run, and `wait` is False.
+        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed stays.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
-    limit_bytes()  # a bound that is no number is said before anything else
+    limit_bytes()  # refuses a bound that is no number, before anything else
     code = records.source()
     existing = _finished(config, code)
     if existing is not None:
@@ -158,7 +198,16 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
 
 @contextmanager
 def claim(state: Path, wait: bool):
-    """Keep other processes off a run; the system frees the claim when the process ends, however it ends."""
+    """Keep other processes off a run; the system frees the claim when the process ends, however it ends.
+
+    Args:
+        state: the folder of the run's saved state; the lock lies beside it.
+        wait: wait for another process that has the claim.
+
+    Raises:
+        RunBusy: another process has it, and `wait` is False.
+        LsclError: the lock cannot be written.
+    """
     lock = FileLock(f"{state}.lock", timeout=-1 if wait else 0)
     try:
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +229,14 @@ def _finished(config: Experiment, code: dict) -> records.Record | None:
 
 
 def settle_device(config: Experiment, state: Path) -> Experiment:
-    """The config with the device and the threads to compute with: where it leaves them open, those of the saved state, if there is one.
+    """The config with the device and the threads to compute with.
+
+    Args:
+        config: the run.
+        state: the folder of its saved state, which decides what the config leaves open.
+
+    Returns:
+        the config with both of them set.
 
     Raises:
         LsclError: the saved state is damaged, or there is no such device.
@@ -193,7 +249,7 @@ def settle_device(config: Experiment, state: Path) -> Experiment:
 
 
 def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
-    """Make the record, from the last finished round found in `state` on."""
+    """Make the record, resuming after the last finished round in `state`."""
     check_affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
@@ -214,10 +270,19 @@ def run_rounds(
     progress: Progress,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
-    """All rounds, from the last finished one found in `state` on, saved there one by one with what is `kept` beside the server.
+    """Run all rounds that are not in the saved state yet, and save each one.
 
-    about: which code runs, on what (its origin), and how long its preparation took; what an earlier call wrote there counts. rules: as in
-    `federate`.
+    Args:
+        method: the system.
+        transport: reaches the clients.
+        kept: whose state is saved besides the server's: the clients, or the transport to them.
+        state: the folder of the saved state.
+        about: which code runs, its origin, and how long the preparation took; what an earlier call saved counts more.
+        progress: shows the rounds.
+        rules: as in `federate`.
+
+    Returns:
+        the reports of all rounds, and `about` as it was when the run began.
 
     Raises:
         LsclError: the saved state is damaged or of another origin.
@@ -228,16 +293,13 @@ def run_rounds(
         origin.check_origin(begun["origin"], about["origin"], "the saved state of this run", state)
     reports, earlier = load_state(state, method, kept)
     code, about = about, earlier or about
-    about["dirty"] = (
-        about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]
-    )  # begun by other code
+    begun_by_other_code = about["code_digest"] != code["code_digest"]
+    about["dirty"] = about["dirty"] or code["dirty"] or begun_by_other_code
     progress.start(len(exchanges(method)), reports)
     try:
         for report in federate(method, transport, done=len(reports), **rules):
             reports.append(report)
-            if (
-                report.scores
-            ):  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
+            if report.scores:  # before the state: after a stop in between, the sheet is written again, never missing
                 save_sheet(config, method, report.task, about["dirty"])
             save_state(state, reports, method, kept, about)
             progress.round(report)
@@ -250,7 +312,16 @@ def run_rounds(
 
 
 def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = False) -> Path | None:
-    """Write what the method's server made in the task as a grid of images beside the records; -> its path, None if it made none.
+    """Write the images that the method's server made in a task as one picture beside the records.
+
+    Args:
+        config: the run.
+        method: the system, after the task.
+        task: its number, from 0.
+        dirty: file it with the runs of uncommitted code.
+
+    Returns:
+        the path of the picture; None if the server made no images.
 
     Raises:
         LsclError: the disk is full or the folder cannot be written.
@@ -266,18 +337,36 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
 
 
 def tile_images(images: np.ndarray) -> np.ndarray:
-    """Images side by side in a square as nearly as possible, row by row, black lines between: (n, H, W, 3) -> one (.., .., 3)."""
+    """Images row by row as one picture, as nearly square as possible, with black lines between them.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+
+    Returns:
+        (rows * (H + 1) - 1, columns * (W + 1) - 1, 3) uint8.
+    """
     columns = math.ceil(len(images) ** 0.5)
     rows = math.ceil(len(images) / columns)
     n, height, width, _ = images.shape
     cells = np.zeros((rows * columns, height + 1, width + 1, 3), np.uint8)
     cells[:n, :height, :width] = images
-    cells = cells.reshape(rows, columns, height + 1, width + 1, 3).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
+    cells = cells.reshape(rows, columns, height + 1, width + 1, 3).transpose(0, 2, 1, 3, 4)  # (rows, H, columns, W, 3)
+    return cells.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]  # (pixels high, pixels wide, 3)
 
 
 def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
-    """The record of the rounds of a finished run; "faults" are in it only if there were any."""
+    """The record of a finished run; it has "faults" only if there were any.
+
+    Args:
+        data: its images.
+        parts: how they were dealt to the clients.
+        method: the system after the last round.
+        reports: all rounds.
+        about: as `run_rounds` returns it.
+
+    Returns:
+        the record, not written yet.
+    """
     config = method.config
     parts.save(
         paths.results() / "partitions" / f"{config.profile}--{config.source}--s{config.seed}--{parts.digest}.json"
@@ -289,11 +378,10 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
     ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
+    images = sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run])
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
-    left_out = {
-        ("threads", config.cpu_threads),
-        ("system_digest", None),
-    }  # the first stands in the config, and ours have no such digest
+    # The threads stand in the config, and our own systems have no digest.
+    left_out = {("threads", config.cpu_threads), ("system_digest", None)}
     facts = {
         **{
             name: value
@@ -303,10 +391,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
-        "trained_images": method.passes
-        * config.epochs
-        * config.rounds
-        * sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run]),
+        "trained_images": method.passes * config.epochs * config.rounds * images,
         "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
@@ -318,5 +403,5 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
 
 
 def state_folders() -> list[Path]:
-    """Saved states of runs that were stopped."""
+    """The folders with the saved states of runs that were stopped."""
     return sorted(path for path in (paths.results() / "runs").glob("*/state/*") if path.is_dir())

@@ -68,7 +68,7 @@ def reproduce(
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
-    limit_bytes()  # a bound that is no number is said before anything else
+    limit_bytes()  # refuses a bound that is no number, before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
     notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
