@@ -32,7 +32,8 @@ DISPLAY_PACKAGES = ("publish", "results")  # they show what was recorded; a chan
 Record = dict[str, Any]
 # What may differ between equal runs. The server of a real federation cannot know how many images its clients saw.
 MAY_DIFFER = (
-    "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions", "optimised_images",
+    "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions",
+    "optimised_images",
 )  # fmt: skip
 
 Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]

@@ -1,4 +1,4 @@
-"""A federation on this machine: a SuperLink and its SuperNodes as processes on loopback, with TLS and node keys made on the spot."""
+"""A federation on this machine: a SuperLink and its SuperNodes as processes on loopback, with new TLS and node keys."""
 
 import datetime
 import ipaddress
@@ -41,7 +41,7 @@ PATIENCE = 60  # seconds for a process to start
 
 
 def write_certificates(folder: Path) -> None:
-    """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 that it signed (server.pem, server.key), for one day."""
+    """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 (server.pem, server.key) for a day."""
     now = datetime.datetime.now(datetime.UTC)
 
     def certificate(
@@ -93,6 +93,10 @@ def write_node_key(path: Path) -> None:
 def write_secret(path: Path, data: bytes) -> None:
     """Write a new file that only its owner can read.
 
+    Args:
+        path: where.
+        data: its bytes.
+
     Raises:
         LsclError: there is a file, or a link, which is never followed.
     """
@@ -106,6 +110,7 @@ def write_secret(path: Path, data: bytes) -> None:
 
 
 def free_port() -> int:
+    """A port of this machine that no process uses now."""
     with socket.socket() as one:
         one.bind((node.LOOPBACK, 0))
         return one.getsockname()[1]
@@ -113,7 +118,10 @@ def free_port() -> int:
 
 @dataclass
 class LocalFederation:
-    """The processes of a federation. `folder`: keys, certificates and logs; `private`: where the clients keep their state."""
+    """The processes of a federation.
+
+    folder: of keys, certificates and logs; private: where the clients keep their state.
+    """
 
     folder: Path
     private: Path
@@ -124,7 +132,7 @@ class LocalFederation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What all processes get: they run in `folder`, so every path is absolute."""
+        """The environment of all processes: they run in `folder`, so every path in it is absolute."""
         found = {name: getattr(self.config, name) for name in PLACES}
         places = {
             f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value)
@@ -186,7 +194,7 @@ class LocalFederation:
         raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
 
     def flwr(self, *words: str) -> str:
-        """One command of Flower's own; -> what it printed.
+        """Run one command of Flower's own and return its output.
 
         Raises:
             LsclError: it failed.
@@ -199,33 +207,55 @@ class LocalFederation:
         return done.stdout
 
     def register(self, client: int) -> None:
-        """Make a key for the node of a client and let it in."""
+        """Make a key for the node of a client and register it with the SuperLink."""
         write_node_key(self.folder / f"client{client}.key")
         self.flwr(
             "supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}"
         )
 
     def start_node(self, client: int, link: int | None = None) -> None:
-        """Start the node of a client; link: port of the SuperLink, or of what stands in front of it."""
+        """Start the node of a client.
+
+        Args:
+            client: its number, from 0.
+            link: port of the SuperLink, or of what stands in front of it; None = the SuperLink's own.
+        """
         self.start(
-            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client), "--link", f"{node.LOOPBACK}:{link or self.port}",
-            "--authority", str(self.folder / "ca.crt"), "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
+            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client),
+            "--link", f"{node.LOOPBACK}:{link or self.port}", "--authority", str(self.folder / "ca.crt"),
+            "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
         )  # fmt: skip
 
     def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
-        """Hand the run to the SuperLink, as `submit` does."""
+        """Hand the run to the SuperLink, as `submit` does.
+
+        Args:
+            settings: the rules of the run, by Flower's names.
+            show: called with every line that Flower or the server writes.
+
+        Returns:
+            the record that the server writes.
+        """
         nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.cpu_threads}"
         more = ["--federation-config", nodes] if self.simulation else []
         return submit(self.config, settings, show, "here", self.environment, more, self.folder)
 
     def last_lines(self, name: str, count: int = 1) -> str:
-        """The end of a process's log."""
+        """The end of a process's log.
+
+        Args:
+            name: of the process.
+            count: how many lines.
+
+        Returns:
+            the lines with spaces between them.
+        """
         return " ".join(
             (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]
         ).strip()
 
     def stop(self, *names: str) -> None:
-        """End processes that were started here, all if none is named, and all that they started."""
+        """End processes that were started here, and all that they started; all of them if none is named."""
         started = [self.processes.pop(name) for name in names or list(self.processes)]
         ending = [process for one in started for process in session_processes(one.pid)]
         for step in (psutil.Process.terminate, psutil.Process.kill):
@@ -238,7 +268,7 @@ class LocalFederation:
 
 
 def session_processes(pid: int) -> list[psutil.Process]:
-    """A process that leads a session, what it started, and what is left in its session of those that have ended."""
+    """A process that leads a session, its children, and what is left in the session of those that have ended."""
     found = []
     with suppress(psutil.NoSuchProcess):
         found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -273,13 +303,22 @@ def submit(
     more: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Record:
-    """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
+    """Hand a run to a SuperLink and wait for its end.
 
-    show: called with every line that Flower or the server writes; more: further words of the command; folder: for a file while it runs,
-    None = the system's temporary one.
+    Args:
+        config: the run.
+        settings: the rules of the run, by Flower's names.
+        show: called with every line that Flower or the server writes.
+        link: the name of the SuperLink in Flower's configuration.
+        variables: the environment of Flower's command.
+        more: further words of the command.
+        folder: for the file with the run's config; None = the system's temporary one.
+
+    Returns:
+        the record that the server writes.
 
     Raises:
-        LsclError: the run came to no end; what was finished before stays.
+        LsclError: the run came to no end; its finished rounds stay.
     """
     config = settle_device(config, paths.results() / "federation" / "state" / config.name)
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
@@ -316,9 +355,20 @@ def federation(
     simulation: bool = False,
     link: Callable[[int], int] = lambda port: port,
 ) -> Iterator[LocalFederation]:
-    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block.
+    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all end with the `with` block.
 
-    link: gives, for the SuperLink's port, the one that the nodes are to connect to.
+    Args:
+        folder: for keys, certificates and logs.
+        private: where the clients keep their state.
+        config: the run.
+        simulation: let Flower simulate the clients.
+        link: maps the SuperLink's port to the one that the nodes connect to.
+
+    Yields:
+        the running processes.
+
+    Raises:
+        LsclError: the SuperLink does not start, or refuses a node.
     """
     local = LocalFederation(folder, private, config, simulation)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
@@ -339,10 +389,19 @@ def federation(
 def federate_locally(
     config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]
 ) -> Record:
-    """One run over processes of this machine, from its last finished round on; -> its record.
+    """One run over processes of this machine, resuming after its last finished round.
 
-    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished. Of a command that
-    is killed no process and no key is left, see `leftovers`.
+    Keys and logs go to a temporary folder, the state of server and clients to results/federation/state/ until the run
+    is finished. A command that is killed leaves no process and no key, see `leftovers`.
+
+    Args:
+        config: the run.
+        simulation: let Flower simulate the clients.
+        settings: the rules of the run, by Flower's names.
+        show: called with every line that Flower or the server writes.
+
+    Returns:
+        its record.
 
     Raises:
         LsclError: as `submit`.

@@ -19,23 +19,47 @@ FRAME = 2**16  # bytes that names, shapes and types of a payload may take
 
 
 def ticket(client: int, exchange: int) -> dict[str, str]:
-    """What a message to a client asks for; its answer must repeat it. `nonce` is drawn anew for every message."""
+    """What a message to a client asks for; its answer must repeat it.
+
+    Args:
+        client: the client's number, from 0.
+        exchange: the number of the exchange in the run, from 0.
+
+    Returns:
+        both as text, and a nonce that is drawn anew for every message.
+    """
     return {"client": str(client), "exchange": str(exchange), "nonce": secrets.token_hex(16)}
 
 
 def pack_record(payload: Payload, ticket: Mapping[str, str] | None = None) -> ArrayRecord:
-    """A payload, with the ticket that it answers, as a record of one array (bytes,) of uint8."""
+    """A payload as a record of one array.
+
+    Args:
+        payload: tensors by name.
+        ticket: what the payload answers; None for one from the server.
+
+    Returns:
+        a record with one array (bytes,) of uint8.
+    """
     return ArrayRecord({"payload": Array(np.frombuffer(as_bytes(payload, **(ticket or {})), np.uint8))})
 
 
 def unpack_record(
     record: object, sender: str, limit: int | None = None, ticket: Mapping[str, str] | None = None
 ) -> Payload:
-    """The payload in a record of a message, whatever that is.
+    """The payload in a record of a message, of which nothing is taken for granted.
+
+    Args:
+        record: what came in the message.
+        sender: names the sender in the error.
+        limit: bytes of the payload, without its frame; None = any number.
+        ticket: what the payload must answer; None for one from the server.
+
+    Returns:
+        tensors by name.
 
     Raises:
-        LsclError: there is none, or it cannot be read, or is larger than `limit` bytes and the frame, or answers another message than
-            that of the ticket.
+        LsclError: there is no payload, it cannot be read, is larger than the limit, or answers another message.
     """
     if not isinstance(record, ArrayRecord) or "payload" not in record:
         raise LsclError(f"payload of {sender}: there is none in the message")
@@ -63,18 +87,18 @@ def unpack_record(
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
-    """The words in the header of safetensors' format, {} if there are none."""
+    """The metadata in the header of safetensors' format; {} if there are none."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]).get("__metadata__") or {}
 
 
 def pack_config(config: Experiment) -> str:
-    """A config as it is sent to the nodes: JSON of what is set, without the paths and devices of one machine."""
+    """A config as it is sent to the nodes: JSON without the paths and devices of one machine."""
     return json.dumps(config.model_dump(mode="json", exclude=PLACES))
 
 
 def unpack_config(run_config: dict) -> Experiment:
-    """The config that was sent, with the paths of this machine from LSCL_DATA_DIR, LSCL_WEIGHTS and LSCL_DEVICE.
+    """The config that was sent, with this machine's paths and device (LSCL_DATA_DIR, LSCL_WEIGHTS, LSCL_DEVICE).
 
     Raises:
         LsclError: unknown or impossible values.

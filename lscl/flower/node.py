@@ -31,7 +31,7 @@ RESTART_DELAY = 5  # seconds before a SuperNode that ended is started again
 
 
 def environment() -> dict[str, str]:
-    """What Flower's programs get: a quiet Flower, and its other programs, which lie beside this Python."""
+    """The environment of Flower's programs: a quiet Flower, and a path to its other programs beside this Python."""
     return {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -56,7 +56,8 @@ def checked_node(values: dict[str, Any]) -> Node:
     node = validate_values(Node, values)
     if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", node.link) or not 0 < int(node.link.rpartition(":")[2]) < 2**16:
         raise LsclError(
-            f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, for example server.example.org:8000"
+            f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, "
+            "for example server.example.org:8000"
         )
     for path in (node.authority, node.key):
         if not path.is_file():
@@ -90,21 +91,21 @@ def checked_node(values: dict[str, Any]) -> Node:
 
 
 def program() -> str | None:
-    """Flower's SuperNode."""
+    """The path of Flower's SuperNode; None if it is not installed."""
     return shutil.which("flower-supernode", path=environment()["PATH"])
 
 
 def restrict_private_folders() -> None:
-    """Let nobody but the owner read the clients' state on this machine, also that of earlier versions and of runs that are over."""
+    """Let only the owner read the clients' state on this machine, that of earlier versions and runs included."""
     for folder in {path.parent for path in paths.private().glob("*/client*/*.safetensors")}:
         private_folder(private_folder(folder.parent) / folder.name)
 
 
 def serve(node: Node) -> None:
-    """Be a client until this process is told to end; what it started ends with it, however that is.
+    """Run a client's SuperNode until this process is told to end; all that it started ends with it.
 
-    The SuperLink refuses a node that it believes to be there, and of one that was killed it believes that until two heartbeats are
-    missing, up to a minute: until then a new start fails, and is tried again.
+    The SuperLink refuses a node that it believes to be connected, and it notices the end of a killed one only after two
+    missing heartbeats, up to a minute later. Until then a new start fails and is tried again.
     """
     from lscl.flower import leftovers
 

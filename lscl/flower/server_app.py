@@ -20,7 +20,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run, from the last finished round on; the record goes to results/federation/runs/."""
+    """Compute one run, resuming after the last finished round; the record goes to results/federation/runs/.
+
+    Args:
+        grid: reaches the nodes.
+        context: the run's config.
+    """
     config = unpack_config(context.run_config)
     needs = rules(config, context.run_config)
     least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
