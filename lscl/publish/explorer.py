@@ -1,4 +1,4 @@
-"""Records -> the data behind the page with the interactive figure (book/explore.md); book/_static/explore.js draws it in the browser."""
+"""The data behind the interactive figure (book/explore.md), made of records; book/_static/explore.js draws it."""
 
 import json
 import math
@@ -34,7 +34,10 @@ PAGE = """<div class="explore">
 <script src="../_static/plotly/plotly-basic.min.js"></script>
 <script src="../_static/explore.js"></script>
 </div>"""
-ALT = "Accuracy of every system over the tasks or against its costs; the same numbers stand in the tables of the results page"
+ALT = (
+    "Accuracy of every system over the tasks or against its costs; "
+    "the same numbers stand in the tables of the results page"
+)
 
 
 def explorer_page(records: Iterable[Record]) -> str:
@@ -49,9 +52,11 @@ def explorer_page(records: Iterable[Record]) -> str:
 
 
 def explorer_data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
-    """{data set: systems}, each with name, look, seeds, accuracies {score: {of: triples by task}} and costs {name: triple}.
+    """The data of the figure: {data set: systems}.
 
-    A triple is [mean, half of the 95 % interval or None, n]. A system of the paper has its published accuracies on the task just learned.
+    Each system has name, look, seeds, accuracies {score: {of: triples by task}} and costs {name: triple}. A triple is
+    [mean, half of the 95 % interval or None, n]. A system of the paper also has its published accuracies on the task
+    just learned.
     """
     scores, costs = frame(records := list(records)), costs_frame(records)
     return {

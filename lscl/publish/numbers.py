@@ -1,4 +1,4 @@
-"""Numbers inside the sentences of the book. A page calls one by its name in double braces; `lscl pages` writes them all to one file."""
+"""Numbers in the sentences of the book: a page names one in double braces, `lscl pages` writes all to one file."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ FILE = "numbers.json"
 
 
 def numbers(records: list[Record]) -> dict[str, str]:
-    """Every number by its name; `records` are those of the main table. What nobody has measured yet says so."""
+    """Every number by its name, from the records of the main table; what nobody has measured yet says so."""
     ours = {
         dataset: select(records, method=METHODS.of_role("own"), overrides={}, dataset=dataset)
         for dataset in sweeps.PLANS["mini"]

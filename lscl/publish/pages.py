@@ -1,4 +1,4 @@
-"""All that the book and the README show and that code makes: pages, tables, the interactive figure, sentences with numbers."""
+"""All that code makes of the book and the README: pages, tables, the interactive figure, numbers in sentences."""
 
 import json
 import re
@@ -48,7 +48,9 @@ def pieces() -> dict[str, str]:
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmark_pages.benchmark_page(),
-        **{f"federation_{name}.md": benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION},
+        **{
+            f"federation_{name}.md": benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION_TABLES
+        },
         "times.md": times(records),
         "notebooks.md": notebook_times(),
         "cards.md": numbered_table(
@@ -89,7 +91,7 @@ def contents() -> dict[str, str]:
 
 
 def notebook_heads() -> dict[str, str]:
-    """Every notebook with what its first cells take from elsewhere: the measured time, and the repository's public address.
+    """Every notebook with the measured time and the repository's public address in its first cells.
 
     The address is a setting of _config.yml and stands nowhere else; the time comes from results/expected/demo.json.
     """
@@ -97,10 +99,8 @@ def notebook_heads() -> dict[str, str]:
     if not found:
         return {}
     address = _address(paths.root() / "_config.yml")
-    cell, time = (
-        re.compile(r'(REPOSITORY = \\")[^"\\]*'),
-        re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]"),
-    )  # as JSON has it
+    cell = re.compile(r'(REPOSITORY = \\")[^"\\]*')  # as JSON has it
+    time = re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")
     heads = {}
     for path in found:
         text = cell.sub(lambda kept: kept[1] + address, files.read_text(path))
@@ -123,13 +123,13 @@ def _address(path: Path) -> str:
 
 
 def _time(kept: re.Match, notebook: str) -> str:
-    """The matched words with the time that the notebook took when `make demo` was measured; as they are where nobody has measured it."""
+    """The matched words with the measured time of the notebook in `make demo`; unchanged where nobody measured."""
     taken = hardware.notebook_time(notebook, runs=kept[2] is not None)
     return f"{kept[1]}{taken}{kept[2] or ''}]" if taken else kept[0]
 
 
 def write_pages() -> list[Path]:
-    """Write every piece that is not as it has to be; -> the paths of all."""
+    """Write every piece that is not as it has to be, and return the paths of all pieces."""
     made = pieces()
     for name, text in made.items():
         if _read(name) != text:
@@ -138,7 +138,7 @@ def write_pages() -> list[Path]:
 
 
 def stale_pages() -> list[str]:
-    """One line for every piece that is not what code, config and records give today: where, what stands there and what should."""
+    """One line for every piece that is not what code, config and records give today, with what it should say."""
     found = []
     for name, text in pieces().items():
         before = _read(name)
@@ -240,7 +240,6 @@ def headline(records: list[Record]) -> str:
         )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
         by_seed = final_rows(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
-        parts.append(
-            f"{captioned_table(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}"
-        )
+        shown = captioned_table(table, caption, f"tab-headline-{dataset}", here)
+        parts.append(f"{shown}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else NO_RECORDS

@@ -23,9 +23,17 @@ BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 def expect(
     profile: str, minutes: float, runs: list[records.Record], runs_seconds: float, notebooks: dict[str, float]
 ) -> Path:
-    """Keep what `lscl reproduce profile` took and gave on this machine, for README and book.
+    """Store what `lscl reproduce` took and gave on this machine, for README and book.
 
-    minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
+    Args:
+        profile: its name.
+        minutes: of all of it.
+        runs: the records of the profile.
+        runs_seconds: of computing them.
+        notebooks: seconds of each, by name.
+
+    Returns:
+        the path of results/expected/<profile>.json.
     """
     ours = records.select(runs, method=METHODS.of_role("own"), overrides={})
     about = {
@@ -47,14 +55,13 @@ def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
     for row in hardware.expected_profiles():
-        rows.append(
-            f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |"
-        )
+        scores = f"{row['task']} % | {row['seen']} %"
+        rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {scores} |")
     for record in records.select(records.all_records("mini"), method=METHODS.of_role("own"), seed=42, overrides={}):
         command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
-        scores = [f"{_mean([record], mask)} %" for mask in SCORES]
+        scores = " | ".join(f"{_mean([record], mask)} %" for mask in SCORES)
         rows.append(
-            f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |"
+            f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {scores} |"
         )
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.find_card("t4"))
     command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
@@ -77,7 +84,11 @@ def _machine(hardware: dict) -> str:
 
 
 def readme_text(before: str) -> str:
-    """The README with today's table between its two markers."""
+    """The README with today's table between its two markers.
+
+    Raises:
+        LsclError: a marker is missing, stands twice, or they stand in the wrong order.
+    """
     if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
         raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")
     return f"{before.split(BEGIN)[0]}{BEGIN}\n{expected_table()}\n{END}{before.split(END)[1]}"

@@ -1,4 +1,4 @@
-"""What the code says of itself, as tables and text of the book: parameters, values of single methods, the mini model."""
+"""Tables of the book about the code: parameters, values of single methods, the facts about the mini model."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def config_table() -> pd.DataFrame:
 
 
 def method_values() -> pd.DataFrame:
-    """What one method alone has different in a profile: sizes, values from tuning, official values."""
+    """The values that a profile has for one method alone: sizes, values from tuning, official values."""
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = []
     for method, kind in METHODS.items():
@@ -53,7 +53,7 @@ def show(value: Any) -> str:
 
 
 def model_card() -> str:
-    """The facts about the mini foundation model that its description and the probes hold, as markdown."""
+    """The facts about the mini foundation model, from its description and the probes, as markdown."""
     parts, about = [], WEIGHTS.with_suffix(".json")
     if about.exists():
         parts.append(

@@ -16,10 +16,10 @@ from lscl.results.studies import FACTORS, Study, component_effects
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper about final accuracies, as we test it: sign * (variant - reference) < margin, in percentage points.
+    """A statement of the paper about final accuracies, as we test it: sign * (variant - reference) < margin.
 
-    statement: the statement; source: where the paper makes it. reference = SUBSETS_WITHOUT: `variant` is a component, and the difference is what it
-    adds on average (`studies.component_effects`).
+    statement: in words; source: where the paper makes it; margin: percentage points. With reference = SUBSETS_WITHOUT,
+    `variant` is a component, and the difference is what it adds on average (`studies.component_effects`).
     """
 
     statement: str
@@ -31,7 +31,7 @@ class Claim:
 
     @property
     def comparison(self) -> str:
-        """What the difference is one of, as the start of a sentence that ends with its points."""
+        """The start of a sentence that ends with the points of the difference."""
         return (
             f"{self.variant}: on average"
             if self.reference == SUBSETS_WITHOUT
@@ -52,7 +52,7 @@ class Claim:
         return found[self.variant].dropna() if self.variant in found else pd.Series(dtype=float)
 
     def verdict(self, difference: Estimate) -> str:
-        """What the 95 % interval of variant - reference says to it: an entry of JUDGEMENTS."""
+        """What the 95 % interval of variant - reference says to the statement: an entry of JUDGEMENTS."""
         if difference.n == 1:
             return OPEN
         middle = self.sign * difference.mean
@@ -78,7 +78,18 @@ _ADDS = (
 
 
 def claims_of(name: str, profile: str) -> list[Claim]:
-    """The paper's statements that the study `name` can test in a profile."""
+    """The paper's statements that a study can test.
+
+    Args:
+        name: ablations, blocks, buffers or cnns.
+        profile: whose variants the study has.
+
+    Returns:
+        the statements about variants that exist in the profile.
+
+    Raises:
+        LsclError: the paper says nothing about such a study.
+    """
     depth = BLOCKS[profile]
     late = range(depth - depth // 4, depth)  # 9, 10 and 11 of 12
     found = {
@@ -139,11 +150,15 @@ def claims_of(name: str, profile: str) -> list[Claim]:
 
 
 def judge(name: str, profile: str, by_seed: pd.DataFrame) -> str:
-    """Every statement of the paper that a study tests, sorted by what its records say to it, as a list of lists in markdown.
+    """Every statement of the paper that a study tests, sorted by what its records say to it.
 
     Args:
-        name, profile: the study.
-        by_seed: final accuracies under one score, a row per seed and a column per variant.
+        name: the study.
+        profile: of its runs.
+        by_seed: final accuracies (%) under one score, a row per seed and a column per variant.
+
+    Returns:
+        a list of lists in markdown.
     """
     sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
     for claim in claims_of(name, profile):
@@ -164,11 +179,14 @@ def judge(name: str, profile: str, by_seed: pd.DataFrame) -> str:
 
 
 def judge_datasets(study: Study, scores: pd.DataFrame) -> str:
-    """`judge` for each data set that has records, under the paper's score and the class-incremental one, as markdown.
+    """`judge` for each data set that has records, under the paper's score and the class-incremental one.
 
     Args:
-        study: which statements.
-        scores: the study's accuracies, see `lscl.results.frame`.
+        study: whose statements.
+        scores: its accuracies, see `lscl.results.frame`.
+
+    Returns:
+        markdown with a title for each data set and score.
     """
     if scores.empty:
         return f"**{DATASET_LABELS[study.datasets[0]]}**\n\n{judge(study.name, study.profile, pd.DataFrame())}"
@@ -184,10 +202,13 @@ def judge_datasets(study: Study, scores: pd.DataFrame) -> str:
 
 
 def compare_losses(scores: pd.DataFrame) -> str:
-    """The largest loss of a variant against the whole system beside the published ones, a sentence; empty if there is nothing to compare.
+    """The largest loss of a variant against the whole system beside the published losses, in words.
 
     Args:
         scores: accuracies of the ablations on one data set, see `lscl.results.frame`.
+
+    Returns:
+        two sentences; empty if there is nothing to compare.
     """
     dataset = scores["dataset"].iloc[0]
     by_seed = final_rows(scores[scores["mask"] == "task"]).pivot_table("accuracy", "seed", "variant", sort=False)
@@ -195,6 +216,7 @@ def compare_losses(scores: pd.DataFrame) -> str:
     if not theirs or gaps.empty:
         return ""
     return (
-        f"On {DATASET_LABELS[dataset]} the three incomplete systems of the paper's Table 2 lie {min(theirs):.1f} to {max(theirs):.1f} points "
-        f"below its whole one. Of the {len(gaps)} variants measured here the lowest beside ours is *{gaps.idxmin()}*, {gaps.min():+.1f} points."
+        f"On {DATASET_LABELS[dataset]} the three incomplete systems of the paper's Table 2 lie "
+        f"{min(theirs):.1f} to {max(theirs):.1f} points below its whole one. Of the {len(gaps)} variants measured here "
+        f"the lowest beside ours is *{gaps.idxmin()}*, {gaps.min():+.1f} points."
     )

@@ -1,4 +1,4 @@
-"""What each file of results must have, for the one reader `lscl.files`; a file may have more."""
+"""What each file of results must hold, for the one reader `lscl.files`; a file may hold more."""
 
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -232,7 +232,7 @@ class FederationRow(Shape):
 
 
 class ParityRow(FederationRow):
-    """A federation compared with the same run in one process; `wire_up` and the like are known of some (`WiredParityRow`)."""
+    """A federation compared with the same run in one process; see `WiredParityRow` for one with `wire_up`."""
 
     method: System
     profile: str
@@ -318,7 +318,8 @@ class ScaleRow(FederationRow):
     differs_from_one_process: list[str]
 
 
-FEDERATION = {
+# The parts of results/federation/, each with the shape of its rows.
+FEDERATION_ROWS = {
     "parity": WiredParityRow | ParityRow,
     "faults": ClientKilled | ServerKilled | RefusedRow,
     "scale": ScaleRow,

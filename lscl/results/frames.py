@@ -1,8 +1,9 @@
-"""All results as tidy tables: one row per measured number, and what it was measured of in the columns before it.
+"""All results as tidy tables: one row per measured number, and in the columns before it what it was measured of.
 
-Every table and figure of the book is a filter, a group and a mean of these. The columns in front are the same in all of them:
-dataset, profile, method, variant, label, seed, and `run`, the record's place below results/runs, from which `records_behind` finds it
-again. `label` is the system's name in tables, `variant` what tells the row from others of the same system or study.
+Every table and figure of the book is a filter, a group and a mean of these. The first columns are the same in all of
+them: dataset, profile, method, variant, label, seed, and `run`, the record's place below results/runs, from which
+`records_behind` finds it again. `label` is the system's name in tables; `variant` tells the row from others of the same
+system or study.
 """
 
 import json
@@ -26,14 +27,8 @@ from lscl.results.labels import MASK_LABELS, methods_in_order, notes_of, row_lab
 
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
-# What decides which images a run reads, and who gets which of them.
-IMAGE_FIELDS = (
-    "images_per_class",
-    "test_images_per_class",
-    "eval_split",
-    "image_size",
-    "data_digest",
-)  # the last of a folder only
+# Parameters that decide which images a run reads (data_digest: of a folder only), and who gets which of them.
+IMAGE_FIELDS = ("images_per_class", "test_images_per_class", "eval_split", "image_size", "data_digest")
 PARTITION_FIELDS = (
     *IMAGE_FIELDS,
     "seed",
@@ -59,12 +54,13 @@ def frame(
         draft: let runs of uncommitted code pass, for looking at what is in progress.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and mask (task, seen, all), client, trained_task, tested_task (from 1),
-            accuracy (%); in the order of the tables and of the seeds. Without runs it has no rows.
+        pandas.DataFrame: the columns of all frames, `values`, and mask (task, seen, all), client, trained_task,
+            tested_task (from 1), accuracy (%); in the order of the tables and of the seeds; no rows without runs.
 
     Raises:
-        LsclError: unknown profile, study or parameter; runs of uncommitted code; in one row of a table a seed twice, or runs that differ
-            in more than the seed; runs of one data set with other images, weights or partitions than their configs say.
+        LsclError: unknown profile, study or parameter; runs of uncommitted code; in one row of a table a seed twice, or
+            runs that differ in more than the seed; runs of one data set with other images, weights or partitions than
+            their configs say.
     """
     return _tidy(
         runs, dataset, study, values, draft, ["mask", "client", "trained_task", "tested_task", "accuracy"], _accuracies
@@ -77,15 +73,20 @@ def costs_frame(
     """What every run cost: one row per run.
 
     Args:
-        runs, dataset, study, values, draft: as for `frame`.
+        runs: as for `frame`.
+        dataset: as for `frame`.
+        study: as for `frame`.
+        values: as for `frame`.
+        draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks), bytes_up, bytes_down (all clients, whole
-            run), mb_up, mb_down (MB of 10^6 bytes per client and round), trained_parameters (mean over the clients), trained_images (those
-            that optimisers have seen, kept and made ones among them; in records that do not say, the images of the tasks in every pass),
-            cpu_seconds and cpu_minutes (all rounds, NaN if not measured), cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor,
-            the whole shared out as the seconds by the clock are: what else the machine does slows all phases of a run alike, on average),
-            seconds by the clock of each phase: prepare, train, aggregate, evaluate; peak_memory_mb (highest of the process).
+        pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks); bytes_up, bytes_down
+            (all clients, whole run); mb_up, mb_down (MB of 10^6 bytes per client and round); trained_parameters (mean
+            over the clients); trained_images (those that optimisers have seen, kept and made ones among them; in
+            records that do not say, the images of the tasks in every pass); cpu_seconds and cpu_minutes (all rounds,
+            NaN if not measured); cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor, shared out like the
+            seconds by the clock: other work of the machine slows all phases of a run alike, on average); prepare,
+            train, aggregate, evaluate (seconds by the clock); peak_memory_mb (highest of the process).
 
     Raises:
         LsclError: as for `frame`.
@@ -117,11 +118,15 @@ def traffic_frame(
     """Bytes of every exchange: one row per run, exchange and client.
 
     Args:
-        runs, dataset, study, values, draft: as for `frame`.
+        runs: as for `frame`.
+        dataset: as for `frame`.
+        study: as for `frame`.
+        values: as for `frame`.
+        draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and exchange (from 1), client, task (fraction of all tasks that is done),
-            bytes_up, bytes_down.
+        pandas.DataFrame: the columns of all frames, `values`, and exchange (from 1), client, task (how many are done,
+            as a fraction), bytes_up, bytes_down.
 
     Raises:
         LsclError: as for `frame`.
@@ -137,11 +142,15 @@ def classes_frame(
     """Accuracy of every class after the last task: one row per run, client, class and mask.
 
     Args:
-        runs, dataset, study, values, draft: as for `frame`.
+        runs: as for `frame`.
+        dataset: as for `frame`.
+        study: as for `frame`.
+        values: as for `frame`.
+        draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and client, cnn, trained_parameters (both the client's), class, mask,
-            accuracy (%).
+        pandas.DataFrame: the columns of all frames, `values`, and client, cnn, trained_parameters (both the client's),
+            class, mask, accuracy (%).
 
     Raises:
         LsclError: as for `frame`.
@@ -260,7 +269,16 @@ def _records(runs: str | Iterable[Record]) -> list[Record]:
 
 
 def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | None = None) -> list[tuple[str, Record]]:
-    """(variant, record) of those of a study and a data set, in the order of the tables and of the seeds; of all if both are None."""
+    """The records of a study, each with its variant, in the order of the tables and of the seeds.
+
+    Args:
+        found: records of one profile.
+        study: a named set of runs; None = no choice, and the variant is `labels.notes_of`.
+        dataset: only records on this data set.
+
+    Returns:
+        (variant, record) pairs.
+    """
     order = methods_in_order()
     place = lambda one: (
         order.index(one["method"]) if one["method"] in order else len(order),
@@ -278,7 +296,14 @@ def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | Non
 
 
 def check_comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
-    """The same (variant, record) pairs, if they may stand in one table.
+    """Check that records may stand in one table.
+
+    Args:
+        found: (variant, record) pairs.
+        draft: let records of uncommitted code pass.
+
+    Returns:
+        the same pairs.
 
     Raises:
         LsclError: see `frame`.
@@ -287,7 +312,8 @@ def check_comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -
     for _, record in found:
         if record["dirty"] and not draft:
             raise LsclError(
-                f"record {record['name']} was made with uncommitted code, it cannot enter a table: commit, then run it again"
+                f"record {record['name']} was made with uncommitted code, it cannot enter a table: "
+                "commit, then run it again"
             )
         row = (record["dataset"], row_label(record), record["seed"])
         if row in before:
@@ -300,7 +326,7 @@ def check_comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -
 
 
 def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
-    """(key, value, message): records with the same key must have the same value, or the message with both says why not."""
+    """(key, value, message): records with one key must have one value, or the message with both values is the error."""
     config, dataset, name = record["config"], record["dataset"], row_label(record)
     several = "one table, one {}: the records have {{}}, {{}}"
     images, parts = (tuple(config.get(field) for field in fields) for fields in (IMAGE_FIELDS, PARTITION_FIELDS))
@@ -325,7 +351,7 @@ def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
 
 
 def records_behind(table: pd.DataFrame | Iterable[Record]) -> list[Record]:
-    """The records of a frame, or of what was filtered out of one, in its order; records are handed back.
+    """The records of a frame, or of a part of one, in its order; records are handed back as they are.
 
     Raises:
         LsclError: one that cannot be read any more.
@@ -351,7 +377,15 @@ def first_dataset(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def final_accuracy(record: Record, mask: str) -> float:
-    """Accuracy of one record in percent after the last task, mean over clients and all their tasks."""
+    """Accuracy of one record after the last task, mean over clients and all their tasks.
+
+    Args:
+        record: the run.
+        mask: task, seen or all.
+
+    Returns:
+        percent.
+    """
     return float(average_so_far(accuracy(record, mask))[-1])
 
 
@@ -369,9 +403,9 @@ def changes(scores: pd.DataFrame) -> pd.DataFrame:
     """How every task but the last fared since it was learned: one row per run, mask, client and such a task.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, mask, client, tested_task, and in points "forgetting" (highest accuracy before the last
-            task minus the one at the end, Chaudhry et al. 2018) and "backward transfer" (accuracy at the end minus the one when just
-            learned, Lopez-Paz and Ranzato 2017).
+        pandas.DataFrame: the columns of all frames, mask, client, tested_task, and in points "forgetting" (highest
+            accuracy before the last task minus the one at the end, Chaudhry et al. 2018) and "backward transfer"
+            (accuracy at the end minus the one when just learned, Lopez-Paz and Ranzato 2017).
     """
     keys = [*RUN, "mask", "client", "tested_task"]
     at_end, learned = (part.set_index(keys)["accuracy"] for part in (final_rows(scores), just_learned_rows(scores)))

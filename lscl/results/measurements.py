@@ -1,4 +1,4 @@
-"""Files of measurements other than records, as tidy tables: tuning grids, growth with a size, and what the components do inside a run."""
+"""Measurements other than records as tidy tables: tuning grids, growth with a size, components inside a run."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,21 @@ GROWTH = {
     "classes_per_task": "classes a task",
     "images_per_class": "images a class",
 }
-# What benchmarks/components.py measures: the updates that the frozen model gets, and the generators around a server step.
+# What benchmarks/components.py measures: updates that the frozen model gets, and generators around a server step.
 COMPONENT_WRITERS = {"written": "written per image", "static": "static LoRA"}
 UPDATES = {"own": "the image's own", "another": "another image's", "mean": "one for all", "none": "none"}
 GENERATORS = {"own": "as the client trained it", "fused": "as O2D returns it", "mean": "mean of all clients'"}
 
 
 def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
-    """The rows, each of this shape, of a file of measurements; none if there is no such file.
+    """The rows of a file of measurements.
+
+    Args:
+        path: of the file.
+        shape: of each row, a class of `file_shapes` or a union of several.
+
+    Returns:
+        the rows; none if there is no such file.
 
     Raises:
         LsclError: a file that cannot be read, or of another shape.
@@ -32,7 +39,10 @@ def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
 
 
 def tuning_frame() -> pd.DataFrame:
-    """Every point of the tuning grids that were recorded: columns profile, dataset, method, seed, point (text), task, seen (%), chosen.
+    """Every recorded point of the tuning grids.
+
+    Returns:
+        pandas.DataFrame: columns profile, dataset, method, seed, point (text), task, seen (%), chosen.
 
     Raises:
         LsclError: a file that cannot be read.
@@ -67,8 +77,9 @@ def growth_frame() -> pd.DataFrame:
     """How runs grow with one size (benchmarks/scaling.py): a row per system, size that grows and point.
 
     Returns:
-        pandas.DataFrame: columns label, grows (what grows), size (how large it is), cpu_seconds, peak_memory_mb, and the fitted exponents
-            time_exponent and memory_exponent of that system and size; no rows if it was never measured.
+        pandas.DataFrame: columns label, grows (what grows), size (how large it is), cpu_seconds, peak_memory_mb, and
+            the fitted exponents time_exponent and memory_exponent of that system and size; no rows if it was never
+            measured.
 
     Raises:
         LsclError: a file that cannot be read.
@@ -76,10 +87,8 @@ def growth_frame() -> pd.DataFrame:
     columns = ["label", "grows", "size", "cpu_seconds", "peak_memory_mb", "time_exponent", "memory_exponent"]
     rows = []
     for row in measured_rows(_scaling(), file_shapes.GrowthRow):
-        about, exponents = (
-            (label_of(row["method"]), GROWTH[row["size"]]),
-            [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")],
-        )
+        about = (label_of(row["method"]), GROWTH[row["size"]])
+        exponents = [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")]
         rows += [
             (*about, point[row["size"]], point["cpu_seconds"], point["peak_memory_mb"], *exponents)
             for point in row["points"]
@@ -103,9 +112,10 @@ def components_frame(profile: str) -> pd.DataFrame:
     """What the components do inside a run (benchmarks/components.py): a row per seed, task, writer and number.
 
     Returns:
-        pandas.DataFrame: columns profile, dataset, writer (COMPONENT_WRITERS), seed, task, measure, images, kind, value. measure = update: accuracy (%)
-            on training or test `images` with an update (UPDATES); generator: accuracy (%) on the test images with a generator
-            (GENERATORS); server_step: how far the server moves its bias or weight, as a share of the round's training.
+        pandas.DataFrame: columns profile, dataset, writer (COMPONENT_WRITERS), seed, task, measure, images, kind,
+            value. measure = update: accuracy (%) on training or test `images` with an update (UPDATES); generator:
+            accuracy (%) on the test images with a generator (GENERATORS); server_step: how far the server moves its
+            bias or weight, as a share of the round's training.
 
     Raises:
         LsclError: a file that cannot be read.
@@ -143,6 +153,7 @@ def components_note(part: pd.DataFrame) -> str:
     (profile,), (dataset,) = part["profile"].unique(), part["dataset"].unique()
     found = files.from_json(_inside(profile, dataset), file_shapes.Components)
     rows, code = found["rows"], commits_of([found]) + (", uncommitted changes" if found["dirty"] else "")
-    compared = f"{sum(bool(row['same_as_record']) for row in rows)} of {len(rows)} rows are of runs with exactly the accuracies of their record"
+    same = sum(bool(row["same_as_record"]) for row in rows)
+    compared = f"{same} of {len(rows)} rows are of runs with exactly the accuracies of their record"
     about = f"mean over the first {found['tasks']} tasks"
     return small_print(f"profile {profile}", code, seeds_of(rows), about, plain_text(found["machine"]["cpu"]), compared)

@@ -1,4 +1,4 @@
-"""Images that servers made, kept as files beside the records (results/runs/<profile>/sheets/)."""
+"""Images that servers made, stored as files beside the records (results/runs/<profile>/sheets/)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ from lscl.results.labels import label_of, methods_in_order
 
 
 def server_images(records: Iterable[Record]) -> dict[str, Path]:
-    """The files to show: {"TARGET, after task 1": path}, first and last sheet of the runs `records_with_sheets` names."""
+    """The first and the last sheet of each of `records_with_sheets`: {"TARGET, after task 1": path}."""
     found: dict[str, Path] = {}
     for record in records_with_sheets(records):
         made = _sheets_of(record)

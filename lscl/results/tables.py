@@ -1,4 +1,4 @@
-"""Tables that several pages share, made from the frames as the notebooks make theirs: filter, group, mean with interval."""
+"""Tables that several pages share, made of the frames as in the notebooks: filter, group, mean with interval."""
 
 import pandas as pd
 
@@ -8,9 +8,10 @@ from lscl.results.statistics import estimates
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row per system: n, final accuracies under the three masks, forgetting and backward transfer, mean ± half of the 95 % interval.
+    """A row per system, mean ± half of the 95 % interval over n seeds.
 
-    Accuracies in percent after the last task over all tasks of all clients; the other two in points under the class-incremental mask.
+    Accuracies in percent under the three masks after the last task, over all tasks of all clients; forgetting and
+    backward transfer in points under the class-incremental mask.
     """
     keys = ["label", "seed"]
     by_seed = (
@@ -35,6 +36,9 @@ def format_numbers(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -
     Args:
         numbers: a table of numbers.
         columns: {column: (head in the table, form of a number)}, in the order of the table.
+
+    Returns:
+        a table of these columns.
     """
     shown = {
         head: numbers[name].map(lambda value, form=form: "–" if pd.isna(value) else format(value, form))

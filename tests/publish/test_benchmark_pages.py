@@ -83,7 +83,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     folder.mkdir(parents=True)
     for part, rows in MEASURED.items():
         (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}), encoding="utf-8")
-    texts = {name: benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION}
+    texts = {name: benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION_TABLES}
     note = "<small>some cpu, 2 cores, flwr 1.41.0, load 2 before a row began, commit abcdef0123</small>"
     assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
     lines = {name: [line for line in text.splitlines() if line.startswith("|")][2:] for name, text in texts.items()}

@@ -43,7 +43,8 @@ def test_without_records_every_table_is_a_sentence(places):
     )
     assert written["results/tables/headline.md"].strip() == NO_RECORDS
     assert all(
-        "Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in benchmark_pages.FEDERATION
+        "Not measured yet" in written[f"results/tables/federation_{name}.md"]
+        for name in benchmark_pages.FEDERATION_TABLES
     )
 
 
