@@ -1,11 +1,12 @@
-"""What real federations over Flower do: the same numbers, faults, bytes on the wire, many clients. Needs the extra `flower`.
+"""What real federations over Flower do: the same numbers, faults, bytes on the wire, many clients.
 
-    python benchmarks/federation.py parity [--profile demo] [--methods local_head,fed_lscl,fedavg,lorm,pilora] [--transports simulation,tls]
+    python benchmarks/federation.py parity [--profile demo] [--methods local_head,fed_lscl,...] [--transports tls,...]
     python benchmarks/federation.py faults [--kills 10] [--stops 5]
     python benchmarks/federation.py scale [--clients 25,50,100]
 
-adds rows to results/federation/{parity,faults,scale}.json; a row that is there is not computed again, so a stopped command goes on.
-Both cores are busy while it runs: minutes for the profile smoke, hours for all of demo.
+adds rows to results/federation/{parity,faults,scale}.json; existing rows are not computed again, so a stopped command
+goes on. It needs the extra `flower`. Both cores are busy while it runs: minutes for the profile smoke, hours for all of
+demo.
 """
 
 import argparse
@@ -46,7 +47,7 @@ SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
 
 
 def add(part: str, key: dict, work: Callable[[], dict]) -> None:
-    """Add the row that `work` makes to results/federation/<part>.json, with where it was made, unless there is one with this key.
+    """Add the row that `work` makes to results/federation/<part>.json, unless there is one with this key.
 
     load: average number of busy processes on the machine before it began, so that seconds can be judged.
     """
@@ -165,7 +166,7 @@ def equal(config: Experiment, transport: str) -> dict:
 
 
 def metered(config: Experiment) -> tuple[dict, dict]:
-    """One run as processes behind a meter; -> its record, and the bytes that passed the meter in each round with the payloads among them.
+    """One run as processes behind a meter: its record, and the bytes of each round on the wire and in payloads.
 
     In the first round the nodes get the app, too; in the last one of a task the clients are tested.
     """
@@ -189,7 +190,8 @@ def metered(config: Experiment) -> tuple[dict, dict]:
     payload_up, payload_down = ([sum(one) for one in record[side]] for side in ("bytes_up", "bytes_down"))
     exchanges = [2 if (number + 1) % config.rounds == 0 else 1 for number in range(rounds)]
     return record, {
-        "clients": config.clients, "exchanges": exchanges, "wire_up": up, "payload_up": payload_up, "wire_down": down, "payload_down": payload_down
+        "clients": config.clients, "exchanges": exchanges,
+        "wire_up": up, "payload_up": payload_up, "wire_down": down, "payload_down": payload_down
     }  # fmt: skip
 
 
@@ -228,8 +230,11 @@ KILLS = 5  # in one run
 
 
 def clients_killed(kills: int, seed: int) -> dict:
-    """SIGKILL to all processes of a client at random moments of one run; they are started again at once, and the next client is killed
-    when they have been let in and a round has begun and ended since."""
+    """SIGKILL to all processes of a client at random moments of one run.
+
+    They are started again at once; the next client is killed when they have been let in and a round has begun and ended
+    since.
+    """
     config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=3 * kills + 1)
     settings, draw, points, rounds = {**SETTINGS, "min-clients": 2}, random.Random(seed), [], [0]
     with deployed(config) as local, Watch(config, rounds.append):
@@ -284,7 +289,7 @@ def times_in(local: flower.LocalFederation, client: int) -> int:
 
 
 def server_killed(stop: int) -> dict:
-    """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command once more."""
+    """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command again."""
     config, draw, finished = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=3), random.Random(stop), [0]
     total, inside = config.tasks * config.rounds, stop % 2 == 0
     command = [
@@ -337,7 +342,7 @@ def found(pid: int, name: str) -> psutil.Process | None:
     return None
 
 
-# What is added to the client app of a node with the wrong intentions: behind its own checks, another payload than the honest one.
+# Added to the client app of a node with the wrong intentions: after its own checks it sends another payload.
 SPOIL = """
 
 import os
@@ -368,7 +373,7 @@ KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type"
 
 
 def strangers_and_bad_payloads() -> dict:
-    """One run in which client 1 sends something wrong in seven rounds, and three nodes that nobody let in try to be client 0."""
+    """One run in which client 1 sends something wrong in seven rounds, and three strange nodes try to be client 0."""
     config = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=len(KINDS) + 1)
     with deployed(config) as local:
         spoiled = local.folder / "spoiled"
@@ -420,7 +425,8 @@ def start_strangers(local: flower.LocalFederation) -> None:
         flower.write_node_key(key)
         safe = ["--root-certificates", str(trust), "--auth-supernode-private-key", str(key)]
         local.start(
-            name, "flower-supernode", "--superlink", f"{LOOPBACK}:{local.port}", *(["--insecure"] if name == "plain text" else safe),
+            name, "flower-supernode", "--superlink", f"{LOOPBACK}:{local.port}",
+            *(["--insecure"] if name == "plain text" else safe),
             "--port", str(flower.free_port()), "--node-config", "client=0", "--max-retries", "3",
         )  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_flops_of_a_step_are_those_that_torch_counts(stepped, name):
     ):  # torch does not count the CPU's own attention
         loss().backward()
     one = cost_model.step_of(config)
-    # torch counts the update itself too, and leaves out the way back through the first qkv where nothing lies in front of it
+    # torch also counts the update itself, and leaves out the way back through the first qkv if nothing lies before it
     assert 4 * (one.linear + one.attention + one.convolution) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
@@ -81,7 +81,7 @@ def test_every_system_has_a_cost_in_every_profile(profile, method):
         assert all(value > 0 and value < 1e20 for value in values) and found.hours(cost_model.CARDS["t4"]) > 0
 
 
-# What a system has beyond a head, a CNN and the frozen ViT: a value that makes more of it, and what of the cost has to grow with it.
+# What a system has beyond a head, a CNN and the frozen ViT: a value that makes more of it, and what has to cost more.
 OWN_PARTS = {
     "fed_lscl": [
         ({"rank": 8}, "disk"),

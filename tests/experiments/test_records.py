@@ -217,8 +217,9 @@ def taken_out(*keys):
 
 DAMAGE = {
     **{f"no {key}": taken_out(key) for key in (
-        "method", "dataset", "profile", "seed", "name", "config", "config_digest", "accuracy", "per_class", "data_digest", "partition_digest",
-        "weights_digest", "bytes_up", "bytes_down", "trained_parameters", "trained_images", "seconds", "peak_memory_mb", "commit", "dirty",
+        "method", "dataset", "profile", "seed", "name", "config", "config_digest", "accuracy", "per_class",
+        "data_digest", "partition_digest", "weights_digest", "bytes_up", "bytes_down", "trained_parameters",
+        "trained_images", "seconds", "peak_memory_mb", "commit", "dirty",
         "code_digest", "finished", "hardware", "versions",
     )},
     "a method as a number": put_in("method", value=3),
@@ -306,7 +307,8 @@ def test_only_the_number_of_the_schema_will_do(make, schema, one_line):
 
 @pytest.mark.parametrize(
     "content",
-    [b"[" * 100_000, b'{"a":' * 100_000, b"\x00" * 10, b"\xff\xfe", b'{"schema": 1, "x": NaN}', b'{"schema": 1, "x": Infinity}', b"1" * 10_000,
+    [b"[" * 100_000, b'{"a":' * 100_000, b"\x00" * 10, b"\xff\xfe",
+     b'{"schema": 1, "x": NaN}', b'{"schema": 1, "x": Infinity}', b"1" * 10_000,
      b'{"schema": 1, "x": "\\ud800"}', b'"schema"', b"true", b'{"schema": 1}'],
 )  # fmt: skip
 def test_whatever_lies_in_a_records_file_is_one_line(tmp_path, content, one_line):
@@ -458,7 +460,8 @@ def test_a_clean_tree_is_its_commit(repository, checkout):
 
 
 CHANGES = {
-    "lscl/a.py": True, "lscl/new.py": True, "lscl/part/weights.safetensors": True, "pyproject.toml": True, "README.md": False,
+    "lscl/a.py": True, "lscl/new.py": True, "lscl/part/weights.safetensors": True,
+    "pyproject.toml": True, "README.md": False,
     "results/table.csv": False, "lscl/__pycache__/a.pyc": False, "lscl/.a.py.swp": False, "lscl/publish/a.py": False,
     "lscl/publish/new.py": False, "lscl/results/a.py": False, "lscl/part/results/a.py": True,
 }  # fmt: skip
@@ -550,7 +553,7 @@ def test_a_repository_without_a_commit_says_nothing(checkout):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A package lscl in a site-packages, with the RECORD of its distribution, in a repository that ignores it; -> the package."""
+    """A package lscl in a site-packages, with the RECORD of its distribution, in a repository that ignores it."""
     site = tmp_path / "project" / "venv" / "site-packages"
     (site / "lscl" / "part").mkdir(parents=True)
     (site / "lscl-0.1.0.dist-info").mkdir()

@@ -34,7 +34,7 @@ def compared(record):
 
 @pytest.fixture
 def left(monkeypatch, tmp_path):
-    """left(): the processes of a federation that are still there, found by an environment variable that all of them inherit."""
+    """left(): the processes of a federation that still run, found by an environment variable that all inherit."""
     monkeypatch.setenv("LSCL_MARKER", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
@@ -108,7 +108,7 @@ def test_a_command_that_is_told_to_end_ends_every_process_it_started(left):
 
 
 def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_never_in(left, tmp_path):
-    """SIGKILL to the SuperNode and the client app while it trains: that exchange goes on without it, a later one with it."""
+    """SIGKILL to SuperNode and client app while it trains: that exchange goes on without it, a later one with it."""
     config, record = experiment(**SIZES | dict(rounds=4)), {}
     settings = {"min-clients": config.clients - 1, "timeout": 300.0}
     with flower.federation(tmp_path, tmp_path / "private", config) as local:

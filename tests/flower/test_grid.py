@@ -1,4 +1,4 @@
-"""The transport over Flower's grid: who is asked when, whose answer is taken, and what becomes of a client that is away."""
+"""The transport over Flower's grid: who is asked when, whose answer is taken, and what happens to absent clients."""
 
 from types import SimpleNamespace
 
@@ -61,7 +61,7 @@ def test_every_round_looks_again_which_node_serves_a_client(over_flower, smoke):
 
 
 def test_nobody_waits_for_a_node_that_has_started_anew(over_flower, smoke):
-    """Its message may have ended with it, and Flower says nothing of that; the client is asked again in the next round."""
+    """Its message may have ended with it, and Flower does not say so; the client is asked again in the next round."""
     config = smoke(method="local_head")
 
     class Anew(StubGrid):

@@ -1,4 +1,4 @@
-"""Of a command that was killed nothing is left: real processes and real signals, but sleeping ones in place of a federation."""
+"""Nothing is left of a killed command: real processes and signals, with sleeping processes in place of a federation."""
 
 import os
 import signal
@@ -17,14 +17,16 @@ import psutil
 from lscl.flower import leftovers
 from lscl.flower.leftovers import PREFIX, key_folder, marked_processes, remove_abandoned
 
-# A command that starts a process in a session of its own, which starts another one likewise, as Flower's do, and writes a key.
+# A command that writes a key and starts a process in a session of its own, which starts another one, as Flower's do.
 COMMAND = """
 import os, subprocess, sys, time
 from lscl.flower.leftovers import key_folder, mark_variables
 with key_folder() as folder:
     (folder / "client0.key").write_text("secret")
-    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
-    subprocess.Popen([sys.executable, "-c", start], env={**os.environ, **mark_variables(folder.name)}, start_new_session=True)
+    sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
+    start = f"import subprocess, sys; subprocess.run({sleep}, start_new_session=True)"
+    variables = {**os.environ, **mark_variables(folder.name)}
+    subprocess.Popen([sys.executable, "-c", start], env=variables, start_new_session=True)
     print(folder, flush=True)
     {end}
 """
@@ -112,7 +114,7 @@ def test_a_folder_that_is_in_use_is_left_alone(started):
 
 
 def test_what_is_no_folder_of_ours_is_left_alone(started, tmp_path, monkeypatch):
-    """Others can put anything into the temporary folder: links are not followed, files stay, and so does what belongs to somebody else."""
+    """Others can put anything into the temporary folder: links are not followed, files and others' folders stay."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "lock").touch()

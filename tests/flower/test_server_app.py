@@ -65,7 +65,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", ["fed_lscl", "fedavg", "lorm", "pilora"])
 def test_a_server_that_is_killed_anywhere_resumes_and_ends_as_if_it_had_not(over_flower, smoke, name):
-    """One run, killed in every exchange with one answer behind it and with all, each time after it has gone on from the kill before."""
+    """One run, killed in every exchange, once after one answer and once after all; it resumes after each kill."""
     config = smoke(method=name)
     whole, grid = over_flower(config)
     exchanges = max(max(exchanges_in(message)) for message in grid.sent) + 1

@@ -35,7 +35,7 @@ def each(kind):
 
 @pytest.fixture
 def save(places):
-    """save(study, seed, method): a record of the first run of a named set, of the method if one is given; -> its path."""
+    """save(study, seed, method): the path of a record of the first run of a named set, of the method if given."""
 
     def write(study, seed=42, method=None):
         config = runs_of(study, {"profile": "mini", "dataset": "cifar100"}, [seed], [method] if method else ())[0]

@@ -95,8 +95,8 @@ def test_a_choice_at_the_edge_of_its_grid_is_told():
     assert method_pages._edges("fedavg_vit", {"lr": 1e-2}) == ""
     says = method_pages._edges("lorm", {"lr": 1e-3, "lorm_rank": 4})
     assert (
-        says
-        == " At the edge of the grid: `lorm_rank` = 4 is the larger of the two that were tried, so a value beyond it might do better."
+        says == " At the edge of the grid: `lorm_rank` = 4 is the larger of the two that were tried, "
+        "so a value beyond it might do better."
     )
     assert "`prox_mu` = 0.01 is the smaller of the two that were tried" in method_pages._edges(
         "fedprox", {"lr": 3e-3, "prox_mu": 0.01}
@@ -104,8 +104,8 @@ def test_a_choice_at_the_edge_of_its_grid_is_told():
     chosen = {"lr_generator_bias": 1e-4, "lr_generator": 1e-5, "o2d_lambda": 10.0, "auxiliary": 0.0}
     says = method_pages._edges("fed_lscl", chosen)
     assert (
-        "`lr_generator_bias` = 0.0001 is the smallest that was tried and `o2d_lambda` = 10 is the only one that was tried"
-        in says
+        "`lr_generator_bias` = 0.0001 is the smallest that was tried "
+        "and `o2d_lambda` = 10 is the only one that was tried" in says
     )
     assert "lr_generator`" not in says.replace("lr_generator_bias`", "")
 

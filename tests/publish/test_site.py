@@ -1,4 +1,4 @@
-"""The rendered book: every link leads somewhere, and in a real browser, wide and narrow, light and dark, every page is whole and readable."""
+"""The rendered book: links lead somewhere, and every page is readable in a browser, wide or narrow, light or dark."""
 
 import os
 import shutil
@@ -26,7 +26,8 @@ DRAWN = (
 )
 BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
 SERIOUS = ("serious", "critical")
-STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"  # so that a colour is there as soon as it is set
+# Without transitions a colour is there as soon as it is set.
+STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("published")
     ("sign", "margin", "mean", "expected"),
     [
         (1, 0, -3, AGREES), (1, 0, 3, CONTRADICTS), (1, 0, -0.5, OPEN), (1, 0, 0.5, OPEN),  # "is worse"
-        (1, 1, -3, AGREES), (1, 1, -0.1, AGREES), (1, 1, 0.5, OPEN), (1, 1, 2.5, CONTRADICTS),  # "is less than a point better"
+        # "is less than a point better"
+        (1, 1, -3, AGREES), (1, 1, -0.1, AGREES), (1, 1, 0.5, OPEN), (1, 1, 2.5, CONTRADICTS),
         (-1, 1, 3, AGREES), (-1, 1, -2.5, CONTRADICTS), (-1, 1, -0.5, OPEN),  # "is less than a point worse"
     ],
 )  # fmt: skip
@@ -81,7 +82,8 @@ def test_statements_are_sorted(put):
     assert "one static update" in still_open and "CNN alone minus whole is -20.0 points (one seed)" in still_open
     assert "without both" in missing
     assert claims.compare_losses(results.frame("mini", study="ablations")).endswith(
-        "lie 39.1 to 59.5 points below its whole one. Of the 4 variants measured here the lowest beside ours is *CNN alone*, -20.0 points."
+        "lie 39.1 to 59.5 points below its whole one. "
+        "Of the 4 variants measured here the lowest beside ours is *CNN alone*, -20.0 points."
     )
 
 
@@ -103,8 +105,8 @@ def test_components_are_judged_by_all_their_subsets(put):
         in agrees
     )
     assert (
-        "a static one, on average over the other components (section 4.2): written per image, not static: on average -4.0 points"
-        in contradicts
+        "a static one, on average over the other components (section 4.2): "
+        "written per image, not static: on average -4.0 points" in contradicts
     )
     assert "O2D: on average +0.0 points" in still_open
 
@@ -122,7 +124,8 @@ def test_both_scores_of_each_data_set(put):
 def test_without_records_nothing_is_claimed():
     nothing = results.frame("mini", study="cnns")
     assert claims.judge_datasets(studies.collect("cnns", "mini"), nothing) == (
-        "**CIFAR-100**\n\n- **Not yet measured:**\n  - clients may choose their CNN: the loss is less than 1 point (Fig. 4)"
+        "**CIFAR-100**\n\n- **Not yet measured:**\n"
+        "  - clients may choose their CNN: the loss is less than 1 point (Fig. 4)"
     )
 
 

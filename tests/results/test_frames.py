@@ -105,7 +105,8 @@ class TestRows:
         ]  # fmt: skip
         table = results.frame(group)
         assert list(table["label"].unique()) == [
-            "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)", "FedAvg + ViT", "own static LoRA",
+            "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)",
+            "FedAvg + ViT", "own static LoRA",
             "own head only",
         ]  # fmt: skip
         assert list(table["variant"].unique()) == ["O2D exact", "O2D exact, alpha = 0.0", "O2D gradient", ""]
@@ -324,6 +325,7 @@ def test_the_frames_are_the_public_face():
 
 
 def test_the_public_face_is_loaded_when_it_is_used():
-    code = "import sys, lscl; print([name for name in ('torch', 'pandas', 'lscl.config') if name in sys.modules]); print(lscl.experiment().method)"
+    loaded = "print([name for name in ('torch', 'pandas', 'lscl.config') if name in sys.modules])"
+    code = f"import sys, lscl; {loaded}; print(lscl.experiment().method)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "fed_lscl"]
