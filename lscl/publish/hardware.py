@@ -71,19 +71,21 @@ def measured_times(records: Iterable[Record]) -> pd.DataFrame:
         for one in expected_profiles()
     ]
     for record in select(records, seed=sweeps.SEEDS[0]):
-        options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
-        command = code_text(
-            f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}"
-        )
         accuracies = (final_accuracy(record, mask) for mask in SCORES)
         rows.append(
             {
                 **_row(record["hardware"], record["config"]["threads"]),
-                "command": command,
+                "command": code_text(command_of(record)),
                 **_found(wall_minutes(record), *accuracies),
             }
         )
     return pd.DataFrame(rows)
+
+
+def command_of(record: Record) -> str:
+    """The command that makes a record, but for its seed."""
+    options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
+    return f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}"
 
 
 def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
 from lscl.registry import METHODS
-from lscl.results.frames import costs_frame, final_rows, frame, just_learned_rows
+from lscl.results.frames import costs_frame, final_by_seed, final_rows, frame, just_learned_rows
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, label_of, methods_in_order
 from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, plain_text, source_note
 from lscl.results.measurements import tuning_frame
@@ -221,7 +221,7 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
     )
     parts = [title, captioned_table(both_scores(ours), caption, name, select(runs, method=method))]
     if method != floor and floor in scores["method"].unique():
-        by_seed = final_rows(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        by_seed = final_by_seed(scores, "seen")
         table = compare_with(by_seed[[label_of(floor), *ours["label"].unique()]], label_of(floor))
         caption = (
             f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"

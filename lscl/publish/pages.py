@@ -22,7 +22,7 @@ from lscl.publish import (
     status,
     verified,
 )
-from lscl.results.frames import costs_frame, final_rows, frame, main_records
+from lscl.results.frames import costs_frame, final_by_seed, frame, main_records
 from lscl.results.labels import DATASET_LABELS, methods_in_order
 from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, source_note
 from lscl.results.readings import read_ranking
@@ -239,7 +239,7 @@ def headline(records: list[Record]) -> str:
             cost_table(spent)[["MB up", "CPU minutes"]]
         )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
-        by_seed = final_rows(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        by_seed = final_by_seed(here, "seen")
         shown = captioned_table(table, caption, f"tab-headline-{dataset}", here)
         parts.append(f"{shown}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else NO_RECORDS

@@ -9,7 +9,7 @@ from lscl import paths
 from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
-from lscl.experiments import cost_model, records
+from lscl.experiments import cost_model, records, sweeps
 from lscl.publish import hardware
 from lscl.registry import METHODS
 from lscl.results.frames import final_accuracy
@@ -57,8 +57,10 @@ def expected_table() -> str:
     for row in hardware.expected_profiles():
         scores = f"{row['task']} % | {row['seen']} %"
         rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {scores} |")
-    for record in records.select(records.all_records("mini"), method=METHODS.of_role("own"), seed=42, overrides={}):
-        command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
+    for record in records.select(
+        records.all_records("mini"), method=METHODS.of_role("own"), seed=sweeps.SEEDS[0], overrides={}
+    ):
+        command = hardware.command_of(record)
         scores = " | ".join(f"{_mean([record], mask)} %" for mask in SCORES)
         rows.append(
             f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {scores} |"

@@ -7,7 +7,7 @@ import pandas as pd
 from lscl.errors import unknown
 from lscl.experiments.sweeps import variants
 from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
-from lscl.results.frames import final_rows
+from lscl.results.frames import final_by_seed
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES
 from lscl.results.published import published_losses
 from lscl.results.statistics import Estimate, differences_from, estimate
@@ -192,12 +192,10 @@ def judge_datasets(study: Study, scores: pd.DataFrame) -> str:
         return f"**{DATASET_LABELS[study.datasets[0]]}**\n\n{judge(study.name, study.profile, pd.DataFrame())}"
     parts = []
     for dataset in sorted(scores["dataset"].unique()):
-        by_seed = final_rows(scores[scores["dataset"] == dataset]).pivot_table(
-            "accuracy", ["mask", "seed"], "variant", sort=False
-        )
+        part = scores[scores["dataset"] == dataset]
         for mask in SCORES:
             title = f"{DATASET_LABELS[dataset]}, {MASK_LABELS[mask]}"
-            parts.append(f"**{title}**\n\n{judge(study.name, study.profile, by_seed.loc[mask])}")
+            parts.append(f"**{title}**\n\n{judge(study.name, study.profile, final_by_seed(part, mask, 'variant'))}")
     return "\n\n".join(parts)
 
 
@@ -211,7 +209,7 @@ def compare_losses(scores: pd.DataFrame) -> str:
         two sentences; empty if there is nothing to compare.
     """
     dataset = scores["dataset"].iloc[0]
-    by_seed = final_rows(scores[scores["mask"] == "task"]).pivot_table("accuracy", "seed", "variant", sort=False)
+    by_seed = final_by_seed(scores, "task", "variant")
     theirs, gaps = published_losses(dataset), differences_from(by_seed, "whole").mean()
     if not theirs or gaps.empty:
         return ""

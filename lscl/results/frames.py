@@ -394,6 +394,20 @@ def final_rows(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["trained_task"] == scores.groupby("run")["trained_task"].transform("max")]
 
 
+def final_by_seed(scores: pd.DataFrame, mask: str, columns: str = "label") -> pd.DataFrame:
+    """Final accuracies under one score, as paired comparisons need them.
+
+    Args:
+        scores: rows of `frame` on one data set.
+        mask: the score: task, seen or all.
+        columns: the column that becomes the table's columns, label or variant.
+
+    Returns:
+        percent, a row per seed and a column per system or variant; NaN where a seed is missing.
+    """
+    return final_rows(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", columns, sort=False)
+
+
 def just_learned_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows about the task just learned: their mean over the clients is the paper's Table 1."""
     return scores[scores["trained_task"] == scores["tested_task"]]

@@ -246,6 +246,106 @@ def test_losses_convergence_and_forgetting_have_their_names():
     )
 
 
+def shown(axes):
+    """The pixels or values of a panel that shows one image; None for an empty one."""
+    return np.asarray(axes.images[0].get_array()) if axes.images else None
+
+
+def labels_of(ticks):
+    return [text.get_text() for text in ticks]
+
+
+def test_a_class_has_the_colour_of_its_task_in_the_row_of_its_client():
+    counts = COUNTS.copy()
+    counts[0, 0, 0], counts[1, 1, 3] = 5, 7
+    left, right, bar = figures.partition_picture(counts).axes
+    mesh = left.collections[0]
+    held = np.ma.filled(mesh.get_array().astype(float), np.nan)
+    np.testing.assert_equal(held, [[0, 1, np.nan, np.nan, 0, 1], [np.nan, np.nan, 0, 1, 1, 0]])
+    assert [mesh.norm(task) for task in (0, 1)] == [0, mesh.cmap.N - 1] and labels_of(bar.get_xticklabels()) == [
+        "1",
+        "2",
+    ]
+    assert labels_of(left.get_yticklabels()) == labels_of(right.get_yticklabels()) == ["1", "2"]
+    assert left.yaxis_inverted() and right.yaxis_inverted()
+    assert labels_of(right.texts) == ["8", "6", "6", "10"] and labels_of(right.get_xticklabels()) == ["1", "2"]
+
+
+def test_a_concentration_has_the_largest_share_of_each_draw():
+    even, uneven = np.array([[0.5, 0.5], [0.4, 0.6]]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    drawn = lines(figures.concentration({"10": even, "0.1": uneven}).axes[0])
+    assert {name: list(map(round, x)) for name, (x, _) in drawn.items()} == {"10": [50, 60], "0.1": [80, 90]}
+    assert [y for _, y in drawn.values()] == [[0, 100]] * 2
+
+
+def test_every_image_has_its_title():
+    for places in (
+        figures.image_grid(IMAGES[:3], list("abc"), columns=2).axes,
+        figures.sheets(dict(zip("abc", IMAGES))).axes,
+    ):
+        assert [axes.get_title() for axes in places] == ["a", "b", "c", ""]
+        assert all(np.array_equal(shown(axes), pixels) for axes, pixels in zip(places, IMAGES[:3]))
+        assert shown(places[3]) is None
+
+
+def test_an_update_stands_below_its_image_in_three_parts():
+    sizes = np.arange(1.0, 13).reshape(2, 6, 1) * [1, 2]  # (images, 3 parts of 2 patches, 2 patches)
+    deltas = sizes.repeat(2, 1).repeat(2, 2) * draw.choice([-1, 1], (2, 12, 4))
+    places = figures.update_heatmaps(IMAGES[:2], deltas, blocks=2).axes
+    for k in range(2):
+        assert np.array_equal(shown(places[k]), IMAGES[k])
+        assert shown(places[2 + k]) == pytest.approx(sizes[k])
+        assert places[2 + k].images[0].get_clim() == (0, 24)
+        assert [line.get_ydata()[0] for line in places[2 + k].lines] == [1.5, 3.5]
+    assert labels_of(places[2].get_yticklabels()) == ["query", "key", "value"]
+    assert list(places[2].get_yticks()) == [1, 3, 5]
+
+
+def test_a_similarity_stands_between_the_images_of_its_row_and_column():
+    figure = figures.similarity_heatmap(np.array([[1, 0.2], [0.7, 0.9]]), IMAGES[:2], "cosine")
+    axes = figure.axes[0]
+    assert axes.collections[0].get_array().reshape(2, 2).tolist() == [[1, 0.2], [0.7, 0.9]] and axes.yaxis_inverted()
+    figure.draw_without_rendering()
+    places = set()
+    for inset in axes.child_axes:
+        box = inset.get_window_extent()
+        x, y = axes.transData.inverted().transform([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+        side, number = ("row", int(y)) if x < 0 else ("column", int(x))
+        assert np.array_equal(shown(inset), IMAGES[number])
+        places.add((side, number))
+    assert places == {("row", 0), ("row", 1), ("column", 0), ("column", 1)}
+
+
+def test_a_part_of_an_update_has_a_dot_per_image_and_its_mean():
+    (axes,) = figures.update_sizes({"A": np.array([1.0, 3]), "B": np.array([5.0, 9])}).axes
+    names = labels_of(axes.get_yticklabels())
+    rows = [(names[round(np.mean(line.get_ydata()))], line.get_marker(), list(line.get_xdata())) for line in axes.lines]
+    assert rows == [("A", ".", [1, 3]), ("A", "None", [2, 2]), ("B", ".", [5, 9]), ("B", "None", [7, 7])]
+
+
+def test_attention_stands_below_its_image_without_with_and_as_their_difference():
+    off, on = np.arange(8.0).reshape(2, 2, 2), np.arange(8.0).reshape(2, 2, 2)[:, ::-1] * 2
+    places = np.reshape(figures.attention(IMAGES[:2], off, on).axes[:8], (4, 2))
+    for column in range(2):
+        expected = (IMAGES[column], off[column], on[column], on[column] - off[column])
+        assert all(np.array_equal(shown(axes), values) for axes, values in zip(places[:, column], expected))
+        assert [axes.images[0].get_clim() for axes in places[1:, column]] == [(0, 14), (0, 14), (-9, 9)]
+    assert [axes.get_ylabel() for axes in places[1:, 0]] == ["without", "with", "difference"]
+
+
+def test_features_keep_their_distances_classes_and_sides():
+    before, after, labels = draw.normal(size=(5, 2)), 3 + draw.normal(size=(5, 2)), np.array([2, 0, 2, 0, 2])
+    panels = figures.feature_change(before, after, labels, ["a", "b", "c"]).axes
+    assert [axes.get_title() for axes in panels] == ["frozen model", "with the written updates"]
+    found = np.empty((2, 5, 2))
+    for axes, points in zip(panels, found):
+        drawn = {one.get_label(): np.asarray(one.get_offsets()) for one in axes.collections}
+        assert set(drawn) == {"a", "c"}
+        points[labels == 0], points[labels == 2] = drawn["a"], drawn["c"]
+    distances = lambda points: np.linalg.norm(points[:, None] - points[None], axis=-1)
+    assert distances(found.reshape(10, 2)) == pytest.approx(distances(np.concatenate([before, after])))
+
+
 # ---- how it looks
 
 
@@ -282,14 +382,6 @@ def test_the_readers_style_is_left_alone():
     before = dict(mpl.rcParams)
     FIGURES["grouped_bars"]()
     assert dict(mpl.rcParams) == before
-
-
-def test_the_partition_picture_leaves_unheld_classes_white():
-    mesh = figures.partition_picture(COUNTS).axes[0].collections[0].get_array()
-    assert mesh.shape == (2, 6)
-    assert np.ma.getmaskarray(mesh).sum() + np.isnan(np.ma.getdata(mesh)).sum() >= 4  # each client lacks two classes
-    held = np.ma.filled(mesh, np.nan)
-    assert np.isnan(held[0]).sum() == np.isnan(held[1]).sum() == 2
 
 
 def test_more_systems_than_colours():
