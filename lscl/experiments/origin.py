@@ -111,4 +111,4 @@ def check_origin(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, 
     for name, remedy in ENTRIES.items():
         if name in wanted and made.get(name) != wanted[name] and not (name == "threads" and made["device"] == "cuda"):
             gap = f"{what} was made with {name} = {made.get(name)}, this call asks for {name} = {wanted[name]}"
-            raise LsclError(f"{gap}: {remedy}, or move {place} away to start anew")
+            raise LsclError(f"{gap}: {remedy}, or move {place} away to start again")

@@ -23,8 +23,8 @@ PAUSE = 0.5  # seconds between two looks for nodes and answers
 class GridTransport:
     """A transport that sends one message per client and exchange.
 
-    least: clients whose nodes must be there; timeout: seconds for an exchange; limit: bytes of an answer.
-    nodes: the node of each client that is there; started: when each node was activated; missed: by client and exchange,
+    least: clients whose nodes must be connected; timeout: seconds for an exchange; limit: bytes of an answer.
+    nodes: the connected node of each client; started: when each node was activated; missed: by client and exchange,
     payloads without an answer. They go out again with the next exchange, for other payloads may build on them.
     """
 
@@ -59,7 +59,7 @@ class GridTransport:
             reply = replies.get(k)
             if reply is None or reply.has_error():
                 self.missed.setdefault(k, {})[number] = download
-                late = f"no answer within {self.timeout:g} s" if k in self.nodes else "no node of it is there"
+                late = f"no answer within {self.timeout:g} s" if k in self.nodes else "none of its nodes is connected"
                 answers[k] = LsclError(f"client {k}: {brief(reply.error.reason) if reply else late}")
                 continue
             self.missed.pop(k, None)
@@ -71,7 +71,7 @@ class GridTransport:
         return answers
 
     def find_nodes(self, wanted: int) -> None:
-        """Look which nodes are there, until `wanted` clients are or the time is over.
+        """Look for connected nodes until `wanted` clients have one or the time is over.
 
         A node that was registered as client3 is client 3. Nodes without names are simulated: each can be any client.
         """
@@ -92,7 +92,7 @@ class GridTransport:
     ) -> dict[int, Message]:
         """Send each client its payloads and its ticket, and wait for the replies.
 
-        A node that has started anew since is not waited for: the message may have ended with the old one.
+        A node that has restarted since is not waited for: the message may have ended with the old one.
 
         Args:
             due: by client, the payload of each exchange that is due.
@@ -123,7 +123,7 @@ class GridTransport:
             for name, k in list(waiting.items()):
                 if self.nodes[k] in anew:
                     replies[waiting.pop(name)] = Message(
-                        Error(code=0, reason="its node has started anew"), reply_to=messages[k]
+                        Error(code=0, reason="its node has restarted"), reply_to=messages[k]
                     )
             time.sleep(min(PAUSE, end - now) if waiting else 0)
         return replies

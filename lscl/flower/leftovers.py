@@ -121,7 +121,7 @@ def _locked() -> tuple[Path, int]:
 
 
 def _lock(folder: Path, how: int) -> int:
-    """Take the lock of a folder; -> its descriptor.
+    """Take the lock of a folder and return its descriptor.
 
     Raises:
         OSError: another process has it, or the folder is gone.

@@ -105,7 +105,7 @@ def write_secret(path: Path, data: bytes) -> None:
             file.write(data)
     except FileExistsError:
         raise LsclError(
-            f"{path} is there already, and a key is never overwritten: remove it or use another folder"
+            f"{path} exists already, and a key is never overwritten: remove it or use another folder"
         ) from None
 
 

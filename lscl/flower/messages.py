@@ -62,7 +62,7 @@ def unpack_record(
         LsclError: there is no payload, it cannot be read, is larger than the limit, or answers another message.
     """
     if not isinstance(record, ArrayRecord) or "payload" not in record:
-        raise LsclError(f"payload of {sender}: there is none in the message")
+        raise LsclError(f"payload of {sender}: the message has none")
     check_size(len(record["payload"].data), sender, None if limit is None else limit + FRAME)
     try:
         data = record["payload"].numpy().tobytes()
@@ -81,8 +81,8 @@ def unpack_record(
         raise LsclError(f"payload of {sender}: cannot be read ({type(error).__name__}: {brief(error)})") from error
     if ticket is not None and answers != dict(ticket):
         asked, given = (f"exchange {one.get('exchange')} of client {one.get('client')}" for one in (ticket, answers))
-        told = "an earlier message of it" if asked == given else brief(given)
-        raise LsclError(f"payload of {sender}: it answers {told}, asked was {asked}")
+        told = "an earlier message" if asked == given else brief(given)
+        raise LsclError(f"payload of {sender}: it answers {told} instead of {asked}")
     return payload
 
 

@@ -90,7 +90,7 @@ def test_a_key_never_goes_into_what_is_there_already(tmp_path, there, one_line):
     other.rename(path) if there == "file" else path.symlink_to(other)
     with pytest.raises(LsclError) as caught:
         local.write_secret(path, b"secret")
-    one_line(caught, path, "is there already")
+    one_line(caught, path, "exists already")
     assert path.read_text() == "open to all" if there != "dangling link" else not other.exists()
 
 
