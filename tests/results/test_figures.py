@@ -195,6 +195,19 @@ def test_every_score_has_its_own_panel_of_differences():
     }
 
 
+def test_every_score_has_its_own_panel_of_curves_and_classes():
+    rows = [accuracies({"x": [[80, 70]]}, ("task",)), accuracies({"x": [[30, 20]]}, ("seen",))]
+    panels = figures.curves(pd.concat(rows)).axes
+    drawn = {axes.get_title(): lines(axes)["x"][1] for axes in panels}
+    assert drawn == {"task-masked": [80, 70], "class-incremental": [30, 20]}
+    rows = [classes({"a": [[90.0]]}, ("task",)), classes({"a": [[40.0]]}, ("seen",))]
+    panels = figures.classes_of_clients(pd.concat(rows), ["one"], "%").axes
+    assert {axes.get_title(): axes.lines[0].get_ydata()[0] for axes in panels} == {
+        "task-masked": 90,
+        "class-incremental": 40,
+    }
+
+
 def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
     (axes, _) = figures.paired_differences(gaps(near=[1.0, 2, 3], far=[-41.0, -42, -43]), "points", limit=10).axes
     assert axes.get_xlim() == (-10, 10)
