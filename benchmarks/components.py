@@ -90,7 +90,7 @@ class Watched(InProcess):
         self.moved: list[dict[str, float]] = []
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
-        if self.uploads and self.method.travels:
+        if self.uploads and self.method.shares_generator:
             self.moved += [self.step(k, downloads[k]) for k in downloads]
         if stage.name == "finish":
             self.rows.append({"task": stage.task + 1, **self.look(stage, downloads)})
@@ -113,7 +113,7 @@ class Watched(InProcess):
     def look(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict:
         """Everything measured before a task ends, means over the clients."""
         found: dict = {}
-        if self.method.travels:
+        if self.method.shares_generator:
             states = {k: {name: one[name] for name in ("weight", "bias")} for k, one in self.uploads.items()}
             mean = average(states, dict.fromkeys(states, 1.0))
             kinds = {"own": self.uploads, "mean": dict.fromkeys(downloads, mean), "fused": downloads}

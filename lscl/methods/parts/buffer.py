@@ -5,6 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lscl.federation.client import Client
+
+
+def sample_buffer(client: Client, size: int) -> Tensor:
+    """Rows of a client's buffer, drawn with replacement by the round's own generator.
+
+    Args:
+        client: with a buffer that is not empty.
+        size: how many are wanted.
+
+    Returns:
+        (min(size, length of the buffer),) int64.
+    """
+    kept = len(client.state["buffer"])
+    return torch.randint(kept, (min(size, kept),), generator=client.scratch["replay"])
+
 
 def index_sample(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """At most `count` of the positions `index` (n,), drawn without replacement."""

@@ -1,9 +1,11 @@
 """Which images a client keeps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
-from lscl.methods.parts.buffer import first, herding, lowest_loss, random
+from lscl.methods.parts.buffer import first, herding, lowest_loss, random, sample_buffer
 
 INDEX = torch.tensor([10, 11, 12, 13, 14, 15, 16])
 LABELS = torch.tensor([7, 2, 7, 7, 2, 7, 9])
@@ -77,3 +79,11 @@ def test_no_place_and_no_images_keep_nothing_however_they_are_chosen():
         assert herding(*parts, features()[:n], count).shape == (0,)
         assert random(*parts, count, torch.Generator()).shape == first(*parts, count).shape == (0,)
         assert herding(*parts, features()[:n], count).dtype == torch.int64
+
+
+def test_rows_of_the_buffer_are_drawn_by_the_rounds_generator():
+    draw = lambda seed: torch.Generator().manual_seed(seed)
+    client = lambda seed: SimpleNamespace(state={"buffer": INDEX}, scratch={"replay": draw(seed)})
+    assert torch.equal(sample_buffer(client(3), 4), torch.randint(7, (4,), generator=draw(3)))
+    assert not torch.equal(sample_buffer(client(3), 7), sample_buffer(client(4), 7))
+    assert len(sample_buffer(client(3), 100)) == 7
