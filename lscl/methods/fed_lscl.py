@@ -410,7 +410,7 @@ class Consistency(SmallContinual):
 
 
 class OneByOne(Fusion):
-    """One-by-One Distillation (Eq. 5) by gradient steps, as in the paper: each generator learns from the others in turn.
+    """One-by-One Distillation (Eq. 5) by gradient steps, as in the paper: each generator learns from the others.
 
     Up, beside the generator: the features f of the buffer and of the task's images that would be kept by now, (n, m),
     or, with o2d_upload = gram, the upper triangle of their second moments, ((m + 1)(m + 2) / 2,).
@@ -461,6 +461,15 @@ class OneByOneExact(OneByOne):
     """One-by-One Distillation solved exactly: Eq. 5 is quadratic, and its minimum has a closed form (ours)."""
 
     def distil(self, weights: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+        """The minimum of Eq. 5 for every client.
+
+        Args:
+            weights: the uploaded generators with the bias as last column, (P, m + 1) each.
+            moments: the second moments of the uploaded features, (m + 1, m + 1) each.
+
+        Returns:
+            The distilled generators, (P, m + 1) each, in the same order.
+        """
         return o2d_exact(weights, moments, self.method.config.o2d_lambda)
 
 

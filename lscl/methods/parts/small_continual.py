@@ -9,7 +9,7 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Method
 from lscl.federation.passes import map_batches
-from lscl.methods.parts.buffer import index_sample, sample_buffer
+from lscl.methods.parts.buffer import sample_buffer, sample_positions
 from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
 
 FISHER_IMAGES = 64  # of a task, for EWC
@@ -71,7 +71,7 @@ class EWC(SmallContinual):
         return self.method.config.ewc_weight * ewc_penalty(parameters, fisher, before)
 
     def end_task(self, client: Client) -> None:
-        chosen = index_sample(client.train_index, FISHER_IMAGES, client.rng("fisher"))
+        chosen = sample_positions(client.train_index, FISHER_IMAGES, client.rng("fisher"))
         parameters = protected_parameters(client)
 
         def log_likelihood(i: int) -> Tensor:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from lscl.methods.parts.buffer import first, herding, lowest_loss, random, sample_buffer
+from lscl.methods.parts.buffer import first_of_each_class, herding, lowest_loss, random_per_class, sample_buffer
 
 INDEX = torch.tensor([10, 11, 12, 13, 14, 15, 16])
 LABELS = torch.tensor([7, 2, 7, 7, 2, 7, 9])
@@ -57,7 +57,9 @@ def test_herding_takes_no_image_twice_and_shorter_lists_begin_longer_ones():
     for per_class in range(15):
         lists = [kept[:15][:per_class], kept[15:][:per_class]]
         assert torch.equal(herding(index, labels, f, per_class), torch.cat(lists))
-        assert torch.equal(first(kept, torch.cat([labels[::2], labels[1::2]]), per_class), torch.cat(lists))
+        assert torch.equal(
+            first_of_each_class(kept, torch.cat([labels[::2], labels[1::2]]), per_class), torch.cat(lists)
+        )
 
 
 def test_herding_does_not_see_the_length_of_the_features():
@@ -66,7 +68,7 @@ def test_herding_does_not_see_the_length_of_the_features():
 
 
 def test_random_images_are_drawn_once_each_from_the_generator():
-    draw = lambda seed, count: random(INDEX, LABELS, count, torch.Generator().manual_seed(seed)).tolist()
+    draw = lambda seed, count: random_per_class(INDEX, LABELS, count, torch.Generator().manual_seed(seed)).tolist()
     assert draw(0, 2) == draw(0, 2) and len({tuple(draw(seed, 2)) for seed in range(9)}) > 3
     kept = draw(0, 2)
     assert len(kept) == 5 and set(kept[:2]) == {11, 14} and set(kept[2:4]) <= {10, 12, 13, 15} and kept[4] == 16
@@ -77,7 +79,9 @@ def test_no_place_and_no_images_keep_nothing_however_they_are_chosen():
     for count, n in ((0, 7), (3, 0)):
         parts = (INDEX[:n], LABELS[:n])
         assert herding(*parts, features()[:n], count).shape == (0,)
-        assert random(*parts, count, torch.Generator()).shape == first(*parts, count).shape == (0,)
+        assert (
+            random_per_class(*parts, count, torch.Generator()).shape == first_of_each_class(*parts, count).shape == (0,)
+        )
         assert herding(*parts, features()[:n], count).dtype == torch.int64
 
 
