@@ -39,6 +39,10 @@ class OneBlockCosts(Costs):
 def check_adapted_block(config: Experiment, foundation: FrozenViT) -> None:
     """For methods that update one block.
 
+    Args:
+        config: with `block`.
+        foundation: the frozen ViT, or one of its shape.
+
     Raises:
         LsclError: the ViT has no such block.
     """
@@ -55,4 +59,5 @@ class StaticLoRA(nn.Module):
         self.scale = scale
 
     def forward(self) -> LowRank:
+        """The update scale * B A."""
         return LowRank(self.A, self.B, self.scale)
