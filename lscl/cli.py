@@ -15,8 +15,8 @@ from click.exceptions import NoArgsIsHelpError
 from typer.core import TyperCommand, TyperOption
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, check_profile, check_read, experiment, fields
-from lscl.errors import LsclError, explained, shown
+from lscl.config import PROFILES, Experiment, check_options, check_profile, experiment, fields
+from lscl.errors import LsclError, explain, make_printable
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -85,7 +85,7 @@ def run_command(values: dict) -> None:
 def _one(values: dict[str, Any]) -> Experiment:
     """The experiment of the command line; an option that its system never reads is refused."""
     config = experiment(**values)
-    check_read(values, [config.method])
+    check_options(values, [config.method])
     return config
 
 
@@ -345,7 +345,7 @@ def verify_command(
 @config_command(data_app, "show", "method")
 def data_show(values: dict) -> None:
     """Print the partition: training images by client, task and class, with digests and checks."""
-    from lscl.data.duplicates import duplicates
+    from lscl.data.duplicates import find_duplicates
     from lscl.data.partition import partition
     from lscl.data.sources import load
 
@@ -356,14 +356,14 @@ def data_show(values: dict) -> None:
         f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}"
     )
     print(f"partition seed {config.seed}, digest {parts.digest}: no position on two clients, none in train and test")
-    print(duplicates(data.train, data.test))
+    print(find_duplicates(data.train, data.test))
     for client, stream in enumerate(parts.tasks):
         for number, task in enumerate(stream):
             counts = {label: 0 for label in task.classes}
             for image in task.train:
                 counts[int(data.train.labels[image])] += 1
             dealt = ", ".join(
-                f"{shown(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}"
+                f"{make_printable(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}"
                 for label, count in counts.items()
             )
             print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {dealt}")
@@ -457,7 +457,7 @@ def one_line():
     except (LsclError, OSError, click.ClickException) as error:
         _end(error)
     except Exception as error:
-        line = explained(error)
+        line = explain(error)
         if line is None:
             raise
         _end(line)
@@ -465,7 +465,7 @@ def one_line():
 
 def _end(error: Exception) -> NoReturn:
     text = _usage(error) if isinstance(error, click.ClickException) else str(error)
-    print(f"lscl: {shown(' '.join(text.split()))}", file=sys.stderr)
+    print(f"lscl: {make_printable(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -481,7 +481,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with one_line():
-            paths.settle()
+            paths.make_absolute()
             sys.exit(app(args=arguments, prog_name="lscl", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         sys.exit(130)

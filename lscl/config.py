@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.registry import DATASETS, METHODS, home_of
 
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
@@ -40,7 +40,7 @@ def readers(option: str) -> tuple[str, ...]:
     )
 
 
-def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
+def check_options(options: Iterable[str], methods: Iterable[str]) -> None:
     """Refuse options that none of the methods reads: they would file the same run under another name.
 
     Raises:
@@ -235,7 +235,7 @@ def _complete(_version: int) -> type[Experiment]:
         for name, info in home.model_fields.items()
         if home_of(home, name) is home
     }
-    found["method"] = (str, Field(METHODS.of_role("own"), description=Experiment.model_fields["method"].description))
+    found["method"] = (str, Field(METHODS.find_role("own"), description=Experiment.model_fields["method"].description))
     return create_model("Experiment", __base__=Experiment, __module__=__name__, __doc__=Experiment.__doc__, **found)
 
 
@@ -270,16 +270,16 @@ def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
     kind, source = METHODS.find(method), DATASETS.find(dataset)
     return {
         **PROFILES[profile],
-        **METHODS.everywhere(profile),
+        **METHODS.profile_values(profile),
         **kind.sizes.get(profile, {}),
-        **chosen(kind, profile),
+        **chosen_values(kind, profile),
         **({"image_size": source.pixels} if source.pixels else {}),
         **source.values.get(profile, {}),
-        **METHODS.everywhere((profile, dataset)),
+        **METHODS.profile_values((profile, dataset)),
     }
 
 
-def chosen(kind: Any, profile: str) -> dict[str, Any]:
+def chosen_values(kind: Any, profile: str) -> dict[str, Any]:
     """What a system sets in a profile because it was tuned so (demo, mini) or is official (colab, paper)."""
     return {} if profile == "smoke" else dict(kind.official if profile in OFFICIAL else kind.tuned)
 
@@ -287,7 +287,7 @@ def chosen(kind: Any, profile: str) -> dict[str, Any]:
 def check_profile(name: object) -> None:
     """Raises LsclError for anything but the name of a profile."""
     if not isinstance(name, str) or name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
+        raise unknown_name("profile", name, PROFILES)
 
 
 def experiment(**values: Any) -> Experiment:
@@ -301,7 +301,7 @@ def experiment(**values: Any) -> Experiment:
     known = fields()
     for key in values:
         if key not in known:
-            raise unknown("parameter", key, known)
+            raise unknown_name("parameter", key, known)
     base = values_of(values.get("method", known["method"].default), dataset, profile)
     given = {key: value for key, value in values.items() if value is not None or known[key].default is None}
     if given.get("weights") is not None:

@@ -10,23 +10,23 @@ class LsclError(Exception):
     """Bad input or a damaged file; the command line prints it as one line and exits with code 2."""
 
 
-class Absent(LsclError):
+class MissingFile(LsclError):
     """There is no such file."""
 
 
-def shown(text: str, most: int | None = None) -> str:
+def make_printable(text: str, most: int | None = None) -> str:
     """A name as it may stand in a line of output: what is not printable (line ends, control characters, bytes that are no text) as an
     escape such as \\n, and cut behind `most` characters."""
     plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return plain if most is None or len(plain) <= most else f"{plain[: most - 1]}…"
 
 
-def counted(count: int, thing: str) -> str:
+def pluralize(count: int, thing: str) -> str:
     """A number and what is counted: "1 file", "2 files"."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def unknown(kind: str, value: object, allowed: Iterable[object]) -> LsclError:
+def unknown_name(kind: str, value: object, allowed: Iterable[object]) -> LsclError:
     """An error for an unknown name, with the nearest valid one and the whole list of what is allowed."""
     names, text = [str(name) for name in allowed], str(value)[:100]
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
@@ -66,7 +66,7 @@ CAUSES: list[tuple[set[str], tuple[str, ...], str, str]] = [
 ]
 
 
-def explained(error: Exception) -> LsclError | None:
+def explain(error: Exception) -> LsclError | None:
     """One line for a failure that comes of values too large, too small or too odd, with the parameters that help; None for anything else,
     which is a bug and keeps its traceback."""
     kinds, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())

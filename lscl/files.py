@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from lscl.errors import Absent, LsclError
+from lscl.errors import LsclError, MissingFile
 
 
 class Shape(BaseModel):
@@ -36,14 +36,14 @@ def read_text(path: Path) -> str:
             raise ValueError("NUL bytes in it")
         return found
     except FileNotFoundError as error:
-        raise Absent(f"cannot read {path}: there is no such file") from error
+        raise MissingFile(f"cannot read {path}: there is no such file") from error
     except UnicodeDecodeError as error:
         raise LsclError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
     except (OSError, ValueError) as error:
         raise LsclError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def from_json(path: Path, shape: Any) -> Any:
+def read_json(path: Path, shape: Any) -> Any:
     """What a JSON file holds, just as it stands there, if it has this shape.
 
     shape: a type as pydantic takes it, such as dict[str, float] or a subclass of Shape.
@@ -125,13 +125,13 @@ class _Notebook(Shape):
     nbformat_minor: int
 
 
-def notebook(path: Path) -> nbformat.NotebookNode:
+def read_notebook(path: Path) -> nbformat.NotebookNode:
     """A notebook.
 
     Raises:
         LsclError: it cannot be read, or is no notebook.
     """
-    from_json(path, _Notebook)
+    read_json(path, _Notebook)
     return nbformat.v4.reads(read_text(path))
 
 
@@ -166,7 +166,7 @@ def _entry(path: Path, name: str, kind: type, value: str) -> Any:
     return entry
 
 
-def settings(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """What a YAML file holds.
 
     Raises:

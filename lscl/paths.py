@@ -76,7 +76,7 @@ def variable(name: str) -> str | None:
     return os.environ.get(name, "").strip() or None
 
 
-def settle() -> None:
+def make_absolute() -> None:
     """Make the places in the environment absolute, so that they mean the same in notebooks and processes, which run in other folders."""
     for name in ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS"):
         given = variable(name)

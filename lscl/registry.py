@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from lscl.errors import LsclError, first_line, unknown
+from lscl.errors import LsclError, first_line, unknown_name
 
 NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # of a system or a data set: it becomes part of file names
 
@@ -32,7 +32,7 @@ class Parameters(BaseModel):
 
     # What a profile, or a profile on a data set, sets of these fields whichever system runs. It is part of the digests of our records and
     # closed for systems of others, which would change the digests of all runs: they have `sizes`, `tuned` and `official`.
-    everywhere: ClassVar[Mapping[str | tuple[str, str], Mapping[str, Any]]] = {}
+    profile_values: ClassVar[Mapping[str | tuple[str, str], Mapping[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Registry(Mapping[str, Any]):
             LsclError: there is none; with the nearest name.
         """
         if not isinstance(name, str) or name not in self:
-            raise unknown(self.kind, name, self)
+            raise unknown_name(self.kind, name, self)
         return self[name]
 
     def remove(self, name: str) -> None:
@@ -180,16 +180,16 @@ class Systems(Registry):
                     raise LsclError(
                         f"method {entry.name!r}: its parameter {name} has the name of one of {other.name}, give it another one"
                     )
-        if any(not is_ours(home) for home in bases_of(entry.Parameters) if "everywhere" in vars(home)):
+        if any(not is_ours(home) for home in bases_of(entry.Parameters) if "profile_values" in vars(home)):
             raise LsclError(
-                f"method {entry.name!r}: Parameters.everywhere would change all other runs, give sizes, tuned or official"
+                f"method {entry.name!r}: Parameters.profile_values would change all other runs, give sizes, tuned or official"
             )
         if entry.role is not None and not is_ours(entry):
             raise LsclError(
                 f"method {entry.name!r}: role = {entry.role!r} is for the paper's own system and the floor, leave it out"
             )
 
-    def of_role(self, role: str) -> str:
+    def find_role(self, role: str) -> str:
         """The name of the system that has a role: "own" is the paper's, "floor" is what all are compared with.
 
         Raises:
@@ -213,12 +213,12 @@ class Systems(Registry):
             self._homes = self.version, list(dict.fromkeys(sorted(every, key=lambda home: home not in many)))
         return self._homes[1]
 
-    def everywhere(self, key: str | tuple[str, str]) -> dict[str, Any]:
-        """`Parameters.everywhere` of all systems, for one profile or one profile on one data set."""
+    def profile_values(self, key: str | tuple[str, str]) -> dict[str, Any]:
+        """`Parameters.profile_values` of all systems, for one profile or one profile on one data set."""
         return {
             name: value
             for home in self.homes()
-            for name, value in vars(home).get("everywhere", {}).get(key, {}).items()
+            for name, value in vars(home).get("profile_values", {}).get(key, {}).items()
         }
 
 

@@ -140,7 +140,7 @@ def federation(toy):
         frozen = foundation_of(config, kind.cut(config)) if kind.vit else None
         train, test = (inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
-        method.census = Census.of(parts, data)
+        method.census = Census.count(parts, data)
         if kind.surrogate:
             images = pictures(
                 len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9)

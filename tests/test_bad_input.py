@@ -13,7 +13,7 @@ from test_cli import call
 from tests_root import ROOT
 
 from lscl import cli, paths, results
-from lscl.errors import Absent, LsclError
+from lscl.errors import LsclError, MissingFile
 from lscl.experiments import doctor, records
 from lscl.publish import benchmark_pages, build, freshness, hardware, numbers, pages, readme, reference, verified
 from lscl.results import frames, markdown, measurements, published, readings
@@ -345,7 +345,7 @@ def test_the_commands_that_read_them_say_it(capsys, repository):
 
 
 def test_a_file_that_is_not_there_is_told_from_a_damaged_one(places):
-    with pytest.raises(Absent):
+    with pytest.raises(MissingFile):
         pages.files.read_text(places / "no.json")
 
 
@@ -366,7 +366,7 @@ def test_relative_places_are_made_absolute_once(monkeypatch, tmp_path):
     for name in names:
         monkeypatch.setenv(name, "here")
     monkeypatch.chdir(tmp_path)
-    paths.settle()
+    paths.make_absolute()
     monkeypatch.chdir("/")
     assert {os.environ[name] for name in names} == {str(tmp_path / "here")}
     assert paths.cache() == tmp_path / "here" == paths.root()

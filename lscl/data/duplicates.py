@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lscl.data.store import ImageSet, digest_of
-from lscl.errors import counted
+from lscl.errors import pluralize
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Duplicates:
         several = self.size > 1
         if not several.any():
             return "equal pixels: none"
-        groups = counted(int(several.sum()), "group")
+        groups = pluralize(int(several.sum()), "group")
         return (
             f"equal pixels: {groups} of {self.size[several].sum()} images; {self.in_train.sum()} within train, {self.in_test.sum()} within test, "
             f"{self.across_splits.sum()} across train and test, {self.across_classes.sum()} with different classes"
         )
 
 
-def keys_of(images: np.ndarray) -> np.ndarray:
+def pixel_keys(images: np.ndarray) -> np.ndarray:
     """SHA-256 of the pixels of each image, (n,) text."""
     return np.array([digest_of(image) for image in images], dtype="S64")
 
 
-def grouped(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicates:
+def group_duplicates(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicates:
     """Put equal keys together. keys, labels, test (bool): (n,) for each image."""
     _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
     train, tested = (np.bincount(group[part], minlength=len(size)) for part in (~test, test))
@@ -49,18 +49,18 @@ def grouped(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicate
     return Duplicates(group, size, train > 1, tested > 1, (train > 0) & (tested > 0), classes > 1)
 
 
-def duplicates(train: ImageSet, test: ImageSet) -> Duplicates:
+def find_duplicates(train: ImageSet, test: ImageSet) -> Duplicates:
     """The groups of equal images in both splits."""
-    keys = np.concatenate([keys_of(train.images), keys_of(test.images)])
-    return grouped(keys, np.concatenate([train.labels, test.labels]), np.arange(len(keys)) >= len(train))
+    keys = np.concatenate([pixel_keys(train.images), pixel_keys(test.images)])
+    return group_duplicates(keys, np.concatenate([train.labels, test.labels]), np.arange(len(keys)) >= len(train))
 
 
-def without_duplicates(train: ImageSet, test: ImageSet) -> ImageSet:
+def drop_duplicates(train: ImageSet, test: ImageSet) -> ImageSet:
     """The training images, without those whose pixels a test image or another class has too; of those repeated in a class one stays.
 
     How many are left out is printed on stderr.
     """
-    found = duplicates(train, test)
+    found = find_duplicates(train, test)
     group = found.group[: len(train)]
     tested, torn = found.across_splits[group], found.across_classes[group] & ~found.across_splits[group]
     first = np.zeros(len(train), bool)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lscl.data.picture import is_picture, read_picture
-from lscl.data.store import ImageSet, allocated_memmap, cached_piecewise, digest_of
-from lscl.errors import LsclError, counted, shown
+from lscl.data.store import ImageSet, allocated_memmap, cache_piecewise, digest_of
+from lscl.errors import LsclError, make_printable, pluralize
 
 DECODER = 2  # raised when the same file comes to give other pixels, so that nothing decoded before is used
 HIDDEN = {
@@ -38,7 +38,7 @@ def image_folder(folder: Path, size: int) -> ImageSet:
     """
     classes, loose = class_files(folder)
     name = f"folder-{stamp(folder, [*(path for files in classes.values() for path in files), *loose], size, DECODER)}"
-    return cached_piecewise(name, lambda made: _decode(folder, classes, loose, size, made))
+    return cache_piecewise(name, lambda made: _decode(folder, classes, loose, size, made))
 
 
 def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
@@ -60,7 +60,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """
     if not folder.is_dir():
         raise LsclError(f"no data folder {folder}: give an existing folder of <class>/<image> files")
-    here = sorted(path for path in _listed(folder) if not hidden(path.name))
+    here = sorted(path for path in _listed(folder) if not is_hidden(path.name))
     around = {_identity(path) for path in (folder, *folder.resolve().parents)}
     classes = {path.name: _files(path, around) for path in here if path.is_dir()}
     if not classes:
@@ -75,7 +75,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     return classes, [path for path in here if not path.is_dir()]
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's images: hidden, or left by a system or a viewer."""
     return name.startswith(".") or name.lower() in HIDDEN
 
@@ -86,9 +86,9 @@ def _files(folder: Path, around: set[tuple[int, int]]) -> list[Path]:
     if _identity(folder) in around:
         raise LsclError(f"class folder {folder} is a link to a folder that it lies in")
     for here, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        inside = {name: _identity(Path(here, name)) for name in sorted(folders) if not hidden(name)}
+        inside = {name: _identity(Path(here, name)) for name in sorted(folders) if not is_hidden(name)}
         folders[:] = [name for name, one in inside.items() if one not in seen and not seen.add(one)]
-        found += [Path(here, name) for name in names if not hidden(name)]
+        found += [Path(here, name) for name in names if not is_hidden(name)]
     return sorted(found)
 
 
@@ -119,41 +119,41 @@ def pictures_of(folder: Path, classes: dict[str, list[Path]]) -> tuple[dict[str,
         pictures[name] = [path for path in files if is_picture(path)]
         others += sorted(set(files) - set(pictures[name]))
         if not pictures[name]:
-            what = ignored(folder, files) or "it is empty"
+            what = describe_ignored(folder, files) or "it is empty"
             raise LsclError(
-                f"no images in class folder {shown(str(folder / name))}: {what}; remove the folder if it is no class"
+                f"no images in class folder {make_printable(str(folder / name))}: {what}; remove the folder if it is no class"
             )
     return pictures, others
 
 
-def ignored(folder: Path, files: Iterable[Path]) -> str:
+def describe_ignored(folder: Path, files: Iterable[Path]) -> str:
     """The line that says which files were passed over, empty if none was."""
     files = sorted(files)
     if not files:
         return ""
-    kinds = Counter(shown(path.suffix.lower(), 12) or "without ending" for path in files)
+    kinds = Counter(make_printable(path.suffix.lower(), 12) or "without ending" for path in files)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0])))
-    return f"{counted(len(files), 'file')} ignored: {counts}; the first is {shown(str(files[0].relative_to(folder)))}"
+    return f"{pluralize(len(files), 'file')} ignored: {counts}; the first is {make_printable(str(files[0].relative_to(folder)))}"
 
 
 def _decode(folder: Path, classes: dict[str, list[Path]], loose: list[Path], size: int, made: Path) -> ImageSet:
-    """Write the images class by class into made/images.npy, each class in the order of the SHA-256 of its pixels, as `canonical` has it."""
+    """Write the images class by class into made/images.npy, each class in the order of the SHA-256 of its pixels, as `sort_canonically` has it."""
     pictures, others = pictures_of(folder, classes)
     counts = [len(files) for files in pictures.values()]
     images = allocated_memmap(made / "images.npy", np.uint8, (sum(counts), size, size, 3))
     several, start = 0, 0
     for files in pictures.values():
         for row, path in enumerate(files, start):
-            picture = read_picture(path, shown(str(path)))
-            images[row] = picture.square(size, shown(str(path)))
+            picture = read_picture(path, make_printable(str(path)))
+            images[row] = picture.square(size, make_printable(str(path)))
             several += picture.frames > 1
         own = slice(start, start + len(files))
         images[own] = images[own][np.argsort([digest_of(image) for image in images[own]], kind="stable")]
         start += len(files)
     images.flush()
     notes = [
-        ignored(folder, [*others, *loose]),
-        f"{counted(several, 'file')} with several pictures, the first is used" if several else "",
+        describe_ignored(folder, [*others, *loose]),
+        f"{pluralize(several, 'file')} with several pictures, the first is used" if several else "",
     ]
     return ImageSet(
         images, np.repeat(np.arange(len(counts)), counts), tuple(pictures), tuple(note for note in notes if note)
@@ -169,18 +169,18 @@ def split_folders(folder: Path) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise LsclError(f"no data folder {folder}: give an existing folder with {' and '.join(SPLITS)} in it")
     if not all((folder / split).is_dir() for split in SPLITS):
-        raise LsclError(f"{folder}: expected the folders {' and '.join(SPLITS)}, found {folders_in(folder)}")
+        raise LsclError(f"{folder}: expected the folders {' and '.join(SPLITS)}, found {list_folders(folder)}")
     return folder / SPLITS[0], folder / SPLITS[1]
 
 
-def folders_in(folder: Path) -> str:
+def list_folders(folder: Path) -> str:
     """The names of the folders that lie in `folder`, as a list in a sentence."""
-    found = sorted(path.name for path in _listed(folder) if path.is_dir() and not hidden(path.name))
+    found = sorted(path.name for path in _listed(folder) if path.is_dir() and not is_hidden(path.name))
     more = f" and {len(found) - 8} more" if found[8:] else ""
-    return ", ".join(shown(name, 40) for name in found[:8]) + more or "no folder"
+    return ", ".join(make_printable(name, 40) for name in found[:8]) + more or "no folder"
 
 
-def same_classes(folder: Path, train: Collection[str], test: Collection[str]) -> None:
+def check_same_classes(folder: Path, train: Collection[str], test: Collection[str]) -> None:
     """Check that both splits have the same class folders.
 
     Raises:

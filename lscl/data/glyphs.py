@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from lscl.data.store import ImageSet, cached
+from lscl.data.store import ImageSet, cache_images
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
@@ -54,7 +54,7 @@ def glyphs(train_per_class: int = PER_CLASS, test_per_class: int = 8) -> tuple[I
         if count < 1:
             raise LsclError(f"{split}_per_class is {count}: glyphs needs at least 1 image per class")
     train, test = (
-        cached(f"glyphs-v{VERSION}-{split}-{count}", lambda s=split, n=count: _draw_all(s, n))
+        cache_images(f"glyphs-v{VERSION}-{split}-{count}", lambda s=split, n=count: _draw_all(s, n))
         for split, count in counts.items()
     )
     return train, test

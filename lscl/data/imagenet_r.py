@@ -21,9 +21,9 @@ import numpy as np
 from filelock import FileLock
 
 from lscl import paths
-from lscl.data.folder import DECODER, hidden, stamp
+from lscl.data.folder import DECODER, is_hidden, stamp
 from lscl.data.picture import square
-from lscl.data.store import ImageSet, cached_splits, digest_of, write_atomic
+from lscl.data.store import ImageSet, cache_splits, digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
@@ -89,7 +89,7 @@ class Source:
 
 
 def _image(name: str) -> bool:
-    return name.lower().endswith(ENDINGS) and not hidden(name)
+    return name.lower().endswith(ENDINGS) and not is_hidden(name)
 
 
 def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
@@ -109,7 +109,7 @@ def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
     name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}-v{DECODER}"
     if data_dir is not None:  # files of these names may hold other pictures than the archive
         name += f"-{source.stamp()}"
-    return cached_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
+    return cache_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
 
 
 def _labels(names: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:

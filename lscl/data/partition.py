@@ -44,7 +44,7 @@ class Partition:
         """SHA-256 of all index lists, 16 hex digits."""
         return digest_of(json.dumps(asdict(self), sort_keys=True).encode())[:16]
 
-    def seen(self, client: int, task: int) -> tuple[int, ...]:
+    def seen_classes(self, client: int, task: int) -> tuple[int, ...]:
         """Every class that `client` has met up to and including `task`, in order of arrival."""
         return tuple(label for part in self.tasks[client][: task + 1] for label in part.classes)
 
@@ -71,7 +71,7 @@ class Census:
     test: np.ndarray
 
     @classmethod
-    def of(cls, parts: Partition, data: Dataset) -> "Census":
+    def count(cls, parts: Partition, data: Dataset) -> "Census":
         tested = data.train if parts.holdout else data.test
         train, test = (
             parts.counts(data.train.labels, len(data.classes)),
@@ -87,9 +87,9 @@ class Census:
         """Training images of all tasks up to this one."""
         return int(self.train[client, : task + 1].sum())
 
-    def tested(self, client: int, task: int) -> np.ndarray:
+    def test_images_so_far(self, client: int, task: int) -> np.ndarray:
         """Test images of every class met so far, in order of arrival: (classes,) int64."""
-        return self.test[client, : task + 1].sum(0)[list(self.parts.seen(client, task))]
+        return self.test[client, : task + 1].sum(0)[list(self.parts.seen_classes(client, task))]
 
 
 def partition(config: Experiment, data: Dataset) -> Partition:

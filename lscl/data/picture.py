@@ -65,7 +65,7 @@ class Picture:
         if (width, height) != (size, size):
             scale = size / min(width, height)
             width, height = max(size, round(width * scale)), max(size, round(height * scale))
-            if width * height > limit():
+            if width * height > max_pixels():
                 raise LsclError(
                     f"too narrow image {name}: {picture.width} x {picture.height} pixels would become {width} x {height}"
                 )
@@ -79,12 +79,12 @@ def square(file: Path | BinaryIO, size: int, name: str) -> np.ndarray:
     """One image file, its shorter side resized and the centre cropped: (size, size, 3) uint8.
 
     Raises:
-        LsclError: as in `read`.
+        LsclError: as in `read_picture`.
     """
     return read_picture(file, name).square(size, name)
 
 
-def limit() -> int:
+def max_pixels() -> int:
     """The most pixels that an image may have; Pillow's limit, which keeps a small file from filling the memory."""
     return 2 * Image.MAX_IMAGE_PIXELS
 
@@ -106,7 +106,7 @@ def read_picture(file: Path | BinaryIO, name: str) -> Picture:
         raise LsclError(f"too large image {name}: not enough memory to decode it") from error
     except Image.DecompressionBombError as error:
         raise LsclError(
-            f"too large image {name}: it says it has more than the {limit():,} pixels that are allowed"
+            f"too large image {name}: it says it has more than the {max_pixels():,} pixels that are allowed"
         ) from error
     except UnidentifiedImageError as error:
         raise LsclError(f"corrupt image {name}: no format that Pillow reads") from error

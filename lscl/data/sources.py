@@ -9,12 +9,12 @@ from torchvision.datasets import CIFAR100
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.duplicates import without_duplicates
-from lscl.data.folder import class_files, folders_in, image_folder, same_classes, split_folders, stamp
+from lscl.data.duplicates import drop_duplicates
+from lscl.data.folder import check_same_classes, class_files, image_folder, list_folders, split_folders, stamp
 from lscl.data.glyphs import PER_CLASS, glyphs
 from lscl.data.imagenet_r import CLASSES, SIZE, imagenet_r
-from lscl.data.store import Dataset, ImageSet, cached, canonical
-from lscl.errors import LsclError, shown
+from lscl.data.store import Dataset, ImageSet, cache_images, sort_canonically
+from lscl.errors import LsclError, make_printable
 from lscl.registry import DATASETS, register_dataset
 
 CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
@@ -33,9 +33,9 @@ def load(config: Experiment) -> Dataset:
     train, test = _splits(config)
     for split, images in (("train", train), ("test", test)):
         for note in images.notes:
-            print(f"{shown(str(config.data_dir / split))}: {note}", file=sys.stderr)
+            print(f"{make_printable(str(config.data_dir / split))}: {note}", file=sys.stderr)
     if config.duplicates == "drop":
-        train = without_duplicates(train, test)
+        train = drop_duplicates(train, test)
     return Dataset(
         config.dataset,
         first_per_class(train, config.images_per_class, f"{config.dataset} train"),
@@ -145,7 +145,7 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
     if folder is not None and not (folder / CIFAR100.base_folder).is_dir():
         raise LsclError(
             f"CIFAR-100 not found in {folder}: expected the folders train and test, or torchvision's {CIFAR100.base_folder}, "
-            f"found {folders_in(folder)}; give --data-dir another folder, or leave it out to download"
+            f"found {list_folders(folder)}; give --data-dir another folder, or leave it out to download"
         )
     return _torchvision_cifar100(folder)
 
@@ -160,17 +160,19 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
             raise LsclError(
                 f"CIFAR-100 not found in {home} nor downloaded ({error}); give --data-dir a folder with torchvision's files or train/, test/ trees"
             ) from error
-        return canonical(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
+        return sort_canonically(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
 
     if folder is None:
-        return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
+        return cache_images("cifar100-train", lambda: decode(True)), cache_images(
+            "cifar100-test", lambda: decode(False)
+        )
     key = f"cifar100-{stamp(folder, sorted((folder / CIFAR100.base_folder).glob('*')))}"  # what another source gave is not taken for it
-    return cached(f"{key}-train", lambda: decode(True)), cached(f"{key}-test", lambda: decode(False))
+    return cache_images(f"{key}-train", lambda: decode(True)), cache_images(f"{key}-test", lambda: decode(False))
 
 
 def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
     places = split_folders(folder)
-    same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
+    check_same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
     train, test = (image_folder(place, size) for place in places)
     return train, test
 

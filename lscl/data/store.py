@@ -65,7 +65,7 @@ class Dataset:
         return hashlib.sha256((self.train.digest + self.test.digest).encode()).hexdigest()[:16]
 
 
-def canonical(images: ImageSet) -> ImageSet:
+def sort_canonically(images: ImageSet) -> ImageSet:
     """The same images ordered by label, then by the SHA-256 of their pixels: the order does not depend on the source."""
     keys = np.array([digest_of(image) for image in images.images])
     return images.subset(np.lexsort((keys, images.labels)))
@@ -183,7 +183,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
+def cache_images(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     """The image set kept under `name` in the cache folder; decoded first if it is absent or damaged.
 
     The stored digest is compared with the bytes on disk when they are first opened and after every change of the files, so a damaged
@@ -200,8 +200,8 @@ def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     return _open(folder)
 
 
-def cached_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
-    """As `cached`, for what need not fit the memory: `write` makes images.npy in the folder that it is given."""
+def cache_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
+    """As `cache_images`, for what need not fit the memory: `write` makes images.npy in the folder that it is given."""
     folder = paths.cache() / "images" / name
     found = _found(folder)
     if found is not None:
@@ -211,7 +211,7 @@ def cached_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
     return _open(folder)
 
 
-def cached_splits(
+def cache_splits(
     name: str,
     keys: Sequence[str],
     labels: np.ndarray,
@@ -220,7 +220,7 @@ def cached_splits(
     size: int,
     decode: Callable[[], Iterable[tuple[str, np.ndarray]]],
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images kept under `name`, as `cached`, but decoded one by one into the files: they need not fit the memory.
+    """Training and test images kept under `name`, as `cache_images`, but decoded one by one into the files: they need not fit the memory.
 
     keys: (n,) names, in the order in which the images are to stand; test: (n,) bool; decode: yields (key, (size, size, 3) uint8) in
     any order.

@@ -84,7 +84,7 @@ def build_experiment(
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
-    method.census = Census.of(parts, data)
+    method.census = Census.count(parts, data)
     if spare is not None:
         method.server_images = read(spare)
     method.device = device
@@ -107,7 +107,7 @@ def inputs(
     """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
     if frozen is None:
         return Inputs(images, None, device, side=side)
-    last = prefix_cache(frozen.at(frozen.depth), images, device, watch, numbers) if kind.query else None
+    last = prefix_cache(frozen.recut(frozen.depth), images, device, watch, numbers) if kind.query else None
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
@@ -284,7 +284,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         if report.scores
     ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
-    seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
+    seen = [list(parts.seen_classes(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     left_out = {
         ("threads", config.cpu_threads),

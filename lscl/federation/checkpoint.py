@@ -120,14 +120,14 @@ def _rounds(step: Path) -> dict:
     return saved
 
 
-def as_bytes(state: dict[str, Tensor], **about: str) -> bytes:
+def tensors_to_bytes(state: dict[str, Tensor], **about: str) -> bytes:
     """Tensors, which may share memory or lie on a GPU, and a few words about them, in safetensors' format."""
     return save({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, about or None)
 
 
 def _save(state: dict[str, Tensor], path: Path) -> str:
     """Write tensors; -> the SHA-256 of the file."""
-    data = as_bytes(state)
+    data = tensors_to_bytes(state)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
-from lscl.models.cache import tokens_at
+from lscl.models.cache import read_tokens
 from lscl.seeding import torch_generator
 
 
@@ -26,7 +26,7 @@ class Inputs:
     images: ImageSet
     prefix: np.ndarray | None
     device: torch.device
-    last: np.ndarray | None = None
+    last_token: np.ndarray | None = None
     side: int | None = None
 
     def batch(self, index: Tensor) -> "Batch":
@@ -49,26 +49,26 @@ class Batch:
     @cached_property
     def images(self) -> Tensor:
         """(b, 3, H, W) float32 in about -2 to 2, for the CNN."""
-        pixels = as_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
-        return resized(pixels, self.inputs.side or pixels.shape[-1])
+        pixels = to_cnn_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
+        return resize(pixels, self.inputs.side or pixels.shape[-1])
 
     @cached_property
     def prefix(self) -> Tensor:
         """(b, N, d): the tokens in front of the adapted block."""
-        return tokens_at(self.inputs.prefix, self.index, self.inputs.device)
+        return read_tokens(self.inputs.prefix, self.index, self.inputs.device)
 
     @cached_property
-    def last(self) -> Tensor:
+    def last_token(self) -> Tensor:
         """(b, 1, d): the frozen CLS token behind the last block, nothing adapted."""
-        return tokens_at(self.inputs.last, self.index, self.inputs.device)
+        return read_tokens(self.inputs.last_token, self.index, self.inputs.device)
 
 
-def as_input(pixels: Tensor) -> Tensor:
+def to_cnn_input(pixels: Tensor) -> Tensor:
     """(b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2, as the CNNs take it."""
     return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
 
 
-def resized(images: Tensor, side: int) -> Tensor:
+def resize(images: Tensor, side: int) -> Tensor:
     """(n, 3, H, W) -> (n, 3, side, side), bilinear; as they are if they have that size."""
     if images.shape[-1] == side:
         return images

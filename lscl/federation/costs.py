@@ -1,4 +1,4 @@
-"""What a system needs beyond what all of them need, for the cost model. How much it sends is no estimate: see `Method.expected`."""
+"""What a system needs beyond what all of them need, for the cost model. How much it sends is no estimate: see `Method.upload_shapes`."""
 
 from dataclasses import dataclass
 

@@ -21,12 +21,12 @@ LIMIT = 1e6  # largest size of a number that was measured: a feature, a gradient
 ROUNDING = 1e-6  # of a float32 number in a step, and of the trace of a Gram matrix
 
 
-def equal(known: Tensor) -> Check:
+def equality_check(known: Tensor) -> Check:
     """The server knows it."""
     return lambda value: None if torch.equal(value, known) else f"is {_brief(value)}, the server knows {_brief(known)}"
 
 
-def between(low: float | Tensor, high: float | Tensor) -> Check:
+def range_check(low: float | Tensor, high: float | Tensor) -> Check:
     """All numbers lie in low..high, which may be tensors of their own."""
 
     def check(value: Tensor) -> str | None:
@@ -36,18 +36,18 @@ def between(low: float | Tensor, high: float | Tensor) -> Check:
     return check
 
 
-def near(start: Tensor, rate: float, steps: int) -> Check:
+def reach_check(start: Tensor, rate: float, steps: int) -> Check:
     """What Adam can have made of `start` with a learning rate in so many steps."""
 
     def check(value: Tensor) -> str | None:
-        reach = steps * (STEP * rate + ROUNDING * largest(start))
-        gap = largest(value - start)
+        reach = steps * (STEP * rate + ROUNDING * largest_magnitude(start))
+        gap = largest_magnitude(value - start)
         return f"is {gap:g} away from what was sent, training reaches {reach:g} at most" if gap > reach else None
 
     return check
 
 
-def positive_gram(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
+def gram_check(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
     """A packed symmetric matrix of sums of squares and products: none below zero, or above `high`."""
 
     def check(value: Tensor) -> str | None:
@@ -62,7 +62,7 @@ def positive_gram(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
     return check
 
 
-def right(total: Tensor) -> Check:
+def counts_check(total: Tensor) -> Check:
     """Right answers by (mask, class): at most as many as there are images, and no fewer where fewer classes compete."""
 
     def check(value: Tensor) -> str | None:
@@ -73,7 +73,7 @@ def right(total: Tensor) -> Check:
     return check
 
 
-def largest(value: Tensor) -> float:
+def largest_magnitude(value: Tensor) -> float:
     """The largest absolute value, 0 of nothing."""
     return max(map(abs, map(float, value.aminmax()))) if value.numel() else 0.0
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lscl.errors import LsclError
 from lscl.federation.client import Client
-from lscl.federation.limits import Check, equal, right
+from lscl.federation.limits import Check, counts_check, equality_check
 from lscl.federation.method import Method, Stage
 from lscl.federation.metrics import MASKS
-from lscl.federation.payload import Payload, Shapes, brief, finite, largest_in, num_bytes, seal
+from lscl.federation.payload import Payload, Shapes, brief, is_finite, num_bytes, payload_magnitude, seal
 from lscl.federation.training import answer
 
 AMPLIFIED = 1000.0  # an aggregate is at most so many times larger than what went into it
@@ -162,10 +162,10 @@ def _valid(
 ) -> tuple[Shapes, Callable[[str], torch.dtype], Mapping[str, Check]]:
     """Shapes, types and numbers of a valid answer."""
     if stage.name != "finish":
-        return method.expected(client, stage), method.dtype, method.checks(client, stage)
-    total = torch.from_numpy(method.census.tested(client, stage.task))
+        return method.upload_shapes(client, stage), method.dtype, method.checks(client, stage)
+    total = torch.from_numpy(method.census.test_images_so_far(client, stage.task))
     shapes = {"correct": (len(MASKS), len(total)), "total": (len(total),)}
-    return shapes, lambda name: torch.int64, {"total": equal(total), "correct": right(total)}
+    return shapes, lambda name: torch.int64, {"total": equality_check(total), "correct": counts_check(total)}
 
 
 def _aggregate(
@@ -181,7 +181,7 @@ def _aggregate(
         method.server = dict(before)
         try:
             method.aggregate(chosen, stage)
-            _check_server(method, following, AMPLIFIED * (1 + largest_in(before, *chosen.values())))
+            _check_server(method, following, AMPLIFIED * (1 + payload_magnitude(before, *chosen.values())))
         except Exception as error:
             method.server = before
             return error
@@ -232,7 +232,7 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
             if id(value) in known:
                 continue
             known.add(id(value))
-            if not finite(value):
+            if not is_finite(value):
                 raise LsclError(f"payload of server: {name} ({where}) holds NaN or infinite numbers")
-    if (size := largest_in(method.server)) > bound:
+    if (size := payload_magnitude(method.server)) > bound:
         raise LsclError(f"payload of server: numbers of {size:g}, allowed are {bound:g} after what went in")

@@ -19,7 +19,7 @@ from lscl.data.partition import Census
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client, Inputs
 from lscl.federation.costs import Costs
-from lscl.federation.limits import LIMIT, STEP, Check, between, equal, near
+from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_check, reach_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
 from lscl.models.vit import FrozenViT
@@ -175,7 +175,7 @@ class Method:
         """What the server sends to a client."""
         return self.server
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         """Names and shapes of a valid upload."""
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
@@ -192,22 +192,22 @@ class Method:
         """
         classes = self.census.parts.tasks[client][stage.task].classes
         known = {IMAGES: torch.tensor(self.census.images(client, stage.task)), HOLDS: self.flags(classes)}
-        start, steps = self.start(client, stage), self.steps(client, stage.task)
+        start, steps = self.training_start(client, stage), self.steps(client, stage.task)
         found: dict[str, Check] = {}
-        for name in self.expected(client, stage):
+        for name in self.upload_shapes(client, stage):
             if name in known:
-                found[name] = equal(known[name])
+                found[name] = equality_check(known[name])
             elif name.endswith("running_var"):
-                found[name] = between(0, LIMIT**2)
+                found[name] = range_check(0, LIMIT**2)
             elif name.endswith("running_mean") or name not in start:
-                found[name] = between(-LIMIT, LIMIT)
+                found[name] = range_check(-LIMIT, LIMIT)
             elif start[name].is_floating_point():
-                found[name] = near(start[name], self.rate(name), steps)
+                found[name] = reach_check(start[name], self.rate(name), steps)
             else:
-                found[name] = between(start[name], start[name] + int(STEP) * steps)
+                found[name] = range_check(start[name], start[name] + int(STEP) * steps)
         return found
 
-    def start(self, client: int, stage: Stage) -> Payload:
+    def training_start(self, client: int, stage: Stage) -> Payload:
         """What the training of a round starts from, by the names of the upload."""
         return self.broadcast(client, stage)
 
@@ -224,9 +224,9 @@ class Method:
 
         Tensors in `server` are replaced, never written into: the loop goes back to those of before if this fails.
         """
-        self.server.update(self.averaged(uploads))
+        self.server.update(self.average_uploads(uploads))
 
-    def averaged(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+    def average_uploads(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
         """What was uploaded under the names of `server`, averaged by the number of training images.
 
         With head_merge = holders, a row of the head is averaged only over the clients whose task has its class.

@@ -24,7 +24,7 @@ def evaluate(method: Method, client: Client) -> dict[str, Tensor]:
     -> {"correct": (masks, classes met so far) int64, "total": (classes met so far,) int64}, classes in order of arrival.
     """
     client.model.eval()
-    seen = torch.tensor(client.partition.seen(client.id, client.task))
+    seen = torch.tensor(client.partition.seen_classes(client.id, client.task))
     place = torch.full((method.num_classes,), -1)
     place[seen] = torch.arange(len(seen))
     correct, total = torch.zeros(len(MASKS), len(seen), dtype=torch.int64), torch.zeros(len(seen), dtype=torch.int64)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lscl.errors import LsclError
-from lscl.federation.limits import Check, largest
+from lscl.federation.limits import Check, largest_magnitude
 
 Payload = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int | None, ...]]  # None: any length
@@ -45,7 +45,7 @@ def seal(
             raise LsclError(f"payload of {sender}: {name} has shape {tuple(value.shape)}, allowed is {allowed}")
         if dtype is not None and value.dtype != dtype(name):
             raise LsclError(f"payload of {sender}: {name} has type {value.dtype}, allowed is {dtype(name)}")
-        if not finite(value):
+        if not is_finite(value):
             raise LsclError(f"payload of {sender}: {name} holds NaN or infinite numbers")
         sealed[name] = value.detach().to("cpu", copy=True).contiguous()
         check_size(num_bytes(sealed), sender, limit)
@@ -55,7 +55,7 @@ def seal(
     return sealed
 
 
-def finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
     """Whether there is neither NaN nor an infinite number in it."""
     return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(value).all())
 
@@ -66,10 +66,11 @@ def brief(text: object) -> str:
     return line if len(line) <= 500 else f"{line[:500]} ..."
 
 
-def largest_in(*payloads: Payload) -> float:
+def payload_magnitude(*payloads: Payload) -> float:
     """The largest absolute value of all floating-point numbers, 0 of none."""
     return max(
-        (largest(value) for payload in payloads for value in payload.values() if value.is_floating_point()), default=0.0
+        (largest_magnitude(value) for payload in payloads for value in payload.values() if value.is_floating_point()),
+        default=0.0,
     )
 
 

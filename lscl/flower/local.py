@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.experiments.records import Record, read_record
 from lscl.experiments.run import prepare, settled
 from lscl.flower import leftovers, node
@@ -260,7 +260,7 @@ def check_link(link: str) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise LsclError(f"link = {link!r}: cannot read Flower's configuration {path}: {error}") from None
     if link not in names:
-        raise unknown(f"SuperLink in {path}", link, names)
+        raise unknown_name(f"SuperLink in {path}", link, names)
 
 
 def submit(

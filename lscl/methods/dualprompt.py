@@ -121,7 +121,7 @@ class DualPrompt(Method):
     def slots(self, client: Client, batch: Batch) -> Tensor:
         """The task met so far whose key is most similar to the frozen feature: (b,)."""
         keys = torch.stack(list(client.model["key"])[: client.task + 1])
-        chosen = cosine_to_keys(self.foundation.feature(batch.last), keys).argmax(1)
+        chosen = cosine_to_keys(self.foundation.feature(batch.last_token), keys).argmax(1)
         return chosen.mode().values.expand_as(chosen) if self.config.prompt_batchwise else chosen
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
@@ -136,5 +136,5 @@ class DualPrompt(Method):
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy with the slot of the task at hand - lambda mean_b cos(phi(x_b), key_t)."""
         logits = self.prefixed(client, batch, client.model["task"][client.task])
-        pull = cosine_to_keys(self.foundation.feature(batch.last), client.model["key"][client.task][None]).mean()
+        pull = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["key"][client.task][None]).mean()
         return self.cross_entropy(client, batch, logits) - self.config.dual_pull * pull

@@ -18,7 +18,7 @@ from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, Check, positive_gram
+from lscl.federation.limits import LIMIT, Check, gram_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, Method, Phase, Stage
 from lscl.federation.passes import map_batches
@@ -118,7 +118,7 @@ class FedLSCL(Method):
     class Parameters(OneBlock):
         """See `lscl.registry.Parameters`."""
 
-        everywhere: ClassVar = {
+        profile_values: ClassVar = {
             "smoke": {"buffer_per_class": 2},
             **{profile: {"lr_generator": 1e-5, "lr_generator_bias": 3e-3} for profile in ("demo", "mini")},
             **{profile: {"feature_norm": False} for profile in ("colab", "paper")},
@@ -266,14 +266,14 @@ class FedLSCL(Method):
             return config.ewc_weight * ewc_penalty(self.small(client), fisher, before)
         if config.continual == "lwf":
             rows = torch.searchsorted(client.train_index, batch.index)  # index lists are in ascending order
-            old = torch.tensor(client.partition.seen(client.id, client.task - 1))
+            old = torch.tensor(client.partition.seen_classes(client.id, client.task - 1))
             return config.lwf_weight * distillation(
                 logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE
             )
         if config.continual == "replay" and len(state["buffer"]) > 0:
             kept = client.train.batch(state["buffer"][self.sample_buffer(client, len(batch.index))])
             self.optimised += len(kept.index)
-            seen = torch.tensor(client.partition.seen(client.id, client.task))
+            seen = torch.tensor(client.partition.seen_classes(client.id, client.task))
             return config.replay_weight * replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
         return nothing
 
@@ -378,7 +378,7 @@ class FedLSCL(Method):
         client.scratch["replay"] = client.rng("replay")
         client.scratch["losses"] = torch.zeros(len(client.train.images))  # by position; filled while training
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         if not self.travels:
             return {}
         shapes, q = {name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}, self.m + 1
@@ -391,7 +391,7 @@ class FedLSCL(Method):
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         found = super().checks(client, stage)
-        return {**found, "gram": positive_gram(unpack_triangle, LIMIT**2)} if "gram" in found else found
+        return {**found, "gram": gram_check(unpack_triangle, LIMIT**2)} if "gram" in found else found
 
     def rate(self, name: str) -> float:
         return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]

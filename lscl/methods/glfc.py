@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lscl.config import WEIGHT
-from lscl.federation.client import Batch, Client, as_input, resized
+from lscl.federation.client import Batch, Client, resize, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import LEARNING_RATES, Phase, Stage
@@ -152,7 +152,7 @@ class GLFC(OldModel):
     def columns(self, client: Client) -> Tensor:
         """Where the loss runs: the classes the client has seen and, unless glfc_columns = local, those the old model knows. -> (K,)."""
         allowed = torch.zeros(self.num_classes, dtype=torch.bool)
-        allowed[torch.tensor(client.partition.seen(client.id, client.task))] = True
+        allowed[torch.tensor(client.partition.seen_classes(client.id, client.task))] = True
         if self.config.glfc_columns == "global" and KNOWN in client.state:
             allowed |= client.state[KNOWN]
         return allowed.nonzero().squeeze(1).to(client.device)
@@ -168,7 +168,7 @@ class GLFC(OldModel):
     def end_task(self, client: Client) -> None:
         """Share the memory out equally among the classes seen: shorten the old lists, pick images of the new classes."""
         config, index = self.config, client.train_index
-        each = config.glfc_memory // len(client.partition.seen(client.id, client.task))
+        each = config.glfc_memory // len(client.partition.seen_classes(client.id, client.task))
         old = client.state.get("exemplars", index[:0])
         if config.glfc_selection == "random":
             new = random(index, labels_of(client, index), each, client.rng("exemplars"))
@@ -185,7 +185,7 @@ class GLFC(OldModel):
         """Of every new class: the encoder's gradient for the disguised image nearest to the class mean. -> (classes, E)."""
         index = client.train_index
         batch = client.train.batch(herding(index, labels_of(client, index), self.features(client, index), 1))
-        images = resized(self.disguised(client, batch), SIDE)
+        images = resize(self.disguised(client, batch), SIDE)
         network = encoder(self.num_classes, self.config.seed).to(client.device)
         pairs = zip(images.split(1), batch.labels.split(1))
         return torch.stack([gradient(network, *pair) for pair in pairs])
@@ -207,11 +207,11 @@ class GLFC(OldModel):
 
     # ---- server
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         if not (self.config.glfc_proxy and opening(stage)):
-            return super().expected(client, stage)
+            return super().upload_shapes(client, stage)
         classes = np.count_nonzero(self.census.train[client, stage.task])
-        return {**super().expected(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
+        return {**super().upload_shapes(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
     def once_per_task(self, stage: Stage) -> Payload:
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}
@@ -258,7 +258,7 @@ class GLFC(OldModel):
         """Share of the reconstructed images that the global model gets right among the known classes; 0 if there are none. -> ()."""
         model, right = self.teacher(), torch.tensor(0.0)
         for pixels, labels in zip(self.server["proxy.images"].split(BATCH), self.server["proxy.labels"].split(BATCH)):
-            images = resized(as_input(pixels.to(self.device)), self.config.side)
+            images = resize(to_cnn_input(pixels.to(self.device)), self.config.side)
             logits = mask_logits(model["head"](model["cnn"](images)), self.known())
             right += (logits.argmax(1).cpu() == labels).sum()
         return right / max(1, len(self.server["proxy.labels"]))

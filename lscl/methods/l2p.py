@@ -76,7 +76,7 @@ class L2P(Method):
 
     def choose(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cosines with all keys (b, M) and the chosen prompts (b, k)."""
-        scores = cosine_to_keys(self.foundation.feature(batch.last), client.model["pool"]["key"])
+        scores = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["pool"]["key"])
         return scores, most_similar(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
 
     def prompted(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from lscl.errors import LsclError
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.limits import LIMIT, Check, between, positive_gram
+from lscl.federation.limits import LIMIT, Check, gram_check, range_check
 from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
@@ -232,7 +232,7 @@ class LoRM(Method):
             names = self.sent(stage.round - 1) if stage.round > 0 else list(self.head_rows)
         return {name: self.server[name] for name in names}
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         diagonals = {f"{GRAM}.{layer}": (self.server[f"lora.{layer}.A"].shape[1],) for layer in self.layers()}
         if stage.name == GRAM:
             return diagonals
@@ -241,18 +241,16 @@ class LoRM(Method):
         moved = {name: tuple(self.server[name].shape) for name in self.sent(stage.round)}
         return {**about, **moved, **diagonals, f"{GRAM}.head": (d * (d + 1) // 2,)}
 
-    def start(self, client: int, stage: Stage) -> Payload:
+    def training_start(self, client: int, stage: Stage) -> Payload:
         return {name: self.server[name] for name in self.sent(stage.round)} if stage.name != GRAM else {}
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         """Sums of squares are at most those of numbers at the limit, over all images and tokens."""
         images = self.census.images(client, stage.task)
-        squares = between(0, images * self.foundation.tokens * LIMIT**2)
+        squares = range_check(0, images * self.foundation.tokens * LIMIT**2)
         found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
         return (
-            found
-            if stage.name == GRAM
-            else {**found, f"{GRAM}.head": positive_gram(unpack_triangle, images * LIMIT**2)}
+            found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack_triangle, images * LIMIT**2)}
         )
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:

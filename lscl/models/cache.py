@@ -36,7 +36,7 @@ def prefix_cache(
     progress: Callable[[int, int], None] | None = None,
     numbers: str = "fp32",
 ) -> np.ndarray:
-    """The tokens of all `images` in front of the adapted block: (n, N, d), memory-mapped, read-only; `tokens_at` reads them.
+    """The tokens of all `images` in front of the adapted block: (n, N, d), memory-mapped, read-only; `read_tokens` reads them.
 
     numbers: fp32, or bf16, which is stored as its bits (int16) and takes half of the disk. Kept under a digest of the model, the
     block, the normalisation, the images and what rounds the numbers. A damaged file is noticed and rebuilt.
@@ -71,7 +71,7 @@ def prefix_cache(
     return _open(folder, stored, shape)
 
 
-def tokens_at(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+def read_tokens(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tokens of the images at `index` (b,) of what `prefix_cache` gave: (b, N, d) float32 on `device`; what is moved is what is stored."""
     tokens = torch.from_numpy(stored[index.numpy()]).to(device)
     return tokens.view(torch.bfloat16).float() if stored.dtype == STORED["bf16"] else tokens

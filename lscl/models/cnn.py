@@ -11,7 +11,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.vgg import make_layers
 
 from lscl.config import Experiment
-from lscl.errors import LsclError, first_line, unknown
+from lscl.errors import LsclError, first_line, unknown_name
 from lscl.seeding import seeded
 
 TORCHVISION = (
@@ -143,7 +143,7 @@ def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor
         width = cnn.num_features if not hasattr(cnn, "head_hidden_size") else cnn.head_hidden_size
         return FeatureExtractor(cnn, width, features, norm)
     if name not in TORCHVISION:
-        raise unknown("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
+        raise unknown_name("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
     cnn = torchvision.models.get_model(name, weights=None)
     width = next(
         m for m in (cnn.fc if hasattr(cnn, "fc") else cnn.classifier).modules() if isinstance(m, nn.Linear)

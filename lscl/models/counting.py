@@ -119,12 +119,12 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
 
 
 @lru_cache
-def cnn_of(config: Experiment, client: int = 0) -> Network:
+def count_cnn(config: Experiment, client: int = 0) -> Network:
     """The CNN of a client."""
     with torch.device("meta"):
         return network(small_cnn(config, client).train(), torch.empty(2, 3, config.side, config.side))
 
 
-def whole_of(vit: VisionTransformer) -> FrozenViT:
+def uncut_vit(vit: VisionTransformer) -> FrozenViT:
     """The network with nothing in front of the cut."""
     return FrozenViT(vit, 0, (0.0,) * 3, (1.0,) * 3)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lscl import paths
 from lscl.data.folder import image_folder
 from lscl.data.store import allocated_memmap, write_atomic
-from lscl.errors import LsclError, first_line, shown
+from lscl.errors import LsclError, first_line, make_printable
 from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
 from lscl.models.vit import enlarge
 from lscl.seeding import seeded, torch_generator
@@ -137,7 +137,7 @@ def pretrain(
     torch.set_num_threads(threads)
     data = image_folder(data_dir, 32)
     for note in data.notes:
-        print(f"{shown(str(data_dir))}: {note}", file=sys.stderr)
+        print(f"{make_printable(str(data_dir))}: {note}", file=sys.stderr)
     if len(data) < batch:
         raise LsclError(f"batch = {batch}: {data_dir} holds {len(data)} images, and a step needs a whole batch")
     work = paths.cache() / "pretrain" / data.digest[:16]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.data.store import digest_of
-from lscl.errors import LsclError, first_line, unknown
+from lscl.errors import LsclError, first_line, unknown_name
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.seeding import seeded
 
@@ -140,7 +140,7 @@ class FrozenViT(nn.Module):
         return len(self.vit.blocks)
 
     @cached_property
-    def read(self) -> int | None:
+    def tokens_read(self) -> int | None:
         """How many of the first tokens behind the last block the feature needs: CLS, CLS and a distillation token, or None = all."""
         by_token = {VisionTransformer: 1, VisionTransformerDistilled: 2}[type(self.vit)]
         return by_token if self.vit.global_pool == "token" else None
@@ -169,17 +169,17 @@ class FrozenViT(nn.Module):
                 z = one(z)
             if self.block < self.depth:
                 return z
-            return z[:, :1] if self.read == 1 else self.pooled(self.vit.norm(z))[:, None]
+            return z[:, :1] if self.tokens_read == 1 else self.pooled(self.vit.norm(z))[:, None]
 
     def feature(self, last: Tensor) -> Tensor:
         """What `prefix` keeps behind the last block, (b, 1, d), -> the feature phi(x), (b, d)."""
-        return self.pooled(self.vit.norm(last)) if self.read == 1 else last[:, 0]
+        return self.pooled(self.vit.norm(last)) if self.tokens_read == 1 else last[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The tokens behind the final norm that the feature needs, (b, N, d), -> phi(x), (b, d)."""
         return self.vit.forward_head(tokens, pre_logits=True)
 
-    def at(self, block: int) -> "FrozenViT":
+    def recut(self, block: int) -> "FrozenViT":
         """The same network, cut elsewhere; nothing is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)
 
@@ -192,7 +192,7 @@ class FrozenViT(nn.Module):
         Raises:
             LsclError: an adapter for a block that lies in the prefix or does not exist.
         """
-        needed = self.read if keep == 1 else keep
+        needed = self.tokens_read if keep == 1 else keep
         adapters = {self.block: Adapter(qkv=update)} if isinstance(update, LowRank) else update or {}
         if any(not self.block <= index < self.depth for index in adapters):
             raise LsclError(
@@ -201,7 +201,7 @@ class FrozenViT(nn.Module):
         for index in range(self.block, self.depth):
             kept = needed if index == self.depth - 1 else None
             z = self.block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
-        if self.block == self.depth and self.read != 1:  # the prefix has pooled already
+        if self.block == self.depth and self.tokens_read != 1:  # the prefix has pooled already
             return z[:, 0] if keep == 1 else z
         z = self.vit.norm(z[:, :needed])
         return self.pooled(z) if keep == 1 else z
@@ -342,7 +342,7 @@ def architecture(name: str) -> VisionTransformer:
                 img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2
             )
     if not timm.is_model(name.removeprefix(RANDOM)):
-        raise unknown("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
+        raise unknown_name("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
     return _timm(name, pretrained=False)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lscl.data.folder import class_files, image_folder, same_classes, split_folders
-from lscl.data.store import ImageSet, canonical
+from lscl.data.folder import check_same_classes, class_files, image_folder, split_folders
+from lscl.data.store import ImageSet, sort_canonically
 from lscl.errors import LsclError
 
 
@@ -188,7 +188,10 @@ def test_only_the_first_of_several_pictures_is_used_and_this_is_said(photos):
 def test_the_order_is_the_canonical_one(photos):
     found = image_folder(photos[0], 16)
     assert isinstance(found.images, np.memmap)  # decoded into the file, never all of them in memory
-    assert canonical(ImageSet(np.array(found.images)[::-1], found.labels[::-1], found.classes)).digest == found.digest
+    assert (
+        sort_canonically(ImageSet(np.array(found.images)[::-1], found.labels[::-1], found.classes)).digest
+        == found.digest
+    )
 
 
 def test_two_class_folders_that_look_the_same_are_one_line(photos, one_line):
@@ -205,9 +208,9 @@ def test_two_class_folders_that_look_the_same_are_one_line(photos, one_line):
 )
 def test_class_names_that_differ_in_case_or_form_between_the_splits_are_a_pair(tmp_path, train, test, one_line):
     with pytest.raises(LsclError) as caught:
-        same_classes(tmp_path, ["a", train], ["a", test])
+        check_same_classes(tmp_path, ["a", train], ["a", test])
     one_line(caught, ascii(train), ascii(test), "differ only in case or Unicode form")
-    same_classes(tmp_path, ["A", "a"], ["a", "A"])  # two classes, both in both splits
+    check_same_classes(tmp_path, ["A", "a"], ["a", "A"])  # two classes, both in both splits
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lscl.data.picture import is_picture, limit, read_picture, square
+from lscl.data.picture import is_picture, max_pixels, read_picture, square
 from lscl.errors import LsclError
 
 
@@ -162,7 +162,7 @@ def test_a_small_file_that_declares_a_huge_image_is_one_line(tmp_path, name, one
     assert is_picture(path)
     with pytest.raises(LsclError) as caught:
         read_picture(path, str(path))
-    one_line(caught, "too large image", path, f"{limit():,} pixels")
+    one_line(caught, "too large image", path, f"{max_pixels():,} pixels")
 
 
 def test_a_large_image_within_the_limit_is_no_warning(tmp_path, one_line):
@@ -193,7 +193,7 @@ def test_pillow_writes_nothing_beside_the_line(tmp_path):
     (tmp_path / "a.tif").write_bytes(
         twelve_bits(0, 1).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 99))
     )
-    words = "import sys, pathlib, lscl.data.picture as p\ntry: p.read(pathlib.Path(sys.argv[1]), 'a')\nexcept p.LsclError as error: print(error)"
+    words = "import sys, pathlib, lscl.data.picture as p\ntry: p.read_picture(pathlib.Path(sys.argv[1]), 'a')\nexcept p.LsclError as error: print(error)"
     done = subprocess.run(
         [sys.executable, "-c", words, str(tmp_path / "a.tif")], capture_output=True, text=True, check=True
     )

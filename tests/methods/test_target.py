@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from lscl.experiments.run import grid, run, save_sheet
-from lscl.federation.client import as_input
+from lscl.federation.client import to_cnn_input
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
@@ -54,7 +54,7 @@ def test_the_loss_is_ce_plus_25_times_the_distillation(second_task):
     batch = client.train.batch(client.train_index[:6])
     total = method.loss(client, batch).item()
     drawn = torch.randint(20, (6,), generator=client.rng("replay"))
-    u = as_input(client.state["synthetic"][drawn])
+    u = to_cnn_input(client.state["synthetic"][drawn])
     known = set(np.flatnonzero(client.state["known"].numpy()))
     columns = sorted(known - set(client.current.classes))
     assert columns
@@ -210,8 +210,8 @@ def test_the_student_is_taught_before_the_adversarial_rounds_and_only_then(synth
 def test_the_student_learns_from_the_teacher(synthesis):
     one = synthesis(target_student_steps=40, target_batch=16)
     pixels = torch.randint(0, 256, (32, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    teacher = scores(one.teacher, as_input(pixels))[:, one.classes]
-    apart = lambda: (scores(one.student.eval(), as_input(pixels))[:, one.classes] - teacher).square().mean().item()
+    teacher = scores(one.teacher, to_cnn_input(pixels))[:, one.classes]
+    apart = lambda: (scores(one.student.eval(), to_cnn_input(pixels))[:, one.classes] - teacher).square().mean().item()
     before = apart()
     one.teach(pixels)
     assert apart() < 0.8 * before
@@ -219,7 +219,7 @@ def test_the_student_learns_from_the_teacher(synthesis):
 
 def test_only_classes_that_somebody_has_had_are_synthesised(played, smoke):
     method, clients, _ = played(smoke(method="target"), 2)
-    seen = {label for client in clients for label in client.partition.seen(client.id, 0)}
+    seen = {label for client in clients for label in client.partition.seen_classes(client.id, 0)}
     assert set(method.known().tolist()) == seen != set(range(14))
 
 

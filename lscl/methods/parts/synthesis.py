@@ -124,7 +124,7 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Undo `federation.client.as_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
+    """Undo `federation.client.to_cnn_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
     return (
         ((images.detach() * 0.25 + 0.5) * 255)
         .round()
