@@ -1,4 +1,4 @@
-"""One object holds every parameter; a wrong value is one line that says which field, what was given and what is allowed."""
+"""One object holds every parameter; a wrong value is one line that names the field, the value and what is allowed."""
 
 import hashlib
 import json
@@ -156,7 +156,7 @@ def test_every_committed_record_lies_within_the_bounds():
 
 
 def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch):
-    """A run is found by its digest; the name is that of its file, but where a value has become one of the profile since."""
+    """Its digest finds a run; its name is that of the file, unless a value has become the profile's since."""
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     others = []
     for path in COMMITTED:

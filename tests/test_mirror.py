@@ -1,4 +1,4 @@
-"""The tests mirror the library: lscl/data/store.py is tested in tests/data/test_store.py, and a test file elsewhere says what it is about."""
+"""The tests mirror the library: tests/data/test_store.py tests lscl/data/store.py; others say their subject."""
 
 from tests_root import ROOT
 

@@ -392,7 +392,7 @@ def test_every_system_has_a_place_of_its_own():
 
 
 def words_of(path):
-    """Names, and the words in strings and comments, of a module, docstrings of modules, classes and functions left out."""
+    """The names in a module and the words in its strings and comments, without docstrings."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
@@ -434,7 +434,8 @@ def test_a_new_system_of_ours_is_one_file(tmp_path):
     package = tmp_path / "lscl_methods"
     package.mkdir()
     (package / "newcomer.py").write_text(
-        "from lscl.federation.method import Method\nfrom lscl.registry import register\n@register\nclass Newcomer(Method):\n    name = 'newcomer'\n",
+        "from lscl.federation.method import Method\nfrom lscl.registry import register\n"
+        "@register\nclass Newcomer(Method):\n    name = 'newcomer'\n",
         encoding="utf-8",
     )
     code = f"""

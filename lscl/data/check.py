@@ -1,4 +1,4 @@
-"""What `lscl data check` says about a folder of images before anything is computed with it."""
+"""The report of `lscl data check` on a folder of images, before anything is computed with it."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +13,26 @@ from lscl.data.picture import is_picture, read_picture
 from lscl.data.store import digest_of
 from lscl.errors import LsclError, make_printable, pluralize
 
-NAMED = 5  # how many examples of a kind are named
+NAMED = 5  # examples of a kind that the report names
 
 
 @dataclass
 class Split:
-    """What was found in one split. keys, paths, labels (class names): by image; unreadable: one line each."""
+    """The images of one split.
+
+    Args:
+        folder: FOLDER/train or FOLDER/test.
+        counts: {class: images}.
+        keys: digest of each image's pixels; equal pixels have equal keys.
+        paths: file of each image.
+        labels: class name of each image.
+        formats: {format: images}, as Pillow names it.
+        modes: {mode: images}, as Pillow names it.
+        sizes: {(width, height): images}.
+        changes: {what decoding did to an image: images}.
+        ignored: files that are no images.
+        unreadable: one line for each damaged image.
+    """
 
     folder: Path
     counts: dict[str, int] = field(default_factory=dict)
@@ -34,7 +48,15 @@ class Split:
 
     @classmethod
     def read(cls, folder: Path, size: int) -> "Split":
-        """Read every file below `folder`, one after another; images are compared at `size` pixels a side."""
+        """Read every file of a split, one after another.
+
+        Args:
+            folder: FOLDER/train or FOLDER/test.
+            size: pixels a side at which images are compared.
+
+        Returns:
+            The split, with everything that the report says about it.
+        """
         classes, loose = class_files(folder)
         found = cls(folder, counts=dict.fromkeys(classes, 0), ignored=loose)
         for name, files in classes.items():
@@ -62,7 +84,7 @@ class Split:
         self.changes.update(picture.changes + (("first of several pictures",) if picture.frames > 1 else ()))
 
     def lines(self) -> Iterator[str]:
-        """The report."""
+        """The lines of the report on this split."""
         order = sorted(self.counts, key=lambda name: (self.counts[name], name))
         least, most = (self.counts[order[i]] for i in (0, -1))
         each = f"{least}" if least == most else f"{least} to {most}"
@@ -89,7 +111,7 @@ class Split:
             yield from _some(self.unreadable)
 
     def problems(self) -> Iterator[str]:
-        """Why it cannot be used."""
+        """The reasons why this split cannot be used, one line each."""
         yield from self.unreadable
         yield from (
             f"no images in class folder {make_printable(str(self.folder / name))}"
@@ -99,10 +121,17 @@ class Split:
 
 
 def check_folder(folder: Path, size: int) -> Iterator[str]:
-    """The report on FOLDER/train and FOLDER/test, line by line.
+    """Report on FOLDER/train and FOLDER/test, line by line.
+
+    Args:
+        folder: the folder with both splits.
+        size: pixels a side at which images are compared.
+
+    Yields:
+        Lines of the report; the last one says that `--dataset folder` can use the images.
 
     Raises:
-        LsclError: at the end, if `--dataset folder` could not use it; at once, if the splits or their classes are not there.
+        LsclError: at once, if a split or its classes are missing; at the end, if `--dataset folder` could not use it.
     """
     places = split_folders(folder)
     others = [

@@ -39,7 +39,7 @@ def test_numbers_lie_between_two_others():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
 def test_no_gradients_bring_adam_further_than_the_bound(seed, scale):
-    """Rising, falling, rare and alternating gradients; the last one is the worst case of the inequality: g grows as (b2 / b1)^t."""
+    """Rising, falling, rare and alternating gradients; the last is the worst case: g grows as (b2 / b1)^t."""
     draw, lr, steps = torch.Generator().manual_seed(seed), 0.1, 300
     start = torch.randn(6, generator=draw)
     moved = start.clone().requires_grad_()

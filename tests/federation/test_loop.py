@@ -171,7 +171,7 @@ def test_the_list_of_exchanges_is_what_happens(federation, smoke):
 
 
 class Gaps(InProcess):
-    """Client 1 gives no answer in the exchanges `away` (task, round or "finish"), and is brought up to date when it is back."""
+    """Client 1 gives no answer in the exchanges `away` (task, round or "finish"), and catches up when it is back."""
 
     away = ()
 

@@ -1,4 +1,4 @@
-"""One client cannot break the others: whatever it answers, the server goes on, and what the others get stays near what it would have been."""
+"""One client cannot break the others: whatever it answers, the server goes on, and their payloads hardly change."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,10 @@ MERGED = ("lorm", "fed_lscl")  # by regression: no number of the result lies bet
 
 @dataclass
 class Answers:
-    """A transport without clients: the recorded answers, one client's changed. change(stage, its answers so far, all answers) -> answer."""
+    """A transport without clients: recorded answers, one client's changed.
+
+    change(stage, its answers so far, all answers) -> its answer.
+    """
 
     recorded: dict
     change: object = None
@@ -62,7 +65,7 @@ class Recorded:
         )
 
     def again(self, stage, change):
-        """The round of an exchange once more, with another answer of one client in it; -> the report and the server behind it."""
+        """Repeat the round of an exchange with another answer of one client; -> the report and the server after it."""
         number = self.round_of(stage)
         self.method.server = dict(self.servers[number])
         transport = Answers(self.answers, lambda at, answers: change(answers) if at == stage else answers[ATTACKER])
@@ -186,7 +189,8 @@ def test_nobody_with_images_is_one_line_and_the_server_stays(recorded, one_line)
         run.again(LATER, lambda answers: answers[ATTACKER])
     one_line(
         caught,
-        "task 2 round 2 (train): 0 good answers, at least 2 are needed: payload of client 0: images is 0, the server knows",
+        "task 2 round 2 (train): 0 good answers, at least 2 are needed: "
+        "payload of client 0: images is 0, the server knows",
     )
     assert same(run.method.server, run.servers[run.round_of(LATER)])
 
@@ -455,7 +459,7 @@ def assert_near(run, number, server):
 
 
 class Worst(InProcess):
-    """One client answers in every exchange with the most that its checks let pass; `side`: (value) -> signs of -1 and 1."""
+    """One client answers every exchange with the most that its checks let pass; `side`: value -> signs of -1 and 1."""
 
     side = staticmethod(torch.ones_like)
 
