@@ -116,7 +116,9 @@ def federate_command(
         bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")
     ] = False,
     min_clients: Annotated[int, typer.Option(help="good answers that an exchange needs, 0 = those of all clients")] = 0,
-    timeout: Annotated[float, typer.Option(help="seconds that an exchange may take; late answers are left out")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="seconds that an exchange may take; late answers are left out")
+    ] = 600.0,
     max_mb: Annotated[float, typer.Option(help="largest answer of a client in megabytes")] = 512.0,
     link: Annotated[
         str,
@@ -138,7 +140,7 @@ def federate_command(
     )
     if simulation and link:
         raise LsclError(
-            f"simulation and link = {link!r}: a running SuperLink decides itself what it serves; give only one of them"
+            f"simulation and link = {link!r}: a running SuperLink decides what it serves; leave out one of the two"
         )
     try:
         from lscl.flower.local import check_link, federate_here, submit

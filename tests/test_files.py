@@ -1,6 +1,7 @@
 """The one reader of files of results and settings; what the commands make of damaged ones is in test_bad_input.py."""
 
 import json
+import os
 
 import nbformat
 import pytest
@@ -62,6 +63,18 @@ def test_no_file_and_no_regular_file(tmp_path, one_line):
     with pytest.raises(LsclError) as caught:
         files.read_text(tmp_path)
     one_line(caught, "not a regular file")
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    assert files.check_regular(tmp_path / "file").st_size == files.check_regular(tmp_path / "link").st_size == 3
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.check_regular(path)
+    with pytest.raises(FileNotFoundError):
+        files.check_regular(tmp_path / "none")
 
 
 def test_a_table_has_just_its_columns_and_kinds(put, one_line):

@@ -8,6 +8,7 @@ OF_THE_WHOLE = {
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
     "test_imports": "the order of the packages",
     "test_mirror": "this",
+    "test_readability": "docstrings and comments on shapes",
     "test_troubleshooting": "the page of errors",
     "federation/test_robust": "what one client can do to the others",
     "flower/test_flower_processes": "a federation of real processes",

@@ -72,7 +72,7 @@ def surrogate(config: Experiment, option: str) -> ImageSet:
     if tested is None:
         raise LsclError(
             f"{config.method} needs {count} images per class on the server that nobody is tested on: "
-            "set eval_split = holdout, or lower test_images_per_class so that some are left"
+            "set eval_split = holdout, or test_images_per_class so that some are left"
         )
     have = np.bincount(test.labels, minlength=len(test.classes))
     if have.min() < tested + count:

@@ -15,6 +15,7 @@ import torch
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run, state_folders
+from lscl.federation import checkpoint
 from lscl.federation.checkpoint import _digest, load_state, read_state, save_state
 from lscl.federation.loop import InProcess, federate
 
@@ -314,3 +315,14 @@ def test_a_run_interrupted_between_two_clients_ends_with_the_same_record(smoke, 
             )  # from the first finished round on there is something to go on from
             assert compared(run(config, quiet=True)) == compared(whole)
             assert state_folders() == []
+
+
+def test_a_resumed_run_reads_its_reports_once(smoke, places, monkeypatch):
+    config, read = smoke(), []
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted_after(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet=True)
+    monkeypatch.setattr(checkpoint, "read_regular", lambda path, limit: read.append(path.name) or path.read_bytes())
+    run(config, quiet=True)
+    assert sorted(read) == [*(f"client{k}.safetensors" for k in range(3)), "rounds.json", "server.safetensors"]

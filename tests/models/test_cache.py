@@ -270,3 +270,11 @@ def test_a_bound_that_is_no_size_is_one_line(cache, images, monkeypatch, text, o
     with pytest.raises(LsclError) as caught:
         prefix_cache(foundation("tiny", 1), images, CPU)
     one_line(caught, f"LSCL_CACHE_GB = {text!r}", "greater than 0")
+
+
+def test_locks_are_closed_when_the_process_ends(tmp_path):
+    """`python -X dev` warns of every file that is left open."""
+    code = "import sys; from pathlib import Path; from lscl.models.cache import hold; hold(Path(sys.argv[1]))"
+    words = [sys.executable, "-W", "error::ResourceWarning", "-c", code, str(tmp_path / "prefix" / "a")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "unclosed" not in done.stderr, done.stderr
