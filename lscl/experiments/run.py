@@ -24,7 +24,7 @@ from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.progress import Progress
-from lscl.federation.checkpoint import Checkpointed, load_state, save_state, saved_about
+from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
@@ -84,7 +84,7 @@ def build_experiment(
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
-    method.census = Census.of(parts, data)
+    method.census = Census.count(parts, data)
     if spare is not None:
         method.server_images = read(spare)
     method.device = device
@@ -107,7 +107,7 @@ def inputs(
     """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
     if frozen is None:
         return Inputs(images, None, device, side=side)
-    last = prefix_cache(frozen.at(frozen.depth), images, device, watch, numbers) if kind.query else None
+    last = prefix_cache(frozen.recut(frozen.depth), images, device, watch, numbers) if kind.query else None
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
@@ -147,7 +147,7 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     state = records.folder(config.profile) / "state" / config.name
     with claim(state, wait):
         try:
-            return _finished(config, code) or _compute(settled(config, state), code, state, Progress(config, quiet))
+            return _finished(config, code) or _compute(config, code, read_state(state), quiet)
         finally:
             release()
 
@@ -175,55 +175,72 @@ def _finished(config: Experiment, code: dict) -> records.Record | None:
     return records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
 
 
-def settled(config: Experiment, state: Path) -> Experiment:
-    """The config with the device and the threads to compute with: where it leaves them open, those of the saved state, if there is one.
+def settled(config: Experiment, saved: SavedState) -> Experiment:
+    """Fill in device and threads where the config leaves them open: those of the saved state, if there is one.
+
+    Args:
+        config: the experiment.
+        saved: the last finished round, if any.
+
+    Returns:
+        The config with a device and a number of threads.
 
     Raises:
-        LsclError: the saved state is damaged, or there is no such device.
+        LsclError: there is no such device.
     """
-    begun = saved_about(state).get("origin", {})
+    begun = saved.about.get("origin", {})
     if config.device == "auto" and begun.get("device") == "cpu":
         config = config.model_copy(update={"device": "cpu"})
     threads = config.threads or begun.get("threads", config.cpu_threads)
     return config.model_copy(update={"device": device_of(config).type, "threads": threads})
 
 
-def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
-    """Make the record, from the last finished round found in `state` on."""
+def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
+    """Make the record, starting after the last finished round."""
+    config = settled(config, saved)
+    progress = Progress(config, quiet)
     affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
-    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, state, about, progress)
+    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, saved, about, progress)
     record = make_record(data, parts, method, reports, about)
-    saved = records.read_record(records.save(record))  # as every later call will read it
-    shutil.rmtree(state, ignore_errors=True)
-    return saved
+    record = records.read_record(records.save(record))  # as every later call will read it
+    shutil.rmtree(saved.folder, ignore_errors=True)
+    return record
 
 
 def run_rounds(
     method: Method,
     transport: Transport,
     kept: Sequence[Checkpointed],
-    state: Path,
+    saved: SavedState,
     about: dict,
     progress: Progress,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
-    """All rounds, from the last finished one found in `state` on, saved there one by one with what is `kept` beside the server.
+    """Run the rounds that are missing and save the state after each of them.
 
-    about: which code runs, on what (its origin), and how long its preparation took; what an earlier call wrote there counts. rules: as in
-    `federate`.
+    Args:
+        method: the system.
+        transport: the way to the clients.
+        kept: whatever has tensors to save beside the server's.
+        saved: the last finished round, if any; the state of later rounds goes to its folder.
+        about: the code that runs, its origin, and the seconds of its preparation.
+        progress: is told of every round.
+        rules: `least` and `limit` of `federate`.
+
+    Returns:
+        The reports of all rounds, and `about` as the first call for this run had it.
 
     Raises:
         LsclError: the saved state is damaged or of another origin.
     """
     config = method.config
-    begun = saved_about(state)
-    if begun:
-        origin.compare(begun["origin"], about["origin"], "the saved state of this run", state)
-    reports, earlier = load_state(state, method, kept)
-    code, about = about, earlier or about
+    if saved.about:
+        origin.compare(saved.about["origin"], about["origin"], "the saved state of this run", saved.folder)
+    reports = load_state(saved, method, kept)
+    code, about = about, saved.about or about
     about["dirty"] = (
         about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]
     )  # begun by other code
@@ -235,7 +252,7 @@ def run_rounds(
                 report.scores
             ):  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
                 save_sheet(config, method, report.task, about["dirty"])
-            save_state(state, reports, method, kept, about)
+            save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
     except KeyboardInterrupt:
         print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
@@ -284,7 +301,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         if report.scores
     ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
-    seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
+    seen = [list(parts.seen_classes(k, config.tasks_run - 1)) for k in range(config.clients)]
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     left_out = {
         ("threads", config.cpu_threads),

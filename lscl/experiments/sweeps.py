@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lscl import paths
-from lscl.config import Experiment, check_profile, check_read, experiment, readers
+from lscl.config import Experiment, check_options, check_profile, experiment, readers
 from lscl.data.store import write_atomic
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records
 from lscl.experiments.run import RunBusy, affordable, run
 from lscl.federation.metrics import average_so_far
@@ -106,7 +106,7 @@ def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
     check_profile(profile)
     owners = study_owners()
     if name not in owners:
-        raise unknown("study", name, owners)
+        raise unknown_name("study", name, owners)
     owner = owners[name]
     whose = {} if METHODS[owner].role == "own" else {"method": owner}
     return {label: {**whose, **change} for label, change in METHODS[owner].studies[name](profile).items()}
@@ -126,7 +126,7 @@ def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experime
 
 def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> Experiment:
     """The run of one variant, an entry of `variants`."""
-    return _run(values, {"method": METHODS.of_role("own"), **variant, "seed": seed})
+    return _run(values, {"method": METHODS.find_role("own"), **variant, "seed": seed})
 
 
 @lru_cache
@@ -154,11 +154,11 @@ def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collec
     """
     found = named_sets()
     if name not in found:
-        raise unknown("sweep", name, found)
+        raise unknown_name("sweep", name, found)
     for method in methods:
         METHODS.find(method)
     runs = [config for config in found[name](values, seeds) if not methods or config.method in methods]
-    check_read(values, {config.method for config in runs} or methods)
+    check_options(values, {config.method for config in runs} or methods)
     return runs
 
 

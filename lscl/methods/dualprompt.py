@@ -142,7 +142,7 @@ class DualPrompt(PromptedMethod):
             (b,); the same for all if the batch votes.
         """
         keys = torch.stack(list(client.model["key"])[: client.task + 1])
-        chosen = cosine_to_keys(self.foundation.feature(batch.last), keys).argmax(1)
+        chosen = cosine_to_keys(self.foundation.feature(batch.last_token), keys).argmax(1)
         return chosen.mode().values.expand_as(chosen) if self.config.prompt_batchwise else chosen
 
     def logits(self, client: Client, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, Check, positive_gram
+from lscl.federation.limits import LIMIT, Check, gram_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
@@ -118,7 +118,7 @@ class FedLSCL(Method):
     class Parameters(OneBlock):
         """See `lscl.registry.Parameters`."""
 
-        everywhere: ClassVar = {
+        profile_values: ClassVar = {
             "smoke": {"buffer_per_class": 2},
             **{profile: {"lr_generator": 1e-5, "lr_generator_bias": 3e-3} for profile in ("demo", "mini")},
             **{profile: {"feature_norm": False} for profile in ("colab", "paper")},
@@ -339,7 +339,7 @@ class FedLSCL(Method):
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         found = super().checks(client, stage)
-        return {**found, "gram": positive_gram(unpack_triangle, LIMIT**2)} if "gram" in found else found
+        return {**found, "gram": gram_check(unpack_triangle, LIMIT**2)} if "gram" in found else found
 
     def rate(self, name: str) -> float:
         return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]

@@ -134,7 +134,7 @@ class FedMGP(Method):
     class Parameters(PromptClip, HeadShape):
         """See `lscl.registry.Parameters`."""
 
-        everywhere: ClassVar = {  # about 50 images of the smallest class of ImageNet-R, of which 10 are for testing
+        profile_values: ClassVar = {  # about 50 images of the smallest class of ImageNet-R, of which 10 are for testing
             ("paper", "imagenet_r"): {"mgp_surrogate_per_class": 10},
             **{(profile, "imagenet_r"): {"mgp_surrogate_per_class": 1} for profile in ("demo", "mini", "colab")},
         }
@@ -244,7 +244,7 @@ class FedMGP(Method):
         """
         coarse = client.model["coarse"]
         logits = client.model["head"](self.readout(batch, coarse.prompt))
-        pull = F.cosine_similarity(self.foundation.feature(batch.last), coarse.key[None]).mean()
+        pull = F.cosine_similarity(self.foundation.feature(batch.last_token), coarse.key[None]).mean()
         return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
 
     def fine_loss(self, client: Client, batch: Batch) -> Tensor:
@@ -311,7 +311,7 @@ class FedMGP(Method):
         return self.shared(client.model)
 
     # -- server
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return {name: tuple(value.shape) for name, value in self.server.items()}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:

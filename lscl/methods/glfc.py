@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lscl.config import WEIGHT
-from lscl.federation.client import Batch, Client, as_input, resized
+from lscl.federation.client import Batch, Client, resize, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import LEARNING_RATES, Phase, Stage
@@ -164,7 +164,7 @@ class GLFC(OldModel):
     def columns(self, client: Client) -> Tensor:
         """Where the loss runs, (K,): the client's seen classes and, unless glfc_columns = local, the old model's."""
         allowed = torch.zeros(self.num_classes, dtype=torch.bool)
-        allowed[torch.tensor(client.partition.seen(client.id, client.task))] = True
+        allowed[torch.tensor(client.partition.seen_classes(client.id, client.task))] = True
         if self.config.glfc_columns == "global" and KNOWN in client.state:
             allowed |= client.state[KNOWN]
         return allowed.nonzero().squeeze(1).to(client.device)
@@ -189,7 +189,7 @@ class GLFC(OldModel):
     def end_task(self, client: Client) -> None:
         """Share the memory out equally among the seen classes: shorten the old lists, pick images of new classes."""
         config, index = self.config, client.train_index
-        each = config.glfc_memory // len(client.partition.seen(client.id, client.task))
+        each = config.glfc_memory // len(client.partition.seen_classes(client.id, client.task))
         old = client.state.get("exemplars", index[:0])
         if config.glfc_selection == "random":
             new = random_per_class(index, labels_of(client, index), each, client.rng("exemplars"))
@@ -252,7 +252,7 @@ class GLFC(OldModel):
         if not (self.config.glfc_proxy and is_first_exchange(stage)):
             return super().expected(client, stage)
         classes = np.count_nonzero(self.census.train[client, stage.task])
-        return {**super().expected(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
+        return {**super().upload_shapes(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
     def once_per_task(self, stage: Stage) -> Payload:
         """With the best model of the previous task, if a proxy server chooses it."""

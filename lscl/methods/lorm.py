@@ -12,7 +12,7 @@ from lscl.errors import LsclError
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.limits import LIMIT, Check, between, positive_gram
+from lscl.federation.limits import LIMIT, Check, gram_check, range_check
 from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
@@ -276,9 +276,7 @@ class LoRM(Method):
         squares = between(0, images * self.foundation.tokens * LIMIT**2)
         found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layer_names()}}
         return (
-            found
-            if stage.name == GRAM
-            else {**found, f"{GRAM}.head": positive_gram(unpack_triangle, images * LIMIT**2)}
+            found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack_triangle, images * LIMIT**2)}
         )
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:

@@ -11,7 +11,7 @@ from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.limits import Check, equal
+from lscl.federation.limits import Check, equality_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
@@ -245,13 +245,13 @@ class PILoRA(Method):
             "prototypes": self.server["prototypes"][classes],
         }
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         rows = (self.config.classes_per_task, self.foundation.width)
         lora = {name: tuple(self.server[name].shape) for name in ("A", "B")}
         return {IMAGES: (), **lora, "classes": rows[:1], "prototypes": rows, "means": rows}
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
-        return {**super().checks(client, stage), "classes": equal(self.classes(client, stage))}
+        return {**super().checks(client, stage), "classes": equality_check(self.classes(client, stage))}
 
     def classes(self, client: int, stage: Stage) -> Tensor:
         """The classes of a client's task, in the order in which it names them.
@@ -265,7 +265,7 @@ class PILoRA(Method):
         """
         return torch.tensor(self.census.parts.tasks[client][stage.task].classes)
 
-    def start(self, client: int, stage: Stage) -> Payload:
+    def training_start(self, client: int, stage: Stage) -> Payload:
         return {
             "A": self.server["A"],
             "B": self.server["B"],

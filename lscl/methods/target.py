@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
-from lscl.federation.client import Batch, Client, as_input
+from lscl.federation.client import Batch, Client, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
@@ -172,7 +172,7 @@ class TARGET(OldModel):
         """
         images, columns = client.state["synthetic"], self.old_columns(client).to(client.device)
         chosen = torch.randint(len(images), (size,), generator=client.scratch["replay"])
-        u = as_input(images[chosen].to(client.device))
+        u = to_cnn_input(images[chosen].to(client.device))
         self.optimised += size
         with torch.no_grad():
             teacher = model_logits(client.scratch["old"], u)
@@ -334,7 +334,7 @@ class Synthesis:
         self.student.train()
         for _ in range(config.target_student_steps):
             chosen = torch.randint(len(images), (config.target_batch,), generator=self.draw)
-            u = as_input(images[chosen].to(self.device))
+            u = to_cnn_input(images[chosen].to(self.device))
             with torch.no_grad():
                 teacher = model_logits(self.teacher, u)[:, self.classes] / config.target_temperature
             student = model_logits(self.student, u)[:, self.classes] / config.target_temperature

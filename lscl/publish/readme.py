@@ -27,7 +27,7 @@ def expect(
 
     minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
     """
-    ours = records.select(runs, method=METHODS.of_role("own"), overrides={})
+    ours = records.select(runs, method=METHODS.find_role("own"), overrides={})
     about = {
         "profile": profile,
         "command": "make demo" if profile == "demo" else f"lscl reproduce {profile}",
@@ -50,14 +50,14 @@ def expected_table() -> str:
         rows.append(
             f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |"
         )
-    for record in records.select(records.all_records("mini"), method=METHODS.of_role("own"), seed=42, overrides={}):
+    for record in records.select(records.all_records("mini"), method=METHODS.find_role("own"), seed=42, overrides={}):
         command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
         scores = [f"{_mean([record], mask)} %" for mask in SCORES]
         rows.append(
             f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |"
         )
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
-    command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
+    command = f"lscl run --method {METHODS.find_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
     return "\n".join(rows)
 

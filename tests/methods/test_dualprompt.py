@@ -53,7 +53,7 @@ def test_the_slot_is_that_of_the_nearest_key_among_the_tasks_met(federation, smo
     method, clients = federation(smoke(method="dualprompt"))
     client = clients[0]
     batch = client.train.batch(client.train_index[:4]) if client.task >= 0 else client.train.batch(torch.arange(4))
-    features = method.foundation.feature(batch.last)
+    features = method.foundation.feature(batch.last_token)
     with torch.no_grad():
         client.model["key"][1].copy_(features[2])
         client.task = 0
@@ -69,7 +69,7 @@ def test_each_sample_gets_keys_and_values_of_its_own_slot(federation, smoke):
     client = clients[0]
     client.task = 1
     batch = client.train.batch(torch.arange(0, 80, 9))
-    features = method.foundation.feature(batch.last)
+    features = method.foundation.feature(batch.last_token)
     with torch.no_grad():
         client.model["key"][0].copy_(features[0] - features.mean(0))
         client.model["key"][1].copy_(features.mean(0) - features[0])

@@ -259,7 +259,7 @@ def test_the_buffer_grows_by_the_classes_of_each_task(federation, smoke):
         buffer = client.state["buffer"]
         assert torch.equal(buffer[: len(before)], before) and len(buffer.unique()) == len(buffer)
         labels = client.train.images.labels[buffer.numpy()]
-        assert set(labels) == set(client.partition.seen(client.id, 1)) and np.bincount(labels).max() <= 3
+        assert set(labels) == set(client.partition.seen_classes(client.id, 1)) and np.bincount(labels).max() <= 3
         own = [image for task in client.partition.tasks[client.id] for image in task.train]
         assert set(buffer.tolist()) <= set(own)
         assert client.state["previous.features"].shape == (len(buffer), 16)
@@ -526,7 +526,7 @@ def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(a
     with torch.no_grad():
         batch = client.train.batch(client.train_index[[5, 1, 3]])
         logits = method.logits(client, batch)
-        old = logits[:, list(client.partition.seen(0, 0))] / 2
+        old = logits[:, list(client.partition.seen_classes(0, 0))] / 2
         entropy = (
             -(old.softmax(1) * old.log_softmax(1)).sum(1).mean()
         )  # nothing has moved yet: the teacher's own entropy

@@ -224,7 +224,7 @@ def test_at_test_each_sample_gets_the_slot_with_the_nearest_key_among_the_classe
     method, clients = started()
     client = clients[0]
     client.task = 1
-    seen = client.partition.seen(0, 1)
+    seen = client.partition.seen_classes(0, 1)
     unseen = next(label for label in range(CLASSES) if label not in seen)
     batch = client.test.batch(torch.arange(4))
     with torch.no_grad():

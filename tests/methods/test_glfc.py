@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lscl.federation.client import resized
+from lscl.federation.client import resize
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
 from lscl.federation.training import answer
@@ -61,7 +61,10 @@ def test_the_loss_of_a_later_task_by_hand(second_task, columns):
     method, client = second_task(glfc_columns=columns, glfc_gc=0.6, glfc_rd=0.4)
     batch = client.train.batch(torch.cat([client.train_index[:5], client.state["exemplars"][:4]]))
     labels, own = batch.labels.tolist(), set(client.current.classes)
-    known, seen = set(client.state["known"].nonzero().flatten().tolist()), set(client.partition.seen(client.id, 1))
+    known, seen = (
+        set(client.state["known"].nonzero().flatten().tolist()),
+        set(client.partition.seen_classes(client.id, 1)),
+    )
     where = sorted(seen | known if columns == "global" else seen)
     old = sorted(known - own)
     sigma = lambda x: 1 / (1 + np.exp(-x))
@@ -255,7 +258,7 @@ def test_the_score_is_the_share_of_right_answers_among_the_known_classes(played,
 def test_without_the_proxy_no_gradients_go_up_and_nothing_is_reconstructed(played, smoke):
     method, clients, _ = played(smoke(method="glfc", glfc_proxy=False))
     assert not any(key.startswith(("proxy", "best", "score")) for key in method.server) and method.sheet(1) is None
-    assert "gradients" not in method.expected(0, Stage(1, 0))
+    assert "gradients" not in method.upload_shapes(0, Stage(1, 0))
 
 
 def test_the_sheet_shows_one_reconstruction_of_each_gradient(played, smoke):

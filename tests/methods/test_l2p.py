@@ -34,7 +34,7 @@ def test_the_payload_has_the_size_of_the_formula(federation, smoke):
 def test_each_image_gets_the_prompts_of_its_nearest_keys(ready):
     method, client = ready(l2p_pool=6, l2p_top_k=2)
     batch = client.train.batch(client.train_index[:5])
-    features = method.foundation.feature(batch.last)
+    features = method.foundation.feature(batch.last_token)
     with torch.no_grad():
         client.model["pool"]["key"][4] = features[2] * 3  # parallel: cosine 1
         scores, chosen = method.choose_prompts(client, batch)

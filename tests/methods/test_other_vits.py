@@ -48,8 +48,8 @@ def test_frozen_features_are_those_of_timms_head(federation, smoke, foundation):
         pixels = frozen.preprocess(torch.from_numpy(batch.inputs.images.images[:4]))
         with torch.no_grad():
             expected = frozen.vit.forward_head(frozen.vit.forward_features(pixels), pre_logits=True)
-        found = frozen.feature(batch.last) if name == "dualprompt" else frozen.suffix(batch.prefix)
-        assert torch.allclose(found, expected, atol=1e-5) and frozen.at(frozen.depth).tokens == 1
+        found = frozen.feature(batch.last_token) if name == "dualprompt" else frozen.suffix(batch.prefix)
+        assert torch.allclose(found, expected, atol=1e-5) and frozen.recut(frozen.depth).tokens == 1
 
 
 def test_lorm_needs_an_mlp_of_two_layers(smoke, one_line):

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from lscl.experiments.run import grid, run, save_sheet
-from lscl.federation.client import as_input
+from lscl.federation.client import to_cnn_input
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
@@ -54,7 +54,7 @@ def test_the_loss_is_ce_plus_25_times_the_distillation(second_task):
     batch = client.train.batch(client.train_index[:6])
     total = method.loss(client, batch).item()
     drawn = torch.randint(20, (6,), generator=client.rng("replay"))
-    u = as_input(client.state["synthetic"][drawn])
+    u = to_cnn_input(client.state["synthetic"][drawn])
     known = set(np.flatnonzero(client.state["known"].numpy()))
     columns = sorted(known - set(client.current.classes))
     assert columns

@@ -22,7 +22,7 @@ class LoRARank(Parameters):
 class OneBlock(LoRARank):
     """For systems that update the qkv layer of one block."""
 
-    everywhere: ClassVar = {"smoke": {"block": 1}}  # the tiny ViT has three blocks
+    profile_values: ClassVar = {"smoke": {"block": 1}}  # the tiny ViT has three blocks
     block: int = Field(
         3, ge=0, le=1000, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)"
     )

@@ -88,7 +88,7 @@ def check_class_token(config: Experiment, foundation: FrozenViT) -> None:
     Raises:
         LsclError: the ViT reads no class token.
     """
-    if foundation.read is None:
+    if foundation.tokens_read is None:
         raise LsclError(
             f"foundation = {config.foundation!r}: pools all tokens ({foundation.vit.global_pool}), and the prompts of "
             f"{config.method} are read like a class token; take a ViT that reads its class token"

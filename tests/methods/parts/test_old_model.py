@@ -11,7 +11,7 @@ from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import run
-from lscl.federation.checkpoint import load_state, save_state
+from lscl.federation.checkpoint import load_state, read_state, save_state
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
 from lscl.federation.training import answer
@@ -128,7 +128,7 @@ def test_a_round_from_a_saved_state_gives_the_same_server_and_clients(federation
         method, clients, _, reports = play(federation, config, rounds)
         save_state(tmp_path / str(rounds), reports, method, clients, {})
         method, clients = federation(config)
-        reports, _ = load_state(tmp_path / str(rounds), method, clients)
+        reports = load_state(read_state(tmp_path / str(rounds)), method, clients)
         torch.manual_seed(rounds)
         reports += list(federate(method, InProcess(method, clients), done=rounds))
         assert set(method.server) == set(whole.server)

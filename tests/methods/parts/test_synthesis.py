@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lscl.errors import LsclError
-from lscl.federation.client import as_input
+from lscl.federation.client import to_cnn_input
 from lscl.methods.parts.synthesis import (
     ImageGenerator,
     Statistics,
@@ -100,7 +100,7 @@ def test_jitter_shifts_and_mirrors_each_image_by_itself():
 
 def test_pixels_survive_the_way_to_the_network_and_back():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
-    assert torch.equal(as_pixels(as_input(pixels)), pixels)
+    assert torch.equal(as_pixels(to_cnn_input(pixels)), pixels)
     assert as_pixels(torch.tensor([-9.0, 9.0, 0.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 128]
 
 
