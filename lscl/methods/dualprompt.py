@@ -159,5 +159,5 @@ class DualPrompt(PromptedMethod):
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy with the slot of the task at hand - lambda mean_b cos(phi(x_b), key_t)."""
         logits = self.prefixed_logits(client, batch, client.model["task"][client.task])
-        pull = cosine_to_keys(self.foundation.feature(batch.last), client.model["key"][client.task][None]).mean()
+        pull = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["key"][client.task][None]).mean()
         return self.cross_entropy(client, batch, logits) - self.config.dual_pull * pull

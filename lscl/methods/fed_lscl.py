@@ -331,11 +331,11 @@ class FedLSCL(Method):
         client.scratch["replay"] = client.rng("replay")
         client.scratch["losses"] = torch.zeros(len(client.train.images))  # by position; filled while training
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         if not self.shares_generator:
             return {}
         generator = {name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}
-        return self.fusion.expected(client, stage, generator)
+        return self.fusion.upload_shapes(client, stage, generator)
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         found = super().checks(client, stage)
@@ -419,7 +419,7 @@ class OneByOne(Fusion):
     method: FedLSCL
     shares = True
 
-    def expected(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
         config, q = self.method.config, self.method.m + 1
         if config.o2d_upload == "gram":
             return {**generator, "gram": (q * (q + 1) // 2,)}

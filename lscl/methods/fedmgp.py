@@ -291,7 +291,7 @@ class FedMGP(Method):
         Returns:
             (b,).
         """
-        seen = torch.tensor(client.partition.seen(client.id, client.task), dtype=torch.int64)
+        seen = torch.tensor(client.partition.seen_classes(client.id, client.task), dtype=torch.int64)
         scores = mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen)
         return choose_keys(scores, 1, batchwise=False)[:, 0]
 

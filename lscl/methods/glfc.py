@@ -214,7 +214,7 @@ class GLFC(OldModel):
         """For every new class the encoder's gradient for the disguised image nearest to its mean, (classes, E)."""
         index = client.train_index
         batch = client.train.batch(herding(index, labels_of(client, index), self.features(client, index), 1))
-        images = resized(self.disguise(client, batch), SIDE)
+        images = resize(self.disguise(client, batch), SIDE)
         network = build_encoder(self.num_classes, self.config.seed).to(client.device)
         pairs = zip(images.split(1), batch.labels.split(1))  # (1, 3, 32, 32) and (1,) each
         return torch.stack([parameter_gradient(network, *pair) for pair in pairs])
@@ -248,9 +248,9 @@ class GLFC(OldModel):
 
     # ---- server
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         if not (self.config.glfc_proxy and is_first_exchange(stage)):
-            return super().expected(client, stage)
+            return super().upload_shapes(client, stage)
         classes = np.count_nonzero(self.census.train[client, stage.task])
         return {**super().upload_shapes(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
@@ -305,7 +305,7 @@ class GLFC(OldModel):
         pixels_in_parts = self.server["proxy.images"].split(BATCH)  # (b, 32, 32, 3) each
         labels_in_parts = self.server["proxy.labels"].split(BATCH)  # (b,) each
         for pixels, labels in zip(pixels_in_parts, labels_in_parts):
-            images = resized(as_input(pixels.to(self.device)), self.config.side)
+            images = resize(to_cnn_input(pixels.to(self.device)), self.config.side)
             logits = mask_logits(model["head"](model["cnn"](images)), self.known_classes())
             right += (logits.argmax(1).cpu() == labels).sum()
         return right / max(1, len(self.server["proxy.labels"]))

@@ -88,7 +88,7 @@ class L2P(PromptedMethod):
         Returns:
             Cosines with all keys, (b, M), and the places of the chosen prompts, (b, k).
         """
-        scores = cosine_to_keys(self.foundation.feature(batch.last), client.model["pool"]["key"])
+        scores = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["pool"]["key"])
         return scores, choose_keys(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
 
     def prompted_logits(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:

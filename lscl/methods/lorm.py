@@ -258,7 +258,7 @@ class LoRM(Method):
             names = self.sent_names(stage.round - 1) if stage.round > 0 else list(self.head_rows)
         return {name: self.server[name] for name in names}
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         diagonals = {f"{GRAM}.{layer}": (self.server[f"lora.{layer}.A"].shape[1],) for layer in self.layer_names()}
         if stage.name == GRAM:
             return diagonals
@@ -267,13 +267,13 @@ class LoRM(Method):
         moved = {name: tuple(self.server[name].shape) for name in self.sent_names(stage.round)}
         return {**about, **moved, **diagonals, f"{GRAM}.head": (d * (d + 1) // 2,)}
 
-    def start(self, client: int, stage: Stage) -> Payload:
+    def training_start(self, client: int, stage: Stage) -> Payload:
         return {name: self.server[name] for name in self.sent_names(stage.round)} if stage.name != GRAM else {}
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         """Sums of squares are at most those of numbers at the limit, over all images and tokens."""
         images = self.census.images(client, stage.task)
-        squares = between(0, images * self.foundation.tokens * LIMIT**2)
+        squares = range_check(0, images * self.foundation.tokens * LIMIT**2)
         found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layer_names()}}
         return (
             found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack_triangle, images * LIMIT**2)}

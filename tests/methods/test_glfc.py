@@ -176,7 +176,7 @@ def test_a_prototype_is_the_image_nearest_to_the_mean_disguised(played, smoke):
         nearest.append(client.train_index[own[(f[own] - f[own].mean(0)).norm(dim=1).argmin()]])
     batch = client.train.batch(torch.stack(nearest))
     found = method.prototype_gradients(client)
-    pairs = zip(resized(batch.images, 32).split(1), batch.labels.split(1))
+    pairs = zip(resize(batch.images, 32).split(1), batch.labels.split(1))
     assert torch.allclose(
         found, torch.stack([parameter_gradient(build_encoder(14, 42), *pair) for pair in pairs]), atol=1e-5
     )

@@ -210,9 +210,9 @@ def test_the_student_is_taught_before_the_adversarial_rounds_and_only_then(synth
 def test_the_student_learns_from_the_teacher(synthesis):
     one = synthesis(target_student_steps=40, target_batch=16)
     pixels = torch.randint(0, 256, (32, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    teacher = model_logits(one.teacher, as_input(pixels))[:, one.classes]
+    teacher = model_logits(one.teacher, to_cnn_input(pixels))[:, one.classes]
     apart = lambda: (
-        (model_logits(one.student.eval(), as_input(pixels))[:, one.classes] - teacher).square().mean().item()
+        (model_logits(one.student.eval(), to_cnn_input(pixels))[:, one.classes] - teacher).square().mean().item()
     )
     before = apart()
     one.teach_student(pixels)
@@ -221,7 +221,7 @@ def test_the_student_learns_from_the_teacher(synthesis):
 
 def test_only_classes_that_somebody_has_had_are_synthesised(played, smoke):
     method, clients, _ = played(smoke(method="target"), 2)
-    seen = {label for client in clients for label in client.partition.seen(client.id, 0)}
+    seen = {label for client in clients for label in client.partition.seen_classes(client.id, 0)}
     assert set(method.known_classes().tolist()) == seen != set(range(14))
 
 

@@ -30,7 +30,7 @@ class Fusion:
     method: Method
     shares: ClassVar[bool] = False  # whether generators travel at all
 
-    def expected(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
         """Names and shapes of a valid upload.
 
         Args:
@@ -72,7 +72,7 @@ class Averaging(Fusion):
 
     shares = True
 
-    def expected(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
         return {IMAGES: (), **generator}
 
     def upload(self, client: Client, generator: Payload) -> Payload:

@@ -65,8 +65,8 @@ class OldModel(FedAvg):
     def upload(self, client: Client, stage: Stage) -> Payload:
         return {**super().upload(client, stage), **({HOLDS: self.holds(client)} if is_first_exchange(stage) else {})}
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
-        plain = super().expected(client, Stage(stage.task, stage.round, "model"))
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        plain = super().upload_shapes(client, Stage(stage.task, stage.round, "model"))
         return {**plain, **({HOLDS: (self.num_classes,)} if is_first_exchange(stage) else {})}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:

@@ -100,7 +100,7 @@ class LwF(SmallContinual):
     def loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
         rows = torch.searchsorted(client.train_index, batch.index)  # index lists are in ascending order
         before = client.state["previous.logits"][rows].to(logits.device)  # (b, C)
-        old = torch.tensor(client.partition.seen(client.id, client.task - 1))
+        old = torch.tensor(client.partition.seen_classes(client.id, client.task - 1))
         return self.method.config.lwf_weight * distillation(logits, before, old, LWF_TEMPERATURE)
 
 
@@ -115,6 +115,6 @@ class Replay(SmallContinual):
             return super().loss(client, batch, logits)
         kept = client.train.batch(client.state["buffer"][sample_buffer(client, len(batch.index))])
         self.method.optimised += len(kept.index)
-        seen = torch.tensor(client.partition.seen(client.id, client.task))
+        seen = torch.tensor(client.partition.seen_classes(client.id, client.task))
         term = replay_cross_entropy(self.method.logits(client, kept), kept.labels, seen)
         return self.method.config.replay_weight * term

@@ -183,6 +183,6 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Undo `federation.client.as_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
+    """Undo `federation.client.to_cnn_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
     pixels = ((images.detach() * 0.25 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().contiguous()  # (n, H, W, 3)

@@ -14,7 +14,7 @@ SHAPES = {"weight": (4, 2), "bias": (4,)}
 def test_the_interface_itself_shares_nothing():
     part = Fusion(SYSTEM)
     assert not part.shares and part.aggregate({0: {}}) == {}
-    assert part.expected(0, Stage(0, 0), SHAPES) == SHAPES
+    assert part.upload_shapes(0, Stage(0, 0), SHAPES) == SHAPES
 
 
 def test_averaging_weighs_by_images_and_serves_clients_that_sent_nothing():
@@ -22,7 +22,7 @@ def test_averaging_weighs_by_images_and_serves_clients_that_sent_nothing():
     client = SimpleNamespace(current=SimpleNamespace(train=range(30)))
     sent = part.upload(client, {"weight": torch.full((4, 2), 4.0), "bias": torch.zeros(4)})
     other = {IMAGES: torch.tensor(10), "weight": torch.zeros(4, 2), "bias": torch.full((4,), 8.0)}
-    assert {name: tuple(value.shape) for name, value in sent.items()} == part.expected(0, Stage(0, 0), SHAPES)
+    assert {name: tuple(value.shape) for name, value in sent.items()} == part.upload_shapes(0, Stage(0, 0), SHAPES)
     fused = part.aggregate({0: sent, 2: other})
     assert set(fused) == {f"{k}.{name}" for k in range(3) for name in SHAPES}
     for k in range(3):

@@ -111,7 +111,7 @@ def test_the_old_model_is_the_global_model_of_the_end_of_the_task_before(federat
 @pytest.mark.parametrize("name", NAMES)
 def test_the_server_knows_the_classes_that_clients_have_told_it_of(federation, smoke, name):
     method, clients, _, _ = play(federation, smoke(method=name), 1)
-    seen = {label for client in clients for label in client.partition.seen(client.id, 0)}
+    seen = {label for client in clients for label in client.partition.seen_classes(client.id, 0)}
     assert set(method.known_classes().tolist()) == seen and len(seen) < 14
     method, clients, _, _ = play(federation, smoke(method=name), 3)
     for client in clients:
