@@ -22,7 +22,7 @@ def client():
     seen = lambda k, task: list(range(task + 2))  # task 0 has the classes 0 and 1, task 1 the class 2
     return SimpleNamespace(
         id=0, task=1, model=model, state={"buffer": torch.tensor([0, 4, 7])}, train=Images(), classes=torch.arange(3),
-        train_index=torch.tensor([2, 5, 8, 11]), partition=SimpleNamespace(seen=seen),
+        train_index=torch.tensor([2, 5, 8, 11]), partition=SimpleNamespace(seen_classes=seen),
         rng=lambda purpose: torch.Generator().manual_seed(1), scratch={"replay": torch.Generator().manual_seed(1)},
     )  # fmt: skip
 
