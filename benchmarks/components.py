@@ -1,17 +1,20 @@
 """What the components of Fed-LSCL do inside a run, where the ablations only show what comes out of it.
 
-The first tasks of the whole system are run again, and of the system with one static LoRA, with the values of the records; on one seed's
-partition both see the same images. At the end of each task, on the images of that task, with the task given:
+The first tasks of the whole system are run again, and of the system with one static LoRA, with the values of the
+records; on one seed's partition both see the same images. At the end of each task, on the images of that task, with the
+task given:
 
-- the accuracy on training and test images when the frozen ViT gets the update written for the image itself, that of another image, that of
-  the mean features of the client's training images (one update for all), or none; the head stays as it is. The gap between training and
-  test is overfitting; that between the own and another image's update is what the update says about its image.
-- the accuracy with the generator as the client trained it, as One-by-One Distillation returned it, and with the mean of all clients'; and how
-  far the server's step moves a generator, as a share of how far the round's training had moved it, for bias and weights.
+- the accuracy on training and test images when the frozen ViT gets the update written for the image itself, that of
+  another image, that of the mean features of the client's training images (one update for all), or none; the head
+  stays as it is. The gap between training and test is overfitting; that between the own and another image's update is
+  what the update says about its image.
+- the accuracy with the generator as the client trained it, as One-by-One Distillation returned it, and with the mean
+  of all clients'; and how far the server's step moves a generator, as a share of how far the round's training had
+  moved it, for bias and weights.
 
-The runs must give the accuracies of the records, if there are any: that is compared, and a difference ends the benchmark.
+The runs must give the accuracies of the records, if there are any; a difference ends the benchmark.
 
-    python benchmarks/components.py [--dataset cifar100 --data-dir FOLDER] [--seeds 42,1999,2024] [--tasks 2] [--threads 1]
+    python benchmarks/components.py [--dataset cifar100 --data-dir FOLDER] [--seeds 42,1999,2024] [--tasks 2]
 
 writes results/components/<profile>--<dataset>.json, a row per seed and task; seeds that lie there are not run again.
 """
@@ -46,10 +49,20 @@ from lscl.seeding import torch_generator
 
 @torch.no_grad()
 def accuracy(method: FedLSCL, client: Client, inputs: Inputs, index: Tensor, features: Tensor | None) -> float:
-    """Percent of the images at `index` (n,) put in the right class of the task at hand, with the updates written from `features`
-    (n, m), None = nothing adapted."""
+    """Percent of the images put in the right class of the task at hand.
+
+    Args:
+        method: Fed-LSCL.
+        client: the one that classifies.
+        inputs: of the images' split.
+        index: their positions, (n,).
+        features: what the updates are written from, (n, m); None = nothing adapted.
+
+    Returns:
+        0 to 100.
+    """
     right, place = 0, 0
-    for part in index.split(BATCH):
+    for part in index.split(BATCH):  # (b,) each
         batch, f = inputs.batch(part), None if features is None else features[place : place + len(part)]
         z = method.foundation.suffix(batch.prefix, None if f is None else method.update(client, f))
         right += int((mask_logits(client.model["head"](z), client.classes).argmax(1) == batch.labels).sum())
@@ -57,7 +70,7 @@ def accuracy(method: FedLSCL, client: Client, inputs: Inputs, index: Tensor, fea
     return 100 * right / len(index)
 
 
-def by_update(method: FedLSCL, client: Client) -> dict[str, dict[str, float]]:
+def accuracies_by_update(method: FedLSCL, client: Client) -> dict[str, dict[str, float]]:
     """Accuracy of the client on the task just learned: {split: {update: percent}}."""
     client.model.eval()
     found, mean = {}, map_batches(client.train, client.train_index, partial(method.cnn_features, client)).mean(0)
@@ -73,8 +86,8 @@ def by_update(method: FedLSCL, client: Client) -> dict[str, dict[str, float]]:
             )
             chosen |= {
                 "another": f[turn.roll(1)][turn.argsort()],
-                "mean": mean.expand(len(f), -1),
-            }  # one cycle: nobody keeps its own
+                "mean": mean.expand(len(f), -1),  # (n, m)
+            }  # one cycle: no image keeps its own
         found[split] = {name: accuracy(method, client, inputs, index, features) for name, features in chosen.items()}
     return found
 
@@ -90,10 +103,10 @@ class Watched(InProcess):
         self.moved: list[dict[str, float]] = []
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
-        if self.uploads and self.method.travels:
-            self.moved += [self.step(k, downloads[k]) for k in downloads]
+        if self.uploads and self.method.shares_generator:
+            self.moved += [self.server_step(k, downloads[k]) for k in downloads]
         if stage.name == "finish":
-            self.rows.append({"task": stage.task + 1, **self.look(stage, downloads)})
+            self.rows.append({"task": stage.task + 1, **self.measure(stage, downloads)})
             self.moved = []
         self.received, self.uploads = dict(downloads), {}
         answers = super().ask(stage, downloads)
@@ -101,7 +114,7 @@ class Watched(InProcess):
             self.uploads = answers
         return answers
 
-    def step(self, k: int, fused: Payload) -> dict[str, float]:
+    def server_step(self, k: int, fused: Payload) -> dict[str, float]:
         """How far the server moved client k's generator, divided by how far the client had moved it in the round."""
         own, before = self.uploads[k], self.received[k]
         return {
@@ -110,28 +123,28 @@ class Watched(InProcess):
             if own[name].numel()
         }
 
-    def look(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict:
+    def measure(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict:
         """Everything measured before a task ends, means over the clients."""
         found: dict = {}
-        if self.method.travels:
+        if self.method.shares_generator:
             states = {k: {name: one[name] for name in ("weight", "bias")} for k, one in self.uploads.items()}
             mean = average(states, dict.fromkeys(states, 1.0))
             kinds = {"own": self.uploads, "mean": dict.fromkeys(downloads, mean), "fused": downloads}
-            found["generator"] = {kind: self.score(stage, generators) for kind, generators in kinds.items()}
+            found["generator"] = {kind: self.accuracy_with(stage, generators) for kind, generators in kinds.items()}
             found["server_step"] = {
                 name: round(float(np.mean([one[name] for one in self.moved])), 4) for name in self.moved[0]
             }
         updates = []
         for client in self.clients:
             self.method.receive(client, downloads[client.id], stage)
-            updates.append(by_update(self.method, client))
+            updates.append(accuracies_by_update(self.method, client))
         found["update"] = {
             split: {name: round(float(np.mean([one[split][name] for one in updates])), 3) for name in updates[0][split]}
             for split in updates[0]
         }
         return found
 
-    def score(self, stage: Stage, generators: Mapping[int, Payload]) -> float:
+    def accuracy_with(self, stage: Stage, generators: Mapping[int, Payload]) -> float:
         """Mean over the clients of the test accuracy on the task at hand, with these generators."""
         found = []
         for client in self.clients:
@@ -146,7 +159,7 @@ class Watched(InProcess):
 
 
 def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, tasks: int) -> bool | None:
-    """Whether the clients' accuracies after `tasks` tasks are those of the record of the whole run, to the bit; None = there is no record.
+    """Whether the accuracies after some tasks are those of the record of the whole run, to the bit; None = no record.
 
     Raises:
         SystemExit: they differ.
@@ -163,7 +176,7 @@ def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, t
     return True
 
 
-def measured(config: Experiment, tasks: int) -> list[dict]:
+def measure_run(config: Experiment, tasks: int) -> list[dict]:
     """The rows of one run's first `tasks` tasks."""
     _, _, method, clients = prepare(config.model_copy(update={"stop_after": tasks}))
     watched = Watched(method, clients)
@@ -198,7 +211,7 @@ def main() -> None:
                 method="fed_lscl", profile=given.profile, dataset=given.dataset, data_dir=given.data_dir,
                 seed=seed, threads=given.threads, collaboration=collaboration,
             )  # fmt: skip
-            rows += measured(config, given.tasks)
+            rows += measure_run(config, given.tasks)
             measure.write(name, {"tasks": given.tasks, "rows": rows}, folder="components")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lscl import paths
 from lscl.data.store import write_atomic
-from lscl.errors import unknown
+from lscl.errors import unknown_name
 from lscl.experiments import records
 
 REPEATS = 7
@@ -55,7 +55,7 @@ def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
         found = [part.strip() for part in text.split(",")]
         for name in found:
             if name not in allowed:
-                raise argparse.ArgumentTypeError(str(unknown("name", name, allowed)))
+                raise argparse.ArgumentTypeError(str(unknown_name("name", name, allowed)))
         return found
 
     return read

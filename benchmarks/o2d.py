@@ -1,10 +1,10 @@
-"""One-by-One Distillation in closed form against gradient steps, and how the closed form grows with the number of clients.
+"""One-by-One Distillation in closed form against gradient steps, and how the closed form grows with the clients.
 
-The closed form is the lowest possible loss, which the gradient version only comes near to. It gets as many epochs as it needs to come
-within some shares of it, found by doubling, with the learning rate of a grid that needs fewest; within a thousandth counts as equal. The
-rows of a generator do not depend on each other, in Eq. 5 as in Adam, so the epochs are counted on a few of its rows and the seconds of an
-epoch are measured on all. Never reached within --most-epochs: the ratio is a lower bound. Memory is the peak of the closed form, its
-inputs included; Linux only.
+The closed form is the lowest possible loss, which the gradient version only comes near to. It gets as many epochs as it
+needs to come within some shares of it, found by doubling, with the learning rate of a grid that needs fewest; within a
+thousandth counts as equal. The rows of a generator do not depend on each other, in Eq. 5 as in Adam, so the epochs are
+counted on a few of its rows and the seconds of an epoch are measured on all. Never reached within --most-epochs: the
+ratio is a lower bound. Memory is the peak of the closed form, its inputs included; Linux only.
 
     python benchmarks/o2d.py [--features 512] [--width 768] [--clients 5,50,500]
 
@@ -37,8 +37,8 @@ ROWS = 64
 GOALS = {"ratio": 100, "time_exponent": 1.1, "memory_exponent": 1.1}
 
 
-def drawn(clients: int, features: int, rows: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Generators (rows, m + 1) and second moments (m + 1, m + 1) of clients whose features are correlated and differ between them."""
+def draw_clients(clients: int, features: int, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Generators (rows, m + 1) and second moments (m + 1, m + 1) of clients with correlated features, all different."""
     weights, moments = [], []
     spread = torch.linspace(0, -2, features)
     for k in range(clients):
@@ -49,17 +49,19 @@ def drawn(clients: int, features: int, rows: int) -> tuple[list[Tensor], list[Te
     return weights, moments
 
 
-def total(solved: list[Tensor], weights: list[Tensor], moments: list[Tensor]) -> float:
+def total_loss(solved: list[Tensor], weights: list[Tensor], moments: list[Tensor]) -> float:
     """Eq. 5 summed over the clients."""
     return sum(float(o2d_loss(k, one, weights, moments, 1.0)) for k, one in enumerate(solved))
 
 
 def epochs_needed(weights: list[Tensor], moments: list[Tensor], most: int) -> list[dict]:
-    """For each gap the fewest epochs (a power of two) and their learning rate that bring the gradient version as near to the lowest loss."""
+    """For each gap to the lowest loss the fewest epochs (a power of two) of gradient steps, and their learning rate."""
     few = [weight[:ROWS] for weight in weights]
-    lowest, epochs, needed = total(o2d_exact(few, moments, 1.0), few, moments), 1, []
+    lowest, epochs, needed = total_loss(o2d_exact(few, moments, 1.0), few, moments), 1, []
     while len(needed) < len(GAPS):
-        found = {rate: total(o2d_sgd(few, moments, 1.0, rate, epochs), few, moments) / lowest - 1 for rate in RATES}
+        found = {
+            rate: total_loss(o2d_sgd(few, moments, 1.0, rate, epochs), few, moments) / lowest - 1 for rate in RATES
+        }
         rate = min(found, key=found.get)
         last = 2 * epochs > most
         while len(needed) < len(GAPS) and (last or found[rate] <= GAPS[len(needed)]):
@@ -78,11 +80,11 @@ def epochs_needed(weights: list[Tensor], moments: list[Tensor], most: int) -> li
     return needed
 
 
-def growth(clients: int, features: int, rows: int) -> dict:
-    """Seconds of the closed form, the median of five, and its peak memory in MB with its inputs; to be called in a process of its own."""
-    o2d_exact(*drawn(2, features, rows), 1.0)  # loads what the first call loads
+def measure_growth(clients: int, features: int, rows: int) -> dict:
+    """Seconds of the closed form, the median of five, and its peak memory in MB with its inputs; in its own process."""
+    o2d_exact(*draw_clients(2, features, rows), 1.0)  # loads what the first call loads
     before, seconds = memory_mb("VmRSS"), []
-    weights, moments = drawn(clients, features, rows)
+    weights, moments = draw_clients(clients, features, rows)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     for _ in range(5):
         start = time.perf_counter()
@@ -132,9 +134,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.one:
-        print(json.dumps(growth(given.one, given.growth_features, 4 * RANK * given.growth_width)))
+        print(json.dumps(measure_growth(given.one, given.growth_features, 4 * RANK * given.growth_width)))
         return
-    weights, moments = drawn(5, given.features, 4 * RANK * given.width)
+    weights, moments = draw_clients(5, given.features, 4 * RANK * given.width)
     needed = epochs_needed(weights, moments, given.most_epochs)
     print(needed, flush=True)
     work = {

@@ -1,19 +1,19 @@
 """Fed-LSCL: large-small model collaboration for federated continual learning, as a library behind a book.
 
-The names below are loaded when they are first used, so that `import lscl` costs nothing.
+Names are loaded when they are first used, so that `import lscl` costs nothing.
 """
 
 import os
 from importlib import import_module
 from typing import Any
 
-# Torch's threads wait for each other by spinning, so that beside other work a run gets several times slower; asleep, they cost nothing.
-# Read when torch is imported, hence here; results do not depend on it, and whoever has set it keeps that.
+# Torch's threads wait for each other by spinning, which slows a run several times when the machine has other work.
+# Sleeping threads cost nothing. Torch reads the variable at its import; results do not depend on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-# The public face: a name, the module it stands in, and its name there (none = the module itself).
+# The public names: the module of each, and its name in that module (None = the module itself).
 _FACE = {
     "experiment": ("lscl.config", "experiment"),
     "register": ("lscl.registry", "register"),

@@ -1,5 +1,7 @@
-"""The command line: `lscl run`, `federate`, `node`, `sweep`, `plan`, `table`, `pages`, `check`, `verify`, `data`, `pretrain`, `probe`,
-`reproduce`, `doctor`."""
+"""Run, compare and publish experiments of federated continual learning.
+
+Each command explains its options with --help; bad input is one line on stderr and exit code 2.
+"""
 
 import inspect
 import io
@@ -15,8 +17,8 @@ from click.exceptions import NoArgsIsHelpError
 from typer.core import TyperCommand, TyperOption
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, check_profile, check_read, experiment, fields
-from lscl.errors import LsclError, explained, shown
+from lscl.config import PROFILES, Experiment, check_options, check_profile, experiment, fields
+from lscl.errors import LsclError, explain, make_printable
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -25,10 +27,15 @@ app.add_typer(data_app, name="data")
 
 
 def config_command(group: typer.Typer, name: str, *leave_out: str):
-    """Make a command with one option per field of the config, all passed on as the dictionary `values`.
+    """Make a command that has one option per config field and passes them on as the dictionary `values`.
 
-    The options of all systems come first, then a panel for each system. They are made when the command is called: until then no system has
-    to be loaded.
+    The options of all systems come first, then a panel for each system. They are made when the command is called,
+    so that no system has to be loaded before.
+
+    Args:
+        group: the application that gets the command.
+        name: the command's name.
+        leave_out: config fields that are no options of it.
     """
 
     class ConfigCommand(TyperCommand):
@@ -67,13 +74,13 @@ def _option(name: str) -> TyperOption:
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
-    """Texts from the command line as the config takes them; `none` stands for no limit."""
+    """Turn texts of the command line into config values; `none` stands for no limit."""
     return {name: None if text.lower() == "none" else text for name, text in given.items() if text is not None}
 
 
 @config_command(app, "run")
 def run_command(values: dict) -> None:
-    """Run one experiment, or read its record if it is finished; a stopped run goes on where it was."""
+    """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
     from lscl.experiments.records import folder
     from lscl.experiments.run import run
 
@@ -83,9 +90,9 @@ def run_command(values: dict) -> None:
 
 
 def _one(values: dict[str, Any]) -> Experiment:
-    """The experiment of the command line; an option that its system never reads is refused."""
+    """The experiment of the command line; options that its system never reads are refused."""
     config = experiment(**values)
-    check_read(values, [config.method])
+    check_options(values, [config.method])
     return config
 
 
@@ -109,7 +116,9 @@ def federate_command(
         bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")
     ] = False,
     min_clients: Annotated[int, typer.Option(help="good answers that an exchange needs, 0 = those of all clients")] = 0,
-    timeout: Annotated[float, typer.Option(help="seconds that an exchange may take; who is late is left out")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="seconds that an exchange may take; late answers are left out")
+    ] = 600.0,
     max_mb: Annotated[float, typer.Option(help="largest answer of a client in megabytes")] = 512.0,
     link: Annotated[
         str,
@@ -120,7 +129,8 @@ def federate_command(
 ) -> None:
     """Run one experiment as a real federation: a server and a process for each client, TLS, a key for each node.
 
-    Starts all of them on this machine, unless a SuperLink is named. Needs the extra `flower`. A stopped run goes on where it was.
+    Starts all of them on this machine, unless a SuperLink is named. Needs the extra `flower`.
+    A stopped run continues after its last finished round.
     """
     from lscl.flower.rules import rules
 
@@ -130,7 +140,7 @@ def federate_command(
     )
     if simulation and link:
         raise LsclError(
-            f"simulation and link = {link!r}: a SuperLink that runs already decides itself what it serves; leave out one of the two"
+            f"simulation and link = {link!r}: a running SuperLink decides what it serves; leave out one of the two"
         )
     try:
         from lscl.flower.local import check_link, federate_locally, submit
@@ -143,11 +153,11 @@ def federate_command(
     from lscl.experiments.run import run
     from lscl.models.cache import limit_bytes
 
-    limit_bytes()  # a bound that is no number is said before anything else
+    limit_bytes()  # a bad LSCL_CACHE_GB is refused before any work
     if link:
         check_link(link)
     alone = find(config) if compare else None
-    if alone and config.threads is None:  # or the two would differ
+    if alone and config.threads is None:  # the record's threads, or the two runs would differ
         config = config.model_copy(update={"threads": alone["config"]["threads"]})
 
     def show(line: str) -> None:
@@ -185,9 +195,9 @@ def node_command(
     ],
     port: Annotated[int, typer.Option(help="a port of this machine, used by the node's own processes only")] = 9094,
 ) -> None:
-    """Be one client of a federation over several machines, until stopped; Flower's SuperNode is started again whenever it ends.
+    """Be one client of a federation over several machines until stopped; a SuperNode that ends is started again.
 
-    Needs the extra `flower`. The client's state lies in LSCL_PRIVATE, images are found by LSCL_DATA_DIR.
+    Needs the extra `flower`. LSCL_PRIVATE is the folder of the client's state, LSCL_DATA_DIR that of its images.
     """
     from lscl.flower.node import checked_node, serve
 
@@ -206,13 +216,13 @@ def sweep_command(
         bool, typer.Option("--list", help="only print which runs there are and which are missing")
     ] = False,
     task_index: Annotated[
-        int, typer.Option(min=0, help="which share of the runs, from 0: a batch system's number of this job")
+        int, typer.Option(min=0, help="share of the runs to compute, from 0: the job number of a batch system")
     ] = 0,
-    task_count: Annotated[int, typer.Option(min=1, help="in how many shares the runs are dealt out")] = 1,
+    task_count: Annotated[int, typer.Option(min=1, help="number of shares that the runs are divided into")] = 1,
 ) -> None:
-    """Run what is missing of a named set of runs; anything finished is skipped.
+    """Run what is missing of a named set of runs; finished runs are skipped.
 
-    Several of these commands may run at once on one results folder: each takes runs that no other is at.
+    Several of these commands may work on one results folder: each takes runs that no other one is computing.
     """
     from lscl.experiments import sweeps
 
@@ -231,7 +241,7 @@ def plan_command(
         str, typer.Option(help="a GPU to plan for (t4, v100, a100, rtx3090, h100); none = this machine, measured")
     ] = "",
 ) -> None:
-    """Print what runs will need: memory, disk, download, FLOPs and hours, from nothing; refuse if there is not enough."""
+    """Print what runs will need: memory, disk, download, FLOPs and hours; refuse runs that this machine cannot hold."""
     from lscl.experiments import cost_model, sweeps
     from lscl.experiments.run import device_of
 
@@ -276,7 +286,7 @@ def table_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
 ) -> None:
-    """Print the scores of all finished runs of a profile but those for tuning, mean over seeds."""
+    """Print the scores of a profile's finished runs, except tuning runs, as means over seeds."""
     from lscl.experiments.records import all_records, select
     from lscl.experiments.sweeps import reportable_records
     from lscl.results import costs_frame, frame
@@ -300,7 +310,7 @@ def table_command(
 
 @app.command("pages")
 def pages_command() -> None:
-    """Write all that the book and the README show and that code makes of the records: tables, pages, sentences."""
+    """Write the tables, pages and sentences of the book and the README that code makes from the records."""
     from lscl.publish import pages
 
     print(f"{len(pages.write_pages())} pieces are what code, config and records give")
@@ -308,8 +318,7 @@ def pages_command() -> None:
 
 @app.command("check")
 def check_command() -> None:
-    """Compare those pieces with what code, config and records give today, and the notebooks with the records they show; one line for each
-    that is older, and exit code 2."""
+    """Find generated pieces and notebooks that are older than code, config or records; exit code 2 if there are any."""
     from lscl.publish import freshness, pages
 
     made, notebooks = pages.stale_pages(), freshness.stale_notebooks()
@@ -333,7 +342,7 @@ def verify_command(
         Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")
     ] = None,
 ) -> None:
-    """Compute some recorded runs again from nothing and compare them with the records, to the bit."""
+    """Compute some recorded runs again from scratch and compare them with the records, bit for bit."""
     from lscl.experiments.verify import verify_sample
     from lscl.publish.verified import cells
 
@@ -345,25 +354,24 @@ def verify_command(
 @config_command(data_app, "show", "method")
 def data_show(values: dict) -> None:
     """Print the partition: training images by client, task and class, with digests and checks."""
-    from lscl.data.duplicates import duplicates
+    from lscl.data.duplicates import find_duplicates
     from lscl.data.partition import partition
     from lscl.data.sources import load
 
     config = experiment(**values)
     data = load(config)
     parts = partition(config, data)
-    print(
-        f"{config.dataset}: {len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes, digest {data.digest}"
-    )
+    images = f"{len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes"
+    print(f"{config.dataset}: {images}, digest {data.digest}")
     print(f"partition seed {config.seed}, digest {parts.digest}: no position on two clients, none in train and test")
-    print(duplicates(data.train, data.test))
+    print(find_duplicates(data.train, data.test))
     for client, stream in enumerate(parts.tasks):
         for number, task in enumerate(stream):
             counts = {label: 0 for label in task.classes}
             for image in task.train:
                 counts[int(data.train.labels[image])] += 1
             dealt = ", ".join(
-                f"{shown(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}"
+                f"{make_printable(data.classes[label], 60)}{'*' if label in parts.public else ''} {count}"
                 for label, count in counts.items()
             )
             print(f"client {client} task {number}: {len(task.train)} training, {len(task.test)} test images: {dealt}")
@@ -376,9 +384,10 @@ def data_check(
     folder: Annotated[Path, typer.Argument(help="folder with train/<class>/... and test/<class>/...")],
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="pixels a side at which images are compared")] = 32,
 ) -> None:
-    """Look at your own images: formats, sizes, modes, class balance, equal images, ignored and unreadable files.
+    """Report on your own images: formats, sizes, modes, class balance, equal images, ignored and unreadable files.
 
-    Exit code 0 if `lscl run --dataset folder` can use them, else 2 and one line that says why not."""
+    Exit code 0 if `lscl run --dataset folder` can use them, else 2 and one line that says why not.
+    """
     from lscl.data.check import check_folder
 
     for line in check_folder(folder, image_size):
@@ -397,7 +406,7 @@ def pretrain_command(
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option()] = 2,
 ) -> None:
-    """Make the mini foundation model: distil EfficientNet-Lite0's features into the hybrid ViT. Resumes when stopped."""
+    """Make the mini foundation model: distil EfficientNet-Lite0's features into the ViT. Resumes after a stop."""
     from lscl.models.pretrain import pretrain
 
     pretrain(data_dir, out, epochs, batch, lr, seed, threads)
@@ -437,7 +446,7 @@ def reproduce_command(
 
 @app.command("doctor")
 def doctor_command() -> None:
-    """Versions, device, disk, weights, saved states: what is there and what is missing."""
+    """Print versions, device, disk, weights and saved states: what is there and what is missing."""
     from lscl.experiments.doctor import doctor
 
     for line in doctor():
@@ -446,7 +455,7 @@ def doctor_command() -> None:
 
 @contextmanager
 def one_line():
-    """Whatever a user can mend ends the process with one line on stderr and exit code 2; a bug keeps its traceback."""
+    """End the process with one line and exit code 2 for errors that a user can mend; a bug keeps its traceback."""
     try:
         yield
     except BrokenPipeError:
@@ -457,7 +466,7 @@ def one_line():
     except (LsclError, OSError, click.ClickException) as error:
         _end(error)
     except Exception as error:
-        line = explained(error)
+        line = explain(error)
         if line is None:
             raise
         _end(line)
@@ -465,7 +474,7 @@ def one_line():
 
 def _end(error: Exception) -> NoReturn:
     text = _usage(error) if isinstance(error, click.ClickException) else str(error)
-    print(f"lscl: {shown(' '.join(text.split()))}", file=sys.stderr)
+    print(f"lscl: {make_printable(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -475,13 +484,16 @@ def _usage(error: click.ClickException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: bad input is one line on stderr and exit code 2, see `one_line`. What an output's encoding lacks is written as an escape."""
+    """Run the command line; bad input ends in one line and exit code 2 (see `one_line`).
+
+    Characters that the output's encoding lacks are written as escapes.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         with one_line():
-            paths.settle()
+            paths.make_absolute()
             sys.exit(app(args=arguments, prog_name="lscl", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         sys.exit(130)

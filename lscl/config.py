@@ -1,12 +1,11 @@
-"""Every parameter once: the command line's options, the notebooks' parameters and the book's table are made from `fields`.
+"""Every parameter once: command-line options, notebook parameters and the book's table all come from `fields`.
 
-What every system has stands here; the parameters of a single one stand in its file (see `lscl.registry`) and are fields of an `Experiment`
-like the others.
+This module has the parameters of all systems. Those of a single system stand in its file (see `lscl.registry`);
+they become fields of an `Experiment`, too.
 """
 
 import hashlib
 import json
-import stat
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, shorten, unknown_name
+from lscl.files import check_regular
 from lscl.registry import DATASETS, METHODS, home_of
 
 ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
-PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: in no record
-WHERE_AND_HOW = PLACES | {"threads"}  # not in the digest; lscl.experiments.origin compares them
+PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: records leave them out
+WHERE_AND_HOW = PLACES | {"threads"}  # the digest leaves them out; lscl.experiments.origin compares them
 # Options that only systems with the frozen ViT, or with a CNN on each client, read.
 NEEDS = {
     "vit": ("foundation", "weights", "weights_sha256", "normalize", "activations", "compile"),
@@ -40,11 +40,15 @@ def readers(option: str) -> tuple[str, ...]:
     )
 
 
-def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
-    """Refuse options that none of the methods reads: they would file the same run under another name.
+def check_options(options: Iterable[str], methods: Iterable[str]) -> None:
+    """Refuse options that no system reads: they would only give the same run another name.
+
+    Args:
+        options: names of config fields.
+        methods: names of the systems that are to run.
 
     Raises:
-        LsclError: naming the option and the systems that it belongs to.
+        LsclError: none of the systems reads an option; the line names the systems that do.
     """
     methods = sorted(set(methods))
     for option in options:
@@ -54,17 +58,17 @@ def check_read(options: Iterable[str], methods: Iterable[str]) -> None:
             )
 
 
-# Bounds far beyond any use: what lies outside is a slip, and would end in an overflow or an allocation that no machine can hold.
+# Bounds far beyond any use: a value outside is a slip, and would end in an overflow or fill the memory.
 RATE = {"ge": 1e-9, "le": 1e3}  # learning rates
 WEIGHT = {"ge": 0, "le": 1e6}  # of a term of a loss
-SCALE = {"ge": 1e-6, "le": 1e6}  # what is divided by: temperatures, norms, concentrations
-NAME = r"^[A-Za-z0-9_@./:, +=-]*$"  # what names of models are made of; they enter file names and pages
+SCALE = {"ge": 1e-6, "le": 1e6}  # divisors: temperatures, norms, concentrations
+NAME = r"^[A-Za-z0-9_@./:, +=-]*$"  # characters in names of models; these enter file names and pages
 
 
 class Experiment(BaseModel):
-    """One run, fully described. Made by `experiment`, which fills in the profile's values.
+    """One run, fully described. Call `experiment` to make one: it fills in the profile's values.
 
-    Here are the fields that every system has. An object always has those of all registered systems too: see `experiment_class`.
+    This class has the fields of every system; objects also have those of the registered ones (see `experiment_class`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -88,7 +92,8 @@ class Experiment(BaseModel):
     )
     duplicates: Literal["keep", "drop"] = Field(
         "keep",
-        description="drop: no training image whose pixels a test image or another class has too, and one of those repeated in a class",
+        description="drop: leave out training images whose pixels a test image or another class has, "
+        "and keep one of those repeated in a class",
     )
     eval_split: Literal["official", "holdout"] = Field(
         "official", description="test images: official split, or 30 % of the client's own"
@@ -175,36 +180,36 @@ class Experiment(BaseModel):
 
     @property
     def side(self) -> int:
-        """Pixels a side of what the CNN sees."""
+        """Pixels a side of the CNN's input."""
         return self.image_size if self.cnn_size is None else self.cnn_size
 
     @property
     def source(self) -> str:
-        """The data set in file names; a folder with the first 8 digits of its images' digest, so that two of them stand side by side."""
+        """The data set in file names; a folder has the first 8 digits of its images' digest behind it."""
         return f"{self.dataset}-{self.folder_digest[:8]}" if self.folder_digest else self.dataset
 
     @property
     def cpu_threads(self) -> int:
-        """The threads to compute with on a CPU, where neither a record nor a saved state says how many."""
+        """CPU threads, where neither a record nor a saved state says how many."""
         return self.threads or (1 if self.profile == "smoke" else 2)
 
     @property
     def tasks_run(self) -> int:
-        """Tasks that are really run."""
+        """How many tasks the run computes: all, or as many as `stop_after` says."""
         return self.tasks if self.stop_after is None else min(self.stop_after, self.tasks)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all values that decide the result and are not the field's default, 12 hex digits.
+        """SHA-256 of the values that decide the result and differ from the field's default, 12 hex digits.
 
-        So a parameter that comes later, at the default that leaves everything as it was, keeps the digests of finished runs.
+        A new parameter whose default changes nothing therefore keeps the digests of finished runs.
         """
         values = self.model_dump(mode="json", exclude=WHERE_AND_HOW, exclude_defaults=True)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
-        """File name of the record: data set, method, what differs from the profile, seed, digest."""
+        """File name of the record: data set, system, values that differ from the profile's, seed, digest."""
         differs = [f"{key}={value}" for key, value in sorted(self.overrides().items())]
         text = "--".join([self.source, self.method, *differs]).replace("/", "_")
         if len(text) > 150:  # a file name has room for 255 bytes
@@ -212,7 +217,7 @@ class Experiment(BaseModel):
         return f"{text}--s{self.seed}--{self.digest}"
 
     def overrides(self) -> dict[str, Any]:
-        """The values that differ from the profile's; which images a folder holds is none of them."""
+        """The values that differ from the profile's; the digest of a folder's images does not count."""
         base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed)
         ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW | {"folder_digest"}) for one in (self, base))
         return {key: value for key, value in ours.items() if value != theirs[key]}
@@ -235,7 +240,7 @@ def _complete(_version: int) -> type[Experiment]:
         for name, info in home.model_fields.items()
         if home_of(home, name) is home
     }
-    found["method"] = (str, Field(METHODS.of_role("own"), description=Experiment.model_fields["method"].description))
+    found["method"] = (str, Field(METHODS.find_role("own"), description=Experiment.model_fields["method"].description))
     return create_model("Experiment", __base__=Experiment, __module__=__name__, __doc__=Experiment.__doc__, **found)
 
 
@@ -244,13 +249,13 @@ def fields() -> dict[str, FieldInfo]:
     return experiment_class().model_fields
 
 
-# What each profile changes. Reasons: smoke = seconds; demo = minutes on two slow cores; mini = the book's tables;
-# colab and paper = the paper's own setting (ViT at 224 px), the latter with ResNet-18 and the authors' 16 images, 5 epochs.
+# The values that each profile changes: smoke for seconds, demo for minutes on two slow cores, mini for the book's
+# tables, colab and paper for the paper's setting (ViT at 224 px), the latter with ResNet-18, batches of 16, 5 epochs.
 _SMALL_STEPS = {"epochs": 2, "batch": 32, "lr": 3e-3}
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(
-        clients=3, tasks=2, classes_per_task=3, private_classes=4, rounds=2, epochs=1, batch=8, images_per_class=6, test_images_per_class=2,
-        foundation="tiny", cnn="tiny", features=16,
+        clients=3, tasks=2, classes_per_task=3, private_classes=4, rounds=2, epochs=1, batch=8,
+        images_per_class=6, test_images_per_class=2, foundation="tiny", cnn="tiny", features=16,
     ),
     "demo": dict(_SMALL_STEPS, epochs=1, images_per_class=10, test_images_per_class=4),
     "mini": dict(_SMALL_STEPS, images_per_class=60, test_images_per_class=50),
@@ -261,47 +266,70 @@ OFFICIAL = ("colab", "paper")  # profiles with the values of the official codes;
 
 
 def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
-    """What differs from the fields' defaults: the profile's values, then the system's, then the data set's.
+    """The values that a profile sets: its own, then the system's, then the data set's.
+
+    Args:
+        method: name of the system.
+        dataset: name of the data set.
+        profile: name of the profile.
+
+    Returns:
+        {field: value}; all other fields keep their defaults.
 
     Raises:
-        LsclError: no such system, data set or profile.
+        LsclError: an unknown name.
     """
     check_profile(profile)
     kind, source = METHODS.find(method), DATASETS.find(dataset)
     return {
         **PROFILES[profile],
-        **METHODS.everywhere(profile),
+        **METHODS.profile_values(profile),
         **kind.sizes.get(profile, {}),
-        **chosen(kind, profile),
+        **chosen_values(kind, profile),
         **({"image_size": source.pixels} if source.pixels else {}),
         **source.values.get(profile, {}),
-        **METHODS.everywhere((profile, dataset)),
+        **METHODS.profile_values((profile, dataset)),
     }
 
 
-def chosen(kind: Any, profile: str) -> dict[str, Any]:
-    """What a system sets in a profile because it was tuned so (demo, mini) or is official (colab, paper)."""
+def chosen_values(kind: Any, profile: str) -> dict[str, Any]:
+    """The values that tuning (demo, mini) or the official code (colab, paper) chose for a system.
+
+    Args:
+        kind: class of the system.
+        profile: name of the profile; in smoke nothing was chosen.
+
+    Returns:
+        {field: value}.
+    """
     return {} if profile == "smoke" else dict(kind.official if profile in OFFICIAL else kind.tuned)
 
 
 def check_profile(name: object) -> None:
-    """Raises LsclError for anything but the name of a profile."""
+    """Refuse anything but the name of a profile.
+
+    Raises:
+        LsclError: an unknown profile.
+    """
     if not isinstance(name, str) or name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
+        raise unknown_name("profile", name, PROFILES)
 
 
 def experiment(**values: Any) -> Experiment:
-    """The experiment of a profile with `values` changed; unknown or impossible values are one clear line.
+    """Make the experiment of a profile with some values changed.
+
+    Args:
+        values: fields of `Experiment`; a field that is left out, or None, has the profile's value.
 
     Raises:
-        LsclError: naming the field, the value and what is allowed.
+        LsclError: an unknown field or an impossible value; the line names the field, the value and what is allowed.
     """
     profile, dataset = values.get("profile", "demo"), values.get("dataset", "glyphs")
     check_profile(profile)
     known = fields()
     for key in values:
         if key not in known:
-            raise unknown("parameter", key, known)
+            raise unknown_name("parameter", key, known)
     base = values_of(values.get("method", known["method"].default), dataset, profile)
     given = {key: value for key, value in values.items() if value is not None or known[key].default is None}
     if given.get("weights") is not None:
@@ -312,53 +340,47 @@ def experiment(**values: Any) -> Experiment:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise LsclError(
-            f"{field} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]} ({_describe(field)})"
+            f"{field} = {shorten(repr(first['input']), 200)}: {first['msg'][0].lower()}{first['msg'][1:]} "
+            f"({_describe(field)})"
         ) from None
     return _with_images(made)
 
 
 def _with_images(config: Experiment) -> Experiment:
-    """The config with what is known of its images: their size may be the data set's, and a folder is known by their digest."""
+    """The config with the facts about its images: the one size that a data set has, the digest of a folder."""
     source = DATASETS[config.dataset]
     if source.pixels not in (None, config.image_size):
         raise LsclError(
-            f"image_size = {config.image_size}: images of {config.dataset} have {source.pixels} pixels a side, no other size is allowed"
+            f"image_size = {config.image_size}: images of {config.dataset} have {source.pixels} pixels a side, "
+            "no other size is allowed"
         )
     if source.identity is not None:
         return config.model_copy(update=source.identity(config))
     if config.folder_digest is not None:
         known = ", ".join(name for name, one in DATASETS.items() if one.identity)
         raise LsclError(
-            f"folder_digest = {config.folder_digest!r}: only dataset = {known} is known by its images, this is {config.dataset}"
+            f"folder_digest = {config.folder_digest!r}: only dataset = {known} is known by its images, "
+            f"this is {config.dataset}"
         )
     return config
 
 
-def _short(value: object, most: int = 200) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
 def _checked_digest(path: Path, wanted: str | None) -> str:
+    name = f"weights = {shorten(repr(str(path)), 200)}"
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # a pipe would never end
-            raise OSError("not a regular file")
+        about = check_regular(path)
         found = _file_digest(path, about.st_size, about.st_mtime_ns)
     except (OSError, ValueError) as error:
-        raise LsclError(
-            f"weights = {_short(str(path))}: {getattr(error, 'strerror', None) or error}; give an existing .safetensors or .npz file"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise LsclError(f"{name}: {why}; give an existing .safetensors or .npz file") from error
     if wanted is not None and wanted != found:
-        raise LsclError(
-            f"weights = {_short(str(path))}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for"
-        )
+        raise LsclError(f"{name}: its SHA-256 is {found}, weights_sha256 = {wanted} was asked for")
     return found
 
 
 @lru_cache
 def _file_digest(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file; `size` and time `changed` tell whether it is still the one that was read before."""
+    """SHA-256 of a file; its size and the time of its last change tell whether the stored value still holds."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

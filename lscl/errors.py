@@ -10,24 +10,61 @@ class LsclError(Exception):
     """Bad input or a damaged file; the command line prints it as one line and exits with code 2."""
 
 
-class Absent(LsclError):
-    """There is no such file."""
+class MissingFile(LsclError):
+    """The file does not exist."""
 
 
-def shown(text: str, most: int | None = None) -> str:
-    """A name as it may stand in a line of output: what is not printable (line ends, control characters, bytes that are no text) as an
-    escape such as \\n, and cut behind `most` characters."""
+def make_printable(text: str, most: int | None = None) -> str:
+    """Replace unprintable characters of a name (line ends, control characters, bytes that are no text) by escapes.
+
+    Args:
+        text: the name.
+        most: cut the result to this many characters, the last of them an ellipsis; None = keep all.
+
+    Returns:
+        Text that fits into a line of output.
+    """
     plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return plain if most is None or len(plain) <= most else f"{plain[: most - 1]}…"
 
 
-def counted(count: int, thing: str) -> str:
-    """A number and what is counted: "1 file", "2 files"."""
+def shorten(text: object, most: int = 500) -> str:
+    """One printable line of whatever somebody else wrote, an error included.
+
+    Args:
+        text: anything that turns into text; only its beginning is read.
+        most: most characters of the line.
+
+    Returns:
+        The text with single blanks in place of line ends and runs of blanks.
+    """
+    return make_printable(" ".join(str(text)[: 4 * most].split()), most)
+
+
+def pluralize(count: int, thing: str) -> str:
+    """Say how many there are.
+
+    Args:
+        count: the number.
+        thing: the singular, whose plural ends in s.
+
+    Returns:
+        For example "1 file" or "2 files".
+    """
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def unknown(kind: str, value: object, allowed: Iterable[object]) -> LsclError:
-    """An error for an unknown name, with the nearest valid one and the whole list of what is allowed."""
+def unknown_name(kind: str, value: object, allowed: Iterable[object]) -> LsclError:
+    """Make the error for an unknown name.
+
+    Args:
+        kind: what the name should be of, such as "data set".
+        value: the unknown name.
+        allowed: the valid names.
+
+    Returns:
+        The error, with the nearest valid name and the whole list.
+    """
     names, text = [str(name) for name in allowed], str(value)[:100]
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -45,7 +82,7 @@ _TOO_LARGE = (
     "array is too big",
     "maximum allowed dimension",
 )
-# What comes of values that are allowed one by one: exceptions, words that others say for the same, what it is, what helps.
+# Failures of values that are each allowed: exceptions, words that other libraries use, what it is, what helps.
 CAUSES: list[tuple[set[str], tuple[str, ...], str, str]] = [
     (
         {"MemoryError", "OutOfMemoryError"},
@@ -66,24 +103,25 @@ CAUSES: list[tuple[set[str], tuple[str, ...], str, str]] = [
 ]
 
 
-def explained(error: Exception) -> LsclError | None:
-    """One line for a failure that comes of values too large, too small or too odd, with the parameters that help; None for anything else,
-    which is a bug and keeps its traceback."""
+def explain(error: Exception) -> LsclError | None:
+    """Explain a failure that values cause that are too large, too small or too odd.
+
+    Returns None for any other failure: that is a bug, and it keeps its traceback.
+    """
     kinds, text = {kind.__name__ for kind in type(error).__mro__}, " ".join(str(error).split())
     for names, words, what, helps in CAUSES:
         if kinds & names or (kinds & {"RuntimeError", "ValueError"} and any(word in text.lower() for word in words)):
-            return LsclError(
-                f"{what}: {helps}; what was saved before is kept ({type(error).__name__} in {_place(error)}: {text[:200]})"
-            )
+            where = f"{type(error).__name__} in {_place(error)}: {text[:200]}"
+            return LsclError(f"{what}: {helps}; what was saved before is kept ({where})")
     return None
 
 
 def _place(error: Exception) -> str:
-    """File and line where the package came to it."""
+    """File and line of this package where the failure arose."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "lscl" in Path(frame.filename).parts]
     return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else "another package"
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, as far as it fits into one line; its type if it says nothing."""
+    """The first line that an exception of another library says, or its type if it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

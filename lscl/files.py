@@ -1,55 +1,78 @@
-"""Files of results and settings as they are read: whatever is damaged is one line that names the file and what is wrong."""
+"""Read files of results and settings; a damaged file becomes one line that names it and says what is wrong."""
 
 import io
 import json
 import math
+import os
+import stat
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import nbformat
-import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from lscl.errors import Absent, LsclError
+from lscl.errors import LsclError, MissingFile
+
+if TYPE_CHECKING:  # both take a while to import, and the command line needs neither to start
+    import nbformat
+    import pandas as pd
 
 
 class Shape(BaseModel):
-    """What a file must have at least: entries that it does not name may be there too."""
+    """The entries that a file must have; it may have others, too."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-def read_text(path: Path) -> str:
-    """The whole text of a file.
+def check_regular(path: Path) -> os.stat_result:
+    """Make sure that reading a file comes to an end: a pipe never does.
+
+    Returns:
+        Size, times and the like of the file, links followed.
 
     Raises:
-        Absent: there is no such file.
-        LsclError: no regular file (a pipe would never end), not UTF-8, or NUL bytes in it.
+        OSError: the file does not exist, or it is a folder, a pipe or a device.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("not a regular file")
+    return about
+
+
+def read_text(path: Path) -> str:
+    """Read the whole text of a file.
+
+    Raises:
+        MissingFile: the file does not exist.
+        LsclError: it is not a regular file, not UTF-8, or has NUL bytes.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("not a regular file")
+        check_regular(path)
         found = path.read_text(encoding="utf-8")
         if "\0" in found:
             raise ValueError("NUL bytes in it")
         return found
     except FileNotFoundError as error:
-        raise Absent(f"cannot read {path}: there is no such file") from error
+        raise MissingFile(f"cannot read {path}: there is no such file") from error
     except UnicodeDecodeError as error:
         raise LsclError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
     except (OSError, ValueError) as error:
         raise LsclError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def from_json(path: Path, shape: Any) -> Any:
-    """What a JSON file holds, just as it stands there, if it has this shape.
+def read_json(path: Path, shape: Any) -> Any:
+    """Read a JSON file and check its shape.
 
-    shape: a type as pydantic takes it, such as dict[str, float] or a subclass of Shape.
+    Args:
+        path: the file.
+        shape: a type that pydantic understands, such as dict[str, float] or a subclass of `Shape`.
+
+    Returns:
+        The content exactly as the file has it; nothing is converted.
 
     Raises:
-        LsclError: the file cannot be read, is no JSON, or has another shape: where, and what is wrong there.
+        LsclError: the file cannot be read, is not JSON, or has another shape; the line says where.
     """
     try:
         found = json.loads(read_text(path), parse_constant=_number, parse_float=_number, parse_int=_whole)
@@ -125,22 +148,33 @@ class _Notebook(Shape):
     nbformat_minor: int
 
 
-def notebook(path: Path) -> nbformat.NotebookNode:
-    """A notebook.
+def read_notebook(path: Path) -> "nbformat.NotebookNode":
+    """Read a notebook of nbformat 4.
 
     Raises:
-        LsclError: it cannot be read, or is no notebook.
+        LsclError: the file cannot be read, or it is not a notebook.
     """
-    from_json(path, _Notebook)
+    import nbformat
+
+    read_json(path, _Notebook)
     return nbformat.v4.reads(read_text(path))
 
 
-def read_table(path: Path, columns: dict[str, type]) -> pd.DataFrame:
-    """A CSV file with just these columns, of str, int or float.
+def read_table(path: Path, columns: dict[str, type]) -> "pd.DataFrame":
+    """Read a CSV file whose columns are known.
+
+    Args:
+        path: the file.
+        columns: {name: str, int or float}, all of them and in their order.
+
+    Returns:
+        One row for each line of the file.
 
     Raises:
-        LsclError: it cannot be read, has other columns, or an entry is missing or of another kind.
+        LsclError: the file cannot be read, has other columns, or an entry is missing or of another type.
     """
+    import pandas as pd
+
     try:
         found = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
     except ValueError as error:
@@ -166,11 +200,11 @@ def _entry(path: Path, name: str, kind: type, value: str) -> Any:
     return entry
 
 
-def settings(path: Path) -> Any:
-    """What a YAML file holds.
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
 
     Raises:
-        LsclError: it cannot be read, or is no YAML.
+        LsclError: the file cannot be read, or it is not YAML.
     """
     try:
         return yaml.safe_load(read_text(path))

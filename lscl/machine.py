@@ -1,4 +1,4 @@
-"""The machine and the packages that a number was made with."""
+"""The machine and the packages that computed a number."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the package and what its numbers depend on."""
+    """Versions of Python, of this package and of the packages that its numbers depend on."""
     names = ("lscl", "torch", "torchvision", "timm", "numpy", "safetensors")
     found = {"python": platform.python_version()}
     for name in names:
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def physical_memory() -> int:
-    """Bytes of this machine's memory, 0 if it does not say."""
+    """Bytes of this machine's memory; 0 if the system does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 

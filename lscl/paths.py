@@ -1,4 +1,4 @@
-"""Where things lie: found from the package and a few environment variables, never from the working directory."""
+"""Where things lie: the package and a few environment variables decide, never the working directory."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from lscl.errors import LsclError
 
 
 def root() -> Path:
-    """The repository root: LSCL_ROOT, or the first folder above the package that has _config.yml.
+    """The repository root: LSCL_ROOT, or the first folder above the package that has _config.yml and book/.
 
     Raises:
         LsclError: the package is installed without its repository and LSCL_ROOT is not set.
@@ -33,7 +33,7 @@ def results() -> Path:
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """While the `with` block lasts, results go to a temporary folder, so that a record is made and not read."""
+    """Send results to a temporary folder inside the `with` block, so that runs compute instead of reading records."""
     before = os.environ.get("LSCL_ROOT")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LSCL_ROOT"] = folder
@@ -49,7 +49,7 @@ def cache() -> Path:
     """Decoded images and prefix activations (never committed): LSCL_CACHE, else ~/.cache/lscl.
 
     Raises:
-        LsclError: neither is known.
+        LsclError: LSCL_CACHE is not set, and the user has no home folder.
     """
     return _own("LSCL_CACHE", ".cache")
 
@@ -58,7 +58,7 @@ def private() -> Path:
     """What a client of a real federation keeps to itself: LSCL_PRIVATE, else ~/.local/share/lscl.
 
     Raises:
-        LsclError: neither is known.
+        LsclError: LSCL_PRIVATE is not set, and the user has no home folder.
     """
     return _own("LSCL_PRIVATE", ".local/share")
 
@@ -72,12 +72,12 @@ def _own(name: str, usual: str) -> Path:
 
 
 def variable(name: str) -> str | None:
-    """An environment variable; empty is as good as not set."""
+    """The value of an environment variable; None if it is empty or not set."""
     return os.environ.get(name, "").strip() or None
 
 
-def settle() -> None:
-    """Make the places in the environment absolute, so that they mean the same in notebooks and processes, which run in other folders."""
+def make_absolute() -> None:
+    """Make the paths in the environment absolute: notebooks and other processes run in other folders."""
     for name in ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS"):
         given = variable(name)
         if given:

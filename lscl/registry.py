@@ -1,8 +1,8 @@
-"""The systems and data sets that are known: ours, those of other installed packages, and what a notebook registers.
+"""The registered systems and data sets: ours, those of other installed packages, and those of a notebook.
 
-A system is a subclass of `lscl.federation.method.Method`; a data set is an `ImageSource`. Ours stand in `lscl.methods` and `lscl.data`.
-Another package names its own as entry points of the groups `lscl.methods` and `lscl.datasets`. All of them are loaded when the first one
-is needed.
+A system is a subclass of `lscl.federation.method.Method`; a data set is an `ImageSource`. Ours stand in `lscl.methods`
+and `lscl.data`. Other packages name theirs as entry points of the groups `lscl.methods` and `lscl.datasets`.
+The first use loads them all.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from lscl.errors import LsclError, first_line, unknown
+from lscl.errors import LsclError, first_line, unknown_name
 
 NAME = re.compile("[a-z][a-z0-9_]{0,39}")  # of a system or a data set: it becomes part of file names
 
 
 class Parameters(BaseModel):
-    """The parameters of a system, as fields with default, bounds and description. They become fields of every `Experiment`.
+    """The parameters of a system: fields with default, bounds and description, which every `Experiment` gets.
 
-    So a name must be the system's alone, unless several systems take the same class as base: then they share its fields.
+    A field name must therefore be unique, unless several systems share the field through a common base class.
     """
 
-    # What a profile, or a profile on a data set, sets of these fields whichever system runs. It is part of the digests of our records and
-    # closed for systems of others, which would change the digests of all runs: they have `sizes`, `tuned` and `official`.
-    everywhere: ClassVar[Mapping[str | tuple[str, str], Mapping[str, Any]]] = {}
+    # Values of these fields that a profile, or a profile on a data set, sets whichever system runs. They enter the
+    # digests of all our records, so systems of other packages may only use `sizes`, `tuned` and `official`.
+    profile_values: ClassVar[Mapping[str | tuple[str, str], Mapping[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class ImageSource:
     """A data set.
 
     Args:
-        name: as the config has it.
-        load: config -> training and test images; of the config it reads `data_dir`, `image_size` and `folder_digest`.
-        label: its name in tables; empty = the name.
-        values: what it changes in a profile, behind what the system changes.
-        images: training and test images of a class, on average; None = not known before they are read.
-        classes: how many there are.
-        download: bytes that are downloaded if no folder is given.
-        pixels: a side, of a data set that has one size only.
-        identity: config -> the fields of the config that only the images tell.
-        fixed: whether the images are always the same where no folder is given; else they are compared with those of a finished run.
+        name: its name in the config.
+        load: config -> training and test images; it reads `data_dir`, `image_size` and `folder_digest` of the config.
+        label: its name in tables; empty = `name`.
+        values: {profile: {field: value}}; they override the system's values.
+        images: training and test images per class, on average; None = unknown until they are read.
+        classes: number of classes; None = unknown until they are read.
+        download: bytes to download if no folder is given.
+        pixels: pixels a side, for a data set that has one size only.
+        identity: config -> the config fields that only the images tell.
+        fixed: whether the images without a folder never change; others are compared with those of a finished run.
     """
 
     name: str
@@ -65,22 +65,22 @@ class ImageSource:
 
 
 class Registry(Mapping[str, Any]):
-    """What is registered, by name, in the order of the tables; read like a dictionary.
+    """A read-only dictionary of registered entries by name, in the order of the tables.
 
     Args:
-        kind: what an entry is called in messages.
-        builtin: the module whose import registers ours.
-        group: the entry points of other packages.
+        kind: the word for an entry in messages.
+        builtin: module whose import registers our entries.
+        group: entry-point group of other packages' entries.
     """
 
     def __init__(self, kind: str, builtin: str, group: str):
         self.kind, self.builtin, self.group = kind, builtin, group
-        self.version = 0  # grows with every change, so that what is made of the entries can be made anew
+        self.version = 0  # grows with every change, so that whatever depends on the entries is made anew
         self._entries: dict[str, Any] = {}
         self._loaded, self._lock = False, threading.RLock()
 
     def load(self) -> None:
-        """Import ours, then those of other packages. A broken one of theirs is one line on stderr, and the others go on."""
+        """Import our entries, then those of other packages; a broken one becomes one line on stderr."""
         with self._lock:
             if self._loaded:
                 return
@@ -101,38 +101,40 @@ class Registry(Mapping[str, Any]):
                     )
 
     def add(self, entry: Any) -> None:
-        """Make an entry known; the same class or function again, as a notebook cell that is executed again has it, takes its own place.
+        """Register an entry; the same class or function again, as from a repeated cell, replaces the earlier one.
 
         Raises:
-            LsclError: no such thing, a name that cannot be one, or one that another class or function has.
+            LsclError: the entry is of the wrong kind, or its name is invalid or taken.
         """
         if not is_ours(entry):
             self.load()
         self.check(entry)
         before = self._entries.get(entry.name)
         if before is not None and origin_of(before) != origin_of(entry):
-            raise LsclError(
-                f"{self.kind} {entry.name!r} is {'.'.join(origin_of(before))} already: give {'.'.join(origin_of(entry))} another name"
-            )
+            old, new = (".".join(origin_of(one)) for one in (before, entry))
+            raise LsclError(f"{self.kind} {entry.name!r} is {old} already: give {new} another name")
         self._entries[entry.name] = entry
         self.version += 1
 
     def check(self, entry: Any) -> None:
-        """Raises LsclError unless the entry has a name."""
-        if not isinstance(getattr(entry, "name", None), str) or not NAME.fullmatch(entry.name):
-            found = getattr(entry, "name", None)
-            raise LsclError(
-                f"{self.kind} {found!r}: a name has lower-case letters, digits and _, at most 40, and begins with a letter"
-            )
+        """Check the name of an entry.
+
+        Raises:
+            LsclError: it has none, or an invalid one.
+        """
+        found = getattr(entry, "name", None)
+        if not isinstance(found, str) or not NAME.fullmatch(found):
+            rule = "lower-case letters, digits and _, at most 40, and begins with a letter"
+            raise LsclError(f"{self.kind} {found!r}: a name has {rule}")
 
     def find(self, name: object) -> Any:
         """The entry of a name.
 
         Raises:
-            LsclError: there is none; with the nearest name.
+            LsclError: an unknown name; the line has the nearest one.
         """
         if not isinstance(name, str) or name not in self:
-            raise unknown(self.kind, name, self)
+            raise unknown_name(self.kind, name, self)
         return self[name]
 
     def remove(self, name: str) -> None:
@@ -154,46 +156,45 @@ class Registry(Mapping[str, Any]):
 
 
 class Systems(Registry):
-    """The systems: {name: class}."""
+    """The registered systems: {name: class}."""
 
-    core: frozenset[str] = frozenset()  # the fields of the config that are no system's; lscl.config says which
-    _homes: tuple[int, list[type[Parameters]]] = -1, []  # for which version
+    core: frozenset[str] = frozenset()  # config fields that belong to no system; lscl.config sets it
+    _homes: tuple[int, list[type[Parameters]]] = -1, []  # the version that the list belongs to, and the list
 
     def check(self, entry: Any) -> None:
-        """Raises LsclError unless the entry is a system whose name and parameters are its own."""
+        """Check that an entry is a system whose name and parameters are its own.
+
+        Raises:
+            LsclError: it is not; the line says what to change.
+        """
         if not isinstance(entry, type) or not hasattr(entry, "Parameters") or not hasattr(entry, "phases"):
             raise LsclError(f"register takes a class on lscl.federation.method.Method, this is {entry!r:.100}")
         super().check(entry)
         for name, parameter in entry.Parameters.model_fields.items():
+            what = f"method {entry.name!r}: its parameter {name}"
             if parameter.is_required():
-                raise LsclError(
-                    f"method {entry.name!r}: its parameter {name} has no default, and other systems do not give it"
-                )
+                raise LsclError(f"{what} has no default, and other systems do not give it")
             if name in self.core:
-                raise LsclError(
-                    f"method {entry.name!r}: its parameter {name} has the name of one that every system has, give it another one"
-                )
+                raise LsclError(f"{what} has the name of one that every system has, give it another one")
             home = home_of(entry.Parameters, name)
             for other in self._entries.values():
                 known = other.Parameters.model_fields
                 if other.name != entry.name and name in known and home_of(other.Parameters, name) is not home:
-                    raise LsclError(
-                        f"method {entry.name!r}: its parameter {name} has the name of one of {other.name}, give it another one"
-                    )
-        if any(not is_ours(home) for home in bases_of(entry.Parameters) if "everywhere" in vars(home)):
+                    raise LsclError(f"{what} has the name of one of {other.name}, give it another one")
+        if any(not is_ours(home) for home in bases_of(entry.Parameters) if "profile_values" in vars(home)):
             raise LsclError(
-                f"method {entry.name!r}: Parameters.everywhere would change all other runs, give sizes, tuned or official"
+                f"method {entry.name!r}: Parameters.profile_values would change all other runs, "
+                "give sizes, tuned or official"
             )
         if entry.role is not None and not is_ours(entry):
-            raise LsclError(
-                f"method {entry.name!r}: role = {entry.role!r} is for the paper's own system and the floor, leave it out"
-            )
+            what = f"method {entry.name!r}: role = {entry.role!r}"
+            raise LsclError(f"{what} is for the paper's own system and the floor, leave it out")
 
-    def of_role(self, role: str) -> str:
-        """The name of the system that has a role: "own" is the paper's, "floor" is what all are compared with.
+    def find_role(self, role: str) -> str:
+        """The name of the system with a role: "own" is the paper's, "floor" is the reference for all others.
 
         Raises:
-            LsclError: there is none.
+            LsclError: no system has the role.
         """
         for name, kind in self.items():
             if kind.role == role:
@@ -205,7 +206,7 @@ class Systems(Registry):
         return tuple(name for name, kind in self.items() if option in kind.Parameters.model_fields)
 
     def homes(self) -> list[type[Parameters]]:
-        """The classes that define parameters, those that several systems share first, then system by system."""
+        """The classes that define parameters: first those that several systems share, then system by system."""
         self.load()
         if self._homes[0] != self.version:
             every = [base for kind in self.values() for base in reversed(bases_of(kind.Parameters))]
@@ -213,17 +214,17 @@ class Systems(Registry):
             self._homes = self.version, list(dict.fromkeys(sorted(every, key=lambda home: home not in many)))
         return self._homes[1]
 
-    def everywhere(self, key: str | tuple[str, str]) -> dict[str, Any]:
-        """`Parameters.everywhere` of all systems, for one profile or one profile on one data set."""
+    def profile_values(self, key: str | tuple[str, str]) -> dict[str, Any]:
+        """`Parameters.profile_values` of all systems, for a profile or for a pair (profile, data set)."""
         return {
             name: value
             for home in self.homes()
-            for name, value in vars(home).get("everywhere", {}).get(key, {}).items()
+            for name, value in vars(home).get("profile_values", {}).get(key, {}).items()
         }
 
 
 class Labels(Mapping[str, str]):
-    """What the entries of a registry are called in tables: {name: label}, in the order of the tables."""
+    """The labels of a registry's entries in tables: {name: label}, in the order of the tables."""
 
     def __init__(self, registry: Registry):
         self.registry = registry
@@ -243,7 +244,7 @@ DATASETS = Registry("data set", "lscl.data.sources", "lscl.datasets")
 
 
 def register(kind: type) -> type:
-    """Make a system known to runs, sweeps, plans, federations, tables and pages; also a decorator.
+    """Register a system for runs, sweeps, plans, federations, tables and pages; works as a decorator, too.
 
     Args:
         kind: a subclass of `lscl.federation.method.Method` with a `name`.
@@ -252,25 +253,25 @@ def register(kind: type) -> type:
         The class.
 
     Raises:
-        LsclError: no such class, or a name or parameter that another one has.
+        LsclError: not such a class, or another system has its name or the name of a parameter.
     """
     METHODS.add(kind)
     return kind
 
 
 def register_dataset(name: str, load: Callable | None = None, **facts: Any) -> Callable:
-    """Make a data set known; without `load` a decorator for that function.
+    """Register a data set; without `load` this is a decorator for that function.
 
     Args:
-        name: as the config will have it.
+        name: its name in the config.
         load: config -> training and test images, two `lscl.data.store.ImageSet` with the same classes.
-        facts: further entries of `ImageSource`.
+        facts: further fields of `ImageSource`.
 
     Returns:
         The function `load`.
 
     Raises:
-        LsclError: a name that another one has.
+        LsclError: another data set has the name.
     """
     if load is None:
         return partial(register_dataset, name, **facts)
@@ -279,7 +280,7 @@ def register_dataset(name: str, load: Callable | None = None, **facts: Any) -> C
 
 
 def foreign_parameters(method: str) -> list[str]:
-    """Parameters that only systems of other packages, and not this one, have."""
+    """Parameters of other packages' systems that neither this system nor one of ours has."""
     own = METHODS[method].Parameters.model_fields
     every = [(kind, name) for kind in METHODS.values() for name in kind.Parameters.model_fields]
     ours = {name for kind, name in every if is_ours(kind)}
@@ -287,9 +288,9 @@ def foreign_parameters(method: str) -> list[str]:
 
 
 def code_of(method: str) -> str | None:
-    """Digest of the source of a system of another package, 16 hex digits; None for ours, and where there is no source to read.
+    """Digest of the source of another package's system, 16 hex digits; None for ours, or if the source is not there.
 
-    It has the class and the classes that it builds on, not what they call elsewhere.
+    The digest covers the class and its base classes, but not the functions that they call elsewhere.
     """
     kinds = [kind for kind in METHODS[method].__mro__ if not is_ours(kind) and kind.__module__ != "builtins"]
     try:
@@ -311,10 +312,18 @@ def is_ours(entry: Any) -> bool:
 
 
 def bases_of(kind: type[Parameters]) -> list[type[Parameters]]:
-    """The class itself and those that it takes fields from, without `Parameters`."""
+    """The class itself and its base classes that have fields, without `Parameters`."""
     return [base for base in kind.__mro__ if issubclass(base, Parameters) and base is not Parameters]
 
 
 def home_of(kind: type[Parameters], name: str) -> type[Parameters]:
-    """The class that defines a parameter."""
+    """The class that defines a parameter.
+
+    Args:
+        kind: the parameters of a system.
+        name: the parameter.
+
+    Returns:
+        The class itself or one of its base classes.
+    """
     return [base for base in bases_of(kind) if name in base.model_fields][-1]

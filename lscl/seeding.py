@@ -1,4 +1,4 @@
-"""Named random generators: one per (seed, purpose, client, task, round), nothing global."""
+"""Named random generators: one per (seed, purpose, client, task, round), and no global one."""
 
 import hashlib
 
@@ -22,9 +22,9 @@ def numpy_generator(seed: int, *names: object) -> np.random.Generator:
 
 
 class seeded:
-    """Context in which torch's global generator is the one called `names`: initialisation, dropout inside networks.
+    """Seed torch's global generator by name inside a `with` block, and restore it afterwards.
 
-    torch's layers know no other; it is seeded here and put back afterwards.
+    Torch's layers know no other generator: they draw their initial weights and their dropout masks from it.
     """
 
     def __init__(self, seed: int, *names: object):

@@ -65,7 +65,7 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch, tmp_path, session_cache):
-    """Results go to a folder of each test, never to the repository, and as if the code were committed; -> that folder."""
+    """Send results to a folder of each test, never to the repository, as if the code were committed; -> that folder."""
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
@@ -88,7 +88,7 @@ def pictures(classes, count, size, draw):
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    """An image-folder tree, train/ and test/: 14 classes (what the smoke profile needs) of 6 and 2 images, 16 pixels."""
+    """An image-folder tree, train/ and test/: 14 classes, as the smoke profile needs, of 6 and 2 images, 16 pixels."""
     top = tmp_path_factory.mktemp("tree")
     for split, count in (("train", 6), ("test", 2)):
         images, labels = pictures(14, count, 16, np.random.default_rng(count))
@@ -101,7 +101,7 @@ def tree(tmp_path_factory):
 
 @pytest.fixture
 def smoke(tree):
-    """smoke(**values): the smoke profile on `tree`; if the server needs images, one of the two test images of a class is left for it."""
+    """smoke(**values): the smoke profile on `tree`; a server that needs images gets one of each class's test images."""
 
     def make(**values):
         spare = {"test_images_per_class": 1} if METHODS[values.get("method", "fed_lscl")].surrogate else {}
@@ -140,7 +140,7 @@ def federation(toy):
         frozen = foundation_of(config, kind.cut(config)) if kind.vit else None
         train, test = (read_inputs(kind, frozen, images, device) for images in (data.train, data.test))
         method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
-        method.census = Census.of(parts, data)
+        method.census = Census.count(parts, data)
         if kind.surrogate:
             images = pictures(
                 len(data.classes), config.mgp_surrogate_per_class, data.test.images.shape[1], np.random.default_rng(9)
@@ -153,7 +153,10 @@ def federation(toy):
 
 @pytest.fixture
 def played(federation):
-    """played(config, rounds): method, clients and what was sent, after so many reports of the loop (None = all), clients in evaluation mode."""
+    """played(config, rounds): method, clients and what was sent after so many reports of the loop (None = all).
+
+    The clients are in evaluation mode.
+    """
 
     def make(config, rounds=None, data=None):
         method, clients = federation(config, data)
@@ -191,7 +194,7 @@ def second_task(played, smoke):
 
 @pytest.fixture
 def in_pieces(tmp_path):
-    """in_pieces(config, rounds): whether a run that is stopped after each of its rounds and goes on ends as one without a stop."""
+    """in_pieces(config, rounds): whether a run that stops and resumes after each round ends as one without a stop."""
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -266,7 +269,7 @@ def small_files():
 
 @pytest.fixture
 def toys():
-    """The toy system and the toy data set are registered while a test runs; -> the values that a config of them takes."""
+    """Register the toy system and the toy data set while a test runs; -> the values of a config that uses them."""
     register(ToySystem)
     register_dataset("toy_images", load_toy, **TOY_FACTS)
     yield {"method": "toy", "dataset": "toy_images", "profile": "smoke"}

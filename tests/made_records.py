@@ -7,7 +7,7 @@ from lscl.experiments import records
 
 
 def record(method="fed_lscl", seed=42, score=80.0, tasks=5, clients=2, **changes):
-    """A record of some clients whose accuracy is `score` on the task just learned and 10 less on earlier ones; seen: 30 less."""
+    """A record whose accuracy is `score` on the current task and 10 less on earlier ones; under mask seen 30 less."""
     config = experiment(
         method=method, dataset="cifar100", profile="mini", seed=seed, clients=clients, **changes.pop("values", {})
     )
@@ -16,13 +16,17 @@ def record(method="fed_lscl", seed=42, score=80.0, tasks=5, clients=2, **changes
         acc[t, :, : t + 1] = score - 10
         acc[t, :, t] = score
     as_lists = lambda values: np.where(np.isnan(values), None, values).tolist()
+    masks = [float(score), score - 30.0, score - 40.0]
     made = {
-        "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed, "name": config.name,
+        "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed,
+        "name": config.name,
         "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
         "config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 2},
-        "config_digest": config.digest, "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
-        "per_class": {str(k): {str(c): [float(score), score - 30.0, score - 40.0] for c in range(k, k + 8 * tasks)} for k in range(clients)},
-        "bytes_up": [[1_000_000, 3_000_000, *[2_000_000] * (clients - 2)]] * 5 * tasks, "bytes_down": [[500_000] * clients] * 5 * tasks,
+        "config_digest": config.digest,
+        "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
+        "per_class": {str(k): {str(c): list(masks) for c in range(k, k + 8 * tasks)} for k in range(clients)},
+        "bytes_up": [[1_000_000, 3_000_000, *[2_000_000] * (clients - 2)]] * 5 * tasks,
+        "bytes_down": [[500_000] * clients] * 5 * tasks,
         "seconds": {"prepare": 60, "train": 120}, "cpu_seconds": 90.0, "peak_memory_mb": 900,
         "trained_parameters": [1000 * (k + 1) for k in range(clients)], "trained_images": 6000, "device": "cpu",
         "data_digest": "d1", "partition_digest": f"p{seed}", "server_images_digest": None, "weights_digest": "w1",

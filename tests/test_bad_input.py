@@ -1,4 +1,4 @@
-"""Whatever is wrong with a command, a file, a place or a size is one line on stderr and exit code 2; a bug keeps its traceback."""
+"""Bad commands, files, places and sizes end in one line on stderr and exit code 2; a bug keeps its traceback."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from test_cli import call
 from tests_root import ROOT
 
 from lscl import cli, paths, results
-from lscl.errors import Absent, LsclError
+from lscl.errors import LsclError, MissingFile
 from lscl.experiments import doctor, records
 from lscl.publish import benchmark_pages, build, freshness, hardware, numbers, pages, readme, reference, verified
 from lscl.results import frames, markdown, measurements, published, readings
@@ -110,7 +110,8 @@ FAILURES = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory: lower batch"),
     (
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:1]\n. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            "[enforce fail at alloc_cpu.cpp:1]\n"
+            ". DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
         ),
         "lower batch",
     ),
@@ -179,7 +180,8 @@ def test_arguments_of_benchmarks_have_bounds(monkeypatch):
 # ---- damaged files of results and settings
 
 EXPECTED = {
-    "profile": "demo", "command": "make demo", "minutes": 4.0, "runs_seconds": 1.0, "notebooks": {"05_results": 3}, "task": 80.0, "seen": 40.0,
+    "profile": "demo", "command": "make demo", "minutes": 4.0, "runs_seconds": 1.0,
+    "notebooks": {"05_results": 3}, "task": 80.0, "seen": 40.0,
     "hardware": {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None},
 }  # fmt: skip
 ONE_PLACE = pd.DataFrame({"profile": ["mini"], "dataset": ["cifar100"]})
@@ -345,7 +347,7 @@ def test_the_commands_that_read_them_say_it(capsys, repository):
 
 
 def test_a_file_that_is_not_there_is_told_from_a_damaged_one(places):
-    with pytest.raises(Absent):
+    with pytest.raises(MissingFile):
         pages.files.read_text(places / "no.json")
 
 
@@ -366,7 +368,7 @@ def test_relative_places_are_made_absolute_once(monkeypatch, tmp_path):
     for name in names:
         monkeypatch.setenv(name, "here")
     monkeypatch.chdir(tmp_path)
-    paths.settle()
+    paths.make_absolute()
     monkeypatch.chdir("/")
     assert {os.environ[name] for name in names} == {str(tmp_path / "here")}
     assert paths.cache() == tmp_path / "here" == paths.root()
@@ -405,7 +407,10 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch, publish
 
 # ---- nothing from a record is taken for a sign of markdown or HTML
 
-HOSTILE = "<script>alert(1)</script>|`c`|[x](javascript:alert(2)){{ 7 }}{ref}`y`$z$ **b** __u__ &lt;\n\n# head\n\n:::{note}\n</small><img src=x>"
+HOSTILE = (
+    "<script>alert(1)</script>|`c`|[x](javascript:alert(2)){{ 7 }}{ref}`y`$z$ **b** __u__ &lt;"
+    "\n\n# head\n\n:::{note}\n</small><img src=x>"
+)
 
 
 def poisoned(value, kept=()):
@@ -418,13 +423,13 @@ def poisoned(value, kept=()):
 
 
 MEASURED = (
-    "expected/demo", "probe/mini--cifar100--60", "benchmarks/o2d", "federation/parity", "federation/faults", "federation/scale",
-    "components/mini--cifar100", "verified/mini", "tuning/mini--cifar100",
+    "expected/demo", "probe/mini--cifar100--60", "benchmarks/o2d", "federation/parity", "federation/faults",
+    "federation/scale", "components/mini--cifar100", "verified/mini", "tuning/mini--cifar100",
 )  # fmt: skip
 
 
 def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
-    """Every free text of records, measurements and probes is the hostile one, and the pages still show none of its signs."""
+    """All free texts of records, measurements and probes are the hostile one, and the pages show none of its signs."""
     for name in MEASURED:
         whole = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
         path = places / "results" / f"{name}.json"

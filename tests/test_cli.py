@@ -242,14 +242,14 @@ def test_data_show_says_the_truth_about_equal_pixels(capsys, tree, tmp_path):
     assert (code, err) == (0, "")
     assert "no position on two clients" in out and "no image" not in out
     assert (
-        "equal pixels: 1 group of 4 images; 1 within train, 0 within test, 1 across train and test, 1 with different classes\n"
-        in out
-    )
+        "equal pixels: 1 group of 4 images; "
+        "1 within train, 0 within test, 1 across train and test, 1 with different classes\n"
+    ) in out
     code, out, err = call(capsys, *words, "--duplicates", "drop")
     assert code == 0 and "equal pixels: none\n" in out
-    assert (
-        err
-        == "duplicates = drop: 3 training images left out, 3 of them equal to a test image, 0 under several classes, 0 repeated\n"
+    assert err == (
+        "duplicates = drop: 3 training images left out, "
+        "3 of them equal to a test image, 0 under several classes, 0 repeated\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""One object holds every parameter; a wrong value is one line that says which field, what was given and what is allowed."""
+"""One object holds every parameter; a wrong value is one line that names the field, the value and what is allowed."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ from lscl.config import (
     WHERE_AND_HOW,
     Experiment,
     ProfileName,
-    check_read,
-    chosen,
+    check_options,
+    chosen_values,
     experiment,
     fields,
     readers,
@@ -156,7 +156,7 @@ def test_every_committed_record_lies_within_the_bounds():
 
 
 def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch):
-    """A run is found by its digest; the name is that of its file, but where a value has become one of the profile since."""
+    """Its digest finds a run; its name is that of the file, unless a value has become the profile's since."""
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     others = []
     for path in COMMITTED:
@@ -195,7 +195,7 @@ def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
         expected = {
             **PROFILES[profile],
             **kind.sizes.get(profile, {}),
-            **chosen(kind, profile),
+            **chosen_values(kind, profile),
             **source.values.get(profile, {}),
         }
         assert all(getattr(config, key) == value for key, value in expected.items())
@@ -379,9 +379,9 @@ def test_every_option_has_a_reader():
 
 
 def test_an_option_that_no_system_reads_is_one_line(one_line):
-    check_read(["lr", "rank"], ["lorm", "pilora"])
+    check_options(["lr", "rank"], ["lorm", "pilora"])
     with pytest.raises(LsclError) as caught:
-        check_read(["lr", "rank"], ["lorm", "fedavg"])
+        check_options(["lr", "rank"], ["lorm", "fedavg"])
     one_line(caught, "rank is an option of fed_lscl, pilora, local_lora, not of fedavg, lorm: leave it out")
 
 

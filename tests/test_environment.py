@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and environment.yml speak of the same packages, and users of torch are never held back."""
+"""pyproject.toml, constraints.txt and environment.yml name the same packages, and newer torch versions are allowed."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The house: imports go down, and a public name is unique in the library, both read from the sources; and what `import lscl` does first."""
+"""Imports go down and public names are unique, both read from the sources; and what `import lscl` does first."""
 
 import ast
 import os
@@ -18,8 +18,8 @@ ORDER = (
 ONLY_CLI = ("flower", "publish")  # nothing but the command line, and they themselves, import these
 SAME_BY_DESIGN = {"main"}  # the entry point of the command line, and the one that Flower's ServerApp wants
 
-# Imports by a computed name, and no others: the registry loads systems and data sets when the first one is needed, and the package of the
-# systems its own modules.
+# The only imports by a computed name: the registry loads systems and data sets when the first one is needed, and the
+# package of the systems loads its own modules.
 UP = {"lscl.registry imports lscl.?", "lscl.methods imports lscl.?"}
 
 
@@ -63,7 +63,7 @@ def upward(modules):
         for target in imported(name, tree):
             other = layer(target)
             if own is None or other is None or other.startswith("__") or own == other:
-                continue  # the face of the package, which sees all; its path and version, which it gives to all; one's own package
+                continue  # lscl/__init__.py may import all, all may import its path and version, and one's own package
             if other not in ORDER or ORDER.index(other) > ORDER.index(own) or (other in ONLY_CLI and own != "cli"):
                 found.append(f"{name} imports {target}")
     return found

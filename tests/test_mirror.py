@@ -1,4 +1,4 @@
-"""The tests mirror the library: lscl/data/store.py is tested in tests/data/test_store.py, and a test file elsewhere says what it is about."""
+"""The tests mirror the library: tests/data/test_store.py tests lscl/data/store.py; others say their subject."""
 
 from tests_root import ROOT
 
@@ -8,6 +8,7 @@ OF_THE_WHOLE = {
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
     "test_imports": "the order of the packages",
     "test_mirror": "this",
+    "test_readability": "docstrings and comments on shapes",
     "test_troubleshooting": "the page of errors",
     "federation/test_robust": "what one client can do to the others",
     "flower/test_flower_processes": "a federation of real processes",

@@ -119,7 +119,8 @@ def test_every_change_of_shape_says_the_shape():
         ("def f(a, b):\n    '''Says.'''", 2),
         ("def f(a, b) -> int:\n    '''Says.\n\n    Args:\n        a: one\n        b: two\n    '''", 1),
         (
-            "def f(a, b) -> int:\n    '''Says.\n\n    Args:\n        a: (n,)\n        b: two\n\n    Returns:\n        c\n    '''",
+            "def f(a, b) -> int:\n    '''Says.\n\n    Args:\n        a: (n,)\n        b: two\n\n"
+            "    Returns:\n        c\n    '''",
             0,
         ),
         ("def f(a):\n    '''Says.'''\n    raise ValueError('x')", 1),

@@ -14,7 +14,7 @@ from toy_system import ToySystem, load_toy
 
 import lscl
 from lscl import cli, config, registry
-from lscl.config import check_read, experiment, fields, readers
+from lscl.config import check_options, experiment, fields, readers
 from lscl.data.sources import load
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, records, sweeps
@@ -121,7 +121,7 @@ def test_an_option_of_it_has_a_panel_and_is_refused_elsewhere(toys, capsys, monk
     code, _, err = call(capsys, "run", "--profile", "smoke", "--method", "fedavg", "--toy-scale", "2")
     assert code == 2 and "toy_scale is an option of toy, not of fedavg" in err and len(err.strip().splitlines()) == 1
     with pytest.raises(LsclError, match="glfc_memory is an option of glfc, not of toy"):
-        check_read(["glfc_memory"], ["toy"])
+        check_options(["glfc_memory"], ["toy"])
 
 
 def test_ours_keep_their_digests_and_their_records(smoke, toys):
@@ -206,7 +206,7 @@ class Everywhere(Method):
     name = "everywhere"
 
     class Parameters(Method.Parameters):
-        everywhere = {"mini": {"lr": 1.0}}  # noqa: RUF012
+        profile_values = {"mini": {"lr": 1.0}}  # noqa: RUF012
 
 
 class Role(Method):
@@ -386,12 +386,13 @@ def test_every_system_has_a_place_of_its_own():
     for fact in ("place", "turn"):
         assert sorted(getattr(kind, fact) for kind in METHODS.values()) == list(range(len(METHODS)))
     assert (
-        METHODS.of_role("own") == config.experiment().method == "fed_lscl" and METHODS.of_role("floor") == "local_head"
+        METHODS.find_role("own") == config.experiment().method == "fed_lscl"
+        and METHODS.find_role("floor") == "local_head"
     )
 
 
 def words_of(path):
-    """Names, and the words in strings and comments, of a module, docstrings of modules, classes and functions left out."""
+    """The names in a module and the words in its strings and comments, without docstrings."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
@@ -433,7 +434,8 @@ def test_a_new_system_of_ours_is_one_file(tmp_path):
     package = tmp_path / "lscl_methods"
     package.mkdir()
     (package / "newcomer.py").write_text(
-        "from lscl.federation.method import Method\nfrom lscl.registry import register\n@register\nclass Newcomer(Method):\n    name = 'newcomer'\n",
+        "from lscl.federation.method import Method\nfrom lscl.registry import register\n"
+        "@register\nclass Newcomer(Method):\n    name = 'newcomer'\n",
         encoding="utf-8",
     )
     code = f"""

@@ -1,4 +1,4 @@
-"""What tests in several folders import: where the repository is, whatever LSCL_ROOT says, and a transport that remembers."""
+"""Shared by tests of several folders: the repository's place, whatever LSCL_ROOT says, and a recording transport."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,5 +1,8 @@
-"""A small Sphinx extension: numbers inside sentences; figures that are more than an image; what the theme puts into every page and
-this book does not want; a name that it leaves out."""
+"""A small Sphinx extension for this book.
+
+It puts numbers into sentences, adds figures that are HTML, removes parts of the theme that the book does not want, and
+names the toggles that the theme leaves without a name.
+"""
 
 import json
 import subprocess
@@ -20,7 +23,7 @@ def setup(app):
 
 
 class LiveFigure(SphinxDirective):
-    """A figure with number and caption whose picture is a file of HTML: ```{live-figure} FILE ANCHOR, and the caption below."""
+    """A numbered figure whose picture is an HTML file: ```{live-figure} FILE ANCHOR, with the caption as content."""
 
     required_arguments = 2
     has_content = True
@@ -36,7 +39,7 @@ class LiveFigure(SphinxDirective):
 
 
 def tidy(app, pagename, templatename, context, doctree):
-    """No script of thebe, which is not used and would name a foreign host; a bibliography without the list role that its entries contradict."""
+    """Remove thebe's scripts, unused and naming a foreign host, and the bibliography's contradicted list role."""
     foreign = lambda script: (
         "thebe" in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
     )
@@ -51,7 +54,7 @@ def tidy(app, pagename, templatename, context, doctree):
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):
-    """A name, for those who do not see it, on the arrow in the list of pages that opens the pages below one."""
+    """Give screen readers a name for the arrows that open a page's subpages in the list of pages."""
     made = context["generate_toctree_html"]
     context["generate_toctree_html"] = lambda *words, **more: str(made(*words, **more)).replace(
         "<summary>", '<summary aria-label="pages below">'
@@ -59,13 +62,13 @@ def name_the_toggles(app, pagename, templatename, context, doctree):
 
 
 def take_numbers(app, config):
-    """The numbers that `lscl pages` wrote, for the names in double braces, and the commit that the pages are built from."""
+    """Make the numbers of `lscl pages`, and the commit of the build, available to names in double braces."""
     made = json.loads((Path(app.confdir) / "results" / "tables" / "numbers.json").read_text(encoding="utf-8"))
     config.myst_substitutions = {**config.myst_substitutions, **made, "built_from": commit(app.confdir)}
 
 
 def commit(folder):
-    """The commit of the repository around a folder, or that there is none."""
+    """Name the commit of the repository around a folder, or say that there is none."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="utf-8", check=True
@@ -76,7 +79,10 @@ def commit(folder):
 
 
 def as_restructured_text(app, what, name, found, options, lines):
-    """Docstrings are plain text: a bar is a bar. What a system's class says stands on its page, so here is its first paragraph and the way there."""
+    """Escape bars in docstrings, which are plain text, and shorten a system's to its first paragraph and a link.
+
+    The rest of a system's docstring is on the page of the system.
+    """
     lines[:] = [line.replace("|", r"\|") for line in lines]
     if (
         what == "class"
@@ -90,5 +96,5 @@ def as_restructured_text(app, what, name, found, options, lines):
 
 
 def short_signature(app, what, name, found, options, signature, return_annotation):
-    """The config has a hundred fields, which have a page; its signature is not the place for them."""
+    """Shorten the config's signature: its hundred fields have a page of their own."""
     return ("(**values)", return_annotation) if name == "lscl.config.Experiment" else None

@@ -1,1 +1,1 @@
-"""Data: sources decoded once into memory-mapped arrays, the embedded glyphs, and the partition over clients and tasks."""
+"""Data sets decoded once into memory-mapped arrays, and the partition of their images over clients and tasks."""

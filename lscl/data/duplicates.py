@@ -1,4 +1,4 @@
-"""Images with equal pixels: within a split, in training and test images, under different classes."""
+"""Images with equal pixels: within a split, across training and test images, under different classes."""
 
 import sys
 from dataclasses import dataclass
@@ -6,15 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from lscl.data.store import ImageSet, digest_of
-from lscl.errors import counted
+from lscl.errors import pluralize
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of images with equal pixels, over all training and test images.
+    """Groups of images with equal pixels, among n training and test images.
 
-    group: (n,) number of each image's group; size: (groups,) images in it, 1 for most; the others: (groups,) bool, whether a group has
-    several training images, several test images, both, and several classes.
+    Args:
+        group: (n,) number of each image's group.
+        size: (groups,) images in a group, 1 for most.
+        in_train: (groups,) bool, several training images.
+        in_test: (groups,) bool, several test images.
+        across_splits: (groups,) bool, training and test images.
+        across_classes: (groups,) bool, images of several classes.
     """
 
     group: np.ndarray
@@ -28,20 +33,30 @@ class Duplicates:
         several = self.size > 1
         if not several.any():
             return "equal pixels: none"
-        groups = counted(int(several.sum()), "group")
+        groups = pluralize(int(several.sum()), "group")
         return (
-            f"equal pixels: {groups} of {self.size[several].sum()} images; {self.in_train.sum()} within train, {self.in_test.sum()} within test, "
+            f"equal pixels: {groups} of {self.size[several].sum()} images; "
+            f"{self.in_train.sum()} within train, {self.in_test.sum()} within test, "
             f"{self.across_splits.sum()} across train and test, {self.across_classes.sum()} with different classes"
         )
 
 
-def keys_of(images: np.ndarray) -> np.ndarray:
-    """SHA-256 of the pixels of each image, (n,) text."""
+def pixel_keys(images: np.ndarray) -> np.ndarray:
+    """SHA-256 of the pixels of each image: (n, H, W, 3) uint8 -> (n,) text."""
     return np.array([digest_of(image) for image in images], dtype="S64")
 
 
-def grouped(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicates:
-    """Put equal keys together. keys, labels, test (bool): (n,) for each image."""
+def group_duplicates(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicates:
+    """Group images by their keys.
+
+    Args:
+        keys: (n,) digest of each image's pixels.
+        labels: (n,) class of each image.
+        test: (n,) bool, whether it is a test image.
+
+    Returns:
+        The groups of equal keys.
+    """
     _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
     train, tested = (np.bincount(group[part], minlength=len(size)) for part in (~test, test))
     pairs = np.unique(np.stack([group, labels]), axis=1)  # each class of a group once
@@ -49,26 +64,41 @@ def grouped(keys: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Duplicate
     return Duplicates(group, size, train > 1, tested > 1, (train > 0) & (tested > 0), classes > 1)
 
 
-def duplicates(train: ImageSet, test: ImageSet) -> Duplicates:
-    """The groups of equal images in both splits."""
-    keys = np.concatenate([keys_of(train.images), keys_of(test.images)])
-    return grouped(keys, np.concatenate([train.labels, test.labels]), np.arange(len(keys)) >= len(train))
+def find_duplicates(train: ImageSet, test: ImageSet) -> Duplicates:
+    """Group the images of both splits by their pixels.
 
+    Args:
+        train: n training images.
+        test: m test images of the same classes and size.
 
-def without_duplicates(train: ImageSet, test: ImageSet) -> ImageSet:
-    """The training images, without those whose pixels a test image or another class has too; of those repeated in a class one stays.
-
-    How many are left out is printed on stderr.
+    Returns:
+        The groups over all n + m images, training images first.
     """
-    found = duplicates(train, test)
+    keys = np.concatenate([pixel_keys(train.images), pixel_keys(test.images)])
+    return group_duplicates(keys, np.concatenate([train.labels, test.labels]), np.arange(len(keys)) >= len(train))
+
+
+def drop_duplicates(train: ImageSet, test: ImageSet) -> ImageSet:
+    """Leave out training images whose pixels a test image or another class has, and repetitions in a class.
+
+    Prints on stderr how many are left out.
+
+    Args:
+        train: training images.
+        test: test images.
+
+    Returns:
+        The other training images, in their order; of those repeated in a class the first.
+    """
+    found = find_duplicates(train, test)
     group = found.group[: len(train)]
     tested, torn = found.across_splits[group], found.across_classes[group] & ~found.across_splits[group]
     first = np.zeros(len(train), bool)
     first[np.unique(group, return_index=True)[1]] = True
     keep = ~tested & ~torn & first
     print(
-        f"duplicates = drop: {(~keep).sum()} training images left out, {tested.sum()} of them equal to a test image, {torn.sum()} under several "
-        f"classes, {(~(tested | torn | first)).sum()} repeated",
+        f"duplicates = drop: {(~keep).sum()} training images left out, {tested.sum()} of them equal to a test image, "
+        f"{torn.sum()} under several classes, {(~(tested | torn | first)).sum()} repeated",
         file=sys.stderr,
     )
     return train if keep.all() else train.subset(np.flatnonzero(keep))

@@ -1,7 +1,7 @@
-"""The embedded data set: 200 Unicode symbols from the fonts that ship with matplotlib, each drawn in twelve renditions.
+"""The embedded data set: 200 Unicode symbols from matplotlib's fonts, each drawn in twelve renditions.
 
-A stand-in for the structure of ImageNet-R (200 classes, many renditions) that needs no download. Images are drawn at three
-times their size and averaged down; each has its own generator, so more images per class leave the earlier ones as they were.
+It has the structure of ImageNet-R (200 classes, many renditions) and needs no download. Images are drawn at three times
+their size and averaged down. Each has its own generator, so more images per class do not change the earlier ones.
 """
 
 import unicodedata
@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from lscl.data.store import ImageSet, cached
+from lscl.data.store import ImageSet, cache_images
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
-PER_CLASS = 24  # training images of a class; there are 8 to test
+PER_CLASS = 24  # training images of a class; the test split has 8
 VERSION = 2  # part of the cache name: raise it with any change to the table or to a drawing
 SIZE = 32  # pixels a side of an image
 CANVAS = 3 * SIZE  # pixels a side while drawing
 STENCIL = 128  # pixels a side of a symbol's clean drawing
 SYMBOL = 96  # longer side of the symbol in its clean drawing
 
-# Chosen once, greedily and then by eye: neither too narrow nor too detailed for 32 px, and no two alike, slightly turned or in outline included.
-# Right-to-left letters are escaped: editors would reorder the line.
+# Chosen once, greedily and then by eye: neither too narrow nor too detailed for 32 px, and no two alike, not even
+# turned slightly or in outline. Right-to-left letters are escaped: editors would reorder the line.
 SYMBOLS = {
     "DejaVuSans.ttf": (
         "♔♖♗♙♈♉♊♋♌♍♎♏♐♑♒♓♠♥♫♯♭♪☿♀♂♃♄♅♇"  # chess, zodiac, cards, music, planets
@@ -42,19 +42,26 @@ SYMBOLS = {
 
 
 def glyphs(train_per_class: int = PER_CLASS, test_per_class: int = 8) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images, 32 x 32 pixels; drawn once, then cached.
+    """Draw the training and test images, 32 x 32 pixels, once; later calls read the cache.
 
-    Images are ordered by number, then class: the sets with fewer images per class are prefixes of those with more.
+    Images are ordered by number, then class, so a set with fewer images per class is a prefix of one with more.
+
+    Args:
+        train_per_class: training images per class, at least 1.
+        test_per_class: test images per class, at least 1.
+
+    Returns:
+        Training and test images.
 
     Raises:
-        LsclError: a count is below 1, or a font of matplotlib cannot be read.
+        LsclError: a count below 1, or a font of matplotlib that cannot be read.
     """
     counts = {"train": train_per_class, "test": test_per_class}
     for split, count in counts.items():
         if count < 1:
             raise LsclError(f"{split}_per_class is {count}: glyphs needs at least 1 image per class")
     train, test = (
-        cached(f"glyphs-v{VERSION}-{split}-{count}", lambda s=split, n=count: _draw_all(s, n))
+        cache_images(f"glyphs-v{VERSION}-{split}-{count}", lambda s=split, n=count: _draw_all(s, n))
         for split, count in counts.items()
     )
     return train, test
@@ -71,7 +78,15 @@ def class_name(character: str) -> str:
 
 
 def rendition_of(label: int, number: int) -> str:
-    """The rendition of image `number` of class `label`: each class takes them in turn, from its own starting point."""
+    """The rendition of an image; each class goes through all of them in turn, from its own starting point.
+
+    Args:
+        label: class of the image.
+        number: number of the image in its class, from 0.
+
+    Returns:
+        A name in RENDITIONS.
+    """
     names = list(RENDITIONS)
     return names[(label + number) % len(names)]
 
@@ -85,7 +100,14 @@ def font_path(font: str) -> Path:
 
 @cache
 def stencil(font: str, character: str) -> Image.Image:
-    """The clean drawing of a symbol, (128, 128) grey: white on black, centred, its longer side 96 pixels.
+    """Draw a symbol white on black, centred, its longer side 96 pixels.
+
+    Args:
+        font: file name of one of matplotlib's fonts.
+        character: the symbol.
+
+    Returns:
+        A grey image, 128 x 128 pixels.
 
     Raises:
         LsclError: the font file is missing or damaged.
@@ -130,7 +152,7 @@ def _reduced(picture: np.ndarray) -> np.ndarray:
 
 
 def _placed(shape: Image.Image, draw: np.random.Generator, turn: float = 12, shear: float = 0.15) -> Image.Image:
-    """The symbol on the canvas, turned by up to `turn` degrees, sheared, scaled and shifted at random, always inside."""
+    """The symbol on the canvas: turned by up to `turn` degrees, sheared, scaled and shifted at random, never cut."""
     angle = np.radians(draw.uniform(-turn, turn))
     forward = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [
         [1, draw.uniform(-shear, shear)],
@@ -145,7 +167,7 @@ def _placed(shape: Image.Image, draw: np.random.Generator, turn: float = 12, she
 
 
 def _colours(draw: np.random.Generator, inks: int = 1, grounds: int = 1) -> list[np.ndarray]:
-    """`inks`, then `grounds` random colours: all of one kind are dark (luminance up to 0.35), all of the other bright (from 0.65)."""
+    """`inks`, then `grounds` random colours: one kind is dark (luminance up to 0.35), the other bright (from 0.65)."""
     found = []
     for _ in range(inks + grounds):
         colour = draw.uniform(0, 1, 3)

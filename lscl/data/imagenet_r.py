@@ -1,7 +1,8 @@
-"""ImageNet-R (Hendrycks et al. 2021, arXiv 2006.16241): 30,000 renditions of 200 ImageNet classes, cut into 24,000 and 6,000.
+"""ImageNet-R (Hendrycks et al. 2021, arXiv 2006.16241): 30,000 renditions of 200 ImageNet classes.
 
-The official archive is downloaded, or found in a local folder, and read as it is: nothing is unpacked, so no file name in it can
-write anywhere. Size and SHA-256 are those that TensorFlow Datasets publishes for it (url_checksums/imagenet_r.txt).
+The images are split into 24,000 and 6,000. The official archive is downloaded, or found in a local folder, and read
+without unpacking it, so no file name in it can write anywhere. Its size and SHA-256 are those that TensorFlow Datasets
+publishes (url_checksums/imagenet_r.txt).
 """
 
 import hashlib
@@ -21,9 +22,9 @@ import numpy as np
 from filelock import FileLock
 
 from lscl import paths
-from lscl.data.folder import DECODER, hidden, stamp
+from lscl.data.folder import DECODER, is_hidden, stamp
 from lscl.data.picture import square
-from lscl.data.store import ImageSet, cached_splits, digest_of, write_atomic
+from lscl.data.store import ImageSet, cache_splits, digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
@@ -38,7 +39,7 @@ CHUNK = 2**20  # bytes
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images are: the archive, or a folder of <class>/<image>, if need be below train/ and test/, which are joined."""
+    """The archive, or a folder of <class>/<image>, which may be split into train/ and test/; these are joined."""
 
     path: Path
 
@@ -46,7 +47,7 @@ class Source:
         """Every image as "class/file", sorted: the same list from every source.
 
         Raises:
-            LsclError: damaged archive, or not the 200 classes and 30,000 images.
+            LsclError: a damaged archive, or not 200 classes and 30,000 images.
         """
         found = sorted(name for name, _ in self._files(read=False))
         classes = {name.split("/")[0] for name in found}
@@ -66,7 +67,7 @@ class Source:
             yield name, square(file, size, f"{self.path}: {name}")
 
     def stamp(self) -> str:
-        """Place, sizes and times of the files that are read."""
+        """Digest of place, sizes and times of the source's files, 16 hex digits."""
         return stamp(self.path.parent, self._paths() if self.path.is_dir() else [self.path])
 
     def _paths(self) -> list[Path]:
@@ -89,17 +90,24 @@ class Source:
 
 
 def _image(name: str) -> bool:
-    return name.lower().endswith(ENDINGS) and not hidden(name)
+    return name.lower().endswith(ENDINGS) and not is_hidden(name)
 
 
 def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
-    """The 24,000 training and 6,000 test images at `size` pixels a side (shorter side resized, centre cropped), memory-mapped.
+    """Decode the 24,000 training and 6,000 test images once; later calls read the cache.
 
-    Images stand in the order of their classes and file names, so the archive and a folder give the same digests. Decoded once.
+    Images are ordered by class and file name, so the archive and a folder give the same digests.
     The split is written to results/splits/ as a list of positions in that order.
 
+    Args:
+        data_dir: folder with the archive or the class folders; None = download the archive.
+        size: pixels a side; the shorter side is resized, the centre cropped.
+
+    Returns:
+        Training and test images, memory-mapped.
+
     Raises:
-        LsclError: no such folder, nothing to be found in it, a damaged file, or no download possible.
+        LsclError: the folder is missing or does not hold ImageNet-R, a file is damaged, or the download fails.
     """
     source = Source(archive() if data_dir is None else _local(data_dir))
     names = source.names()
@@ -109,7 +117,7 @@ def imagenet_r(data_dir: Path | None, size: int) -> tuple[ImageSet, ImageSet]:
     name = f"imagenet_r-{size}-{digest_of(json.dumps(names).encode(), test)[:12]}-v{DECODER}"
     if data_dir is not None:  # files of these names may hold other pictures than the archive
         name += f"-{source.stamp()}"
-    return cached_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
+    return cache_splits(name, names, labels, classes, test, size, lambda: source.pictures(size))
 
 
 def _labels(names: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -119,10 +127,10 @@ def _labels(names: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def split(labels: np.ndarray) -> np.ndarray:
-    """Which images are for testing: a fifth of every class, drawn with a seed of its own, a fifth of all. (n,) -> (n,) bool.
+    """Draw the test images: a fifth of every class, and a fifth of all. (n,) labels -> (n,) bool.
 
-    Where a fifth of a class is no whole number, the classes with the largest remainders get one more. No list of the split that
-    other works use is published; theirs is drawn too.
+    Where a fifth of a class is no whole number, the classes with the largest remainders get one more.
+    Other works draw their split, too, and none of them publishes the list.
     """
     counts = np.bincount(labels)
     take = counts // 5
@@ -135,7 +143,7 @@ def split(labels: np.ndarray) -> np.ndarray:
 
 
 def save_split(test: np.ndarray) -> Path:
-    """Write the positions of the test images, with the digest of that list, to results/splits/; -> the file."""
+    """Write the positions of the test images and the digest of that list to results/splits/; return the file."""
     positions = np.flatnonzero(test).tolist()
     digest = digest_of(json.dumps(positions).encode())[:16]
     path = paths.results() / "splits" / f"imagenet_r--{digest}.json"
@@ -156,16 +164,16 @@ def _local(folder: Path) -> Path:
 
 
 def archive() -> Path:
-    """The official archive in the cache; what is missing of it is downloaded, going on where an earlier call stopped.
+    """The official archive in the cache; downloads what is missing, and resumes a stopped download.
 
     Raises:
-        LsclError: no connection, a full disk, or the file is not the official one.
+        LsclError: no connection, a full disk, or another file than the official one.
     """
     target = paths.cache() / "downloads" / ARCHIVE
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):  # several processes want it at once in a sweep
-            return target if target.exists() else _fetched(target)  # it got this name when its SHA-256 had been checked
+        with FileLock(f"{target}.lock"):  # several processes of a sweep may want it at once
+            return target if target.exists() else _fetched(target)  # it gets this name after its SHA-256 is checked
     except (OSError, HTTPException) as error:
         raise LsclError(
             f"ImageNet-R not downloaded ({error}); the same command goes on, or give --data-dir a folder with {ARCHIVE}"
@@ -178,7 +186,8 @@ def _fetched(target: Path) -> Path:
     free = shutil.disk_usage(part.parent).free
     if free < SIZE - have:
         raise LsclError(
-            f"ImageNet-R needs {(SIZE - have) / 1e9:.1f} GB more in {part.parent}, {free / 1e9:.1f} GB are free: set LSCL_CACHE"
+            f"ImageNet-R needs {(SIZE - have) / 1e9:.1f} GB more in {part.parent}, "
+            f"{free / 1e9:.1f} GB are free: set LSCL_CACHE"
         )
     if have < SIZE:
         print(

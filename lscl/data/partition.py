@@ -1,8 +1,9 @@
-"""Who gets which images when: the class streams and the image lists of every client and task.
+"""The partition: which classes and images every client gets in every task.
 
-Protocol of the paper (section 5.1) with the choices of its authors' other code bases: private classes for each client,
-public classes for all, each client shuffles its own classes and cuts them into tasks; the images of a public class are
-shared out by one Dirichlet draw. Index lists, not ranges: the same class may come at different times on different clients.
+Protocol of the paper (section 5.1) with the choices of its authors' other code bases: each client has private classes,
+all clients share the public ones, and each client shuffles its classes and cuts them into tasks. One Dirichlet draw
+divides the images of a public class. The same class may come at different times on different clients, hence index
+lists, not ranges.
 """
 
 import json
@@ -16,14 +17,17 @@ from lscl.data.store import Dataset, digest_of, write_atomic
 from lscl.errors import LsclError
 from lscl.seeding import numpy_generator
 
-MAX_DRAWS = 100_000  # of the shares of one public class, until everybody has min_share
+MAX_DRAWS = 100_000  # of the shares of one public class, until every client has min_share
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of one client: `classes` (labels), `train` and `test` (positions in the data set's arrays).
+    """One task of one client.
 
-    With `eval_split="holdout"` the positions in `test` point into the training images, else into the test images.
+    Args:
+        classes: labels.
+        train: positions of its training images in the data set's training images.
+        test: positions of its test images in the test images, or, with eval_split = holdout, in the training images.
     """
 
     classes: tuple[int, ...]
@@ -33,7 +37,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Partition:
-    """tasks[k][t] is task t of client k."""
+    """The tasks of all clients.
+
+    Args:
+        tasks: tasks[k][t] is task t of client k.
+        public: labels of the classes that all clients have.
+        holdout: whether test images come from the training images (eval_split = holdout).
+    """
 
     tasks: tuple[tuple[Task, ...], ...]
     public: tuple[int, ...]
@@ -44,12 +54,29 @@ class Partition:
         """SHA-256 of all index lists, 16 hex digits."""
         return digest_of(json.dumps(asdict(self), sort_keys=True).encode())[:16]
 
-    def seen(self, client: int, task: int) -> tuple[int, ...]:
-        """Every class that `client` has met up to and including `task`, in order of arrival."""
+    def seen_classes(self, client: int, task: int) -> tuple[int, ...]:
+        """The classes that a client has met.
+
+        Args:
+            client: number of the client.
+            task: the last task that counts.
+
+        Returns:
+            Labels in order of arrival.
+        """
         return tuple(label for part in self.tasks[client][: task + 1] for label in part.classes)
 
     def counts(self, labels: np.ndarray, classes: int, split: str = "train") -> np.ndarray:
-        """Training (or with split = test, test) images by (client, task, class), int64. labels: of the images that the positions point to."""
+        """Count the images of every client, task and class.
+
+        Args:
+            labels: (n,) labels of the images that the positions point to.
+            classes: number of classes C of the data set.
+            split: "train" or "test".
+
+        Returns:
+            (clients, tasks, C) int64.
+        """
         return np.array(
             [
                 [np.bincount(labels[list(getattr(part, split))], minlength=classes) for part in stream]
@@ -64,14 +91,29 @@ class Partition:
 
 @dataclass(frozen=True)
 class Census:
-    """What the server knows of the clients' images: `parts`, and how many are for training and for testing, by (client, task, class)."""
+    """The server's knowledge of the clients' images: their numbers, but not the images.
+
+    Args:
+        parts: the partition.
+        train: (clients, tasks, C) training images.
+        test: (clients, tasks, C) test images.
+    """
 
     parts: Partition
     train: np.ndarray
     test: np.ndarray
 
     @classmethod
-    def of(cls, parts: Partition, data: Dataset) -> "Census":
+    def count(cls, parts: Partition, data: Dataset) -> "Census":
+        """Count the images of a partition.
+
+        Args:
+            parts: the partition.
+            data: the data set that it divides.
+
+        Returns:
+            The census.
+        """
         tested = data.train if parts.holdout else data.test
         train, test = (
             parts.counts(data.train.labels, len(data.classes)),
@@ -80,23 +122,54 @@ class Census:
         return cls(parts, train, test)
 
     def images(self, client: int, task: int) -> int:
-        """Training images of a task."""
+        """Training images of one task.
+
+        Args:
+            client: number of the client.
+            task: number of the task.
+
+        Returns:
+            Their number.
+        """
         return int(self.train[client, task].sum())
 
     def images_so_far(self, client: int, task: int) -> int:
-        """Training images of all tasks up to this one."""
+        """Training images of all tasks up to this one.
+
+        Args:
+            client: number of the client.
+            task: the last task that counts.
+
+        Returns:
+            Their number.
+        """
         return int(self.train[client, : task + 1].sum())
 
-    def tested(self, client: int, task: int) -> np.ndarray:
-        """Test images of every class met so far, in order of arrival: (classes,) int64."""
-        return self.test[client, : task + 1].sum(0)[list(self.parts.seen(client, task))]
+    def test_images_so_far(self, client: int, task: int) -> np.ndarray:
+        """Test images of every class that a client has met.
+
+        Args:
+            client: number of the client.
+            task: the last task that counts.
+
+        Returns:
+            (classes met,) int64, in order of arrival.
+        """
+        return self.test[client, : task + 1].sum(0)[list(self.parts.seen_classes(client, task))]
 
 
 def partition(config: Experiment, data: Dataset) -> Partition:
-    """Deal the classes and images of `data` to the clients and tasks of `config`.
+    """Divide classes and images over clients and tasks.
+
+    Args:
+        config: numbers of clients, tasks and classes, the Dirichlet concentration, and the seed of all draws.
+        data: the data set.
+
+    Returns:
+        The checked partition.
 
     Raises:
-        LsclError: more classes are asked for than the data has, or a class would leave a client without an image.
+        LsclError: the data set has too few classes, or a class would leave a client without an image.
     """
     per_client = config.tasks * config.classes_per_task
     private = min(config.private_classes, per_client)
@@ -127,12 +200,12 @@ def partition(config: Experiment, data: Dataset) -> Partition:
 def _deal(
     config: Experiment, data: Dataset, label: int, is_public: bool, streams: list[np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """The images of one class for each client that holds it; a public class by one Dirichlet draw, nothing left over."""
+    """The images of one class by client; one Dirichlet draw divides all images of a public class."""
     images = numpy_generator(config.seed, "images", label).permutation(np.flatnonzero(data.train.labels == label))
     if not is_public:
         holder = next(client for client, stream in enumerate(streams) if label in stream)
         return {holder: images}
-    least = 2 if config.eval_split == "holdout" else 1  # each holder keeps a class to train on (and one to test on)
+    least = 2 if config.eval_split == "holdout" else 1  # each holder needs an image to train on (and one to test on)
     if len(images) < least * config.clients:
         raise LsclError(
             f"class {data.classes[label]!r} has {len(images)} training images, too few for {config.clients} clients"
@@ -144,7 +217,8 @@ def _deal(
             break
     else:
         raise LsclError(
-            f"min_share = {config.min_share}: no draw of {MAX_DRAWS} gave each of {config.clients} clients that share; lower it or raise dirichlet"
+            f"min_share = {config.min_share}: no draw of {MAX_DRAWS} gave each of {config.clients} clients that share; "
+            "lower it or raise dirichlet"
         )
     spare = len(images) - least * config.clients
     counts = least + np.diff(np.floor(np.cumsum(share) * spare + 1e-9).astype(int), prepend=0)
@@ -170,10 +244,14 @@ def _task(
 
 
 def check_partition(made: Partition, config: Experiment) -> None:
-    """No image on two clients or in two tasks, none in train and test, and every client has all its classes once.
+    """Check that every image is used once, and that every client has each of its classes once.
+
+    Args:
+        made: the partition.
+        config: the config that it was made for.
 
     Raises:
-        LsclError: one of these does not hold.
+        LsclError: an image is on two clients, in two tasks or in both splits, or a client's classes are not complete.
     """
     used = [image for stream in made.tasks for part in stream for image in part.train]
     if made.holdout:

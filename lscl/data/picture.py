@@ -1,10 +1,11 @@
-"""One image file as upright RGB pixels of 8 bits, whatever it is: the only place where image files are decoded.
+"""Decode any image file to upright RGB pixels of 8 bits; no other module decodes image files.
 
-- The file's content decides what it is; its ending only helps with formats that have no signature.
+- The content decides the format; the ending only helps with formats that have no signature.
 - EXIF's orientation is followed. Of several pictures in a file (GIF, TIFF, MPO) the first is read.
-- Grey of more than 8 bits is scaled by its depth: 65535, or 4095 with 12 bits, becomes 255. Floats go from 0 to 1. Whole numbers of
-  32 bits or with a sign have no agreed white and are refused, as floats outside of 0 to 1 are.
-- What is transparent is put on white. CMYK, LAB and palettes become RGB by Pillow's own rule; a colour profile (ICC) is ignored.
+- Grey of more than 8 bits is scaled by its depth: 65535, or 4095 with 12 bits, becomes 255. Floats go from 0 to 1.
+  Integers of 32 bits or with a sign have no agreed white; they are refused, and so are floats outside of 0 to 1.
+- Transparent pixels are put on white. Pillow's own rule turns CMYK, LAB and palettes into RGB; colour profiles (ICC)
+  are ignored.
 """
 
 import logging
@@ -19,11 +20,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lscl.errors import LsclError
+from lscl.files import check_regular
 
-# What Pillow names as well but that is no picture to train on: measurements, drawings that need another program, films, documents.
+# Formats of Pillow that are no pictures to train on: measurements, drawings for another program, films, documents.
 REFUSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
-# Formats that are recognised without a doubt, so also under a name that says nothing. TIFF is not among them: camera raw files are
-# TIFF inside, and what would be read of them is a thumbnail.
+# Formats whose content is unmistakable, so that the name of the file does not matter. TIFF is not among them: camera
+# raw files are TIFF inside, and Pillow would read their thumbnail.
 SIGNED = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "JPEG2000", "AVIF", "PSD", "QOI", "DDS"]
 ORIENTATION = 0x0112  # in EXIF
 TURNS = {
@@ -37,14 +39,20 @@ TURNS = {
 }
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # in TIFF
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file is said by the exception
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # the exception says what is wrong with a file
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded file: upright RGB pixels, and its format, mode, width and height and number of pictures as they are in the file.
+    """A decoded image file.
 
-    changes: what was done to it beside reading, in words.
+    Args:
+        rgb: upright RGB pixels.
+        format: format of the file, as Pillow names it.
+        mode: mode of the file, as Pillow names it.
+        size: width and height in the file, in pixels.
+        frames: number of pictures in the file.
+        changes: what decoding did to the pixels, in words.
     """
 
     rgb: Image.Image
@@ -55,20 +63,26 @@ class Picture:
     changes: tuple[str, ...]
 
     def square(self, size: int, name: str) -> np.ndarray:
-        """Its shorter side resized and the centre cropped: (size, size, 3) uint8.
+        """Resize the shorter side and crop the centre.
+
+        Args:
+            size: pixels a side.
+            name: the image's name in messages.
+
+        Returns:
+            (size, size, 3) uint8.
 
         Raises:
-            LsclError: it is so long and thin that it would not fit the memory.
+            LsclError: the image is so long and thin that its resized pixels would fill the memory.
         """
         picture = self.rgb
         width, height = picture.size
         if (width, height) != (size, size):
             scale = size / min(width, height)
             width, height = max(size, round(width * scale)), max(size, round(height * scale))
-            if width * height > limit():
-                raise LsclError(
-                    f"too narrow image {name}: {picture.width} x {picture.height} pixels would become {width} x {height}"
-                )
+            if width * height > max_pixels():
+                before = f"{picture.width} x {picture.height}"
+                raise LsclError(f"too narrow image {name}: {before} pixels would become {width} x {height}")
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
             left, top = (picture.width - size) // 2, (picture.height - size) // 2
             picture = picture.crop((left, top, left + size, top + size))
@@ -76,27 +90,45 @@ class Picture:
 
 
 def square(file: Path | BinaryIO, size: int, name: str) -> np.ndarray:
-    """One image file, its shorter side resized and the centre cropped: (size, size, 3) uint8.
+    """Decode an image file, resize its shorter side and crop the centre.
+
+    Args:
+        file: path or open file.
+        size: pixels a side.
+        name: the image's name in messages.
+
+    Returns:
+        (size, size, 3) uint8.
 
     Raises:
-        LsclError: as in `read`.
+        LsclError: as `read_picture` and `Picture.square`.
     """
     return read_picture(file, name).square(size, name)
 
 
-def limit() -> int:
-    """The most pixels that an image may have; Pillow's limit, which keeps a small file from filling the memory."""
+def max_pixels() -> int:
+    """Pillow's limit for the pixels of an image, which keeps a small file from filling the memory."""
     return 2 * Image.MAX_IMAGE_PIXELS
 
 
 def read_picture(file: Path | BinaryIO, name: str) -> Picture:
-    """One image file, decoded.
+    """Decode an image file.
+
+    Args:
+        file: path or open file.
+        name: the image's name in messages.
+
+    Returns:
+        The picture, upright and in RGB.
 
     Raises:
-        LsclError: it is corrupt, too large, no regular file, or its numbers have no agreed white; the line says `name`.
+        LsclError: the file is not regular, corrupt or too large, or its numbers have no agreed white.
     """
-    if isinstance(file, Path) and not file.is_file():
-        raise LsclError(f"cannot read {name}: a broken link or no regular file")
+    try:
+        if isinstance(file, Path):
+            check_regular(file)
+    except OSError as error:
+        raise LsclError(f"cannot read {name}: {error.strerror or error}") from error
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_formats()) as picture:
             return _decoded(picture, name)
@@ -105,17 +137,15 @@ def read_picture(file: Path | BinaryIO, name: str) -> Picture:
     except MemoryError as error:
         raise LsclError(f"too large image {name}: not enough memory to decode it") from error
     except Image.DecompressionBombError as error:
-        raise LsclError(
-            f"too large image {name}: it says it has more than the {limit():,} pixels that are allowed"
-        ) from error
+        raise LsclError(f"too large image {name}: it has more than the allowed {max_pixels():,} pixels") from error
     except UnidentifiedImageError as error:
         raise LsclError(f"corrupt image {name}: no format that Pillow reads") from error
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # decoders raise all kinds of exceptions on damaged files
         raise LsclError(f"corrupt image {name}: {str(error) or type(error).__name__}") from error
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is to be decoded: its content is that of an image, or its name says so."""
+    """Whether the content or the name of a file is that of an image."""
     if path.suffix.lower() in endings():
         return True
     if not path.is_file():
@@ -131,7 +161,7 @@ def is_picture(path: Path) -> bool:
 
 @cache
 def endings() -> set[str]:
-    """The endings of image files, in small letters, with their dots."""
+    """The endings of image files, in lower case, with their dots."""
     return {ending for ending, kind in Image.registered_extensions().items() if kind not in REFUSED}
 
 
@@ -163,7 +193,7 @@ def _decoded(picture: Image.Image, name: str) -> Picture:
 
 
 def _eight_bits(picture: Image.Image, name: str) -> np.ndarray:
-    """Grey values of more than 8 bits as (H, W) uint8; the depth decides which value is white, not the content."""
+    """Grey values of more than 8 bits as (H, W) uint8; the depth, not the content, decides which value is white."""
     values, tags = np.array(picture), getattr(picture, "tag_v2", {})
     if picture.mode == "F":
         white, low, high = 1, values.min(), values.max()
@@ -171,14 +201,15 @@ def _eight_bits(picture: Image.Image, name: str) -> np.ndarray:
             raise LsclError(f"cannot use image {name}: its floats go from {low:g} to {high:g}, allowed is 0 to 1")
     elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # these two have 16 bits
         raise LsclError(
-            f"cannot use image {name}: whole numbers of 32 bits or with a sign have no agreed white; save it with 8 or 16 bits"
+            f"cannot use image {name}: integers of 32 bits or with a sign have no agreed white; "
+            "save it with 8 or 16 bits"
         )
     else:
         white = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
     clear = picture.info.get("transparency")
     if clear is not None:
         values[values == clear] = white
-    if tags.get(PHOTOMETRIC) == 0:  # of this depth Pillow leaves "0 is white" as it is
+    if tags.get(PHOTOMETRIC) == 0:  # "0 is white", which Pillow does not invert at this depth
         values = white - values
     return np.rint(values.astype(np.float32) * 255 / white).astype(np.uint8)
 
@@ -191,7 +222,7 @@ def _orientation(picture: Image.Image) -> Image.Transpose | None:
 
 
 def _frames(picture: Image.Image) -> int:
-    """How many pictures there are in the file, 1 if those behind the first are damaged; the layers of a PSD are one picture."""
+    """Number of pictures in the file; 1 if those behind the first are damaged, and for the layers of a PSD."""
     with suppress(Exception):
         return 1 if picture.format == "PSD" else getattr(picture, "n_frames", 1)
     return 1

@@ -1,4 +1,4 @@
-"""Data sets by name, in one canonical order, so that every source of the same images gives the same digest."""
+"""Load data sets by name, in a canonical order: every source of the same images gives the same digest."""
 
 import sys
 from functools import lru_cache
@@ -9,12 +9,12 @@ from torchvision.datasets import CIFAR100
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.data.duplicates import without_duplicates
-from lscl.data.folder import class_files, folders_in, image_folder, same_classes, split_folders, stamp
+from lscl.data.duplicates import drop_duplicates
+from lscl.data.folder import check_same_classes, class_files, image_folder, list_folders, split_folders, stamp
 from lscl.data.glyphs import PER_CLASS, glyphs
 from lscl.data.imagenet_r import CLASSES, SIZE, imagenet_r
-from lscl.data.store import Dataset, ImageSet, cached, canonical
-from lscl.errors import LsclError, shown
+from lscl.data.store import Dataset, ImageSet, cache_images, sort_canonically
+from lscl.errors import LsclError, make_printable
 from lscl.registry import DATASETS, register_dataset
 
 CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
@@ -24,18 +24,18 @@ CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
 
 
 def load(config: Experiment) -> Dataset:
-    """The data set of `config`, reduced to its images per class; what its reader noted is printed on stderr.
+    """Load the data set of a config, with its images per class; prints the reader's notes on stderr.
 
     Raises:
-        LsclError: missing or empty folder, corrupt image, no download possible, fewer images per class than asked for, or others than
-            those of `folder_digest`.
+        LsclError: the folder is missing or empty, an image is corrupt, the download fails, a class has too few images,
+            or the images are not those of `folder_digest`.
     """
     train, test = _splits(config)
     for split, images in (("train", train), ("test", test)):
         for note in images.notes:
-            print(f"{shown(str(config.data_dir / split))}: {note}", file=sys.stderr)
+            print(f"{make_printable(str(config.data_dir / split))}: {note}", file=sys.stderr)
     if config.duplicates == "drop":
-        train = without_duplicates(train, test)
+        train = drop_duplicates(train, test)
     return Dataset(
         config.dataset,
         first_per_class(train, config.images_per_class, f"{config.dataset} train"),
@@ -44,17 +44,28 @@ def load(config: Experiment) -> Dataset:
 
 
 def folder_digest(config: Experiment) -> str:
-    """The digest of all images in a folder, as many as there are: 16 hex digits. Raises as `load`."""
+    """Digest of all images in a folder, whatever the images per class: 16 hex digits.
+
+    Raises:
+        LsclError: as `load`.
+    """
     return Dataset(config.dataset, *_splits(config)).digest
 
 
 def surrogate(config: Experiment, option: str) -> ImageSet:
-    """Images for a server that needs some: as many of every class as the parameter `option` says, from the official test split.
+    """Images of the official test split for a server that needs some; no client is tested on them.
 
-    Nobody is tested on them: with eval_split = holdout they are the first of each class, else those behind test_images_per_class.
+    With eval_split = holdout they are the first of each class, else those behind test_images_per_class.
+
+    Args:
+        config: the experiment.
+        option: config field that says how many images per class the server needs.
+
+    Returns:
+        As many images of every class.
 
     Raises:
-        LsclError: all images of the official test split are tested on, or a class has fewer than that.
+        LsclError: clients are tested on all images of the official test split, or a class has too few.
     """
     _, test = _splits(config)
     tested, count = 0 if config.eval_split == "holdout" else config.test_images_per_class, getattr(config, option)
@@ -67,14 +78,22 @@ def surrogate(config: Experiment, option: str) -> ImageSet:
     if have.min() < tested + count:
         lower = option if tested == 0 else f"test_images_per_class or {option}, or set eval_split = holdout"
         raise LsclError(
-            f"{config.dataset} test: class {test.classes[int(have.argmin())]!r} has {have.min()} images, {config.method} needs {tested} per class "
-            f"to test on and {count} on the server: lower {lower}"
+            f"{config.dataset} test: class {test.classes[int(have.argmin())]!r} has {have.min()} images, "
+            f"{config.method} needs {tested} per class to test on and {count} on the server: lower {lower}"
         )
     return _of_each_class(test, tested, count)
 
 
 def first_per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
-    """The first `count` images of every class (all of them for None).
+    """The first images of every class.
+
+    Args:
+        images: the images.
+        count: images per class; None = all.
+        what: name of the images in messages.
+
+    Returns:
+        `count` images of each class, class by class; with None `images` itself.
 
     Raises:
         LsclError: a class has fewer.
@@ -83,9 +102,8 @@ def first_per_class(images: ImageSet, count: int | None, what: str) -> ImageSet:
         return images
     have = np.bincount(images.labels, minlength=len(images.classes))
     if have.min() < count:
-        raise LsclError(
-            f"{what}: class {images.classes[int(have.argmin())]!r} has {have.min()} images, {count} per class were asked for"
-        )
+        fewest = f"class {images.classes[int(have.argmin())]!r} has {have.min()} images"
+        raise LsclError(f"{what}: {fewest}, {count} per class were asked for")
     return _of_each_class(images, 0, count)
 
 
@@ -115,13 +133,14 @@ def _folder(config: Experiment) -> tuple[ImageSet, ImageSet]:
     found = Dataset(config.dataset, train, test).digest
     if config.folder_digest not in (None, found):
         raise LsclError(
-            f"{config.data_dir} holds other images (digest {found}) than those asked for (folder_digest = {config.folder_digest})"
+            f"{config.data_dir} holds other images (digest {found}) than those asked for "
+            f"(folder_digest = {config.folder_digest})"
         )
     return train, test
 
 
 def _folder_identity(config: Experiment) -> dict[str, str]:
-    """The digest of a folder, if one is given: two of them are two data sets."""
+    """The digest of the folder, if one is given: two folders are two data sets."""
     return {} if config.data_dir is None else {"folder_digest": folder_digest(config)}
 
 
@@ -139,13 +158,15 @@ def _cifar100(config: Experiment) -> tuple[ImageSet, ImageSet]:
             )
         if (train.digest, test.digest) != CIFAR100_DIGESTS:
             raise LsclError(
-                f"{folder} does not hold the pixels of CIFAR-100, all 60,000 images: give --dataset folder for images of your own"
+                f"{folder} does not hold the pixels of CIFAR-100, all 60,000 images: "
+                "give --dataset folder for images of your own"
             )
         return train, test
     if folder is not None and not (folder / CIFAR100.base_folder).is_dir():
         raise LsclError(
-            f"CIFAR-100 not found in {folder}: expected the folders train and test, or torchvision's {CIFAR100.base_folder}, "
-            f"found {folders_in(folder)}; give --data-dir another folder, or leave it out to download"
+            f"CIFAR-100 not found in {folder}: expected the folders train and test, or torchvision's "
+            f"{CIFAR100.base_folder}, found {list_folders(folder)}; give --data-dir another folder, "
+            "or leave it out to download"
         )
     return _torchvision_cifar100(folder)
 
@@ -158,37 +179,41 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
             source = CIFAR100(str(home), train=train, download=folder is None)
         except Exception as error:  # torchvision raises RuntimeError, URLError and others
             raise LsclError(
-                f"CIFAR-100 not found in {home} nor downloaded ({error}); give --data-dir a folder with torchvision's files or train/, test/ trees"
+                f"CIFAR-100 not found in {home} nor downloaded ({error}); "
+                "give --data-dir a folder with torchvision's files or train/, test/ trees"
             ) from error
-        return canonical(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
+        return sort_canonically(ImageSet(source.data, np.array(source.targets, np.int64), tuple(source.classes)))
 
     if folder is None:
-        return cached("cifar100-train", lambda: decode(True)), cached("cifar100-test", lambda: decode(False))
-    key = f"cifar100-{stamp(folder, sorted((folder / CIFAR100.base_folder).glob('*')))}"  # what another source gave is not taken for it
-    return cached(f"{key}-train", lambda: decode(True)), cached(f"{key}-test", lambda: decode(False))
+        return cache_images("cifar100-train", lambda: decode(True)), cache_images(
+            "cifar100-test", lambda: decode(False)
+        )
+    files = sorted((folder / CIFAR100.base_folder).glob("*"))
+    key = f"cifar100-{stamp(folder, files)}"  # another folder may hold other images
+    return cache_images(f"{key}-train", lambda: decode(True)), cache_images(f"{key}-test", lambda: decode(False))
 
 
 def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
     places = split_folders(folder)
-    same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
+    check_same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
     train, test = (image_folder(place, size) for place in places)
     return train, test
 
 
-# Our data sets in the order of the tables, with what they change in a profile. Images of a class: for ImageNet-R the mean.
+# Our data sets in the order of the tables, with the values that they set in a profile. ImageNet-R's images are a mean.
 _LITTLE_R = {
     "private_classes": 40,
     "images_per_class": 40,
     "test_images_per_class": 5,
-}  # about 50 images of the smallest class
+}  # the smallest class has about 50 images
 _FEW_GLYPHS = {
     "private_classes": 40,
     "images_per_class": 24,
     "test_images_per_class": 7,
-}  # drawn: 24 and 8; the eighth is for a server
+}  # 24 and 8 are drawn; the eighth test image is for a server
 register_dataset(
-    "cifar100", _cifar100, label="CIFAR-100", images=(500, 100), classes=100, download=169_001_437, pixels=32, fixed=True,
-    values={"paper": {"cnn_size": 224}},  # stored with the 32 that they have
+    "cifar100", _cifar100, label="CIFAR-100", images=(500, 100), classes=100, download=169_001_437, pixels=32,
+    fixed=True, values={"paper": {"cnn_size": 224}},  # stored at 32 pixels, enlarged for the CNN
 )  # fmt: skip
 register_dataset(
     "glyphs", _glyphs, label="Glyphs", images=(24, PER_CLASS - 24), classes=200, pixels=32, fixed=True,
@@ -200,8 +225,8 @@ register_dataset(
 register_dataset(
     "imagenet_r", _imagenet_r, label="ImageNet-R", images=(120, 30), classes=CLASSES, download=SIZE, fixed=True,
     values={  # there are no public classes
-        "demo": {**_LITTLE_R, "images_per_class": 10}, "mini": {**_LITTLE_R, "image_size": 64}, "colab": {**_LITTLE_R, "image_size": 224},
-        "paper": {"private_classes": 40, "image_size": 224},
+        "demo": {**_LITTLE_R, "images_per_class": 10}, "mini": {**_LITTLE_R, "image_size": 64},
+        "colab": {**_LITTLE_R, "image_size": 224}, "paper": {"private_classes": 40, "image_size": 224},
     },
 )  # fmt: skip
 register_dataset("folder", _folder, label="own images", identity=_folder_identity)

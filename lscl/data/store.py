@@ -1,11 +1,13 @@
-"""Decoded images as memory-mapped uint8 arrays with a digest: decoded once, checked at every opening."""
+"""Decoded images as memory-mapped uint8 arrays with a digest, decoded once and checked at every opening.
+
+Also the writing of files and folders so that a stopped process leaves nothing half written.
+"""
 
 import errno
 import hashlib
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ import numpy as np
 
 from lscl import paths
 from lscl.errors import LsclError
+from lscl.files import check_regular
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 ZEROS = 2**24  # bytes written at once
@@ -24,10 +27,13 @@ ZEROS = 2**24  # bytes written at once
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with labels; two of them are equal only if they are the same object.
+    """Images with labels; two sets are equal only if they are the same object.
 
-    images: (n, H, W, 3) uint8; labels: (n,) int64 into `classes`; digest: SHA-256 over pixels, labels and class names.
-    notes: what whoever uses them should know about their files, one line each.
+    Args:
+        images: (n, H, W, 3) uint8.
+        labels: (n,) int64, positions in `classes`.
+        classes: class names.
+        notes: remarks on the files for the user, one line each.
     """
 
     images: np.ndarray
@@ -40,6 +46,7 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
+        """SHA-256 of pixels, labels and class names, 64 hex digits."""
         return digest_of(self.images, self.labels, json.dumps(self.classes).encode())
 
     def subset(self, index: np.ndarray) -> "ImageSet":
@@ -49,7 +56,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set with its training and its test images (same classes, same image size)."""
+    """A named data set: training and test images with the same classes and the same image size."""
 
     name: str
     train: ImageSet
@@ -57,16 +64,17 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names."""
         return self.train.classes
 
     @property
     def digest(self) -> str:
-        """SHA-256 over both splits, 16 hex digits."""
+        """SHA-256 of both splits, 16 hex digits."""
         return hashlib.sha256((self.train.digest + self.test.digest).encode()).hexdigest()[:16]
 
 
-def canonical(images: ImageSet) -> ImageSet:
-    """The same images ordered by label, then by the SHA-256 of their pixels: the order does not depend on the source."""
+def sort_canonically(images: ImageSet) -> ImageSet:
+    """Order images by label, then by the SHA-256 of their pixels: the result does not depend on the source's order."""
     keys = np.array([digest_of(image) for image in images.images])
     return images.subset(np.lexsort((keys, images.labels)))
 
@@ -83,18 +91,26 @@ def digest_of(*parts: np.ndarray | bytes) -> str:
 
 
 def allocated_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file of zeros, memory-mapped for writing, with all of its space taken on the disk already.
+    """Make a .npy file of zeros, memory-mapped for writing, whose space on the disk is taken at once.
 
-    A file with holes would end the process (Bus error) as soon as the disk is full; here a full disk is an ordinary error.
+    Writing to a file with holes would kill the process (Bus error) when the disk is full; here it is an ordinary error.
+
+    Args:
+        path: the new file.
+        dtype: type of the numbers.
+        shape: shape of the array.
+
+    Returns:
+        The array.
 
     Raises:
-        OSError: the disk has no room for it.
+        OSError: the disk has too little room.
     """
     mapped = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
-        except (AttributeError, OSError) as error:  # macOS and Windows have no such call, some file systems refuse it
+        except (AttributeError, OSError) as error:  # macOS and Windows lack the call, some file systems refuse it
             if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             file.seek(mapped.offset)
@@ -104,17 +120,25 @@ def allocated_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...])
 
 
 def cannot_write(path: Path, error: OSError) -> LsclError:
-    """The one line for a file or folder that could not be written, with what helps there."""
+    """Make the error for a file or folder that cannot be written.
+
+    Args:
+        path: the file or folder.
+        error: what the system said.
+
+    Returns:
+        The error, with what helps: another cache folder, or the same command once more.
+    """
     if path.is_relative_to(paths.cache()):
-        return LsclError(
-            f"cannot write {path}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder"
-        )
-    return LsclError(f"cannot write {path}: {error.strerror or error}; once that is mended, the same command goes on")
+        helps = "free some space or set LSCL_CACHE to another folder"
+    else:
+        helps = "once that is mended, the same command goes on"
+    return LsclError(f"cannot write {path}: {error.strerror or error}; {helps}")
 
 
 @contextmanager
 def new_folder(target: Path):
-    """A temporary folder beside `target` that takes its name only when the block ends well (atomic rename).
+    """Make a folder inside a `with` block: a temporary one that becomes `target` when the block ends well.
 
     Raises:
         LsclError: the disk is full or the folder cannot be written.
@@ -135,7 +159,7 @@ def new_folder(target: Path):
 
 
 def private_folder(path: Path) -> Path:
-    """A folder that only its owner can enter, with files that only its owner can read: made, with what is missing above it, or tightened."""
+    """Make a folder private: only its owner can enter it and read its files; missing folders above it are made, too."""
     if not path.parent.exists():
         private_folder(path.parent)
     path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
@@ -150,7 +174,10 @@ def private_folder(path: Path) -> Path:
 def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a whole file under a temporary name, then rename it: readers see the old file or the new one.
 
-    mode: who may read and write it, as far as the umask allows.
+    Args:
+        path: the file; missing folders above it are made.
+        data: its content.
+        mode: its permissions, as far as the umask allows.
 
     Raises:
         LsclError: the disk is full or the folder cannot be written.
@@ -170,24 +197,39 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a file, never waited for.
+    """Read a file that may not be what it should be.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes.
+
+    Returns:
+        Its content.
 
     Raises:
-        OSError: it cannot be read, is no regular file (a folder, a pipe), or has more than `limit` bytes.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError("it is not a regular file")
-    if about.st_size > limit:
-        raise OSError(f"it has {about.st_size} bytes, at most {limit} are read")
+    size = check_regular(path).st_size
+    if size > limit:
+        raise OSError(f"it has {size} bytes, at most {limit} are read")
     return path.read_bytes()
 
 
-def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
-    """The image set kept under `name` in the cache folder; decoded first if it is absent or damaged.
+def cache_images(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
+    """Read an image set from the cache folder; decode it first if it is absent or damaged.
 
-    The stored digest is compared with the bytes on disk when they are first opened and after every change of the files, so a damaged
-    cache is rebuilt, never used.
+    The stored digest is compared with the bytes on disk at the first opening and after every change of the files,
+    so a damaged cache is rebuilt and never used.
+
+    Args:
+        name: name in the cache.
+        decode: makes the image set.
+
+    Returns:
+        The image set, memory-mapped.
+
+    Raises:
+        LsclError: the disk is full or the cache folder cannot be written.
     """
     folder = paths.cache() / "images" / name
     found = _found(folder)
@@ -200,8 +242,19 @@ def cached(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
     return _open(folder)
 
 
-def cached_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
-    """As `cached`, for what need not fit the memory: `write` makes images.npy in the folder that it is given."""
+def cache_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
+    """Do the same as `cache_images` for images that may not fit the memory.
+
+    Args:
+        name: name in the cache.
+        write: writes images.npy to the given folder and returns the image set.
+
+    Returns:
+        The image set, memory-mapped.
+
+    Raises:
+        LsclError: the disk is full or the cache folder cannot be written.
+    """
     folder = paths.cache() / "images" / name
     found = _found(folder)
     if found is not None:
@@ -211,7 +264,7 @@ def cached_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
     return _open(folder)
 
 
-def cached_splits(
+def cache_splits(
     name: str,
     keys: Sequence[str],
     labels: np.ndarray,
@@ -220,10 +273,19 @@ def cached_splits(
     size: int,
     decode: Callable[[], Iterable[tuple[str, np.ndarray]]],
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images kept under `name`, as `cached`, but decoded one by one into the files: they need not fit the memory.
+    """Do the same as `cache_images` for both splits, image by image: they may not fit the memory.
 
-    keys: (n,) names, in the order in which the images are to stand; test: (n,) bool; decode: yields (key, (size, size, 3) uint8) in
-    any order.
+    Args:
+        name: name in the cache.
+        keys: (n,) names of the images, in the order of the result.
+        labels: (n,) labels of the images.
+        classes: class names.
+        test: (n,) bool, whether an image is for testing.
+        size: pixels a side.
+        decode: yields (key, (size, size, 3) uint8) in any order.
+
+    Returns:
+        Training and test images, memory-mapped.
 
     Raises:
         LsclError: `decode` did not yield every key once, or the disk is full.
@@ -250,14 +312,14 @@ def cached_splits(
 
 
 def _describe(folder: Path, made: ImageSet) -> None:
-    """Write what belongs to images.npy: the labels, and the description that says that all is there."""
+    """Write the labels, and last the description, which shows that images.npy is complete."""
     np.save(folder / "labels.npy", made.labels)
     about = {"classes": made.classes, "digest": made.digest, "notes": made.notes}
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def _found(folder: Path) -> ImageSet | None:
-    """What is kept in `folder`; None if it is absent or damaged, in whatever way, so that it is to be decoded (again)."""
+    """The image set in a folder of the cache; None if it is absent or damaged in any way."""
     try:
         return _open(folder)
     except Exception:
@@ -265,13 +327,9 @@ def _found(folder: Path) -> ImageSet | None:
 
 
 def _open(folder: Path) -> ImageSet:
-    """The image set in a folder of the cache; while its files do not change, they are read and compared with their digest only once."""
-    files = [folder / name for name in ("about.json", "images.npy", "labels.npy")]
-    if not all(path.is_file() for path in files):
-        raise FileNotFoundError(f"{folder}: not all of its files are there")
-    return _checked(
-        folder, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in (path.stat() for path in files))
-    )
+    """The image set in a folder of the cache; unchanged files are read and compared with their digest only once."""
+    found = [check_regular(folder / name) for name in ("about.json", "images.npy", "labels.npy")]
+    return _checked(folder, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in found))
 
 
 @lru_cache(maxsize=4)

@@ -19,13 +19,13 @@ from torch import nn
 
 from lscl import paths
 from lscl.config import Experiment
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.federation.costs import Planned
 from lscl.federation.passes import BATCH
 from lscl.machine import physical_memory
 from lscl.models.cache import STORED, limit_bytes
 from lscl.models.cnn import check_cnns
-from lscl.models.counting import FLOAT, NOTHING, Blocks, cnn_of, vit_shape, whole_of
+from lscl.models.counting import FLOAT, NOTHING, Blocks, count_cnn, uncut_vit, vit_shape
 from lscl.registry import DATASETS, METHODS
 
 CUDA_CONTEXT = 6e8  # bytes that the driver and torch's kernels take, roughly
@@ -114,7 +114,7 @@ def blocks_of(config: Experiment) -> Blocks:
     mlp = sum(layer.weight.numel() for layer in vit.blocks[0].mlp.modules() if isinstance(layer, nn.Linear))
     hidden = mlp // (2 * vit.embed_dim)  # of two layers that cost as much, where there are three
     return Blocks(
-        0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, hidden, whole_of(vit).read is None
+        0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, hidden, uncut_vit(vit).tokens_read is None
     )
 
 
@@ -155,7 +155,7 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
         FLOPs and bytes of one image.
     """
     kind, blocks = METHODS[config.method], blocks_of(config)
-    costs, cnn = kind.costs(config), cnn_of(config) if kind.trains_cnn(config) else NOTHING
+    costs, cnn = kind.costs(config), count_cnn(config) if kind.trains_cnn(config) else NOTHING
     linear, attention = blocks.step()
     saved = blocks.saved(costs.every_input) + cnn.saved * cnn_images
     linear += costs.step_flops(blocks.width)
@@ -219,7 +219,7 @@ def cost(config: Experiment) -> Cost:
     costs, cnn, cnn_trained = kind.costs(config), NOTHING, kind.trains_cnn(config)
     if cnn_trained:
         check_cnns(config)
-        cnn = cnn_of(config)
+        cnn = count_cnn(config)
     trained = kind.passes * config.rounds * config.epochs * counts.epoch
     dense, convolution = np.zeros(2), 0.0  # dense: in linear layers and in attention
     images = counts.train + counts.test
@@ -228,7 +228,7 @@ def cost(config: Experiment) -> Cost:
     blocks, width, depth = Blocks(0, 1, 1, 1), 0, 0
     if kind.vit:
         vit, stem = vit_shape(config.foundation)
-        whole = whole_of(vit)
+        whole = uncut_vit(vit)
         kind.check_foundation(config, whole)
         blocks, width, depth = blocks_of(config), vit.embed_dim, len(vit.blocks)
         every = replace(blocks, count=whole.depth, tokens=whole.tokens)
@@ -315,7 +315,7 @@ def find_card(name: str) -> Machine:
         LsclError: no such name.
     """
     if name not in CARDS:
-        raise unknown("card", name, CARDS)
+        raise unknown_name("card", name, CARDS)
     return CARDS[name]
 
 

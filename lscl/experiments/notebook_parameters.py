@@ -6,7 +6,7 @@ from typing import Any
 from IPython import get_ipython
 
 from lscl.config import experiment, fields
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 
 INJECTED = "# Parameters\n"  # how papermill's own cell begins
 
@@ -22,7 +22,7 @@ def parameters(**known: Any) -> None:
     """
     for name in injected_names():
         if name not in known:
-            raise unknown("parameter", name, known)
+            raise unknown_name("parameter", name, known)
     if not isinstance(known.get("compute", False), bool):
         raise LsclError(f"compute = {known['compute']!r}: allowed are True and False")
     experiment(**{name: value for name, value in known.items() if name in fields()})

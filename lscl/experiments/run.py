@@ -24,7 +24,7 @@ from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.progress import Progress
-from lscl.federation.checkpoint import Checkpointed, load_state, save_state, saved_about
+from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
@@ -103,7 +103,7 @@ def build_experiment(
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
-    method.census = Census.of(parts, data)
+    method.census = Census.count(parts, data)
     if spare is not None:
         method.server_images = read(spare)
     method.device = device
@@ -139,7 +139,7 @@ def read_inputs(
     """
     if frozen is None:
         return Inputs(images, None, device, side=side)
-    last = prefix_cache(frozen.at(frozen.depth), images, device, watch, numbers) if kind.query else None
+    last = prefix_cache(frozen.recut(frozen.depth), images, device, watch, numbers) if kind.query else None
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
@@ -189,9 +189,7 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     state = records.folder(config.profile) / "state" / config.name
     with claim(state, wait):
         try:
-            return _finished(config, code) or _compute(
-                settle_device(config, state), code, state, Progress(config, quiet)
-            )
+            return _finished(config, code) or _compute(config, code, read_state(state), quiet)
         finally:
             release()
 
@@ -228,71 +226,72 @@ def _finished(config: Experiment, code: dict) -> records.Record | None:
     return records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
 
 
-def settle_device(config: Experiment, state: Path) -> Experiment:
-    """The config with the device and the threads to compute with.
+def settle_device(config: Experiment, saved: SavedState) -> Experiment:
+    """Fill in device and threads where the config leaves them open: those of the saved state, if there is one.
 
     Args:
-        config: the run.
-        state: the folder of its saved state, which decides what the config leaves open.
+        config: the experiment.
+        saved: the last finished round, if any.
 
     Returns:
-        the config with both of them set.
+        the config with a device and a number of threads.
 
     Raises:
-        LsclError: the saved state is damaged, or there is no such device.
+        LsclError: there is no such device.
     """
-    begun = saved_about(state).get("origin", {})
+    begun = saved.about.get("origin", {})
     if config.device == "auto" and begun.get("device") == "cpu":
         config = config.model_copy(update={"device": "cpu"})
     threads = config.threads or begun.get("threads", config.cpu_threads)
     return config.model_copy(update={"device": device_of(config).type, "threads": threads})
 
 
-def _compute(config: Experiment, code: dict, state: Path, progress: Progress) -> records.Record:
-    """Make the record, resuming after the last finished round in `state`."""
+def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
+    """Make the record, starting after the last finished round."""
+    config = settle_device(config, saved)
+    progress = Progress(config, quiet)
     check_affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
-    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, state, about, progress)
+    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, saved, about, progress)
     record = make_record(data, parts, method, reports, about)
-    saved = records.read_record(records.save(record))  # as every later call will read it
-    shutil.rmtree(state, ignore_errors=True)
-    return saved
+    record = records.read_record(records.save(record))  # as every later call will read it
+    shutil.rmtree(saved.folder, ignore_errors=True)
+    return record
 
 
 def run_rounds(
     method: Method,
     transport: Transport,
     kept: Sequence[Checkpointed],
-    state: Path,
+    saved: SavedState,
     about: dict,
     progress: Progress,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
-    """Run all rounds that are not in the saved state yet, and save each one.
+    """Run all rounds that are not in the saved state yet, and save the state after each of them.
 
     Args:
         method: the system.
-        transport: reaches the clients.
+        transport: the way to the clients.
         kept: whose state is saved besides the server's: the clients, or the transport to them.
-        state: the folder of the saved state.
-        about: which code runs, its origin, and how long the preparation took; what an earlier call saved counts more.
+        saved: the last finished round, if any; the state of later rounds goes to its folder.
+        about: the code that runs, its origin, and the seconds of its preparation.
         progress: shows the rounds.
-        rules: as in `federate`.
+        rules: `least` and `limit` of `federate`.
 
     Returns:
-        the reports of all rounds, and `about` as it was when the run began.
+        the reports of all rounds, and `about` as the first call for this run had it.
 
     Raises:
         LsclError: the saved state is damaged or of another origin.
     """
     config = method.config
-    begun = saved_about(state)
-    if begun:
-        origin.check_origin(begun["origin"], about["origin"], "the saved state of this run", state)
-    reports, earlier = load_state(state, method, kept)
-    code, about = about, earlier or about
+    if saved.about:
+        origin.check_origin(saved.about["origin"], about["origin"], "the saved state of this run", saved.folder)
+    reports = load_state(saved, method, kept)
+    code, about = about, saved.about or about
     begun_by_other_code = about["code_digest"] != code["code_digest"]
     about["dirty"] = about["dirty"] or code["dirty"] or begun_by_other_code
     progress.start(len(exchanges(method)), reports)
@@ -301,7 +300,7 @@ def run_rounds(
             reports.append(report)
             if report.scores:  # before the state: after a stop in between, the sheet is written again, never missing
                 save_sheet(config, method, report.task, about["dirty"])
-            save_state(state, reports, method, kept, about)
+            save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
     except KeyboardInterrupt:
         print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
@@ -377,7 +376,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         if report.scores
     ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
-    seen = [list(parts.seen(k, config.tasks_run - 1)) for k in range(config.clients)]
+    seen = [list(parts.seen_classes(k, config.tasks_run - 1)) for k in range(config.clients)]
     images = sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run])
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     # The threads stand in the config, and our own systems have no digest.

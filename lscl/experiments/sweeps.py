@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lscl import paths
-from lscl.config import Experiment, check_profile, check_read, experiment, readers
+from lscl.config import Experiment, check_options, check_profile, experiment, readers
 from lscl.data.store import write_atomic
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records
 from lscl.experiments.run import RunBusy, check_affordable, run
 from lscl.federation.metrics import average_so_far
@@ -128,7 +128,7 @@ def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
     check_profile(profile)
     owners = study_owners()
     if name not in owners:
-        raise unknown("study", name, owners)
+        raise unknown_name("study", name, owners)
     owner = owners[name]
     whose = {} if METHODS[owner].role == "own" else {"method": owner}
     return {label: {**whose, **change} for label, change in METHODS[owner].studies[name](profile).items()}
@@ -157,7 +157,7 @@ def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> E
     Returns:
         the run.
     """
-    return _run(values, {"method": METHODS.of_role("own"), **variant, "seed": seed})
+    return _run(values, {"method": METHODS.find_role("own"), **variant, "seed": seed})
 
 
 @lru_cache
@@ -194,11 +194,11 @@ def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collec
     """
     found = named_sets()
     if name not in found:
-        raise unknown("sweep", name, found)
+        raise unknown_name("sweep", name, found)
     for method in methods:
         METHODS.find(method)
     runs = [config for config in found[name](values, seeds) if not methods or config.method in methods]
-    check_read(values, {config.method for config in runs} or methods)
+    check_options(values, {config.method for config in runs} or methods)
     return runs
 
 

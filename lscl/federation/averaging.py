@@ -7,10 +7,14 @@ from torch import Tensor
 
 
 def average(states: Mapping[int, Mapping[str, Tensor]], weights: Mapping[int, float]) -> dict[str, Tensor]:
-    """sum_k p_k w_k with p_k = weight_k / sum of weights (McMahan et al. 2017), in float64.
+    """FedAvg: sum_k p_k w_k with p_k = weight_k / sum of weights (McMahan et al. 2017), in float64.
 
-    Parameters and float buffers (BatchNorm means and variances) are averaged, of integer buffers the largest is taken. Without a
-    positive weight all count the same.
+    Args:
+        states: {client: {name: tensor}}, the same names and shapes on all clients.
+        weights: {client: weight}; if none is positive, all clients count the same.
+
+    Returns:
+        {name: tensor}; floating-point tensors are averaged, of integer ones (BatchNorm's counter) the largest is taken.
     """
     total = sum(weights.values())
     if total <= 0:
@@ -29,9 +33,16 @@ def average(states: Mapping[int, Mapping[str, Tensor]], weights: Mapping[int, fl
 def average_rows(
     before: Tensor, rows: Mapping[int, Tensor], holders: Mapping[int, Tensor], weights: Mapping[int, float]
 ) -> Tensor:
-    """Head rows (C, ...) averaged only over the clients that trained them; a row that nobody trained stays as `before`.
+    """Average each row of a head over the clients that trained it.
 
-    holders[k]: (C,) bool, the classes in client k's task.
+    Args:
+        before: (C, ...) the server's rows.
+        rows: {client: (C, ...)}, the clients' rows.
+        holders: {client: (C,) bool}, the classes of the client's task.
+        weights: {client: weight}.
+
+    Returns:
+        (C, ...); a row that no client trained stays as it was.
     """
     total = torch.zeros(len(before), dtype=torch.float64)
     summed = torch.zeros_like(before, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""One client: its model, its private stream of tasks, its private state, and what it does when the server asks."""
+"""A client: its images as the networks take them, its model, its stream of tasks and its private state."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,32 +11,41 @@ from torch import Tensor, nn
 
 from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
-from lscl.models.cache import tokens_at
+from lscl.models.cache import read_tokens
 from lscl.seeding import torch_generator
 
 
 @dataclass
 class Inputs:
-    """The images of one split as the networks take them.
+    """The n images of one split as the networks take them.
 
-    prefix: the frozen ViT's tokens in front of its cut, (n, N, d), or None; last: its CLS token behind the last block,
-    nothing adapted, (n, 1, d), or None; both as `prefix_cache` stores them. side: pixels a side for the CNN, None = as decoded.
+    Args:
+        images: the decoded images.
+        prefix: (n, N, d), the frozen ViT's tokens in front of its cut, as `prefix_cache` stores them; None = no ViT.
+        device: where batches are computed.
+        last_token: (n, 1, d), its CLS token behind the last block, nothing adapted, stored likewise; None = not needed.
+        side: pixels a side of the CNN's input; None = as decoded.
     """
 
     images: ImageSet
     prefix: np.ndarray | None
     device: torch.device
-    last: np.ndarray | None = None
+    last_token: np.ndarray | None = None
     side: int | None = None
 
     def batch(self, index: Tensor) -> "Batch":
-        """The images at the positions `index` (b,)."""
+        """The images at some positions: (b,) -> a batch of b images."""
         return Batch(self, index)
 
 
 @dataclass
 class Batch:
-    """A few images: `index` (b,) positions in their split. The tensors are read when they are asked for."""
+    """A batch of b images; each tensor is read when it is first used.
+
+    Args:
+        inputs: the split.
+        index: (b,) positions in the split.
+    """
 
     inputs: Inputs
     index: Tensor
@@ -48,28 +57,36 @@ class Batch:
 
     @cached_property
     def images(self) -> Tensor:
-        """(b, 3, H, W) float32 in about -2 to 2, for the CNN."""
-        pixels = as_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
-        return resized(pixels, self.inputs.side or pixels.shape[-1])
+        """(b, 3, H, W) float32 in -2 to 2, for the CNN."""
+        pixels = to_cnn_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
+        return resize(pixels, self.inputs.side or pixels.shape[-1])
 
     @cached_property
     def prefix(self) -> Tensor:
-        """(b, N, d): the tokens in front of the adapted block."""
-        return tokens_at(self.inputs.prefix, self.index, self.inputs.device)
+        """(b, N, d) float32: the tokens in front of the adapted block."""
+        return read_tokens(self.inputs.prefix, self.index, self.inputs.device)
 
     @cached_property
-    def last(self) -> Tensor:
-        """(b, 1, d): the frozen CLS token behind the last block, nothing adapted."""
-        return tokens_at(self.inputs.last, self.index, self.inputs.device)
+    def last_token(self) -> Tensor:
+        """(b, 1, d) float32: the CLS token behind the last block, nothing adapted."""
+        return read_tokens(self.inputs.last_token, self.index, self.inputs.device)
 
 
-def as_input(pixels: Tensor) -> Tensor:
-    """(b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2, as the CNNs take it."""
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+def to_cnn_input(pixels: Tensor) -> Tensor:
+    """Turn pixels into the CNNs' input: (b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2."""
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25  # (b, 3, H, W)
 
 
-def resized(images: Tensor, side: int) -> Tensor:
-    """(n, 3, H, W) -> (n, 3, side, side), bilinear; as they are if they have that size."""
+def resize(images: Tensor, side: int) -> Tensor:
+    """Resize square images bilinearly.
+
+    Args:
+        images: (n, 3, H, H).
+        side: pixels a side of the result.
+
+    Returns:
+        (n, 3, side, side); `images` itself if it has that size.
+    """
     if images.shape[-1] == side:
         return images
     return F.interpolate(images, (side, side), mode="bilinear", antialias=images.shape[-1] > side)
@@ -77,8 +94,20 @@ def resized(images: Tensor, side: int) -> Tensor:
 
 @dataclass
 class Client:
-    """A client as the hooks see it. `task` is the last one it began, -1 = none; `state` holds everything private that must outlive
-    a round, by name, as tensors; `scratch` holds what a method needs within one exchange only."""
+    """A client as the hooks of a `Method` see it.
+
+    Args:
+        id: number of the client, from 0.
+        model: its modules, as `Method.build` makes them.
+        partition: the tasks of all clients; it reads its own.
+        train: the data set's training images.
+        test: the images that its test positions point to.
+        seed: seed of all named draws.
+        task: the task that it began last; -1 before the first.
+        round: the round of that task.
+        state: private tensors that must outlive a round, by name.
+        scratch: whatever a method needs within one exchange only.
+    """
 
     id: int
     model: nn.Module
@@ -93,38 +122,39 @@ class Client:
 
     @property
     def current(self) -> Task:
-        """The task at hand."""
+        """The current task."""
         return self.partition.tasks[self.id][self.task]
 
     @property
     def classes(self) -> Tensor:
-        """(classes_per_task,) labels of the task at hand."""
+        """(classes_per_task,) int64: labels of the current task."""
         return torch.tensor(self.current.classes)
 
     @property
     def device(self) -> torch.device:
+        """Where the client computes."""
         return self.train.device
 
     def test_index(self, task: int) -> Tensor:
-        """Positions of the test images of one of the client's tasks."""
+        """(n,) int64: positions of the test images of one of the client's tasks."""
         return torch.tensor(self.partition.tasks[self.id][task].test)
 
     @property
     def train_index(self) -> Tensor:
-        """Positions of the training images of the task at hand."""
+        """(n,) int64: positions of the training images of the current task."""
         return torch.tensor(self.current.train)
 
     def rng(self, purpose: str) -> torch.Generator:
-        """The generator of one named purpose in this client's round."""
+        """The random generator of one purpose in the current round, such as "batches-train"."""
         return torch_generator(self.seed, purpose, self.id, self.task, self.round)
 
     def private_state(self) -> dict[str, Tensor]:
-        """Model and state as one flat dictionary, for saving."""
+        """Model and private state in one dictionary, to be saved: "model.<name>" and "state.<name>"."""
         model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         return {**model, **{f"state.{name}": value for name, value in self.state.items()}}
 
     def load_private_state(self, saved: dict[str, Tensor]) -> None:
-        """Undo `private_state`."""
+        """Restore model and private state from what `private_state` returned."""
         self.model.load_state_dict(
             {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
         )

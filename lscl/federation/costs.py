@@ -1,4 +1,7 @@
-"""What a system needs beyond what all of them need, for the cost model. How much it sends is no estimate: see `Method.expected`."""
+"""A system's own costs, for the cost model: what it needs beyond the work that all systems do.
+
+Its traffic is not estimated here: `Method.upload_shapes` gives it exactly.
+"""
 
 from dataclasses import dataclass
 
@@ -8,10 +11,17 @@ from lscl.models.counting import Blocks, Network
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that is being planned.
+    """A run to be planned.
 
-    cnn: of one client; blocks: those that a training step passes; width, depth: of the ViT, 0 without one; classes: of the data set;
-    epoch: training images of all clients and tasks; trained: images that all training steps see.
+    Args:
+        config: the experiment.
+        cnn: the CNN of one client.
+        blocks: the ViT's blocks that a training step passes.
+        width: width d of the ViT, 0 without one.
+        depth: number of blocks of the ViT, 0 without one.
+        classes: classes of the data set.
+        epoch: training images of all clients and tasks.
+        trained: images that all training steps see, repeats included.
     """
 
     config: Experiment
@@ -25,23 +35,29 @@ class Planned:
 
     @property
     def later(self) -> float:
-        """Share of the work from the second task on."""
+        """Share of the work that falls on the second and later tasks."""
         return (self.config.tasks_run - 1) / self.config.tasks_run
 
     @property
     def rounds(self) -> int:
-        """Rounds of all tasks."""
+        """Number of rounds of all tasks."""
         return self.config.tasks_run * self.config.rounds
 
     @property
     def ends(self) -> int:
-        """Ends of tasks that another one follows."""
+        """Number of task ends that are followed by another task."""
         return self.config.tasks_run - 1
 
 
 @dataclass(frozen=True)
 class OwnWork:
-    """FLOPs of all clients and of the server, and steps of optimisers, beyond the training steps of the loop."""
+    """A system's own work, beyond the training steps of the loop.
+
+    Args:
+        clients: FLOPs of all clients.
+        server: FLOPs of the server.
+        steps: steps of optimisers.
+    """
 
     clients: float = 0.0
     server: float = 0.0
@@ -49,38 +65,34 @@ class OwnWork:
 
 
 class Costs:
-    """What a system needs beyond training on its images and being tested. The defaults are those of one that does no more than that.
+    """A system's own costs beyond training and testing; the defaults are for a system that does nothing else."""
 
-    every_input: whether a step keeps the inputs of all linear layers, to update every one of them; evaluations: passes through the blocks
-    for a tested image.
-    """
-
-    every_input = False
-    evaluations = 1
+    every_input = False  # whether a training step keeps the inputs of all linear layers, to update each of them
+    evaluations = 1  # passes of a test image through the blocks
 
     def __init__(self, config: Experiment):
         self.config = config
 
     def tokens(self) -> int:
-        """Tokens that stand beside those of the image."""
+        """Number of tokens in addition to those of the image, such as prompts."""
         return 0
 
     def cnn_images(self) -> float:
-        """Images that go through the CNN for one of a batch."""
+        """Images that pass the CNN for each image of a batch."""
         return 1
 
     def passes(self) -> float:
-        """How often a round goes through the images of the task once more without gradients."""
+        """Extra passes without gradients over the task's images in a round."""
         return 0
 
     def step_flops(self, width: int) -> float:
-        """FLOPs in linear layers of its own, for an image in a training step; width: of the ViT."""
+        """FLOPs of the system's own linear layers per image of a training step, for a ViT of this width."""
         return 0.0
 
     def parameters(self, run: Planned) -> float:
-        """Trained parameters of a client beside head and CNN, those of all tasks; a bound for what is not a matrix of the list."""
+        """Trained parameters of a client without head and CNN, of all tasks together."""
         return 0.0
 
     def own_work(self, run: Planned) -> OwnWork:
-        """What is particular to the system."""
+        """Work that only this system does."""
         return OwnWork()

@@ -1,10 +1,11 @@
-"""What a client may say: checks of the numbers in its answers. A check only reads; an honest answer passes as it is.
+"""Checks of the numbers in a client's answers: they change nothing, and every honest answer passes.
 
-What was trained lies near what was sent: no step of Adam moves a number by more than 7.3 learning rates (with betas 0.9 and 0.999,
-by Cauchy and Schwarz: (1 - b1) / sqrt(1 - b2) / sqrt(1 - b1^2 / b2)). So nothing that a client says about a trained number can move an
-average by more than STEP learning rates times the steps of a round. What was measured, not trained, has a fixed bound.
-In honest runs of the profiles smoke and demo trained numbers moved by one learning rate in a step, and what was measured came to 6;
-with learning rates 100 to 300 times too large features came to 3e3, variances to 1e5.
+Trained numbers lie near what the server sent: no step of Adam moves a number by more than 7.3 learning rates (with
+betas 0.9 and 0.999, by Cauchy and Schwarz: (1 - b1) / sqrt(1 - b2) / sqrt(1 - b1^2 / b2)). A client can therefore move
+an average by at most STEP learning rates times the steps of a round. Measured numbers have a fixed bound.
+
+In honest runs of the profiles smoke and demo, trained numbers moved by one learning rate in a step, and measured ones
+reached 6. With learning rates 100 to 300 times too large, features reached 3e3 and variances 1e5.
 """
 
 from collections.abc import Callable
@@ -12,22 +13,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Check = Callable[
-    [Tensor], str | None
-]  # a finite tensor of the right type and shape -> what is wrong with it, None = nothing
+# A finite tensor of the right type and shape -> what is wrong with it; None if nothing is.
+Check = Callable[[Tensor], str | None]
 
 STEP = 8.0  # learning rates that a number may move in a step
-LIMIT = 1e6  # largest size of a number that was measured: a feature, a gradient, a mean of BatchNorm; a variance or a square: LIMIT^2
-ROUNDING = 1e-6  # of a float32 number in a step, and of the trace of a Gram matrix
+# Largest absolute value of a measured number: a feature, a gradient, a BatchNorm mean. Variances and squares: LIMIT^2.
+LIMIT = 1e6
+ROUNDING = 1e-6  # relative error of a float32 number in a step, and of the trace of a Gram matrix
 
 
-def equal(known: Tensor) -> Check:
-    """The server knows it."""
+def equality_check(known: Tensor) -> Check:
+    """Check that a tensor is one that the server knows already."""
     return lambda value: None if torch.equal(value, known) else f"is {_brief(value)}, the server knows {_brief(known)}"
 
 
-def between(low: float | Tensor, high: float | Tensor) -> Check:
-    """All numbers lie in low..high, which may be tensors of their own."""
+def range_check(low: float | Tensor, high: float | Tensor) -> Check:
+    """Check that all numbers lie between two bounds.
+
+    Args:
+        low: smallest allowed value, or a tensor of them.
+        high: largest allowed value, or a tensor of them.
+
+    Returns:
+        The check.
+    """
 
     def check(value: Tensor) -> str | None:
         outside = (value < low) | (value > high)
@@ -36,19 +45,36 @@ def between(low: float | Tensor, high: float | Tensor) -> Check:
     return check
 
 
-def near(start: Tensor, rate: float, steps: int) -> Check:
-    """What Adam can have made of `start` with a learning rate in so many steps."""
+def reach_check(start: Tensor, rate: float, steps: int) -> Check:
+    """Check that Adam can have reached a tensor.
+
+    Args:
+        start: the tensor that training started from.
+        rate: learning rate.
+        steps: most steps.
+
+    Returns:
+        The check.
+    """
 
     def check(value: Tensor) -> str | None:
-        reach = steps * (STEP * rate + ROUNDING * largest(start))
-        gap = largest(value - start)
+        reach = steps * (STEP * rate + ROUNDING * largest_magnitude(start))
+        gap = largest_magnitude(value - start)
         return f"is {gap:g} away from what was sent, training reaches {reach:g} at most" if gap > reach else None
 
     return check
 
 
-def positive_gram(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
-    """A packed symmetric matrix of sums of squares and products: none below zero, or above `high`."""
+def gram_check(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
+    """Check that a packed symmetric matrix of sums of squares and products is a Gram matrix.
+
+    Args:
+        unpack: packed numbers -> (n, n) matrix.
+        high: largest allowed sum of squares.
+
+    Returns:
+        The check: no square below zero or above `high`, no eigenvalue below zero.
+    """
 
     def check(value: Tensor) -> str | None:
         moments = unpack(value.double())
@@ -62,8 +88,8 @@ def positive_gram(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
     return check
 
 
-def right(total: Tensor) -> Check:
-    """Right answers by (mask, class): at most as many as there are images, and no fewer where fewer classes compete."""
+def counts_check(total: Tensor) -> Check:
+    """Check right answers by (mask, class): at most `total` (classes,), and no fewer where fewer classes compete."""
 
     def check(value: Tensor) -> str | None:
         if (value < 0).any() or (value > total).any():
@@ -73,8 +99,8 @@ def right(total: Tensor) -> Check:
     return check
 
 
-def largest(value: Tensor) -> float:
-    """The largest absolute value, 0 of nothing."""
+def largest_magnitude(value: Tensor) -> float:
+    """The largest absolute value of a tensor; 0 if it is empty."""
     return max(map(abs, map(float, value.aminmax()))) if value.numel() else 0.0
 
 

@@ -1,6 +1,6 @@
 """The federated continual learning loop: tasks, rounds, broadcast, local work, upload, aggregation, evaluation.
 
-No method is named here, and nothing but payloads passes between `method` (the server's side) and the transport (the clients).
+This module names no system. Only payloads pass between `method` (the server's side) and the transport (the clients).
 """
 
 import math
@@ -13,33 +13,56 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shorten
 from lscl.federation.client import Client
-from lscl.federation.limits import Check, equal, right
+from lscl.federation.limits import Check, counts_check, equality_check
 from lscl.federation.method import Method, Stage
 from lscl.federation.metrics import MASKS
-from lscl.federation.payload import Payload, Shapes, brief, finite, largest_in, num_bytes, seal
+from lscl.federation.payload import Payload, Shapes, is_finite, num_bytes, payload_magnitude, seal
 from lscl.federation.training import answer
 
-AMPLIFIED = 1000.0  # an aggregate is at most so many times larger than what went into it
+AMPLIFIED = 1000.0  # an aggregate may be at most this many times larger than its inputs
 
 
 class Transport(Protocol):
     """Carries one exchange to the clients and back."""
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> Mapping[int, Payload | LsclError]:
-        """Send downloads[k] to client k, return the clients' answers, or why there is none, in the order of their numbers."""
+        """Send each client its payload and wait for the answers.
+
+        Args:
+            stage: the exchange.
+            downloads: {client: payload}.
+
+        Returns:
+            {client: its answer, or the error that explains why there is none}, in the order of the clients' numbers.
+        """
 
 
 @dataclass
 class InProcess:
-    """All clients in this process, one after another. `progress` is told of each client that has answered."""
+    """Runs all clients in this process, one after another.
+
+    Args:
+        method: the system.
+        clients: all clients.
+        progress: called with the stage and the client's number after each answer; None = nobody is told.
+    """
 
     method: Method
     clients: list[Client]
-    progress: object = None
+    progress: Callable[[Stage, int], None] | None = None
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
+        """Let each client answer its payload.
+
+        Args:
+            stage: the exchange.
+            downloads: {client: payload}.
+
+        Returns:
+            {client: its answer}.
+        """
         answers = {}
         for client in self.clients:
             answers[client.id] = answer(self.method, client, stage, downloads[client.id])
@@ -50,11 +73,18 @@ class InProcess:
 
 @dataclass
 class Round:
-    """What the loop reports after a round. `scores`: the clients' right answers, only after the last round of a task.
+    """The report of one round.
 
-    cpu_seconds: of this process, all its threads; other work on the machine hardly changes them.
-    images: that an optimiser of this process has seen, on clients and server, repeats and made ones among them.
-    faults: why an answer was not taken, one line each; such a client has 0 bytes up, or no scores.
+    Args:
+        task: number of the task, from 0.
+        round: number of the round in the task, from 0.
+        bytes_up: bytes of each client's upload.
+        bytes_down: bytes of each client's downloads.
+        seconds: wall-clock time of the parts "train", "aggregate" and "evaluate".
+        cpu_seconds: CPU time of all threads of this process; other work on the machine hardly changes it.
+        images: images that the optimisers of this process have seen, repeated and synthetic ones included.
+        scores: {client: right answers} after the last round of a task, else empty; see `metrics.evaluate`.
+        faults: why an answer was rejected, one line each; such a client has 0 bytes up, or no scores.
     """
 
     task: int
@@ -69,12 +99,12 @@ class Round:
 
 
 def finish_of(stages: list[Stage]) -> Stage:
-    """The exchange behind a task's last training stage: the clients are tested and end the task."""
+    """The exchange after a task's last training stage: the clients are tested and end the task."""
     return Stage(stages[-1].task, stages[-1].round, "finish")
 
 
 def exchanges(method: Method) -> list[Stage]:
-    """Every exchange of a run, in order."""
+    """All exchanges of a run, in order."""
     tasks = [method.stages(task) for task in range(method.config.tasks_run)]
     return [stage for stages in tasks for stage in [*stages, finish_of(stages)]]
 
@@ -82,14 +112,23 @@ def exchanges(method: Method) -> list[Stage]:
 def federate(
     method: Method, transport: Transport, done: int = 0, least: int | None = None, limit: int | None = None
 ) -> Iterator[Round]:
-    """Run the tasks of `method.config`, yielding after each round; the first `done` rounds are taken as finished.
+    """Run all tasks and report after each round.
 
-    least: good answers that an exchange needs, None = those of all clients; limit: bytes of the largest answer allowed. With `least`, an
-    answer that makes the aggregation fail is left out, too; without, whatever the aggregation raises is raised.
+    With `least`, the loop also drops an answer that makes the aggregation fail; without it, the failure is raised.
+
+    Args:
+        method: the system, with its config and the server's state.
+        transport: the way to the clients.
+        done: rounds that an earlier call finished.
+        least: valid answers that an exchange needs; None = those of all clients.
+        limit: largest answer in bytes; None = any.
+
+    Yields:
+        The report of each round from number `done` on.
 
     Raises:
-        LsclError: a client gave no answer or a bad one, and too few are left, or what the server would send next cannot be sent;
-            the rounds before are as they were.
+        LsclError: too few clients gave a valid answer, or the server's next payload cannot be sent; the state of the
+            rounds before is unchanged.
     """
     config, number, following = method.config, 0, dict(pairwise(exchanges(method)))
     for task in range(config.tasks_run):
@@ -130,7 +169,7 @@ def _collect(
     least: int | None,
     limit: int | None,
 ) -> tuple[dict[int, Payload], list[str]]:
-    """One exchange: -> the good answers, checked and copied, and why others were not taken."""
+    """Carry out one exchange: -> the valid answers, checked and copied, and why others were rejected."""
     answers, faults = {}, []
     for k, given in transport.ask(stage, downloads).items():
         try:
@@ -141,7 +180,7 @@ def _collect(
         except LsclError as error:
             if least is None:
                 raise
-            faults.append(brief(error))
+            faults.append(shorten(error))
     _enough(answers, stage, least, faults)
     return answers, faults
 
@@ -160,20 +199,20 @@ def _where(stage: Stage) -> str:
 def _valid(
     method: Method, client: int, stage: Stage
 ) -> tuple[Shapes, Callable[[str], torch.dtype], Mapping[str, Check]]:
-    """Shapes, types and numbers of a valid answer."""
+    """Shapes, types and checks of a client's valid answer."""
     if stage.name != "finish":
-        return method.expected(client, stage), method.dtype, method.checks(client, stage)
-    total = torch.from_numpy(method.census.tested(client, stage.task))
+        return method.upload_shapes(client, stage), method.dtype, method.checks(client, stage)
+    total = torch.from_numpy(method.census.test_images_so_far(client, stage.task))
     shapes = {"correct": (len(MASKS), len(total)), "total": (len(total),)}
-    return shapes, lambda name: torch.int64, {"total": equal(total), "correct": right(total)}
+    return shapes, lambda name: torch.int64, {"total": equality_check(total), "correct": counts_check(total)}
 
 
 def _aggregate(
     method: Method, uploads: dict[int, Payload], stage: Stage, following: Stage, least: int | None
 ) -> list[str]:
-    """Aggregate, if need be without the client whose answer makes it fail, which is taken out of `uploads`; -> why.
+    """Aggregate; drop the one client from `uploads` whose answer makes it fail; -> what went wrong.
 
-    If no single client is to blame the server stays as it was before.
+    If no single client is to blame, the server keeps its state.
     """
     before = method.server
 
@@ -181,7 +220,7 @@ def _aggregate(
         method.server = dict(before)
         try:
             method.aggregate(chosen, stage)
-            _check_server(method, following, AMPLIFIED * (1 + largest_in(before, *chosen.values())))
+            _check_server(method, following, AMPLIFIED * (1 + payload_magnitude(before, *chosen.values())))
         except Exception as error:
             method.server = before
             return error
@@ -194,14 +233,14 @@ def _aggregate(
     for k in uploads:
         if attempt({other: payload for other, payload in uploads.items() if other != k}) is None:
             del uploads[k]
-            faults = [f"client {k}: its answer makes the aggregation fail ({brief(error)})"]
+            faults = [f"client {k}: its answer makes the aggregation fail ({shorten(error)})"]
             _enough(uploads, stage, least, faults)
             return faults
-    return [f"server: {_where(stage)}: the aggregation fails ({brief(error)}), what was there before is kept"]
+    return [f"server: {_where(stage)}: the aggregation fails ({shorten(error)}), what was there before is kept"]
 
 
 def _end_task(method: Method, task: int, following: Stage | None, least: int | None) -> list[str]:
-    """End the task on the server; if that fails, the server stays as it was before; -> why."""
+    """End the task on the server; if that fails, the server keeps its state; -> what went wrong."""
     before = method.server
     method.server = dict(before)
     try:
@@ -212,15 +251,15 @@ def _end_task(method: Method, task: int, following: Stage | None, least: int | N
         if least is None:
             raise
         _check_server(method, following)
-        return [f"server: the end of task {task + 1} fails ({brief(error)}), what was there before is kept"]
+        return [f"server: the end of task {task + 1} fails ({shorten(error)}), what was there before is kept"]
     return []
 
 
 def _check_server(method: Method, following: Stage | None, bound: float = math.inf) -> None:
-    """Whether what the server holds, and what it is to send next, can be sent.
+    """Check that the server's state and its next payloads can be sent.
 
     Raises:
-        LsclError: NaN, infinite, or larger than `bound`.
+        LsclError: they hold NaN or infinite numbers, or the state has numbers larger than `bound`.
     """
     held = [("held", method.server)]
     held += (
@@ -232,7 +271,7 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
             if id(value) in known:
                 continue
             known.add(id(value))
-            if not finite(value):
+            if not is_finite(value):
                 raise LsclError(f"payload of server: {name} ({where}) holds NaN or infinite numbers")
-    if (size := largest_in(method.server)) > bound:
+    if (size := payload_magnitude(method.server)) > bound:
         raise LsclError(f"payload of server: numbers of {size:g}, allowed are {bound:g} after what went in")

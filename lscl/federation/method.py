@@ -1,7 +1,8 @@
-"""The hooks of a federated continual learning method. The defaults are FedAvg; a method overrides what it changes.
+"""The hooks of a federated continual learning method: the defaults are FedAvg, and a method overrides what it changes.
 
-A system is one file: a subclass of `Method` that says of itself what `FACTS` lists, with its parameters, and `lscl.register`s itself.
-Server state lives in `Method.server`, private client state in `Client.model` and `Client.state`; only payloads cross between them.
+A system is one file: a subclass of `Method` with its parameters and the facts that `FACTS` lists, registered by
+`lscl.register`. The server's state is `Method.server`, a client's private state is `Client.model` and `Client.state`;
+only payloads cross between them.
 """
 
 import math
@@ -19,7 +20,7 @@ from lscl.data.partition import Census
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client, Inputs
 from lscl.federation.costs import Costs
-from lscl.federation.limits import LIMIT, STEP, Check, between, equal, near
+from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_check, reach_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
 from lscl.models.vit import FrozenViT
@@ -32,7 +33,13 @@ HOLDS = "holds"  # name of the classes of the client's task in an upload, only w
 
 @dataclass(frozen=True)
 class Stage:
-    """One exchange: broadcast, local work, upload, aggregate. `name` is "train", "finish", or a method's own."""
+    """One exchange: broadcast, local work, upload, aggregation.
+
+    Args:
+        task: number of the task, from 0.
+        round: number of the round in the task, from 0.
+        name: "train", "finish" (the clients are tested and end the task), or a method's own.
+    """
 
     task: int
     round: int
@@ -41,9 +48,15 @@ class Stage:
 
 @dataclass
 class Phase:
-    """One run of an optimiser over images: parameter groups with their learning rates, and a loss.
+    """One run of an optimiser over a client's images.
 
-    index: positions of the training images, None = those of the task at hand; clip: largest norm of the gradient, None = any.
+    Args:
+        groups: parameter groups with their learning rates, as torch's optimisers take them.
+        loss: client and batch -> scalar.
+        epochs: passes over the images.
+        batch: images per step.
+        index: (n,) positions of the training images; None = those of the current task.
+        clip: largest norm of the gradient; None = any.
     """
 
     groups: list[dict]
@@ -62,52 +75,56 @@ class HeadMerge(Parameters):
     )
 
 
-# The points at which a system with one learning rate is tuned; six, as everybody has. This is the second grid: in the first, of the same
-# size, some systems were best at an edge, so the learning rates were moved up by one step.
+# The points at which a system with one learning rate is tuned; every system has six. This is the second grid: in the
+# first one some systems were best at an edge, so all learning rates were moved up by one step.
 LEARNING_RATES = tuple({"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 
-# What a system says of itself, and what holds if it does not. None of it is inherited: a system built on another one has its own.
+# The facts of a system and their defaults. They are not inherited: a system built on another one has its own.
 FACTS: dict[str, Any] = {
-    "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000, "quick": (), "rows": ({},),
-    "sizes": {}, "tuned": {}, "official": {}, "search_space": (), "notes": {}, "studies": {}, "costs": None,
+    "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000,
+    "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": (), "notes": {},
+    "studies": {}, "costs": None,
 }  # fmt: skip
 
 
 class Method:
-    """FedAvg's life cycle, and what a system says of itself."""
+    """A system: FedAvg's life cycle as hooks to override, and facts about the system.
 
-    name: ClassVar[str | None]  # in configs and file names
-    label: ClassVar[str]  # in tables; empty = the name
-    paper_name: ClassVar[str | None]  # in the tables of the Fed-LSCL paper; None = not there
+    Args:
+        config: the experiment.
+        foundation: the frozen ViT, cut where `cut` says; None if the system has none.
+        num_classes: classes C of the data set.
+
+    Raises:
+        LsclError: the system cannot use this ViT.
+    """
+
+    name: ClassVar[str | None]  # its name in configs and file names
+    label: ClassVar[str]  # its name in tables; empty = `name`
+    paper_name: ClassVar[str | None]  # its name in the tables of the Fed-LSCL paper; None = not there
     citation: ClassVar[str | None]  # arXiv number of its source
-    role: ClassVar[str | None]  # "own" = the paper's system, "floor" = the one that all are compared with
-    place: ClassVar[int]  # in tables, from 0; systems of others come behind ours
-    turn: ClassVar[int]  # in sweeps, from 0: quick ones first
-    quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all
-    rows: ClassVar[Collection[dict[str, Any]]]  # its rows of the main table: what each changes of the profile
-    sizes: ClassVar[Mapping[str, dict[str, Any]]]  # by profile: what is smaller so that a run fits
-    tuned: ClassVar[dict[str, Any]]  # demo and mini: chosen on the tuning seed alone, from `search_space`
-    official: ClassVar[dict[str, Any]]  # colab and paper: of the official code
+    role: ClassVar[str | None]  # "own" = the paper's system, "floor" = the reference for all others
+    place: ClassVar[int]  # its place in tables, from 0; systems of other packages come last
+    turn: ClassVar[int]  # its turn in sweeps, from 0: quick systems first
+    quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all systems
+    rows: ClassVar[Collection[dict[str, Any]]]  # its rows of the main table: {field: value} that each changes
+    sizes: ClassVar[Mapping[str, dict[str, Any]]]  # {profile: {field: value}}: smaller values, so that a run fits
+    tuned: ClassVar[dict[str, Any]]  # values for demo and mini, chosen from `search_space` on the tuning seed alone
+    official: ClassVar[dict[str, Any]]  # values for colab and paper, those of the official code
     search_space: ClassVar[Collection[dict[str, Any]]]  # the points of `lscl sweep tune`; all set the same parameters
-    notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always says: {name: {value: text}}
-    studies: ClassVar[
-        Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]
-    ]  # sets of runs: profile -> {label: what it changes}
+    notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always shows: {name: {value: text}}
+    studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # profile -> {label: {field: value}}
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
 
-    Parameters: ClassVar[type[Parameters]] = Parameters  # its own, and those it shares
-    vit = True  # whether the frozen ViT is used at all
+    Parameters: ClassVar[type[Parameters]] = Parameters  # its own parameters, and those that it shares
+    vit = True  # whether it uses the frozen ViT
     cnn = False  # whether clients have a small CNN
-    query = False  # whether the ViT's CLS feature with nothing adapted is needed beside the prefix
-    passes = 1  # how often an epoch goes through the task's images
-    surrogate: str | None = (
-        None  # the parameter that says how many images per class the server needs; they are in `server_images`
-    )
-    server_images: Inputs | None = None  # images of the official test split that nobody is tested on
-    census: Census  # who has which classes and how many images; lscl.experiments.run sets it
-    head_rows: tuple[
-        str, ...
-    ] = ()  # names in `shared` whose rows belong to one class each, for `head_merge` (take `HeadMerge`)
+    query = False  # whether it needs the ViT's CLS feature with nothing adapted, in addition to the prefix
+    passes = 1  # passes of an epoch over the task's images
+    surrogate: str | None = None  # the parameter that says how many images per class the server needs
+    server_images: Inputs | None = None  # these images, from the official test split; no client is tested on them
+    census: Census  # the classes and numbers of images of all clients; lscl.experiments.run sets it
+    head_rows: tuple[str, ...] = ()  # names in `shared` whose rows belong to one class each (see `HeadMerge`)
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -120,14 +137,12 @@ class Method:
             self.check_foundation(config, foundation)
         self.config, self.foundation, self.num_classes = config, foundation, num_classes
         self.device = torch.device("cpu")  # where the server computes; lscl.experiments.run sets it
-        self.optimised = (
-            0  # images that an optimiser has seen; `fit` counts those of a phase, a method those that it adds to them
-        )
+        self.optimised = 0  # images that optimisers have seen: those of phases, and those that a method adds to them
         self.server: dict[str, Tensor] = self.initial_server()
 
     @staticmethod
     def cut(config: Experiment) -> int | None:
-        """The block in front of which the frozen ViT is cut; None = behind the last, for methods that use its features as they are."""
+        """The block in front of which the frozen ViT is cut; None = behind the last, if the method adapts no block."""
         return None
 
     @classmethod
@@ -137,34 +152,42 @@ class Method:
 
     @staticmethod
     def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
-        """Whether the method can work on this frozen ViT.
+        """Check that the method can adapt this frozen ViT.
+
+        Args:
+            config: the experiment.
+            foundation: the frozen ViT.
 
         Raises:
-            LsclError: it cannot, and why.
+            LsclError: it cannot; the line says why.
         """
 
     # -- building blocks
     def build(self, client: int) -> nn.Module:
-        """The modules of a client; called by `new_model`."""
+        """Make the modules of a client; `new_model` calls this.
+
+        Raises:
+            NotImplementedError: every method has its own modules.
+        """
         raise NotImplementedError
 
     def new_model(self, client: int) -> nn.Module:
-        """An untrained model of a client; what all clients have in common starts from the same draw."""
+        """Make the untrained model of a client; modules that all clients have start from the same draw."""
         with seeded(self.config.seed, "model"):
             return self.build(client)
 
     def shared(self, model: nn.Module) -> dict[str, Tensor]:
-        """What of the model travels, by name: all parameters and buffers."""
+        """The tensors of a model that travel, by name: all parameters and buffers."""
         return dict(model.state_dict())
 
     def initial_server(self) -> dict[str, Tensor]:
-        """What the server holds before the first round."""
+        """The server's tensors before the first round."""
         return {name: value.detach().clone() for name, value in self.shared(self.new_model(0)).items()}
 
     # -- server
     @property
     def by_holders(self) -> bool:
-        """Whether rows of the head are averaged only over the clients that trained them."""
+        """Whether each row of the head is averaged only over the clients that trained it (head_merge = holders)."""
         return len(self.head_rows) > 0 and self.config.head_merge == "holders"
 
     def stages(self, task: int) -> list[Stage]:
@@ -172,11 +195,27 @@ class Method:
         return [Stage(task, number) for number in range(self.config.rounds)]
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
-        """What the server sends to a client."""
+        """Make the server's payload for a client.
+
+        Args:
+            client: number of the client.
+            stage: the exchange.
+
+        Returns:
+            {name: tensor}; by default all tensors of `server`.
+        """
         return self.server
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
-        """Names and shapes of a valid upload."""
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        """The names and shapes of a valid upload.
+
+        Args:
+            client: number of the client.
+            stage: the exchange.
+
+        Returns:
+            {name: shape}; None in a shape = any length.
+        """
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
 
@@ -186,48 +225,76 @@ class Method:
         return fixed.get(name) or (self.server[name].dtype if name in self.server else torch.float32)
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
-        """What the numbers of a valid upload must be like, by name.
+        """The checks of the numbers in a valid upload.
 
-        Counts, classes and BatchNorm's statistics are known by their names; what `start` has was trained, anything else was measured.
+        Counts, classes and BatchNorm's statistics are known by their names. A name in `training_start` was trained, any
+        other number was measured.
+
+        Args:
+            client: number of the client.
+            stage: the exchange.
+
+        Returns:
+            {name: check}.
         """
         classes = self.census.parts.tasks[client][stage.task].classes
         known = {IMAGES: torch.tensor(self.census.images(client, stage.task)), HOLDS: self.flags(classes)}
-        start, steps = self.start(client, stage), self.steps(client, stage.task)
+        start, steps = self.training_start(client, stage), self.steps(client, stage.task)
         found: dict[str, Check] = {}
-        for name in self.expected(client, stage):
+        for name in self.upload_shapes(client, stage):
             if name in known:
-                found[name] = equal(known[name])
+                found[name] = equality_check(known[name])
             elif name.endswith("running_var"):
-                found[name] = between(0, LIMIT**2)
+                found[name] = range_check(0, LIMIT**2)
             elif name.endswith("running_mean") or name not in start:
-                found[name] = between(-LIMIT, LIMIT)
+                found[name] = range_check(-LIMIT, LIMIT)
             elif start[name].is_floating_point():
-                found[name] = near(start[name], self.rate(name), steps)
+                found[name] = reach_check(start[name], self.rate(name), steps)
             else:
-                found[name] = between(start[name], start[name] + int(STEP) * steps)
+                found[name] = range_check(start[name], start[name] + int(STEP) * steps)
         return found
 
-    def start(self, client: int, stage: Stage) -> Payload:
-        """What the training of a round starts from, by the names of the upload."""
+    def training_start(self, client: int, stage: Stage) -> Payload:
+        """The tensors that the training of a round starts from.
+
+        Args:
+            client: number of the client.
+            stage: the exchange.
+
+        Returns:
+            {name in the upload: tensor}; by default the server's payload.
+        """
         return self.broadcast(client, stage)
 
     def steps(self, client: int, task: int) -> int:
-        """Steps of the optimiser in a round, at most; a method may train on kept images of earlier tasks, too."""
+        """The most optimiser steps of a round; kept images of earlier tasks count, too.
+
+        Args:
+            client: number of the client.
+            task: number of the task.
+
+        Returns:
+            A bound for the number of steps.
+        """
         return self.config.epochs * math.ceil(self.census.images_so_far(client, task) / self.config.batch)
 
     def rate(self, name: str) -> float:
-        """The learning rate of what is uploaded under this name."""
+        """The learning rate of the tensor with this name in the upload."""
         return self.config.lr
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
-        """Fuse the uploads into `server`: the average weighted by the number of training images.
+        """Fuse the uploads into `server`; by default FedAvg, weighted by the numbers of training images.
 
-        Tensors in `server` are replaced, never written into: the loop goes back to those of before if this fails.
+        Replace tensors in `server`, never write into them: the loop restores the old ones if this fails.
+
+        Args:
+            uploads: {client: upload}.
+            stage: the exchange.
         """
-        self.server.update(self.averaged(uploads))
+        self.server.update(self.average_uploads(uploads))
 
-    def averaged(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
-        """What was uploaded under the names of `server`, averaged by the number of training images.
+    def average_uploads(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+        """Average the uploaded tensors whose names are in `server`, weighted by the numbers of training images.
 
         With head_merge = holders, a row of the head is averaged only over the clients whose task has its class.
         """
@@ -245,22 +312,36 @@ class Method:
         return merged
 
     def server_end_task(self, task: int) -> None:
-        """After every client has ended the task."""
+        """Do the server's work after every client has ended the task."""
 
     def sheet(self, task: int) -> np.ndarray | None:
-        """Images the server made in the task, to look at: (n, H, W, 3) uint8; None if it made none."""
+        """Images that the server made in the task, to be looked at: (n, H, W, 3) uint8; None if it made none."""
         return None
 
     # -- client
     def start_task(self, client: Client) -> None:
-        """Before the first round of a task."""
+        """Prepare a client before the first round of a task."""
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
-        """Take in what the server sent."""
+        """Load the server's payload into a client.
+
+        Args:
+            client: the client.
+            payload: what `broadcast` made.
+            stage: the exchange.
+        """
         client.model.load_state_dict(payload, strict=False)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
-        """The optimiser runs of a round; every round starts with fresh optimisers."""
+        """The optimiser runs of a round, in order.
+
+        Args:
+            client: the client.
+            stage: the exchange.
+
+        Returns:
+            The phases; each starts with a fresh optimiser.
+        """
         return [
             Phase(
                 [{"params": list(client.model.parameters()), "lr": self.config.lr}],
@@ -271,31 +352,67 @@ class Method:
         ]
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
-        """Cross-entropy over the classes of the client's task."""
+        """The loss of a batch; by default cross-entropy over the classes of the client's task.
+
+        Args:
+            client: the client.
+            batch: b images.
+
+        Returns:
+            A scalar.
+        """
         return self.cross_entropy(client, batch, self.logits(client, batch))
 
     def cross_entropy(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
-        """Mean cross-entropy of (b, C) logits, all classes but those of the client's task left out."""
+        """Cross-entropy over the classes of the client's task.
+
+        Args:
+            client: the client.
+            batch: b images.
+            logits: (b, C).
+
+        Returns:
+            A scalar, the mean over the batch.
+        """
         return masked_cross_entropy(logits, batch.labels, client.classes)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        """What the client sends to the server."""
+        """Make the client's payload for the server.
+
+        Args:
+            client: the client.
+            stage: the exchange.
+
+        Returns:
+            {name: tensor}; by default the tensors of `shared` and the number of training images.
+        """
         about = {IMAGES: torch.tensor(len(client.current.train))}
         if self.by_holders:
             about[HOLDS] = self.holds(client)
         return {**about, **self.shared(client.model)}
 
     def holds(self, client: Client) -> Tensor:
-        """Which classes are in the client's task: (C,) bool."""
+        """The classes of the client's task as flags, (C,) bool."""
         return self.flags(client.current.classes)
 
     def flags(self, classes: Sequence[int]) -> Tensor:
-        """Some classes as flags: (C,) bool."""
+        """Turn labels into flags, (C,) bool."""
         return torch.zeros(self.num_classes, dtype=torch.bool).index_fill_(0, torch.tensor(classes), True)
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
-        """Scores of all classes, (b, C); the evaluation masks them."""
+        """The scores of all classes; losses and tests mask them.
+
+        Args:
+            client: the client.
+            batch: b images.
+
+        Returns:
+            (b, C).
+
+        Raises:
+            NotImplementedError: every method has its own scores.
+        """
         raise NotImplementedError
 
     def end_task(self, client: Client) -> None:
-        """After the task's evaluation."""
+        """Do the client's work after it was tested at the end of the task."""

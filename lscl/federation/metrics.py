@@ -1,7 +1,7 @@
-"""Scores: what is right under three masks, and the metrics made from it, one formula each.
+"""Right answers under three masks, and the metrics computed from them, one formula each.
 
-The accuracy tensor is acc[mask][t][k][u]: after task t, client k, on the test images of its task u <= t. Masks:
-task = only the classes of task u compete (the task is given), seen = all classes client k has met so far
+The accuracy tensor is acc[mask][t][k][u]: after task t, of client k, on the test images of its task u <= t. The masks:
+task = only the classes of task u compete (the task is given), seen = all classes that client k has met
 (class-incremental), all = every class of the data set.
 """
 
@@ -19,12 +19,17 @@ MASKS = ("task", "seen", "all")
 
 @torch.no_grad()
 def evaluate(method: Method, client: Client) -> dict[str, Tensor]:
-    """Right answers of a client on the test images of its tasks so far.
+    """Test a client on the test images of all its tasks so far.
 
-    -> {"correct": (masks, classes met so far) int64, "total": (classes met so far,) int64}, classes in order of arrival.
+    Args:
+        method: the system, which gives the logits.
+        client: the client.
+
+    Returns:
+        {"correct": (masks, classes met) int64, "total": (classes met,) int64}, classes in order of arrival.
     """
     client.model.eval()
-    seen = torch.tensor(client.partition.seen(client.id, client.task))
+    seen = torch.tensor(client.partition.seen_classes(client.id, client.task))
     place = torch.full((method.num_classes,), -1)
     place[seen] = torch.arange(len(seen))
     correct, total = torch.zeros(len(MASKS), len(seen), dtype=torch.int64), torch.zeros(len(seen), dtype=torch.int64)
@@ -41,13 +46,29 @@ def evaluate(method: Method, client: Client) -> dict[str, Tensor]:
 
 
 def task_accuracies(found: dict, classes_per_task: int) -> np.ndarray:
-    """One client's right answers {"correct": (masks, seen), "total": (seen,)} -> percent by (mask, task)."""
+    """Turn one client's right answers into accuracies.
+
+    Args:
+        found: {"correct": (masks, classes met), "total": (classes met,)}, see `evaluate`.
+        classes_per_task: classes of a task.
+
+    Returns:
+        (masks, tasks), percent.
+    """
     correct, total = np.asarray(found["correct"]), np.asarray(found["total"])
     return 100 * correct.reshape(len(MASKS), -1, classes_per_task).sum(2) / total.reshape(-1, classes_per_task).sum(1)
 
 
 def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int) -> np.ndarray:
-    """acc[mask][t][k][u] in percent from the right answers counts[t][k]; NaN for u > t and for a client that gave none (None)."""
+    """Turn all right answers into the accuracy tensor acc[mask][t][k][u].
+
+    Args:
+        counts: counts[t][k], the right answers of client k after task t (see `evaluate`); None if it gave none.
+        classes_per_task: classes of a task.
+
+    Returns:
+        (masks, tasks, clients, tasks), percent; NaN for u > t and where a client gave no answer.
+    """
     tasks, clients = len(counts), len(counts[0])
     acc = np.full((len(MASKS), tasks, clients, tasks), np.nan)
     for t, row in enumerate(counts):
@@ -58,24 +79,24 @@ def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int) -> n
 
 
 def current_task(acc: np.ndarray) -> np.ndarray:
-    """Table 1 of the paper: after task t, mean over clients of acc[t][k][t]. acc: (t, k, u) -> (t,)."""
+    """Table 1 of the paper: the mean over clients of acc[t][k][t]. (t, k, u) -> (t,)."""
     return np.array([acc[t, :, t].mean() for t in range(len(acc))])
 
 
 def average_so_far(acc: np.ndarray) -> np.ndarray:
-    """After task t, mean over clients and tasks u <= t. The last entry is Table 2 of the paper. acc: (t, k, u) -> (t,)."""
+    """The mean over clients and tasks u <= t; the last entry is Table 2 of the paper. (t, k, u) -> (t,)."""
     return np.array([acc[t, :, : t + 1].mean() for t in range(len(acc))])
 
 
 def forgetting(acc: np.ndarray) -> float:
-    """Mean over clients and tasks u < T of max_{t < T} acc[t][u] - acc[T][u] (Chaudhry et al. 2018). acc: (t, k, u)."""
+    """Mean over clients and tasks u < T of max_{t < T} acc[t][u] - acc[T][u] (Chaudhry et al. 2018), of (t, k, u)."""
     if len(acc) == 1:
         return 0.0
     return float((np.nanmax(acc[:-1, :, :-1], axis=0) - acc[-1, :, :-1]).mean())
 
 
 def backward_transfer(acc: np.ndarray) -> float:
-    """Mean over clients and tasks u < T of acc[T][u] - acc[u][u] (Lopez-Paz and Ranzato 2017). acc: (t, k, u)."""
+    """Mean over clients and tasks u < T of acc[T][u] - acc[u][u] (Lopez-Paz and Ranzato 2017), of (t, k, u)."""
     if len(acc) == 1:
         return 0.0
     then = np.stack([acc[u, :, u] for u in range(len(acc) - 1)], axis=1)
@@ -83,7 +104,15 @@ def backward_transfer(acc: np.ndarray) -> float:
 
 
 def accuracy_per_class(counts: list[list[dict]], partition_seen: list[list[int]]) -> dict[int, dict[int, list[float]]]:
-    """After the last task: {client: {class: [accuracy in percent under each mask]}}."""
+    """The accuracy on every class after the last task.
+
+    Args:
+        counts: counts[t][k], see `accuracy_tensor`.
+        partition_seen: partition_seen[k], the labels that client k has met, in order of arrival.
+
+    Returns:
+        {client: {label: [percent under each mask]}}.
+    """
     last = counts[-1]
     return {
         k: {

@@ -7,10 +7,19 @@ from torch import Tensor
 
 from lscl.federation.client import Batch, Inputs
 
-BATCH = 200  # images per forward pass; part of what makes a run repeat bit for bit
+BATCH = 200  # images per forward pass; another number would change the last bits of a run
 
 
 @torch.no_grad()
 def map_batches(inputs: Inputs, index: Tensor, output: Callable[[Batch], Tensor]) -> Tensor:
-    """output(batch), (b, ...), of all images at the positions `index` (n,), in that order: (n, ...)."""
-    return torch.cat([output(inputs.batch(part)) for part in index.split(BATCH)])
+    """Compute something for many images, batch by batch.
+
+    Args:
+        inputs: the split.
+        index: (n,) positions of the images.
+        output: a batch of b images -> (b, ...).
+
+    Returns:
+        (n, ...), in the order of `index`.
+    """
+    return torch.cat([output(inputs.batch(part)) for part in index.split(BATCH)])  # (n, ...)

@@ -1,12 +1,12 @@
-"""What crosses the border between client and server: named tensors and numbers, copied, checked and counted in bytes."""
+"""Payloads: named tensors that cross the border between client and server, copied, checked and counted in bytes."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from lscl.errors import LsclError
-from lscl.federation.limits import Check, largest
+from lscl.errors import LsclError, shorten
+from lscl.federation.limits import Check, largest_magnitude
 
 Payload = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int | None, ...]]  # None: any length
@@ -20,17 +20,27 @@ def seal(
     limit: int | None = None,
     checks: Mapping[str, Check] | None = None,
 ) -> Payload:
-    """A checked copy of `payload` on the CPU that shares no memory with the sender.
+    """Copy a payload to the CPU, sharing no memory with the sender, and check it.
 
-    dtype: the type that the tensor of a name must have; limit: bytes of the largest payload allowed; checks: of the numbers, by name.
+    Args:
+        payload: {name: tensor}.
+        sender: who sent it, for messages.
+        expected: {name: shape} of a valid payload; None = any.
+        dtype: name -> type that the tensor must have; None = any.
+        limit: largest size in bytes; None = any.
+        checks: {name: check of its numbers}; None = none.
+
+    Returns:
+        The copy.
 
     Raises:
-        LsclError: not a tensor, not finite, too large, names, shapes and types other than expected, or numbers that cannot be.
+        LsclError: a value is not a tensor or not finite, the payload is too large, a name, shape or type is not the
+            expected one, or a check fails.
     """
     if not isinstance(payload, Mapping):
         raise LsclError(f"payload of {sender}: is a {type(payload).__name__}, not tensors by name")
     if expected is not None and set(payload) != set(expected):
-        odd = brief(", ".join(sorted(map(str, set(payload) ^ set(expected)))))
+        odd = shorten(", ".join(sorted(map(str, set(payload) ^ set(expected)))))
         raise LsclError(f"payload of {sender}: {odd} missing or not allowed (allowed: {', '.join(sorted(expected))})")
     sealed = {}
     for name, value in payload.items():
@@ -45,7 +55,7 @@ def seal(
             raise LsclError(f"payload of {sender}: {name} has shape {tuple(value.shape)}, allowed is {allowed}")
         if dtype is not None and value.dtype != dtype(name):
             raise LsclError(f"payload of {sender}: {name} has type {value.dtype}, allowed is {dtype(name)}")
-        if not finite(value):
+        if not is_finite(value):
             raise LsclError(f"payload of {sender}: {name} holds NaN or infinite numbers")
         sealed[name] = value.detach().to("cpu", copy=True).contiguous()
         check_size(num_bytes(sealed), sender, limit)
@@ -55,26 +65,30 @@ def seal(
     return sealed
 
 
-def finite(value: Tensor) -> bool:
-    """Whether there is neither NaN nor an infinite number in it."""
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor is free of NaN and infinite numbers."""
     return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(value).all())
 
 
-def brief(text: object) -> str:
-    """What others wrote, or an error, as one line of at most 500 printable characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:2000]).split())
-    return line if len(line) <= 500 else f"{line[:500]} ..."
-
-
-def largest_in(*payloads: Payload) -> float:
-    """The largest absolute value of all floating-point numbers, 0 of none."""
+def payload_magnitude(*payloads: Payload) -> float:
+    """The largest absolute value of all floating-point numbers; 0 if there are none."""
     return max(
-        (largest(value) for payload in payloads for value in payload.values() if value.is_floating_point()), default=0.0
+        (largest_magnitude(value) for payload in payloads for value in payload.values() if value.is_floating_point()),
+        default=0.0,
     )
 
 
 def check_size(size: int, sender: str, limit: int | None) -> None:
-    """Raises LsclError if a payload of `size` bytes is over the limit."""
+    """Refuse a payload that is too large.
+
+    Args:
+        size: its bytes, or those received so far.
+        sender: who sent it, for the message.
+        limit: largest size in bytes; None = any.
+
+    Raises:
+        LsclError: it is larger.
+    """
     if limit is not None and size > limit:
         raise LsclError(f"payload of {sender}: {size} bytes or more, allowed are {limit}")
 
@@ -84,5 +98,5 @@ def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
 
 
 def num_bytes(payload: Payload) -> int:
-    """Bytes of all tensors as they travel, without framing."""
+    """Bytes of all tensors of a payload, without names and framing."""
     return sum(value.numel() * value.element_size() for value in payload.values())

@@ -1,4 +1,4 @@
-"""What a client does when the server asks: take in the payload, train or evaluate, answer."""
+"""A client's part of an exchange: receive the payload, train or evaluate, answer."""
 
 import torch
 
@@ -11,7 +11,17 @@ from lscl.seeding import seeded
 
 
 def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Payload:
-    """One exchange seen from the client: the upload of a training stage, or the right answers after the last one."""
+    """Carry out one exchange on the client.
+
+    Args:
+        method: the system.
+        client: the client.
+        stage: the exchange.
+        payload: what the server sent.
+
+    Returns:
+        The upload of a training stage, or the right answers (see `evaluate`) at the end of the task.
+    """
     with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
         _enter(method, client, stage, payload)
         if stage.name == "finish":
@@ -20,13 +30,20 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
             return scores
         for phase in method.phases(client, stage):
             seen = fit(client, phase, client.rng(f"batches-{stage.name}"), method.config.precision)
-            method.optimised += seen  # in a line of its own, for the losses add to it, too
+            method.optimised += seen  # a statement of its own: losses add to it while `fit` runs
         client.model.eval()
         return method.upload(client, stage)
 
 
 def catch_up(method: Method, client: Client, stage: Stage, payload: Payload) -> None:
-    """An exchange that the client missed: what the server sent is taken in and a task is ended, but nothing is trained."""
+    """Make up for an exchange that the client missed: receive the payload and end the task, but train nothing.
+
+    Args:
+        method: the system.
+        client: the client.
+        stage: the exchange.
+        payload: what the server sent.
+    """
     if stage.name == "finish":
         answer(method, client, stage, payload)
         return
@@ -35,7 +52,7 @@ def catch_up(method: Method, client: Client, stage: Stage, payload: Payload) -> 
 
 
 def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> None:
-    """Go to the exchange's task and round, and take in what was sent."""
+    """Go to the exchange's task and round, and receive the payload."""
     new = stage.task != client.task
     client.task, client.round = stage.task, stage.round
     if new:
@@ -44,17 +61,25 @@ def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> No
 
 
 def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str = "fp32") -> int:
-    """Train on the phase's images for `phase.epochs` passes, in an order drawn from `generator`, with a fresh Adam; -> images seen."""
+    """Train the client's model for one phase, with a fresh Adam.
+
+    Args:
+        client: the client.
+        phase: images, loss, parameters and number of epochs.
+        generator: draws the order of the images.
+        precision: arithmetic, see `MixedPrecision`.
+
+    Returns:
+        Images that the optimiser has seen.
+    """
     client.model.train()
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
     arithmetic = MixedPrecision(precision, client.device)
     for _ in range(phase.epochs):
-        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))
-        if len(parts) > 1 and len(parts[-1]) < min(
-            2, phase.batch
-        ):  # BatchNorm cannot train on one image: it joins the batch before
-            parts[-2:] = [torch.cat(parts[-2:])]
+        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))  # each (batch,)
+        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
+            parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
         for part in parts:
             with arithmetic.forward():
                 loss = phase.loss(client, client.train.batch(part))

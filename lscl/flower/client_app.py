@@ -12,7 +12,7 @@ from lscl import paths
 from lscl.data.store import PRIVATE_FILE, private_folder, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments.run import build_experiment
-from lscl.federation.checkpoint import as_bytes
+from lscl.federation.checkpoint import tensors_to_bytes
 from lscl.federation.client import Client
 from lscl.federation.loop import exchanges
 from lscl.federation.payload import seal
@@ -58,7 +58,9 @@ def exchange(message: Message, context: Context) -> Message:
         if done != asked - 1:
             raise LsclError(f"exchange {asked} is asked for, but the state here is that of exchange {done}")
         reply = seal(answer(method, client, stages[asked], unpack_record(due[asked], "server")), f"client {number}")
-        write_atomic(folder / f"{asked:06d}.safetensors", as_bytes(client.private_state(), run=run), PRIVATE_FILE)
+        write_atomic(
+            folder / f"{asked:06d}.safetensors", tensors_to_bytes(client.private_state(), run=run), PRIVATE_FILE
+        )
         for old in sorted(folder.glob("*.safetensors"))[:-STATES_KEPT]:
             old.unlink()
     return Message(RecordDict({"answer": pack_record(reply, ticket)}), reply_to=message)

@@ -9,11 +9,11 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shorten
 from lscl.experiments.progress import Progress
 from lscl.federation.loop import exchanges
 from lscl.federation.method import Method, Stage
-from lscl.federation.payload import Payload, brief
+from lscl.federation.payload import Payload
 from lscl.flower.messages import pack_record, ticket, unpack_record
 
 PAUSE = 0.5  # seconds between two looks for nodes and answers
@@ -60,7 +60,7 @@ class GridTransport:
             if reply is None or reply.has_error():
                 self.missed.setdefault(k, {})[number] = download
                 late = f"no answer within {self.timeout:g} s" if k in self.nodes else "none of its nodes is connected"
-                answers[k] = LsclError(f"client {k}: {brief(reply.error.reason) if reply else late}")
+                answers[k] = LsclError(f"client {k}: {shorten(reply.error.reason) if reply else late}")
                 continue
             self.missed.pop(k, None)
             self.progress.client(stage, k)

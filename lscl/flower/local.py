@@ -29,9 +29,10 @@ from cryptography.x509.oid import NameOID
 from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.experiments.records import Record, read_record
 from lscl.experiments.run import prepare, settle_device
+from lscl.federation.checkpoint import read_state
 from lscl.flower import leftovers, node
 from lscl.flower.messages import pack_config
 
@@ -291,7 +292,7 @@ def check_link(link: str) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise LsclError(f"link = {link!r}: cannot read Flower's configuration {path}: {error}") from None
     if link not in names:
-        raise unknown(f"SuperLink in {path}", link, names)
+        raise unknown_name(f"SuperLink in {path}", link, names)
 
 
 def submit(
@@ -320,7 +321,7 @@ def submit(
     Raises:
         LsclError: the run came to no end; its finished rounds stay.
     """
-    config = settle_device(config, paths.results() / "federation" / "state" / config.name)
+    config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
@@ -407,7 +408,7 @@ def federate_locally(
         LsclError: as `submit`.
     """
     state = paths.results() / "federation" / "state"
-    private, config = state / f"{config.name}-private", settle_device(config, state / config.name)
+    private, config = state / f"{config.name}-private", settle_device(config, read_state(state / config.name))
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
     private.parent.mkdir(parents=True, exist_ok=True)
     private_folder(private)

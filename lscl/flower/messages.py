@@ -11,9 +11,9 @@ from safetensors.torch import load
 
 from lscl import paths
 from lscl.config import PLACES, Experiment, experiment
-from lscl.errors import LsclError
-from lscl.federation.checkpoint import as_bytes
-from lscl.federation.payload import Payload, brief, check_size
+from lscl.errors import LsclError, shorten
+from lscl.federation.checkpoint import tensors_to_bytes
+from lscl.federation.payload import Payload, check_size
 
 FRAME = 2**16  # bytes that names, shapes and types of a payload may take
 
@@ -41,7 +41,7 @@ def pack_record(payload: Payload, ticket: Mapping[str, str] | None = None) -> Ar
     Returns:
         a record with one array (bytes,) of uint8.
     """
-    return ArrayRecord({"payload": Array(np.frombuffer(as_bytes(payload, **(ticket or {})), np.uint8))})
+    return ArrayRecord({"payload": Array(np.frombuffer(tensors_to_bytes(payload, **(ticket or {})), np.uint8))})
 
 
 def unpack_record(
@@ -78,10 +78,10 @@ def unpack_record(
         MemoryError,
         RuntimeError,
     ) as error:
-        raise LsclError(f"payload of {sender}: cannot be read ({type(error).__name__}: {brief(error)})") from error
+        raise LsclError(f"payload of {sender}: cannot be read ({type(error).__name__}: {shorten(error)})") from error
     if ticket is not None and answers != dict(ticket):
         asked, given = (f"exchange {one.get('exchange')} of client {one.get('client')}" for one in (ticket, answers))
-        told = "an earlier message" if asked == given else brief(given)
+        told = "an earlier message" if asked == given else shorten(given)
         raise LsclError(f"payload of {sender}: it answers {told} instead of {asked}")
     return payload
 

@@ -11,6 +11,7 @@ from lscl.data.store import private_folder
 from lscl.experiments import origin, records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import build_experiment, claim, make_record, run_rounds
+from lscl.federation.checkpoint import read_state
 from lscl.flower.grid import GridTransport
 from lscl.flower.messages import unpack_config
 from lscl.flower.rules import rules
@@ -41,7 +42,8 @@ def main(grid: Grid, context: Context) -> None:
             "origin": origin.origin_of_run(data, parts, method),
         }
         transport = GridTransport(grid, method, least, needs.timeout, limit, progress)
-        reports, about = run_rounds(method, transport, [transport], state, about, progress, least=least, limit=limit)
+        saved = read_state(state)
+        reports, about = run_rounds(method, transport, [transport], saved, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)
         del record["optimised_images"]  # how many the clients have seen is known to them alone
         records.write_record(record, folder / "runs")

@@ -1,4 +1,4 @@
-"""The systems: one file each, on the hooks of `lscl.federation.method.Method`. Whatever registers itself here is known."""
+"""The systems: one file each, on the hooks of `lscl.federation.method.Method`; what registers itself here is known."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -4,13 +4,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import WEIGHT, Experiment
+from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
+from lscl.federation.method import LEARNING_RATES, HeadMerge, Phase, Stage
 from lscl.federation.payload import Payload
-from lscl.methods.parts.prompts import PromptVote, cosine_to_keys
+from lscl.methods.parts.prompts import OFFICIAL_LR, PromptedMethod, PromptVote, cosine_to_keys
 from lscl.models.vit import Adapter
 from lscl.registry import register
 
@@ -25,20 +25,22 @@ class DualPromptCosts(Costs):
 
 
 @register
-class DualPrompt(Method):
+class DualPrompt(PromptedMethod):
     """A general prefix in the first blocks is always on; a task's own prefix follows, found at test time by its key.
 
     Wang et al. 2022 (arXiv 2204.04799), averaged by FedAvg. Trained in task t, uploaded, returned: general prefix
-    (G blocks, 2, l_g, d), the prefix of task t (E blocks, 2, l_e, d), its key (d,), head W (C, d), b (C,). Slots of earlier
-    tasks lie still and do not travel again: averaging them would change nothing.
-    Payload: up 4 (2 G l_g d + 2 E l_e d + d + d C + C) + 8 bytes, down the same without the 8; with head_merge = holders C bytes more up.
+    (G blocks, 2, l_g, d), the prefix of task t (E blocks, 2, l_e, d), its key (d,), head W (C, d), b (C,). Slots of
+    earlier tasks lie still and do not travel again: averaging them would change nothing.
+    Payload: up 4 (2 G l_g d + 2 E l_e d + d + d C + C) + 8 bytes, down the same without the 8; with head_merge =
+    holders C bytes more up.
 
     Differences from the PyTorch code that most people use (JH-LEE-KR/dualprompt-pytorch) and its descendants:
-    1. there, gathered prefixes are reshaped without moving the axes, so that a sample's prefix depends on its place in the
-       batch (keys as values and values as keys); here each sample gets its own.
+    1. there, gathered prefixes are reshaped without moving the axes, so that a sample's prefix depends on its place in
+       the batch (keys as values and values as keys); here each sample gets its own.
     2. only slots of tasks met so far compete at test time; there, untrained keys do too.
     3. the slot is chosen per sample, or by vote of the batch (option prompt_batchwise).
-    4. slots are numbered by the client's own tasks: the same slot holds other classes on each client (Fed-LSCL's setting).
+    4. slots are numbered by the client's own tasks: the same slot holds other classes on each client
+       (Fed-LSCL's setting).
     5. as many slots as tasks; there, 10.
     """
 
@@ -46,7 +48,7 @@ class DualPrompt(Method):
     place, turn = 5, 12
     sizes = {"smoke": {"dual_general_blocks": 1, "dual_task_blocks": 2}}  # the tiny ViT has three blocks
     tuned = {"lr": 3e-2}
-    official = {"lr": 0.03 * 16 / 256}  # by the rule of the official code, for our batches of 16
+    official = {"lr": OFFICIAL_LR}
     search_space = LEARNING_RATES
     costs = DualPromptCosts
 
@@ -64,13 +66,6 @@ class DualPrompt(Method):
         dual_pull: float = Field(
             1.0, **WEIGHT, description="weight of DualPrompt's pull of the task's key to the frozen feature"
         )
-
-    query = True
-    head_rows = ("head.weight", "head.bias")
-
-    @staticmethod
-    def cut(config: Experiment) -> int | None:
-        return 0
 
     def build(self, client: int) -> nn.Module:
         config, width = self.config, self.foundation.width
@@ -93,16 +88,16 @@ class DualPrompt(Method):
             }
         )
 
-    def travelling(self, task: int) -> list[str]:
+    def sent_names(self, task: int) -> list[str]:
         """Names of what is trained and sent in a task."""
         return ["general.0", f"task.{task}", f"key.{task}", "head.weight", "head.bias"]
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
-        return {name: self.server[name] for name in self.travelling(stage.task)}
+        return {name: self.server[name] for name in self.sent_names(stage.task)}
 
     def upload(self, client: Client, stage: Stage) -> Payload:
         sent = super().upload(client, stage)
-        names = self.travelling(stage.task)
+        names = self.sent_names(stage.task)
         return {name: value for name, value in sent.items() if name in names or name not in self.server}
 
     def server_end_task(self, task: int) -> None:
@@ -111,30 +106,58 @@ class DualPrompt(Method):
             self.server[f"task.{task + 1}"] = self.server[f"task.{task}"].clone()
 
     def adapters(self, client: Client, task_prefix: Tensor) -> dict[int, Adapter]:
-        """General prefix in blocks 0 .. G-1, task prefix (E, 2, [b,] l, d) in blocks G .. G+E-1."""
+        """The prefixes of the first blocks: the general one in blocks 0 .. G-1, that of a task in blocks G .. G+E-1.
+
+        Args:
+            client: the one whose general prefix is taken.
+            task_prefix: keys and values, (E, 2, l, d), or (E, 2, b, l, d) for other ones per sample.
+
+        Returns:
+            Adapters by block.
+        """
         general = client.model["general"][0]
         return {index: Adapter(keys=pair[0], values=pair[1]) for index, pair in enumerate([*general, *task_prefix])}
 
-    def prefixed(self, client: Client, batch: Batch, task_prefix: Tensor) -> Tensor:
+    def prefixed_logits(self, client: Client, batch: Batch, task_prefix: Tensor) -> Tensor:
+        """The head on the ViT with both prefixes.
+
+        Args:
+            client: the one whose general prefix and head answer.
+            batch: b images.
+            task_prefix: as in `adapters`.
+
+        Returns:
+            (b, C).
+        """
         return client.model["head"](self.foundation.suffix(batch.prefix, self.adapters(client, task_prefix)))
 
-    def slots(self, client: Client, batch: Batch) -> Tensor:
-        """The task met so far whose key is most similar to the frozen feature: (b,)."""
+    def choose_slots(self, client: Client, batch: Batch) -> Tensor:
+        """The task met so far whose key is most similar to the frozen feature.
+
+        Args:
+            client: the one whose keys are compared.
+            batch: b images.
+
+        Returns:
+            (b,); the same for all if the batch votes.
+        """
         keys = torch.stack(list(client.model["key"])[: client.task + 1])
-        chosen = cosine_to_keys(self.foundation.feature(batch.last), keys).argmax(1)
+        chosen = cosine_to_keys(self.foundation.feature(batch.last_token), keys).argmax(1)
         return chosen.mode().values.expand_as(chosen) if self.config.prompt_batchwise else chosen
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         prefixes = torch.stack(list(client.model["task"]), dim=2)  # (E, 2, T, l, d)
-        return self.prefixed(client, batch, prefixes[:, :, self.slots(client, batch)])
+        return self.prefixed_logits(client, batch, prefixes[:, :, self.choose_slots(client, batch)])
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        """One, of what is sent in the task."""
+        (phase,) = super().phases(client, stage)
         parameters = dict(client.model.named_parameters())
-        groups = [{"params": [parameters[name] for name in self.travelling(client.task)], "lr": self.config.lr}]
-        return [Phase(groups, self.loss, self.config.epochs, self.config.batch, clip=self.config.prompt_clip)]
+        phase.groups = [{"params": [parameters[name] for name in self.sent_names(client.task)], "lr": self.config.lr}]
+        return [phase]
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy with the slot of the task at hand - lambda mean_b cos(phi(x_b), key_t)."""
-        logits = self.prefixed(client, batch, client.model["task"][client.task])
-        pull = cosine_to_keys(self.foundation.feature(batch.last), client.model["key"][client.task][None]).mean()
+        logits = self.prefixed_logits(client, batch, client.model["task"][client.task])
+        pull = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["key"][client.task][None]).mean()
         return self.cross_entropy(client, batch, logits) - self.config.dual_pull * pull

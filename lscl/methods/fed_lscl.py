@@ -1,11 +1,13 @@
 """Fed-LSCL, read beside section 4 of the paper (arXiv 2508.09489).
 
-4.2 collaboration:    `update` and `logits`   a small CNN looks at an image and writes a low-rank update for the frozen ViT
-4.3 fine-tuning:      `consistency`, `end_task`   CNN and generator stay close to what they were on a few kept images
-4.4 distillation:     `upload`, `aggregate`   the server fuses the generators, one personalised generator per client
+4.2 collaboration:   `FedLSCL.update`   a small CNN looks at an image and writes a low-rank update for the frozen ViT
+4.3 fine-tuning:     `Consistency`      CNN and generator stay close to what they were on the images of a buffer
+4.4 distillation:    `OneByOne`         the server fuses the generators, one personalised generator per client
+
+What can take the place of each of them is in `parts.collaboration`, `parts.small_continual` and `parts.fusion`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,49 +17,45 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
-from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, Check, positive_gram
+from lscl.federation.limits import LIMIT, Check, gram_check
 from lscl.federation.masking import masked_cross_entropy
-from lscl.federation.method import IMAGES, Method, Phase, Stage
+from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.buffer import index_sample, lowest_loss
-from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
+from lscl.methods.parts.buffer import lowest_loss, sample_buffer
+from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
+from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
+from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import small_cnn
 from lscl.models.generator import Generator
 from lscl.models.vit import LowRank
 from lscl.registry import register
 from lscl.seeding import seeded
 
-FISHER_IMAGES = 64  # of a task, for EWC
-LWF_TEMPERATURE = 2.0
-
 
 class FedLSCLCosts(Costs):
-    """The written update in every step, kept images beside those of a batch, O2D on the server."""
+    """The written update in every step, images of the buffer beside those of a batch, O2D on the server."""
 
-    def again(self) -> bool:
-        """Whether kept images go through the CNN beside those of a batch."""
+    def trains_on_buffer(self) -> bool:
+        """Whether images of the buffer go through the CNN beside those of a batch."""
         return self.config.continual in ("consistency", "replay")
 
     def cnn_images(self) -> float:
-        return 2 if self.again() else 1
+        return 2 if self.trains_on_buffer() else 1
 
     def passes(self) -> float:
         return 1 / self.config.rounds
 
     def step_flops(self, width: int) -> float:
         """The generator: forward, back to the features, and the gradient of its weights."""
-        return (
-            6.0 * 4 * self.config.rank * width * (self.config.features + 1)
-            if self.config.collaboration == "written"
-            else 0.0
-        )
+        if self.config.collaboration != "written":
+            return 0.0
+        return 6.0 * 4 * self.config.rank * width * (self.config.features + 1)
 
     def parameters(self, run: Planned) -> float:
         return 4 * self.config.rank * run.width * (self.config.features + 1) + run.classes * self.config.features
@@ -65,7 +63,7 @@ class FedLSCLCosts(Costs):
     def own_work(self, run: Planned) -> OwnWork:
         config, f = self.config, run.cnn.flops
         numbers, q = 4 * config.rank * run.width, config.features + 1
-        again = run.later if self.again() else 0.0
+        again = run.later if self.trains_on_buffer() else 0.0
         clients = run.trained * (self.step_flops(run.width) * (1 + again) + 3 * f * again)
         kept = (
             config.clients
@@ -85,18 +83,20 @@ class FedLSCLCosts(Costs):
 class FedLSCL(Method):
     """A CNN on each client writes a LoRA for the frozen ViT, per image; the server distils the writers into each other.
 
-    Trained: CNN theta_k, generator phi_k (P x (m + 1), P = 4 r d), head h_k. Up: phi_k and either the features f of the kept
-    images (n x m floats) or their Gram matrix ((m + 1)(m + 2) / 2 doubles). Down: phi_k, personalised. CNN, head and images stay.
+    Trained: CNN theta_k, generator phi_k (P x (m + 1), P = 4 r d), head h_k. Up: phi_k and either the features f of the
+    kept images (n x m floats) or their Gram matrix ((m + 1)(m + 2) / 2 doubles). Down: phi_k, personalised. CNN, head
+    and images stay.
 
     Payload in bytes, n kept images: up 4 P (m + 1) + 4 n m, or 4 P (m + 1) + 4 (m + 1)(m + 2) with o2d_upload = gram;
     down 4 P (m + 1).
 
-    Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all images, which
-    is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4), ewc, lwf, replay, none;
-    o2d = exact, sgd, average (FedAvg of the generators, up 4 P (m + 1) + 8), none (nothing travels).
+    Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all
+    images, which is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4),
+    ewc, lwf, replay, none; o2d = exact, sgd, average (FedAvg of the generators, up 4 P (m + 1) + 8), none (nothing
+    travels).
 
     Choices where the paper is silent, beside those in the config table:
-    1. an upload in task t also has the lowest-loss images of task t so far: otherwise nothing could be distilled in task 1.
+    1. an upload in task t also has the lowest-loss images of task t so far; else nothing could be distilled in task 1.
     2. Eq. 4 compares with the CNN and generator at the end of the previous task, after the last server step.
     3. teachers are the generators as uploaded, not the already distilled ones, so the order of clients does not matter.
     """
@@ -118,7 +118,7 @@ class FedLSCL(Method):
     class Parameters(OneBlock):
         """See `lscl.registry.Parameters`."""
 
-        everywhere: ClassVar = {
+        profile_values: ClassVar = {
             "smoke": {"buffer_per_class": 2},
             **{profile: {"lr_generator": 1e-5, "lr_generator_bias": 3e-3} for profile in ("demo", "mini")},
             **{profile: {"feature_norm": False} for profile in ("colab", "paper")},
@@ -155,7 +155,8 @@ class FedLSCL(Method):
         buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
         o2d: Literal["exact", "sgd", "average", "none"] = Field(
             "exact",
-            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the generators, or nothing",
+            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the "
+            "generators, or nothing",
         )
         o2d_lambda: float = Field(
             1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments"
@@ -180,51 +181,73 @@ class FedLSCL(Method):
         return 0 if self.config.collaboration == "static" else self.config.features
 
     @property
-    def travels(self) -> bool:
-        """Whether there is a generator to share and somebody to share it with."""
-        return self.config.collaboration != "cnn" and self.config.o2d != "none"
+    def continual(self) -> SmallContinual:
+        """What keeps CNN and generator from forgetting: Eq. 4, or what stands in for it."""
+        return CONTINUAL[self.config.continual](self)
+
+    @property
+    def fusion(self) -> Fusion:
+        """What the server does with the generators: O2D, or what stands in for it."""
+        return FUSIONS[self.config.o2d](self)
+
+    # ---- 4.2 large-small collaborative training
 
     def build(self, client: int) -> nn.Module:
         config, width = self.config, self.foundation.width
-        if config.collaboration == "cnn":
-            with seeded(config.seed, "model", client):
-                return nn.ModuleDict(
-                    {"cnn": small_cnn(config, client), "head": nn.Linear(config.features, self.num_classes)}
-                )
-        generator = Generator(
-            self.m, width, config.rank, config.lora_alpha / config.rank
-        )  # first: the same on all clients
+        if config.collaboration in REPLACED_MODELS:
+            return REPLACED_MODELS[config.collaboration](self, client)
+        # The generator comes first: it is the same on all clients.
+        generator = Generator(self.m, width, config.rank, config.lora_alpha / config.rank)
         with seeded(config.seed, "model", client):
-            if config.collaboration == "static":
-                return nn.ModuleDict({"generator": generator, "head": nn.Linear(width, self.num_classes)})
             cnn, head = small_cnn(config, client), nn.Linear(width, self.num_classes)
             auxiliary = nn.Linear(config.features, self.num_classes)  # only used if config.auxiliary > 0
         return nn.ModuleDict({"cnn": cnn, "generator": generator, "head": head, "auxiliary": auxiliary})
 
-    # ---- 4.2 large-small collaborative training
+    def cnn_features(self, client: Client, batch: Batch) -> Tensor:
+        """f = theta(x).
+
+        Args:
+            client: the one whose CNN looks.
+            batch: b images.
+
+        Returns:
+            (b, m); with a static LoRA m = 0, and no CNN looks.
+        """
+        if "cnn" not in client.model:
+            return torch.empty(len(batch.index), 0, device=client.device)
+        return client.model["cnn"](batch.images)
 
     def update(self, client: Client, f: Tensor) -> LowRank:
-        """Eq. 2: f (b, m) -> A: (b, r, d), B: (b, 3d, r)."""
+        """Eq. 2, the update omega = phi(f) of every image.
+
+        Args:
+            client: the one whose generator writes.
+            f: features, (b, m).
+
+        Returns:
+            A (b, r, d) and B (b, 3d, r).
+        """
         generator = client.model["generator"]
-        return generator.split(generator(F.dropout(f, self.config.generator_dropout, client.model.training)))
+        omega = generator(F.dropout(f, self.config.generator_dropout, client.model.training))  # (b, P)
+        return generator.split(omega)  # A (b, r, d), B (b, 3d, r)
 
-    def cnn_features(self, client: Client, batch: Batch) -> Tensor:
-        """f = theta(x): (b, m)."""
-        return (
-            client.model["cnn"](batch.images)
-            if "cnn" in client.model
-            else torch.empty(len(batch.index), 0, device=client.device)
-        )
+    def classify(self, client: Client, batch: Batch, f: Tensor) -> Tensor:
+        """h(F_omega(x)): the head on the frozen ViT's feature, with the update written from f.
 
-    def collaborate(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
-        """f: (b, m) and the logits h(F_omega(x)): (b, C)."""
-        f = self.cnn_features(client, batch)
+        Args:
+            client: the one whose generator and head answer.
+            batch: b images.
+            f: their features, (b, m).
+
+        Returns:
+            Logits, (b, C); with the CNN alone, h(f).
+        """
         if "generator" not in client.model:
-            return f, client.model["head"](f)
-        return f, client.model["head"](self.foundation.suffix(batch.prefix, self.update(client, f)))
+            return client.model["head"](f)
+        return client.model["head"](self.foundation.suffix(batch.prefix, self.update(client, f)))
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
-        return self.collaborate(client, batch)[1]
+        return self.classify(client, batch, self.cnn_features(client, batch))
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         config, model = self.config, client.model
@@ -239,138 +262,68 @@ class FedLSCL(Method):
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Eq. 3 plus, from the second task on, Eq. 4 or what stands in for it."""
-        f, logits = self.collaborate(client, batch)
+        f = self.cnn_features(client, batch)
+        logits = self.classify(client, batch, f)
         losses = masked_cross_entropy(logits, batch.labels, client.classes, reduction="none")
         client.scratch["losses"][batch.index] = losses.detach().cpu()
         total = losses.mean()
         if self.config.auxiliary > 0 and "auxiliary" in client.model:
-            total = total + self.config.auxiliary * masked_cross_entropy(
-                client.model["auxiliary"](f), batch.labels, client.classes
-            )
+            own = masked_cross_entropy(client.model["auxiliary"](f), batch.labels, client.classes)
+            total = total + self.config.auxiliary * own
         if client.task > 0:
-            total = total + self.continual_loss(client, batch, logits)
+            total = total + self.continual.loss(client, batch, logits)
         return total
 
     # ---- 4.3 small-model continual fine-tuning
 
-    def continual_loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
-        """The term against forgetting: Eq. 4 or the method that replaces it."""
-        config, state, nothing = self.config, client.state, torch.zeros((), device=logits.device)
-        if config.continual == "consistency":
-            return self.consistency(client, len(batch.index)) if "previous.features" in state else nothing
-        if config.continual == "ewc":
-            fisher, before = (
-                {name: state[f"{kind}.{name}"].to(logits.device) for name in self.small(client)}
-                for kind in ("fisher", "before")
-            )
-            return config.ewc_weight * ewc_penalty(self.small(client), fisher, before)
-        if config.continual == "lwf":
-            rows = torch.searchsorted(client.train_index, batch.index)  # index lists are in ascending order
-            old = torch.tensor(client.partition.seen(client.id, client.task - 1))
-            return config.lwf_weight * distillation(
-                logits, state["previous.logits"][rows].to(logits.device), old, LWF_TEMPERATURE
-            )
-        if config.continual == "replay" and len(state["buffer"]) > 0:
-            kept = client.train.batch(state["buffer"][self.sample_buffer(client, len(batch.index))])
-            self.optimised += len(kept.index)
-            seen = torch.tensor(client.partition.seen(client.id, client.task))
-            return config.replay_weight * replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
-        return nothing
-
-    def small(self, client: Client) -> dict[str, nn.Parameter]:
-        """What SM-CF protects: the parameters of CNN and generator, by name."""
-        return {name: p for name, p in client.model.named_parameters() if name.startswith(("cnn.", "generator."))}
-
     def start_task(self, client: Client) -> None:
-        """For LwF, what the model at the end of the previous task says about the new images."""
-        if self.config.continual == "lwf" and client.task > 0:
-            client.model.eval()
-            client.state["previous.logits"] = map_batches(
-                client.train, client.train_index, lambda batch: self.logits(client, batch)
-            ).cpu()
-
-    def sample_buffer(self, client: Client, size: int) -> Tensor:
-        """Rows of the buffer, `size` of them drawn with replacement, or as many as it has."""
-        kept = len(client.state["buffer"])
-        return torch.randint(kept, (min(size, kept),), generator=client.scratch["replay"])
-
-    def consistency(self, client: Client, size: int) -> Tensor:
-        """Eq. 4 on `size` images drawn from the buffer.
-
-        The previous CNN's features of the kept images never change, so they are stored instead of the previous CNN.
-        """
-        state, model = client.state, client.model
-        chosen = self.sample_buffer(client, size)
-        self.optimised += len(chosen)
-        f = self.cnn_features(client, client.train.batch(state["buffer"][chosen]))
-        before = state["previous.features"][chosen].to(f.device)
-        term = self.config.alpha * self.distance(f, before)
-        if "generator" in model:
-            omega_before = F.linear(before, state["previous.weight"].to(f.device), state["previous.bias"].to(f.device))
-            term = term + self.config.beta * self.distance(model["generator"](f), omega_before)
-        return term
-
-    def distance(self, ours: Tensor, teacher: Tensor) -> Tensor:
-        """Mean over the rows of ||ours - teacher||^2, divided by ||teacher||^2 (relative), by the length (mean), or not (sum)."""
-        gap = (ours - teacher).square().sum(1)
-        if self.config.consistency == "relative":
-            gap = gap / (teacher.square().sum(1) + 1e-8)
-        elif self.config.consistency == "mean":
-            gap = gap / max(1, ours.shape[1])
-        return gap.mean()
+        self.continual.start_task(client)
 
     def end_task(self, client: Client) -> None:
-        """Keep the lowest-loss images of the task, then remember what CNN and generator do, as the term against forgetting needs."""
+        """Keep the lowest-loss images of the task, then what the term against forgetting needs of CNN and generator."""
         loss = lambda batch: masked_cross_entropy(
             self.logits(client, batch), batch.labels, client.classes, reduction="none"
         )
         client.scratch["losses"][client.train_index] = map_batches(client.train, client.train_index, loss).cpu()
         client.state["buffer"] = self.update_buffer(client)
-        if self.config.continual == "consistency" and len(client.state["buffer"]) > 0:
-            client.state["previous.features"] = self.features(client, client.state["buffer"])
-            for name, value in client.model["generator"].state_dict().items() if "generator" in client.model else ():
-                client.state[f"previous.{name}"] = value.detach().cpu().clone()
-        if self.config.continual == "ewc":
-            self.remember_weights(client)
-
-    def remember_weights(self, client: Client) -> None:
-        """Add the task's Fisher information to that of the tasks before, and keep the weights as they are."""
-        chosen = index_sample(client.train_index, FISHER_IMAGES, client.rng("fisher"))
-        parameters = self.small(client)
-
-        def log_likelihood(i: int) -> Tensor:
-            batch = client.train.batch(chosen[i : i + 1])
-            return -masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes)
-
-        fisher = diagonal_fisher(parameters, log_likelihood, len(chosen))
-        for name, value in parameters.items():
-            client.state[f"fisher.{name}"] = client.state.get(f"fisher.{name}", 0) + fisher[name].cpu()
-            client.state[f"before.{name}"] = value.detach().cpu().clone()
+        self.continual.end_task(client)
 
     def update_buffer(self, client: Client) -> Tensor:
         """Positions of the buffer's images and, behind them, of the lowest-loss images of the task at hand."""
         index = client.train_index
-        new = lowest_loss(
-            index, client.train.batch(index).labels.cpu(), client.scratch["losses"][index], self.config.buffer_per_class
-        )
+        labels, losses = client.train.batch(index).labels.cpu(), client.scratch["losses"][index]
+        new = lowest_loss(index, labels, losses, self.config.buffer_per_class)
         return torch.cat([client.state.get("buffer", new[:0]), new])
 
     def features(self, client: Client, index: Tensor) -> Tensor:
-        """f of the images at `index`, CNN in evaluation mode: (n, m) on the CPU."""
+        """f of many images, with the CNN in evaluation mode.
+
+        Args:
+            client: the one whose CNN looks.
+            index: positions of n training images, (n,).
+
+        Returns:
+            (n, m), on the CPU.
+        """
         client.model.eval()
         return map_batches(client.train, index, lambda batch: self.cnn_features(client, batch)).cpu()
 
     # ---- 4.4 One-by-One Distillation
 
+    @property
+    def shares_generator(self) -> bool:
+        """Whether there is a generator to share and a fusion that shares it."""
+        return self.config.collaboration != "cnn" and self.fusion.shares
+
     def shared(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(model["generator"].state_dict()) if self.travels else {}
+        return dict(model["generator"].state_dict()) if self.shares_generator else {}
 
     def initial_server(self) -> dict[str, Tensor]:
         common = super().initial_server()
         return {f"{k}.{name}": value.clone() for k in range(self.config.clients) for name, value in common.items()}
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
-        return {name: self.server[f"{client}.{name}"] for name in ("weight", "bias")} if self.travels else {}
+        return {name: self.server[f"{client}.{name}"] for name in GENERATOR_PARTS} if self.shares_generator else {}
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         if payload:
@@ -378,20 +331,15 @@ class FedLSCL(Method):
         client.scratch["replay"] = client.rng("replay")
         client.scratch["losses"] = torch.zeros(len(client.train.images))  # by position; filled while training
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
-        if not self.travels:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        if not self.shares_generator:
             return {}
-        shapes, q = {name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}, self.m + 1
-        if self.config.o2d == "average":
-            return {IMAGES: (), **shapes}
-        if self.config.o2d_upload == "gram":
-            return {**shapes, "gram": (q * (q + 1) // 2,)}
-        kept = np.minimum(self.census.train[client, : stage.task + 1], self.config.buffer_per_class).sum()
-        return {**shapes, "features": (int(kept), self.m)}
+        generator = {name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}
+        return self.fusion.upload_shapes(client, stage, generator)
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         found = super().checks(client, stage)
-        return {**found, "gram": positive_gram(unpack_triangle, LIMIT**2)} if "gram" in found else found
+        return {**found, "gram": gram_check(unpack_triangle, LIMIT**2)} if "gram" in found else found
 
     def rate(self, name: str) -> float:
         return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]
@@ -400,34 +348,142 @@ class FedLSCL(Method):
         return torch.float64 if name == "gram" else super().dtype(name)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        if not self.travels:
-            return {}
-        if self.config.o2d == "average":
-            return super().upload(client, stage)
-        f = self.features(client, self.update_buffer(client))
-        extra = {"gram": pack_triangle(second_moments(f))} if self.config.o2d_upload == "gram" else {"features": f}
-        return {**self.shared(client.model), **extra}
+        return self.fusion.upload(client, self.shared(client.model)) if self.shares_generator else {}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Eq. 5 for every client, or what stands in for it."""
-        if not self.travels:
+        if self.shares_generator:
+            self.server.update(self.fusion.aggregate(uploads))
+
+
+class Consistency(SmallContinual):
+    """Eq. 4: on images of the buffer, CNN and generator stay close to what they were at the end of the previous task.
+
+        alpha ||f - f'||^2 + beta ||omega - omega'||^2,    f = theta(x), omega = phi(f)
+
+    with f' and omega' of the previous CNN and generator. Its features of the buffer never change, so they are stored
+    instead of the previous CNN. Client state: `previous.features` (n, m) of the n images of the buffer, and the
+    previous generator, `previous.weight` (P, m) and `previous.bias` (P,).
+    """
+
+    method: FedLSCL
+
+    def loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
+        """Eq. 4 on as many images as the batch has, drawn from the buffer."""
+        config, state, model = self.method.config, client.state, client.model
+        if "previous.features" not in state:
+            return super().loss(client, batch, logits)
+        chosen = sample_buffer(client, len(batch.index))
+        self.method.optimised += len(chosen)
+        f = self.method.cnn_features(client, client.train.batch(state["buffer"][chosen]))
+        before = state["previous.features"][chosen].to(f.device)  # (b, m)
+        term = config.alpha * self.distance(f, before)
+        if "generator" in model:
+            omega_before = F.linear(before, state["previous.weight"].to(f.device), state["previous.bias"].to(f.device))
+            term = term + config.beta * self.distance(model["generator"](f), omega_before)
+        return term
+
+    def distance(self, ours: Tensor, teacher: Tensor) -> Tensor:
+        """The mean squared distance of rows, on the scale that the parameter `consistency` names.
+
+        Args:
+            ours: (b, n), features or updates.
+            teacher: (b, n), the previous ones.
+
+        Returns:
+            The mean over rows of ||ours - teacher||^2, (). With relative each is divided by its ||teacher||^2, with
+            mean by n, with sum by nothing.
+        """
+        gap = (ours - teacher).square().sum(1)
+        if self.method.config.consistency == "relative":
+            gap = gap / (teacher.square().sum(1) + 1e-8)
+        elif self.method.config.consistency == "mean":
+            gap = gap / max(1, ours.shape[1])
+        return gap.mean()
+
+    def end_task(self, client: Client) -> None:
+        if len(client.state["buffer"]) == 0:
             return
-        if self.config.o2d == "average":
-            states = {k: {name: payload[name] for name in ("weight", "bias")} for k, payload in uploads.items()}
-            mean = average(states, {k: float(payload[IMAGES]) for k, payload in uploads.items()})
-            self.server = {f"{k}.{name}": mean[name].clone() for k in range(self.config.clients) for name in mean}
-            return
-        weights = [torch.cat([payload["weight"], payload["bias"][:, None]], dim=1) for payload in uploads.values()]
+        client.state["previous.features"] = self.method.features(client, client.state["buffer"])
+        for name, value in client.model["generator"].state_dict().items() if "generator" in client.model else ():
+            client.state[f"previous.{name}"] = value.detach().cpu().clone()
+
+
+class OneByOne(Fusion):
+    """One-by-One Distillation (Eq. 5) by gradient steps, as in the paper: each generator learns from the others.
+
+    Up, beside the generator: the features f of the buffer and of the task's images that would be kept by now, (n, m),
+    or, with o2d_upload = gram, the upper triangle of their second moments, ((m + 1)(m + 2) / 2,).
+    """
+
+    method: FedLSCL
+    shares = True
+
+    def upload_shapes(self, client: int, stage: Stage, generator: Shapes) -> Shapes:
+        config, q = self.method.config, self.method.m + 1
+        if config.o2d_upload == "gram":
+            return {**generator, "gram": (q * (q + 1) // 2,)}
+        kept = np.minimum(self.method.census.train[client, : stage.task + 1], config.buffer_per_class).sum()
+        return {**generator, "features": (int(kept), self.method.m)}
+
+    def upload(self, client: Client, generator: Payload) -> Payload:
+        f = self.method.features(client, self.method.update_buffer(client))
+        if self.method.config.o2d_upload == "gram":
+            return {**generator, "gram": pack_triangle(second_moments(f))}
+        return {**generator, "features": f}
+
+    def aggregate(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+        weights = [torch.cat([sent["weight"], sent["bias"][:, None]], dim=1) for sent in uploads.values()]  # (P, m + 1)
         moments = [
-            unpack_triangle(p["gram"]) if "gram" in p else second_moments(p["features"]) for p in uploads.values()
-        ]
-        config = self.config
-        if config.o2d == "exact":
-            merged = o2d_exact(weights, moments, config.o2d_lambda)
-        else:
-            merged = o2d_sgd(weights, moments, config.o2d_lambda, config.o2d_lr, config.o2d_epochs)
-        for k, weight in zip(uploads, merged):
-            self.server[f"{k}.weight"], self.server[f"{k}.bias"] = (
-                weight[:, :-1].contiguous(),
-                weight[:, -1].contiguous(),
-            )
+            unpack_triangle(sent["gram"]) if "gram" in sent else second_moments(sent["features"])
+            for sent in uploads.values()
+        ]  # (m + 1, m + 1)
+        distilled = {}
+        for k, weight in zip(uploads, self.distil(weights, moments)):
+            distilled[f"{k}.weight"], distilled[f"{k}.bias"] = weight[:, :-1].contiguous(), weight[:, -1].contiguous()
+        return distilled
+
+    def distil(self, weights: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+        """Eq. 5 for every client.
+
+        Args:
+            weights: the uploaded generators with the bias as last column, (P, m + 1) each.
+            moments: the second moments of the uploaded features, (m + 1, m + 1) each.
+
+        Returns:
+            The distilled generators, (P, m + 1) each, in the same order.
+        """
+        config = self.method.config
+        return o2d_sgd(weights, moments, config.o2d_lambda, config.o2d_lr, config.o2d_epochs)
+
+
+class OneByOneExact(OneByOne):
+    """One-by-One Distillation solved exactly: Eq. 5 is quadratic, and its minimum has a closed form (ours)."""
+
+    def distil(self, weights: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+        """The minimum of Eq. 5 for every client.
+
+        Args:
+            weights: the uploaded generators with the bias as last column, (P, m + 1) each.
+            moments: the second moments of the uploaded features, (m + 1, m + 1) each.
+
+        Returns:
+            The distilled generators, (P, m + 1) each, in the same order.
+        """
+        return o2d_exact(weights, moments, self.method.config.o2d_lambda)
+
+
+# By the values of the parameters `continual` and `o2d`.
+CONTINUAL: dict[str, type[SmallContinual]] = {
+    "consistency": Consistency,
+    "ewc": EWC,
+    "lwf": LwF,
+    "replay": Replay,
+    "none": SmallContinual,
+}
+FUSIONS: dict[str, type[Fusion]] = {
+    "exact": OneByOneExact,
+    "sgd": OneByOne,
+    "average": Averaging,
+    "none": Fusion,
+}

@@ -14,13 +14,14 @@ from lscl.registry import register
 class FedAvg(Method):
     """Local training of a small CNN, weighted averaging of all its parameters; no memory, nothing against forgetting.
 
-    McMahan et al. 2017 (arXiv 1602.05629). Trained, uploaded, returned: CNN (P numbers, BatchNorm means and variances with
-    them, one int64 counter for each of its L BatchNorm layers) and head W (C, m), b (C,).
-    Payload: up 4 (P + m C + C) + 8 L + 8 bytes, down 4 (P + m C + C) + 8 L bytes; with head_merge = holders C bytes more up.
+    McMahan et al. 2017 (arXiv 1602.05629). Trained, uploaded, returned: CNN (P numbers, BatchNorm means and variances
+    with them, one int64 counter for each of its L BatchNorm layers) and head W (C, m), b (C,).
+    Payload: up 4 (P + m C + C) + 8 L + 8 bytes, down 4 (P + m C + C) + 8 L bytes; with head_merge = holders C bytes
+    more up.
 
     Differences from the official codes of this field:
-    1. BatchNorm means and variances are averaged too (fed-mammoth exchanges parameters only, so that its server model keeps
-       the statistics of an untrained network); of the integer counters the largest is kept.
+    1. BatchNorm means and variances are averaged too (fed-mammoth exchanges parameters only, so that its server model
+       keeps the statistics of an untrained network); of the integer counters the largest is kept.
     2. the cross-entropy runs over the classes of the client's task, as in the code bases of the paper's authors.
     3. the CNN starts untrained: nothing in the paper says otherwise.
     """
@@ -39,7 +40,8 @@ class FedAvg(Method):
     def build(self, client: int) -> nn.Module:
         if "," in self.config.cnn:
             raise LsclError(
-                f"cnn = {self.config.cnn!r}: {self.config.method} averages the networks, so all clients need the same one"
+                f"cnn = {self.config.cnn!r}: {self.config.method} averages the networks, so all clients need the "
+                "same one"
             )
         return nn.ModuleDict(
             {"cnn": small_cnn(self.config, 0, norm=False), "head": nn.Linear(self.config.features, self.num_classes)}

@@ -13,8 +13,8 @@ from lscl.registry import register
 class FedAvgViT(Method):
     """The backbone is untouched and its features are computed once; only the head travels.
 
-    McMahan et al. 2017 (arXiv 1602.05629) on Dosovitskiy et al. 2020 (arXiv 2010.11929); the paper's baseline FedAvg+ViT.
-    Trained, uploaded, returned: head W (C, d), b (C,).
+    McMahan et al. 2017 (arXiv 1602.05629) on Dosovitskiy et al. 2020 (arXiv 2010.11929); the paper's baseline
+    FedAvg+ViT. Trained, uploaded, returned: head W (C, d), b (C,).
     Payload: up 4 (d C + C) + 8 bytes, down 4 (d C + C) bytes; with head_merge = holders another C bytes up.
 
     Differences from the authors' habit (their code for this row is not public):

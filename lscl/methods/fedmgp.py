@@ -1,4 +1,4 @@
-"""FedMGP: a global prompt that the server fuses by distillation, and class-wise local prompts on top that never travel."""
+"""FedMGP: a global prompt that the server fuses by distillation, and local prompts of each class that never travel."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -17,7 +17,14 @@ from lscl.federation.method import LEARNING_RATES, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.heads import HeadShape, classifier
-from lscl.methods.parts.prompts import PromptClip, check_class_token, cosine_to_keys, most_similar, with_prompts
+from lscl.methods.parts.prompts import (
+    OFFICIAL_LR,
+    PromptClip,
+    check_class_token,
+    choose_keys,
+    cosine_to_keys,
+    insert_prompts,
+)
 from lscl.models.vit import Adapter
 from lscl.registry import register
 from lscl.seeding import torch_generator
@@ -33,7 +40,7 @@ class GlobalPrompt(nn.Module):
 
 
 class LocalPrompts(nn.Module):
-    """Keys and values in front of those of a few blocks, one slot per class: (C, blocks, 2, l, d), and the slots' keys (C, d)."""
+    """A slot for each class: keys and values before those of a few blocks (C, blocks, 2, l, d), and its key (C, d)."""
 
     def __init__(self, slots: int, first: int, blocks: int, length: int, width: int):
         super().__init__()
@@ -73,53 +80,61 @@ class FedMGPCosts(Costs):
 
 @register
 class FedMGP(Method):
-    """A coarse global prompt is trained first and fused on the server by distillation; then, with it frozen, each client trains
-    fine prompts of its own, one per class, chosen by the label in training and by the nearest key at test.
+    """A coarse global prompt that the server fuses by distillation, then fine prompts of each client on top of it.
+    With the global prompt frozen, each client trains fine prompts of its own, one per class, chosen by the label in
+    training and by the nearest key at test.
 
-    Yu et al. 2024 (arXiv 2407.00113). Trained: phase 1, global prompt (l, d), key (d,) and global head; phase 2, local prompts
-    (C, blocks, 2, l', d), keys (C, d) and local head. Up and down: global prompt and key. Everything else stays on the client.
-    Server: surrogate images, `mgp_surrogate_per_class` of each class, from the official test split, on which nobody is tested.
+    Yu et al. 2024 (arXiv 2407.00113). Trained: phase 1, global prompt (l, d), key (d,) and global head; phase 2, local
+    prompts (C, blocks, 2, l', d), keys (C, d) and local head. Up and down: global prompt and key. Everything else stays
+    on the client. Server: surrogate images, `mgp_surrogate_per_class` of each class, from the official test split, on
+    which nobody is tested.
     Payload: up 4 (l d + d) bytes, down 4 (l d + d) bytes.
 
     Differences from the official code:
-    1. the server really distils: its student prompt is the tensor that the optimiser holds (the released code trains a copy, so
-       that the "global" prompt is always client 0's upload).
-    2. the global head does not go up, as in the paper: the released server fuses it and never sends it, 4 (d C + C) bytes for nothing.
-       Without it the surrogate images need no labels.
-    3. the local head is linear, with a row for each class. As the classes of a client's tasks are disjoint and the cross-entropy
-       runs over those of the task, this equals the official fresh head per task; which rows compete is up to the evaluation's
-       mask (officially always those of the test task). Official heads have 512 hidden units (option head = mlp, global head only).
-    4. each sample gets the slot of its own nearest key, among the classes the client has met (official: one majority vote for the
-       whole batch, which tells a batch of one task its task, over all slots, trained or not).
+    1. the server really distils: its student prompt is the tensor that the optimiser holds (the released code trains a
+       copy, so that the "global" prompt is always client 0's upload).
+    2. the global head does not go up, as in the paper: the released server fuses it and never sends it, 4 (d C + C)
+       bytes for nothing. Without it the surrogate images need no labels.
+    3. the local head is linear, with a row for each class. As the classes of a client's tasks are disjoint and the
+       cross-entropy runs over those of the task, this equals the official fresh head per task; which rows compete is up
+       to the evaluation's mask (officially always those of the test task). Official heads have 512 hidden units (option
+       head = mlp, global head only).
+    4. each sample gets the slot of its own nearest key, among the classes the client has met (official: one majority
+       vote for the whole batch, which tells a batch of one task its task, over all slots, trained or not).
     5. keys and values are picked per sample (the official reshape without permutation mixes them up across the batch).
-    6. the optimiser of a phase has only its parameters, no weight decay (officially all of them, so that decay moves frozen
-       prompts); every client has its own copy of heads and prompts (officially client k starts from client k - 1's trained head).
+    6. the optimiser of a phase has only its parameters, no weight decay (officially all of them, so that decay moves
+       frozen prompts); every client has its own copy of heads and prompts (officially client k starts from client k -
+       1's trained head).
     7. surrogate images are not tested on (officially they are part of the test set).
     8. all clients' prompts are fused (the selection by a threshold is commented out in the released code).
 
-    Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like phase 1.
+    Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like
+    phase 1.
     """
 
     name, label, paper_name, citation = "fedmgp", "FedMGP", "FedMGP", "2407.00113"
     place, turn = 9, 13
-    # The server goes through the whole ViT in every round: with 20 images per class and 5 epochs it would cost more than all clients.
+    # The server goes through the whole ViT in every round: with 20 images per class and 5 epochs it would cost more
+    # than all clients together.
     sizes = {
         "smoke": {  # seconds; the tiny ViT has three blocks
-            "mgp_length": 3, "mgp_local_length": 2, "mgp_block": 1, "mgp_blocks": 2, "mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2,
+            "mgp_length": 3, "mgp_local_length": 2, "mgp_block": 1, "mgp_blocks": 2,
+            "mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2,
         },
-        "demo": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 1, "mgp_surrogate_lr": 1e-2},  # fewer steps, larger ones
+        # fewer steps, larger ones
+        "demo": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 1, "mgp_surrogate_lr": 1e-2},
         "mini": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2, "mgp_surrogate_lr": 1e-2},
         "colab": {"test_images_per_class": 80},
     }  # fmt: skip
     tuned = {"lr": 3e-2}
-    official = {"lr": 0.03 * 16 / 256, "head": "mlp"}  # by the rule of the official code, for our batches of 16
+    official = {"lr": OFFICIAL_LR, "head": "mlp"}
     search_space = LEARNING_RATES
     costs = FedMGPCosts
 
     class Parameters(PromptClip, HeadShape):
         """See `lscl.registry.Parameters`."""
 
-        everywhere: ClassVar = {  # about 50 images of the smallest class of ImageNet-R, of which 10 are for testing
+        profile_values: ClassVar = {  # about 50 images of the smallest class of ImageNet-R, of which 10 are for testing
             ("paper", "imagenet_r"): {"mgp_surrogate_per_class": 10},
             **{(profile, "imagenet_r"): {"mgp_surrogate_per_class": 1} for profile in ("demo", "mini", "colab")},
         }
@@ -162,8 +177,8 @@ class FedMGP(Method):
         config, width, depth = self.config, self.foundation.width, self.foundation.depth
         if config.mgp_block + config.mgp_blocks > depth:
             raise LsclError(
-                f"mgp_block = {config.mgp_block}, mgp_blocks = {config.mgp_blocks}: {config.foundation} has {depth} blocks, "
-                f"so their sum can be at most {depth}"
+                f"mgp_block = {config.mgp_block}, mgp_blocks = {config.mgp_blocks}: {config.foundation} has {depth} "
+                f"blocks, so their sum can be at most {depth}"
             )
         return nn.ModuleDict(
             {
@@ -180,11 +195,30 @@ class FedMGP(Method):
     def tokens(
         self, batch: Batch, prompt: Tensor, adapters: Mapping[int, Adapter] | None = None, keep: int | None = None
     ) -> Tensor:
-        """The first `keep` output tokens (None = all) with the global prompt (l, d) behind CLS."""
-        return self.foundation.suffix(with_prompts(self.foundation, batch.prefix, prompt), adapters, keep)
+        """The ViT's output tokens with the global prompt behind CLS.
+
+        Args:
+            batch: b images.
+            prompt: (l, d).
+            adapters: local prompts by block; None = none.
+            keep: how many tokens, from the first on; None = all.
+
+        Returns:
+            (b, keep, d).
+        """
+        return self.foundation.suffix(insert_prompts(self.foundation, batch.prefix, prompt), adapters, keep)
 
     def readout(self, batch: Batch, prompt: Tensor, adapters: Mapping[int, Adapter] | None = None) -> Tensor:
-        """Mean of the global prompt's output tokens: (b, d)."""
+        """Mean of the global prompt's output tokens.
+
+        Args:
+            batch: b images.
+            prompt: (l, d).
+            adapters: local prompts by block; None = none.
+
+        Returns:
+            (b, d).
+        """
         return self.tokens(batch, prompt, adapters, 1 + len(prompt))[:, 1:].mean(1)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
@@ -199,21 +233,47 @@ class FedMGP(Method):
         ]
 
     def coarse_loss(self, client: Client, batch: Batch) -> Tensor:
-        """Phase 1: CE(h_g(readout)) - mgp_key * mean cos(phi(x), key), phi(x) the frozen CLS feature."""
+        """Phase 1: CE(h_g(readout)) - mgp_key * mean cos(phi(x), key), phi(x) the frozen CLS feature.
+
+        Args:
+            client: the one that trains.
+            batch: its images.
+
+        Returns:
+            ().
+        """
         coarse = client.model["coarse"]
         logits = client.model["head"](self.readout(batch, coarse.prompt))
-        pull = F.cosine_similarity(self.foundation.feature(batch.last), coarse.key[None]).mean()
+        pull = F.cosine_similarity(self.foundation.feature(batch.last_token), coarse.key[None]).mean()
         return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
 
     def fine_loss(self, client: Client, batch: Batch) -> Tensor:
-        """Phase 2: CE(h_l(readout with the true class's local prompt)) - mgp_key * mean cos(q(x), key_y); the global prompt is frozen."""
+        """Phase 2: CE(h_l(readout with the true class's local prompt)) - mgp_key * mean cos(q(x), key_y).
+
+        The global prompt is frozen.
+
+        Args:
+            client: the one that trains.
+            batch: its images.
+
+        Returns:
+            ().
+        """
         prompt, fine = client.model["coarse"].prompt.detach(), client.model["fine"]
         logits = client.model["local_head"](self.readout(batch, prompt, fine(batch.labels)))
         pull = F.cosine_similarity(self.queries(client, batch), fine.keys[batch.labels]).mean()
         return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
 
     def queries(self, client: Client, batch: Batch) -> Tensor:
-        """q(x) (b, d) of training images, the readout without local prompts: fixed while phase 2 lasts, so it is computed once."""
+        """q(x), the readout without local prompts: fixed while phase 2 lasts, so it is computed once.
+
+        Args:
+            client: the one that trains.
+            batch: b of its training images.
+
+        Returns:
+            (b, d).
+        """
         if "queries" not in client.scratch:
             prompt = client.model["coarse"].prompt
             client.scratch["queries"] = map_batches(
@@ -221,16 +281,23 @@ class FedMGP(Method):
             )
         return client.scratch["queries"][torch.searchsorted(client.train_index, batch.index)]
 
-    def slots(self, client: Client, query: Tensor) -> Tensor:
-        """For each query (b, d) the class with the nearest key among those the client has met: (b,)."""
-        seen = torch.tensor(client.partition.seen(client.id, client.task), dtype=torch.int64)
-        return most_similar(mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen), 1, batchwise=False)[
-            :, 0
-        ]
+    def choose_slots(self, client: Client, query: Tensor) -> Tensor:
+        """For each query the class with the nearest key, among those the client has met.
+
+        Args:
+            client: the one whose keys are compared.
+            query: (b, d).
+
+        Returns:
+            (b,).
+        """
+        seen = torch.tensor(client.partition.seen_classes(client.id, client.task), dtype=torch.int64)
+        scores = mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen)
+        return choose_keys(scores, 1, batchwise=False)[:, 0]
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         prompt = client.model["coarse"].prompt
-        slots = self.slots(client, self.readout(batch, prompt))
+        slots = self.choose_slots(client, self.readout(batch, prompt))
         return client.model["local_head"](self.readout(batch, prompt, client.model["fine"](slots)))
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
@@ -244,21 +311,28 @@ class FedMGP(Method):
         return self.shared(client.model)
 
     # -- server
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return {name: tuple(value.shape) for name, value in self.server.items()}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Distil the clients' prompts into one; the key is the mean of theirs."""
         prompts = [payload["prompt"] for payload in uploads.values()]
         draw = torch_generator(self.config.seed, "surrogate", stage.task, stage.round)
-        self.server["prompt"] = self.fused(prompts, draw)
+        self.server["prompt"] = self.distil_prompts(prompts, draw)
         self.server["key"] = torch.stack([payload["key"] for payload in uploads.values()]).mean(0)
 
-    def fused(self, prompts: list[Tensor], draw: torch.Generator) -> Tensor:
-        """min_p sum_{j > 0} sum_x ||F(x; p) - F(x; p_j)||^2 over all output tokens, by Adam from client 0's prompt. (l, d) each -> (l, d).
+    def distil_prompts(self, prompts: list[Tensor], draw: torch.Generator) -> Tensor:
+        """min_p sum_{j > 0} sum_x ||F(x; p) - F(x; p_j)||^2 over all output tokens, by Adam from client 0's prompt.
 
-        The sum over the J teachers is J ||F(x; p) - mean_j F(x; p_j)||^2 and a constant, so the teachers run once, not in every epoch.
-        One client alone has no teacher and keeps its prompt.
+        The sum over the J teachers is J ||F(x; p) - mean_j F(x; p_j)||^2 and a constant, so the teachers run once, not
+        in every epoch. One client alone has no teacher and keeps its prompt.
+
+        Args:
+            prompts: p_j of the clients, (l, d) each.
+            draw: of the order of the server's images.
+
+        Returns:
+            p, (l, d).
         """
         config, images, teachers = self.config, self.server_images, len(prompts) - 1
         if teachers == 0:
@@ -269,7 +343,7 @@ class FedMGP(Method):
         student = nn.Parameter(first.clone())
         optimiser = torch.optim.Adam([student], lr=config.mgp_surrogate_lr)
         for _ in range(config.mgp_surrogate_epochs):
-            for index in torch.randperm(len(every), generator=draw).split(config.batch):
+            for index in torch.randperm(len(every), generator=draw).split(config.batch):  # (b,) each
                 loss = teachers * (self.tokens(images.batch(index), student) - target[index]).square().sum()
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()

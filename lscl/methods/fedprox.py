@@ -16,7 +16,8 @@ from lscl.registry import register
 class FedProx(FedAvg):
     """The local loss gains (mu / 2) ||w - w_received||^2, so that clients with other data drift apart less.
 
-    Li et al. 2020 (arXiv 1812.06127). Trained, uploaded, returned, payload: as FedAvg; a client keeps w_received for the round.
+    Li et al. 2020 (arXiv 1812.06127). Trained, uploaded, returned, payload: as FedAvg; a client keeps w_received for
+    the round.
 
     Differences from other codes:
     1. the norm is squared (the FedProx of the released MFCL code sums norms that are not, a pull that never weakens).

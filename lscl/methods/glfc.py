@@ -1,4 +1,4 @@
-"""GLFC: replay of kept images, balanced losses, and an old model that a proxy server picks on images it reconstructs from gradients."""
+"""GLFC: replay of kept images, balanced losses, and an old model that a proxy server picks on reconstructed images."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -10,15 +10,22 @@ from pydantic import Field
 from torch import Tensor
 
 from lscl.config import WEIGHT
-from lscl.federation.client import Batch, Client, as_input, resized
+from lscl.federation.client import Batch, Client, resize, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import LEARNING_RATES, Phase, Stage
 from lscl.federation.passes import BATCH, map_batches
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.buffer import first, herding, random
-from lscl.methods.parts.inversion import SIDE, Encoder, encoder, gradient, reconstruct, recovered_class
-from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, of_model, opening
+from lscl.methods.parts.buffer import first_of_each_class, herding, random_per_class
+from lscl.methods.parts.inversion import (
+    SIDE,
+    Encoder,
+    build_encoder,
+    parameter_gradient,
+    reconstruct_images,
+    recover_class,
+)
+from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, is_first_exchange, model_part
 from lscl.methods.parts.synthesis import as_pixels
 from lscl.models.counting import network
 from lscl.registry import register
@@ -30,13 +37,12 @@ PERTURB_LR, PERTURB_DECAY = 0.2, 1e-5  # of the gradient steps on a prototype im
 
 
 class GLFCCosts(Costs):
-    """Exemplars and the old model in every step; disguised images on the clients, their reconstruction on the server."""
+    """Exemplars and the old model in every step; images disguised on the clients and reconstructed on the server."""
 
     def own_work(self, run: Planned) -> OwnWork:
         config, f = self.config, run.cnn.flops
-        kept = min(
-            config.glfc_memory, run.epoch / config.clients / 2
-        )  # half of the client's images have been seen, on average
+        # Half of the client's images have been seen, on average.
+        kept = min(config.glfc_memory, run.epoch / config.clients / 2)
         exemplars = config.clients * kept * run.ends * config.rounds * config.epochs
         with torch.device("meta"):
             encoder = network(Encoder(run.classes), torch.empty(1, 3, SIDE, SIDE)).flops
@@ -49,45 +55,53 @@ class GLFCCosts(Costs):
 
 @register
 class GLFC(OldModel):
-    """Clients keep exemplars of their old classes and train with a binary cross-entropy per class, old and new images weighted apart, half
-    of it with the old model's answers as targets. The old model is the best global model of the previous task, chosen by a proxy server on
-    images that it reconstructs from gradients of one disguised image per new class.
+    """Clients replay exemplars of old classes and imitate the best global model of the previous task.
+    The loss is a binary cross-entropy per class, old and new images weighted apart, half of it with the old model's
+    answers as targets. A proxy server chooses the best model on images that it reconstructs from gradients of one
+    disguised image per new class.
 
-    Dong et al. 2022 (arXiv 2203.11473). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client keeps positions of
-    its exemplars, at most glfc_memory in all, and for the task the old model and `known`. The server keeps the reconstructed images
-    of the task at hand, the best model so far and its score. A memory larger than the data keeps every image, one smaller than the number
-    of classes none; a class without images on a client has no exemplar and no gradient there.
-    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C + 4 q E with q classes of the task
-    and E = 8136 + 769 C numbers of an encoder gradient; down M, in round 0 of every task but the first 2 M + C; without the proxy
-    neither gradients nor the second M; with head_merge = holders C more in every later upload.
+    Dong et al. 2022 (arXiv 2203.11473). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client
+    keeps positions of its exemplars, at most glfc_memory in all, and for the task the old model and `known`. The server
+    keeps the reconstructed images of the task at hand, the best model so far and its score. A memory larger than the
+    data keeps every image, one smaller than the number of classes none; a class without images on a client has no
+    exemplar and no gradient there.
+    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C + 4 q E with q
+    classes of the task and E = 8136 + 769 C numbers of an encoder gradient; down M, in round 0 of every task but the
+    first 2 M + C; without the proxy neither gradients nor the second M; with head_merge = holders C more in every later
+    upload.
 
     Differences from the official code:
-    1. task boundaries are known to all (the entropy signal, 1.2 nats for 10 new classes of everybody, is left out: with private
-       streams of 8 classes it fires late or never). So every client has the best model of the previous task in every round, and it is
-       sent once per task (there two old models every round).
-    2. classes are sets: what is distilled are the columns that the old model knows minus those of the client's task; the loss runs over
-       the classes the client has seen and those the old model knows (glfc_columns = local: only the former). The server knows them from
-       the flags that come up in round 0 of a task.
-    3. the score to beat starts afresh in each task (there it never does: once at 100 % later tasks rarely get a new model).
-    4. all reconstructed images of the task are scored (there batches of 64, the rest dropped: with few images none at all).
-    5. herding takes no image twice, and picks with the averaged model of the task's end (there with replacement, before averaging).
+    1. task boundaries are known to all (the entropy signal, 1.2 nats for 10 new classes of everybody, is left out: with
+       private streams of 8 classes it fires late or never). So every client has the best model of the previous task in
+       every round, and it is sent once per task (there two old models every round).
+    2. classes are sets: what is distilled are the columns that the old model knows minus those of the client's task;
+       the loss runs over the classes the client has seen and those the old model knows (glfc_columns = local: only the
+       former). The server knows them from the flags that come up in round 0 of a task.
+    3. the score to beat starts afresh in each task (there it never does: once at 100 % later tasks rarely get a new
+       model).
+    4. all reconstructed images of the task are scored (there batches of 64, the rest dropped: with few images none at
+       all).
+    5. herding takes no image twice, and picks with the averaged model of the task's end (there with replacement, before
+       averaging).
     6. 800 exemplars per client by default (there 2000), as many as 20 for each of 40 classes.
-    7. the encoder sees 32 x 32 pixels whatever the images have; reconstructions are kept with 8 bits and enlarged for scoring.
-    8. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state each round (there SGD
-       at 2.0); the small CNN of this experiment (the attention of the released ResNet-18 is never applied there either).
+    7. the encoder sees 32 x 32 pixels whatever the images have; reconstructions are kept with 8 bits and enlarged for
+       scoring.
+    8. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state
+       each round (there SGD at 2.0); the small CNN of this experiment (the attention of the released ResNet-18 is never
+       applied there either).
     9. all clients train in every round, and none recomputes anything while idle.
     """
 
     name, label, paper_name, citation = "glfc", "GLFC", "GLFC", "2203.11473"
     place, turn = 6, 6
     sizes = {
-        "smoke": {
+        "smoke": {  # seconds
             "glfc_memory": 12,
             "glfc_perturb": 2,
             "glfc_steps": 2,
             "glfc_iterations": 1,
             "glfc_images": 1,
-        },  # seconds
+        },
         "demo": {"glfc_steps": 5, "glfc_images": 5},  # minutes on two cores: a fiftieth of the search
         "mini": {"glfc_steps": 5, "glfc_images": 5},
     }
@@ -139,81 +153,109 @@ class GLFC(OldModel):
         logits, columns = self.logits(client, batch), self.columns(client)
         onehot = F.one_hot(batch.labels, self.num_classes).to(logits.dtype)
         if "old" not in client.scratch:
-            return binary(logits, onehot, columns).mean()
+            return binary_cross_entropy(logits, onehot, columns).mean()
         new = torch.isin(batch.labels, client.classes.to(client.device))
-        compensated = (
-            compensation(logits.detach(), batch.labels, new)[:, None] * binary(logits, onehot, columns)
-        ).mean()
-        return (
-            self.config.glfc_gc * compensated
-            + self.config.glfc_rd * binary(logits, self.soft(client, batch, onehot), columns).mean()
-        )
+        weights = gradient_compensation(logits.detach(), batch.labels, new)[:, None]  # (b, 1)
+        compensated = (weights * binary_cross_entropy(logits, onehot, columns)).mean()
+        targets = self.soft_targets(client, batch, onehot)
+        distilled = binary_cross_entropy(logits, targets, columns).mean()
+        return self.config.glfc_gc * compensated + self.config.glfc_rd * distilled
 
     def columns(self, client: Client) -> Tensor:
-        """Where the loss runs: the classes the client has seen and, unless glfc_columns = local, those the old model knows. -> (K,)."""
+        """Where the loss runs, (K,): the client's seen classes and, unless glfc_columns = local, the old model's."""
         allowed = torch.zeros(self.num_classes, dtype=torch.bool)
-        allowed[torch.tensor(client.partition.seen(client.id, client.task))] = True
+        allowed[torch.tensor(client.partition.seen_classes(client.id, client.task))] = True
         if self.config.glfc_columns == "global" and KNOWN in client.state:
             allowed |= client.state[KNOWN]
         return allowed.nonzero().squeeze(1).to(client.device)
 
     @torch.no_grad()
-    def soft(self, client: Client, batch: Batch, onehot: Tensor) -> Tensor:
-        """Targets of L_RD: `onehot` (b, C) with sigma(z_old) in the old columns."""
+    def soft_targets(self, client: Client, batch: Batch, onehot: Tensor) -> Tensor:
+        """Targets of L_RD: sigma(z_old) in the old columns.
+
+        Args:
+            client: with its old model.
+            batch: b images.
+            onehot: their labels, (b, C).
+
+        Returns:
+            (b, C).
+        """
         old, columns = client.scratch["old"], self.old_columns(client).to(client.device)
         targets = onehot.clone()
         targets[:, columns] = old["head"](old["cnn"](batch.images))[:, columns].sigmoid()
         return targets
 
     def end_task(self, client: Client) -> None:
-        """Share the memory out equally among the classes seen: shorten the old lists, pick images of the new classes."""
+        """Share the memory out equally among the seen classes: shorten the old lists, pick images of new classes."""
         config, index = self.config, client.train_index
-        each = config.glfc_memory // len(client.partition.seen(client.id, client.task))
+        each = config.glfc_memory // len(client.partition.seen_classes(client.id, client.task))
         old = client.state.get("exemplars", index[:0])
         if config.glfc_selection == "random":
-            new = random(index, labels_of(client, index), each, client.rng("exemplars"))
+            new = random_per_class(index, labels_of(client, index), each, client.rng("exemplars"))
         else:
             new = herding(index, labels_of(client, index), self.features(client, index), each)
-        client.state["exemplars"] = torch.cat([first(old, labels_of(client, old), each), new])
+        client.state["exemplars"] = torch.cat([first_of_each_class(old, labels_of(client, old), each), new])
 
     def features(self, client: Client, index: Tensor) -> Tensor:
-        """f of the images at `index`, CNN in evaluation mode: (n, m) on the CPU."""
+        """f of many images, with the CNN in evaluation mode.
+
+        Args:
+            client: the one whose CNN looks.
+            index: positions of n training images, (n,).
+
+        Returns:
+            (n, m), on the CPU.
+        """
         cnn = client.model["cnn"].eval()
         return map_batches(client.train, index, lambda batch: cnn(batch.images)).cpu()
 
     def prototype_gradients(self, client: Client) -> Tensor:
-        """Of every new class: the encoder's gradient for the disguised image nearest to the class mean. -> (classes, E)."""
+        """For every new class the encoder's gradient for the disguised image nearest to its mean, (classes, E)."""
         index = client.train_index
         batch = client.train.batch(herding(index, labels_of(client, index), self.features(client, index), 1))
-        images = resized(self.disguised(client, batch), SIDE)
-        network = encoder(self.num_classes, self.config.seed).to(client.device)
-        pairs = zip(images.split(1), batch.labels.split(1))
-        return torch.stack([gradient(network, *pair) for pair in pairs])
+        images = resize(self.disguise(client, batch), SIDE)
+        network = build_encoder(self.num_classes, self.config.seed).to(client.device)
+        pairs = zip(images.split(1), batch.labels.split(1))  # (1, 3, 32, 32) and (1,) each
+        return torch.stack([parameter_gradient(network, *pair) for pair in pairs])
 
-    def disguised(self, client: Client, batch: Batch) -> Tensor:
-        """Images after some gradient steps, on the images, that lower the model's loss. -> (b, 3, H, W)."""
+    def disguise(self, client: Client, batch: Batch) -> Tensor:
+        """Images after some gradient steps, on the images, that lower the model's loss.
+
+        Args:
+            client: with the model.
+            batch: b images.
+
+        Returns:
+            (b, 3, H, W).
+        """
         columns, onehot = self.columns(client), F.one_hot(batch.labels, self.num_classes).float()
         images = batch.images.clone().requires_grad_()
         for _ in range(self.config.glfc_perturb):
             logits = client.model["head"](client.model["cnn"](images))
-            (slope,) = torch.autograd.grad(binary(logits, onehot, columns).mean(1).sum(), [images])
+            (slope,) = torch.autograd.grad(binary_cross_entropy(logits, onehot, columns).mean(1).sum(), [images])
             with torch.no_grad():
                 images -= PERTURB_LR * (slope + PERTURB_DECAY * images)
         return images.detach()
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        extra = {"gradients": self.prototype_gradients(client)} if self.config.glfc_proxy and opening(stage) else {}
+        extra = (
+            {"gradients": self.prototype_gradients(client)}
+            if self.config.glfc_proxy and is_first_exchange(stage)
+            else {}
+        )
         return {**super().upload(client, stage), **extra}
 
     # ---- server
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
-        if not (self.config.glfc_proxy and opening(stage)):
-            return super().expected(client, stage)
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        if not (self.config.glfc_proxy and is_first_exchange(stage)):
+            return super().upload_shapes(client, stage)
         classes = np.count_nonzero(self.census.train[client, stage.task])
-        return {**super().expected(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
+        return {**super().upload_shapes(client, stage), "gradients": (classes, 8136 + 769 * self.num_classes)}
 
     def once_per_task(self, stage: Stage) -> Payload:
+        """With the best model of the previous task, if a proxy server chooses it."""
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}
         return {**super().once_per_task(stage), **old}
 
@@ -222,44 +264,49 @@ class GLFC(OldModel):
         super().aggregate(uploads, stage)
         if not self.config.glfc_proxy:
             return
-        if opening(stage):
-            self.server |= self.reconstructed(
+        if is_first_exchange(stage):
+            self.server |= self.reconstruct_prototypes(
                 torch.cat([payload["gradients"] for payload in uploads.values()]), stage.task
             )
             self.server["score"] = torch.tensor(-1.0)
         score = self.score()
         if score >= self.server["score"]:
             self.server["score"] = score
-            self.server |= {f"{BEST}{name}": value for name, value in of_model(self.server).items()}
+            self.server |= {f"{BEST}{name}": value for name, value in model_part(self.server).items()}
 
-    def reconstructed(self, gradients: Tensor, task: int) -> Payload:
-        """Proxy server: (n, E) -> `proxy.images` (n k, 32, 32, 3) uint8 and `proxy.labels` (n k,), the last k iterates of each search."""
+    def reconstruct_prototypes(self, gradients: Tensor, task: int) -> Payload:
+        """What the proxy server makes of the gradients: the last k iterates of each search.
+
+        Args:
+            gradients: of all clients, (n, E).
+            task: the one that begins.
+
+        Returns:
+            `proxy.images` (n k, 32, 32, 3) uint8 and `proxy.labels` (n k,).
+        """
         config, device = self.config, self.device
-        network, draw = (
-            encoder(self.num_classes, config.seed).to(device),
-            torch_generator(config.seed, "reconstruction", task),
-        )
+        network = build_encoder(self.num_classes, config.seed).to(device)
+        draw = torch_generator(config.seed, "reconstruction", task)
         images, labels = [torch.empty(0, SIDE, SIDE, 3, dtype=torch.uint8)], []
         for received in gradients.to(device):
-            label = recovered_class(received, self.num_classes)
+            label = recover_class(received, self.num_classes)
             start = torch.randn(1, 3, SIDE, SIDE, generator=draw).to(device)
-            images.append(
-                as_pixels(
-                    reconstruct(
-                        network, received, label, config.glfc_steps, config.glfc_iterations, config.glfc_images, start
-                    )
-                )
+            found = reconstruct_images(
+                network, received, label, config.glfc_steps, config.glfc_iterations, config.glfc_images, start
             )
+            images.append(as_pixels(found))
             labels += [label] * len(images[-1])
         return {"proxy.images": torch.cat(images), "proxy.labels": torch.tensor(labels, dtype=torch.int64)}
 
     @torch.no_grad()
     def score(self) -> Tensor:
-        """Share of the reconstructed images that the global model gets right among the known classes; 0 if there are none. -> ()."""
+        """Share of the reconstructed images that the global model gets right among the known classes, (); 0 of none."""
         model, right = self.teacher(), torch.tensor(0.0)
-        for pixels, labels in zip(self.server["proxy.images"].split(BATCH), self.server["proxy.labels"].split(BATCH)):
-            images = resized(as_input(pixels.to(self.device)), self.config.side)
-            logits = mask_logits(model["head"](model["cnn"](images)), self.known())
+        pixels_in_parts = self.server["proxy.images"].split(BATCH)  # (b, 32, 32, 3) each
+        labels_in_parts = self.server["proxy.labels"].split(BATCH)  # (b,) each
+        for pixels, labels in zip(pixels_in_parts, labels_in_parts):
+            images = resize(to_cnn_input(pixels.to(self.device)), self.config.side)
+            logits = mask_logits(model["head"](model["cnn"](images)), self.known_classes())
             right += (logits.argmax(1).cpu() == labels).sum()
         return right / max(1, len(self.server["proxy.labels"]))
 
@@ -272,19 +319,42 @@ class GLFC(OldModel):
 
 
 def labels_of(client: Client, index: Tensor) -> Tensor:
-    """Labels of a client's training images at `index` (n,) -> (n,), on the CPU."""
+    """The labels of a client's training images.
+
+    Args:
+        client: whose.
+        index: positions, (n,).
+
+    Returns:
+        (n,), on the CPU.
+    """
     return client.train.batch(index).labels.cpu()
 
 
-def binary(logits: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
-    """BCE(sigma(z_bc), y_bc) in the given columns only. (b, C), (b, C), (K,) -> (b, K)."""
+def binary_cross_entropy(logits: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
+    """BCE(sigma(z_bc), y_bc) of every class on its own.
+
+    Args:
+        logits: z, (b, C).
+        targets: y, (b, C).
+        columns: the classes that count, (K,).
+
+    Returns:
+        (b, K).
+    """
     return F.binary_cross_entropy_with_logits(logits[:, columns], targets[:, columns], reduction="none")
 
 
-def compensation(logits: Tensor, labels: Tensor, new: Tensor) -> Tensor:
-    """Gradient compensation: g_b = |sigma(z_y) - 1| divided by its mean over the batch's new, or its old, images.
+def gradient_compensation(logits: Tensor, labels: Tensor, new: Tensor) -> Tensor:
+    """Weights of images: g_b = |sigma(z_y) - 1| divided by its mean over the batch's new, or its old, images.
 
-    logits: (b, C), labels: (b,), new: (b,) bool -> (b,) weights, mean 1 in each group.
+    Args:
+        logits: z, (b, C).
+        labels: y, (b,).
+        new: whether the image is of the client's task, (b,) bool.
+
+    Returns:
+        (b,), with mean 1 in each group.
     """
     g = (logits.gather(1, labels[:, None]).squeeze(1).sigmoid() - 1).abs()
     weights = torch.ones_like(g)

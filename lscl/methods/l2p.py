@@ -4,12 +4,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import WEIGHT, Experiment
+from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
-from lscl.methods.parts.prompts import PromptVote, check_class_token, cosine_to_keys, most_similar, with_prompts
+from lscl.federation.method import LEARNING_RATES, HeadMerge
+from lscl.methods.parts.prompts import (
+    OFFICIAL_LR,
+    PromptedMethod,
+    PromptVote,
+    check_class_token,
+    choose_keys,
+    cosine_to_keys,
+    insert_prompts,
+)
 from lscl.registry import register
 
 
@@ -24,17 +32,19 @@ class L2PCosts(Costs):
 
 
 @register
-class L2P(Method):
+class L2P(PromptedMethod):
     """Each image picks the k prompts whose keys are most similar to its frozen CLS feature; they join its tokens.
 
-    Wang et al. 2022 (arXiv 2112.08654), averaged by FedAvg. Trained, uploaded, returned: prompts (M, l, d), keys (M, d) and the
-    head W (C, d), b (C,). The frozen feature is computed once per image.
-    Payload: up 4 (M l d + M d + d C + C) + 8 bytes, down 4 (M l d + M d + d C + C); with head_merge = holders C bytes more up.
+    Wang et al. 2022 (arXiv 2112.08654), averaged by FedAvg. Trained, uploaded, returned: prompts (M, l, d), keys (M, d)
+    and the head W (C, d), b (C,). The frozen feature is computed once per image.
+    Payload: up 4 (M l d + M d + d C + C) + 8 bytes, down 4 (M l d + M d + d C + C); with head_merge = holders C bytes
+    more up.
 
     Differences from the PyTorch code that most people use (JH-LEE-KR/l2p-pytorch) and its descendants:
     1. prompts are chosen per sample; the official majority vote of a batch (option prompt_batchwise) tells the task
        when a test batch comes from one task.
-    2. CLS and the prompts have the position of CLS, the patches keep theirs (in one descendant the tables do not line up).
+    2. CLS and the prompts have the position of CLS, the patches keep theirs (in one descendant the tables do not line
+       up).
     3. only prompts, keys and head travel, not the ViT.
     4. no prompt mask per task and no frequency term; neither is used for CIFAR-100 there.
     """
@@ -42,7 +52,7 @@ class L2P(Method):
     name, label, paper_name, citation = "l2p", "FedAvg + L2P", "FedAvg+L2P", "2112.08654"
     place, turn = 4, 11
     tuned = {"lr": 3e-2}
-    official = {"lr": 0.03 * 16 / 256}  # by the rule of the official code, for our batches of 16
+    official = {"lr": OFFICIAL_LR}
     search_space = LEARNING_RATES
     costs = L2PCosts
 
@@ -56,13 +66,7 @@ class L2P(Method):
             0.1, **WEIGHT, description="weight of L2P's pull of the chosen keys to the frozen feature"
         )
 
-    query = True
-    head_rows = ("head.weight", "head.bias")
     check_foundation = staticmethod(check_class_token)
-
-    @staticmethod
-    def cut(config: Experiment) -> int | None:
-        return 0
 
     def build(self, client: int) -> nn.Module:
         config, width = self.config, self.foundation.width
@@ -74,27 +78,43 @@ class L2P(Method):
         }
         return nn.ModuleDict({"pool": nn.ParameterDict(pool), "head": nn.Linear(width, self.num_classes)})
 
-    def choose(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cosines with all keys (b, M) and the chosen prompts (b, k)."""
-        scores = cosine_to_keys(self.foundation.feature(batch.last), client.model["pool"]["key"])
-        return scores, most_similar(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
+    def choose_prompts(self, client: Client, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The prompts whose keys are nearest to the frozen feature.
 
-    def prompted(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
-        """Head on the mean of the prompts' output tokens: (b, C)."""
+        Args:
+            client: the one whose keys are compared.
+            batch: b images.
+
+        Returns:
+            Cosines with all keys, (b, M), and the places of the chosen prompts, (b, k).
+        """
+        scores = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["pool"]["key"])
+        return scores, choose_keys(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
+
+    def prompted_logits(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
+        """The head on the mean of the prompts' output tokens.
+
+        Args:
+            client: the one whose prompts and head answer.
+            batch: b images.
+            chosen: places of their prompts, (b, k).
+
+        Returns:
+            (b, C).
+        """
         prompts = client.model["pool"]["prompt"][chosen].flatten(1, 2)  # (b, k l, d)
-        tokens = self.foundation.suffix(with_prompts(self.foundation, batch.prefix, prompts), keep=1 + prompts.shape[1])
+        tokens = self.foundation.suffix(
+            insert_prompts(self.foundation, batch.prefix, prompts), keep=1 + prompts.shape[1]
+        )
         return client.model["head"](tokens[:, 1:].mean(1))
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
-        return self.prompted(client, batch, self.choose(client, batch)[1])
-
-    def phases(self, client: Client, stage: Stage) -> list[Phase]:
-        (phase,) = super().phases(client, stage)
-        phase.clip = self.config.prompt_clip
-        return [phase]
+        return self.prompted_logits(client, batch, self.choose_prompts(client, batch)[1])
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy - lambda mean_b sum_{chosen} cos(phi(x_b), key): the only thing that moves the keys."""
-        scores, chosen = self.choose(client, batch)
+        scores, chosen = self.choose_prompts(client, batch)
         pull = scores.gather(1, chosen).sum(1).mean()
-        return self.cross_entropy(client, batch, self.prompted(client, batch, chosen)) - self.config.l2p_pull * pull
+        return (
+            self.cross_entropy(client, batch, self.prompted_logits(client, batch, chosen)) - self.config.l2p_pull * pull
+        )

@@ -33,7 +33,7 @@ class LocalHead(Method):
     def logits(self, client: Client, batch: Batch) -> Tensor:
         return client.model(self.foundation.suffix(batch.prefix))
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return {}
 
     def upload(self, client: Client, stage: Stage) -> Payload:

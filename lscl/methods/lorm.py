@@ -12,11 +12,19 @@ from lscl.errors import LsclError
 from lscl.federation.averaging import average, average_rows
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.limits import LIMIT, Check, between, positive_gram
+from lscl.federation.limits import LIMIT, Check, gram_check, range_check
 from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.gram import InputSquares, damped, gram, merge_full, merge_inner, merge_outer, merge_tasks
+from lscl.methods.parts.gram import (
+    InputSquares,
+    damp_off_diagonal,
+    gram_matrix,
+    merge_inner_factors,
+    merge_layers,
+    merge_outer_factors,
+    merge_tasks,
+)
 from lscl.methods.parts.lora import StaticLoRA
 from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
 from lscl.models.vit import Adapter, FrozenViT, LowRank, plain_mlps
@@ -46,13 +54,15 @@ class LoRMCosts(Costs):
 
 @register
 class LoRM(Method):
-    """Clients train B or A of a LoRA on every linear layer, in turn; the server merges by regression on the layers' inputs, of
-    which only Gram matrices travel. The same regression merges the tasks, instead of a mean of their updates.
+    """Clients train B or A of a LoRA on every linear layer, in turn; the server merges by regression.
+    It regresses on the layers' inputs, of which only Gram matrices travel. The same regression merges the tasks,
+    instead of a mean of their updates.
 
-    Salami et al. 2025 (arXiv 2410.17961). Trained: one factor of each LoRA (rank r) and the head. Up: both, the diagonal Gram of
-    each layer's inputs (all tokens), the head's Gram (upper triangle), the number of images; behind the last round of a task the
-    diagonals under the merged model. Down: the factor merged last and the head; for the test the diagonals summed over the
-    clients. Kept on the clients: the factors and the summed diagonals of each finished task.
+    Salami et al. 2025 (arXiv 2410.17961). Trained: one factor of each LoRA (rank r) and the head. Up: both, the
+    diagonal Gram of each layer's inputs (all tokens), the head's Gram (upper triangle), the number of images; behind
+    the last round of a task the diagonals under the merged model. Down: the factor merged last and the head; for the
+    test the diagonals summed over the clients. Kept on the clients: the factors and the summed diagonals of each
+    finished task.
     Payload, with L blocks, hidden width h, in = L (3 d + h), out = L (5 d + h), head = d C + C:
         up, round with B   4 (r out + head + in + d (d + 1) / 2) + 8 bytes
         up, round with A   4 (r in  + head + in + d (d + 1) / 2) + 8 bytes
@@ -62,18 +72,20 @@ class LoRM(Method):
     with head_merge = holders another C bytes up in rounds.
 
     Differences from the official code:
-    1. diagonals and the head's upper triangle travel, not whole Gram matrices nor the state of the whole ViT; off the diagonal the
-       head's Gram is damped on the server (`lorm_alpha`), where it is used.
-    2. the regression over tasks, Q S^+ with Q = sum_t B_t A_t G_t and S = sum_t G_t, is not stored as matrices of the layers' size:
-       the G_t are diagonal, so every client forms it from the factors it has and the diagonals it is sent (`parts.gram.merge_tasks`).
-    3. Gram matrices of a round are taken under W_0 + B A, the weights that were trained, also behind the first task (officially
-       under W_0 + the mean of the task updates, and with training augmentation; there is none here).
-    4. an input that was zero everywhere gets the plain mean of A, not the zero of the pseudo-inverse: it has no effect either way.
-    5. clients have their own classes, so a head row may be trained by one client only. head_merge = plain (default) regresses over
-       all, as officially; holders sums only over the clients whose task has the class.
+    1. diagonals and the head's upper triangle travel, not whole Gram matrices nor the state of the whole ViT; off the
+       diagonal the head's Gram is damped on the server (`lorm_alpha`), where it is used.
+    2. the regression over tasks, Q S^+ with Q = sum_t B_t A_t G_t and S = sum_t G_t, is not stored as matrices of the
+       layers' size: the G_t are diagonal, so every client forms it from the factors it has and the diagonals it is sent
+       (`parts.gram.merge_tasks`).
+    3. Gram matrices of a round are taken under W_0 + B A, the weights that were trained, also behind the first task
+       (officially under W_0 + the mean of the task updates, and with training augmentation; there is none here).
+    4. an input that was zero everywhere gets the plain mean of A, not the zero of the pseudo-inverse: it has no effect
+       either way.
+    5. clients have their own classes, so a head row may be trained by one client only. head_merge = plain (default)
+       regresses over all, as officially; holders sums only over the clients whose task has the class.
     6. the frozen factor needs no gradient and no weights are copied in a step (officially the whole ViT is).
-    7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official code
-       reports within a task is not needed.
+    7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official
+       code reports within a task is not needed.
     """
 
     name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"
@@ -107,7 +119,8 @@ class LoRM(Method):
         if not plain_mlps(foundation.vit):
             kind = type(foundation.vit.blocks[0].mlp).__name__
             raise LsclError(
-                f"foundation = {config.foundation!r}: its blocks have a {kind}, and lorm updates an MLP of two linear layers"
+                f"foundation = {config.foundation!r}: its blocks have a {kind}, and lorm updates an MLP of two linear "
+                "layers"
             )
 
     def build(self, client: int) -> nn.Module:
@@ -115,7 +128,15 @@ class LoRM(Method):
         return nn.ModuleDict({"lora": nn.ModuleList(loras), "head": nn.Linear(self.foundation.width, self.num_classes)})
 
     def new_loras(self, block: int, task: int = 0) -> dict[str, StaticLoRA]:
-        """The LoRAs of a block at the start of a task, the same everywhere: A drawn, B zero."""
+        """The LoRAs of a block at the start of a task, the same everywhere: A drawn, B zero.
+
+        Args:
+            block: its number, 0-based.
+            task: likewise.
+
+        Returns:
+            By the names of the layers.
+        """
         with seeded(self.config.seed, "lorm", block, task):
             one = self.foundation.vit.blocks[block]
             layers = dict(zip(LAYERS, (one.attn.qkv, one.attn.proj, one.mlp.fc1, one.mlp.fc2), strict=True))
@@ -124,12 +145,12 @@ class LoRM(Method):
                 for name, layer in layers.items()
             }
 
-    def restarted(self, task: int) -> dict[str, Tensor]:
+    def new_factors(self, task: int) -> dict[str, Tensor]:
         """All factors at the start of a task, by name."""
         loras = nn.ModuleList([nn.ModuleDict(self.new_loras(block, task)) for block in range(self.foundation.depth)])
         return {f"lora.{name}": value for name, value in loras.state_dict().items()}
 
-    def layers(self) -> list[str]:
+    def layer_names(self) -> list[str]:
         """The names of the adapted layers: "block.layer"."""
         return [f"{block}.{name}" for block in range(self.foundation.depth) for name in LAYERS]
 
@@ -138,13 +159,13 @@ class LoRM(Method):
 
     # -- client
     def start_task(self, client: Client) -> None:
-        client.model.load_state_dict(self.restarted(client.task), strict=False)
+        client.model.load_state_dict(self.new_factors(client.task), strict=False)
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.scratch.pop("merged", None)
         if stage.name == "finish":
-            self.keep_payload(client, payload)
-            client.scratch["merged"] = self.merged(client)
+            self.store_task(client, payload)
+            client.scratch["merged"] = self.merge_stored_tasks(client)
         else:
             client.model.load_state_dict(payload, strict=False)
 
@@ -170,8 +191,8 @@ class LoRM(Method):
         trained = [parameter for parameter in client.model.parameters() if parameter.requires_grad]
         return [Phase([{"params": trained, "lr": config.lr}], self.loss, config.epochs, config.batch)]
 
-    def grams(self, client: Client) -> tuple[dict[str, Tensor], Tensor]:
-        """The diagonal Gram (in,) of each layer's inputs and the Gram (d, d) of the head's, over the task's images, in float64."""
+    def gram_matrices(self, client: Client) -> tuple[dict[str, Tensor], Tensor]:
+        """The diagonal Gram (in,) of each layer's inputs and the Gram (d, d) of the head's, in float64."""
         sums = {}
 
         def recorded(block: int, adapter: Adapter) -> Adapter:
@@ -185,29 +206,34 @@ class LoRM(Method):
         adapters = {block: recorded(block, adapter) for block, adapter in self.adapters(client).items()}
         feature = lambda batch: self.foundation.pooled(self.foundation.suffix(batch.prefix, adapters, keep=None))
         features = map_batches(client.train, client.train_index, feature)
-        return sums, gram(features)
+        return sums, gram_matrix(features)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        diagonals, moments = self.grams(client)
+        diagonals, moments = self.gram_matrices(client)
         diagonals = {f"{GRAM}.{name}": value.float() for name, value in diagonals.items()}
         if stage.name == GRAM:
             return diagonals
-        allowed = {IMAGES, HOLDS, *self.sent(stage.round)}
+        allowed = {IMAGES, HOLDS, *self.sent_names(stage.round)}
         moved = {name: value for name, value in super().upload(client, stage).items() if name in allowed}
         return {**moved, **diagonals, f"{GRAM}.head": pack_triangle(moments).float()}
 
-    def keep_payload(self, client: Client, payload: Payload) -> None:
-        """Store the task that ends: its merged factors and summed diagonals, behind those of the tasks before."""
+    def store_task(self, client: Client, payload: Payload) -> None:
+        """Store the task that ends, behind those before.
+
+        Args:
+            client: with the factors merged last.
+            payload: the diagonals summed over the clients.
+        """
         state = client.model.state_dict()
         new = {name: state[name] for name in state if name.startswith("lora.")} | payload
         for name, value in new.items():
             earlier = list(client.state.get(name, ()))[: client.task]
             client.state[name] = torch.stack([*earlier, value.cpu()])
 
-    def merged(self, client: Client) -> dict[int, Adapter]:
+    def merge_stored_tasks(self, client: Client) -> dict[int, Adapter]:
         """Q S^+ of every layer, from what is stored of the finished tasks."""
         made = {}
-        for layer in self.layers():
+        for layer in self.layer_names():
             factors = (
                 client.state[f"lora.{layer}.A"],
                 client.state[f"lora.{layer}.B"],
@@ -221,43 +247,41 @@ class LoRM(Method):
         }
 
     # -- server
-    def sent(self, number: int) -> list[str]:
+    def sent_names(self, number: int) -> list[str]:
         """The names of what moves in a round: one factor of every LoRA, and the head."""
-        return [*(f"lora.{layer}.{factor_of(number)}" for layer in self.layers()), *self.head_rows]
+        return [*(f"lora.{layer}.{factor_of(number)}" for layer in self.layer_names()), *self.head_rows]
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
         if stage.name == "finish":
-            names = [f"{GRAM}.{layer}" for layer in self.layers()]
+            names = [f"{GRAM}.{layer}" for layer in self.layer_names()]
         else:
-            names = self.sent(stage.round - 1) if stage.round > 0 else list(self.head_rows)
+            names = self.sent_names(stage.round - 1) if stage.round > 0 else list(self.head_rows)
         return {name: self.server[name] for name in names}
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
-        diagonals = {f"{GRAM}.{layer}": (self.server[f"lora.{layer}.A"].shape[1],) for layer in self.layers()}
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        diagonals = {f"{GRAM}.{layer}": (self.server[f"lora.{layer}.A"].shape[1],) for layer in self.layer_names()}
         if stage.name == GRAM:
             return diagonals
         d = self.foundation.width
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
-        moved = {name: tuple(self.server[name].shape) for name in self.sent(stage.round)}
+        moved = {name: tuple(self.server[name].shape) for name in self.sent_names(stage.round)}
         return {**about, **moved, **diagonals, f"{GRAM}.head": (d * (d + 1) // 2,)}
 
-    def start(self, client: int, stage: Stage) -> Payload:
-        return {name: self.server[name] for name in self.sent(stage.round)} if stage.name != GRAM else {}
+    def training_start(self, client: int, stage: Stage) -> Payload:
+        return {name: self.server[name] for name in self.sent_names(stage.round)} if stage.name != GRAM else {}
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         """Sums of squares are at most those of numbers at the limit, over all images and tokens."""
         images = self.census.images(client, stage.task)
-        squares = between(0, images * self.foundation.tokens * LIMIT**2)
-        found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layers()}}
+        squares = range_check(0, images * self.foundation.tokens * LIMIT**2)
+        found = {**super().checks(client, stage), **{f"{GRAM}.{layer}": squares for layer in self.layer_names()}}
         return (
-            found
-            if stage.name == GRAM
-            else {**found, f"{GRAM}.head": positive_gram(unpack_triangle, images * LIMIT**2)}
+            found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack_triangle, images * LIMIT**2)}
         )
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Merge the factor that moved and the head; behind the last round, sum the diagonals."""
-        for layer in self.layers():
+        for layer in self.layer_names():
             diagonals = [payload[f"{GRAM}.{layer}"].double() for payload in uploads.values()]
             if stage.name == GRAM:
                 self.server[f"{GRAM}.{layer}"] = sum(diagonals).float()
@@ -265,20 +289,20 @@ class LoRM(Method):
             name = f"lora.{layer}.{factor_of(stage.round)}"
             factors = [payload[name] for payload in uploads.values()]
             if factor_of(stage.round) == "B":
-                merged = merge_outer(factors, self.server[f"lora.{layer}.A"], diagonals)
+                merged = merge_outer_factors(factors, self.server[f"lora.{layer}.A"], diagonals)
             else:
-                merged = merge_inner(factors, diagonals)
+                merged = merge_inner_factors(factors, diagonals)
             self.server[name] = merged.float()
         if stage.name != GRAM:
-            self.server.update(self.merged_head(uploads))
+            self.server.update(self.merge_head(uploads))
 
-    def merged_head(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
+    def merge_head(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
         """The head: its weight by regression on the features, its bias averaged by the number of images.
 
         With head_merge = holders, rows with the same holders are merged together, over these clients only.
         """
         moments = {
-            k: damped(unpack_triangle(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha)
+            k: damp_off_diagonal(unpack_triangle(payload[f"{GRAM}.head"].double()), self.config.lorm_alpha)
             for k, payload in uploads.items()
         }
         weights, biases = ({k: payload[name] for k, payload in uploads.items()} for name in self.head_rows)
@@ -286,7 +310,7 @@ class LoRM(Method):
         if not self.by_holders:
             bias = average({k: {"bias": value} for k, value in biases.items()}, images)["bias"]
             return {
-                "head.weight": merge_full(list(weights.values()), list(moments.values())).float(),
+                "head.weight": merge_layers(list(weights.values()), list(moments.values())).float(),
                 "head.bias": bias,
             }
         holds = {k: payload[HOLDS] for k, payload in uploads.items()}
@@ -296,9 +320,9 @@ class LoRM(Method):
             holders = [k for k, holding in zip(uploads, column, strict=True) if holding]
             rows = group == number
             if holders:
-                merged[rows] = merge_full([weights[k][rows] for k in holders], [moments[k] for k in holders]).float()
+                merged[rows] = merge_layers([weights[k][rows] for k in holders], [moments[k] for k in holders]).float()
         return {"head.weight": merged, "head.bias": average_rows(self.server["head.bias"], biases, holds, images)}
 
     def server_end_task(self, task: int) -> None:
         """B = 0 and a new A, as on the clients."""
-        self.server.update(self.restarted(task + 1))
+        self.server.update(self.new_factors(task + 1))

@@ -15,7 +15,14 @@ from lscl.federation.masking import mask_logits, masked_cross_entropy
 from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
 from lscl.methods.parts.old_model import KNOWN, OldModel
-from lscl.methods.parts.synthesis import ImageGenerator, Statistics, as_pixels, batchnorms, generator_flops, kl_gap
+from lscl.methods.parts.synthesis import (
+    ImageGenerator,
+    Statistics,
+    as_pixels,
+    batchnorm_layers,
+    generator_flops,
+    kl_gap,
+)
 from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
 
@@ -41,26 +48,30 @@ class MFCLCosts(Costs):
 
 @register
 class MFCL(OldModel):
-    """A generator that the server trains on the global model alone replaces the images of old tasks: clients sample from it. New classes
-    are learnt by body and head, all classes by the head on features that are held fixed, and the old head's answers stay as they were.
+    """A generator that the server trains on the global model alone replaces the images of old tasks.
+    Clients sample from it. New classes are learnt by body and head, all classes by the head on features that are held
+    fixed, and the old head's answers stay as they were.
 
-    Babakniya et al. 2023 (arXiv 2311.07784). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client keeps the old
-    model, `known` and the generator for the task; the server keeps the generator, whose training goes on from task to task.
-    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C (the classes of the client's task); down M,
-    in round 0 of every task but the first M + C + 4 G + 32 with the generator's G = 2 w s^2 (z + 1) + 54 w^2 + 50 w + 9 numbers for z =
-    mfcl_latent, w = mfcl_width and images of S pixels a side, s = S / 4 rounded up; above 64 pixels 4 G + 56, G = w s^2 (z + 1) + 45 w^2 + 56 w + 9,
-    s = S / 32 rounded up; with head_merge = holders C more in every later upload.
+    Babakniya et al. 2023 (arXiv 2311.07784). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client
+    keeps the old model, `known` and the generator for the task; the server keeps the generator, whose training goes on
+    from task to task.
+    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C (the classes of the
+    client's task); down M, in round 0 of every task but the first M + C + 4 G + 32 with the generator's G = 2 w s^2
+    (z + 1) + 54 w^2 + 50 w + 9 numbers for z = mfcl_latent, w = mfcl_width and images of S pixels a side, s = S / 4
+    rounded up; above 64 pixels 4 G + 56, G = w s^2 (z + 1) + 45 w^2 + 56 w + 9, s = S / 32 rounded up; with head_merge
+    = holders C more in every later upload.
 
     Differences from the official code:
-    1. classes are sets: replay is labelled among U = the classes of earlier tasks of any client, the old head is compared on U minus the
-       client's task, "all classes" are U and the client's task (there: column ranges). The server knows them from the flags that come up
-       in round 0 of a task.
+    1. classes are sets: replay is labelled among U = the classes of earlier tasks of any client, the old head is
+       compared on U minus the client's task, "all classes" are U and the client's task (there: column ranges). The
+       server knows them from the flags that come up in round 0 of a task.
     2. the old model is what round 0 of a task brings anyway and is not sent a second time.
-    3. the body runs once per step (there twice, which counts every batch twice in the BatchNorm statistics), and the measuring hooks are
-       taken off the teacher after the generator's training (there they stay and slow every step down).
+    3. the body runs once per step (there twice, which counts every batch twice in the BatchNorm statistics), and the
+       measuring hooks are taken off the teacher after the generator's training (there they stay and slow every step
+       down).
     4. no importance weights: they are all one in the released code.
-    5. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state each round (there
-       SGD); the small CNN of this experiment.
+    5. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state
+       each round (there SGD); the small CNN of this experiment.
     6. the blurred image is compared inside a border of 2 pixels (there the border is reflected).
     """
 
@@ -107,7 +118,7 @@ class MFCL(OldModel):
 
     def build(self, client: int) -> nn.Module:
         model = super().build(client)
-        batchnorms(model, self.config.method, self.config.cnn)
+        batchnorm_layers(model, self.config.method, self.config.cnn)
         return model
 
     def new_generator(self) -> ImageGenerator:
@@ -133,11 +144,11 @@ class MFCL(OldModel):
             client.scratch["generator"] = self.load_generator(client.state).to(client.device).eval()
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
-        """First task: CE. Later: CE of the new images + w_ft * `head_term` + w_kd * `old_head_term`, the body run once on all images."""
+        """First task: CE. Later: CE of the new images + w_ft * `head_term` + w_kd * `old_head_term`; one body pass."""
         if "old" not in client.scratch:
             return super().loss(client, batch)
         config, model = self.config, client.model
-        replay, guessed = self.replay(client)
+        replay, guessed = self.sample_replay(client)
         self.optimised += len(replay)
         images, labels = torch.cat([batch.images, replay]), torch.cat([batch.labels, guessed])
         f = model["cnn"](images)
@@ -149,21 +160,38 @@ class MFCL(OldModel):
         )
 
     @torch.no_grad()
-    def replay(self, client: Client) -> tuple[Tensor, Tensor]:
-        """Images from the generator, (b, 3, S, S), and what the old model takes them for among the known classes, (b,)."""
-        z = torch.randn(self.config.mfcl_replay, self.config.mfcl_latent, generator=client.scratch["replay"]).to(
-            client.device
-        )
-        images, old = client.scratch["generator"](z), client.scratch["old"]
-        return images, mask_logits(old["head"](old["cnn"](images)), client.state[KNOWN].nonzero().squeeze(1)).argmax(1)
+    def sample_replay(self, client: Client) -> tuple[Tensor, Tensor]:
+        """Images from the generator, (b, 3, S, S), and what the old model takes them for among known classes, (b,)."""
+        z = torch.randn(self.config.mfcl_replay, self.config.mfcl_latent, generator=client.scratch["replay"])
+        images, old = client.scratch["generator"](z.to(client.device)), client.scratch["old"]
+        known = client.state[KNOWN].nonzero().squeeze(1)  # (K,)
+        return images, mask_logits(old["head"](old["cnn"](images)), known).argmax(1)
 
     def head_term(self, client: Client, f: Tensor, labels: Tensor) -> Tensor:
-        """CE of W sg[f] over all classes seen: trains the head, never the body. f: (b, m), labels: (b,) -> ()."""
+        """CE of W sg[f] over all classes seen: trains the head, never the body.
+
+        Args:
+            client: the one that trains.
+            f: features, (b, m).
+            labels: (b,).
+
+        Returns:
+            ().
+        """
         seen = (client.state[KNOWN] | self.holds(client)).nonzero().squeeze(1)
         return masked_cross_entropy(client.model["head"](f.detach()), labels, seen)
 
     def old_head_term(self, client: Client, f: Tensor, images: Tensor) -> Tensor:
-        """Mean over images and old columns of (W_old f - W_old f_old)^2: moves the body only. f: (b, m) -> (); 0 without old columns."""
+        """Mean over images and old columns of (W_old f - W_old f_old)^2: moves the body only.
+
+        Args:
+            client: with its old model.
+            f: features, (b, m).
+            images: they are of, (b, 3, S, S).
+
+        Returns:
+            (); 0 without old columns.
+        """
         old, columns = client.scratch["old"], self.old_columns(client).to(f.device)
         with torch.no_grad():
             before = old["cnn"](images)
@@ -173,13 +201,14 @@ class MFCL(OldModel):
     # ---- server
 
     def initial_server(self) -> dict[str, Tensor]:
-        return {**super().initial_server(), **self.packed(self.new_generator())}
+        return {**super().initial_server(), **self.generator_payload(self.new_generator())}
 
-    def packed(self, generator: ImageGenerator) -> Payload:
+    def generator_payload(self, generator: ImageGenerator) -> Payload:
         """The generator by the names it has in the server: parameters, BatchNorm means, variances and counters."""
         return {f"{GENERATOR}{name}": value.detach().cpu().clone() for name, value in generator.state_dict().items()}
 
     def once_per_task(self, stage: Stage) -> Payload:
+        """With the generator."""
         generator = {name: value for name, value in self.server.items() if name.startswith(GENERATOR)}
         return {**super().once_per_task(stage), **generator}
 
@@ -187,27 +216,23 @@ class MFCL(OldModel):
         """Train the generator further, on the global model of the task's end."""
         if task + 1 == self.config.tasks:
             return
-        config, teacher, classes = self.config, self.teacher(), self.known()
+        config, teacher, classes = self.config, self.teacher(), self.known_classes()
         generator = self.load_generator(self.server).to(self.device).train()
         optimiser = torch.optim.Adam(generator.parameters(), lr=config.mfcl_lr)
         draw = torch_generator(config.seed, "synthesis", task)
-        with Statistics(batchnorms(teacher, config.method, config.cnn)) as statistics:
+        with Statistics(batchnorm_layers(teacher, config.method, config.cnn)) as statistics:
             for _ in range(config.mfcl_steps):
                 images = generator(torch.randn(config.mfcl_batch, config.mfcl_latent, generator=draw).to(self.device))
                 logits = teacher["head"](teacher["cnn"](images))[:, classes]
-                loss = config.mfcl_ce * F.cross_entropy(
-                    logits / config.mfcl_tau, logits.argmax(1)
-                ) + config.mfcl_ie * imbalance(logits)
-                loss = (
-                    loss
-                    + config.mfcl_bn * kl_gap(statistics.batch(), statistics.running())
-                    + config.mfcl_tv * roughness(images)
-                )
+                loss = config.mfcl_ce * F.cross_entropy(logits / config.mfcl_tau, logits.argmax(1))
+                loss = loss + config.mfcl_ie * imbalance(logits)
+                loss = loss + config.mfcl_bn * kl_gap(statistics.batch(), statistics.running())
+                loss = loss + config.mfcl_tv * roughness(images)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 self.optimised += len(images)
-        self.server |= self.packed(generator)
+        self.server |= self.generator_payload(generator)
 
     @torch.no_grad()
     def sheet(self, task: int) -> np.ndarray | None:
@@ -218,7 +243,10 @@ class MFCL(OldModel):
 
 
 def imbalance(logits: Tensor) -> Tensor:
-    """Information entropy term: 1 + sum_c p_c log p_c / log K, p the mean softmax of the batch; 0 = all classes alike. (b, K) -> ()."""
+    """Information entropy term of logits (b, K): 1 + sum_c p_c log p_c / log K, (); p is the mean softmax of the batch.
+
+    It is 0 if all classes are alike.
+    """
     p = logits.softmax(1).mean(0).clamp_min(1e-12)
     return 1 + (p * p.log()).sum() / math.log(max(2, len(p)))
 
@@ -229,5 +257,5 @@ def roughness(images: Tensor) -> Tensor:
     place = torch.arange(BLUR, device=images.device) - edge
     line = torch.exp(-place.square() / (2 * SIGMA**2))
     window = torch.outer(line, line) / line.sum().square()
-    blurred = F.conv2d(images, window.expand(3, 1, BLUR, BLUR), groups=3)
+    blurred = F.conv2d(images, window.expand(3, 1, BLUR, BLUR), groups=3)  # (b, 3, H - 4, W - 4)
     return (images[:, :, edge:-edge, edge:-edge] - blurred).square().mean()

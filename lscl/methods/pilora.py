@@ -11,20 +11,20 @@ from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.averaging import average
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.limits import Check, equal
+from lscl.federation.limits import Check, equality_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.lora import LoRARank
-from lscl.methods.parts.prototypes import class_means, distances, merge_weights
+from lscl.methods.parts.prototypes import class_means, merge_weights, prototype_distances
 from lscl.models.vit import LowRank
 from lscl.registry import register
 from lscl.seeding import seeded
 
 
 class QueryValueLoRA(nn.Module):
-    """Low-rank updates of the queries and of the values: A (2, r, d) uniform, B (2, d, r) zero at the start; first q, then v."""
+    """Low-rank updates of queries and values, in this order: A (2, r, d) uniform, B (2, d, r) zero at the start."""
 
     def __init__(self, width: int, rank: int):
         super().__init__()
@@ -40,11 +40,19 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(0.1 * torch.randn(num_classes, width))
 
 
-def on_queries_and_values(A: Tensor, B: Tensor) -> LowRank:
-    """The updates B_q A_q and B_v A_v as one of the fused qkv layer, nothing on the keys. A: (2, r, d), B: (2, d, r)."""
+def query_value_update(A: Tensor, B: Tensor) -> LowRank:
+    """The updates B_q A_q and B_v A_v as one of the fused qkv layer, with nothing on the keys.
+
+    Args:
+        A: (2, r, d).
+        B: (2, d, r).
+
+    Returns:
+        A (2 r, d) and B (3 d, 2 r).
+    """
     zero = torch.zeros_like(B[0])
     rows = [torch.cat(row, dim=1) for row in ((B[0], zero), (zero, zero), (zero, B[1]))]
-    return LowRank(A.flatten(0, 1), torch.cat(rows), 1.0)
+    return LowRank(A.flatten(0, 1), torch.cat(rows), 1.0)  # A (2 r, d), B (3 d, 2 r)
 
 
 class PILoRACosts(Costs):
@@ -59,26 +67,34 @@ class PILoRACosts(Costs):
 
 @register
 class PILoRA(Method):
-    """Forgetting is fought by new LoRA directions for each task and by prototypes that a later task leaves alone. The server
-    averages the LoRA and weighs the clients' copies of a prototype by how near they are to the class means of those who hold it.
+    """New LoRA directions for each task, and prototypes that a later task leaves alone, keep from forgetting.
+    The server averages the LoRA and weighs the clients' copies of a prototype by how near they are to the class means
+    of those who hold it.
 
-    Guo et al. 2024 (arXiv 2401.02094). Trained: LoRA_t on q and v of block 0, prototypes of the task's classes Y. Up: both, the
-    classes, their mean features, and the number of images. Down: LoRA_t averaged, and the prototypes of all classes U that the
-    server has heard of, with their numbers (the others are still at the draw that everybody has). Kept: LoRA_1 .. LoRA_{t-1}.
-    Payload: up 4 (4 r d + 2 |Y| d) + 8 |Y| + 8 bytes, down 4 (4 r d + |U| d) + 8 |U| bytes, with the U before the round.
+    Guo et al. 2024 (arXiv 2401.02094). Trained: LoRA_t on q and v of block 0, prototypes of the task's classes Y. Up:
+    both, the classes, their mean features, and the number of images. Down: LoRA_t averaged, and the prototypes of all
+    classes U that the server has heard of, with their numbers (the others are still at the draw that everybody has).
+    Kept: LoRA_1 .. LoRA_{t-1}.
+    Payload: up 4 (4 r d + 2 |Y| d) + 8 |Y| + 8 bytes, down 4 (4 r d + |U| d) + 8 |U| bytes, with the U before the
+    round.
 
     Differences from the official code:
-    1. the forward has the sum of all LoRAs, in training and at test, as in the paper (the official training sees only LoRA_t, and
-       its test no LoRA behind the first task, because the names of the weights do not match).
+    1. the forward has the sum of all LoRAs, in training and at test, as in the paper (the official training sees only
+       LoRA_t, and its test no LoRA behind the first task, because the names of the weights do not match).
     2. the cross-entropy runs over the task's classes: else prototypes of classes still to come would compete.
-    3. a class may be new for a client and known to the server: its prototype then starts from the server's, not from a new draw.
-    4. a client uploads only the prototypes that it trained; for the others its copy is what the server sent, and the server
-       uses that (head_merge = plain: the copies of all clients take part, as officially; holders: only of those with the class).
-    5. guards: the scaling of the weights is 0 / 0 if all copies are equally far, and of a single copy: equal weights. With one
-       holder among N the scaling has only the values 0 and 1: the trained copy gets e^5 / (e^5 + N - 1) of the weight.
-    6. Adam without weight decay and without a schedule (official: 1e-5, cosine over 30 rounds), which also leaves the prototypes
-       of other classes exactly where they are; the LoRA's rate is 1e-4 for our 5 rounds, as in the port of the fed-mammoth code.
-    7. every client keeps its images (officially they are dealt out anew in every round); nothing is selected on test images.
+    3. a class may be new for a client and known to the server: its prototype then starts from the server's, not from a
+       new draw.
+    4. a client uploads only the prototypes that it trained; for the others its copy is what the server sent, and the
+       server uses that (head_merge = plain: the copies of all clients take part, as officially; holders: only of those
+       with the class).
+    5. guards: the scaling of the weights is 0 / 0 if all copies are equally far, and of a single copy: equal weights.
+       With one holder among N the scaling has only the values 0 and 1: the trained copy gets e^5 / (e^5 + N - 1) of the
+       weight.
+    6. Adam without weight decay and without a schedule (official: 1e-5, cosine over 30 rounds), which also leaves the
+       prototypes of other classes exactly where they are; the LoRA's rate is 1e-4 for our 5 rounds, as in the port of
+       the fed-mammoth code.
+    7. every client keeps its images (officially they are dealt out anew in every round); nothing is selected on test
+       images.
     """
 
     name, label, paper_name, citation = "pilora", "PILoRA", "PILoRA", "2401.02094"
@@ -124,17 +140,33 @@ class PILoRA(Method):
 
     # -- client
     def features(self, client: Client, batch: Batch) -> Tensor:
-        """phi(x): (b, d), under W_0 + sum_{s <= t} B_s A_s."""
+        """phi(x) under W_0 + sum_{s <= t} B_s A_s.
+
+        Args:
+            client: with the LoRAs of its tasks.
+            batch: b images.
+
+        Returns:
+            (b, d).
+        """
         lora, state = client.model["lora"], client.state
         A, B = lora.A, lora.B
         if "lora.A" in state:
             A = torch.cat([state["lora.A"].to(A.device), A], dim=1)
             B = torch.cat([state["lora.B"].to(B.device), B], dim=2)
-        return self.foundation.suffix(batch.prefix, on_queries_and_values(A, B))
+        return self.foundation.suffix(batch.prefix, query_value_update(A, B))
 
     def distances(self, client: Client, batch: Batch) -> Tensor:
-        """D(x): (b, C)."""
-        return distances(self.features(client, batch), client.model["head"].weight)
+        """D(x), the distances to all prototypes.
+
+        Args:
+            client: with the LoRAs of its tasks and the prototypes.
+            batch: b images.
+
+        Returns:
+            (b, C).
+        """
+        return prototype_distances(self.features(client, batch), client.model["head"].weight)
 
     def logits(self, client: Client, batch: Batch) -> Tensor:
         return -self.distances(client, batch) / self.config.pilora_temperature
@@ -165,7 +197,7 @@ class PILoRA(Method):
         A = client.model["lora"].A
         if "lora.A" not in client.state:
             return A.new_zeros(())
-        return (client.state["lora.A"].to(A.device) @ A.transpose(1, 2)).abs().sum()
+        return (client.state["lora.A"].to(A.device) @ A.transpose(1, 2)).abs().sum()  # (2, sum of r_s, r) -> ()
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.model["lora"].load_state_dict({"A": payload["A"], "B": payload["B"]})
@@ -213,19 +245,27 @@ class PILoRA(Method):
             "prototypes": self.server["prototypes"][classes],
         }
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         rows = (self.config.classes_per_task, self.foundation.width)
         lora = {name: tuple(self.server[name].shape) for name in ("A", "B")}
         return {IMAGES: (), **lora, "classes": rows[:1], "prototypes": rows, "means": rows}
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
-        return {**super().checks(client, stage), "classes": equal(self.classes(client, stage))}
+        return {**super().checks(client, stage), "classes": equality_check(self.classes(client, stage))}
 
     def classes(self, client: int, stage: Stage) -> Tensor:
-        """The classes of a client's task, as it names them: (|Y|,)."""
+        """The classes of a client's task, in the order in which it names them.
+
+        Args:
+            client: its number.
+            stage: of the task.
+
+        Returns:
+            Y, (|Y|,).
+        """
         return torch.tensor(self.census.parts.tasks[client][stage.task].classes)
 
-    def start(self, client: int, stage: Stage) -> Payload:
+    def training_start(self, client: int, stage: Stage) -> Payload:
         return {
             "A": self.server["A"],
             "B": self.server["B"],
@@ -244,17 +284,26 @@ class PILoRA(Method):
         self.server.update(average(loras, {k: float(payload[IMAGES]) for k, payload in uploads.items()}))
         prototypes, known = self.server["prototypes"].clone(), self.server["known"].clone()
         for label in torch.cat([payload["classes"] for payload in uploads.values()]).unique():
-            prototypes[label] = self.merged(label, uploads)
+            prototypes[label] = self.merge_prototype(label, uploads)
             known[label] = True
         self.server.update({"prototypes": prototypes, "known": known})
 
-    def merged(self, label: Tensor, uploads: Mapping[int, Payload]) -> Tensor:
-        """The new prototype of a class, (d,)."""
+    def merge_prototype(self, label: Tensor, uploads: Mapping[int, Payload]) -> Tensor:
+        """The weighted mean of the copies of a prototype.
+
+        Args:
+            label: its class, ().
+            uploads: by client.
+
+        Returns:
+            The new prototype, (d,).
+        """
         holders = [payload for payload in uploads.values() if label in payload["classes"]]
         copies, means = (
             torch.cat([payload[name][payload["classes"] == label] for payload in holders])
             for name in ("prototypes", "means")
         )
         if self.config.head_merge == "plain":
-            copies = torch.cat([copies, self.server["prototypes"][label].expand(len(uploads) - len(holders), -1)])
+            untrained = self.server["prototypes"][label].expand(len(uploads) - len(holders), -1)  # (copies, d)
+            copies = torch.cat([copies, untrained])
         return (merge_weights(copies, means, self.config.pilora_merge) @ copies.double()).to(copies.dtype)

@@ -1,4 +1,4 @@
-"""TARGET: the server turns the global model into synthetic images at the end of a task; clients distil the old classes on them."""
+"""TARGET: the server turns the global model into synthetic images, on which clients distil the old classes."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
-from lscl.federation.client import Batch, Client, as_input
+from lscl.federation.client import Batch, Client, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.method import LEARNING_RATES, Stage
 from lscl.federation.payload import Payload
@@ -21,10 +21,10 @@ from lscl.methods.parts.synthesis import (
     ImageGenerator,
     Statistics,
     as_pixels,
-    batchnorms,
+    batchnorm_layers,
     generator_flops,
     jitter,
-    mix,
+    mix_moments,
     norm_gap,
 )
 from lscl.registry import register
@@ -56,39 +56,44 @@ class TARGETCosts(Costs):
 
 @register
 class TARGET(OldModel):
-    """At the end of a task a generator learns, without data, images that the global model is sure about and whose BatchNorm
-    statistics are those of the training. In the next task clients learn their new classes from their own images and imitate the old
-    global model on the synthetic ones.
+    """Clients learn new classes from their own images and imitate the old global model on synthetic ones.
+    The server makes these at the end of a task: a generator learns, without data, images that the global model is sure
+    about and whose BatchNorm statistics are those of the training.
 
-    Zhang et al. 2023 (arXiv 2303.06937). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client keeps the old
-    model, `known` and n synthetic images of S pixels a side for the task; the server keeps the images of the newest task.
+    Zhang et al. 2023 (arXiv 2303.06937). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client
+    keeps the old model, `known` and n synthetic images of S pixels a side for the task; the server keeps the images of
+    the newest task.
     Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C (the classes of the
     client's task); down M, in round 0 of every task but the first M + C + 3 n S^2; with head_merge = holders C more in
     every later upload.
 
     Differences from the official code:
-    1. classes are sets: old = classes of earlier tasks of any client that are not in the client's task (there: column ranges). The server
-       knows them from the flags that come up in round 0 of a task.
-    2. so many rounds of synthesis are made as n images need (there 10 x 256 = 2560 of the 8000 asked for), so that the adversarial
-       term, which starts after 20 rounds, is reached at all; the student is trained before a round that uses it, not behind.
-    3. the synthetic batch of a step is drawn at random (there images are read in the order of file names, and the shorter of the two
-       loaders ends an epoch).
-    4. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state each round (there SGD).
+    1. classes are sets: old = classes of earlier tasks of any client that are not in the client's task
+       (there: column ranges). The server knows them from the flags that come up in round 0 of a task.
+    2. so many rounds of synthesis are made as n images need (there 10 x 256 = 2560 of the 8000 asked for), so that the
+       adversarial term, which starts after 20 rounds, is reached at all; the student is trained before a round that
+       uses it, not behind.
+    3. the synthetic batch of a step is drawn at random (there images are read in the order of file names, and the
+       shorter of the two loaders ends an epoch).
+    4. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state
+       each round (there SGD).
     5. the old model is what round 0 of a task brings anyway and is not sent a second time.
-    6. the small CNN of this experiment at its image size; training images are not augmented, synthetic ones only while they are made.
+    6. the small CNN of this experiment at its image size; training images are not augmented, synthetic ones only while
+       they are made.
     """
 
     name, label, paper_name, citation = "target", "TARGET", "TARGET", "2303.06937"
     place, turn = 7, 4
     sizes = {
         "smoke": {  # seconds
-            "target_images": 20, "target_batch": 8, "target_steps": 3, "target_latent": 8, "target_width": 4, "target_warmup": 1,
-            "target_student_steps": 2,
+            "target_images": 20, "target_batch": 8, "target_steps": 3, "target_latent": 8, "target_width": 4,
+            "target_warmup": 1, "target_student_steps": 2,
         },
-        # minutes on two cores: a narrow generator, a twentieth of the images, which is more than a client's own in a task
+        # minutes on two cores: a narrow generator, a twentieth of the images, which is more than a client has in a task
         **{
             profile: {
-                "target_images": 400, "target_batch": 50, "target_width": 16, "target_warmup": 4, "target_student_steps": 20,
+                "target_images": 400, "target_batch": 50, "target_width": 16, "target_warmup": 4,
+                "target_student_steps": 20,
             }
             for profile in ("demo", "mini")
         },
@@ -143,7 +148,7 @@ class TARGET(OldModel):
 
     def build(self, client: int) -> nn.Module:
         model = super().build(client)
-        batchnorms(model, self.config.method, self.config.cnn)
+        batchnorm_layers(model, self.config.method, self.config.cnn)
         return model
 
     # ---- client
@@ -156,18 +161,27 @@ class TARGET(OldModel):
         return total + self.config.target_kd * self.distillation(client, len(batch.index))
 
     def distillation(self, client: Client, size: int) -> Tensor:
-        """KD on `size` synthetic images drawn with replacement, over the old columns only; zero if there are none. -> ()."""
+        """The distillation on synthetic images drawn with replacement, over the old columns only.
+
+        Args:
+            client: with its old model.
+            size: how many images.
+
+        Returns:
+            (); zero without old columns.
+        """
         images, columns = client.state["synthetic"], self.old_columns(client).to(client.device)
         chosen = torch.randint(len(images), (size,), generator=client.scratch["replay"])
-        u = as_input(images[chosen].to(client.device))
+        u = to_cnn_input(images[chosen].to(client.device))
         self.optimised += size
         with torch.no_grad():
-            teacher = scores(client.scratch["old"], u)
-        return distillation(scores(client.model, u), teacher, columns, TEMPERATURE)
+            teacher = model_logits(client.scratch["old"], u)
+        return distillation(model_logits(client.model, u), teacher, columns, TEMPERATURE)
 
     # ---- server
 
     def once_per_task(self, stage: Stage) -> Payload:
+        """With the synthetic images."""
         return {**super().once_per_task(stage), "synthetic": self.server["synthetic"]}
 
     def server_end_task(self, task: int) -> None:
@@ -176,8 +190,8 @@ class TARGET(OldModel):
             with seeded(self.config.seed, "synthesis", task):
                 student = self.build(0).to(self.device)
                 draw = torch_generator(self.config.seed, "synthesis", task)
-                synthesis = Synthesis(self.config, self.teacher(), student, self.known(), draw, self.device)
-                self.server["synthetic"] = synthesis.images()
+                synthesis = Synthesis(self.config, self.teacher(), student, self.known_classes(), draw, self.device)
+                self.server["synthetic"] = synthesis.make_images()
                 self.optimised += synthesis.optimised
 
     def sheet(self, task: int) -> np.ndarray | None:
@@ -185,21 +199,43 @@ class TARGET(OldModel):
         return self.server["synthetic"][:SHOWN].numpy() if made else None
 
 
-def scores(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits of images (b, 3, H, W) -> (b, C)."""
+def model_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of images.
+
+    Args:
+        model: with `cnn` and `head`.
+        images: (b, 3, H, W).
+
+    Returns:
+        (b, C).
+    """
     return model["head"](model["cnn"](images))
 
 
 def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """L_adv: minus KL(teacher || student) on the images whose best class is the same for both; logits (b, K). -> ()."""
+    """L_adv: minus KL(teacher || student) on the images whose best class is the same for both.
+
+    Args:
+        student: logits, (b, K).
+        teacher: logits, (b, K).
+
+    Returns:
+        ().
+    """
     kl = F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="none").sum(1)
     return -(kl * (student.argmax(1) == teacher.argmax(1))).mean()
 
 
 class Synthesis:
-    """One data-free inversion of `teacher`: (n, S, S, 3) uint8 images of the classes (K,), by rounds of a fast copy of a generator.
+    """One data-free inversion of a network, by rounds of a fast copy of a generator.
 
-    draw: CPU generator of noise, labels and shifts; the generator network's weights come from torch's global one.
+    Args:
+        config: with the parameters of the synthesis.
+        teacher: the network.
+        student: an untrained one that is to disagree with it.
+        classes: those that the images are to be of, (K,).
+        draw: CPU generator of noise, labels and shifts; the generator network's weights come from torch's global one.
+        device: where it computes.
     """
 
     def __init__(
@@ -211,36 +247,28 @@ class Synthesis:
         draw: torch.Generator,
         device: torch.device,
     ):
-        self.config, self.teacher, self.student, self.classes, self.draw, self.device = (
-            config,
-            teacher,
-            student,
-            classes,
-            draw,
-            device,
-        )
-        self.generator = (
-            ImageGenerator(config.target_latent, config.side, config.target_width, nn.Sigmoid()).to(device).train()
-        )
-        self.meta = torch.optim.Adam(
-            self.generator.parameters(), config.target_lr * config.target_steps, betas=(0.5, 0.999)
-        )
+        self.config, self.teacher, self.student, self.classes = config, teacher, student, classes
+        self.draw, self.device = draw, device
+        generator = ImageGenerator(config.target_latent, config.side, config.target_width, nn.Sigmoid())
+        self.generator = generator.to(device).train()
+        rate = config.target_lr * config.target_steps
+        self.meta = torch.optim.Adam(self.generator.parameters(), rate, betas=(0.5, 0.999))
         self.teaching = torch.optim.SGD(student.parameters(), lr=STUDENT_LR, momentum=STUDENT_MOMENTUM)
-        self.statistics, self.carried = Statistics(batchnorms(teacher, config.method, config.cnn)), None
+        self.statistics, self.carried = Statistics(batchnorm_layers(teacher, config.method, config.cnn)), None
         self.optimised = 0  # images that generator and student have been trained on
 
-    def images(self) -> Tensor:
-        """Rounds until there are enough images."""
+    def make_images(self) -> Tensor:
+        """Rounds until there are enough images: (n, S, S, 3) uint8."""
         config, made = self.config, []
         for number in range(math.ceil(config.target_images / config.target_batch)):
             adversarial = number >= config.target_warmup and len(made) > 0
             if adversarial:
-                self.teach(torch.cat(made))
-            made.append(as_pixels(self.round(adversarial)))
+                self.teach_student(torch.cat(made))
+            made.append(as_pixels(self.make_batch(adversarial)))
         return torch.cat(made)[: config.target_images]
 
-    def round(self, adversarial: bool) -> Tensor:
-        """Some steps on a fast copy and its z, then the meta update; -> the images of the step with the lowest loss, (b, 3, S, S)."""
+    def make_batch(self, adversarial: bool) -> Tensor:
+        """A round: steps on a fast copy and its z, then the meta update; -> the images of lowest loss, (b, 3, S, S)."""
         config = self.config
         fast = self.generator if config.target_meta == "plain" else copy.deepcopy(self.generator)
         z = torch.randn(config.target_batch, config.target_latent, generator=self.draw).to(self.device).requires_grad_()
@@ -261,42 +289,55 @@ class Synthesis:
             optimiser.step()
             self.optimised += len(images)
         self.carried = [(mean.detach(), variance.detach()) for mean, variance in self.mixed]
-        self.update(fast, summed)
+        self.update_generator(fast, summed)
         return best
 
     def loss(self, images: Tensor, labels: Tensor, adversarial: bool) -> Tensor:
-        """L_syn of images (b, 3, S, S) and places of their target labels (b,) in `classes`."""
+        """L_syn.
+
+        Args:
+            images: (b, 3, S, S).
+            labels: places of their target labels in `classes`, (b,).
+            adversarial: whether the student counts.
+
+        Returns:
+            ().
+        """
         config = self.config
         with self.statistics:
             shifted = jitter(images, self.draw)
-            teacher = scores(self.teacher, shifted)[:, self.classes]
-        self.mixed = mix(self.carried, self.statistics.batch(), CARRIED)
-        total = config.target_bn * norm_gap(
-            self.mixed, self.statistics.running()
-        ) + config.target_onehot * F.cross_entropy(teacher, labels)
+            teacher = model_logits(self.teacher, shifted)[:, self.classes]
+        self.mixed = mix_moments(self.carried, self.statistics.batch(), CARRIED)
+        total = config.target_bn * norm_gap(self.mixed, self.statistics.running())
+        total = total + config.target_onehot * F.cross_entropy(teacher, labels)
         if adversarial:
-            student = scores(self.student.eval(), shifted)[:, self.classes]
+            student = model_logits(self.student.eval(), shifted)[:, self.classes]
             total = total + config.target_adversarial * disagreement(student, teacher)
         return total
 
-    def update(self, fast: nn.Module, summed: list[Tensor]) -> None:
-        """Move the generator by its fast copy: maml = along the sum of its gradients, reptile = towards it, plain = there is no copy."""
+    def update_generator(self, fast: nn.Module, summed: list[Tensor]) -> None:
+        """Move the generator by its fast copy: along the sum of its gradients (maml), or towards it (reptile).
+
+        Args:
+            fast: the copy; with plain there is none.
+            summed: its gradients over the steps, in the order of its parameters.
+        """
         if self.config.target_meta == "plain":
             return
         for p, quick, total in zip(self.generator.parameters(), fast.parameters(), summed):
             p.grad = total if self.config.target_meta == "maml" else p.detach() - quick.detach()
         self.meta.step()
 
-    def teach(self, images: Tensor) -> None:
+    def teach_student(self, images: Tensor) -> None:
         """Train the student to say what the teacher says on the images made so far, (n, S, S, 3) uint8."""
         config = self.config
         self.student.train()
         for _ in range(config.target_student_steps):
             chosen = torch.randint(len(images), (config.target_batch,), generator=self.draw)
-            u = as_input(images[chosen].to(self.device))
+            u = to_cnn_input(images[chosen].to(self.device))
             with torch.no_grad():
-                teacher = scores(self.teacher, u)[:, self.classes] / config.target_temperature
-            student = scores(self.student, u)[:, self.classes] / config.target_temperature
+                teacher = model_logits(self.teacher, u)[:, self.classes] / config.target_temperature
+            student = model_logits(self.student, u)[:, self.classes] / config.target_temperature
             loss = (
                 F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
                 * config.target_temperature**2

@@ -1,9 +1,10 @@
 """Prefix activations on disk: everything in front of the adapted block is computed once per image, then memory-mapped.
 
-LSCL_CACHE_GB bounds what all of them together take (10^9 bytes): those used least recently go first. A run holds a shared lock on what
-it uses, so that no other process takes it away.
+LSCL_CACHE_GB bounds the size of all activations together (10^9 bytes); those used least recently are removed first. A
+run holds a shared lock on the activations that it uses, so that no other process removes them.
 """
 
+import atexit
 import fcntl
 import hashlib
 import json
@@ -20,13 +21,12 @@ import torch
 from lscl import paths
 from lscl.data.store import ImageSet, allocated_memmap, new_folder
 from lscl.errors import LsclError
+from lscl.files import check_regular
 from lscl.machine import hardware
 from lscl.models.vit import FrozenViT
 
-STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16: its bits
-CHUNK = (
-    16  # images per forward pass; always whole chunks from the start, so a value never depends on what was asked for
-)
+STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16, so its bits are stored
+CHUNK = 16  # images per forward pass; chunks always start at image 0, so values do not depend on what is asked for
 
 
 def prefix_cache(
@@ -36,20 +36,31 @@ def prefix_cache(
     progress: Callable[[int, int], None] | None = None,
     numbers: str = "fp32",
 ) -> np.ndarray:
-    """The tokens of all `images` in front of the adapted block: (n, N, d), memory-mapped, read-only; `tokens_at` reads them.
+    """Compute the frozen ViT's tokens in front of the adapted block once; later calls read the file.
 
-    numbers: fp32, or bf16, which is stored as its bits (int16) and takes half of the disk. Kept under a digest of the model, the
-    block, the normalisation, the images and what rounds the numbers. A damaged file is noticed and rebuilt.
+    The file's name is a digest of the model, the block, the normalisation, the images and whatever rounds the numbers.
+    A damaged file is noticed and computed again.
+
+    Args:
+        foundation: the frozen ViT, with N tokens of width d.
+        images: n images.
+        device: where to compute.
+        progress: called with the number of finished images and n.
+        numbers: "fp32", or "bf16", which is stored as its bits (int16) and takes half of the disk.
+
+    Returns:
+        (n, N, d), memory-mapped and read-only; `read_tokens` reads from it.
 
     Raises:
-        LsclError: the disk is full, the cache folder cannot be written, LSCL_CACHE_GB leaves no room, or tokens are not finite.
+        LsclError: the disk is full, the cache folder cannot be written, LSCL_CACHE_GB leaves no room, or tokens are
+            not finite.
     """
     folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers, device), STORED[numbers]
     shape = (len(images), foundation.tokens, foundation.width)
     hold(folder)
-    kept = _found(folder, stored, shape)
-    if kept is not None:
-        return kept
+    found = _found(folder, stored, shape)
+    if found is not None:
+        return found
     make_room(folder, stored.itemsize * math.prod(shape))
     foundation.to(device)
     with new_folder(folder) as new:
@@ -58,10 +69,11 @@ def prefix_cache(
             pixels = torch.from_numpy(np.array(images.images[start : start + CHUNK])).to(device)
             tokens = foundation.prefix(pixels).cpu()
             if not tokens.isfinite().all():
-                raise LsclError(
-                    f"the frozen ViT gives numbers that are not finite for some of the images {start + 1} to {start + len(pixels)}"
-                )
-            out[start : start + CHUNK] = (tokens if numbers == "fp32" else tokens.bfloat16().view(torch.int16)).numpy()
+                some = f"some of the images {start + 1} to {start + len(pixels)}"
+                raise LsclError(f"the frozen ViT gives numbers that are not finite for {some}")
+            if numbers == "bf16":
+                tokens = tokens.bfloat16().view(torch.int16)  # (b, N, d), the bits
+            out[start : start + CHUNK] = tokens.numpy()
             if progress is not None:
                 progress(min(start + CHUNK, len(images)), len(images))
         out.flush()
@@ -71,17 +83,28 @@ def prefix_cache(
     return _open(folder, stored, shape)
 
 
-def tokens_at(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tokens of the images at `index` (b,) of what `prefix_cache` gave: (b, N, d) float32 on `device`; what is moved is what is stored."""
+def read_tokens(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Read the tokens of some images.
+
+    Args:
+        stored: (n, N, d), as `prefix_cache` returned it.
+        index: (b,) positions of the images.
+        device: where the tokens go, in the type in which they are stored.
+
+    Returns:
+        (b, N, d) float32 on `device`.
+    """
     tokens = torch.from_numpy(stored[index.numpy()]).to(device)
-    return tokens.view(torch.bfloat16).float() if stored.dtype == STORED["bf16"] else tokens
+    if stored.dtype == STORED["bf16"]:
+        return tokens.view(torch.bfloat16).float()  # (b, N, d)
+    return tokens
 
 
-_held: dict[Path, BinaryIO] = {}  # open lock files, for as long as the process lasts
+_held: dict[Path, BinaryIO] = {}  # open lock files, until `release`
 
 
 def hold(folder: Path) -> None:
-    """Keep every process from removing `folder` until `release` or the end of this one.
+    """Keep every process from removing `folder` until `release` or the end of this process.
 
     Raises:
         LsclError: the cache folder cannot be written.
@@ -91,7 +114,7 @@ def hold(folder: Path) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _held[path] = open(path, "ab")  # noqa: SIM115, held until the process ends
+        _held[path] = open(path, "ab")  # noqa: SIM115, `release` closes it
         fcntl.flock(_held[path], fcntl.LOCK_SH)
     except OSError as error:
         raise LsclError(
@@ -100,17 +123,26 @@ def hold(folder: Path) -> None:
 
 
 def release() -> None:
-    """Let other processes remove what this one has used; arrays that are open stay readable."""
+    """Let other processes remove the folders that this one has held; open arrays stay readable."""
     for lock in _held.values():
         lock.close()
     _held.clear()
 
 
+atexit.register(release)
+
+
 def make_room(folder: Path, needed: int) -> None:
-    """Remove activations, least recently used first, until `needed` more bytes keep within LSCL_CACHE_GB; none that a process holds.
+    """Remove activations, least recently used first, until new ones fit into LSCL_CACHE_GB.
+
+    Activations that a process holds are never removed.
+
+    Args:
+        folder: the folder of the new activations.
+        needed: their bytes.
 
     Raises:
-        LsclError: no number, or what is needed and what is in use do not fit.
+        LsclError: LSCL_CACHE_GB is not a number, or too small for the new activations and those in use.
     """
     limit = limit_bytes()
     if limit is None:
@@ -125,15 +157,16 @@ def make_room(folder: Path, needed: int) -> None:
             total -= sizes[one]
     if total + needed > limit:
         raise LsclError(
-            f"LSCL_CACHE_GB = {limit / 1e9:g}: {needed / 1e9:.3g} GB of activations are needed beside {total / 1e9:.3g} GB in use; raise it"
+            f"LSCL_CACHE_GB = {limit / 1e9:g}: {needed / 1e9:.3g} GB of activations are needed in addition to "
+            f"{total / 1e9:.3g} GB in use; raise it"
         )
 
 
 def limit_bytes() -> float | None:
-    """LSCL_CACHE_GB in bytes, None if it is not set.
+    """LSCL_CACHE_GB in bytes; None if it is not set.
 
     Raises:
-        LsclError: it is no positive number.
+        LsclError: it is not a positive number.
     """
     text = os.environ.get("LSCL_CACHE_GB")
     if not text:
@@ -148,7 +181,7 @@ def limit_bytes() -> float | None:
 
 
 def _remove(folder: Path) -> bool:
-    """Take a folder away unless a process, this one included, holds it."""
+    """Remove a folder unless a process, this one included, holds it."""
     path = _lock_file(folder)
     if path in _held:
         return False
@@ -169,7 +202,7 @@ def _last_use(folder: Path) -> float:
     try:
         return (folder / "about.json").stat().st_mtime
     except OSError:
-        return 0.0  # another process has just taken it away
+        return 0.0  # another process has just removed it
 
 
 def _size(folder: Path) -> int:
@@ -191,8 +224,10 @@ def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.de
 
 
 def rounding(device: torch.device) -> list[str | int | bool]:
-    """What rounds numbers on `device`: the version of torch, and the kind of GPU and whether it uses TF32, or the kind of processor and the
-    number of threads."""
+    """Whatever decides how numbers are rounded on a device.
+
+    That is the version of torch, and either the GPU and its use of TF32 or the processor and the number of threads.
+    """
     if device.type == "cuda":
         backends = torch.backends
         return [
@@ -205,7 +240,7 @@ def rounding(device: torch.device) -> list[str | int | bool]:
 
 
 def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:
-    """What is kept in `folder`; None if it is absent or damaged, in whatever way, so that it is to be computed (again)."""
+    """The activations in a folder; None if they are absent or damaged in any way."""
     try:
         return _open(folder, stored, shape)
     except Exception:
@@ -214,8 +249,8 @@ def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray
 
 def _open(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     about, tokens = folder / "about.json", folder / "tokens.npy"
-    if not (about.is_file() and tokens.is_file()):  # reading a pipe would never end
-        raise FileNotFoundError(folder)
+    for path in (about, tokens):
+        check_regular(path)
     if _file_digest(tokens) != json.loads(about.read_text(encoding="utf-8"))["sha256"]:
         raise ValueError("digest")
     found = np.load(tokens, mmap_mode="r")

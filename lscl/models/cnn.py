@@ -1,4 +1,4 @@
-"""The small CNNs theta_k, one on each client: (b, 3, H, W) -> f: (b, m)."""
+"""The small CNNs theta_k, one on each client: b images (b, 3, H, W) -> their features f (b, m)."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.vgg import make_layers
 
 from lscl.config import Experiment
-from lscl.errors import LsclError, first_line, unknown
+from lscl.errors import LsclError, first_line, unknown_name
 from lscl.seeding import seeded
 
 TORCHVISION = (
@@ -22,13 +22,17 @@ TORCHVISION = (
     "vgg16_bn",
 )  # paper Fig. 4, clients 0 to 4
 WIDTHS = {"tiny": (8, 16), "small": (32, 64, 128, 128)}
-# Five families in sizes for 32 pixels and two cores, for the profiles demo and mini: names of timm, and two that timm has only large.
+# The same five families in sizes for 32 pixels and two cores; timm has the two called mini_ only in large sizes.
 MINI_FIVE = ("resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg")
-STEM_MAX_SIZE = 64  # pixels: below, ResNet's first stride and max-pool would leave nothing to look at
+STEM_MAX_SIZE = 64  # pixels a side; up to here ResNet's first stride and max-pool are left out, or little would remain
 
 
 class SmallCNN(nn.Module):
-    """Convolution, BatchNorm, ReLU, stride 2 behind the first; global mean; m = the last width. Made for 32-pixel images."""
+    """A CNN for 32-pixel images: layers of convolution, BatchNorm and ReLU, then the mean over all positions.
+
+    Args:
+        widths: channels of each layer; all but the first have stride 2, and the last width is m.
+    """
 
     def __init__(self, widths: tuple[int, ...]):
         super().__init__()
@@ -44,13 +48,18 @@ class SmallCNN(nn.Module):
         self.features = last
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features of a batch: (b, 3, H, W) -> (b, m)."""
         return self.layers(images).mean((2, 3))
 
 
 class FeatureExtractor(nn.Module):
-    """A CNN whose features have width m: a linear projection, local like the CNN, is added where its own width differs.
+    """A CNN whose features have a given width m.
 
-    With `norm` the features are layer-normalised (no parameters), so that Eq. 4 and Eq. 5 see them at one scale.
+    Args:
+        cnn: the CNN: (b, 3, H, W) -> (b, width).
+        width: its own width; if it is not m, a linear projection follows, which stays on the client like the CNN.
+        features: m.
+        norm: layer-normalise the features, without parameters, so that Eq. 4 and Eq. 5 see them at one scale.
     """
 
     def __init__(self, cnn: nn.Module, width: int, features: int, norm: bool):
@@ -59,22 +68,28 @@ class FeatureExtractor(nn.Module):
         self.project = nn.Identity() if width == features else nn.Linear(width, features)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features f of a batch: (b, 3, H, W) -> (b, m)."""
         f = self.project(self.cnn(images))
         return F.layer_norm(f, f.shape[-1:]) if self.norm else f
 
 
 def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> FeatureExtractor:
-    """The CNN of a client, untrained: `config.cnn` is one name for all, or several with commas dealt out in turn.
+    """Make the untrained CNN of a client.
 
-    norm: layer-normalise the features, None = as config.feature_norm says.
+    Args:
+        config: `cnn` is one name for all clients, or several with commas, which clients get in turn.
+        client: number of the client.
+        norm: layer-normalise the features; None = as `config.feature_norm` says.
+
+    Returns:
+        The CNN: (b, 3, side, side) -> (b, m).
 
     Raises:
-        LsclError: unknown name.
+        LsclError: an unknown name.
     """
     names = names_of(config)
-    return new_cnn(
-        names[client % len(names)], config.side, config.features, config.feature_norm if norm is None else norm
-    )
+    norm = config.feature_norm if norm is None else norm
+    return new_cnn(names[client % len(names)], config.side, config.features, norm)
 
 
 def names_of(config: Experiment) -> list[str]:
@@ -83,10 +98,10 @@ def names_of(config: Experiment) -> list[str]:
 
 
 def check_cnns(config: Experiment) -> None:
-    """Let every CNN that a client gets look at two images.
+    """Pass two images through every CNN that a client gets.
 
     Raises:
-        LsclError: unknown name, or a CNN that does not take images of this size.
+        LsclError: an unknown name, or a CNN that does not take images of this size.
     """
     for name in names_of(config)[: config.clients]:
         _look(name, config.side, config.features)
@@ -94,14 +109,14 @@ def check_cnns(config: Experiment) -> None:
 
 @lru_cache
 def _look(name: str, side: int, features: int) -> None:
-    """Once as in training and once as in a test, with a network of its own: nothing here changes the draws of a run."""
+    """Pass two images in both modes, with a network and a seed of its own, which leave the run's draws alone."""
     with seeded(0, "two images"), torch.no_grad():
         try:
             cnn, images = new_cnn(name, side, features, norm=False), torch.randn(2, 3, side, side)
             found = [cnn.train(training)(images) for training in (True, False)]
         except LsclError:
             raise
-        except Exception as error:  # networks of another library fail in many ways
+        except Exception as error:  # another library's networks fail in many ways
             raise _misfit(name, side, first_line(error)) from error
     for f in found:
         if f.shape != (2, features):
@@ -116,13 +131,20 @@ def _misfit(name: str, side: int, reason: str) -> LsclError:
 
 
 def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor:
-    """An untrained CNN for images of `side` pixels, by its name: (b, 3, side, side) -> (b, features).
+    """Make an untrained CNN by its name.
 
-    tiny and small are ours; mini_densenet and mini_vgg are torchvision's classes with few channels; the paper's five come from
-    torchvision, everything else from timm.
+    Args:
+        name: tiny or small, which are ours; mini_densenet or mini_vgg, torchvision's classes with few channels; one of
+            the paper's five, from torchvision; or a name of timm.
+        side: pixels a side of its images.
+        features: width m of its features.
+        norm: layer-normalise the features.
+
+    Returns:
+        The CNN: (b, 3, side, side) -> (b, m).
 
     Raises:
-        LsclError: unknown name.
+        LsclError: an unknown name.
     """
     if name in WIDTHS:
         cnn = SmallCNN(WIDTHS[name])
@@ -143,12 +165,11 @@ def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor
         width = cnn.num_features if not hasattr(cnn, "head_hidden_size") else cnn.head_hidden_size
         return FeatureExtractor(cnn, width, features, norm)
     if name not in TORCHVISION:
-        raise unknown("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
+        raise unknown_name("cnn", name, [*WIDTHS, "mini_densenet", "mini_vgg", *TORCHVISION])
     cnn = torchvision.models.get_model(name, weights=None)
-    width = next(
-        m for m in (cnn.fc if hasattr(cnn, "fc") else cnn.classifier).modules() if isinstance(m, nn.Linear)
-    ).in_features
-    if name == "vgg16_bn":  # its first linear layer sees a 7 x 7 map; the features are the global mean
+    classifier = cnn.fc if hasattr(cnn, "fc") else cnn.classifier
+    width = next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear)).in_features
+    if name == "vgg16_bn":  # its first linear layer takes a 7 x 7 map; the features are the mean over positions
         cnn.avgpool, width = nn.AdaptiveAvgPool2d(1), 512
     if hasattr(cnn, "fc"):
         cnn.fc = nn.Identity()

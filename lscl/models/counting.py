@@ -1,7 +1,8 @@
-"""FLOPs and bytes of the frozen ViT's blocks, of CNNs and of generators, counted on shapes without memory.
+"""FLOPs and bytes of the frozen ViT's blocks, of CNNs and of generators, counted from shapes alone.
 
-One FLOP is one addition or multiplication. A linear layer costs 2 x tokens x in x out forward and as much backward to its input;
-frozen weights need no third product, trained ones do. Attention costs 4 N^2 d forward and twice that backward, at a rate of its own.
+One FLOP is one addition or multiplication. A linear layer costs 2 x tokens x in x out forward and as much backward to
+its input; trained weights need a third product, frozen ones do not. Attention costs 4 N^2 d forward and twice that
+backward, at a rate of its own.
 """
 
 from dataclasses import dataclass
@@ -18,17 +19,23 @@ from lscl.models.cnn import small_cnn
 from lscl.models.vit import FrozenViT, architecture
 
 FLOAT = 4  # bytes
-# Of a linear layer's input and output by the narrow products of its low-rank update, which are bound by memory and not by FLOPs. Forward: the
-# input is read, the output copied, read and written again; backward: the output's gradient is read, the input's is written, and read with
-# another one to be added to it and written, and one of the two is read for the gradient of A or of B.
+# How often the narrow products of a low-rank update read or write the layer's inputs and outputs, on average; memory
+# and not FLOPs bounds them. Forward: the input is read, the output copied, read and written again. Backward: the
+# output's gradient is read; the input's is written, then read with another one, added to it and written; and one of the
+# two is read for the gradient of A or of B.
 LOW_RANK_VISITS = 5.5
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The last `count` blocks of a ViT, N tokens of width d, hidden width h. FLOPs are per image, in linear layers and in attention: (2,).
+    """The last blocks of a ViT. FLOPs are per image, as (2,): in linear layers and in attention.
 
-    pooled: behind the last block all tokens are read, not CLS alone.
+    Args:
+        count: number of blocks.
+        tokens: number of tokens N.
+        width: width d of the tokens.
+        hidden: width of the MLP's hidden layer.
+        pooled: whether the feature needs all tokens behind the last block, not CLS alone.
     """
 
     count: int
@@ -38,16 +45,16 @@ class Blocks:
     pooled: bool = False
 
     def forward(self, cls_only: bool = True) -> np.ndarray:
-        """All blocks; in the last one only what the CLS token needs."""
+        """FLOPs of a forward pass, (2,); with `cls_only` the last block computes only what the CLS token needs."""
         short = self._shortened() if cls_only else 0
         return sum((self._block(index >= self.count - short) for index in range(self.count)), np.zeros(2))
 
     def step(self, cls_only: bool = True) -> np.ndarray:
-        """Forward, and back to the activations."""
+        """FLOPs of a forward pass and of the backward pass to the activations, (2,)."""
         return self.forward(cls_only) * (2, 3)
 
     def _shortened(self) -> int:
-        """How many blocks compute only what the CLS token needs: the last one, unless all tokens are read."""
+        """Number of blocks that compute only what the CLS token needs: the last one, unless all tokens are read."""
         return 0 if self.pooled else min(1, self.count)
 
     def _block(self, short: bool) -> np.ndarray:
@@ -56,20 +63,27 @@ class Blocks:
         return np.array([linear, 4.0 * rows * n * d])
 
     def saved(self, every_input: bool = False) -> float:
-        """Bytes kept for the backward pass, per image: both norms' inputs, q, k, v, attention's output, the hidden layer; in the last block
-        only what all tokens give, the first norm's input, k and v; with an update on every layer their inputs too, of all tokens."""
+        """Bytes kept for the backward pass, per image.
+
+        A whole block keeps the inputs of both norms, q, k, v, attention's output and the hidden layer. The last one
+        keeps only what all tokens give: the first norm's input, k and v. With an update on every layer
+        (`every_input`), the layers' inputs are kept, too.
+        """
         whole, last = 6 * self.width + self.hidden, 3 * self.width
         if every_input:
             whole, last = whole + 2 * self.width + self.hidden, last + 2 * self.width
         return self._all(whole, last)
 
     def low_rank(self) -> float:
-        """Bytes that an update of every linear layer moves in a step, per image; in the last block all tokens only pass qkv."""
+        """Bytes that updates of all linear layers move in a step, per image.
+
+        In the last block only qkv sees all tokens.
+        """
         whole, last = 8 * self.width + 2 * self.hidden, 4 * self.width  # inputs and outputs
         return LOW_RANK_VISITS * self._all(whole, last)
 
     def _all(self, whole: int, last: int) -> float:
-        """Bytes of all blocks, of which a whole one has so many numbers per token and a shortened last one so many."""
+        """Bytes of all blocks, from the numbers per token of a whole block and of a shortened last one."""
         short = self._shortened()
         return FLOAT * self.tokens * ((self.count - short) * whole + short * last)
 
@@ -80,7 +94,13 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Network:
-    """A CNN or generator on one image: FLOPs forward, bytes kept for the backward pass, bytes of its weights."""
+    """The costs of a CNN or generator.
+
+    Args:
+        flops: FLOPs of a forward pass, per image.
+        saved: bytes kept for the backward pass, per image.
+        weights: bytes of its weights.
+    """
 
     flops: float
     saved: float
@@ -92,7 +112,7 @@ NOTHING = Network(0, 0, 0)
 
 @lru_cache
 def vit_shape(name: str) -> tuple[VisionTransformer, float]:
-    """The network without memory, and the FLOPs of its patch embedding per image."""
+    """A ViT on the meta device, which takes no memory, and the FLOPs of its patch embedding per image."""
     with torch.device("meta"):
         vit = architecture(name)
         images = torch.empty(1, 3, *vit.patch_embed.img_size)
@@ -106,7 +126,7 @@ def _flops(network: nn.Module, *inputs: torch.Tensor) -> float:
 
 
 def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
-    """Count a network (on the meta device) on a batch of images; -> per image of that batch."""
+    """Count the costs of a network on the meta device, from a batch of inputs; the result is per image."""
     sizes, count = [], len(inputs[0])
     watch = lambda _module, _inputs, output: sizes.append(output.numel())
     hooks = [
@@ -119,12 +139,20 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
 
 
 @lru_cache
-def cnn_of(config: Experiment, client: int = 0) -> Network:
-    """The CNN of a client."""
+def count_cnn(config: Experiment, client: int = 0) -> Network:
+    """Count the costs of a client's CNN.
+
+    Args:
+        config: the experiment.
+        client: number of the client.
+
+    Returns:
+        Its costs.
+    """
     with torch.device("meta"):
         return network(small_cnn(config, client).train(), torch.empty(2, 3, config.side, config.side))
 
 
-def whole_of(vit: VisionTransformer) -> FrozenViT:
-    """The network with nothing in front of the cut."""
+def uncut_vit(vit: VisionTransformer) -> FrozenViT:
+    """Cut a ViT in front of its first block, so that the prefix is the patch embedding alone."""
     return FrozenViT(vit, 0, (0.0,) * 3, (1.0,) * 3)

@@ -18,9 +18,12 @@ MEAN = STD = (0.5, 0.5, 0.5)  # of EfficientNet-Lite
 
 
 class Stem(nn.Module):
-    """EfficientNet-Lite0 up to stride 16, BatchNorm folded into the convolutions.
+    """EfficientNet-Lite0 up to stride 16, with BatchNorm folded into the convolutions.
 
-    (b, 3, 96, 96) -> (b, 112, 6, 6). Folded and in channels-last layout it is twice as fast on a CPU.
+    Folded and in channels-last layout it is twice as fast on a CPU.
+
+    Args:
+        network: the whole EfficientNet-Lite0; None = an untrained one.
     """
 
     def __init__(self, network: nn.Module | None = None):
@@ -32,14 +35,15 @@ class Stem(nn.Module):
             fold_batch_norm(self)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Maps of a batch: (b, 3, 96, 96) -> (b, 112, 6, 6)."""
         images = images.contiguous(memory_format=torch.channels_last)
         return self.blocks(self.bn1(self.conv_stem(images)))
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Replace every (convolution, BatchNorm + activation) pair by one convolution with a bias, in place.
+    """Fold every BatchNorm into the convolution before it, in place; the activation stays.
 
-    W' = W g / sqrt(v + eps), b' = beta - m g / sqrt(v + eps); exact for a network in eval mode.
+    W' = W g / sqrt(v + eps), b' = beta - m g / sqrt(v + eps), which is exact for a network in eval mode.
     """
     convolution = None
     for name, child in list(module.named_children()):
@@ -55,7 +59,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def mini_vit(stem: nn.Module | None = None) -> VisionTransformer:
-    """The untrained mini ViT: 36 patches + CLS, 8 blocks of width 192 with 3 heads, no classifier."""
+    """Make the untrained mini ViT: 36 patches and CLS, 8 blocks of width 192 with 3 heads, no classifier."""
     return VisionTransformer(
         img_size=IMAGE_SIZE,
         patch_size=1,

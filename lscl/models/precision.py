@@ -1,6 +1,7 @@
-"""In which arithmetic a client trains: the defaults are float32 everywhere and nothing that rounds otherwise.
+"""The arithmetic of a client's training: float32 by default, half precision where the config asks for it.
 
-Scores, uploads and the server's work are always computed in float32 (closed forms in float64): half-precision logits would tie.
+Scores, uploads and the server's work are always computed in float32 (closed forms in float64), because logits in half
+precision would tie.
 """
 
 import torch
@@ -12,18 +13,29 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MixedPrecision:
-    """Forward passes under autocast, and gradients scaled where the numbers' range is small (fp16). With fp32 nothing is changed."""
+    """Forward passes under autocast, and gradients scaled for the small range of fp16; fp32 changes nothing.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+        device: where the client trains.
+    """
 
     def __init__(self, precision: str, device: torch.device):
         self.dtype, self.device = DTYPES[precision], device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def forward(self) -> torch.autocast:
-        """The context of a forward pass."""
+        """The context manager of a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def step(self, loss: Tensor, optimiser: torch.optim.Optimizer, clip: float | None = None) -> None:
-        """Backward pass, gradient clipping and the optimiser's step; a step whose scaled gradients overflow is left out."""
+        """Run the backward pass, clip the gradient and step; a step whose scaled gradients overflow is skipped.
+
+        Args:
+            loss: a scalar.
+            optimiser: the optimiser of all trained parameters.
+            clip: largest norm of the gradient; None = any.
+        """
         optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if clip is not None:
@@ -34,13 +46,21 @@ class MixedPrecision:
 
 
 def prepare_device(config: Experiment) -> None:
-    """TF32 in matrix products and convolutions of a CUDA GPU only where the config asks for it."""
+    """Let a CUDA GPU use TF32 in matrix products and convolutions only if the config asks for it."""
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
 
 
 def to_channels_last(model: nn.Module, config: Experiment) -> nn.Module:
-    """The model, its convolutions in channels-last layout where the config asks for it."""
+    """Bring a model's convolutions into channels-last layout if the config asks for it.
+
+    Args:
+        model: the model, changed in place.
+        config: the experiment.
+
+    Returns:
+        The model.
+    """
     if config.channels_last:
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):

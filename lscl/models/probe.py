@@ -1,4 +1,4 @@
-"""How good the frozen features are by themselves: a linear probe."""
+"""A linear probe: the quality of the frozen features by themselves."""
 
 import json
 from typing import Any
@@ -16,17 +16,22 @@ from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.seeding import numpy_generator
 
-DECAYS = (1e-3, 1e-2, 3e-2)  # chosen by cross-validation on the training images
+DECAYS = (1e-3, 1e-2, 3e-2)  # weight decays; cross-validation on the training images chooses one
 SETS = 50  # random sets of 8 classes
 
 
 def probe(config: Experiment, count: int) -> dict[str, Any]:
-    """Train a linear classifier on `count` training images per class and test it on the test images.
+    """Train a linear classifier on the frozen features, test it, and write the result to results/probe/.
 
-    Writes and returns accuracy in percent over all classes, and over 8 at a time (mean of 50 random sets of classes).
+    Args:
+        config: the foundation model and the data set.
+        count: training images per class.
+
+    Returns:
+        What was measured on what: accuracies in percent over all classes and over 8 at a time (mean of 50 random sets).
 
     Raises:
-        LsclError: fewer images than that, or too few for the cross-validation.
+        LsclError: a class has fewer images, or there are too few for a cross-validation.
     """
     if count < 1:
         raise LsclError(f"per_class = {count}: at least 1 image of each class is needed")

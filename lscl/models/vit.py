@@ -1,6 +1,7 @@
-"""The frozen ViT, split at the first adapted block: `prefix` never depends on anything trained, `suffix` takes what is added.
+"""The frozen ViT, split at the first adapted block: `prefix` depends on nothing trained, `suffix` takes the adapters.
 
-Works for the mini ViT and for any timm VisionTransformer with standard blocks, however it pools its tokens. Nothing here is ever trained.
+It works for the mini ViT and for any timm VisionTransformer with standard blocks, however that pools its tokens. No
+weight of it is ever trained. In shapes, b is the batch, N the number of tokens and d their width.
 """
 
 import hashlib
@@ -26,19 +27,22 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.data.store import digest_of
-from lscl.errors import LsclError, first_line, unknown
+from lscl.errors import LsclError, first_line, unknown_name
 from lscl.models.mini import MEAN, STD, mini_vit
 from lscl.seeding import seeded
 
-TOLERANCE = 1e-3  # of the norm, for compiled blocks: TF32 rounds to about that
+TOLERANCE = 1e-3  # relative difference that is allowed: TF32 rounds to about that
 WEIGHTS = Path(__file__).parents[1] / "weights" / "mini_vit.safetensors"
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A low-rank update of a linear layer: x -> x + scale B A x.
+    """A low-rank update of a linear layer d -> o: scale B A x is added to its output.
 
-    A: (r, d) and B: (o, r) for a static update, (b, r, d) and (b, o, r) for one per sample.
+    Args:
+        A: (r, d), or (b, r, d) for an update per sample.
+        B: (o, r), or (b, o, r) for an update per sample.
+        scale: factor of the update.
     """
 
     A: Tensor
@@ -46,26 +50,49 @@ class LowRank:
     scale: float
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        """out + scale B A x by two products; the (o, d) update is never formed. x: (b, N, d), out: (b, N, o)."""
+        """Add the update by two narrow products; the (o, d) matrix B A is never formed.
+
+        Args:
+            out: (b, N, o), the layer's output.
+            x: (b, N, d), the layer's input.
+
+        Returns:
+            (b, N, o): out + scale B A x.
+        """
         if self.A.ndim == 2:
             low = F.linear(x, self.A)  # (b, N, r)
-            return torch.addmm(out.flatten(0, 1), low.flatten(0, 1), self.B.T, alpha=self.scale).view_as(out)
+            out_rows, low_rows = out.flatten(0, 1), low.flatten(0, 1)  # (b N, o), (b N, r)
+            return torch.addmm(out_rows, low_rows, self.B.T, alpha=self.scale).view_as(out)
         low = torch.bmm(x, self.A.transpose(1, 2)) * self.scale  # (b, N, r)
-        return torch.baddbmm(out, low, self.B.transpose(1, 2))
+        return torch.baddbmm(out, low, self.B.transpose(1, 2))  # (b, N, o)
 
 
 class Addition(Protocol):
-    """What is added to the output of a linear layer, given its input, for example a `LowRank`."""
+    """An addition to the output of a linear layer, for example a `LowRank`."""
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        """out: (b, N, o), x: (b, N, d) -> (b, N, o)."""
+        """Add to the output.
+
+        Args:
+            out: (b, N, o), the layer's output.
+            x: (b, N, d), the layer's input.
+
+        Returns:
+            (b, N, o), the new output.
+        """
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to one frozen block: to its four linear layers, and keys and values in front of its own (prefix tuning).
+    """The additions to one frozen block; None = nothing is added.
 
-    keys, values: (l, d), or (b, l, d) for other ones per sample. They pass through no layer; queries get none.
+    Args:
+        qkv: to the fused queries, keys and values, d -> 3d.
+        proj: to the projection behind attention, d -> d.
+        fc1: to the first layer of the MLP.
+        fc2: to the second layer of the MLP.
+        keys: (l, d), or (b, l, d) per sample: put in front of the block's own keys (prefix tuning), passing no layer.
+        values: of the same shape, put in front of the block's own values.
     """
 
     qkv: Addition | None = None
@@ -80,9 +107,15 @@ PLAIN = Adapter()
 
 
 class FrozenViT(nn.Module):
-    """A frozen vision transformer F, cut in front of block `block` (0-based; `block` = depth: all blocks lie in the prefix).
+    """A frozen vision transformer F, cut in front of one of its blocks.
 
-    Its feature phi(x) is what timm's own head would classify: the CLS token, or what the network pools, behind the norm it has there.
+    Its feature phi(x) is what timm's own head would classify: the normalised CLS token, or the pooled tokens.
+
+    Args:
+        vit: the network; its weights are frozen.
+        block: the first block of the suffix, from 0; the number of blocks = the prefix has them all.
+        mean: mean of each colour of the network's inputs.
+        std: standard deviation of each colour.
 
     Raises:
         LsclError: the block does not exist, or the ViT is not made of standard blocks.
@@ -99,10 +132,10 @@ class FrozenViT(nn.Module):
         self.block_forward = block_forward
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Let `suffix` run its blocks through torch.compile, if that changes nothing beyond TOLERANCE; prefixes stay as they are.
+        """Let `suffix` run its blocks through torch.compile; `prefix` stays as it is.
 
         Raises:
-            LsclError: no compiler on this machine, or other numbers.
+            LsclError: this machine has no compiler, or a compiled block differs by more than TOLERANCE.
         """
         if self.block == self.depth:
             return
@@ -118,14 +151,15 @@ class FrozenViT(nn.Module):
             try:
                 out = forward(self.vit.blocks[self.block], leaves[0], Adapter(qkv=LowRank(*leaves[1:], scale=0.1)), 1)
                 found[name] = [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
-            except Exception as error:  # a missing compiler shows itself in many types
+            except Exception as error:  # a missing compiler causes exceptions of many types
                 raise LsclError(
                     f"compile = True: torch.compile does not work here, it needs a C++ compiler: {first_line(error)}"
                 ) from error
         gap = max(float((a - b).norm() / a.norm()) for a, b in zip(found["plain"], found["compiled"], strict=True))
         if gap > TOLERANCE:
             raise LsclError(
-                f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, allowed is {TOLERANCE:.0e}"
+                f"compile = True: a compiled block differs by {gap:.1e} of the plain one's norm, "
+                f"allowed is {TOLERANCE:.0e}"
             )
         self.block_forward = compiled
 
@@ -140,14 +174,14 @@ class FrozenViT(nn.Module):
         return len(self.vit.blocks)
 
     @cached_property
-    def read(self) -> int | None:
-        """How many of the first tokens behind the last block the feature needs: CLS, CLS and a distillation token, or None = all."""
+    def tokens_read(self) -> int | None:
+        """Tokens behind the last block that the feature needs: 1 = CLS, 2 = a distillation token, too, None = all."""
         by_token = {VisionTransformer: 1, VisionTransformerDistilled: 2}[type(self.vit)]
         return by_token if self.vit.global_pool == "token" else None
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens N kept by `prefix`: all of them; behind the last block one, CLS or, where more tokens are read, the feature itself."""
+        """Number of tokens N that `prefix` returns: all, or behind the last block one (CLS or the pooled feature)."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
 
     @cached_property
@@ -157,11 +191,11 @@ class FrozenViT(nn.Module):
         return digest_of(*(part for name, value in state.items() for part in (name.encode(), value.cpu().numpy())))[:16]
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """(b, H, W, 3) uint8 -> (b, 3, S, S) float32 at the ViT's input size (bicubic), normalised with its mean and std."""
+        """Resize (bicubic) and normalise images for the ViT: (b, H, W, 3) uint8 -> (b, 3, S, S) float32."""
         return enlarge(images, self.vit.patch_embed.img_size[0], self.mean, self.std)
 
     def prefix(self, images: Tensor) -> Tensor:
-        """(b, H, W, 3) uint8 -> (b, N, d): everything in front of the adapted block."""
+        """Compute everything in front of the adapted block: (b, H, W, 3) uint8 -> (b, N, d)."""
         with torch.no_grad():
             z = self.vit.patch_embed(self.preprocess(images))
             z = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(z)))
@@ -169,30 +203,35 @@ class FrozenViT(nn.Module):
                 z = one(z)
             if self.block < self.depth:
                 return z
-            return z[:, :1] if self.read == 1 else self.pooled(self.vit.norm(z))[:, None]
+            return z[:, :1] if self.tokens_read == 1 else self.pooled(self.vit.norm(z))[:, None]
 
     def feature(self, last: Tensor) -> Tensor:
-        """What `prefix` keeps behind the last block, (b, 1, d), -> the feature phi(x), (b, d)."""
-        return self.pooled(self.vit.norm(last)) if self.read == 1 else last[:, 0]
+        """Turn what `prefix` returns behind the last block into the feature phi(x): (b, 1, d) -> (b, d)."""
+        return self.pooled(self.vit.norm(last)) if self.tokens_read == 1 else last[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """The tokens behind the final norm that the feature needs, (b, N, d), -> phi(x), (b, d)."""
+        """Pool the tokens behind the final norm to the feature phi(x): (b, N, d) -> (b, d)."""
         return self.vit.forward_head(tokens, pre_logits=True)
 
-    def at(self, block: int) -> "FrozenViT":
-        """The same network, cut elsewhere; nothing is copied."""
+    def recut(self, block: int) -> "FrozenViT":
+        """Cut the same network in front of another block; no weight is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)
 
     def suffix(self, z: Tensor, update: LowRank | Mapping[int, Adapter] | None = None, keep: int | None = 1) -> Tensor:
-        """(b, N, d) -> the feature phi(x), (b, d), for keep = 1; else the first `keep` tokens behind the final norm, (b, keep, d); None = all.
+        """Compute the blocks behind the cut; the last one computes only what the result needs.
 
-        `update` acts on the fused qkv of block `block`, or gives an adapter for any blocks by number. N may be larger than
-        `tokens` if something was put between CLS and the patches. The last block computes only what the kept tokens need.
+        Args:
+            z: (b, N, d), the prefix; N is larger than `tokens` if prompts were put between CLS and the patches.
+            update: a low-rank update of the first block's fused qkv, or {block: adapter}; None = nothing is added.
+            keep: 1 = return the feature; more = return so many tokens; None = return all tokens.
+
+        Returns:
+            The feature phi(x), (b, d), for keep = 1; else the first tokens behind the final norm, (b, keep, d).
 
         Raises:
-            LsclError: an adapter for a block that lies in the prefix or does not exist.
+            LsclError: an adapter for a block that is in the prefix or does not exist.
         """
-        needed = self.read if keep == 1 else keep
+        needed = self.tokens_read if keep == 1 else keep
         adapters = {self.block: Adapter(qkv=update)} if isinstance(update, LowRank) else update or {}
         if any(not self.block <= index < self.depth for index in adapters):
             raise LsclError(
@@ -201,14 +240,14 @@ class FrozenViT(nn.Module):
         for index in range(self.block, self.depth):
             kept = needed if index == self.depth - 1 else None
             z = self.block_forward(self.vit.blocks[index], z, adapters.get(index, PLAIN), kept)
-        if self.block == self.depth and self.read != 1:  # the prefix has pooled already
+        if self.block == self.depth and self.tokens_read != 1:  # the prefix has pooled already
             return z[:, 0] if keep == 1 else z
         z = self.vit.norm(z[:, :needed])
         return self.pooled(z) if keep == 1 else z
 
 
 def unfit(vit: nn.Module) -> str | None:
-    """Why a network cannot be cut and adapted as a `FrozenViT`; None if it can."""
+    """The reason why a network cannot be cut and adapted as a `FrozenViT`; None if it can."""
     if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
         return f"it is a {type(vit).__name__}, not a timm VisionTransformer"
     odd = {type(one).__name__ for one in vit.blocks if type(one) is not Block}
@@ -223,27 +262,37 @@ def unfit(vit: nn.Module) -> str | None:
 
 
 def plain_mlps(vit: VisionTransformer) -> bool:
-    """Whether every block's MLP is fc1, activation, fc2: only then can an adapter act inside it."""
+    """Whether every block's MLP is fc1, activation, fc2, so that an adapter can act inside it."""
     return all(type(one.mlp) is Mlp for one in vit.blocks)
 
 
 def block_forward(block: Block, z: Tensor, adapter: Adapter = PLAIN, keep: int | None = None) -> Tensor:
-    """One pre-norm transformer block with what `adapter` adds. (b, N, d) -> (b, N, d), or (b, keep, d) for the first `keep` tokens.
+    """Run one frozen pre-norm block with the additions of an adapter.
 
-    The same operations in the same order as timm's Block, so that the plain whole block is equal bit for bit.
+    The operations and their order are those of timm's Block, so that the plain whole block is equal bit for bit.
+
+    Args:
+        block: the frozen block.
+        z: (b, N, d), its input.
+        adapter: what to add.
+        keep: compute only the first tokens of the output; None = all.
+
+    Returns:
+        (b, N, d), or (b, keep, d).
     """
     x = block.norm1(z)
     if keep is not None and adapter.qkv is None:
         q, k, v = _first_qkv(block.attn, x, keep)
     else:
-        q, k, v = _heads(block.attn, _add(adapter.qkv, block.attn.qkv(x), x), 3).unbind(0)
+        qkv = _add(adapter.qkv, block.attn.qkv(x), x)  # (b, N, 3d)
+        q, k, v = _heads(block.attn, qkv, 3).unbind(0)  # (b, heads, N, d/heads) each
         q = q[:, :, :keep]
     z = z[:, :keep]
     q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     if adapter.keys is not None:
         k, v = _in_front(block.attn, adapter.keys, k), _in_front(block.attn, adapter.values, v)
     x = _attention(q, k, v)
-    x = block.attn.norm(x.transpose(1, 2).reshape(z.shape))
+    x = block.attn.norm(x.transpose(1, 2).reshape(z.shape))  # (b, keep, d)
     z = z + block.ls1(_add(adapter.proj, block.attn.proj(x), x))
     x = block.norm2(z)
     if adapter.fc1 is None and adapter.fc2 is None:
@@ -257,17 +306,20 @@ def _add(addition: Addition | None, out: Tensor, x: Tensor) -> Tensor:
 
 
 def _heads(attn: Attention, x: Tensor, parts: int) -> Tensor:
-    return x.reshape(*x.shape[:2], parts, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    """Split fused tokens into parts (q, k, v or fewer) and heads: (b, N, parts d) -> (parts, b, heads, N, d/heads)."""
+    x = x.reshape(*x.shape[:2], parts, attn.num_heads, attn.head_dim)  # (b, N, parts, heads, d/heads)
+    return x.permute(2, 0, 3, 1, 4)  # (parts, b, heads, N, d/heads)
 
 
 def _in_front(attn: Attention, prefix: Tensor, x: Tensor) -> Tensor:
-    """(l, d) or (b, l, d) in front of x: (b, heads, N, d / heads) -> (b, heads, l + N, d / heads)."""
-    prefix = prefix.expand(len(x), *prefix.shape[-2:])
+    """Put l keys or values, (l, d) or (b, l, d), in front of x (b, heads, N, d/heads) -> (b, heads, l + N, d/heads)."""
+    prefix = prefix.expand(len(x), *prefix.shape[-2:])  # (b, l, d)
     return torch.cat([_heads(attn, prefix, 1)[0], x], dim=2)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # on the CPU its way back in half precision is several times slower than in float32
+    """Scaled dot-product attention: queries (b, heads, n, d/heads), keys and values (b, heads, N, d/heads) -> as q."""
+    # on the CPU the backward pass in half precision is several times slower than in float32
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
@@ -275,6 +327,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _first_qkv(attn: Attention, x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the first `keep` tokens, keys and values of all: (b, N, d) -> (b, heads, keep or N, d/heads) each."""
     d, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
     q = F.linear(x[:, :keep], weight[:d], None if bias is None else bias[:d])
     k, v = _heads(attn, F.linear(x, weight[d:], None if bias is None else bias[d:]), 2).unbind(0)
@@ -282,27 +335,43 @@ def _first_qkv(attn: Attention, x: Tensor, keep: int) -> tuple[Tensor, Tensor, T
 
 
 def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """(b, H, W, 3) uint8 -> (b, 3, size, size) float32, bicubic, normalised with mean and std."""
-    images = images.permute(0, 3, 1, 2).float() / 255
+    """Resize images (bicubic) and normalise them.
+
+    Args:
+        images: (b, H, W, 3) uint8.
+        size: pixels a side of the result.
+        mean: mean of each colour.
+        std: standard deviation of each colour.
+
+    Returns:
+        (b, 3, size, size) float32.
+    """
+    images = images.permute(0, 3, 1, 2).float() / 255  # (b, 3, H, W)
     if images.shape[-1] != size:
         images = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
-    mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std))
+    mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std))  # (1, 3, 1, 1)
     return (images - mean) / std
 
 
-RANDOM = "random/"  # in front of a timm name: the same architecture, weights drawn
+RANDOM = "random/"  # in front of a timm name: the same architecture with random weights
 OURS = ("mini", "tiny")
 
 
 def foundation(name: str, block: int | None, normalize: bool = True, weights: Path | None = None) -> FrozenViT:
-    """The frozen ViT called `name`, cut in front of `block` (None = behind the last).
+    """Load a frozen ViT by its name.
 
-    name: mini, tiny, a timm name, whose tag says which mean and standard deviation its inputs want, or random/<timm name>, which is
-    drawn and not learnt. weights: a local checkpoint instead of the one that belongs to the name.
+    Args:
+        name: mini, tiny, a timm name, or random/<timm name> for random weights.
+        block: the block in front of which it is cut; None = behind the last.
+        normalize: normalise inputs with the checkpoint's mean and standard deviation; False = only scale them to 0..1.
+        weights: a local checkpoint; None = the one that belongs to the name.
+
+    Returns:
+        The frozen ViT, tested on an image of noise unless it is ours.
 
     Raises:
-        LsclError: unknown name, a network that cannot be cut and adapted, damaged or unfit weight file, weights that cannot be
-            downloaded, numbers that are not finite, or no such block.
+        LsclError: an unknown name or block, a network that cannot be cut and adapted, a weight file that is damaged or
+            of another network, a failed download, or numbers that are not finite.
     """
     drawn = name.startswith(RANDOM)
     if weights is not None and drawn:
@@ -313,7 +382,7 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
         vit = _mini()
     elif weights is None and not drawn and name not in OURS:
         with torch.device("meta"):
-            architecture(name)  # refused before anything is downloaded
+            architecture(name)  # refuses an unfit network before anything is downloaded
         vit = _timm(name, pretrained=True)
     else:
         vit = architecture(name)
@@ -329,10 +398,10 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
 
 
 def architecture(name: str) -> VisionTransformer:
-    """The network of that name (mini, a timm name, random/<timm name>, tiny) with no learnt weights.
+    """Make the untrained network of a name: mini, tiny, a timm name, or random/<timm name>.
 
     Raises:
-        LsclError: unknown name, or a network that cannot be cut and adapted.
+        LsclError: an unknown name, or a network that cannot be cut and adapted.
     """
     if name == "mini":
         return mini_vit()
@@ -342,12 +411,16 @@ def architecture(name: str) -> VisionTransformer:
                 img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2
             )
     if not timm.is_model(name.removeprefix(RANDOM)):
-        raise unknown("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
+        raise unknown_name("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
     return _timm(name, pretrained=False)
 
 
 def check_frozen_vit(frozen: FrozenViT, name: str) -> None:
-    """Look at one image of noise, in parts as here and as timm does it.
+    """Pass an image of noise through prefix and suffix, and compare the feature with timm's.
+
+    Args:
+        frozen: the frozen ViT.
+        name: its name in messages.
 
     Raises:
         LsclError: weights or the feature are not finite, or the feature is not the one that timm gives its own head.
@@ -361,7 +434,7 @@ def check_frozen_vit(frozen: FrozenViT, name: str) -> None:
         with torch.no_grad():
             theirs = frozen.vit.forward_head(frozen.vit.forward_features(frozen.preprocess(image)), pre_logits=True)
             ours = frozen.suffix(frozen.prefix(image))
-    except Exception as error:  # networks of another library fail in many ways
+    except Exception as error:  # another library's networks fail in many ways
         raise LsclError(
             f"foundation = {name}: cannot look at an image of {size} pixels: {first_line(error)}"
         ) from error
@@ -372,24 +445,36 @@ def check_frozen_vit(frozen: FrozenViT, name: str) -> None:
 
 
 def check_block(config: Experiment, depth: int) -> None:
-    """Whether the config's block is one of `depth` blocks.
+    """Check that the ViT has the block of the config.
+
+    Args:
+        config: the experiment.
+        depth: number of blocks of its ViT.
 
     Raises:
-        LsclError: it is not.
+        LsclError: the ViT does not have it.
     """
     if not 0 <= config.block < depth:
         raise LsclError(f"block = {config.block}: {config.foundation} has {depth} blocks, allowed are 0 to {depth - 1}")
 
 
 def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
-    """The frozen ViT that `config` names, cut in front of `block` (None = behind the last).
+    """Load the frozen ViT of a config.
+
+    Args:
+        config: the experiment.
+        block: the block in front of which the ViT is cut; None = behind the last.
+
+    Returns:
+        The frozen ViT.
 
     Raises:
-        LsclError: as `foundation`; or the config speaks of a local checkpoint and does not say where it is.
+        LsclError: as `foundation`; or the config has the digest of a local checkpoint, but not its place.
     """
     if config.weights_sha256 is not None and config.weights is None:
         raise LsclError(
-            f"weights_sha256 = {config.weights_sha256}: this run uses a local checkpoint; say by weights where the file is"
+            f"weights_sha256 = {config.weights_sha256}: this run uses a local checkpoint; "
+            "say by weights where the file is"
         )
     return foundation(config.foundation, block, config.normalize, config.weights)
 
@@ -410,10 +495,15 @@ def _timm(name: str, pretrained: bool) -> VisionTransformer:
 
 
 def load_checkpoint(vit: VisionTransformer, path: Path, name: str) -> None:
-    """Fill `vit` from a local checkpoint: .safetensors in timm's names, or .npz of the original release. A classifier in it is left out.
+    """Load a local checkpoint into a ViT; a classifier in the file is ignored.
+
+    Args:
+        vit: the network to fill.
+        path: a .safetensors file with timm's names, or an .npz file of the original release.
+        name: the network's name in messages.
 
     Raises:
-        LsclError: another kind of file, missing, damaged, or of another network than `name`.
+        LsclError: the file is missing, damaged, of another kind or of another network.
     """
     readers = {".safetensors": _from_safetensors, ".npz": _from_npz}
     if path.suffix not in readers:
@@ -432,7 +522,7 @@ LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "head/", "pre_logits/")  # cla
 
 
 def _from_safetensors(vit: VisionTransformer, path: Path) -> str | None:
-    """Fill `vit`; -> why the file is of another network, None if it is not."""
+    """Fill a ViT; -> the reason why the file is of another network, None if it is not."""
     own = vit.state_dict()
     given = {
         key: value for key, value in checkpoint_filter_fn(load_file(path), vit).items() if not key.startswith(LEFT_OUT)
@@ -451,7 +541,7 @@ def _from_safetensors(vit: VisionTransformer, path: Path) -> str | None:
 
 
 def _from_npz(vit: VisionTransformer, path: Path) -> str | None:
-    """Fill `vit`; -> why the file is of another network, None if it is not. Only headers are read until that is known."""
+    """Fill a ViT; -> as `_from_safetensors`. Only headers are read until the file is known to fit."""
     arrays = dict(_headers(path))
     root = next(
         (root for root in ("opt/target/", "params/", "params/img/", "") if f"{root}embedding/kernel" in arrays), None
@@ -478,7 +568,7 @@ def _from_npz(vit: VisionTransformer, path: Path) -> str | None:
 
 
 def _headers(path: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], np.dtype]]]:
-    """Name, shape and type of each array of an .npz file."""
+    """Name, shape and type of each array in an .npz file."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with ZipFile(path) as archive:
         for name in archive.namelist():
@@ -495,17 +585,16 @@ def _mini() -> VisionTransformer:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose SHA-256 stands in the .json file of the same name.
+    """Read a safetensors file and compare its SHA-256 with the one in the .json file of the same name.
 
     Raises:
-        LsclError: a file is missing, or the weights are not the ones the .json file speaks of.
+        LsclError: a file is missing or damaged, or the digests differ.
     """
+    about = path.with_suffix(".json")
     try:
-        data, about = path.read_bytes(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if hashlib.sha256(data).hexdigest() != about["sha256"]:
-            raise LsclError(
-                f"damaged weight file {path}: its SHA-256 is not the one in {path.with_suffix('.json').name}; install it again"
-            )
+        data, wanted = path.read_bytes(), json.loads(about.read_text(encoding="utf-8"))["sha256"]
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise LsclError(f"damaged weight file {path}: its SHA-256 is not the one in {about.name}; install it again")
         return load(data)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise LsclError(

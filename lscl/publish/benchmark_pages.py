@@ -28,7 +28,7 @@ def benchmark_table() -> pd.DataFrame:
     """
     rows = {}
     for path in sorted((paths.results() / "benchmarks").glob("*.json")):
-        found = files.from_json(path, file_shapes.Benchmark)
+        found = files.read_json(path, file_shapes.Benchmark)
         try:
             rows[found["name"]] = _benchmark(found) | {
                 "machine": found["machine"]["cpu"],

@@ -77,7 +77,7 @@ def reproduce(
     runs, done = plan(profile, data_dir, weights), []
     notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     for notebook in notebooks:
-        files.notebook(notebook)
+        files.read_notebook(notebook)
     pages.pieces()  # refuses a damaged file before anything is computed
     missing = [config for config in runs if not records.find(config)]
     check_affordable(missing)
@@ -96,7 +96,7 @@ def reproduce(
         else:
             execute(notebook, target, profile, places)
         if store:
-            executed = files.notebook(target)
+            executed = files.read_notebook(target)
             seconds[notebook.stem] = executed.metadata.papermill.duration
             freshness.store_digest(executed, profile, places)
             write_atomic(notebook, _clean(executed).encode())
@@ -123,7 +123,7 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     target.parent.mkdir(parents=True, exist_ok=True)
     _digest_file(target).unlink(missing_ok=True)
     wanted = {"profile": profile, **places}
-    source = files.notebook(notebook)  # or say what is wrong with it
+    source = files.read_notebook(notebook)  # or say what is wrong with it
     own = papermill.inspect_notebook(str(notebook))
     parameters = {
         name: value
@@ -165,7 +165,7 @@ def build_book(profile: str) -> Path:
             shutil.copy(origin, source / part)
     (source / "notebooks").mkdir(parents=True, exist_ok=True)
     for executed in sorted((paths.results() / "executed" / profile).glob("*.ipynb")):
-        (source / "notebooks" / executed.name).write_text(_clean(files.notebook(executed)), encoding="utf-8")
+        (source / "notebooks" / executed.name).write_text(_clean(files.read_notebook(executed)), encoding="utf-8")
     command = [
         sys.executable,
         "-c",
@@ -203,7 +203,7 @@ def _digest_file(target: Path) -> Path:
 def _is_fresh(notebook: Path, target: Path, profile: str, places: dict[str, str | None]) -> bool:
     """Whether an executed notebook is what executing it again would give."""
     try:
-        found = files.from_json(_digest_file(target), dict[str, Any])
+        found = files.read_json(_digest_file(target), dict[str, Any])
     except LsclError:
         return False
-    return target.exists() and found == freshness.digest(files.notebook(notebook), profile, places)
+    return target.exists() and found == freshness.digest(files.read_notebook(notebook), profile, places)

@@ -21,7 +21,7 @@ from typing import Any
 import nbformat
 
 from lscl import files, paths
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records, sweeps
 from lscl.publish.watched_kernel import STUDY
 from lscl.registry import METHODS
@@ -104,7 +104,7 @@ def _files(entry: str) -> list[Path]:
         return sorted(path for path in paths.results().glob(entry) if path.is_file())
     profile, _, name = entry.removeprefix(STUDY).partition("/")
     if name not in sweeps.named_sets():
-        raise unknown("set of runs", name, sweeps.named_sets())
+        raise unknown_name("set of runs", name, sweeps.named_sets())
     found = sorted(records.folder(profile).glob("*.json"))
     return [
         path for path in found if name in _sets_of(path, path.stat().st_mtime_ns, path.stat().st_size, METHODS.version)
@@ -138,7 +138,7 @@ def stale_notebooks() -> list[str]:
     """
     found = []
     for path in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
-        notebook = files.notebook(path)
+        notebook = files.read_notebook(path)
         try:
             today = digest(notebook, STORED, {})
         except LsclError as error:

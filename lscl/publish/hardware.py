@@ -22,7 +22,7 @@ cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code 
 def expected_profiles() -> list[dict[str, Any]]:
     """What whole profiles took and gave (`readme.expect`), by profile."""
     return [
-        files.from_json(path, file_shapes.ExpectedProfile)
+        files.read_json(path, file_shapes.ExpectedProfile)
         for path in sorted((paths.results() / "expected").glob("*.json"))
     ]
 
@@ -112,7 +112,7 @@ def planned_cards() -> pd.DataFrame:
                 cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
                 for method, extra in sweeps.main_table()
             ]
-            ours = next(one for one in every if one.config.method == METHODS.of_role("own"))
+            ours = next(one for one in every if one.config.method == METHODS.find_role("own"))
             title = DATASET_LABELS[dataset]
             hours = len(seeds) * sum(one.hours(machine) for one in every)
             rows[f"`{name}`"] |= {

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import chosen, experiment, fields
+from lscl.config import chosen_values, experiment, fields
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
@@ -135,7 +135,7 @@ def names_of_parameters(method: str) -> list[str]:
     read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", _source(module))} & METHODS.core
     given = [
         *(set(point) for point in points_of(method)[:1]),
-        *(kind.sizes.get(name, {}) | chosen(kind, name) for name in ("mini", "paper")),
+        *(kind.sizes.get(name, {}) | chosen_values(kind, name) for name in ("mini", "paper")),
     ]
     return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
 
@@ -205,12 +205,12 @@ def results_of(method: str, records: list[Record]) -> str:
     Returns:
         markdown.
     """
-    runs = [one for one in records if one["method"] in (method, METHODS.of_role("floor"))]
+    runs = [one for one in records if one["method"] in (method, METHODS.find_role("floor"))]
     return "\n\n".join(_results(method, dataset, select(runs, dataset=dataset)) for dataset in SHOWN_DATASETS)
 
 
 def _results(method: str, dataset: str, runs: list[Record]) -> str:
-    scores, title, floor = frame(runs), f"### {DATASET_LABELS[dataset]}", METHODS.of_role("floor")
+    scores, title, floor = frame(runs), f"### {DATASET_LABELS[dataset]}", METHODS.find_role("floor")
     ours = scores[scores["method"] == method]
     about, name = f"{label_of(method)} on {DATASET_LABELS[dataset]}", f"tab-{method}-{dataset}"
     if ours.empty:

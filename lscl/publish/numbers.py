@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lscl import files, paths
 from lscl.config import PROFILES, experiment
 from lscl.data import imagenet_r
-from lscl.errors import Absent
+from lscl.errors import MissingFile
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
 from lscl.models.vit import WEIGHTS
@@ -25,7 +25,7 @@ FILE = "numbers.json"
 def numbers(records: list[Record]) -> dict[str, str]:
     """Every number by its name, from the records of the main table; what nobody has measured yet says so."""
     ours = {
-        dataset: select(records, method=METHODS.of_role("own"), overrides={}, dataset=dataset)
+        dataset: select(records, method=METHODS.find_role("own"), overrides={}, dataset=dataset)
         for dataset in sweeps.PLANS["mini"]
     }
     found: dict[str, Callable[[], str]] = {
@@ -45,7 +45,7 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
         "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
-        "weights_images": lambda: f"{files.from_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
+        "weights_images": lambda: f"{files.read_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
         "colab_hours": lambda: (
             f"{sum(cost(one).hours(cost_model.find_card('t4')) for one in sweeps.plan('colab')):.1f}"
@@ -60,7 +60,7 @@ def numbers(records: list[Record]) -> dict[str, str]:
 def _value(of: Callable[[], str]) -> str:
     try:
         return of()
-    except Absent:
+    except MissingFile:
         return NONE
 
 
@@ -75,4 +75,4 @@ def _published(dataset: str) -> str:
 
 def _expected(profile: str) -> dict:
     """What a whole profile took and gave, see `readme.expect`."""
-    return files.from_json(paths.results() / "expected" / f"{profile}.json", file_shapes.ExpectedProfile)
+    return files.read_json(paths.results() / "expected" / f"{profile}.json", file_shapes.ExpectedProfile)

@@ -114,7 +114,7 @@ def _address(path: Path) -> str:
     Raises:
         LsclError: it does not stand there.
     """
-    found = files.settings(path)
+    found = files.read_yaml(path)
     for name in ("repository", "url"):
         found = found.get(name) if isinstance(found, dict) else None
     if not isinstance(found, str) or not re.fullmatch(r"https?://[^\s\"\\]+", found):

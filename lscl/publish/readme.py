@@ -35,7 +35,7 @@ def expect(
     Returns:
         the path of results/expected/<profile>.json.
     """
-    ours = records.select(runs, method=METHODS.of_role("own"), overrides={})
+    ours = records.select(runs, method=METHODS.find_role("own"), overrides={})
     about = {
         "profile": profile,
         "command": "make demo" if profile == "demo" else f"lscl reproduce {profile}",
@@ -58,7 +58,7 @@ def expected_table() -> str:
         scores = f"{row['task']} % | {row['seen']} %"
         rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {scores} |")
     for record in records.select(
-        records.all_records("mini"), method=METHODS.of_role("own"), seed=sweeps.SEEDS[0], overrides={}
+        records.all_records("mini"), method=METHODS.find_role("own"), seed=sweeps.SEEDS[0], overrides={}
     ):
         command = hardware.command_of(record)
         scores = " | ".join(f"{_mean([record], mask)} %" for mask in SCORES)
@@ -66,7 +66,7 @@ def expected_table() -> str:
             f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {scores} |"
         )
     minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.find_card("t4"))
-    command = f"lscl run --method {METHODS.of_role('own')} --dataset cifar100 --profile paper"
+    command = f"lscl run --method {METHODS.find_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
     return "\n".join(rows)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import OFFICIAL, PROFILES, chosen, experiment, fields
+from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
 from lscl.models.vit import WEIGHTS
 from lscl.registry import METHODS
 from lscl.results.labels import label_of
@@ -34,7 +34,8 @@ def method_values() -> pd.DataFrame:
     for method, kind in METHODS.items():
         given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
         given += [
-            (profile, "official" if profile in OFFICIAL else "tuning", chosen(kind, profile)) for profile in PROFILES
+            (profile, "official" if profile in OFFICIAL else "tuning", chosen_values(kind, profile))
+            for profile in PROFILES
         ]
         mine = [
             {"method": label_of(method), "profile": profile, "why": why, "values": text(values)}
@@ -58,14 +59,14 @@ def model_card() -> str:
     if about.exists():
         parts.append(
             numbered_table(
-                _facts(files.from_json(about, dict[str, Any])),
+                _facts(files.read_json(about, dict[str, Any])),
                 "How the file of the mini model was made",
                 "tab-model-facts",
             )
         )
     for path in sorted((paths.results() / "probe").glob("*.json")):
         caption = f"Linear probe on the frozen features: {plain_text(path.stem.replace('--', ', '))} images a class"
-        parts.append(numbered_table(_facts(files.from_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
+        parts.append(numbered_table(_facts(files.read_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
     return (
         "\n\n".join(parts)
         if parts

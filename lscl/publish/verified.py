@@ -38,7 +38,7 @@ def outcome(profile: str) -> str:
     path = paths.results() / "verified" / f"{profile}.json"
     if not path.exists():
         return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
-    saved = files.from_json(path, file_shapes.VerifiedProfile)
+    saved = files.read_json(path, file_shapes.VerifiedProfile)
     known = {one["name"]: one for one in records.all_records(profile)}
     rows = [
         {

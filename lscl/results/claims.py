@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lscl.errors import unknown
+from lscl.errors import unknown_name
 from lscl.experiments.sweeps import variants
 from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
 from lscl.results.frames import final_by_seed
@@ -141,7 +141,7 @@ def claims_of(name: str, profile: str) -> list[Claim]:
         ],
     }
     if name not in found:
-        raise unknown("study", name, found)
+        raise unknown_name("study", name, found)
     return [
         claim
         for claim in found[name]

@@ -18,7 +18,7 @@ import pandas as pd
 
 from lscl import paths
 from lscl.config import WHERE_AND_HOW, check_profile
-from lscl.errors import LsclError, unknown
+from lscl.errors import LsclError, unknown_name
 from lscl.experiments.records import Record, accuracy, all_records, folder, read_record
 from lscl.experiments.sweeps import reportable_records
 from lscl.federation.metrics import average_so_far
@@ -242,7 +242,7 @@ def _tidy(
     for variant, record in found:
         unknown_values = [name for name in values if name not in record["config"]]
         if unknown_values:
-            raise unknown("parameter", unknown_values[0], record["config"])
+            raise unknown_name("parameter", unknown_values[0], record["config"])
         place = folder(record["profile"], record["dirty"]).relative_to(paths.results() / "runs") / record["name"]
         about = {name: record[name] for name in ("dataset", "profile", "method", "seed")}
         about |= {"variant": variant, "label": row_label(record), "run": str(place)} | {

@@ -35,7 +35,7 @@ def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read, or of another shape.
     """
-    return files.from_json(path, file_shapes.Rows[shape])["rows"] if path.exists() else []
+    return files.read_json(path, file_shapes.Rows[shape])["rows"] if path.exists() else []
 
 
 def tuning_frame() -> pd.DataFrame:
@@ -49,7 +49,7 @@ def tuning_frame() -> pd.DataFrame:
     """
     rows = []
     for path in sorted((paths.results() / "tuning").glob("*.json")):
-        saved = files.from_json(path, file_shapes.Grid | list[file_shapes.Point])
+        saved = files.read_json(path, file_shapes.Grid | list[file_shapes.Point])
         found, best = (saved["rows"], saved.get("best", {})) if isinstance(saved, dict) else (saved, {})
         profile, _, dataset = path.stem.partition("--")
         for row in found:
@@ -100,7 +100,7 @@ def growth_note() -> str:
     """Machine, threads and commit of `growth_frame` in small print; nothing if it was never measured."""
     if growth_frame().empty:
         return ""
-    found = files.from_json(_scaling(), file_shapes.MeasuredBenchmark)
+    found = files.read_json(_scaling(), file_shapes.MeasuredBenchmark)
     return small_print(f"{plain_text(found['machine']['cpu'])}, {found['threads']} threads, {commits_of([found])}")
 
 
@@ -151,7 +151,7 @@ def component_numbers(row: dict[str, Any]) -> list[tuple[str, str, str, float]]:
 def components_note(part: pd.DataFrame) -> str:
     """Where the rows of `components_frame` of one profile and data set come from, in small print."""
     (profile,), (dataset,) = part["profile"].unique(), part["dataset"].unique()
-    found = files.from_json(_inside(profile, dataset), file_shapes.Components)
+    found = files.read_json(_inside(profile, dataset), file_shapes.Components)
     rows, code = found["rows"], commits_of([found]) + (", uncommitted changes" if found["dirty"] else "")
     same = sum(bool(row["same_as_record"]) for row in rows)
     compared = f"{same} of {len(rows)} rows are of runs with exactly the accuracies of their record"

@@ -55,7 +55,8 @@ def test_everything_worth_knowing_is_in_the_report(photos, capsys):
         "  done to images: put on white 1, scaled to 8 bits 1, turned upright 1, first of several pictures 1",
         "  sizes in pixels: 9 x 9 to 40 x 20, 3 different ones",
         "  1 file ignored: 1 .txt; the first is class02/notes.txt",
-        "at 16 pixels a side, equal pixels: 2 groups of 4 images; 1 within train, 0 within test, 1 across train and test, 1 with different classes",
+        "at 16 pixels a side, equal pixels: 2 groups of 4 images; "
+        "1 within train, 0 within test, 1 across train and test, 1 with different classes",
         "  --duplicates drop leaves the training images among them out",
     ):
         assert line in out.splitlines(), out

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lscl.data.duplicates import duplicates, without_duplicates
+from lscl.data.duplicates import drop_duplicates, find_duplicates
 from lscl.data.sources import load
 from lscl.data.store import ImageSet
 
@@ -27,38 +27,38 @@ TRAIN = images(
 
 
 def test_groups_are_counted_within_and_across_splits_and_classes():
-    found = duplicates(TRAIN, TEST)
+    found = find_duplicates(TRAIN, TEST)
     assert len(found.group) == 20 and (found.size > 1).sum() == 7
-    assert (
-        str(found)
-        == "equal pixels: 7 groups of 17 images; 4 within train, 2 within test, 2 across train and test, 4 with different classes"
+    assert str(found) == (
+        "equal pixels: 7 groups of 17 images; "
+        "4 within train, 2 within test, 2 across train and test, 4 with different classes"
     )
-    assert str(duplicates(images((1, 0)), images((2, 0)))) == "equal pixels: none"
-    one = duplicates(images((1, 0), (1, 0)), images((2, 0)))
-    assert (
-        str(one)
-        == "equal pixels: 1 group of 2 images; 1 within train, 0 within test, 0 across train and test, 0 with different classes"
+    assert str(find_duplicates(images((1, 0)), images((2, 0)))) == "equal pixels: none"
+    one = find_duplicates(images((1, 0), (1, 0)), images((2, 0)))
+    assert str(one) == (
+        "equal pixels: 1 group of 2 images; "
+        "1 within train, 0 within test, 0 across train and test, 0 with different classes"
     )
 
 
 def test_every_image_has_the_group_of_its_pixels():
-    found, both = duplicates(TRAIN, TEST), np.concatenate([TRAIN.images, TEST.images])[:, 0, 0, 0]
+    found, both = find_duplicates(TRAIN, TEST), np.concatenate([TRAIN.images, TEST.images])[:, 0, 0, 0]
     assert np.array_equal(found.group[:, None] == found.group, both[:, None] == both)
 
 
 def test_what_is_left_out_is_counted(capsys):
-    kept = without_duplicates(TRAIN, TEST)
+    kept = drop_duplicates(TRAIN, TEST)
     assert kept.images[:, 0, 0, 0].tolist() == [10, 11, 30] and kept.labels.tolist() == [0, 1, 1]
     said = capsys.readouterr().err
-    assert (
-        said
-        == "duplicates = drop: 10 training images left out, 3 of them equal to a test image, 5 under several classes, 2 repeated\n"
+    assert said == (
+        "duplicates = drop: 10 training images left out, "
+        "3 of them equal to a test image, 5 under several classes, 2 repeated\n"
     )
 
 
 def test_images_without_equals_all_stay():
     train = images((1, 0), (2, 1))
-    assert without_duplicates(train, images((3, 0))) is train
+    assert drop_duplicates(train, images((3, 0))) is train
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The embedded glyphs: a table of 200 distinct symbols that the fonts really have, and reproducible drawings of them."""
+"""The embedded glyphs: a table of 200 distinct symbols that the fonts have, and reproducible drawings of them."""
 
 import hashlib
 import json

@@ -46,7 +46,7 @@ def archive(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(archive, monkeypatch):
-    """The archive over HTTP; `limit`: bytes sent before the connection ends, `asked`: the ranges that were asked for."""
+    """The archive over HTTP; `limit`: bytes sent before the connection ends, `asked`: the ranges of the requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -102,8 +102,8 @@ def test_counts_are_images_by_client_task_and_class():
 
 def test_seen_is_every_class_so_far_in_order_of_arrival(hundred):
     made = partition(paper(), hundred)
-    assert made.seen(2, 0) == made.tasks[2][0].classes
-    assert made.seen(2, 2) == tuple(stream(made, 2)[:24])
+    assert made.seen_classes(2, 0) == made.tasks[2][0].classes
+    assert made.seen_classes(2, 2) == tuple(stream(made, 2)[:24])
 
 
 def test_official_test_images_are_those_of_the_tasks_classes(hundred):
@@ -149,7 +149,10 @@ def test_another_seed_holds_out_other_images(hundred):
         made = partition(paper(seed=seed, clients=1, private_classes=40, eval_split="holdout"), hundred)
         test = [image for task in made.tasks[0] for image in task.test]
         held.append(
-            {label: [image for image in test if hundred.train.labels[image] == label] for label in made.seen(0, 4)}
+            {
+                label: [image for image in test if hundred.train.labels[image] == label]
+                for label in made.seen_classes(0, 4)
+            }
         )
     both = set(held[0]) & set(held[1])
     assert both and all(held[0][label] != held[1][label] for label in both)
@@ -243,10 +246,12 @@ def test_a_class_that_comes_twice_is_noticed(one_line):
 def test_a_census_counts_every_clients_images(toy, split):
     data = toy(classes=14, train=8)
     made = partition(experiment(profile="smoke", private_classes=2, eval_split=split), data)
-    census, tested = Census.of(made, data), data.train if made.holdout else data.test
+    census, tested = Census.count(made, data), data.train if made.holdout else data.test
     for client, stream in enumerate(made.tasks):
         for task, part in enumerate(stream):
             assert census.images(client, task) == len(part.train)
             assert census.images_so_far(client, task) == sum(len(one.train) for one in stream[: task + 1])
             shown = np.concatenate([tested.labels[list(one.test)] for one in stream[: task + 1]])
-            assert census.tested(client, task).tolist() == [(shown == label).sum() for label in made.seen(client, task)]
+            assert census.test_images_so_far(client, task).tolist() == [
+                (shown == label).sum() for label in made.seen_classes(client, task)
+            ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lscl.data.picture import is_picture, limit, read_picture, square
+from lscl.data.picture import is_picture, max_pixels, read_picture, square
 from lscl.errors import LsclError
 
 
@@ -114,8 +114,9 @@ def test_what_is_transparent_is_white(tmp_path):
     assert pixels(tmp_path / "rgba.png")[0].tolist() == [[255] * 3, [200, 0, 100], [227, 127, 177], [200, 0, 100]]
     assert (pixels(tmp_path / "rgba.png")[2:] == 255).all()
     for mode, colour, clear, format in [
-        ("LA", (10, 0), None, "png"), ("RGB", (9, 8, 7), (9, 8, 7), "png"), ("L", 9, 9, "png"), ("1", 0, 0, "png"), ("P", 0, 0, "png"),
-        ("P", 0, 0, "gif"), ("I;16", 16, 16, "png"), ("RGBA", (1, 2, 3, 0), None, "webp"), ("RGBA", (1, 2, 3, 0), None, "tiff"),
+        ("LA", (10, 0), None, "png"), ("RGB", (9, 8, 7), (9, 8, 7), "png"), ("L", 9, 9, "png"), ("1", 0, 0, "png"),
+        ("P", 0, 0, "png"), ("P", 0, 0, "gif"), ("I;16", 16, 16, "png"),
+        ("RGBA", (1, 2, 3, 0), None, "webp"), ("RGBA", (1, 2, 3, 0), None, "tiff"),
     ]:  # fmt: skip
         path = tmp_path / f"{mode.replace(';', '')}.{format}"
         Image.new(mode, (4, 4), colour).save(path, **({} if clear is None else {"transparency": clear}))
@@ -162,7 +163,7 @@ def test_a_small_file_that_declares_a_huge_image_is_one_line(tmp_path, name, one
     assert is_picture(path)
     with pytest.raises(LsclError) as caught:
         read_picture(path, str(path))
-    one_line(caught, "too large image", path, f"{limit():,} pixels")
+    one_line(caught, "too large image", path, f"{max_pixels():,} pixels")
 
 
 def test_a_large_image_within_the_limit_is_no_warning(tmp_path, one_line):
@@ -193,9 +194,15 @@ def test_pillow_writes_nothing_beside_the_line(tmp_path):
     (tmp_path / "a.tif").write_bytes(
         twelve_bits(0, 1).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 99))
     )
-    words = "import sys, pathlib, lscl.data.picture as p\ntry: p.read(pathlib.Path(sys.argv[1]), 'a')\nexcept p.LsclError as error: print(error)"
+    code = """
+import sys, pathlib, lscl.data.picture as p
+try:
+    p.read_picture(pathlib.Path(sys.argv[1]), "a")
+except p.LsclError as error:
+    print(error)
+"""
     done = subprocess.run(
-        [sys.executable, "-c", words, str(tmp_path / "a.tif")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path / "a.tif")], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("corrupt image a: ") and done.stderr == ""
 
@@ -224,8 +231,9 @@ def test_any_damage_is_one_line_or_an_image(colours, capfd, one_line):
 @pytest.mark.parametrize(
     ("name", "content", "decoded"),
     [
-        ("a.txt", b"BMW and other cars", False), ("a.csv", b"P5,P6\n1,2\n", False), ("a.dng", "TIFF", False), ("a.tif", "TIFF", True),
-        ("a.npy", b"\x93NUMPY", False), ("a.pdf", b"%PDF-1.4", False), ("IMG_1", "JPEG", True), ("a.dat", "PNG", True), ("a.JPG", b"", True),
+        ("a.txt", b"BMW and other cars", False), ("a.csv", b"P5,P6\n1,2\n", False), ("a.dng", "TIFF", False),
+        ("a.tif", "TIFF", True), ("a.npy", b"\x93NUMPY", False), ("a.pdf", b"%PDF-1.4", False),
+        ("IMG_1", "JPEG", True), ("a.dat", "PNG", True), ("a.JPG", b"", True),
     ],
 )  # fmt: skip
 def test_content_decides_what_is_an_image(tmp_path, colours, name, content, decoded):

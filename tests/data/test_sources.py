@@ -14,7 +14,7 @@ from lscl.data import sources
 from lscl.data.folder import image_folder
 from lscl.data.glyphs import glyphs
 from lscl.data.sources import first_per_class, load, surrogate
-from lscl.data.store import ImageSet, cached
+from lscl.data.store import ImageSet, cache_images
 from lscl.errors import LsclError
 
 
@@ -172,7 +172,7 @@ def test_a_folder_without_cifar100_is_refused_whatever_another_source_left_in_th
 ):
     made = ImageSet(np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1]), ("a", "b"))
     for split in ("train", "test"):
-        cached(f"cifar100-{split}", lambda: made)
+        cache_images(f"cifar100-{split}", lambda: made)
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path):
         with pytest.raises(LsclError) as caught:
@@ -199,13 +199,15 @@ def test_two_sources_of_cifar100_are_decoded_apart(own_cache, tmp_path, monkeypa
 
 def test_images_in_use_are_hashed_once_and_again_after_a_change(own_cache):
     made = ImageSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "b"))
-    first = cached("toy", lambda: made)
-    assert cached("toy", lambda: pytest.fail("decoded again")) is first
+    first = cache_images("toy", lambda: made)
+    assert cache_images("toy", lambda: pytest.fail("decoded again")) is first
     path = paths.cache() / "images" / "toy" / "images.npy"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert cached("toy", lambda: made) is not first and np.array_equal(cached("toy", lambda: made).images, made.images)
+    assert cache_images("toy", lambda: made) is not first and np.array_equal(
+        cache_images("toy", lambda: made).images, made.images
+    )
 
 
 def test_cifar100_with_another_number_of_classes_is_refused(hundred, one_line):

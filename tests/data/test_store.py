@@ -11,11 +11,11 @@ import pytest
 from lscl.data.store import (
     ImageSet,
     allocated_memmap,
-    cached,
-    cached_splits,
-    canonical,
+    cache_images,
+    cache_splits,
     digest_of,
     new_folder,
+    sort_canonically,
     write_atomic,
 )
 from lscl.errors import LsclError
@@ -75,8 +75,8 @@ def test_a_subset_is_in_the_order_asked_for(images):
 
 
 def test_the_canonical_order_does_not_depend_on_the_source(images):
-    ordered = canonical(images)
-    shuffled = canonical(images.subset(np.random.default_rng(1).permutation(len(images))))
+    ordered = sort_canonically(images)
+    shuffled = sort_canonically(images.subset(np.random.default_rng(1).permutation(len(images))))
     assert shuffled.digest == ordered.digest
     assert (np.diff(ordered.labels) >= 0).all()
     assert sorted(map(digest_of, ordered.images)) == sorted(map(digest_of, images.images))
@@ -89,7 +89,7 @@ def test_images_are_decoded_once_and_memory_mapped(cache, images):
         calls.append(1)
         return images
 
-    first, second = cached("toy", decode), cached("toy", decode)
+    first, second = cache_images("toy", decode), cache_images("toy", decode)
     assert len(calls) == 1
     for found in (first, second):
         assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
@@ -150,12 +150,12 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_is_rebuilt(cache, images, damage):
-    cached("toy", lambda: images)
+    cache_images("toy", lambda: images)
     DAMAGE[damage](cache / "toy")
     calls = []
-    found = cached("toy", lambda: calls.append(1) or images)
+    found = cache_images("toy", lambda: calls.append(1) or images)
     assert calls == [1] and found.digest == images.digest
-    assert cached("toy", None).digest == images.digest
+    assert cache_images("toy", None).digest == images.digest
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -167,7 +167,7 @@ def test_a_damaged_cache_of_two_splits_is_rebuilt(cache, images, damage):
         return zip(keys, images.images)
 
     def both():
-        return cached_splits("two", keys, images.labels, images.classes, np.arange(len(images)) % 2 == 0, 16, read)
+        return cache_splits("two", keys, images.labels, images.classes, np.arange(len(images)) % 2 == 0, 16, read)
 
     digests = [part.digest for part in both()]
     DAMAGE[damage](cache / "two" / "test")
@@ -180,22 +180,22 @@ def test_a_stopped_decoder_leaves_nothing_behind(cache, images):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached("toy", stopped)
+        cache_images("toy", stopped)
     assert not cache.exists() or not list(cache.iterdir())
-    assert cached("toy", lambda: images).digest == images.digest
+    assert cache_images("toy", lambda: images).digest == images.digest
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, images, one_line):
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "file"))
     with pytest.raises(LsclError) as caught:
-        cached("toy", lambda: images)
+        cache_images("toy", lambda: images)
     one_line(caught, "cannot write", tmp_path / "file" / "images" / "toy", "set LSCL_CACHE")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(cache, images, small_files, one_line):
     with small_files(1000), pytest.raises(LsclError) as caught:
-        cached("toy", lambda: images)
+        cache_images("toy", lambda: images)
     one_line(caught, "cannot write", cache / "toy", "free some space")
     assert not list(cache.iterdir())
 
@@ -247,7 +247,7 @@ def test_a_folder_in_the_way_of_a_file_is_one_line(tmp_path, one_line):
 
 def test_class_names_survive_the_cache(cache, images):
     named = ImageSet(images.images, images.labels, ("U+2654 ♔", 'a "b"', "c\\d"))
-    assert cached("toy", lambda: named).classes == named.classes
+    assert cache_images("toy", lambda: named).classes == named.classes
     assert json.loads((cache / "toy" / "about.json").read_text())["digest"] == named.digest
 
 
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_in_the_middle_is_one_line(cache, images, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", refused(errno.ENOSPC))
     keys = [str(i) for i in range(len(images))]
     with pytest.raises(LsclError) as caught:
-        cached_splits(
+        cache_splits(
             "toy", keys, images.labels, images.classes, images.labels == 0, 16, lambda: zip(keys, images.images)
         )
     one_line(caught, "cannot write", cache / "toy", os.strerror(errno.ENOSPC), "free some space")

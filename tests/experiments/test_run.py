@@ -77,7 +77,7 @@ def test_the_record_has_what_the_run_was(smoke, tree):
         and record["cpu_seconds"] > 0
     )
     for k in range(3):
-        assert sorted(map(int, record["per_class"][str(k)])) == sorted(parts.seen(k, 1))
+        assert sorted(map(int, record["per_class"][str(k)])) == sorted(parts.seen_classes(k, 1))
     assert records.accuracy(record, "task").shape == (2, 3, 2)
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_stops_early_is_the_beginning_of_the_whole_one(smoke, name):
     for key in ("bytes_up", "bytes_down"):
         assert short[key] == whole[key][:2]
     assert 2 * short["trained_images"] <= whole["trained_images"] + 6 * 9 and short["overrides"]["stop_after"] == 1
-    assert sorted(map(int, short["per_class"]["0"])) == sorted(prepare(smoke())[1].seen(0, 0))
+    assert sorted(map(int, short["per_class"]["0"])) == sorted(prepare(smoke())[1].seen_classes(0, 0))
 
 
 def test_holdout_tests_on_training_images_that_are_not_trained_on(smoke):

@@ -15,7 +15,8 @@ import torch
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run, state_folders
-from lscl.federation.checkpoint import _digest, load_state, save_state
+from lscl.federation import checkpoint
+from lscl.federation.checkpoint import _digest, load_state, read_state, save_state
 from lscl.federation.loop import InProcess, federate
 
 
@@ -41,8 +42,9 @@ def test_saving_and_loading_brings_everything_back(federation, smoke, tmp_path, 
     reports, method, clients = played(federation, config, 3)
     save_state(tmp_path / "state", reports, method, clients, {"commit": "abc", "dirty": False})
     fresh, others = federation(config)
-    found, about = load_state(tmp_path / "state", fresh, others)
-    assert about == {"commit": "abc", "dirty": False}
+    saved = read_state(tmp_path / "state")
+    found = load_state(saved, fresh, others)
+    assert saved.about == {"commit": "abc", "dirty": False}
     assert same(fresh.server, method.server)
     for one, other in zip(clients, others):
         assert same(one.private_state(), other.private_state()) and same(one.state, other.state)
@@ -54,7 +56,8 @@ def test_saving_and_loading_brings_everything_back(federation, smoke, tmp_path, 
 def test_without_a_state_the_run_starts_at_the_beginning(federation, smoke, tmp_path):
     method, clients = federation(smoke())
     before = {name: value.clone() for name, value in clients[0].private_state().items()}
-    assert load_state(tmp_path / "none", method, clients) == ([], {})
+    saved = read_state(tmp_path / "none")
+    assert load_state(saved, method, clients) == [] and saved.about == {}
     assert same(clients[0].private_state(), before)
 
 
@@ -65,7 +68,7 @@ def test_only_the_last_round_is_kept(federation, smoke, tmp_path):
         reports.append(report)
         save_state(tmp_path, reports, method, clients, {})
         assert [path.name for path in tmp_path.iterdir()] == [f"round-{len(reports):05d}"]
-    assert len(load_state(tmp_path, method, clients)[0]) == 4
+    assert len(load_state(read_state(tmp_path), method, clients)) == 4
 
 
 def test_a_state_that_was_being_written_is_passed_over(federation, smoke, tmp_path):
@@ -73,7 +76,7 @@ def test_a_state_that_was_being_written_is_passed_over(federation, smoke, tmp_pa
     save_state(tmp_path, reports, method, clients, {})
     (tmp_path / ".round-00003-abc").mkdir()
     (tmp_path / ".round-00003-abc" / "rounds.json").write_text("{", encoding="utf-8")
-    assert len(load_state(tmp_path, method, clients)[0]) == 2
+    assert len(load_state(read_state(tmp_path), method, clients)) == 2
 
 
 def test_of_two_rounds_the_later_one_counts(federation, smoke, tmp_path):
@@ -82,7 +85,7 @@ def test_of_two_rounds_the_later_one_counts(federation, smoke, tmp_path):
     save_state(tmp_path / "a", reports, method, clients, {})
     save_state(tmp_path / "b", reports[:1], method, clients, {})
     (tmp_path / "b" / "round-00001").rename(tmp_path / "a" / "round-00001")
-    assert len(load_state(tmp_path / "a", method, clients)[0]) == 2
+    assert len(load_state(read_state(tmp_path / "a"), method, clients)) == 2
 
 
 def flip(path, at):
@@ -139,7 +142,7 @@ def test_a_damaged_state_is_one_line_that_says_what_to_do(federation, smoke, tmp
     save_state(tmp_path, reports, method, clients, {})
     DAMAGE[damage](tmp_path / "round-00002")
     with pytest.raises(LsclError) as caught:
-        load_state(tmp_path, *federation(smoke()))
+        load_state(read_state(tmp_path), *federation(smoke()))
     (step,) = tmp_path.iterdir()
     one_line(caught, f"damaged state {step}", "delete that folder")
 
@@ -148,7 +151,7 @@ def test_the_state_of_another_model_is_one_line(federation, smoke, tmp_path, one
     reports, method, clients = played(federation, smoke(), 1)
     save_state(tmp_path, reports, method, clients, {})
     with pytest.raises(LsclError) as caught:
-        load_state(tmp_path, *federation(smoke(rank=2)))
+        load_state(read_state(tmp_path), *federation(smoke(rank=2)))
     one_line(caught, f"damaged state {tmp_path / 'round-00001'}")
 
 
@@ -159,7 +162,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_round_before(federation, smoke, t
         save_state(tmp_path, reports, method, clients, {})
     one_line(caught, "cannot write", "round-00002")
     assert [path.name for path in tmp_path.iterdir()] == ["round-00001"]
-    assert len(load_state(tmp_path, method, clients)[0]) == 1
+    assert len(load_state(read_state(tmp_path), method, clients)) == 1
 
 
 def compared(record):
@@ -312,3 +315,14 @@ def test_a_run_interrupted_between_two_clients_ends_with_the_same_record(smoke, 
             )  # from the first finished round on there is something to go on from
             assert compared(run(config, quiet=True)) == compared(whole)
             assert state_folders() == []
+
+
+def test_a_resumed_run_reads_its_reports_once(smoke, places, monkeypatch):
+    config, read = smoke(), []
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted_after(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet=True)
+    monkeypatch.setattr(checkpoint, "read_regular", lambda path, limit: read.append(path.name) or path.read_bytes())
+    run(config, quiet=True)
+    assert sorted(read) == [*(f"client{k}.safetensors" for k in range(3)), "rounds.json", "server.safetensors"]

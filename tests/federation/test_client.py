@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lscl.federation.client import resized
+from lscl.federation.client import resize
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def test_pixels_0_to_255_become_minus_2_to_2_channels_first(client, toy):
 
 def test_resizing_leaves_images_of_that_size_alone():
     images = torch.rand(2, 3, 32, 32)
-    assert resized(images, 32) is images
-    assert resized(images, 16).shape == (2, 3, 16, 16) and resized(images, 48).shape == (2, 3, 48, 48)
-    assert resized(torch.full((1, 3, 64, 64), 0.3), 32).sub(0.3).abs().max() < 1e-6
+    assert resize(images, 32) is images
+    assert resize(images, 16).shape == (2, 3, 16, 16) and resize(images, 48).shape == (2, 3, 48, 48)
+    assert resize(torch.full((1, 3, 64, 64), 0.3), 32).sub(0.3).abs().max() < 1e-6
 
 
 def test_the_cnn_may_see_the_images_at_another_size(client, toy):
     index = torch.tensor([5, 7])
     small = client.train.batch(index).images
     large = replace(client.train, side=24).batch(index).images
-    assert large.shape == (2, 3, 24, 24) and torch.equal(large, resized(small, 24))
+    assert large.shape == (2, 3, 24, 24) and torch.equal(large, resize(small, 24))
 
 
 def test_the_current_task_follows_the_partition(client):

@@ -3,25 +3,35 @@
 import pytest
 import torch
 
-from lscl.federation.limits import LIMIT, ROUNDING, STEP, between, equal, largest, near, positive_gram, right
+from lscl.federation.limits import (
+    LIMIT,
+    ROUNDING,
+    STEP,
+    counts_check,
+    equality_check,
+    gram_check,
+    largest_magnitude,
+    range_check,
+    reach_check,
+)
 from lscl.methods.parts.o2d import pack_triangle, second_moments, unpack_triangle
 
 
 def test_what_the_server_knows_is_the_only_answer():
-    check = equal(torch.tensor([3, 1]))
+    check = equality_check(torch.tensor([3, 1]))
     assert check(torch.tensor([3, 1])) is None
     assert check(torch.tensor([1, 3])) == "is 1, 3, the server knows 3, 1"
     assert (
-        equal(torch.arange(9))(torch.zeros(9))
+        equality_check(torch.arange(9))(torch.zeros(9))
         == "is 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ..., the server knows 0, 1, 2, 3, 4, 5, 6, 7, ..."
     )
 
 
 def test_numbers_lie_between_two_others():
-    check = between(0, 5)
+    check = range_check(0, 5)
     assert check(torch.tensor([0.0, 5.0])) is None and check(torch.empty(0, 3)) is None
     assert check(torch.tensor([1.0, -0.5])) == "holds -0.5, allowed are 0 to 5"
-    counters = between(torch.tensor(2**40), torch.tensor(2**40 + 16))
+    counters = range_check(torch.tensor(2**40), torch.tensor(2**40 + 16))
     assert counters(torch.tensor(2**40 + 16)) is None
     assert all(counters(torch.tensor(value)) for value in (2**40 - 1, 2**40 + 17, -1, 2**63 - 1))
 
@@ -29,7 +39,7 @@ def test_numbers_lie_between_two_others():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
 def test_no_gradients_bring_adam_further_than_the_bound(seed, scale):
-    """Rising, falling, rare and alternating gradients; the last one is the worst case of the inequality: g grows as (b2 / b1)^t."""
+    """Rising, falling, rare and alternating gradients; the last is the worst case: g grows as (b2 / b1)^t."""
     draw, lr, steps = torch.Generator().manual_seed(seed), 0.1, 300
     start = torch.randn(6, generator=draw)
     moved = start.clone().requires_grad_()
@@ -38,16 +48,16 @@ def test_no_gradients_bring_adam_further_than_the_bound(seed, scale):
         kinds = [1.0, (-1.0) ** t, float(t % 50 == 49), 1.05**t, 0.9**t, (0.999 / 0.9) ** min(t, 200)]
         moved.grad = scale * torch.tensor(kinds)
         optimiser.step()
-    assert near(start, lr, steps)(moved.detach()) is None
-    assert largest(moved.detach() - start) > lr * steps / 8  # so the bound is of the right size
+    assert reach_check(start, lr, steps)(moved.detach()) is None
+    assert largest_magnitude(moved.detach() - start) > lr * steps / 8  # so the bound is of the right size
     beyond = start + STEP * lr * steps * 1.01 + steps * ROUNDING * 5
-    assert "away from what was sent, training reaches 240" in near(start, lr, steps)(beyond)
+    assert "away from what was sent, training reaches 240" in reach_check(start, lr, steps)(beyond)
 
 
 def test_rounding_of_large_numbers_counts_as_training():
     start = torch.tensor([1e6])
-    assert near(start, 1e-9, 10)(start + 1.0) is None
-    assert near(start, 1e-9, 10)(start + 100.0) is not None
+    assert reach_check(start, 1e-9, 10)(start + 1.0) is None
+    assert reach_check(start, 1e-9, 10)(start + 100.0) is not None
 
 
 @pytest.mark.parametrize(
@@ -56,8 +66,8 @@ def test_rounding_of_large_numbers_counts_as_training():
 def test_moments_of_features_are_gram_matrices_also_in_single_precision(features):
     packed = pack_triangle(second_moments(features))
     assert (
-        positive_gram(unpack_triangle, LIMIT**2)(packed) is None
-        and positive_gram(unpack_triangle, LIMIT**2)(packed.float()) is None
+        gram_check(unpack_triangle, LIMIT**2)(packed) is None
+        and gram_check(unpack_triangle, LIMIT**2)(packed.float()) is None
     )
 
 
@@ -71,12 +81,12 @@ def test_moments_of_features_are_gram_matrices_also_in_single_precision(features
     ],
 )
 def test_other_matrices_are_none(matrix, words):
-    found = positive_gram(unpack_triangle, 100.0)(pack_triangle(torch.tensor(matrix, dtype=torch.float64)))
+    found = gram_check(unpack_triangle, 100.0)(pack_triangle(torch.tensor(matrix, dtype=torch.float64)))
     assert words in found
 
 
 def test_right_answers_are_no_more_than_images_and_fewer_where_more_classes_compete():
-    check = right(torch.tensor([4, 2]))
+    check = counts_check(torch.tensor([4, 2]))
     assert check(torch.tensor([[4, 2], [3, 2], [0, 2]])) is None
     assert "holds 0 to 5" in check(torch.tensor([[5, 2], [3, 2], [0, 2]]))
     assert "holds -1 to 4" in check(torch.tensor([[4, 2], [3, 2], [0, -1]]))
@@ -84,4 +94,4 @@ def test_right_answers_are_no_more_than_images_and_fewer_where_more_classes_comp
 
 
 def test_the_largest_number_of_none_is_zero():
-    assert largest(torch.empty(0)) == 0 and largest(torch.tensor([-3.0, 2.0])) == 3
+    assert largest_magnitude(torch.empty(0)) == 0 and largest_magnitude(torch.tensor([-3.0, 2.0])) == 3

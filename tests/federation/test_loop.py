@@ -71,7 +71,7 @@ def test_bytes_of_fed_lscl_equal_a_count_by_hand(federation, smoke):
     generator = 4 * (4 * 4 * 32) * (16 + 1)  # P = 4 r d rows of m + 1 numbers in float32
     for report in reports:
         for k, client in enumerate(transport.clients):
-            seen = client.partition.seen(k, report.task)
+            seen = client.partition.seen_classes(k, report.task)
             counts = client.partition.counts(client.train.images.labels, 14)[k].sum(0)
             kept = sum(min(2, counts[label]) for label in seen)
             assert report.bytes_up[k] == generator + 4 * 16 * kept
@@ -171,7 +171,7 @@ def test_the_list_of_exchanges_is_what_happens(federation, smoke):
 
 
 class Gaps(InProcess):
-    """Client 1 gives no answer in the exchanges `away` (task, round or "finish"), and is brought up to date when it is back."""
+    """Client 1 gives no answer in the exchanges `away` (task, round or "finish"), and catches up when it is back."""
 
     away = ()
 

@@ -35,7 +35,7 @@ def test_an_upload_has_the_promised_names_and_shapes(federation, smoke, name):
     stage = Stage(0, 0)
     for client in clients:
         upload = answer(method, client, stage, method.broadcast(client.id, stage))
-        expected = method.expected(client.id, stage)
+        expected = method.upload_shapes(client.id, stage)
         assert set(upload) == set(expected)
         for key, shape in expected.items():
             assert len(shape) == upload[key].ndim and all(
@@ -136,7 +136,9 @@ def test_one_client_alone_gets_its_upload_back(federation, smoke, name):
     """T1: with one client and one round the server holds what was uploaded."""
     method, clients = federation(smoke(method=name, clients=1, rounds=1))
     stage = Stage(0, 0)
-    upload = seal(answer(method, clients[0], stage, method.broadcast(0, stage)), "client 0", method.expected(0, stage))
+    upload = seal(
+        answer(method, clients[0], stage, method.broadcast(0, stage)), "client 0", method.upload_shapes(0, stage)
+    )
     method.aggregate({0: upload}, stage)
     sent = set(upload) & set(method.server)
     assert all(torch.equal(upload[key], method.server[key]) for key in sent) and (sent or not upload)

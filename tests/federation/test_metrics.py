@@ -172,7 +172,7 @@ def test_a_real_run_is_scored_like_a_direct_count(federation, smoke):
     client = clients[1]
     client.task = 1
     found = evaluate(method, client)
-    seen = torch.tensor(client.partition.seen(1, 1))
+    seen = torch.tensor(client.partition.seen_classes(1, 1))
     with torch.no_grad():
         for task, part in enumerate(client.partition.tasks[1]):
             batch = client.test.batch(torch.tensor(part.test))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lscl.errors import LsclError
-from lscl.federation.payload import largest_in, num_bytes, seal
+from lscl.federation.payload import num_bytes, payload_magnitude, seal
 
 SHAPES = {"w": (2, 3), "f": (None, 3), "n": ()}
 
@@ -138,5 +138,5 @@ def test_checks_see_the_numbers_after_all_else(one_line):
 
 
 def test_the_largest_of_several_payloads():
-    assert largest_in({"a": torch.tensor([-4.0, 1.0]), "n": torch.tensor(9)}, {"b": torch.tensor(2.0)}, {}) == 4
-    assert largest_in() == largest_in({"n": torch.tensor(9)}) == 0
+    assert payload_magnitude({"a": torch.tensor([-4.0, 1.0]), "n": torch.tensor(9)}, {"b": torch.tensor(2.0)}, {}) == 4
+    assert payload_magnitude() == payload_magnitude({"n": torch.tensor(9)}) == 0

@@ -1,4 +1,4 @@
-"""One client cannot break the others: whatever it answers, the server goes on, and what the others get stays near what it would have been."""
+"""One client cannot break the others: whatever it answers, the server goes on, and their payloads hardly change."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from tests_root import Recorder
 from lscl.errors import LsclError
 from lscl.experiments.run import run as run_of
 from lscl.experiments.run import state_folders
-from lscl.federation.limits import LIMIT, STEP, largest
+from lscl.federation.limits import LIMIT, STEP, largest_magnitude
 from lscl.federation.loop import InProcess, exchanges, federate
 from lscl.federation.method import IMAGES, Stage
-from lscl.federation.payload import finite
+from lscl.federation.payload import is_finite
 from lscl.methods import METHODS
 from lscl.methods.parts.o2d import pack_triangle
 
@@ -32,7 +32,10 @@ MERGED = ("lorm", "fed_lscl")  # by regression: no number of the result lies bet
 
 @dataclass
 class Answers:
-    """A transport without clients: the recorded answers, one client's changed. change(stage, its answers so far, all answers) -> answer."""
+    """A transport without clients: recorded answers, one client's changed.
+
+    change(stage, its answers so far, all answers) -> its answer.
+    """
 
     recorded: dict
     change: object = None
@@ -62,7 +65,7 @@ class Recorded:
         )
 
     def again(self, stage, change):
-        """The round of an exchange once more, with another answer of one client in it; -> the report and the server behind it."""
+        """Repeat the round of an exchange with another answer of one client; -> the report and the server after it."""
         number = self.round_of(stage)
         self.method.server = dict(self.servers[number])
         transport = Answers(self.answers, lambda at, answers: change(answers) if at == stage else answers[ATTACKER])
@@ -186,7 +189,8 @@ def test_nobody_with_images_is_one_line_and_the_server_stays(recorded, one_line)
         run.again(LATER, lambda answers: answers[ATTACKER])
     one_line(
         caught,
-        "task 2 round 2 (train): 0 good answers, at least 2 are needed: payload of client 0: images is 0, the server knows",
+        "task 2 round 2 (train): 0 good answers, at least 2 are needed: "
+        "payload of client 0: images is 0, the server knows",
     )
     assert same(run.method.server, run.servers[run.round_of(LATER)])
 
@@ -418,7 +422,7 @@ def test_no_answer_makes_the_server_raise_or_moves_the_others_far(recorded, name
             gone[stage] = run.again(stage, absent)
         earlier = run.answers[run.stages[place % len(run.stages) - 1]][ATTACKER]
         report, server = run.again(stage, lambda answers: attack(answers, earlier, steps, whole_answer))
-        assert all(finite(value) for value in server.values())
+        assert all(is_finite(value) for value in server.values())
         for k in OTHERS:
             assert report.bytes_up[k] == run.rounds[number].bytes_up[k]
             assert same(report.scores.get(k, {}), run.rounds[number].scores.get(k, {}))
@@ -438,7 +442,7 @@ def assert_near(run, number, server):
         if not value.is_floating_point() or name.startswith(("gram", "generator", "best", "score", "old")):
             continue
         if "running" in name:
-            assert largest(value) <= LIMIT**2
+            assert largest_magnitude(value) <= LIMIT**2
             continue
         rate = max(
             method.config.lr,
@@ -448,19 +452,19 @@ def assert_near(run, number, server):
         )
         distance = 2 * STEP * rate * max(method.steps(k, task) for k in range(3))
         times = 20 if method.config.method in MERGED else 1
-        assert largest(value - honest[name]) <= times * distance, name
+        assert largest_magnitude(value - honest[name]) <= times * distance, name
 
 
 # ---- the most that is allowed
 
 
 class Worst(InProcess):
-    """One client answers in every exchange with the most that its checks let pass; `side`: (value) -> signs of -1 and 1."""
+    """One client answers every exchange with the most that its checks let pass; `side`: value -> signs of -1 and 1."""
 
     side = staticmethod(torch.ones_like)
 
     def ask(self, stage, downloads):
-        start = {} if stage.name == "finish" else self.method.start(ATTACKER, stage)
+        start = {} if stage.name == "finish" else self.method.training_start(ATTACKER, stage)
         start = {name: value.clone() for name, value in start.items()}
         answers = super().ask(stage, downloads)
         payload = answers[ATTACKER]
@@ -500,4 +504,4 @@ def test_with_the_most_that_is_allowed_nobody_else_is_blamed_and_the_run_ends(fe
     assert len(reports) == len(exchanges(method)) - 2 and all(
         set(OTHERS) <= set(report.scores) for report in reports if report.scores
     )
-    assert all(finite(value) for k in OTHERS for value in clients[k].private_state().values())
+    assert all(is_finite(value) for k in OTHERS for value in clients[k].private_state().values())

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,12 +16,15 @@ import psutil
 sys.path.append(str(ROOT / "benchmarks"))
 import federation as bench
 
+from lscl import cli
 from lscl.config import experiment
+from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run
 from lscl.flower import local as flower
 
 SIZES = dict(profile="smoke", method="fed_lscl", clients=2, tasks=1, rounds=1)
+OPTIONS = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
 
 
 def compared(record):
@@ -34,11 +36,11 @@ def compared(record):
 
 @pytest.fixture
 def left(monkeypatch, tmp_path):
-    """left(): the processes of a federation that still run, found by an environment variable that all inherit."""
+    """left(): the processes of a federation that still run, found by an environment variable that they inherit."""
     monkeypatch.setenv("LSCL_MARKER", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    def look():
+    def still_running():
         found = []
         for process in psutil.process_iter():
             try:
@@ -48,7 +50,7 @@ def left(monkeypatch, tmp_path):
                 continue
         return found
 
-    return look
+    return still_running
 
 
 def test_a_simulation_gives_the_record_of_one_process_and_ends_all_its_processes(left):
@@ -59,69 +61,70 @@ def test_a_simulation_gives_the_record_of_one_process_and_ends_all_its_processes
     assert left() == []
 
 
-@pytest.mark.parametrize(("how", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_stopped_federation_ends_every_process_it_started(left, tmp_path, monkeypatch, how, raised):
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_told_to_end_ends_every_process_it_started(left, monkeypatch, capsys, how, code):
     """Sleeping processes in place of Flower's; each starts another one, in a session of its own, as Flower's do."""
     sleep = ("bash", "-c", "setsid sleep 600 & sleep 600; exit")
     monkeypatch.setattr(flower.LocalFederation, "start_link", lambda self: self.start("superlink", *sleep))
     monkeypatch.setattr(flower.LocalFederation, "register", lambda self, client: None)
-    monkeypatch.setattr(
-        flower.LocalFederation, "start_node", lambda self, client, link=None: self.start(f"client{client}", *sleep)
-    )
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # whoever runs the tests in the background has it ignored
+    start = lambda self, client, link=None: self.start(f"client{client}", *sleep)
+    monkeypatch.setattr(flower.LocalFederation, "start_node", start)
+
+    def told_to_end(self, *_):
+        while len(left()) < 9:  # three times bash and what it starts
+            time.sleep(0.01)
+        os.kill(os.getpid(), how)
+        time.sleep(60)
+
+    monkeypatch.setattr(flower.LocalFederation, "run", told_to_end)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     try:
-        with pytest.raises(raised) as end, flower.federation(tmp_path, tmp_path / "private", experiment(**SIZES)):
-            while len(left()) < 9:  # three times bash and what it starts
-                time.sleep(0.01)
-            os.kill(os.getpid(), how)
-            time.sleep(60)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["federate", *OPTIONS])
     finally:
         signal.signal(signal.SIGINT, before)
-    assert left() == [] and (how == signal.SIGINT or end.value.code == 143)
+    assert end.value.code == code and left() == []
 
 
-def test_a_command_that_is_told_to_end_ends_every_process_it_started(left):
-    command = [
-        sys.executable,
-        "-m",
-        "lscl.cli",
-        "federate",
-        "--profile",
-        "smoke",
-        "--clients",
-        "1",
-        "--tasks",
-        "1",
-        "--rounds",
-        "1",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8") as process:
-        while not (bench.found(process.pid, "flwr-serverapp") and bench.found(process.pid, "flower-supernode")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        process.terminate()
-        process.wait(timeout=60)
-    assert process.returncode == 143
-    assert left() == []
+def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, places, tmp_path):
+    """SIGKILL to a SuperNode and its client app in round 1: that exchange goes on without it, a later one with it.
 
-
-def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_never_in(left, tmp_path):
-    """SIGKILL to SuperNode and client app while it trains: that exchange goes on without it, a later one with it."""
-    config, record = experiment(**SIZES | dict(rounds=4)), {}
+    SIGKILL to the SuperLink after round 2: the run ends with one line that says so; given again, it goes on at round 3.
+    """
+    config, lines, ended = experiment(**SIZES | dict(rounds=3)), [], []
     settings = {"min-clients": config.clients - 1, "timeout": 300.0}
-    with flower.federation(tmp_path, tmp_path / "private", config) as local:
-        bench.start_strangers(local)
-        run = threading.Thread(target=lambda: record.update(local.run(settings, print)))
+    first, second, private = tmp_path / "first", tmp_path / "second", tmp_path / "private"
+
+    def until_it_is_killed():
+        try:
+            local.run(settings, lines.append)
+        except LsclError as error:
+            ended.append(str(error))
+
+    first.mkdir()
+    with flower.federation(first, private, config) as local:
+        run = threading.Thread(target=until_it_is_killed)
         run.start()
         while not (app := bench.found(local.processes["client1"].pid, "flwr-clientapp")):
-            assert run.is_alive()
+            assert run.is_alive(), (ended, lines)
             time.sleep(0.02)
         bench.kill([bench.found(local.processes["client1"].pid, "flower-supernode"), app])
+        while not any("round 2 done" in line for line in lines):
+            assert run.is_alive(), (ended, lines)
+            time.sleep(0.02)
+        bench.kill(bench.family(local.processes["superlink"].pid))
         run.join()
+    assert len(ended) == 1 and "the same command goes on after the last finished round" in ended[0]
+    assert left() == []
+
+    second.mkdir()
+    lines.clear()
+    with flower.federation(second, private, config) as local:
+        bench.start_strangers(local)
+        record = local.run(settings, lines.append)
         nodes = json.loads(local.flwr("supernode", "list", "here", "--verbose", "--format", "json"))["nodes"]
         said = [bench.complaint(local, name) for name in bench.STRANGERS]
+    assert any("going on after round 2" in line for line in lines)
     up = record["bytes_up"]
     assert len(up) == config.rounds and min(row[0] for row in up) > 0
     assert up[0][1] == 0 and up[-1][1] > 0 and record["accuracy"]["task"][-1][1] is not None
@@ -133,34 +136,3 @@ def test_a_client_killed_in_mid_round_is_back_in_a_later_one_and_strangers_are_n
     )
     assert all(any(reason in line for reason in some) for some, line in zip(reasons, said, strict=True)), said
     assert left() == []
-
-
-def test_a_federation_goes_on_behind_the_last_finished_round_of_a_server_that_was_killed(left):
-    command = [
-        sys.executable,
-        "-m",
-        "lscl.cli",
-        "federate",
-        "--compare",
-        "--profile",
-        "smoke",
-        "--clients",
-        "2",
-        "--tasks",
-        "1",
-        "--rounds",
-        "2",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8") as process:
-        said = ""
-        while "round 1 done" not in said:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        bench.kill(bench.family(bench.found(process.pid, "flower-superlink").pid))
-        said = process.stderr.read()
-    assert process.returncode == 2 and "the same command goes on after the last finished round" in said
-    assert left() == []
-    again = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    assert "going on after round 1" in again.stderr
-    assert "every accuracy and every payload byte count is the same" in again.stdout

@@ -53,14 +53,14 @@ def test_the_slot_is_that_of_the_nearest_key_among_the_tasks_met(federation, smo
     method, clients = federation(smoke(method="dualprompt"))
     client = clients[0]
     batch = client.train.batch(client.train_index[:4]) if client.task >= 0 else client.train.batch(torch.arange(4))
-    features = method.foundation.feature(batch.last)
+    features = method.foundation.feature(batch.last_token)
     with torch.no_grad():
         client.model["key"][1].copy_(features[2])
         client.task = 0
-        assert method.slots(client, batch).tolist() == [0] * 4
+        assert method.choose_slots(client, batch).tolist() == [0] * 4
         client.task = 1
         client.model["key"][0].copy_(-features.mean(0))
-        assert int(method.slots(client, batch)[2]) == 1
+        assert int(method.choose_slots(client, batch)[2]) == 1
 
 
 def test_each_sample_gets_keys_and_values_of_its_own_slot(federation, smoke):
@@ -69,17 +69,19 @@ def test_each_sample_gets_keys_and_values_of_its_own_slot(federation, smoke):
     client = clients[0]
     client.task = 1
     batch = client.train.batch(torch.arange(0, 80, 9))
-    features = method.foundation.feature(batch.last)
+    features = method.foundation.feature(batch.last_token)
     with torch.no_grad():
         client.model["key"][0].copy_(features[0] - features.mean(0))
         client.model["key"][1].copy_(features.mean(0) - features[0])
-        slots = method.slots(client, batch)
+        slots = method.choose_slots(client, batch)
         assert set(slots.tolist()) == {0, 1}
         together = method.logits(client, batch)
         for i, slot in enumerate(slots.tolist()):
-            alone = method.prefixed(client, client.train.batch(batch.index[i][None]), client.model["task"][slot])
+            alone = method.prefixed_logits(client, client.train.batch(batch.index[i][None]), client.model["task"][slot])
             assert torch.allclose(together[i], alone[0], atol=1e-5)
-            other = method.prefixed(client, client.train.batch(batch.index[i][None]), client.model["task"][1 - slot])
+            other = method.prefixed_logits(
+                client, client.train.batch(batch.index[i][None]), client.model["task"][1 - slot]
+            )
             assert not torch.allclose(together[i], other[0], atol=1e-3)
 
 

@@ -1,5 +1,7 @@
 """Fed-LSCL, tested beside section 4 of the paper."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,11 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
+from lscl.methods.fed_lscl import CONTINUAL, FUSIONS, FedLSCL
+from lscl.methods.parts.collaboration import REPLACED_MODELS
+from lscl.methods.parts.fusion import Fusion
 from lscl.methods.parts.o2d import o2d_exact, second_moments
+from lscl.methods.parts.small_continual import SmallContinual, protected_parameters
 
 
 def play(federation, config, rounds=None, data=None):
@@ -168,7 +174,8 @@ def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
             parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
         new_f = client.model["cnn"](client.train.batch(buffer).images).double().numpy()
         client.scratch["replay"] = client.rng("replay")
-        found = float(method.consistency(client, 5))
+        batch = client.train.batch(client.train_index[:5])
+        found = float(method.continual.loss(client, batch, torch.empty(5, 14)))
 
     drawn = torch.randint(len(buffer), (5,), generator=client.rng("replay")).tolist()
     new = {key: value.detach().double().numpy() for key, value in client.model["generator"].state_dict().items()}
@@ -198,8 +205,9 @@ def test_the_loss_is_eq_3_plus_eq_4(after_task_0):
         client.scratch["replay"] = client.rng("replay")
         total = method.loss(client, batch)
         client.scratch["replay"] = client.rng("replay")
-        kept = method.consistency(client, 6)
-        task = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)
+        logits = method.logits(client, batch)
+        kept = method.continual.loss(client, batch, logits)
+        task = masked_cross_entropy(logits, batch.labels, client.classes)
     assert kept > 1e-4 and torch.allclose(total, task + kept)
 
 
@@ -217,7 +225,8 @@ def test_eq_4_is_zero_right_after_a_task_has_ended(after_task_0):
     method, clients = after_task_0()
     for client in clients:
         client.scratch["replay"] = client.rng("replay")
-        assert method.consistency(client, 100).item() < 1e-10
+        batch = client.train.batch(client.train_index)
+        assert method.continual.loss(client, batch, method.logits(client, batch)).item() < 1e-10
 
 
 def test_the_teacher_is_the_personalised_generator_of_the_last_server_step(federation, smoke):
@@ -250,7 +259,7 @@ def test_the_buffer_grows_by_the_classes_of_each_task(federation, smoke):
         buffer = client.state["buffer"]
         assert torch.equal(buffer[: len(before)], before) and len(buffer.unique()) == len(buffer)
         labels = client.train.images.labels[buffer.numpy()]
-        assert set(labels) == set(client.partition.seen(client.id, 1)) and np.bincount(labels).max() <= 3
+        assert set(labels) == set(client.partition.seen_classes(client.id, 1)) and np.bincount(labels).max() <= 3
         own = [image for task in client.partition.tasks[client.id] for image in task.train]
         assert set(buffer.tolist()) <= set(own)
         assert client.state["previous.features"].shape == (len(buffer), 16)
@@ -403,6 +412,34 @@ def test_a_second_round_starts_from_the_distilled_generator(federation, smoke):
 # ---- components replaced
 
 
+def test_every_component_that_a_config_can_name_is_there():
+    allowed = {name: set(get_args(FedLSCL.Parameters.model_fields[name].annotation)) for name in ("continual", "o2d")}
+    assert allowed == {"continual": set(CONTINUAL), "o2d": set(FUSIONS)}
+    collaborations = get_args(FedLSCL.Parameters.model_fields["collaboration"].annotation)
+    assert set(collaborations) == {"written", *REPLACED_MODELS}
+
+
+def test_a_component_of_ones_own_needs_a_class_and_a_place(federation, smoke, monkeypatch):
+    called = []
+
+    class Shrink(SmallContinual):
+        def loss(self, client, batch, logits):
+            called.append(client.task)
+            return 0.1 * sum(p.square().sum() for p in protected_parameters(client).values())
+
+    class First(Fusion):
+        shares = True
+
+        def aggregate(self, uploads):
+            return {f"{k}.{name}": uploads[0][name] for k in uploads for name in uploads[0]}
+
+    monkeypatch.setitem(CONTINUAL, "none", Shrink)
+    monkeypatch.setitem(FUSIONS, "none", First)
+    method, _, uploads = play(federation, smoke(continual="none", o2d="none"))
+    assert called and set(called) == {1}
+    assert all(torch.equal(method.server[f"{k}.bias"], uploads[-1][0]["bias"]) for k in range(3))
+
+
 VARIANTS = [
     *({"continual": kind} for kind in ("ewc", "lwf", "replay", "none")),
     *({"o2d": kind} for kind in ("average", "none")),
@@ -447,7 +484,7 @@ def test_the_term_is_proportional_to_its_weight(after_task_0, kind, weight):
             client.model["generator"].bias += 0.1
             batch = client.train.batch(client.train_index[:4])
             logits = method.logits(client, batch)
-            terms.append(float(method.continual_loss(client, batch, logits)))
+            terms.append(float(method.continual.loss(client, batch, logits)))
             assert float(method.loss(client, batch)) > 0
     assert terms[0] == 0 and terms[1] > 0 and terms[2] == pytest.approx(3 * terms[1], rel=1e-4)
 
@@ -465,17 +502,17 @@ def test_ewc_holds_cnn_and_generator_where_the_fisher_information_is_large(after
     method, clients = after_task_0(continual="ewc", ewc_weight=2.0)
     client = clients[0]
     client.task = 1
-    names = list(method.small(client))
+    names = list(protected_parameters(client))
     assert {name.split(".")[0] for name in names} == {"cnn", "generator"}
     assert all(client.state[f"fisher.{name}"].min() >= 0 for name in names) and any(
         client.state[f"fisher.{name}"].max() > 0 for name in names
     )
     with torch.no_grad():
-        for parameter in method.small(client).values():
+        for parameter in protected_parameters(client).values():
             parameter += 0.5
     expected = 2.0 * 0.5 * 0.25 * sum(float(client.state[f"fisher.{name}"].sum()) for name in names)
     batch = client.train.batch(client.train_index[:4])
-    assert float(method.continual_loss(client, batch, method.logits(client, batch)).detach()) == pytest.approx(
+    assert float(method.continual.loss(client, batch, method.logits(client, batch)).detach()) == pytest.approx(
         expected, rel=1e-4
     )
 
@@ -489,11 +526,11 @@ def test_lwf_compares_with_what_the_model_said_about_the_image_before_the_task(a
     with torch.no_grad():
         batch = client.train.batch(client.train_index[[5, 1, 3]])
         logits = method.logits(client, batch)
-        old = logits[:, list(client.partition.seen(0, 0))] / 2
+        old = logits[:, list(client.partition.seen_classes(0, 0))] / 2
         entropy = (
             -(old.softmax(1) * old.log_softmax(1)).sum(1).mean()
         )  # nothing has moved yet: the teacher's own entropy
-        assert method.continual_loss(client, batch, logits) == pytest.approx(float(entropy), rel=1e-4)
+        assert method.continual.loss(client, batch, logits) == pytest.approx(float(entropy), rel=1e-4)
 
 
 def test_the_static_writer_writes_the_same_for_every_image(after_task_0):

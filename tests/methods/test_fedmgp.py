@@ -10,7 +10,7 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.parts.prompts import with_prompts
+from lscl.methods.parts.prompts import insert_prompts
 from lscl.models.vit import Adapter
 from lscl.seeding import torch_generator
 
@@ -156,7 +156,7 @@ def test_the_second_loss_uses_the_true_classes_prompts_sample_by_sample(started)
     logits, cosines = [], []
     with torch.no_grad():
         for position, label in enumerate(batch.labels.tolist()):
-            z = with_prompts(method.foundation, batch.prefix[position : position + 1], coarse.prompt)
+            z = insert_prompts(method.foundation, batch.prefix[position : position + 1], coarse.prompt)
             query = method.foundation.suffix(z, keep=1 + LENGTH)[0, 1:].mean(0)
             pairs = fine.prompts[label]  # (blocks, 2, l, d)
             adapters = {1 + number: Adapter(keys=pairs[number, 0], values=pairs[number, 1]) for number in range(2)}
@@ -224,7 +224,7 @@ def test_at_test_each_sample_gets_the_slot_with_the_nearest_key_among_the_classe
     method, clients = started()
     client = clients[0]
     client.task = 1
-    seen = client.partition.seen(0, 1)
+    seen = client.partition.seen_classes(0, 1)
     unseen = next(label for label in range(CLASSES) if label not in seen)
     batch = client.test.batch(torch.arange(4))
     with torch.no_grad():
@@ -234,11 +234,11 @@ def test_at_test_each_sample_gets_the_slot_with_the_nearest_key_among_the_classe
         keys[unseen] = query[0]  # the best for sample 0, but nobody has trained it
         keys[seen[4]] = query[0] + 0.2 * torch.randn(D)
         keys[seen[2]] = -query[0]
-        assert method.slots(client, query[:1]).tolist() == [seen[4]]
+        assert method.choose_slots(client, query[:1]).tolist() == [seen[4]]
         for position in range(4):
             keys[seen[position]] = 5 * query[position]
-        found = method.slots(client, query)
-        alone = torch.cat([method.slots(client, query[i : i + 1]) for i in range(4)])
+        found = method.choose_slots(client, query)
+        alone = torch.cat([method.choose_slots(client, query[i : i + 1]) for i in range(4)])
         assert found.tolist() == alone.tolist() == list(seen[:4])
         expected = client.model["local_head"](
             method.readout(batch, client.model["coarse"].prompt, client.model["fine"](found))
@@ -286,21 +286,21 @@ def test_more_steps_distil_further_than_the_average_starts(started):
     prompts = [torch.rand(LENGTH, D, generator=draw) * 2 - 1 for _ in range(3)]
     with torch.no_grad():
         before = distillation(method, prompts[0], prompts)
-    fused = method.fused(prompts, torch_generator(0, "test"))
+    fused = method.distil_prompts(prompts, torch_generator(0, "test"))
     with torch.no_grad():
         assert distillation(method, fused, prompts) < 0.6 * before
         assert distillation(method, fused, prompts) < distillation(method, sum(prompts) / 3, prompts)
 
 
 def test_a_fusion_step_follows_the_gradient_of_the_whole_sum(started):
-    """The mean of the teachers' tokens gives the gradient of the sum over the teachers: with one batch and one epoch, Adam's first step."""
+    """The mean of the teachers' tokens gives the gradient of the sum over them: Adam's first step."""
     method, _ = started(mgp_surrogate_epochs=1, batch=100)
     prompts = [torch.rand(LENGTH, D) * 2 - 1 for _ in range(3)]
     student = torch.nn.Parameter(prompts[0].clone())
     optimiser = torch.optim.Adam([student], lr=method.config.mgp_surrogate_lr)
     distillation(method, student, prompts).backward()
     optimiser.step()
-    assert torch.allclose(method.fused(prompts, torch_generator(0, "test")), student.detach(), atol=1e-6)
+    assert torch.allclose(method.distil_prompts(prompts, torch_generator(0, "test")), student.detach(), atol=1e-6)
 
 
 def test_the_servers_images_are_tested_on_by_nobody(config, smoke):

@@ -7,19 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lscl.federation.client import resized
+from lscl.federation.client import resize
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
 from lscl.federation.training import answer
-from lscl.methods.glfc import binary, compensation, labels_of
+from lscl.methods.glfc import binary_cross_entropy, gradient_compensation, labels_of
 from lscl.methods.parts.buffer import herding
-from lscl.methods.parts.inversion import encoder, gradient, recovered_class
-from lscl.methods.parts.old_model import of_model
+from lscl.methods.parts.inversion import build_encoder, parameter_gradient, recover_class
+from lscl.methods.parts.old_model import model_part
 
 
 @pytest.fixture
 def second_task(second_task):
-    """second_task(**values): method and first client in round 0 of the second task, its model moved on, in evaluation mode."""
+    """second_task(**values): method and first client in round 0 of the second task, moved on, in evaluation mode."""
     return partial(second_task, "glfc", moved=0.2)
 
 
@@ -33,11 +33,11 @@ def test_compensation_by_hand():
     labels = torch.tensor([0, 1, 0, 2, 2])
     for row, p in enumerate((0.5, 0.25, 0.75, 0.5, 0.1)):
         logits[row, labels[row]] = z(p)
-    weights = compensation(logits, labels, torch.tensor([True, True, True, False, False]))
+    weights = gradient_compensation(logits, labels, torch.tensor([True, True, True, False, False]))
     assert weights.tolist() == pytest.approx([1.0, 1.5, 0.5, 0.5 / 0.7, 0.9 / 0.7], rel=1e-5)
-    alone = compensation(logits, labels, torch.ones(5, dtype=torch.bool))
+    alone = gradient_compensation(logits, labels, torch.ones(5, dtype=torch.bool))
     assert alone.mean().item() == pytest.approx(1) and not torch.allclose(alone, weights)
-    assert compensation(torch.full((2, 3), 200.0), labels[:2], torch.tensor([True, True])).tolist() == [
+    assert gradient_compensation(torch.full((2, 3), 200.0), labels[:2], torch.tensor([True, True])).tolist() == [
         0,
         0,
     ]  # nothing left to learn
@@ -61,7 +61,10 @@ def test_the_loss_of_a_later_task_by_hand(second_task, columns):
     method, client = second_task(glfc_columns=columns, glfc_gc=0.6, glfc_rd=0.4)
     batch = client.train.batch(torch.cat([client.train_index[:5], client.state["exemplars"][:4]]))
     labels, own = batch.labels.tolist(), set(client.current.classes)
-    known, seen = set(client.state["known"].nonzero().flatten().tolist()), set(client.partition.seen(client.id, 1))
+    known, seen = (
+        set(client.state["known"].nonzero().flatten().tolist()),
+        set(client.partition.seen_classes(client.id, 1)),
+    )
     where = sorted(seen | known if columns == "global" else seen)
     old = sorted(known - own)
     sigma = lambda x: 1 / (1 + np.exp(-x))
@@ -85,7 +88,7 @@ def test_targets_of_the_old_columns_are_the_old_models_answers_and_no_others(sec
     method, client = second_task()
     batch = client.train.batch(client.train_index[:6])
     onehot = F.one_hot(batch.labels, 14).float()
-    soft, old = method.soft(client, batch, onehot), method.old_columns(client)
+    soft, old = method.soft_targets(client, batch, onehot), method.old_columns(client)
     assert len(old) and not set(old.tolist()) & set(client.current.classes)
     answers = client.scratch["old"]["head"](client.scratch["old"]["cnn"](batch.images)).sigmoid()
     torch.testing.assert_close(soft[:, old], answers[:, old], rtol=1e-6, atol=0)
@@ -97,7 +100,7 @@ def test_targets_of_the_old_columns_are_the_old_models_answers_and_no_others(sec
 def test_each_part_changes_a_run_from_the_second_task_on(played, smoke, off):
     for rounds, same in ((2, True), (3, False)):
         one, other = (played(smoke(method="glfc", **more), rounds)[0] for more in ({}, off))
-        assert all(torch.equal(value, other.server[key]) for key, value in of_model(one.server).items()) == same
+        assert all(torch.equal(value, other.server[key]) for key, value in model_part(one.server).items()) == same
 
 
 # ---- exemplars
@@ -155,7 +158,7 @@ def test_the_server_recovers_every_class_of_a_task_from_the_gradients(played, fe
     for client in clients:
         upload = answer(method, client, Stage(0, 0), method.broadcast(client.id, Stage(0, 0)))
         assert upload["gradients"].shape == (3, 8136 + 769 * 14)
-        assert [recovered_class(one, 14) for one in upload["gradients"]] == sorted(client.current.classes)
+        assert [recover_class(one, 14) for one in upload["gradients"]] == sorted(client.current.classes)
     method, clients, _ = played(smoke(method="glfc"), 3)
     expected = [label for client in clients for label in sorted(client.current.classes)]
     assert method.server["proxy.labels"].tolist() == expected
@@ -173,22 +176,26 @@ def test_a_prototype_is_the_image_nearest_to_the_mean_disguised(played, smoke):
         nearest.append(client.train_index[own[(f[own] - f[own].mean(0)).norm(dim=1).argmin()]])
     batch = client.train.batch(torch.stack(nearest))
     found = method.prototype_gradients(client)
-    pairs = zip(resized(batch.images, 32).split(1), batch.labels.split(1))
-    assert torch.allclose(found, torch.stack([gradient(encoder(14, 42), *pair) for pair in pairs]), atol=1e-5)
-    assert torch.equal(method.disguised(client, batch), batch.images)
+    pairs = zip(resize(batch.images, 32).split(1), batch.labels.split(1))
+    assert torch.allclose(
+        found, torch.stack([parameter_gradient(build_encoder(14, 42), *pair) for pair in pairs]), atol=1e-5
+    )
+    assert torch.equal(method.disguise(client, batch), batch.images)
 
 
 def test_the_disguise_lowers_the_loss_on_the_image(played, smoke):
     method, clients, _ = played(smoke(method="glfc", glfc_perturb=50), 1)
     client = clients[0]
     batch = client.train.batch(client.train_index[:4])
-    disguised = method.disguised(client, batch)
+    disguised = method.disguise(client, batch)
     onehot, columns = F.one_hot(batch.labels, 14).float(), method.columns(client)
     with torch.no_grad():
-        loss = lambda images: binary(client.model["head"](client.model["cnn"](images)), onehot, columns).mean(1)
+        loss = lambda images: binary_cross_entropy(
+            client.model["head"](client.model["cnn"](images)), onehot, columns
+        ).mean(1)
         assert (loss(disguised) < loss(batch.images)).all()
     assert (disguised - batch.images).abs().max() > 1e-3
-    alone = method.disguised(client, client.train.batch(client.train_index[:1]))
+    alone = method.disguise(client, client.train.batch(client.train_index[:1]))
     assert torch.allclose(alone, disguised[:1], atol=1e-2)
 
 
@@ -198,7 +205,7 @@ def test_the_proxy_keeps_the_better_model_and_starts_afresh_in_each_task(federat
     monkeypatch.setattr(method, "score", lambda: torch.tensor(next(scores)))
     models, best = [], []
     for _ in federate(method, InProcess(method, clients)):
-        models.append({key: value.clone() for key, value in of_model(method.server).items()})
+        models.append({key: value.clone() for key, value in model_part(method.server).items()})
         best.append(
             {
                 key.removeprefix("best."): value.clone()
@@ -219,7 +226,7 @@ def test_the_old_model_is_the_best_not_the_last(federation, smoke, monkeypatch):
         scores, models = [0.9, 0.1], []
         monkeypatch.setattr(method, "score", lambda scores=scores: torch.tensor(scores.pop(0)))
         for number, _ in enumerate(federate(method, InProcess(method, clients))):
-            models.append(of_model(method.server))
+            models.append(model_part(method.server))
             if number == 1:
                 break
         payload = method.broadcast(0, Stage(1, 0))
@@ -234,7 +241,7 @@ def test_the_old_model_is_the_best_not_the_last(federation, smoke, monkeypatch):
 
 def test_the_score_is_the_share_of_right_answers_among_the_known_classes(played, smoke):
     method, *_ = played(smoke(method="glfc"), 2)
-    known = method.known()
+    known = method.known_classes()
     method.server["proxy.images"] = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
     model = method.teacher()
     logits = model["head"](model["cnn"](torch.full((1, 3, 16, 16), -2.0)))[0]
@@ -251,7 +258,7 @@ def test_the_score_is_the_share_of_right_answers_among_the_known_classes(played,
 def test_without_the_proxy_no_gradients_go_up_and_nothing_is_reconstructed(played, smoke):
     method, clients, _ = played(smoke(method="glfc", glfc_proxy=False))
     assert not any(key.startswith(("proxy", "best", "score")) for key in method.server) and method.sheet(1) is None
-    assert "gradients" not in method.expected(0, Stage(1, 0))
+    assert "gradients" not in method.upload_shapes(0, Stage(1, 0))
 
 
 def test_the_sheet_shows_one_reconstruction_of_each_gradient(played, smoke):

@@ -34,10 +34,10 @@ def test_the_payload_has_the_size_of_the_formula(federation, smoke):
 def test_each_image_gets_the_prompts_of_its_nearest_keys(ready):
     method, client = ready(l2p_pool=6, l2p_top_k=2)
     batch = client.train.batch(client.train_index[:5])
-    features = method.foundation.feature(batch.last)
+    features = method.foundation.feature(batch.last_token)
     with torch.no_grad():
         client.model["pool"]["key"][4] = features[2] * 3  # parallel: cosine 1
-        scores, chosen = method.choose(client, batch)
+        scores, chosen = method.choose_prompts(client, batch)
     assert scores[2, 4] == pytest.approx(1, abs=1e-6) and int(chosen[2, 0]) == 4
     expected = torch.nn.functional.cosine_similarity(features[:, None], client.model["pool"]["key"][None], dim=2)
     assert torch.allclose(scores, expected, atol=1e-6) and torch.equal(chosen, expected.topk(2).indices)
@@ -60,7 +60,7 @@ def test_the_pull_raises_the_similarity_to_the_chosen_keys(federation, smoke):
     batch = client.train.batch(client.train_index)
     for found in (before, after):
         with torch.no_grad():
-            scores, chosen = method.choose(client, batch)
+            scores, chosen = method.choose_prompts(client, batch)
         found.append(float(scores.gather(1, chosen).mean()))
         answer(method, client, stage, method.broadcast(0, stage))
     assert after[0] > before[0] + 0.1
@@ -80,7 +80,7 @@ def test_prompts_stand_at_the_position_of_cls_between_cls_and_the_patches(ready)
 
 def test_a_vote_of_the_batch_gives_all_images_the_same_prompts(ready):
     method, client = ready(prompt_batchwise=True)
-    chosen = method.choose(client, client.train.batch(client.train_index[:8]))[1]
+    chosen = method.choose_prompts(client, client.train.batch(client.train_index[:8]))[1]
     assert (chosen == chosen[0]).all() and len(set(chosen[0].tolist())) == 5
 
 

@@ -8,7 +8,7 @@ import torch
 from lscl.federation.method import HOLDS, Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.parts.gram import gram
+from lscl.methods.parts.gram import gram_matrix
 from lscl.methods.parts.o2d import unpack_triangle
 
 L, D, H, C, R = 3, 32, 64, 14, 2  # blocks, width, hidden width, classes, rank
@@ -162,22 +162,22 @@ def test_the_gram_matrices_are_those_of_the_merged_layers_inputs_over_all_tokens
             key = f"{number}.{name}"
             hooks.append(
                 layer.register_forward_pre_hook(
-                    lambda _, given, key=key: found.update({key: gram(given[0].flatten(0, 1))})
+                    lambda _, given, key=key: found.update({key: gram_matrix(given[0].flatten(0, 1))})
                 )
             )
     batch = client.train.batch(client.train_index)
     with torch.no_grad():
         features = vit.norm(vit.blocks(batch.prefix))[:, 0]
-    diagonals, moments = method.grams(client)
-    assert set(diagonals) == set(found) == set(method.layers())
+    diagonals, moments = method.gram_matrices(client)
+    assert set(diagonals) == set(found) == set(method.layer_names())
     assert all(torch.allclose(diagonals[key], found[key].diagonal(), rtol=1e-4) for key in found)
-    assert torch.allclose(moments, gram(features), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(moments, gram_matrix(features), rtol=1e-4, atol=1e-4)
 
 
 def test_the_uploaded_gram_is_the_heads_upper_triangle(federation, config):
     method, clients = federation(config())
     sent = answer(method, clients[0], Stage(0, 0), method.broadcast(0, Stage(0, 0)))
-    assert torch.allclose(unpack_triangle(sent["gram.head"]).double(), method.grams(clients[0])[1], rtol=1e-5)
+    assert torch.allclose(unpack_triangle(sent["gram.head"]).double(), method.gram_matrices(clients[0])[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -198,9 +198,9 @@ def test_the_merged_layers_keep_the_clients_outputs_better_than_the_average(play
     _, _, log = played(config(tasks=1, epochs=3))
     stage, downloads, uploads = log[number]
     method, clients, _ = played(config(tasks=1, epochs=3), number + 1)
-    before = {**method.restarted(0), **(downloads[0])}
+    before = {**method.new_factors(0), **(downloads[0])}
     better = []
-    for layer in method.layers():
+    for layer in method.layer_names():
         name, other = (f"lora.{layer}.{factor}" for factor in ("BA" if number == 0 else "AB"))
 
         def layer_of(factor, other=other):
@@ -282,10 +282,10 @@ def test_the_test_weights_are_the_regression_over_the_tasks(played, config):
 def test_the_regression_keeps_each_tasks_outputs_better_than_the_mean_of_the_updates(played, config):
     method, clients, _ = played(config(epochs=3))
     state, better = clients[0].state, []
-    for layer in method.layers():
+    for layer in method.layer_names():
         A, B, diagonals = (state[name].double() for name in (f"lora.{layer}.A", f"lora.{layer}.B", f"gram.{layer}"))
         updates = B @ A
-        made = getattr(method.merged(clients[0])[int(layer[0])], layer[2:])
+        made = getattr(method.merge_stored_tasks(clients[0])[int(layer[0])], layer[2:])
         merged = made.B.double() @ made.A.double()
 
         def cost(update, updates=updates, diagonals=diagonals):
@@ -300,12 +300,14 @@ def test_diagonals_behind_a_task_are_taken_under_the_merged_model_on_every_clien
     method, clients, log = played(config(tasks=1))
     stage, _, uploads = log[2]
     assert stage.name == "gram"
-    for name in (f"gram.{layer}" for layer in method.layers()):
+    for name in (f"gram.{layer}" for layer in method.layer_names()):
         assert torch.allclose(clients[0].state[name][0], sum(payload[name] for payload in uploads.values()), rtol=1e-5)
     for client in clients:
         for name in uploads[0]:
             assert torch.allclose(
-                uploads[client.id][name].double(), method.grams(client)[0][name.removeprefix("gram.")], rtol=1e-5
+                uploads[client.id][name].double(),
+                method.gram_matrices(client)[0][name.removeprefix("gram.")],
+                rtol=1e-5,
             )
 
 

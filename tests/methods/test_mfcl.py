@@ -11,12 +11,12 @@ from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.methods.mfcl import SIGMA, imbalance, roughness
-from lscl.methods.parts.synthesis import Statistics, batchnorms, kl_gap
+from lscl.methods.parts.synthesis import Statistics, batchnorm_layers, kl_gap
 
 
 @pytest.fixture
 def second_task(second_task):
-    """second_task(**values): method and first client in round 0 of the second task, its model moved on, in evaluation mode."""
+    """second_task(**values): method and first client in round 0 of the second task, moved on, in evaluation mode."""
     return partial(second_task, "mfcl", moved=0.1)
 
 
@@ -35,7 +35,7 @@ def test_the_loss_is_the_sum_of_its_three_terms(second_task):
     with torch.no_grad():
         total = method.loss(client, batch).item()
         client.scratch["replay"] = client.rng("replay")
-        replay, guessed = method.replay(client)
+        replay, guessed = method.sample_replay(client)
         images, labels = torch.cat([batch.images, replay]), torch.cat([batch.labels, guessed])
         model, old = client.model, client.scratch["old"]
         f, f_old = model["cnn"](images), old["cnn"](images)
@@ -71,7 +71,7 @@ def test_in_the_whole_loss_the_body_gets_nothing_of_the_head_only_term(second_ta
 
 def test_the_old_head_term_moves_the_body_only_and_the_old_model_never(second_task):
     method, client = second_task()
-    images = method.replay(client)[0]
+    images = method.sample_replay(client)[0]
     loss = method.old_head_term(client, client.model["cnn"](images), images)
     assert min(slopes(loss, [p for name, p in client.model["cnn"].named_parameters() if "weight" in name])) > 0
     assert max(slopes(loss, list(client.model["head"].parameters()))) == 0
@@ -86,7 +86,7 @@ def test_the_old_head_term_is_zero_right_at_the_start_and_without_old_columns(pl
     client.task = 1
     method.receive(client, method.broadcast(0, Stage(1, 0)), Stage(1, 0))
     client.model.eval()
-    images = method.replay(client)[0]
+    images = method.sample_replay(client)[0]
     assert method.old_head_term(client, client.model["cnn"](images), images).item() == pytest.approx(0, abs=1e-12)
     client.state["known"] = method.holds(client)
     assert method.old_head_term(client, client.model["cnn"](images) + 1, images).item() == 0
@@ -102,7 +102,7 @@ def test_the_body_runs_once_per_step(second_task, monkeypatch):
 
 def test_replay_is_labelled_among_the_known_classes_by_the_old_model(second_task):
     method, client = second_task(mfcl_replay=40)
-    images, labels = method.replay(client)
+    images, labels = method.sample_replay(client)
     known = client.state["known"]
     assert known[labels].all() and not known.all() and not images.requires_grad
     old = client.scratch["old"]
@@ -140,9 +140,9 @@ def test_training_brings_the_images_closer_to_the_statistics_and_spreads_the_cla
     def found(**values):
         method, *_ = played(smoke(method="mfcl", epochs=4, mfcl_batch=32, mfcl_latent=16, **values), 2)
         teacher, generator = method.teacher(), method.load_generator(method.server).train()
-        with Statistics(batchnorms(teacher, "mfcl", "tiny")) as statistics, torch.no_grad():
+        with Statistics(batchnorm_layers(teacher, "mfcl", "tiny")) as statistics, torch.no_grad():
             images = generator(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
-            logits = teacher["head"](teacher["cnn"](images))[:, method.known()]
+            logits = teacher["head"](teacher["cnn"](images))[:, method.known_classes()]
         return kl_gap(statistics.batch(), statistics.running()).item(), imbalance(logits).item()
 
     few, many = found(mfcl_steps=1), found(mfcl_steps=40)

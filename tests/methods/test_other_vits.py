@@ -1,4 +1,4 @@
-"""Every system on ViTs that have registers, no class token, another pooling or a gated MLP: right, or refused in one line."""
+"""Every system on ViTs with registers, no class token, another pooling or a gated MLP: right or refused in a line."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from lscl.errors import LsclError
 from lscl.experiments.run import run
 from lscl.methods import METHODS
-from lscl.methods.parts.prompts import with_prompts
+from lscl.methods.parts.prompts import insert_prompts
 from lscl.models.mini import MEAN, STD
 from lscl.models.vit import FrozenViT
 from lscl.results.figures import cls_attention
@@ -48,8 +48,8 @@ def test_frozen_features_are_those_of_timms_head(federation, smoke, foundation):
         pixels = frozen.preprocess(torch.from_numpy(batch.inputs.images.images[:4]))
         with torch.no_grad():
             expected = frozen.vit.forward_head(frozen.vit.forward_features(pixels), pre_logits=True)
-        found = frozen.feature(batch.last) if name == "dualprompt" else frozen.suffix(batch.prefix)
-        assert torch.allclose(found, expected, atol=1e-5) and frozen.at(frozen.depth).tokens == 1
+        found = frozen.feature(batch.last_token) if name == "dualprompt" else frozen.suffix(batch.prefix)
+        assert torch.allclose(found, expected, atol=1e-5) and frozen.recut(frozen.depth).tokens == 1
 
 
 def test_lorm_needs_an_mlp_of_two_layers(smoke, one_line):
@@ -63,14 +63,14 @@ def test_lorm_needs_an_mlp_of_two_layers(smoke, one_line):
 @pytest.mark.parametrize("reg_tokens", [0, 3])
 @pytest.mark.parametrize("no_embed_class", [False, True])
 def test_prompts_stand_behind_the_class_token_whatever_else_does(reg_tokens, no_embed_class):
-    """By timm's blocks, with the prompts behind all of the image's own tokens instead: attention does not see the order."""
+    """By timm's blocks, with the prompts behind all of the image's own tokens: attention does not see the order."""
     vit = small_vit(reg_tokens=reg_tokens, no_embed_class=no_embed_class)
     frozen = FrozenViT(vit, 0, MEAN, STD)
     images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     prompts = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
     z = frozen.prefix(images)
     with torch.no_grad():
-        found = frozen.suffix(with_prompts(frozen, z, prompts), keep=6)
+        found = frozen.suffix(insert_prompts(frozen, z, prompts), keep=6)
         placed = prompts if no_embed_class else prompts + vit.pos_embed[:, :1]
         expected = vit.norm(vit.blocks(torch.cat([z, placed], dim=1)))
     assert torch.allclose(found[:, 1:], expected[:, -5:], atol=1e-5) and torch.allclose(

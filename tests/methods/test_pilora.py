@@ -10,7 +10,7 @@ from lscl.federation.method import IMAGES, Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
 from lscl.methods.parts.prototypes import class_means, merge_weights
-from lscl.methods.pilora import on_queries_and_values
+from lscl.methods.pilora import query_value_update
 
 D, R, C, Y = 32, 4, 14, 3  # width, rank, classes, classes of a task in the smoke profile
 
@@ -114,7 +114,7 @@ def test_the_forward_is_the_vit_with_the_sum_of_all_updates_in_block_0(in_task_1
 
 def test_keys_get_no_update():
     A, B = torch.randn(2, R, D), torch.randn(2, D, R)
-    low = on_queries_and_values(A, B)
+    low = query_value_update(A, B)
     update = low.scale * low.B @ low.A
     assert torch.allclose(update[:D], B[0] @ A[0], atol=1e-5) and torch.allclose(
         update[2 * D :], B[1] @ A[1], atol=1e-5

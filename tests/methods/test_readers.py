@@ -17,8 +17,8 @@ VARIANTS = {
     ],
     "fedmgp": [{"head": "mlp"}],
 }
-# Read by code that all systems share, without effect on those that `readers` does not name: cnn_size is that of images that a system without a
-# CNN never asks for.
+# Read by code that all systems share, without effect on those that `readers` does not name: cnn_size is that of images
+# that a system without a CNN never asks for.
 SHARED = {"cnn_size": 20, "channels_last": True, "activations": "bf16"}
 
 

@@ -9,12 +9,12 @@ from PIL import Image
 from torch import nn
 
 from lscl.experiments.run import run, save_sheet, tile_images
-from lscl.federation.client import as_input
+from lscl.federation.client import to_cnn_input
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
-from lscl.methods.parts.synthesis import Statistics, batchnorms, norm_gap
-from lscl.methods.target import TEMPERATURE, Synthesis, disagreement, scores
+from lscl.methods.parts.synthesis import Statistics, batchnorm_layers, norm_gap
+from lscl.methods.target import TEMPERATURE, Synthesis, disagreement, model_logits
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def synthesis(played, smoke):
             method.config,
             method.teacher(),
             method.build(0),
-            method.known(),
+            method.known_classes(),
             torch.Generator().manual_seed(0),
             method.device,
         )
@@ -54,12 +54,12 @@ def test_the_loss_is_ce_plus_25_times_the_distillation(second_task):
     batch = client.train.batch(client.train_index[:6])
     total = method.loss(client, batch).item()
     drawn = torch.randint(20, (6,), generator=client.rng("replay"))
-    u = as_input(client.state["synthetic"][drawn])
+    u = to_cnn_input(client.state["synthetic"][drawn])
     known = set(np.flatnonzero(client.state["known"].numpy()))
     columns = sorted(known - set(client.current.classes))
     assert columns
-    z = scores(client.model, u).detach().double().numpy()[:, columns] / TEMPERATURE
-    z_old = scores(client.scratch["old"], u).double().numpy()[:, columns] / TEMPERATURE
+    z = model_logits(client.model, u).detach().double().numpy()[:, columns] / TEMPERATURE
+    z_old = model_logits(client.scratch["old"], u).double().numpy()[:, columns] / TEMPERATURE
     softmax = lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)
     by_hand = -(softmax(z_old) * np.log(softmax(z))).sum(1).mean()
     task = masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes).item()
@@ -124,7 +124,7 @@ def test_images_are_made_between_tasks_only_and_travel_once(federation, smoke):
 
 @pytest.mark.parametrize("count", [5, 8, 20])
 def test_as_many_images_as_asked_for(synthesis, count):
-    assert synthesis(target_images=count).images().shape == (count, 16, 16, 3)
+    assert synthesis(target_images=count).make_images().shape == (count, 16, 16, 3)
 
 
 @pytest.mark.parametrize("meta", ["maml", "reptile", "plain"])
@@ -133,7 +133,7 @@ def test_every_way_to_update_the_generator_learns(synthesis, meta):
     before = {key: value.clone() for key, value in one.generator.named_parameters()}
     lowest = []
     for _ in range(12):
-        images = one.round(False)
+        images = one.make_batch(False)
         lowest.append(float(one.loss(images, torch.zeros(32, dtype=torch.int64), False)))
     assert all(
         not torch.equal(value, before[key]) for key, value in one.generator.named_parameters() if key.endswith("weight")
@@ -145,13 +145,13 @@ def test_the_batchnorm_term_falls_during_the_synthesis(synthesis):
     one = synthesis(target_batch=32, target_latent=16, target_steps=30, target_onehot=0.0, target_warmup=99)
 
     def gap(images):
-        with Statistics(batchnorms(one.teacher, "target", "tiny")) as statistics:
-            scores(one.teacher, images)
+        with Statistics(batchnorm_layers(one.teacher, "target", "tiny")) as statistics:
+            model_logits(one.teacher, images)
         return float(norm_gap(statistics.batch(), statistics.running()))
 
     with torch.no_grad():
         start = (one.generator(torch.randn(32, 16)) - 0.5) / 0.25
-    assert gap(one.round(False)) < 0.6 * gap(start)
+    assert gap(one.make_batch(False)) < 0.6 * gap(start)
 
 
 def test_the_wanted_classes_are_seen_more_clearly_step_by_step(synthesis, monkeypatch):
@@ -160,7 +160,7 @@ def test_the_wanted_classes_are_seen_more_clearly_step_by_step(synthesis, monkey
     )
     losses, loss = [], one.loss
     monkeypatch.setattr(one, "loss", lambda *given: (found := loss(*given), losses.append(found.item()))[0])
-    one.round(False)
+    one.make_batch(False)
     assert len(losses) == 60 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
@@ -174,14 +174,14 @@ def test_the_images_of_the_step_with_the_lowest_loss_are_kept(synthesis, monkeyp
         return images.mean() - images.mean().detach() + next(values)
 
     monkeypatch.setattr(one, "loss", loss)
-    assert torch.equal(one.round(False), seen[1]) and not torch.equal(seen[1], seen[3])
+    assert torch.equal(one.make_batch(False), seen[1]) and not torch.equal(seen[1], seen[3])
 
 
 def test_statistics_are_carried_from_round_to_round(synthesis):
     one = synthesis()
-    one.round(False)
+    one.make_batch(False)
     first = one.carried
-    one.round(False)
+    one.make_batch(False)
     batch = one.statistics.batch()
     for (mean, variance), (mean_1, variance_1), (mean_2, variance_2) in zip(one.carried, first, batch):
         assert torch.allclose(mean, 0.9 * mean_1 + 0.1 * mean_2, atol=1e-6)
@@ -198,35 +198,37 @@ def test_the_adversarial_term_counts_only_where_both_agree():
 
 def test_the_student_is_taught_before_the_adversarial_rounds_and_only_then(synthesis, monkeypatch):
     one = synthesis(target_images=40, target_batch=8, target_warmup=2)
-    calls, teach, one_round = [], one.teach, one.round
-    monkeypatch.setattr(one, "teach", lambda images: (calls.append(("teach", len(images))), teach(images)))
+    calls, teach, one_round = [], one.teach_student, one.make_batch
+    monkeypatch.setattr(one, "teach_student", lambda images: (calls.append(("teach", len(images))), teach(images)))
     monkeypatch.setattr(
-        one, "round", lambda adversarial: (calls.append(("round", adversarial)), one_round(adversarial))[1]
+        one, "make_batch", lambda adversarial: (calls.append(("round", adversarial)), one_round(adversarial))[1]
     )
-    one.images()
+    one.make_images()
     assert calls == [("round", False)] * 2 + [step for n in (16, 24, 32) for step in (("teach", n), ("round", True))]
 
 
 def test_the_student_learns_from_the_teacher(synthesis):
     one = synthesis(target_student_steps=40, target_batch=16)
     pixels = torch.randint(0, 256, (32, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    teacher = scores(one.teacher, as_input(pixels))[:, one.classes]
-    apart = lambda: (scores(one.student.eval(), as_input(pixels))[:, one.classes] - teacher).square().mean().item()
+    teacher = model_logits(one.teacher, to_cnn_input(pixels))[:, one.classes]
+    apart = lambda: (
+        (model_logits(one.student.eval(), to_cnn_input(pixels))[:, one.classes] - teacher).square().mean().item()
+    )
     before = apart()
-    one.teach(pixels)
+    one.teach_student(pixels)
     assert apart() < 0.8 * before
 
 
 def test_only_classes_that_somebody_has_had_are_synthesised(played, smoke):
     method, clients, _ = played(smoke(method="target"), 2)
-    seen = {label for client in clients for label in client.partition.seen(client.id, 0)}
-    assert set(method.known().tolist()) == seen != set(range(14))
+    seen = {label for client in clients for label in client.partition.seen_classes(client.id, 0)}
+    assert set(method.known_classes().tolist()) == seen != set(range(14))
 
 
 def test_the_teacher_is_left_as_it_was(synthesis):
     one = synthesis(target_warmup=0)
     before = {key: value.clone() for key, value in one.teacher.state_dict().items()}
-    one.images()
+    one.make_images()
     assert all(torch.equal(value, before[key]) for key, value in one.teacher.state_dict().items())
     assert not any(layer._forward_pre_hooks for layer in one.teacher.modules() if isinstance(layer, nn.BatchNorm2d))
 

@@ -1,4 +1,4 @@
-"""Forward and backward of every system at the paper's shapes: ViT-B/16 and ResNet-18 at 224 px, drawn weights, a batch of 2.
+"""Forward and backward of every system at the paper's shapes: ViT-B/16, ResNet-18, 224 px, drawn weights, a batch of 2.
 
 pytest -m true_shapes runs these alone.
 """

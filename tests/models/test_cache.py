@@ -10,7 +10,7 @@ import torch
 
 from lscl.config import experiment
 from lscl.errors import LsclError
-from lscl.models.cache import CHUNK, _key, prefix_cache, release, tokens_at
+from lscl.models.cache import CHUNK, _key, prefix_cache, read_tokens, release
 from lscl.models.precision import prepare_device
 from lscl.models.vit import foundation
 
@@ -61,11 +61,11 @@ def test_bf16_takes_half_of_the_disk_and_rounds_every_token_once(cache, images):
     rounded = prefix_cache(foundation("tiny", 1), images, CPU, numbers="bf16")
     assert rounded.nbytes == exact.nbytes / 2 and len(entries(cache)) == 2
     index = torch.tensor([83, 0, 5])
-    found = tokens_at(rounded, index, CPU)
+    found = read_tokens(rounded, index, CPU)
     assert found.dtype == torch.float32 and torch.equal(
         found, torch.from_numpy(exact[index.numpy()]).bfloat16().float()
     )
-    assert torch.equal(tokens_at(exact, index, CPU), torch.from_numpy(exact[index.numpy()]))
+    assert torch.equal(read_tokens(exact, index, CPU), torch.from_numpy(exact[index.numpy()]))
 
 
 def test_model_block_normalisation_and_images_each_have_their_own_file(cache, images):
@@ -270,3 +270,11 @@ def test_a_bound_that_is_no_size_is_one_line(cache, images, monkeypatch, text, o
     with pytest.raises(LsclError) as caught:
         prefix_cache(foundation("tiny", 1), images, CPU)
     one_line(caught, f"LSCL_CACHE_GB = {text!r}", "greater than 0")
+
+
+def test_locks_are_closed_when_the_process_ends(tmp_path):
+    """`python -X dev` warns of every file that is left open."""
+    code = "import sys; from pathlib import Path; from lscl.models.cache import hold; hold(Path(sys.argv[1]))"
+    words = [sys.executable, "-W", "error::ResourceWarning", "-c", code, str(tmp_path / "prefix" / "a")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "unclosed" not in done.stderr, done.stderr

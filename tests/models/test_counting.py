@@ -10,7 +10,7 @@ from lscl.models.cnn import small_cnn
 
 def test_a_resnet_costs_what_is_published_for_it():
     config = experiment(profile="paper", dataset="imagenet_r")
-    found = counting.cnn_of(config)
+    found = counting.count_cnn(config)
     assert found.flops / 2 == pytest.approx(1.8e9, rel=0.02)  # multiply-adds, He et al. 2015, Table 1
     assert found.weights == 4 * sum(p.numel() for p in small_cnn(config, 0).parameters())
 

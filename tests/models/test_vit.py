@@ -228,7 +228,8 @@ def test_a_vit_of_other_blocks_is_refused(one_line):
     one_line(caught, "standard blocks")
 
 
-# A name of each family, with what makes it small: timm's own pooling, norms, prefix tokens, MLPs and patch embeddings stay as they are.
+# A name of each family, with values that make it small: timm's pooling, norms, prefix tokens, MLPs and patch embeddings
+# stay as they are.
 NARROW = {"embed_dim": 48, "num_heads": 2}
 FAMILIES = [
     ("vit_tiny_patch16_224", {}),  # class token
@@ -267,7 +268,7 @@ FAMILIES = [
 
 
 def of_family(name, changes, depth=2):
-    """A timm ViT of two blocks with every parameter drawn, so that no norm and no scale is the identity; and two images for it."""
+    """A timm ViT of two blocks with random parameters, so that no norm or scale is the identity; and two images."""
     with seeded(0, name), torch.no_grad():
         vit = timm.create_model(name, num_classes=0, depth=depth, **changes).eval()
         for parameter in vit.parameters():

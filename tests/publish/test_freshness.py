@@ -23,7 +23,9 @@ PLACES = {"data_dir": None, "weights": None}
 def entries(kind):
     """(notebook, entry) of everything that the committed notebooks declare, in the profile mini."""
     return [
-        (path, entry) for path in NOTEBOOKS for entry in freshness.declared_inputs(files.notebook(path), "mini")[kind]
+        (path, entry)
+        for path in NOTEBOOKS
+        for entry in freshness.declared_inputs(files.read_notebook(path), "mini")[kind]
     ]
 
 
@@ -91,7 +93,7 @@ def committed(places):
     def copy(path):
         target = places / "notebooks" / path.name
         target.parent.mkdir(exist_ok=True)
-        made = files.notebook(path)
+        made = files.read_notebook(path)
         freshness.store_digest(made, "demo", PLACES)
         nbformat.write(made, target)
         return target
@@ -114,7 +116,7 @@ def test_a_new_changed_or_lost_file_that_a_notebook_declares_makes_it_old(put, c
 
 @each("makes")
 def test_what_a_notebook_makes_itself_makes_it_run_again_but_not_old(put, path, entry):
-    made = files.notebook(path)
+    made = files.read_notebook(path)
     before = freshness.digest(made, "mini", PLACES)
     put(entry)
     after = freshness.digest(made, "mini", PLACES)
@@ -127,7 +129,7 @@ def test_every_entry_that_a_notebook_declares_is_of_files_that_are_there(path, m
     nothing = freshness.digest(nbformat.v4.new_notebook(metadata={"lscl": {"reads": ["none/*"]}}), "demo", PLACES)[
         "reads"
     ]["none/*"]
-    found = freshness.digest(files.notebook(path), "demo", PLACES)["reads"]
+    found = freshness.digest(files.read_notebook(path), "demo", PLACES)["reads"]
     assert [entry for entry, digest in found.items() if digest == nothing] == []
 
 

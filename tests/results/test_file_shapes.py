@@ -23,7 +23,7 @@ def test_committed_files_have_their_shape_and_need_each_of_its_entries(pattern, 
     paths = sorted((ROOT / "results").glob(pattern))
     assert paths
     for path in paths:
-        whole = files.from_json(path, shape)
+        whole = files.read_json(path, shape)
         needed = [name for name, field in shape.model_fields.items() if field.is_required()]
         assert needed
         for name in needed:
@@ -31,7 +31,7 @@ def test_committed_files_have_their_shape_and_need_each_of_its_entries(pattern, 
                 json.dumps({key: value for key, value in whole.items() if key != name}), encoding="utf-8"
             )
             with pytest.raises(LsclError) as caught:
-                files.from_json(tmp_path / "file.json", shape)
+                files.read_json(tmp_path / "file.json", shape)
             one_line(caught, name)
 
 

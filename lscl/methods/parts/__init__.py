@@ -1,1 +1,1 @@
-"""What several methods share: masked losses, averaging, the buffer, One-by-One Distillation."""
+"""What several systems share, and the components that Fed-LSCL can have instead of the paper's."""

@@ -1,4 +1,4 @@
-"""Terms against forgetting that may stand in for Eq. 4 of the paper: EWC, LwF, replay."""
+"""The equations of terms against forgetting: EWC, LwF, replay."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,9 +12,17 @@ from lscl.federation.masking import mask_logits
 def diagonal_fisher(
     parameters: Mapping[str, nn.Parameter], log_likelihoods: Callable[[int], Tensor], count: int
 ) -> dict[str, Tensor]:
-    """F = (1/n) sum_i (d log p(y_i | x_i) / d w)^2, the empirical Fisher information's diagonal (Kirkpatrick et al. 2017).
+    """The diagonal of the empirical Fisher information, F = (1/n) sum_i (d log p(y_i | x_i) / d w)^2.
 
-    log_likelihoods(i): the scalar of sample i < count.
+    Kirkpatrick et al. 2017 (arXiv 1612.00796). What a log-likelihood does not depend on has F = 0.
+
+    Args:
+        parameters: w, by name.
+        log_likelihoods: i -> log p(y_i | x_i), ().
+        count: the number n of samples.
+
+    Returns:
+        F by name, in the shapes of the parameters.
     """
     fisher = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for i in range(count):
@@ -26,14 +34,32 @@ def diagonal_fisher(
 
 
 def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
-    """(1/2) sum F (w - w_before)^2 (EWC, Kirkpatrick et al. 2017, arXiv 1612.00796)."""
+    """EWC's term, (1/2) sum F (w - w_before)^2 (Kirkpatrick et al. 2017, arXiv 1612.00796).
+
+    Args:
+        parameters: w, by name.
+        fisher: F, by the same names and in the same shapes.
+        before: w_before, likewise.
+
+    Returns:
+        ().
+    """
     return 0.5 * sum((fisher[name] * (value - before[name]).square()).sum() for name, value in parameters.items())
 
 
 def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature: float) -> Tensor:
-    """-mean_b sum_c softmax(teacher / T) log softmax(student / T) over `classes` only (LwF, Li and Hoiem 2016, arXiv 1606.09282).
+    """LwF's term, -mean_b sum_c softmax(teacher / T) log softmax(student / T) (Li and Hoiem 2016, arXiv 1606.09282).
 
-    student, teacher: (b, C) logits. The factor T^2 is left to the caller's weight. Zero without classes.
+    The factor T^2 is left to the caller's weight.
+
+    Args:
+        student: logits, (b, C).
+        teacher: logits, (b, C).
+        classes: those that are compared, (k,).
+        temperature: T.
+
+    Returns:
+        (); zero without classes.
     """
     classes = classes.to(student.device)
     target = F.softmax(teacher[:, classes] / temperature, dim=1)
@@ -41,5 +67,14 @@ def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature:
 
 
 def replay_cross_entropy(logits: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
-    """Cross-entropy of kept images over all classes seen so far (experience replay, Chaudhry et al. 2019, arXiv 1902.10486)."""
+    """Experience replay's term, a cross-entropy over all classes seen so far (Chaudhry et al. 2019, arXiv 1902.10486).
+
+    Args:
+        logits: of kept images, (b, C).
+        labels: their classes, (b,).
+        seen: the classes seen so far, (k,).
+
+    Returns:
+        The mean over the images, ().
+    """
     return F.cross_entropy(mask_logits(logits, seen), labels)

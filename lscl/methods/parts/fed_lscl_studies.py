@@ -1,6 +1,7 @@
 """What is studied of Fed-LSCL: its tuning grid, Table 2, Fig. 3 to 5, and when writing an update per image helps.
 
-A study is a function: profile -> {label in the tables: what the run changes in the profile}. A change without a method is Fed-LSCL's.
+A study is a function: profile -> {label in the tables: what the run changes in the profile}. A change without a method
+is Fed-LSCL's.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from typing import Any
 
 from lscl.models.cnn import MINI_FIVE, TORCHVISION
 
-# The second grid: in the first, of the same size, it was best at an edge, so the learning rates of the generator were moved down.
+# The second grid: in the first, of the same size, the best point lay at an edge, so the generator's learning rates were
+# moved down.
 SEARCH_SPACE = tuple(
     dict(zip(("lr_generator_bias", "lr_generator", "o2d_lambda", "auxiliary"), point))
     for point in (
@@ -39,13 +41,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "LwF for SM-CF": {"continual": "lwf"},
     "replay for SM-CF": {"continual": "replay"},
 }
-BLOCKS = {
-    "smoke": 3,
-    "demo": 8,
-    "mini": 8,
-    "colab": 12,
-    "paper": 12,
-}  # the paper's Fig. 3: every block of the profile's ViT
+# The paper's Fig. 3: every block of the profile's ViT.
+BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "colab": 12, "paper": 12}
 BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
 CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
 
@@ -64,7 +61,15 @@ REGIMES.append({"images_per_class": 200, "block": 3})  # the paper has 500 of a 
 
 
 def regime_change(regime: dict[str, Any], writer: str) -> dict[str, Any]:
-    """What the run of one writer (a name in WRITERS) in one regime changes in the profile."""
+    """What the run of one writer in one regime changes in the profile.
+
+    Args:
+        regime: one of REGIMES.
+        writer: a name in WRITERS.
+
+    Returns:
+        Parameters by name.
+    """
     return {**_ALONE, **WRITERS[writer], **regime}
 
 

@@ -21,7 +21,16 @@ class HeadShape(Parameters):
 
 
 def classifier(config: Experiment, width: int, num_classes: int) -> nn.Sequential:
-    """head = linear: d -> C; head = mlp: d -> 512 -> ReLU -> C. The last layer is called `out`; one row per class."""
+    """An averaged classifier, as the parameter `head` names it: linear is d -> C, mlp is d -> 512 -> ReLU -> C.
+
+    Args:
+        config: with `head`.
+        width: d.
+        num_classes: C.
+
+    Returns:
+        The layers by name; the last is `out`, with one row per class.
+    """
     if config.head == "linear":
         return nn.Sequential(OrderedDict(out=nn.Linear(width, num_classes)))
     return nn.Sequential(

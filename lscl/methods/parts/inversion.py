@@ -11,9 +11,10 @@ CHANNELS = 12
 
 
 class Encoder(nn.Module):
-    """(b, 3, 32, 32) -> (b, C): three 5 x 5 convolutions of 12 channels with sigmoids, strides 2, 2, 1, and a linear layer.
+    """Three 5 x 5 convolutions of 12 channels with sigmoids, strides 2, 2, 1, and a linear layer.
 
-    Weights uniform in -0.5 to 0.5. E = 8136 + 769 C parameters. What enters the linear layer is positive: see `recovered_class`.
+    Weights are uniform in -0.5 to 0.5. E = 8136 + 769 C parameters. What enters the linear layer is positive: see
+    `recover_class`.
     """
 
     def __init__(self, num_classes: int):
@@ -26,42 +27,80 @@ class Encoder(nn.Module):
             nn.init.uniform_(parameter, -0.5, 0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.body(images).flatten(1))
+        """Logits: (b, 3, 32, 32) -> (b, C)."""
+        return self.fc(self.body(images).flatten(1))  # (b, 12 * 8 * 8) -> (b, C)
 
 
-def encoder(num_classes: int, seed: int) -> Encoder:
-    """The encoder of an experiment: clients and proxy server draw the same one."""
+def build_encoder(num_classes: int, seed: int) -> Encoder:
+    """The encoder of an experiment: clients and proxy server draw the same one.
+
+    Args:
+        num_classes: C.
+        seed: of the experiment.
+
+    Returns:
+        It is never trained.
+    """
     with seeded(seed, "encoder"):
         return Encoder(num_classes)
 
 
-def gradient(network: Encoder, image: Tensor, label: Tensor, differentiable: bool = False) -> Tensor:
-    """d CE(encoder(x), y) / d parameters, flat, the linear layer's weights and biases last. image: (1, 3, 32, 32), label: (1,) -> (E,)."""
+def parameter_gradient(network: Encoder, image: Tensor, label: Tensor, differentiable: bool = False) -> Tensor:
+    """d CE(encoder(x), y) / d parameters, flat, the linear layer's weights and biases last.
+
+    Args:
+        network: the encoder.
+        image: x, (1, 3, 32, 32).
+        label: y, (1,).
+        differentiable: whether the gradient is itself to be differentiated.
+
+    Returns:
+        (E,).
+    """
     loss = F.cross_entropy(network(image), label)
     parts = torch.autograd.grad(loss, list(network.parameters()), create_graph=differentiable)
-    return torch.cat([part.flatten() for part in parts])
+    return torch.cat([part.flatten() for part in parts])  # (E,)
 
 
-def recovered_class(received: Tensor, num_classes: int) -> int:
-    """The label behind a gradient (E,): of the linear layer's rows (p_c - y_c) h with h > 0, only that of the label is negative."""
+def recover_class(received: Tensor, num_classes: int) -> int:
+    """The label behind a gradient: of the linear layer's rows (p_c - y_c) h, h > 0, only that of the label is negative.
+
+    Args:
+        received: the gradient, (E,).
+        num_classes: C.
+
+    Returns:
+        The label, 0 to C - 1.
+    """
     inputs = CHANNELS * (SIDE // 4) ** 2
-    rows = received[-num_classes * (inputs + 1) : -num_classes].view(num_classes, inputs)
+    rows = received[-num_classes * (inputs + 1) : -num_classes].view(num_classes, inputs)  # (C, 768)
     return int(rows.sum(1).argmin())
 
 
-def reconstruct(
+def reconstruct_images(
     network: Encoder, received: Tensor, label: int, steps: int, iterations: int, keep: int, start: Tensor
 ) -> Tensor:
-    """Images whose gradient is the received one: L-BFGS on ||gradient(x) - received||^2 from `start`, the images after its last `keep` steps.
+    """Images whose gradient is the received one, by L-BFGS on ||gradient(x) - received||^2.
 
-    received: (E,), start: (1, 3, 32, 32) noise; a step has so many iterations -> (min(keep, steps), 3, 32, 32). A step that leaves
-    the finite numbers is undone and ends the search.
+    A step that leaves the finite numbers is undone and ends the search.
+
+    Args:
+        network: the encoder.
+        received: a client's gradient, (E,).
+        label: the one behind it.
+        steps: of L-BFGS.
+        iterations: in a step.
+        keep: how many images, those after the last steps.
+        start: noise, (1, 3, 32, 32).
+
+    Returns:
+        (min(keep, steps), 3, 32, 32).
     """
     image, target = start.clone().requires_grad_(), torch.tensor([label], device=start.device)
     optimiser = torch.optim.LBFGS([image], lr=0.1, max_iter=iterations)
 
     def closure() -> Tensor:
-        loss = (gradient(network, image, target, differentiable=True) - received).square().sum()
+        loss = (parameter_gradient(network, image, target, differentiable=True) - received).square().sum()
         (image.grad,) = torch.autograd.grad(loss, [image])
         return loss.detach()
 

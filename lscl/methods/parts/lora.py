@@ -22,7 +22,7 @@ class LoRARank(Parameters):
 class OneBlock(LoRARank):
     """For systems that update the qkv layer of one block."""
 
-    everywhere: ClassVar = {"smoke": {"block": 1}}  # the tiny ViT has three blocks
+    profile_values: ClassVar = {"smoke": {"block": 1}}  # the tiny ViT has three blocks
     block: int = Field(
         3, ge=0, le=1000, description="transformer block that gets the update, 0-based (paper Fig. 3: 3)"
     )
@@ -38,6 +38,10 @@ class OneBlockCosts(Costs):
 
 def check_adapted_block(config: Experiment, foundation: FrozenViT) -> None:
     """For methods that update one block.
+
+    Args:
+        config: with `block`.
+        foundation: the frozen ViT, or one of its shape.
 
     Raises:
         LsclError: the ViT has no such block.
@@ -55,4 +59,5 @@ class StaticLoRA(nn.Module):
         self.scale = scale
 
     def forward(self) -> LowRank:
+        """The update scale * B A."""
         return LowRank(self.A, self.B, self.scale)

@@ -16,9 +16,8 @@ from torch import Tensor
 def second_moments(features: Tensor) -> Tensor:
     """C = (1/n) sum [f; 1][f; 1]^T in float64. features: (n, m) -> (m + 1, m + 1); zero if there are none."""
     f = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64, device=features.device)], dim=1)
-    upper = torch.triu(
-        f.T @ f / max(1, len(f))
-    )  # a matrix product is symmetric only up to rounding: its upper triangle counts
+    # A matrix product is symmetric only up to rounding: its upper triangle counts.
+    upper = torch.triu(f.T @ f / max(1, len(f)))
     return upper + upper.triu(1).T
 
 
@@ -29,7 +28,7 @@ def pack_triangle(moments: Tensor) -> Tensor:
 
 
 def unpack_triangle(packed: Tensor) -> Tensor:
-    """Undo `pack`: (q (q + 1) / 2,) -> (q, q)."""
+    """Undo `pack_triangle`: (q (q + 1) / 2,) -> (q, q)."""
     size = int(((8 * len(packed) + 1) ** 0.5 - 1) / 2)
     rows, columns = torch.triu_indices(size, size)
     moments = packed.new_zeros(size, size)
@@ -39,7 +38,18 @@ def unpack_triangle(packed: Tensor) -> Tensor:
 
 
 def o2d_loss(k: int, weight: Tensor, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> Tensor:
-    """Eq. 5 for client k at `weight` (P, m + 1), in float64."""
+    """Eq. 5 for one client, in float64.
+
+    Args:
+        k: the client's place in the lists.
+        weight: where the loss is taken, (P, m + 1).
+        weights: the uploaded generators, (P, m + 1) each.
+        moments: their features' second moments, (m + 1, m + 1) each, float64.
+        strength: lambda, in mean eigenvalues of the mean of the teachers' moments.
+
+    Returns:
+        L_k(weight), ().
+    """
     teachers = [j for j in range(len(weights)) if j != k]
     total = torch.zeros((), dtype=torch.float64)
     for j in teachers:
@@ -53,14 +63,21 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
 
         W_k* = (mean_j W_j C_j + lambda W_k) (mean_j C_j + lambda I)^{-1},  j over the other clients.
 
-    The sums are shared, so the work is linear in the number of clients; one Cholesky solve each, in float64.
-    With equal C_j and lambda -> 0 this is the mean of the other generators (the paper's Eq. 6). One client alone keeps its own.
+    The sums are shared, so the work is linear in the number of clients; one Cholesky solve each, in float64. With equal
+    C_j and lambda -> 0 this is the mean of the other generators (the paper's Eq. 6). One client alone keeps its own.
+
+    Args:
+        weights: the uploaded generators, (P, m + 1) each.
+        moments: their features' second moments, (m + 1, m + 1) each, float64.
+        strength: lambda, in mean eigenvalues of mean_j C_j.
+
+    Returns:
+        The W_k*, (P, m + 1) each, in the type of the uploads.
     """
     if len(weights) == 1:
         return [weights[0].clone()]
-    scratch = torch.empty(
-        weights[0].shape, dtype=torch.float64
-    )  # fresh memory takes longer than the sums, so it is used again
+    # Fresh memory takes longer than the sums, so one piece is used again and again.
+    scratch = torch.empty(weights[0].shape, dtype=torch.float64)
     products = [scratch.copy_(weight) @ moment for weight, moment in zip(weights, moments, strict=True)]
     all_products, all_moments = products[0].clone(), sum(moments)
     for product in products[1:]:
@@ -83,16 +100,39 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
 def o2d_sgd(
     weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int
 ) -> list[Tensor]:
-    """Eq. 5 for every client by gradient steps, as `o2d_sgd_of_client`."""
+    """Eq. 5 for every client by gradient steps, as `o2d_sgd_of_client`.
+
+    Args:
+        weights: the uploaded generators, (P, m + 1) each.
+        moments: their features' second moments, (m + 1, m + 1) each, float64.
+        strength: lambda, in mean eigenvalues of the mean of the teachers' moments.
+        lr: Adam learning rate of the first step.
+        epochs: passes over the teachers.
+
+    Returns:
+        The distilled generators, (P, m + 1) each.
+    """
     return [o2d_sgd_of_client(k, weights, moments, strength, lr, epochs) for k in range(len(weights))]
 
 
 def o2d_sgd_of_client(
     k: int, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int
 ) -> Tensor:
-    """Eq. 5 for client k by Adam, teacher after teacher as in the paper: in every epoch one step on each teacher's features.
+    """Eq. 5 for one client by Adam, as in the paper: an epoch has one step on each teacher's features.
 
-    The gradient of one teacher's term over all of its features is 2 (W - W_j) C_j; the learning rate falls linearly to zero.
+    The gradient of one teacher's term over all of its features is 2 (W - W_j) C_j. The learning rate falls linearly to
+    zero.
+
+    Args:
+        k: the client's place in the lists.
+        weights: the uploaded generators, (P, m + 1) each.
+        moments: their features' second moments, (m + 1, m + 1) each, float64.
+        strength: lambda, in mean eigenvalues of the mean of the teachers' moments.
+        lr: Adam learning rate of the first step.
+        epochs: passes over the teachers.
+
+    Returns:
+        The distilled generator, (P, m + 1); the own one of a client alone.
     """
     own, teachers = weights[k], [j for j in range(len(weights)) if j != k]
     student = own.clone()

@@ -15,12 +15,12 @@ KNOWN = "known"  # U: the classes any client has had in earlier tasks (on the se
 OLD = "old."  # prefix of the old model's names
 
 
-def opening(stage: Stage) -> bool:
+def is_first_exchange(stage: Stage) -> bool:
     """Whether this is a task's first exchange."""
     return stage.name == "train" and stage.round == 0
 
 
-def of_model(payload: Mapping[str, Tensor]) -> Payload:
+def model_part(payload: Mapping[str, Tensor]) -> Payload:
     """The part of a payload, or of the server, that is the global model."""
     return {name: value for name, value in payload.items() if name.startswith(("cnn.", "head."))}
 
@@ -28,10 +28,10 @@ def of_model(payload: Mapping[str, Tensor]) -> Payload:
 class OldModel(FedAvg):
     """FedAvg that tells clients, once per task, what the federation knew before it.
 
-    Up in round 0 of a task, beside the model: `holds`, the classes of the client's task; nothing else tells the server which
-    classes exist. Down in round 0 of every later task: `known` = U, the classes of all earlier tasks of all clients. The global
-    model of that round is the last one of the previous task, so a client copies it as its old model and no byte is sent twice.
-    A class of a client's task counts as known even if the client has no image of it.
+    Up in round 0 of a task, beside the model: `holds`, the classes of the client's task; nothing else tells the server
+    which classes exist. Down in round 0 of every later task: `known` = U, the classes of all earlier tasks of all
+    clients. The global model of that round is the last one of the previous task, so a client copies it as its old model
+    and no byte is sent twice. A class of a client's task counts as known even if the client has no image of it.
     """
 
     def initial_server(self) -> dict[str, Tensor]:
@@ -42,51 +42,59 @@ class OldModel(FedAvg):
         return {KNOWN: self.server[KNOWN]}
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
-        extra = self.once_per_task(stage) if opening(stage) and stage.task > 0 else {}
-        return {**of_model(self.server), **extra}
+        extra = self.once_per_task(stage) if is_first_exchange(stage) and stage.task > 0 else {}
+        return {**model_part(self.server), **extra}
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
-        model = of_model(payload)
+        model = model_part(payload)
         super().receive(client, model, stage)
         if stage.task == 0 or stage.name != "train":
             return
-        if opening(stage):
+        if is_first_exchange(stage):
             client.state |= {f"{OLD}{name}": value.clone() for name, value in model.items()}
             client.state |= {name: value for name, value in payload.items() if name not in model}
         client.scratch["replay"] = client.rng("replay")
-        client.scratch["old"] = frozen(
+        client.scratch["old"] = frozen_copy(
             client.model, {n.removeprefix(OLD): v for n, v in client.state.items() if n.startswith(OLD)}
         )
 
     def old_columns(self, client: Client) -> Tensor:
-        """O = U minus the classes of the client's task: what is distilled, never what is being learnt. -> (K,) labels."""
+        """O = U minus the classes of the client's task, (K,) labels: what is distilled, never what is being learnt."""
         return (client.state[KNOWN] & ~self.holds(client)).nonzero().squeeze(1)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        return {**super().upload(client, stage), **({HOLDS: self.holds(client)} if opening(stage) else {})}
+        return {**super().upload(client, stage), **({HOLDS: self.holds(client)} if is_first_exchange(stage) else {})}
 
-    def expected(self, client: int, stage: Stage) -> Shapes:
-        plain = super().expected(client, Stage(stage.task, stage.round, "model"))
-        return {**plain, **({HOLDS: (self.num_classes,)} if opening(stage) else {})}
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        plain = super().upload_shapes(client, Stage(stage.task, stage.round, "model"))
+        return {**plain, **({HOLDS: (self.num_classes,)} if is_first_exchange(stage) else {})}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         super().aggregate(uploads, stage)
-        if opening(stage):
+        if is_first_exchange(stage):
             self.server[KNOWN] = torch.stack(
                 [self.server[KNOWN], *(payload[HOLDS] for payload in uploads.values())]
             ).any(0)
 
-    def known(self) -> Tensor:
+    def known_classes(self) -> Tensor:
         """The classes the server has been told of: (K,) labels."""
         return self.server[KNOWN].nonzero().squeeze(1)
 
     def teacher(self) -> nn.Module:
         """The global model, frozen, where the server computes."""
-        return frozen(self.new_model(0), of_model(self.server)).to(self.device)
+        return frozen_copy(self.new_model(0), model_part(self.server)).to(self.device)
 
 
-def frozen(like: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a network with other numbers in it, in evaluation mode, without gradients for its parameters."""
+def frozen_copy(like: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a network with other numbers in it, in evaluation mode, without gradients for its parameters.
+
+    Args:
+        like: the network.
+        state: its numbers, by the names of its `state_dict`.
+
+    Returns:
+        The copy.
+    """
     network = copy.deepcopy(like)
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)

@@ -7,8 +7,13 @@ from torch import Tensor
 
 from lscl.config import SCALE, Experiment
 from lscl.errors import LsclError
+from lscl.federation.client import Client
+from lscl.federation.method import Method, Phase, Stage
 from lscl.models.vit import FrozenViT
 from lscl.registry import Parameters
+
+# The learning rate of the official codes, by their rule, for our batches of 16.
+OFFICIAL_LR = 0.03 * 16 / 256
 
 
 class PromptClip(Parameters):
@@ -25,42 +30,83 @@ class PromptVote(PromptClip):
     )
 
 
+class PromptedMethod(Method):
+    """What L2P and DualPrompt share: prompts for the whole ViT, chosen by its frozen feature, and an averaged head."""
+
+    query = True
+    head_rows = ("head.weight", "head.bias")
+
+    @staticmethod
+    def cut(config: Experiment) -> int | None:
+        return 0
+
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        """One, with clipped gradients."""
+        (phase,) = super().phases(client, stage)
+        phase.clip = self.config.prompt_clip
+        return [phase]
+
+
 def cosine_to_keys(query: Tensor, keys: Tensor) -> Tensor:
-    """Cosine of every query with every key. (b, d), (M, d) -> (b, M)."""
+    """Cosine of every query with every key.
+
+    Args:
+        query: (b, d).
+        keys: (M, d).
+
+    Returns:
+        (b, M).
+    """
     return F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
 
 
-def most_similar(scores: Tensor, count: int, batchwise: bool) -> Tensor:
-    """The keys chosen for each sample: its `count` largest scores, or (batchwise) those chosen most often in the batch.
+def choose_keys(scores: Tensor, count: int, batchwise: bool) -> Tensor:
+    """The keys most similar to each sample, whatever else the batch has, or (batchwise) those it chooses most often.
 
-    scores: (b, M) -> (b, count) indices. Per sample, the choice never depends on what else is in the batch.
+    Args:
+        scores: similarity of samples and keys, (b, M).
+        count: how many keys.
+        batchwise: one vote for the whole batch.
+
+    Returns:
+        Their places, (b, count).
     """
     chosen = scores.topk(count, dim=1).indices
     if batchwise:
-        votes = torch.bincount(chosen.flatten(), minlength=scores.shape[1])
-        chosen = votes.topk(count).indices.expand(len(scores), count)
+        votes = torch.bincount(chosen.flatten(), minlength=scores.shape[1])  # (M,)
+        chosen = votes.topk(count).indices.expand(len(scores), count)  # (b, count)
     return chosen
 
 
 def check_class_token(config: Experiment, foundation: FrozenViT) -> None:
     """For methods whose prompts stand beside the class token and are read as it is.
 
+    Args:
+        config: for the message.
+        foundation: the frozen ViT.
+
     Raises:
         LsclError: the ViT reads no class token.
     """
-    if foundation.read is None:
+    if foundation.tokens_read is None:
         raise LsclError(
-            f"foundation = {config.foundation!r}: pools all tokens ({foundation.vit.global_pool}), and the prompts of {config.method} are read "
-            "like a class token; take a ViT that reads its class token"
+            f"foundation = {config.foundation!r}: pools all tokens ({foundation.vit.global_pool}), and the prompts of "
+            f"{config.method} are read like a class token; take a ViT that reads its class token"
         )
 
 
-def with_prompts(foundation: FrozenViT, z: Tensor, prompts: Tensor) -> Tensor:
+def insert_prompts(foundation: FrozenViT, z: Tensor, prompts: Tensor) -> Tensor:
     """Prompts between CLS and the patches, all at the position of CLS.
 
-    z: (b, N, d) tokens in front of block 0; prompts: (l, d), or (b, l, d) for other ones per sample -> (b, 1 + l + N - 1, d).
+    Args:
+        foundation: the frozen ViT.
+        z: the tokens in front of its block 0, (b, N, d).
+        prompts: (l, d), or (b, l, d) for other ones per sample.
+
+    Returns:
+        (b, 1 + l + N - 1, d).
     """
     table = foundation.vit.pos_embed
     position = table[:, :1] if table is not None and table.shape[1] == z.shape[1] else 0
-    prompts = (prompts + position).expand(len(z), *prompts.shape[-2:])
+    prompts = (prompts + position).expand(len(z), *prompts.shape[-2:])  # (b, l, d)
     return torch.cat([z[:, :1], prompts, z[:, 1:]], dim=1)

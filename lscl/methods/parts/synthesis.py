@@ -1,4 +1,4 @@
-"""Images out of a trained network alone, for TARGET and MFCL: a generator, and the gap to what the BatchNorm layers remember."""
+"""Images out of a trained network alone, for TARGET and MFCL: a generator, and the gap to BatchNorm's statistics."""
 
 import math
 from itertools import pairwise
@@ -16,10 +16,17 @@ Moments = list[tuple[Tensor, Tensor]]  # mean (c,) and variance (c,), one pair f
 
 
 class ImageGenerator(nn.Module):
-    """z (n, latent) -> (n, 3, size, size): linear layer, then nearest-neighbour upsampling, convolution, BatchNorm, LeakyReLU.
+    """A linear layer, then blocks of nearest-neighbour upsampling, convolution, BatchNorm and LeakyReLU.
 
-    Channels: 2w, 2w, w up to 64 pixels, w everywhere above. last: what follows the last convolution; eps: of the BatchNorm layers
-    behind convolutions. Sizes that are no power of two start from the size divided by 4 (or 32), rounded up.
+    Channels: 2w, 2w, w up to 64 pixels, w everywhere above. Sizes that are no power of two start from the size divided
+    by 4 (or 32), rounded up.
+
+    Args:
+        latent: length of the input z.
+        size: pixels a side of an image.
+        width: w.
+        last: what follows the last convolution.
+        eps: of the BatchNorm layers behind convolutions.
     """
 
     def __init__(self, latent: int, size: int, width: int, last: nn.Module, eps: float = 1e-5):
@@ -36,20 +43,38 @@ class ImageGenerator(nn.Module):
         self.last = nn.Sequential(nn.Conv2d(widths[-1], 3, 3, padding=1), last)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.start(self.first(z).view(len(z), -1, self.sides[0], self.sides[0]))
+        """Images: (n, latent) -> (n, 3, size, size)."""
+        x = self.start(self.first(z).view(len(z), -1, self.sides[0], self.sides[0]))  # (n, 2w or w, s, s)
         for side, block in zip(self.sides[1:], self.blocks):
             x = block(F.interpolate(x, size=(side, side)))
         return self.last(x)
 
 
 def generator_flops(latent: int, config: Experiment, width: int) -> float:
-    """FLOPs of one image of a generator."""
+    """The work of making images.
+
+    Args:
+        latent: length of the generator's input z.
+        config: with the size of the images.
+        width: channels of its last block.
+
+    Returns:
+        FLOPs of one image.
+    """
     with torch.device("meta"):
         return network(ImageGenerator(latent, config.side, width, nn.Sigmoid()), torch.empty(2, latent)).flops
 
 
-def batchnorms(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:
+def batchnorm_layers(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:
     """The BatchNorm layers of a network.
+
+    Args:
+        network: a client's model.
+        method: its system, for the message.
+        cnn: the CNN's name, for the message.
+
+    Returns:
+        The layers, in the order of the modules.
 
     Raises:
         LsclError: there is none.
@@ -63,7 +88,7 @@ def batchnorms(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:
 
 
 class Statistics:
-    """While the `with` block lasts: mean and variance of what entered each BatchNorm layer in the network's last forward pass."""
+    """Mean and variance of what entered each BatchNorm layer in the last forward pass, measured in a `with` block."""
 
     def __init__(self, layers: list[nn.Module]):
         self.layers, self.last = layers, {}
@@ -89,20 +114,45 @@ class Statistics:
         return [(layer.running_mean, layer.running_var) for layer in self.layers]
 
 
-def mix(carried: Moments | None, batch: Moments, momentum: float) -> Moments:
-    """momentum * carried + (1 - momentum) * batch, layer by layer; the batch alone if nothing is carried."""
+def mix_moments(carried: Moments | None, batch: Moments, momentum: float) -> Moments:
+    """momentum * carried + (1 - momentum) * batch, layer by layer.
+
+    Args:
+        carried: of earlier batches; None = there are none yet.
+        batch: of this one.
+        momentum: 0 to 1.
+
+    Returns:
+        The mixture; the batch alone if nothing is carried.
+    """
     if carried is None:
         return batch
     return [tuple(momentum * old + (1 - momentum) * new for old, new in zip(*pair)) for pair in zip(carried, batch)]
 
 
 def norm_gap(batch: Moments, running: Moments) -> Tensor:
-    """TARGET's term: sum over layers of ||mean - running mean||_2 + ||variance - running variance||_2. -> ()."""
+    """TARGET's term: ||mean - running mean||_2 + ||variance - running variance||_2.
+
+    Args:
+        batch: of the images.
+        running: what the layers remember.
+
+    Returns:
+        The sum over layers, ().
+    """
     return sum((mean - mu).norm() + (variance - var).norm() for (mean, variance), (mu, var) in zip(batch, running))
 
 
 def kl_gap(batch: Moments, running: Moments) -> Tensor:
-    """MFCL's term: KL(N(running) || N(batch)), the mean over channels, then over layers. -> ()."""
+    """MFCL's term: KL(N(running) || N(batch)).
+
+    Args:
+        batch: of the images.
+        running: what the layers remember.
+
+    Returns:
+        The mean over channels, then over layers, ().
+    """
     gaps = []
     for (mean, variance), (mu, var) in zip(batch, running):
         variance, var = variance + 1e-8, var + 1e-8
@@ -111,7 +161,15 @@ def kl_gap(batch: Moments, running: Moments) -> Tensor:
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side, zeros coming in, and mirrored or not; differentiable. (n, 3, H, W)."""
+    """Each image shifted by up to an eighth of its side, zeros coming in, and mirrored or not; differentiable.
+
+    Args:
+        images: (n, 3, H, W).
+        generator: of the draws.
+
+    Returns:
+        (n, 3, H, W).
+    """
     n, _, height, width = images.shape
     pad = max(1, height // 8)
     padded = F.pad(images, (pad, pad, pad, pad))
@@ -120,17 +178,11 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     mirrored = torch.rand(n, generator=generator) < 0.5
     columns[mirrored] = columns[mirrored].flip(1)
     which = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    chosen = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]  # (n, H, W, 3)
+    return chosen.permute(0, 3, 1, 2)  # (n, 3, H, W)
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Undo `federation.client.as_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
-    return (
-        ((images.detach() * 0.25 + 0.5) * 255)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .contiguous()
-    )
+    """Undo `federation.client.to_cnn_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
+    pixels = ((images.detach() * 0.25 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().contiguous()  # (n, H, W, 3)

@@ -1,9 +1,11 @@
 """Which images a client keeps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
-from lscl.methods.parts.buffer import first, herding, lowest_loss, random
+from lscl.methods.parts.buffer import first_of_each_class, herding, lowest_loss, random_per_class, sample_buffer
 
 INDEX = torch.tensor([10, 11, 12, 13, 14, 15, 16])
 LABELS = torch.tensor([7, 2, 7, 7, 2, 7, 9])
@@ -55,7 +57,9 @@ def test_herding_takes_no_image_twice_and_shorter_lists_begin_longer_ones():
     for per_class in range(15):
         lists = [kept[:15][:per_class], kept[15:][:per_class]]
         assert torch.equal(herding(index, labels, f, per_class), torch.cat(lists))
-        assert torch.equal(first(kept, torch.cat([labels[::2], labels[1::2]]), per_class), torch.cat(lists))
+        assert torch.equal(
+            first_of_each_class(kept, torch.cat([labels[::2], labels[1::2]]), per_class), torch.cat(lists)
+        )
 
 
 def test_herding_does_not_see_the_length_of_the_features():
@@ -64,7 +68,7 @@ def test_herding_does_not_see_the_length_of_the_features():
 
 
 def test_random_images_are_drawn_once_each_from_the_generator():
-    draw = lambda seed, count: random(INDEX, LABELS, count, torch.Generator().manual_seed(seed)).tolist()
+    draw = lambda seed, count: random_per_class(INDEX, LABELS, count, torch.Generator().manual_seed(seed)).tolist()
     assert draw(0, 2) == draw(0, 2) and len({tuple(draw(seed, 2)) for seed in range(9)}) > 3
     kept = draw(0, 2)
     assert len(kept) == 5 and set(kept[:2]) == {11, 14} and set(kept[2:4]) <= {10, 12, 13, 15} and kept[4] == 16
@@ -75,5 +79,15 @@ def test_no_place_and_no_images_keep_nothing_however_they_are_chosen():
     for count, n in ((0, 7), (3, 0)):
         parts = (INDEX[:n], LABELS[:n])
         assert herding(*parts, features()[:n], count).shape == (0,)
-        assert random(*parts, count, torch.Generator()).shape == first(*parts, count).shape == (0,)
+        assert (
+            random_per_class(*parts, count, torch.Generator()).shape == first_of_each_class(*parts, count).shape == (0,)
+        )
         assert herding(*parts, features()[:n], count).dtype == torch.int64
+
+
+def test_rows_of_the_buffer_are_drawn_by_the_rounds_generator():
+    draw = lambda seed: torch.Generator().manual_seed(seed)
+    client = lambda seed: SimpleNamespace(state={"buffer": INDEX}, scratch={"replay": draw(seed)})
+    assert torch.equal(sample_buffer(client(3), 4), torch.randint(7, (4,), generator=draw(3)))
+    assert not torch.equal(sample_buffer(client(3), 7), sample_buffer(client(4), 7))
+    assert len(sample_buffer(client(3), 100)) == 7

@@ -8,7 +8,7 @@ from lscl.registry import METHODS
 
 
 def test_every_set_of_components_is_among_the_ablations():
-    """With a written and with a static update, each of O2D and SM-CF on and off; the CNN alone has no generator that O2D could fuse."""
+    """With a written and a static update, each of O2D and SM-CF on and off; the CNN alone has no generator to fuse."""
     on = lambda change: (
         change.get("collaboration", "written"),
         change.get("o2d", "exact") != "none",

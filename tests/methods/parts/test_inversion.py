@@ -4,21 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lscl.methods.parts.inversion import encoder, gradient, reconstruct, recovered_class
+from lscl.methods.parts.inversion import build_encoder, parameter_gradient, reconstruct_images, recover_class
 
 
 @pytest.fixture
 def pair():
     """An encoder for 10 classes and four noisy images with labels."""
     return (
-        encoder(10, 42),
+        build_encoder(10, 42),
         torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
         torch.tensor([3, 0, 9, 3]),
     )
 
 
 def test_the_encoder_has_the_official_size_and_range():
-    network = encoder(100, 42)
+    network = build_encoder(100, 42)
     assert sum(p.numel() for p in network.parameters()) == 85_036 == 8136 + 769 * 100
     for p in network.parameters():
         assert p.abs().max() <= 0.5 and p.std() > 0.15
@@ -27,15 +27,15 @@ def test_the_encoder_has_the_official_size_and_range():
 
 def test_all_draw_the_same_encoder_from_the_seed():
     torch.manual_seed(1)
-    first = encoder(10, 42)
+    first = build_encoder(10, 42)
     torch.manual_seed(2)
-    assert all(torch.equal(*both) for both in zip(first.parameters(), encoder(10, 42).parameters()))
-    assert not torch.equal(first.fc.weight, encoder(10, 43).fc.weight)
+    assert all(torch.equal(*both) for both in zip(first.parameters(), build_encoder(10, 42).parameters()))
+    assert not torch.equal(first.fc.weight, build_encoder(10, 43).fc.weight)
 
 
 def test_the_gradient_is_that_of_the_cross_entropy(pair):
     network, images, labels = pair
-    found = gradient(network, images[:1], labels[:1])
+    found = parameter_gradient(network, images[:1], labels[:1])
     F.cross_entropy(network(images[:1]), labels[:1]).backward()
     assert torch.allclose(found, torch.cat([p.grad.flatten() for p in network.parameters()]))
     assert found.shape == (8136 + 7690,)
@@ -44,8 +44,8 @@ def test_the_gradient_is_that_of_the_cross_entropy(pair):
 def test_the_class_is_the_only_row_with_a_negative_sum(pair):
     network, images, labels = pair
     for image, label in zip(images.split(1), labels.split(1)):
-        found = gradient(network, image, label)
-        assert recovered_class(found, 10) == label
+        found = parameter_gradient(network, image, label)
+        assert recover_class(found, 10) == label
         rows = found[-7690:-10].view(10, 768).sum(1)
         assert (rows < 0).tolist() == [c == label for c in range(10)]
 
@@ -54,10 +54,10 @@ def test_the_reconstruction_comes_closer_to_the_gradient_and_to_the_image(pair):
     network, images, labels = pair
     target = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32) * torch.tensor([1.0, -0.5, 0.2]).view(1, 3, 1, 1)
     start = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    received = gradient(network, target, labels[:1])
-    found = reconstruct(network, received, 3, steps=8, iterations=20, keep=3, start=start)
+    received = parameter_gradient(network, target, labels[:1])
+    found = reconstruct_images(network, received, 3, steps=8, iterations=20, keep=3, start=start)
     assert found.shape == (3, 3, 32, 32) and not torch.equal(found[0], found[1])
-    gap = lambda x: float((gradient(network, x, labels[:1]) - received).square().sum())
+    gap = lambda x: float((parameter_gradient(network, x, labels[:1]) - received).square().sum())
     gaps = [gap(start), gap(found[:1]), gap(found[2:])]
     assert gaps[2] < gaps[1] < gaps[0] and gaps[2] < 0.1 * gaps[0]
     assert (found[2] - target[0]).square().mean() < 0.9 * (start - target).square().mean()
@@ -65,14 +65,20 @@ def test_the_reconstruction_comes_closer_to_the_gradient_and_to_the_image(pair):
 
 def test_fewer_steps_than_images_to_keep_give_as_many_as_there_are(pair):
     network, images, labels = pair
-    found = reconstruct(
-        network, gradient(network, images[:1], labels[:1]), 3, steps=2, iterations=1, keep=20, start=images[1:2]
+    found = reconstruct_images(
+        network,
+        parameter_gradient(network, images[:1], labels[:1]),
+        3,
+        steps=2,
+        iterations=1,
+        keep=20,
+        start=images[1:2],
     )
     assert found.shape == (2, 3, 32, 32)
 
 
 def test_a_search_that_leaves_the_finite_numbers_ends_where_it_was(pair):
     network, images, labels = pair
-    received = gradient(network, images[:1], labels[:1]) * 1e38
-    found = reconstruct(network, received, 3, steps=3, iterations=2, keep=3, start=images[1:2])
+    received = parameter_gradient(network, images[:1], labels[:1]) * 1e38
+    found = reconstruct_images(network, received, 3, steps=3, iterations=2, keep=3, start=images[1:2])
     assert torch.equal(found, images[1:2].expand(3, 3, 32, 32))

@@ -11,12 +11,12 @@ from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import run
-from lscl.federation.checkpoint import load_state, save_state
+from lscl.federation.checkpoint import load_state, read_state, save_state
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
 from lscl.federation.training import answer
 from lscl.methods import fedavg
-from lscl.methods.parts.old_model import of_model
+from lscl.methods.parts.old_model import model_part
 
 NAMES = ("glfc", "target", "mfcl")
 P = 216 + 1152 + 4 * (8 + 16)  # weights and BatchNorm's weights, biases, means, variances
@@ -59,7 +59,7 @@ def test_every_round_has_the_bytes_of_the_docstring(federation, smoke, name, mer
 @pytest.mark.parametrize("name", NAMES)
 def test_one_client_gets_its_upload_back(federation, smoke, name):
     method, _, uploads, _ = play(federation, smoke(method=name, clients=1), 1)
-    for key, value in of_model(method.server).items():
+    for key, value in model_part(method.server).items():
         assert torch.equal(value, uploads[0][0][key])
 
 
@@ -99,7 +99,7 @@ def test_the_loss_does_not_depend_on_the_order_of_a_batch(federation, smoke, nam
 
 @pytest.mark.parametrize("name", ["target", "mfcl"])
 def test_the_old_model_is_the_global_model_of_the_end_of_the_task_before(federation, smoke, name):
-    ended = of_model(play(federation, smoke(method=name), 2)[0].server)
+    ended = model_part(play(federation, smoke(method=name), 2)[0].server)
     method, clients, _, _ = play(federation, smoke(method=name), 4)
     for client in clients:
         assert all(torch.equal(client.state[f"old.{key}"], value) for key, value in ended.items())
@@ -111,13 +111,13 @@ def test_the_old_model_is_the_global_model_of_the_end_of_the_task_before(federat
 @pytest.mark.parametrize("name", NAMES)
 def test_the_server_knows_the_classes_that_clients_have_told_it_of(federation, smoke, name):
     method, clients, _, _ = play(federation, smoke(method=name), 1)
-    seen = {label for client in clients for label in client.partition.seen(client.id, 0)}
-    assert set(method.known().tolist()) == seen and len(seen) < 14
+    seen = {label for client in clients for label in client.partition.seen_classes(client.id, 0)}
+    assert set(method.known_classes().tolist()) == seen and len(seen) < 14
     method, clients, _, _ = play(federation, smoke(method=name), 3)
     for client in clients:
         assert set(client.state["known"].nonzero().flatten().tolist()) == seen
         assert set(method.old_columns(client).tolist()) == seen - set(client.current.classes)
-    assert len(method.known()) == 14
+    assert len(method.known_classes()) == 14
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,7 +128,7 @@ def test_a_round_from_a_saved_state_gives_the_same_server_and_clients(federation
         method, clients, _, reports = play(federation, config, rounds)
         save_state(tmp_path / str(rounds), reports, method, clients, {})
         method, clients = federation(config)
-        reports, _ = load_state(tmp_path / str(rounds), method, clients)
+        reports = load_state(read_state(tmp_path / str(rounds)), method, clients)
         torch.manual_seed(rounds)
         reports += list(federate(method, InProcess(method, clients), done=rounds))
         assert set(method.server) == set(whole.server)
@@ -185,7 +185,7 @@ def test_one_round_per_task_goes_through(federation, smoke, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_client_without_images_of_a_class_goes_through(federation, smoke, name):
-    """The partition gives every client an image of each of its classes; without one, nothing is kept, uploaded or learnt of it."""
+    """A partition gives clients images of each of their classes; without one, nothing is kept, uploaded or learnt."""
     method, clients = federation(smoke(method=name))
     part = clients[0].current if clients[0].task >= 0 else clients[0].partition.tasks[0][0]
     left = tuple(i for i in part.train if clients[0].train.images.labels[i] != part.classes[0])
@@ -199,6 +199,6 @@ def test_the_first_task_sends_and_keeps_nothing_old(federation, smoke, name):
     method, clients = federation(smoke(method=name))
     for number in range(2):
         payload = method.broadcast(0, Stage(0, number))
-        assert set(payload) == set(of_model(payload))
+        assert set(payload) == set(model_part(payload))
         answer(method, clients[0], Stage(0, number), payload)
         assert clients[0].state == {} and "old" not in clients[0].scratch

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lscl.methods.parts.prototypes import class_means, distances, merge_weights
+from lscl.methods.parts.prototypes import class_means, merge_weights, prototype_distances
 
 
 def test_a_distance_is_the_root_of_the_mean_squared_difference():
@@ -13,14 +13,14 @@ def test_a_distance_is_the_root_of_the_mean_squared_difference():
         torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
         torch.tensor([[1.0, 2.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0]]),
     )
-    assert torch.allclose(distances(features, prototypes), torch.tensor([[2.0, 1.0]]))
+    assert torch.allclose(prototype_distances(features, prototypes), torch.tensor([[2.0, 1.0]]))
     x, m = torch.randn(7, 32), torch.randn(5, 32)
-    assert torch.allclose(distances(x, m), (x[:, None] - m).square().mean(2).sqrt(), atol=1e-5)
+    assert torch.allclose(prototype_distances(x, m), (x[:, None] - m).square().mean(2).sqrt(), atol=1e-5)
 
 
 def test_at_the_prototype_itself_distance_and_gradient_are_finite():
     features = (1e3 * torch.randn(20, 64)).requires_grad_()
-    found = distances(features, features.detach())
+    found = prototype_distances(features, features.detach())
     found.sum().backward()
     assert found.isfinite().all() and features.grad.isfinite().all() and (found.diagonal() < 2).all()
 

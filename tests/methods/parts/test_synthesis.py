@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from lscl.errors import LsclError
-from lscl.federation.client import as_input
+from lscl.federation.client import to_cnn_input
 from lscl.methods.parts.synthesis import (
     ImageGenerator,
     Statistics,
     as_pixels,
-    batchnorms,
+    batchnorm_layers,
     jitter,
     kl_gap,
-    mix,
+    mix_moments,
     norm_gap,
 )
 
@@ -45,7 +45,7 @@ def test_statistics_are_those_of_the_last_forward_pass_and_the_hooks_go():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)).eval()
     first, second = torch.randn(2, 5, 3, 8, 8)
-    with Statistics(batchnorms(network, "m", "c")) as statistics:
+    with Statistics(batchnorm_layers(network, "m", "c")) as statistics:
         network(first)
         network(second)
         x = network[0](second)
@@ -70,9 +70,9 @@ def test_the_gaps_by_hand():
 
 def test_carried_statistics_are_mixed_in():
     batch, carried = [(torch.tensor([1.0]), torch.tensor([2.0]))], [(torch.tensor([11.0]), torch.tensor([4.0]))]
-    ((mean, variance),) = mix(carried, batch, 0.9)
+    ((mean, variance),) = mix_moments(carried, batch, 0.9)
     assert mean.item() == pytest.approx(10.0) and variance.item() == pytest.approx(3.8)
-    assert mix(None, batch, 0.9) == batch
+    assert mix_moments(None, batch, 0.9) == batch
 
 
 def test_jitter_shifts_and_mirrors_each_image_by_itself():
@@ -100,11 +100,11 @@ def test_jitter_shifts_and_mirrors_each_image_by_itself():
 
 def test_pixels_survive_the_way_to_the_network_and_back():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
-    assert torch.equal(as_pixels(as_input(pixels)), pixels)
+    assert torch.equal(as_pixels(to_cnn_input(pixels)), pixels)
     assert as_pixels(torch.tensor([-9.0, 9.0, 0.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 128]
 
 
 def test_a_network_without_batchnorm_is_one_line(one_line):
     with pytest.raises(LsclError) as caught:
-        batchnorms(nn.Conv2d(3, 3, 3), "target", "plain")
+        batchnorm_layers(nn.Conv2d(3, 3, 3), "target", "plain")
     one_line(caught, "cnn = 'plain'", "target")
