@@ -1,9 +1,12 @@
 """The book's sources: complete, readable without pictures, small, and free of this machine's paths."""
 
 import ast
+import importlib.util
 import json
+import os
 import re
 import subprocess
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -146,6 +149,23 @@ def test_the_colab_cell_has_the_address_of_the_settings(path):
     first = next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
     assert "hide-input" in first["metadata"]["tags"]
     assert re.search(r'^REPOSITORY = "(.+)"$', source(first), re.MULTILINE)[1] == SETTINGS["repository"]["url"]
+
+
+@notebooks
+def test_the_colab_cell_installs_the_package_where_it_is_missing_and_only_there(path, monkeypatch):
+    first = next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
+    ran, address = [], SETTINGS["repository"]["url"]
+    monkeypatch.setenv("LSCL_ROOT", "before")
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda url: open(ROOT / url.removeprefix(f"{address}/raw/HEAD/"), "rb")
+    )
+    exec(source(first), {})
+    assert ran == [] and os.environ["LSCL_ROOT"] == "before"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(source(first), {})
+    assert [command[-2:] for command in ran] == [[address, "lscl-repository"], ["-q", "./lscl-repository"]]
+    assert os.environ["LSCL_ROOT"] == os.path.abspath("lscl-repository")
 
 
 def test_the_address_stands_nowhere_else():
