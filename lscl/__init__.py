@@ -12,7 +12,7 @@ from typing import Any
 # Sleeping threads cost nothing. Torch reads the variable at its import; results do not depend on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# In a notebook without ipywidgets, libraries that come with torch warn that they can draw no progress bar; none is shown.
+# Libraries that come with torch warn in a notebook without ipywidgets that they can draw no progress bar.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import io
 import json
 import os
 import re
@@ -157,9 +158,8 @@ def test_the_colab_cell_installs_the_package_where_it_is_missing_and_only_there(
     ran, address = [], SETTINGS["repository"]["url"]
     monkeypatch.setenv("LSCL_ROOT", "before")
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
-    monkeypatch.setattr(
-        urllib.request, "urlopen", lambda url: open(ROOT / url.removeprefix(f"{address}/raw/HEAD/"), "rb")
-    )
+    published = lambda url: io.BytesIO((ROOT / url.removeprefix(f"{address}/raw/HEAD/")).read_bytes())
+    monkeypatch.setattr(urllib.request, "urlopen", published)
     exec(source(first), {})
     assert ran == [] and os.environ["LSCL_ROOT"] == "before"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
