@@ -1,10 +1,10 @@
 """One-by-One Distillation in closed form against gradient steps, and how the closed form grows with the clients.
 
 The closed form is the lowest possible loss, which the gradient version only comes near to. It gets as many epochs as it
-needs to come within some shares of it, found by doubling, with the learning rate of a grid that needs fewest; within a
+needs to come within some shares of it, found by doubling, with the step size of a grid that needs fewest; within a
 thousandth counts as equal. The rows of a generator do not depend on each other, neither in Eq. 5 nor in a gradient
 step, so the epochs are counted on a few of its rows and the seconds of an epoch are measured on all. Never reached
-within --most-epochs: the ratio is a lower bound. Memory is the peak of the closed form, its inputs included; Linux only.
+within --most-epochs: the ratio is a lower bound. Memory is the peak of the closed form, inputs included; Linux only.
 
     python benchmarks/o2d.py [--features 512] [--width 768] [--clients 5,50,500]
 

@@ -44,11 +44,7 @@ def trained_for(method, client, steps):
 @torch.no_grad()
 def share(method, client, batch):
     """||B A z|| / ||W z|| on a batch."""
-    block = method.foundation.vit.blocks[method.config.block]
-    z = block.norm1(batch.prefix)
-    frozen = F.linear(z, block.attn.qkv.weight)
-    update = method.update(client, method.cnn_features(client, batch))
-    return float(update.add_to(torch.zeros_like(frozen), z).norm() / frozen.norm())
+    return method.foundation.update_share(batch.prefix, method.update(client, method.cnn_features(client, batch)))
 
 
 def check(method, client):
