@@ -57,7 +57,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("lr", math.nan, "finite"),
         ("lr_cnn", math.inf, "finite"),
         ("lr_generator", -1.0, "greater than or equal to 0.000000001"),
-        ("lr_generator_bias", 0.0, "greater than or equal to 0.000000001"),
+        ("o2d_lr", 1.5, "less than or equal to 1"),
         ("clients", 0, "greater than or equal to 1"),
         ("clients", -3, "greater than or equal to 1"),
         ("tasks", 0, "greater than or equal to 1"),
@@ -247,6 +247,7 @@ def other_value(name, now):
         "min_share": 0.1,
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
+        "o2d_lr": 0.1,
     }
     if name in special:
         return special[name]

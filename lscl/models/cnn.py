@@ -73,13 +73,13 @@ class FeatureExtractor(nn.Module):
         return F.layer_norm(f, f.shape[-1:]) if self.norm else f
 
 
-def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> FeatureExtractor:
+def small_cnn(config: Experiment, client: int, norm: bool = True) -> FeatureExtractor:
     """Make the untrained CNN of a client.
 
     Args:
         config: `cnn` is one name for all clients, or several with commas, which clients get in turn.
         client: number of the client.
-        norm: layer-normalise the features; None = as `config.feature_norm` says.
+        norm: layer-normalise the features.
 
     Returns:
         The CNN: (b, 3, side, side) -> (b, m).
@@ -88,7 +88,6 @@ def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> Feat
         LsclError: an unknown name.
     """
     names = names_of(config)
-    norm = config.feature_norm if norm is None else norm
     return new_cnn(names[client % len(names)], config.side, config.features, norm)
 
 

@@ -217,6 +217,22 @@ class FrozenViT(nn.Module):
         """Cut the same network in front of another block; no weight is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)
 
+    @torch.no_grad()
+    def update_share(self, z: Tensor, update: LowRank) -> float:
+        """How large an update is beside what it is added to: ||s B A y|| / ||W y||, y the normed input of qkv.
+
+        Args:
+            z: (b, N, d), the tokens in front of the adapted block.
+            update: of that block's fused qkv W.
+
+        Returns:
+            The ratio of the Frobenius norms over all tokens.
+        """
+        block = self.vit.blocks[self.block]
+        y = block.norm1(z)  # (b, N, d)
+        frozen = F.linear(y, block.attn.qkv.weight)  # (b, N, 3d)
+        return float(update.add_to(torch.zeros_like(frozen), y).norm() / frozen.norm())
+
     def suffix(self, z: Tensor, update: LowRank | Mapping[int, Adapter] | None = None, keep: int | None = 1) -> Tensor:
         """Compute the blocks behind the cut; the last one computes only what the result needs.
 

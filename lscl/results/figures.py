@@ -491,22 +491,25 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figur
 
 
 @house_style
-def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label: str) -> Figure:
-    """How a distance falls with the passes over the teachers, both axes logarithmic.
+def log_lines(
+    lines: Mapping[str, Sequence[float]], places: Sequence[float], label: str, across: str = "passes over the teachers"
+) -> Figure:
+    """How positive numbers change with another one, both axes logarithmic.
 
     Args:
-        gaps: {name: one distance per entry of `steps`}.
-        steps: numbers of passes.
+        lines: {name: one number per entry of `places`}.
+        places: where they were taken, positive.
         label: what stands at the vertical axis.
+        across: what stands at the horizontal axis.
 
     Returns:
         one panel.
     """
     figure, ((axes,),) = _figure(6.5, 3.1)
-    for (name, values), colour, marker, dash in zip(gaps.items(), COLOURS, MARKERS, DASHES):
-        axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="passes over the teachers", ylabel=label)
-    axes.set_xticks(list(steps), [str(step) for step in steps])
+    for (name, values), colour, marker, dash in zip(lines.items(), COLOURS, MARKERS, DASHES):
+        axes.plot(places, values, color=colour, marker=marker, linestyle=dash, label=name)
+    axes.set(xscale="log", yscale="log", xlabel=across, ylabel=label)
+    axes.set_xticks(list(places), [f"{place:g}" for place in places])
     axes.minorticks_off()
     axes.legend()
     return figure

@@ -447,7 +447,6 @@ def assert_near(run, number, server):
         rate = max(
             method.config.lr,
             method.config.lr_generator,
-            method.config.lr_generator_bias,
             method.config.mgp_surrogate_lr,
         )
         distance = 2 * STEP * rate * max(method.steps(k, task) for k in range(3))

@@ -146,6 +146,16 @@ def test_adapters_of_every_linear_layer_equal_merged_weights(keep):
 
 
 @pytest.mark.parametrize("batch", [None, 4])
+def test_the_share_of_an_update_is_that_of_the_matrix_that_is_never_formed():
+    frozen = foundation("tiny", 1)
+    z, draw = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    update = LowRank(torch.randn(2, 3, 32, generator=draw), torch.randn(2, 96, 3, generator=draw), 1.5)
+    block = frozen.vit.blocks[1]
+    y, W = block.norm1(z), block.attn.qkv.weight
+    written = torch.stack([y[i] @ (1.5 * update.B[i] @ update.A[i]).T for i in range(2)])
+    assert frozen.update_share(z, update) == pytest.approx(float(written.norm() / (y @ W.T).norm()), rel=1e-5)
+
+
 def test_prefix_tuning_lets_tokens_attend_to_keys_and_values_in_front(batch):
     """By hand: with keys far away from every query nothing changes; with equal logits the values are mixed in."""
     frozen = foundation("tiny", 1)

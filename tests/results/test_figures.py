@@ -81,7 +81,7 @@ FIGURES = {
     "losses": lambda: figures.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
     "grouped_bars": lambda: figures.grouped_bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
-    "convergence": lambda: figures.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
+    "convergence": lambda: figures.log_lines({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
     "curves": lambda: figures.curves(accuracies({"x": draw.uniform(size=(3, 5)), "y": draw.uniform(size=(1, 5))})),
     "sheets": lambda: figures.sheets({"a": IMAGES[0], "b": IMAGES[1], "c": IMAGES[2]}),
     "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
@@ -249,7 +249,7 @@ def test_growth_is_drawn_by_size_beside_a_linear_one():
 
 def test_losses_convergence_and_forgetting_have_their_names():
     assert lines(figures.losses({"a": [3, 2], "b": [1, 5]}).axes[0]) == {"a": ([1, 2], [3, 2]), "b": ([1, 2], [1, 5])}
-    (axes,) = figures.convergence({"lr 1": [1, 0.1], "lr 2": [2, 0.2]}, [1, 10], "gap").axes
+    (axes,) = figures.log_lines({"lr 1": [1, 0.1], "lr 2": [2, 0.2]}, [1, 10], "gap").axes
     assert lines(axes) == {"lr 1": ([1, 10], [1, 0.1]), "lr 2": ([1, 10], [2, 0.2])}
     first, second = figures.forgetting_curves({"with": ACC, "without": ACC + 5}, "task-masked").axes
     assert (first.get_title(), second.get_title()) == ("with", "without")
