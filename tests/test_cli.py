@@ -57,6 +57,7 @@ SMOKE = ("--profile", "smoke")
             "no file no/ca.crt",
         ),
         (("pretrain", "--data-dir", "no/such/folder"), "no data folder no/such/folder"),
+        (("pretrain", "--data-dir", "no/such/folder", "--network", "resnet18"), "unknown network 'resnet18'"),
         (("federate", *SMOKE, "--min-clients", "4"), "min-clients = 4: the run has 3 clients"),
         (("federate", *SMOKE, "--min-clients", "-1"), "min-clients = -1"),
         (("federate", *SMOKE, "--min-clients", "two"), "Invalid value for '--min-clients'"),

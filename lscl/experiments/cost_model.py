@@ -25,6 +25,7 @@ from lscl.federation.passes import BATCH
 from lscl.machine import physical_memory
 from lscl.models.cache import STORED, limit_bytes
 from lscl.models.cnn import check_cnns
+from lscl.models.cnn_weights import check_weights
 from lscl.models.counting import FLOAT, NOTHING, Blocks, count_cnn, uncut_vit, vit_shape
 from lscl.registry import DATASETS, METHODS
 
@@ -155,7 +156,9 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
         FLOPs and bytes of one image.
     """
     kind, blocks = METHODS[config.method], blocks_of(config)
-    costs, cnn = kind.costs(config), count_cnn(config) if kind.trains_cnn(config) else NOTHING
+    costs, cnn = kind.costs(config), NOTHING
+    if kind.trains_cnn(config):
+        cnn = count_cnn(config, start=kind.start_of_cnn(config))
     linear, attention = blocks.step()
     saved = blocks.saved(costs.every_input) + cnn.saved * cnn_images
     linear += costs.step_flops(blocks.width)
@@ -218,8 +221,10 @@ def cost(config: Experiment) -> Cost:
         return Cost(config, *[math.nan] * 8, source.download)
     costs, cnn, cnn_trained = kind.costs(config), NOTHING, kind.trains_cnn(config)
     if cnn_trained:
-        check_cnns(config)
-        cnn = count_cnn(config)
+        start = kind.start_of_cnn(config)
+        check_cnns(config, start)
+        check_weights(config, start)
+        cnn = count_cnn(config, start=start)
     trained = kind.passes * config.rounds * config.epochs * counts.epoch
     dense, convolution = np.zeros(2), 0.0  # dense: in linear layers and in attention
     images = counts.train + counts.test

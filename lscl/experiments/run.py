@@ -30,6 +30,7 @@ from lscl.federation.loop import InProcess, Round, Transport, exchanges, federat
 from lscl.federation.method import Method
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
+from lscl.models.cnn_weights import get_weights
 from lscl.models.precision import prepare_device, to_channels_last
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
@@ -86,7 +87,8 @@ def build_experiment(
     device = device_of(config)
     kind = METHODS[config.method]
     if kind.trains_cnn(config):
-        check_cnns(config)
+        check_cnns(config, kind.start_of_cnn(config))
+        get_weights(config, kind.start_of_cnn(config))
     data = load(config)
     parts = partition(config, data)
     spare = surrogate(config, kind.surrogate) if kind.surrogate else None

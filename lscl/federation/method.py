@@ -23,6 +23,7 @@ from lscl.federation.costs import Costs
 from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_check, reach_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
+from lscl.models.cnn import Start
 from lscl.models.vit import FrozenViT
 from lscl.registry import Parameters
 from lscl.seeding import seeded
@@ -149,6 +150,11 @@ class Method:
     def trains_cnn(cls, config: Experiment) -> bool:
         """Whether clients train a small CNN under this config."""
         return cls.cnn
+
+    @classmethod
+    def start_of_cnn(cls, config: Experiment) -> Start:
+        """What the clients' CNNs start from: drawn or pretrained weights."""
+        return "drawn"
 
     @staticmethod
     def check_foundation(config: Experiment, foundation: FrozenViT) -> None:

@@ -32,7 +32,8 @@ from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
 from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
-from lscl.models.cnn import small_cnn
+from lscl.models.cnn import Start
+from lscl.models.cnn_weights import started_cnn
 from lscl.models.generator import Generator, scale_features
 from lscl.models.vit import LowRank
 from lscl.registry import register
@@ -105,6 +106,10 @@ class FedLSCL(Method):
        what goes up are in these features.
     5. Eq. 4 compares what two updates do, B A with B' A', and not their numbers: A has nearly all of ||omega||^2 from
        the start, so that B could grow unpenalised.
+    6. every CNN starts from weights of its own draw. cnn_start = pretrained starts it from trained ones, the same on
+       all clients that have this CNN, and gives it the input that they were trained with
+       (`lscl.models.cnn_weights`); head, projection to m and generator start as otherwise. The paper does not say
+       which it used.
     """
 
     name, label, paper_name, citation, role = "fed_lscl", "Fed-LSCL", "Fed-LSCL", "2508.09489", "own"
@@ -131,6 +136,11 @@ class FedLSCL(Method):
         generator_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on f before the generator, in training")
         auxiliary: float = Field(
             0.0, **WEIGHT, description="weight of the CNN's own cross-entropy (0 = the paper's loss)"
+        )
+        cnn_start: Literal["drawn", "pretrained"] = Field(
+            "drawn",
+            description="weights that the clients' CNNs start from: drawn, or pretrained (small: shipped; else from "
+            "torchvision or timm)",
         )
         collaboration: Literal["written", "static", "cnn"] = Field(
             "written", description="a LoRA written per image (paper), one static LoRA, or the CNN alone without the ViT"
@@ -172,6 +182,10 @@ class FedLSCL(Method):
     def trains_cnn(cls, config: Experiment) -> bool:
         return config.collaboration != "static"
 
+    @classmethod
+    def start_of_cnn(cls, config: Experiment) -> Start:
+        return config.cnn_start
+
     @staticmethod
     def cut(config: Experiment) -> int | None:
         return config.block
@@ -200,7 +214,7 @@ class FedLSCL(Method):
         # The generator comes first: it is the same on all clients.
         generator = Generator(self.m, width, config.rank, config.lora_alpha / config.rank)
         with seeded(config.seed, "model", client):
-            cnn, head = small_cnn(config, client), nn.Linear(width, self.num_classes)
+            cnn, head = started_cnn(config, client, config.cnn_start), nn.Linear(width, self.num_classes)
             auxiliary = nn.Linear(config.features, self.num_classes)  # only used if config.auxiliary > 0
         return nn.ModuleDict({"cnn": cnn, "generator": generator, "head": head, "auxiliary": auxiliary})
 

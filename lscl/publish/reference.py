@@ -6,6 +6,7 @@ import pandas as pd
 
 from lscl import files, paths
 from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
+from lscl.models.cnn_weights import SMALL_WEIGHTS
 from lscl.models.vit import WEIGHTS
 from lscl.registry import METHODS
 from lscl.results.labels import label_of
@@ -54,16 +55,16 @@ def show(value: Any) -> str:
 
 
 def model_card() -> str:
-    """The facts about the mini foundation model, from its description and the probes, as markdown."""
-    parts, about = [], WEIGHTS.with_suffix(".json")
-    if about.exists():
-        parts.append(
-            numbered_table(
-                _facts(files.read_json(about, dict[str, Any])),
-                "How the file of the mini model was made",
-                "tab-model-facts",
-            )
-        )
+    """The facts about the shipped networks that their descriptions and the probes hold, as markdown."""
+    parts = []
+    for weights, what, label in (
+        (WEIGHTS, "mini model", "tab-model-facts"),
+        (SMALL_WEIGHTS, "pre-trained small CNN", "tab-small-cnn-facts"),
+    ):
+        about = weights.with_suffix(".json")
+        if about.exists():
+            facts = _facts(files.read_json(about, dict[str, Any]))
+            parts.append(numbered_table(facts, f"How the file of the {what} was made", label))
     for path in sorted((paths.results() / "probe").glob("*.json")):
         caption = f"Linear probe on the frozen features: {plain_text(path.stem.replace('--', ', '))} images a class"
         parts.append(numbered_table(_facts(files.read_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))

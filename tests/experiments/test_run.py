@@ -485,6 +485,16 @@ def test_a_cnn_that_does_not_take_the_images_is_one_line_before_anything_is_comp
     one_line(caught, "cnn = 'inception_v3'", "16 pixels")
 
 
+@pytest.mark.parametrize("values", [{"cnn": "tiny"}, {"cnn": "small, mini_vgg"}])
+def test_a_pre_trained_cnn_without_weights_is_one_line_before_anything_is_computed(
+    smoke, monkeypatch, one_line, values
+):
+    monkeypatch.setattr("lscl.experiments.run.load", lambda config: pytest.fail("data are read first"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(**values, image_size=32, cnn_start="pretrained"), quiet=True)
+    one_line(caught, "no pre-trained weights", "small")
+
+
 def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smoke, monkeypatch, one_line):
     run(smoke(method="local_head"), quiet=True)
     monkeypatch.setenv("LSCL_CACHE_GB", "many")

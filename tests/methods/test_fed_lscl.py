@@ -17,8 +17,9 @@ from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fusion import Fusion
 from lscl.methods.parts.o2d import o2d_exact, second_moments
 from lscl.methods.parts.small_continual import SmallContinual, protected_parameters
+from lscl.models.cnn_weights import SMALL_WEIGHTS
 from lscl.models.generator import scale_features
-from lscl.models.vit import LowRank
+from lscl.models.vit import LowRank, read_weights
 
 
 def play(federation, config, rounds=None, data=None):
@@ -61,6 +62,32 @@ def test_cnns_start_different_and_generators_equal(federation, smoke):
             if key.endswith("weight")
         ]
         assert weights and any(not torch.equal(*pair) for pair in weights)
+
+
+@pytest.mark.parametrize("collaboration", ["written", "cnn"])
+def test_pre_trained_cnns_start_equal_and_all_else_as_with_drawn_ones(federation, smoke, collaboration):
+    values = {"cnn": "small", "features": 128, "collaboration": collaboration}
+    models = {
+        start: [client.model for client in federation(smoke(**values, cnn_start=start))[1][:2]]
+        for start in ("drawn", "pretrained")
+    }
+    shipped = read_weights(SMALL_WEIGHTS)
+    for drawn, pretrained in zip(*models.values(), strict=True):
+        found, other = pretrained.state_dict(), drawn.state_dict()
+        ours = {name: value for name, value in found.items() if not name.startswith("cnn.")}
+        assert ours and all(torch.equal(value, other[name]) for name, value in ours.items())
+        assert all(torch.equal(found[f"cnn.cnn.{name}"].float(), value.float()) for name, value in shipped.items())
+        assert not torch.equal(other["cnn.cnn.layers.0.weight"], found["cnn.cnn.layers.0.weight"])
+
+
+def test_a_run_with_pre_trained_cnns_goes_through_and_differs(federation, smoke):
+    values = {"cnn": "small", "features": 16}
+    states = []
+    for start in ("drawn", "pretrained"):
+        method, _, _ = play(federation, smoke(**values, cnn_start=start))
+        states.append(method.server)
+    assert all(value.isfinite().all() for value in states[1].values())
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_generators_start_equal_under_unlike_cnns(federation, smoke):

@@ -1,6 +1,10 @@
 """What the book says of the code, made from the code."""
 
+import json
+
 from lscl.config import experiment
+from lscl.models.cnn_weights import SMALL_WEIGHTS
+from lscl.models.vit import WEIGHTS
 from lscl.publish import reference
 
 
@@ -10,3 +14,11 @@ def test_config_table_has_every_field_and_profile():
     assert table.loc["`clients`", "paper"] == "5"
     assert table.loc["`profile`", "mini"] == "mini"
     assert table.loc["`images_per_class`", "paper"] == "none"
+
+
+def test_the_model_card_has_the_facts_of_both_shipped_networks():
+    text = reference.model_card()
+    for weights, label in ((WEIGHTS, "tab-model-facts"), (SMALL_WEIGHTS, "tab-small-cnn-facts")):
+        about = json.loads(weights.with_suffix(".json").read_text("utf-8"))
+        assert f":name: {label}\n" in text and f"| sha256 | {about['sha256']} |" in text
+        assert f"| loss | {about['loss']} |" in text
