@@ -7,7 +7,7 @@ import pandas as pd
 from lscl import files, paths
 from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
 from lscl.models.vit import WEIGHTS
-from lscl.registry import METHODS
+from lscl.registry import DATASETS, METHODS
 from lscl.results.labels import label_of
 from lscl.results.markdown import numbered, plain
 
@@ -28,11 +28,15 @@ def config_table() -> pd.DataFrame:
 
 
 def method_values() -> pd.DataFrame:
-    """What one method alone has different in a profile: sizes, values from tuning, official values."""
+    """What one method alone has different in a profile: sizes, values for one data set, from tuning, official."""
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = []
     for method, kind in METHODS.items():
         given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
+        for dataset in DATASETS:  # profiles with the same values for a data set share a row
+            own = {key[0]: values for key, values in kind.sizes.items() if isinstance(key, tuple) and key[1] == dataset}
+            alike = {text(values): values for values in own.values()}.values()
+            given += [(", ".join(p for p in own if own[p] == values), dataset, values) for values in alike]
         given += [
             (profile, "official" if profile in OFFICIAL else "tuning", chosen_values(kind, profile))
             for profile in PROFILES
