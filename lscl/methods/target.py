@@ -150,7 +150,7 @@ class TARGET(OldModel):
             20,
             ge=0,
             le=10**6,
-            description="round that the adversarial term starts in; the student is trained from the next on (official: 20)",
+            description="round that the adversarial term starts in; the student trains from the next on (official: 20)",
         )
         target_student_steps: int = Field(
             400, ge=0, le=10**6, description="training steps of the student in a round (official: 400)"

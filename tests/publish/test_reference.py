@@ -1,6 +1,6 @@
 """What the book says of the code, made from the code."""
 
-from lscl.config import experiment
+from lscl.config import PROFILES, experiment
 from lscl.publish import reference
 
 
@@ -10,3 +10,13 @@ def test_config_table_has_every_field_and_profile():
     assert table.loc["`clients`", "paper"] == "5"
     assert table.loc["`profile`", "mini"] == "mini"
     assert table.loc["`images_per_class`", "paper"] == "none"
+
+
+def test_values_for_one_data_set_stand_in_a_row_for_all_profiles_that_share_them():
+    table = reference.method_values()
+    rows = {tuple(row) for row in table[["method", "profile", "why", "values"]].itertuples(index=False)}
+    every = ", ".join(profile for profile in PROFILES if profile != "smoke")
+    assert ("FedAvg", every, "cifar100", "augment = crop_flip") in rows
+    assert ("FedAvg", every, "glyphs", "augment = crop") in rows
+    length = "dual_task_length = 20, lr = 0.0003125, epochs = 10"
+    assert ("FedAvg + DualPrompt", "paper", "imagenet_r", length) in rows
