@@ -97,8 +97,7 @@ class PILoRA(Method):
        images.
     8. no L1 norm of A in the loss (pilora_sparse = 0 in every profile; the official code has 0.01, the paper none).
        Under Adam such a term draws every number of A towards 0 by up to one learning rate in each step, whatever its
-       weight: at the rate of 5 rounds that leaves nothing of A, and of the orthogonality, while the official 1e-5
-       hardly moves it. The weight of the orthogonality is the official one.
+       weight: at the rates that 5 rounds need, nothing is left of A, and the orthogonality has nothing to turn.
     9. no augmentation (official: mirroring and brightness): what the ViT makes of an image in front of block 0 is
        computed once.
     10. smaller in demo and mini: by the profile 5 rounds of 2 or fewer local epochs on all 5 clients (30 of 10 on 10 of

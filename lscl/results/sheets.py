@@ -1,4 +1,4 @@
-"""Images that servers made, kept as files beside the records (results/runs/<profile>/sheets/)."""
+"""Images that servers made, stored as files beside the records (results/runs/<profile>/sheets/)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +9,12 @@ from lscl.results.labels import label_of, methods_in_order
 
 
 def server_images(records: Iterable[Record]) -> dict[str, Path]:
-    """The files to show: {title: path}, first and last sheet of the runs `drawn_by` names.
+    """The first and the last sheet of each of `records_with_sheets`: {title: path}.
 
     A title tells the accuracy of the model that the images were made from: poor images of a poor model say little.
     """
     found: dict[str, Path] = {}
-    for record in drawn_by(records):
+    for record in records_with_sheets(records):
         made = _sheets_of(record)
         for path in made[:: max(1, len(made) - 1)]:
             task = int(path.stem.rpartition("--task")[2])
@@ -24,7 +24,7 @@ def server_images(records: Iterable[Record]) -> dict[str, Path]:
     return found
 
 
-def drawn_by(records: Iterable[Record]) -> list[Record]:
+def records_with_sheets(records: Iterable[Record]) -> list[Record]:
     """The records whose images are shown: of every method the first, by its file's name, that has any."""
     group = sorted(records, key=lambda one: one["name"])
     with_sheets = (

@@ -1,20 +1,23 @@
-"""Tables that several pages share, made from the frames as the notebooks make theirs: filter, group, mean with interval."""
+"""Tables that several pages share, made of the frames as in the notebooks: filter, group, mean with interval."""
 
 import pandas as pd
 
-from lscl.results.frames import changes, final
+from lscl.results.frames import changes, final_rows
 from lscl.results.labels import COST_LABELS, MASK_LABELS, SCORE_HEADS
 from lscl.results.statistics import estimates
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row per system: n, final accuracies under the three masks, forgetting and backward transfer, mean ± half of the 95 % interval.
+    """A row per system, mean ± half of the 95 % interval over n seeds.
 
-    Accuracies in percent after the last task over all tasks of all clients; the other two in points under the class-incremental mask.
+    Accuracies in percent under the three masks after the last task, over all tasks of all clients; forgetting and
+    backward transfer in points under the class-incremental mask.
     """
     keys = ["label", "seed"]
     by_seed = (
-        final(scores).pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)].rename(columns=SCORE_HEADS)
+        final_rows(scores)
+        .pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)]
+        .rename(columns=SCORE_HEADS)
     )
     moved = changes(scores[scores["mask"] == "seen"]).groupby(keys)[["forgetting", "backward transfer"]].mean()
     return estimates(by_seed.join(moved), "label")
@@ -22,15 +25,20 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     """A row per system, means over the seeds: the columns of `labels.COST_LABELS`."""
-    return as_text(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis("label")
+    return format_numbers(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis(
+        "label"
+    )
 
 
-def as_text(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+def format_numbers(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Numbers as text, a dash for NaN.
 
     Args:
         numbers: a table of numbers.
         columns: {column: (head in the table, form of a number)}, in the order of the table.
+
+    Returns:
+        a table of these columns.
     """
     shown = {
         head: numbers[name].map(lambda value, form=form: "–" if pd.isna(value) else format(value, form))

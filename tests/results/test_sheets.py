@@ -20,4 +20,4 @@ def test_first_and_last_sheet_of_the_first_record_that_has_some(places):
         f"TARGET, after task {t}\nits model: {own[t - 1]:.1f} % (all seen: {seen[t - 1]:.1f} %)": f"task{t}.png"
         for t in (1, 4)
     }
-    assert sheets.drawn_by([record(), first, second]) == [second]
+    assert sheets.records_with_sheets([record(), first, second]) == [second]
