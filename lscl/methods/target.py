@@ -119,7 +119,7 @@ class TARGET(OldModel):
         """See `lscl.registry.Parameters`."""
 
         target_replay: float = Field(
-            500 / 128, gt=0, le=1000, description="synthetic images for each real one in a step (official: 500 : 128)"
+            500 / 128, **SCALE, description="synthetic images for each real one in a step (official: 500 : 128)"
         )
         target_images: int = Field(
             8000, ge=2, le=10**7, description="synthetic images, made by as many rounds as they need (official: 8000)"
