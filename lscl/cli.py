@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import click
 import typer
@@ -74,8 +74,13 @@ def _option(name: str) -> TyperOption:
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
-    """Turn texts of the command line into config values; `none` stands for no limit."""
-    return {name: None if text.lower() == "none" else text for name, text in given.items() if text is not None}
+    """Turn texts of the command line into config values; `none` stands for no limit, unless it is a choice."""
+    choices = {name: get_args(fields()[name].annotation) for name in given if name in fields()}
+    return {
+        name: None if text.lower() == "none" and "none" not in choices.get(name, ()) else text
+        for name, text in given.items()
+        if text is not None
+    }
 
 
 @config_command(app, "run")

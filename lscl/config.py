@@ -266,7 +266,7 @@ OFFICIAL = ("colab", "paper")  # profiles with the values of the official codes;
 
 
 def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
-    """The values that a profile sets: its own, then the system's, then the data set's.
+    """The values that a profile sets: its own, the system's, the data set's, and those of the system on the data set.
 
     Args:
         method: name of the system.
@@ -289,6 +289,7 @@ def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
         **({"image_size": source.pixels} if source.pixels else {}),
         **source.values.get(profile, {}),
         **METHODS.profile_values((profile, dataset)),
+        **kind.sizes.get((profile, dataset), {}),
     }
 
 

@@ -197,6 +197,7 @@ def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
             **kind.sizes.get(profile, {}),
             **chosen_values(kind, profile),
             **source.values.get(profile, {}),
+            **kind.sizes.get((profile, dataset), {}),
         }
         assert all(getattr(config, key) == value for key, value in expected.items())
         assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"

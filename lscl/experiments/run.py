@@ -1,12 +1,13 @@
 """One run from a config to a record: data, partition, frozen ViT, clients, the loop, saved after every round."""
 
 import io
+import json
 import math
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lscl import paths
 from lscl.config import Experiment
@@ -28,6 +30,7 @@ from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, rea
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
+from lscl.federation.metrics import accuracies_so_far
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
@@ -301,7 +304,9 @@ def run_rounds(
         for report in federate(method, transport, done=len(reports), **rules):
             reports.append(report)
             if report.scores:  # before the state: after a stop in between, the sheet is written again, never missing
-                save_sheet(config, method, report.task, about["dirty"])
+                sheet = save_sheet(config, method, report.task, about["dirty"], report.scores)
+                if sheet is not None:
+                    progress.sheet(sheet, report)
             save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
     except KeyboardInterrupt:
@@ -312,7 +317,9 @@ def run_rounds(
     return reports, about
 
 
-def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = False) -> Path | None:
+def save_sheet(
+    config: Experiment, method: Method, task: int, dirty: bool = False, scores: Mapping[int, dict] | None = None
+) -> Path | None:
     """Write the images that the method's server made in a task as one picture beside the records.
 
     Args:
@@ -320,6 +327,8 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
         method: the system, after the task.
         task: its number, from 0.
         dirty: file it with the runs of uncommitted code.
+        scores: the right answers of the clients after the task; the accuracy of the model that the images were made
+            from becomes a text of the file ("accuracy": {mask: percent} in JSON).
 
     Returns:
         the path of the picture; None if the server made no images.
@@ -331,8 +340,11 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
     if images is None or len(images) == 0:
         return None
     path = records.folder(config.profile, dirty) / "sheets" / f"{config.name}--task{task + 1}.png"
-    data = io.BytesIO()
-    Image.fromarray(tile_images(images)).save(data, "PNG")
+    data, about = io.BytesIO(), PngInfo()
+    if scores:
+        now = accuracies_so_far(scores, config.classes_per_task)
+        about.add_text("accuracy", json.dumps({mask: round(value, 2) for mask, value in now.items()}))
+    Image.fromarray(tile_images(images)).save(data, "PNG", pnginfo=about)
     write_atomic(path, data.getvalue())
     return path
 

@@ -58,6 +58,7 @@ class Phase:
         batch: images per step.
         index: (n,) positions of the training images; None = those of the current task.
         clip: largest norm of the gradient; None = any.
+        augment: what becomes of the CNN's images in a step, (b, 3, H, W) -> (b, 3, H, W); None = they stay as they are.
     """
 
     groups: list[dict]
@@ -66,6 +67,7 @@ class Phase:
     batch: int
     index: Tensor | None = None
     clip: float | None = None
+    augment: Callable[[Tensor], Tensor] | None = None
 
 
 class HeadMerge(Parameters):
@@ -109,7 +111,9 @@ class Method:
     turn: ClassVar[int]  # its turn in sweeps, from 0: quick systems first
     quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all systems
     rows: ClassVar[Collection[dict[str, Any]]]  # its rows of the main table: {field: value} that each changes
-    sizes: ClassVar[Mapping[str, dict[str, Any]]]  # {profile: {field: value}}: smaller values, so that a run fits
+    # {profile, or (profile, data set): {field: value}}: smaller values, so that a run fits, and those that only one
+    # data set asks for, which come last
+    sizes: ClassVar[Mapping[str | tuple[str, str], dict[str, Any]]]
     tuned: ClassVar[dict[str, Any]]  # values for demo and mini, chosen from `search_space` on the tuning seed alone
     official: ClassVar[dict[str, Any]]  # values for colab and paper, those of the official code
     search_space: ClassVar[Collection[dict[str, Any]]]  # the points of `lscl sweep tune`; all set the same parameters

@@ -5,6 +5,8 @@ task = only the classes of task u compete (the task is given), seen = all classe
 (class-incremental), all = every class of the data set.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -76,6 +78,20 @@ def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int) -> n
             if found is not None:
                 acc[:, t, k, : t + 1] = task_accuracies(found, classes_per_task)
     return acc
+
+
+def accuracies_so_far(scores: Mapping[int, dict], classes_per_task: int) -> dict[str, float]:
+    """What the clients' right answers after a task come to.
+
+    Args:
+        scores: {client: its right answers, see `evaluate`}.
+        classes_per_task: classes of a task.
+
+    Returns:
+        {mask: percent}, the mean over clients and tasks so far.
+    """
+    by_client = [task_accuracies(found, classes_per_task) for found in scores.values()]
+    return {mask: float(value) for mask, value in zip(MASKS, np.mean(by_client, axis=(0, 2)))}
 
 
 def current_task(acc: np.ndarray) -> np.ndarray:

@@ -81,7 +81,10 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
         if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
             parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
         for part in parts:
+            batch = client.train.batch(part)
+            if phase.augment is not None:
+                batch.images = phase.augment(batch.images)
             with arithmetic.forward():
-                loss = phase.loss(client, client.train.batch(part))
+                loss = phase.loss(client, batch)
             arithmetic.step(loss, optimiser, phase.clip)
     return len(index) * phase.epochs

@@ -20,6 +20,7 @@ class FedAvgViT(Method):
     Differences from the authors' habit (their code for this row is not public):
     1. a linear head instead of a two-layer MLP (option head = mlp): averaging an MLP mixes hidden units.
     2. head_merge = holders averages a row only over the clients that trained it; plain (default) is FedAvg.
+    3. no augmentation (their published code bases crop and mirror): the frozen feature is computed once.
     """
 
     name, label, paper_name, citation = "fedavg_vit", "FedAvg + ViT", "FedAvg+ViT", "2010.11929"

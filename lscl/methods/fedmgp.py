@@ -107,6 +107,9 @@ class FedMGP(Method):
        1's trained head).
     7. surrogate images are not tested on (officially they are part of the test set).
     8. all clients' prompts are fused (the selection by a threshold is commented out in the released code).
+    9. no augmentation (official: random crops and mirroring): what the first block gets is computed once.
+    10. smaller in demo and mini: one surrogate image of each class (20), and 1 or 2 passes over them at a higher rate
+       in each fusion (5 at 0.001875).
 
     Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like
     phase 1.

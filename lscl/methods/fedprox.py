@@ -9,6 +9,7 @@ from lscl.federation.costs import Costs
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
 from lscl.methods.fedavg import FedAvg
+from lscl.methods.parts.augmentation import AUGMENTED
 from lscl.registry import register
 
 
@@ -22,10 +23,12 @@ class FedProx(FedAvg):
     Differences from other codes:
     1. the norm is squared (the FedProx of the released MFCL code sums norms that are not, a pull that never weakens).
     2. BatchNorm means and variances are no parameters and are not pulled.
+    3. optimiser, augmentation and start as in FedAvg (its differences 3 to 5).
     """
 
     name, label, paper_name, citation = "fedprox", "FedProx", "FedProx", "1812.06127"
     place, turn = 2, 3
+    sizes = AUGMENTED
     search_space = tuple({"lr": lr, "prox_mu": mu} for lr in (1e-3, 3e-3, 1e-2) for mu in (0.01, 1.0))
     costs = Costs
 

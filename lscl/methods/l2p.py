@@ -47,6 +47,10 @@ class L2P(PromptedMethod):
        up).
     3. only prompts, keys and head travel, not the ViT.
     4. no prompt mask per task and no frequency term; neither is used for CIFAR-100 there.
+    5. no augmentation (there, random resized crops and mirroring): the frozen feature and what the first block gets are
+       computed once.
+    6. a fresh optimiser in each round (there, in each task), and the profile's rounds and epochs (there, 5 epochs a
+       task).
     """
 
     name, label, paper_name, citation = "l2p", "FedAvg + L2P", "FedAvg+L2P", "2112.08654"

@@ -86,6 +86,8 @@ class LoRM(Method):
     6. the frozen factor needs no gradient and no weights are copied in a step (officially the whole ViT is).
     7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official
        code reports within a task is not needed.
+    8. no augmentation in training (official: random crops and mirroring): what the first block gets is computed once.
+       Adam instead of AdamW, which is the same without weight decay.
     """
 
     name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"

@@ -136,6 +136,7 @@ def names_of_parameters(method: str) -> list[str]:
     given = [
         *(set(point) for point in points_of(method)[:1]),
         *(kind.sizes.get(name, {}) | chosen_values(kind, name) for name in ("mini", "paper")),
+        *(values for key, values in kind.sizes.items() if isinstance(key, tuple)),
     ]
     return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
 

@@ -8,7 +8,7 @@ from lscl import files, paths
 from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
 from lscl.models.cnn_weights import SMALL_WEIGHTS
 from lscl.models.vit import WEIGHTS
-from lscl.registry import METHODS
+from lscl.registry import DATASETS, METHODS
 from lscl.results.labels import label_of
 from lscl.results.markdown import numbered_table, plain_text
 
@@ -29,11 +29,15 @@ def config_table() -> pd.DataFrame:
 
 
 def method_values() -> pd.DataFrame:
-    """The values that a profile has for one method alone: sizes, values from tuning, official values."""
+    """The values that a profile has for one method alone: sizes, those for one data set, from tuning, official."""
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = []
     for method, kind in METHODS.items():
         given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
+        for dataset in DATASETS:  # profiles with the same values for a data set share a row
+            own = {key[0]: values for key, values in kind.sizes.items() if isinstance(key, tuple) and key[1] == dataset}
+            alike = {text(values): values for values in own.values()}.values()
+            given += [(", ".join(p for p in own if own[p] == values), dataset, values) for values in alike]
         given += [
             (profile, "official" if profile in OFFICIAL else "tuning", chosen_values(kind, profile))
             for profile in PROFILES

@@ -590,7 +590,8 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
     """
     rows = -(-len(pictures) // 2)
     height, width, _ = next(iter(pictures.values())).shape
-    figure, axes = _figure(5.4, rows * (0.35 + 2.5 * height / width), rows, 2)
+    lines = max(title.count("\n") for title in pictures)  # of a title, beyond the first
+    figure, axes = _figure(5.4, rows * (0.35 + 0.17 * lines + 2.5 * height / width), rows, 2)
     for place in axes.flat:
         place.set_axis_off()
     for place, (title, pixels) in zip(axes.flat, pictures.items()):

@@ -105,6 +105,8 @@ OWN_PARTS = {
         ({"glfc_steps": 500}, "server"),
     ],
     "target": [
+        ({"target_replay": 8.0}, "convolution"),
+        ({"target_warmup": 0}, "server"),
         ({"target_steps": 20}, "server"),
         ({"target_student_steps": 800}, "server"),
         ({"target_width": 128}, "server"),

@@ -10,6 +10,7 @@ from lscl.data.store import ImageSet
 from lscl.federation.client import Client, Inputs
 from lscl.federation.metrics import (
     MASKS,
+    accuracies_so_far,
     accuracy_per_class,
     accuracy_tensor,
     average_so_far,
@@ -191,3 +192,10 @@ def test_masks_only_ever_help():
     )
     correct = evaluate(Table(torch.randn(200, 6, generator=draw)), client_of(labels, tasks, 1))["correct"]
     assert (correct[0] >= correct[1]).all() and (correct[1] >= correct[2]).all() and correct[0].sum() > correct[2].sum()
+
+
+def test_accuracies_so_far_are_means_over_clients_and_tasks_not_over_images():
+    one = {"correct": torch.tensor([[2, 2, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]), "total": torch.tensor([2, 2, 1, 1])}
+    other = {"correct": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]), "total": torch.tensor([2, 2, 1, 1])}
+    assert accuracies_so_far({0: one, 4: other}, 2) == {"task": 62.5, "seen": 50.0, "all": 12.5}
+    assert accuracies_so_far({0: one}, 2)["task"] == 50.0

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
@@ -97,3 +98,10 @@ def test_more_blocks_than_the_vit_has_are_refused(federation, smoke, one_line):
     with pytest.raises(LsclError) as caught:
         federation(smoke(method="dualprompt", dual_task_blocks=3))
     one_line(caught, "dual_general_blocks + dual_task_blocks = 4", "tiny has 3 blocks")
+
+
+def test_imagenet_r_has_its_official_values_in_the_profile_paper():
+    config = experiment(profile="paper", dataset="imagenet_r", method="dualprompt")
+    assert (config.dual_task_length, config.lr, config.rounds * config.epochs) == (20, 0.005 * config.batch / 256, 50)
+    other = experiment(profile="paper", dataset="cifar100", method="dualprompt")
+    assert (other.dual_task_length, other.lr, other.epochs) == (5, 0.03 * 16 / 256, 5)

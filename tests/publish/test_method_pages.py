@@ -50,7 +50,7 @@ def test_the_parameters_are_those_that_the_method_reads(method):
 
 def test_values_are_those_of_the_profiles():
     table = method_pages.parameter_table("glfc")
-    assert table.loc["`glfc_steps`", ["mini", "paper"]].tolist() == ["5", "250"]
+    assert table.loc["`glfc_steps`", ["mini", "paper"]].tolist() == ["30", "250"]
 
 
 def test_results_stand_beside_the_published_ones_and_an_own_head():
