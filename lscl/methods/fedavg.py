@@ -47,5 +47,8 @@ class FedAvg(Method):
             {"cnn": small_cnn(self.config, 0, norm=False), "head": nn.Linear(self.config.features, self.num_classes)}
         )
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model["head"](client.model["cnn"](batch.images))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return client.model["cnn"](batch.images)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)

@@ -39,5 +39,8 @@ class LocalLoRA(LocalHead):
         )
         return nn.ModuleDict({"lora": lora, "head": nn.Linear(self.foundation.width, self.num_classes)})
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model["head"](self.foundation.suffix(batch.prefix, client.model["lora"]()))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix, client.model["lora"]())
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)

@@ -21,7 +21,7 @@ from lscl.results.markdown import NO_RECORDS, captioned, numbered, plain, source
 from lscl.results.measurements import tuning_frame
 from lscl.results.published import AT_THE_END, beside_published, published_rows
 from lscl.results.statistics import compare_with, estimates
-from lscl.results.tables import cost_table
+from lscl.results.tables import cost_table, heads_table
 
 SHOWN_DATASETS = ("cifar100", "glyphs", "imagenet_r")
 MADE = "% Made by `lscl pages` from the class, the config and the records: edit those."
@@ -194,6 +194,10 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
             f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
         )
         parts.append(captioned(table, caption, f"{name}-control", runs))
+    heads = heads_table(frame([one for one in runs if one["method"] == method], head=None))
+    if len(heads):
+        caption = f"{about}: final accuracy of its trained head and of a closed-form head on the same features, in %"
+        parts.append(captioned(heads, caption, f"{name}-heads", select(runs, method=method)))
     return "\n\n".join(parts)
 
 
