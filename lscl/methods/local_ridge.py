@@ -37,12 +37,12 @@ class LocalRidge(RidgeMethod):
     Payload: up 0 bytes, down 0 bytes.
 
     It measures what the questions asked here need at this scale, and so what a federation has to add; it is no verdict
-    on a system elsewhere. lambda is that of `fed_ridge`, chosen on the tuning seed 7 alone. Not in the paper.
+    on a system elsewhere. lambda was chosen on the tuning seed 7 alone. Not in the paper.
     """
 
     name, label = "local_ridge", "own ridge head"
     place, turn, quick = 16, 16, ("demo", "colab")
-    tuned = {"ridge_lambda": 0.01}
+    tuned = {"ridge_lambda": 0.03}
     search_space = LAMBDAS
     costs = OwnRidgeCosts
 

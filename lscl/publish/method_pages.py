@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import chosen_values, experiment, fields
+from lscl.config import NEEDS, chosen_values, experiment, fields
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
@@ -126,7 +126,8 @@ def names_of_parameters(method: str) -> list[str]:
         *(set(point) for point in points_of(method)[:1]),
         *(kind.sizes.get(name, {}) | chosen_values(kind, name) for name in ("mini", "paper")),
     ]
-    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
+    idle = {"method", "seed"} if kind.trains else {"method", "seed", *NEEDS["trains"]}
+    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - idle]
 
 
 def _source(module: ModuleType) -> str:

@@ -17,7 +17,7 @@ from lscl.federation.ridge import LAMBDA
 from lscl.registry import Parameters
 from lscl.seeding import torch_generator
 
-# Points for lambda: half powers of ten around the value at which both controls are best on the tuning seed.
+# Points for lambda: half powers of ten around the values at which the controls are best on the tuning seed.
 LAMBDAS = tuple({"ridge_lambda": value} for value in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
 
 
