@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lscl.federation.client import Client
 from lscl.federation.costs import OwnWork, Planned
+from lscl.federation.limits import Check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.ridge import ridge_head, ridge_sums
@@ -60,6 +61,9 @@ class LocalRidge(RidgeMethod):
         client.model.load_state_dict({"weight": weight})
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        return {}
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         return {}
 
     def upload(self, client: Client, stage: Stage) -> Payload:
