@@ -1,4 +1,4 @@
-"""Does torch.compile make a training step of Fed-LSCL faster? The same step with compiled and with plain blocks behind the cut.
+"""Does torch.compile make a training step of Fed-LSCL faster? The step with compiled and with plain blocks.
 
     python benchmarks/compiled.py [--shapes mini] [--threads 2]
 

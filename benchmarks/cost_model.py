@@ -1,8 +1,9 @@
-"""The cost model of `lscl plan` against measured training steps, on the CPU, at three sizes of the ViT (random weights, 224 px).
+"""The cost model of `lscl plan` against measured training steps, on the CPU, at three sizes of the ViT.
 
-Seconds are predicted from the FLOPs of a step and the rates of a matrix product, attention, a convolution and a GELU, measured just before; bytes are
-what autograd keeps for the backward pass, each storage once, weights left out. The ratio is the largest factor between prediction and
-measurement, in either direction, over sizes and systems.
+The ViTs have random weights and 224 px. Seconds are predicted from the FLOPs of a step and the rates of a matrix
+product, attention, a convolution and a GELU, measured just before. Bytes are what autograd keeps for the backward pass,
+each storage once, without weights. The ratio is the largest factor between prediction and measurement, in either
+direction, over sizes and systems.
 
     python benchmarks/cost_model.py [--sizes vit_tiny_patch16_224,...] [--batch 8] [--repeats 5]
 
@@ -53,7 +54,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # as in lscl.experiments.run
-    machine, rows = cost_model.measured(torch.device("cpu")), []
+    machine, rows = cost_model.measure_machine(torch.device("cpu")), []
     for name in given.sizes.split(","):
         vit = timm.create_model(name, pretrained=False, num_classes=0)
         for system in SYSTEMS:

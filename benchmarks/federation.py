@@ -1,11 +1,12 @@
-"""What real federations over Flower do: the same numbers, faults, bytes on the wire, many clients. Needs the extra `flower`.
+"""What real federations over Flower do: the same numbers, faults, bytes on the wire, many clients.
 
-    python benchmarks/federation.py parity [--profile demo] [--methods local_head,fed_lscl,fedavg,lorm,pilora] [--transports simulation,tls]
+    python benchmarks/federation.py parity [--profile demo] [--methods local_head,fed_lscl,...] [--transports tls,...]
     python benchmarks/federation.py faults [--kills 10] [--stops 5]
     python benchmarks/federation.py scale [--clients 25,50,100]
 
-adds rows to results/federation/{parity,faults,scale}.json; a row that is there is not computed again, so a stopped command goes on.
-Both cores are busy while it runs: minutes for the profile smoke, hours for all of demo.
+adds rows to results/federation/{parity,faults,scale}.json; existing rows are not computed again, so a stopped command
+goes on. It needs the extra `flower`. Both cores are busy while it runs: minutes for the profile smoke, hours for all of
+demo.
 """
 
 import argparse
@@ -33,11 +34,12 @@ from lscl.cli import one_line
 from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.experiments import records
-from lscl.experiments.records import accuracy, differing
+from lscl.experiments.records import accuracy, differing_entries
 from lscl.experiments.run import run
 from lscl.federation.metrics import average_so_far
 from lscl.flower import local as flower
 from lscl.flower.leftovers import key_folder
+from lscl.flower.node import LOOPBACK
 from lscl.methods import METHODS
 
 BUFFER = 2**16
@@ -45,7 +47,7 @@ SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
 
 
 def add(part: str, key: dict, work: Callable[[], dict]) -> None:
-    """Add the row that `work` makes to results/federation/<part>.json, with where it was made, unless there is one with this key.
+    """Add the row that `work` makes to results/federation/<part>.json, unless there is one with this key.
 
     load: average number of busy processes on the machine before it began, so that seconds can be judged.
     """
@@ -69,7 +71,7 @@ class Meter:
 
     def __init__(self, target: int):
         self.target, self.up, self.down = target, 0, 0
-        self.server = socket.create_server((flower.HOST, 0))
+        self.server = socket.create_server((LOOPBACK, 0))
         self.port = self.server.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -77,7 +79,7 @@ class Meter:
         while True:
             near, _ = self.server.accept()
             try:
-                far = socket.create_connection((flower.HOST, self.target))
+                far = socket.create_connection((LOOPBACK, self.target))
             except OSError:  # the server is not there
                 near.close()
                 continue
@@ -119,7 +121,7 @@ class Watch:
 
 
 @contextmanager
-def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.Local]:
+def deployed(config: Experiment, link: Callable[[int], int] = lambda port: port) -> Iterator[flower.LocalFederation]:
     """A federation of processes over TLS in a temporary folder."""
     with key_folder() as folder, flower.federation(folder, folder / "private", config, link=link) as local:
         yield local
@@ -149,9 +151,9 @@ def equal(config: Experiment, transport: str) -> dict:
     if transport == "tls":
         record, wire = metered(config)
     else:
-        record = flower.federate_here(config, True, SETTINGS, quiet)
+        record = flower.federate_locally(config, True, SETTINGS, quiet)
     return {
-        "differs": differing(record, alone),
+        "differs": differing_entries(record, alone),
         "accuracies": sum(
             value is not None for mask in record["accuracy"].values() for t in mask for k in t for value in k
         ),
@@ -164,7 +166,7 @@ def equal(config: Experiment, transport: str) -> dict:
 
 
 def metered(config: Experiment) -> tuple[dict, dict]:
-    """One run as processes behind a meter; -> its record, and the bytes that passed the meter in each round with the payloads among them.
+    """One run as processes behind a meter: its record, and the bytes of each round on the wire and in payloads.
 
     In the first round the nodes get the app, too; in the last one of a task the clients are tested.
     """
@@ -188,7 +190,8 @@ def metered(config: Experiment) -> tuple[dict, dict]:
     payload_up, payload_down = ([sum(one) for one in record[side]] for side in ("bytes_up", "bytes_down"))
     exchanges = [2 if (number + 1) % config.rounds == 0 else 1 for number in range(rounds)]
     return record, {
-        "clients": config.clients, "exchanges": exchanges, "wire_up": up, "payload_up": payload_up, "wire_down": down, "payload_down": payload_down
+        "clients": config.clients, "exchanges": exchanges,
+        "wire_up": up, "payload_up": payload_up, "wire_down": down, "payload_down": payload_down
     }  # fmt: skip
 
 
@@ -227,8 +230,11 @@ KILLS = 5  # in one run
 
 
 def clients_killed(kills: int, seed: int) -> dict:
-    """SIGKILL to all processes of a client at random moments of one run; they are started again at once, and the next client is killed
-    when they have been let in and a round has begun and ended since."""
+    """SIGKILL to all processes of a client at random moments of one run.
+
+    They are started again at once; the next client is killed when they have been let in and a round has begun and ended
+    since.
+    """
     config = experiment(profile="smoke", method="fed_lscl", tasks=2, rounds=3 * kills + 1)
     settings, draw, points, rounds = {**SETTINGS, "min-clients": 2}, random.Random(seed), [], [0]
     with deployed(config) as local, Watch(config, rounds.append):
@@ -277,13 +283,13 @@ def clients_killed(kills: int, seed: int) -> dict:
 LET_IN = "SuperNode ID"
 
 
-def times_in(local: flower.Local, client: int) -> int:
+def times_in(local: flower.LocalFederation, client: int) -> int:
     """How often the SuperLink has let a client's node in, by the node's log."""
     return (local.folder / f"client{client}.log").read_text(encoding="utf-8", errors="replace").count(LET_IN)
 
 
 def server_killed(stop: int) -> dict:
-    """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command once more."""
+    """SIGKILL to the SuperLink and all its processes, between two rounds or inside one; then the same command again."""
     config, draw, finished = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=3), random.Random(stop), [0]
     total, inside = config.tasks * config.rounds, stop % 2 == 0
     command = [
@@ -336,7 +342,7 @@ def found(pid: int, name: str) -> psutil.Process | None:
     return None
 
 
-# What is added to the client app of a node with the wrong intentions: behind its own checks, another payload than the honest one.
+# Added to the client app of a node with the wrong intentions: after its own checks it sends another payload.
 SPOIL = """
 
 import os
@@ -367,7 +373,7 @@ KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type"
 
 
 def strangers_and_bad_payloads() -> dict:
-    """One run in which client 1 sends something wrong in seven rounds, and three nodes that nobody let in try to be client 0."""
+    """One run in which client 1 sends something wrong in seven rounds, and three strange nodes try to be client 0."""
     config = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=len(KINDS) + 1)
     with deployed(config) as local:
         spoiled = local.folder / "spoiled"
@@ -409,22 +415,23 @@ def changed(**values: str) -> Iterator[None]:
 STRANGERS = ("unregistered key", "wrong certificate", "plain text")
 
 
-def start_strangers(local: flower.Local) -> None:
+def start_strangers(local: flower.LocalFederation) -> None:
     """Three nodes that should get in nowhere: a key that nobody registered, another authority's certificate, no TLS."""
     other = local.folder / "other"
     other.mkdir()
-    flower.certificates(other)
+    flower.write_certificates(other)
     for name in STRANGERS:
         key, trust = local.folder / f"{name}.key", (other if name == "wrong certificate" else local.folder) / "ca.crt"
-        flower.node_key(key)
+        flower.write_node_key(key)
         safe = ["--root-certificates", str(trust), "--auth-supernode-private-key", str(key)]
         local.start(
-            name, "flower-supernode", "--superlink", f"{flower.HOST}:{local.port}", *(["--insecure"] if name == "plain text" else safe),
+            name, "flower-supernode", "--superlink", f"{LOOPBACK}:{local.port}",
+            *(["--insecure"] if name == "plain text" else safe),
             "--port", str(flower.free_port()), "--node-config", "client=0", "--max-retries", "3",
         )  # fmt: skip
 
 
-def complaint(local: flower.Local, name: str) -> str:
+def complaint(local: flower.LocalFederation, name: str) -> str:
     """Why a node says that it is not in, on one line."""
     text = (local.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
     return text.partition("Failed to initialize the connection to the SuperLink.")[2].strip().partition("\n")[0]
@@ -461,7 +468,7 @@ def simulated(clients: int) -> dict:
         cpu.append(sum(cpu_of(process) for process in own))
 
     with Watch(config, note):
-        record = flower.federate_here(config, True, SETTINGS, quiet)
+        record = flower.federate_locally(config, True, SETTINGS, quiet)
     return {
         "rounds": len(record["bytes_up"]),
         "seconds_per_exchange": round(
@@ -469,7 +476,7 @@ def simulated(clients: int) -> dict:
         ),
         "cpu_seconds_per_exchange": round((cpu[-1] - cpu[0]) / (len(cpu) - 1), 1),
         "memory_mb": memory,
-        "differs_from_one_process": differing(record, run(config)),
+        "differs_from_one_process": differing_entries(record, run(config)),
     }
 
 

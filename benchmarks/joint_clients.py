@@ -1,8 +1,8 @@
 """Would one forward and backward pass of the frozen suffix for all clients of a round pay?
 
-Updates are per sample, so the images of several clients can share a pass. The most that this can save is measured: the suffix on K
-batches one after the other against the suffix on one batch K times as large, with given updates; CNNs, generators, heads and optimisers
-would stay one by one.
+Updates are per sample, so the images of several clients can share a pass. This measures the most that it can save: the
+suffix on K batches one after the other against the suffix on one batch K times as large, with given updates. CNNs,
+generators, heads and optimisers would stay one by one.
 
     python benchmarks/joint_clients.py [--shapes mini] [--clients 5] [--threads 2]
 

@@ -17,7 +17,10 @@ REPEATS = 7
 
 
 def side_by_side(work: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """Seconds of each piece of work, `repeats` times, in turn, so that a change of the machine's speed meets all of them; one warm-up."""
+    """Seconds of each piece of work, `repeats` times in turn after one warm-up.
+
+    The turns let a change of the machine's speed meet all pieces alike.
+    """
     seconds = {name: [] for name in work}
     for turn in range(repeats + 1):
         for name, one in work.items():

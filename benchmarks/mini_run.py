@@ -1,7 +1,7 @@
 """A whole mini run of Fed-LSCL: seconds, trained images per second, memory, and its ratio to the bare frozen suffix.
 
-The run's training time is compared with a forward and backward pass of the frozen suffix alone on the same batches (no CNN,
-no generator, no continual fine-tuning, no upload), in float32, measured on the same machine right after it: median of seven.
+The run's training time is compared with a forward and backward pass of the frozen suffix alone on the same batches (no
+CNN, no generator, no continual fine-tuning, no upload), in float32, on the same machine right after: median of seven.
 
     python benchmarks/mini_run.py [--dataset glyphs] [--data-dir FOLDER] [--precision bf16]
 

@@ -1,7 +1,7 @@
-"""How a run grows with images, clients, tasks and classes: seconds, processor seconds and peak memory, and the fitted exponents.
+"""How a run grows with images, clients, tasks and classes: seconds, processor seconds, peak memory, fitted exponents.
 
-Small runs on glyphs with the mini ViT, each in a process of its own; one size is changed at a time. Of the seconds, those of the
-preparation (drawing and decoding images, prefix activations, which are kept) are left out. An exponent of 1 is linear growth.
+Small runs on glyphs with the mini ViT, each in a process of its own; one size changes at a time. The seconds leave out
+the preparation (drawing and decoding images, prefix activations, which are cached). An exponent of 1 is linear growth.
 
     python benchmarks/scaling.py [--methods fed_lscl,lorm] [--threads 2] [--profile mini]
 
@@ -41,7 +41,10 @@ def config_of(method: str, profile: str, threads: int, sizes: dict[str, int]) ->
 
 
 def one(config: Experiment) -> dict:
-    """Seconds without the preparation and peak memory; to be called in a process of its own, and after a run that has filled the caches."""
+    """Seconds without the preparation, and peak memory.
+
+    To be called in a process of its own, after a run that has filled the caches.
+    """
     with paths.scratch():
         record = run(config, quiet=True)
     seconds = sum(value for phase, value in record["seconds"].items() if phase != "prepare")

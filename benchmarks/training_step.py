@@ -1,15 +1,16 @@
-"""One training step of every ViT method at the true shapes of ViT-B/16 (224 px, random weights) or of the mini ViT, against the bare matrix
-products of its work.
+"""One training step of every ViT method at the shapes of ViT-B/16 or the mini ViT, against its bare matrix products.
 
-The products: for every block behind the method's cut the four linear layers and the two of attention, forward, and back to the
-activations (no weight gradient), on all tokens, as plain matrix products into memory that is there already. Fed-LSCL's reference has the
-bare step of its CNN beside them. `minimal` leaves out what nobody needs: in the last block all but the CLS token's path, in the first
-everything behind its adapted layer. Fed-LSCL is also compared with the plain way (whole ViT in every step, one updated weight formed
-per sample), and, where the package peft is installed, with a LoRA made by it in the same block.
+ViT-B/16 has 224 px and random weights. The products: for every block behind the method's cut the four linear layers and
+the two of attention, forward, and back to the activations (no weight gradient), on all tokens, as plain matrix products
+into memory that is allocated already. Fed-LSCL's reference also has the bare step of its CNN. `minimal` leaves out what
+nobody needs: in the last block all but the CLS token's path, in the first everything behind its adapted layer.
+Fed-LSCL is also compared with the plain way (whole ViT in every step, one updated weight formed per sample) and, where
+the package peft is installed, with a LoRA made by it in the same block.
 
     python benchmarks/training_step.py [--shapes vit_b] [--batch 16] [--threads 2] [--methods fed_lscl,lorm]
 
-writes results/benchmarks/training_step_<shapes>.json. Run it alone on the machine: about half an hour for ViT-B/16 on two slow cores.
+writes results/benchmarks/training_step_<shapes>.json. Run it alone on the machine: about half an hour for ViT-B/16 on
+two slow cores.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from lscl.cli import one_line
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
-from lscl.experiments.run import inputs
+from lscl.experiments.run import read_inputs
 from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.methods import METHODS
@@ -68,7 +69,7 @@ def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch
     frozen = FrozenViT(vit, kind.cut(config), (0.5,) * 3, (0.5,) * 3)
     data = Dataset("random", images, images)
     method = kind(config, frozen, len(data.classes))
-    both = inputs(kind, frozen, images, device)
+    both = read_inputs(kind, frozen, images, device)
     return method, Client(0, method.new_model(0), partition(config, data), both, both, config.seed)
 
 
@@ -168,7 +169,7 @@ def cnn_step(client: Client) -> Callable[[], None]:
 
 
 def plain_step(method: Method, client: Client) -> Callable[[], None]:
-    """Fed-LSCL the plain way: the whole ViT in every step, and in its block one qkv weight W + s B_i A_i formed for each sample."""
+    """Fed-LSCL the plain way: the whole ViT in every step, and one qkv weight W + s B_i A_i formed for each sample."""
     config, vit, model = method.config, method.foundation.vit, client.model
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
     pixels = method.foundation.preprocess(torch.from_numpy(client.train.images.images))
@@ -195,7 +196,7 @@ def plain_step(method: Method, client: Client) -> Callable[[], None]:
 
 
 def peft_step(method: Method, client: Client, with_cnn: bool) -> Callable[[], None]:
-    """A LoRA of the same rank on the same qkv by peft, with a head, the whole ViT in every step; and the same CNN trained beside it."""
+    """A LoRA of the same rank on the same qkv by peft, with a head, the whole ViT in every step, and the same CNN."""
     from peft import LoraConfig, get_peft_model
 
     config = method.config

@@ -4,12 +4,16 @@ Names are loaded when they are first used, so that `import lscl` costs nothing.
 """
 
 import os
+import warnings
 from importlib import import_module
 from typing import Any
 
 # Torch's threads wait for each other by spinning, which slows a run several times when the machine has other work.
 # Sleeping threads cost nothing. Torch reads the variable at its import; results do not depend on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Libraries that come with torch warn in a notebook without ipywidgets that they can draw no progress bar.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __version__ = "0.1.0"
 

@@ -143,13 +143,13 @@ def federate_command(
             f"simulation and link = {link!r}: a running SuperLink decides what it serves; leave out one of the two"
         )
     try:
-        from lscl.flower.local import check_link, federate_here, submit
+        from lscl.flower.local import check_link, federate_locally, submit
         from lscl.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(
             f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'"
         ) from None
-    from lscl.experiments.records import differing, find
+    from lscl.experiments.records import differing_entries, find
     from lscl.experiments.run import run
     from lscl.models.cache import limit_bytes
 
@@ -167,13 +167,13 @@ def federate_command(
     record = (
         submit(config, settings, show, link, environment())
         if link
-        else federate_here(config, simulation, settings, show)
+        else federate_locally(config, simulation, settings, show)
     )
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
     if compare:
         alone = run(config.model_copy(update={"threads": record["config"]["threads"]}))
-        differs = differing(record, alone)
+        differs = differing_entries(record, alone)
         print(
             "in one process: "
             + (
@@ -257,7 +257,7 @@ def plan_command(
         ]
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
-    machine = cost_model.card(card) if card else cost_model.measured(device_of(config))
+    machine = cost_model.find_card(card) if card else cost_model.measure_machine(device_of(config))
     print(cost_model.plan_table([cost_model.cost(one) for one in runs], machine))
     cost_model.check_costs(runs, machine)
 
@@ -288,13 +288,13 @@ def table_command(
 ) -> None:
     """Print the scores of a profile's finished runs, except tuning runs, as means over seeds."""
     from lscl.experiments.records import all_records, select
-    from lscl.experiments.sweeps import reported
+    from lscl.experiments.sweeps import reportable_records
     from lscl.results import costs_frame, frame
     from lscl.results.markdown import provenance
     from lscl.results.tables import cost_table, score_table
 
     _check_names(profile, dataset)
-    records = [one for one in reported(all_records(profile)) if dataset in (None, one["dataset"])]
+    records = [one for one in reportable_records(all_records(profile)) if dataset in (None, one["dataset"])]
     for found, digest in sorted(
         {(one["dataset"], one["data_digest"]) for one in records}
     ):  # one table, one set of images

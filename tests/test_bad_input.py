@@ -186,7 +186,7 @@ EXPECTED = {
 }  # fmt: skip
 ONE_PLACE = pd.DataFrame({"profile": ["mini"], "dataset": ["cifar100"]})
 DESCRIBED = [
-    ("results/expected/demo.json", hardware.expected),
+    ("results/expected/demo.json", hardware.expected_profiles),
     ("results/expected/demo.json", lambda: numbers.numbers([])),
     ("results/probe/mini--cifar100--60.json", reference.model_card),
     ("results/tuning/mini--cifar100.json", measurements.tuning_frame),
@@ -482,8 +482,8 @@ def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, publish
     """The config refuses such a name; a table would escape it all the same."""
     made = [record(overrides={"cnn": HOSTILE}), record("local_head")]
     scores = results.frame(made)
-    table = markdown.captioned(score_table(scores), "Scores", "tab-x", made)
-    by_seed = frames.final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+    table = markdown.captioned_table(score_table(scores), "Scores", "tab-x", made)
+    by_seed = frames.final_rows(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
     said = [readings.read_ranking(by_seed, "seen", brief) for brief in (False, True)]
     for text in (table, *said, readings.read_costs(results.costs_frame(made))):
         assert "alert" in text and not any(
@@ -509,7 +509,7 @@ def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, publish
     ],
 )
 def test_plain_text(text, shown):
-    assert markdown.plain(text) == shown
+    assert markdown.plain_text(text) == shown
 
 
 def test_code_ends_where_it_should():

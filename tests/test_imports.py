@@ -121,7 +121,7 @@ def test_a_public_name_is_unique():
             True,
         ),
         ("lscl.data.store", "from lscl import methods", True),
-        ("lscl.results.frames", "from lscl.flower.messages import describe", True),
+        ("lscl.results.frames", "from lscl.flower.messages import pack_config", True),
         ("lscl.experiments.verify", "from lscl.publish.pages import write", True),
         ("lscl.config", "from lscl.elsewhere import x", True),
         ("lscl.cli", "from lscl.publish.pages import write", False),

@@ -460,4 +460,4 @@ def test_records_of_ours_have_no_digest_of_a_system(smoke):
     run(config, quiet=True)
     saved = json.loads((records.folder("smoke") / f"{config.name}.json").read_text(encoding="utf-8"))
     assert "system_digest" not in saved and registry.code_of("local_head") is None
-    assert cost_model.cost(experiment(profile="demo", method="local_head")).known
+    assert cost_model.cost(experiment(profile="demo", method="local_head")).is_known

@@ -1,7 +1,8 @@
-"""What a set of runs will need before anything runs: memory, disk, download, FLOPs and hours, from an explicit cost model.
+"""What a set of runs will need, before anything runs: memory, disk, download, FLOPs and hours, from a cost model.
 
-`lscl.models.counting` counts the networks, a system's `costs` say what it adds, and here they become runs. `benchmarks/cost_model.py`
-compares all of this with measured steps. A system without `costs` is unknown: nothing of it is taken for 0.
+`lscl.models.counting` counts the networks, a system's `costs` say what it adds, and this module sums both up over runs.
+`benchmarks/cost_model.py` compares the sums with measured steps. The costs of a system without `costs` are unknown,
+never 0.
 """
 
 import math
@@ -33,8 +34,11 @@ VISITS = 4  # of what is kept for the backward pass: written and read, and its g
 
 @dataclass(frozen=True)
 class Machine:
-    """What to plan for. memory: bytes on the device; linear, attention, convolution: FLOP/s that are reached; traffic: bytes/s of elementwise
-    work; step: seconds that a step costs at least."""
+    """A device to plan for.
+
+    memory: bytes on the device; linear, attention, convolution: FLOP/s that are reached; traffic: bytes/s of
+    elementwise work; step: seconds that a step takes at least.
+    """
 
     name: str
     memory: float
@@ -45,8 +49,8 @@ class Machine:
     step: float
 
 
-# From data sheets: GB, TFLOP/s in FP32, GB/s. Half of the rate for linear layers, a third for attention and convolutions are expected to be reached;
-# nobody measured that here.
+# From data sheets: GB, TFLOP/s in FP32, GB/s. The model expects half of that rate in linear layers and a third in
+# attention and convolutions; nobody has measured these shares here.
 SHEETS = {
     "t4": (15, 8.1, 300),
     "v100": (16, 15.7, 900),
@@ -62,9 +66,10 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run needs. FLOPs by kind, bytes of elementwise work, steps; bytes on the device, on the disk and over the network.
+    """What one run needs; what a system does not say is NaN.
 
-    What is not known of a system is NaN.
+    linear, attention, convolution, server: FLOPs by kind; traffic: bytes of elementwise work; steps: their number;
+    memory, disk, download: bytes on the device, on the disk and over the network.
     """
 
     config: Experiment
@@ -79,17 +84,17 @@ class Cost:
     download: float
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the system says what it costs."""
         return not math.isnan(self.memory)
 
     @property
     def flops(self) -> float:
-        """All of it, clients and server."""
+        """FLOPs of clients and server together."""
         return self.linear + self.attention + self.convolution + self.server
 
     def hours(self, machine: Machine) -> float:
-        """Expected hours; the server's work is made of convolutions, but for O2D, which is small."""
+        """Expected hours; all server work counts as convolutions (that of O2D is not, but it is small)."""
         work = (
             self.linear / machine.linear
             + self.attention / machine.attention
@@ -102,7 +107,7 @@ class Cost:
 
 
 def blocks_of(config: Experiment) -> Blocks:
-    """The blocks that a method computes in a training step, with the tokens it adds."""
+    """The transformer blocks that a method computes in a training step, with the tokens that it adds."""
     kind, (vit, _) = METHODS[config.method], vit_shape(config.foundation)
     cut = kind.cut(config)
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens + kind.costs(config).tokens()
@@ -114,7 +119,15 @@ def blocks_of(config: Experiment) -> Blocks:
 
 
 def seconds_of(config: Experiment, machine: Machine) -> float:
-    """Seconds of one training step of the first task."""
+    """Seconds of one training step of the first task.
+
+    Args:
+        config: the run.
+        machine: rates to expect, as a card of CARDS or `measure_machine` gives them.
+
+    Returns:
+        seconds for one batch.
+    """
     one = step_of(config)
     work = one.linear / machine.linear + one.attention / machine.attention + one.convolution / machine.convolution
     return config.batch * (work + one.traffic / machine.traffic) + machine.step
@@ -132,7 +145,15 @@ class Step:
 
 
 def step_of(config: Experiment, cnn_images: float = 1) -> Step:
-    """A step of the first task; so many images go through the CNN for one of a batch."""
+    """What one image costs in a training step of the first task.
+
+    Args:
+        config: the run.
+        cnn_images: how many images go through the CNN for each image of a batch.
+
+    Returns:
+        FLOPs and bytes of one image.
+    """
     kind, blocks = METHODS[config.method], blocks_of(config)
     costs, cnn = kind.costs(config), count_cnn(config) if kind.trains_cnn(config) else NOTHING
     linear, attention = blocks.step()
@@ -146,15 +167,15 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
 # ---- one run
 
 
-def sized(config: Experiment) -> bool:
-    """Whether it is known how many images the data set has before it is read."""
+def has_known_size(config: Experiment) -> bool:
+    """Whether the number of images of the data set is known before they are read."""
     source = DATASETS[config.dataset]
     return source.images is not None and source.classes is not None
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many images of all clients there are: in one epoch of all tasks, in all evaluations, stored for training and for testing."""
+    """Numbers of images of all clients: in one epoch of all tasks, in all evaluations, in the two stored sets."""
 
     epoch: float
     evaluated: float
@@ -163,9 +184,13 @@ class Counts:
 
     @classmethod
     def of(cls, config: Experiment) -> "Counts":
-        """Expected numbers; the shares of public classes are drawn."""
+        """Expected numbers, as the shares of public classes are drawn.
+
+        Raises:
+            LsclError: the size of the data set is not known before it is read.
+        """
         source = DATASETS[config.dataset]
-        if not sized(config):
+        if not has_known_size(config):
             known = ", ".join(name for name, one in DATASETS.items() if one.images and one.classes)
             raise LsclError(
                 f"dataset = {config.dataset!r}: how many images it has is not known before it is read (known: {known})"
@@ -183,7 +208,7 @@ class Counts:
 
 
 def cost(config: Experiment) -> Cost:
-    """What one run needs, from nothing: no cached image or activation, no checkpoint.
+    """What one run needs when no image, activation or checkpoint is on the disk yet.
 
     Raises:
         LsclError: an unknown network, or a data set whose size is not known before it is read.
@@ -235,9 +260,8 @@ def cost(config: Experiment) -> Cost:
     step = step_of(config, costs.cnn_images())
     step_bytes = config.batch * (step.saved + blocks.passing())
     pass_bytes = BATCH * (blocks.passing() + cnn.saved / 4)
-    memory += (config.clients + 4) * model + max(
-        step_bytes, pass_bytes
-    )  # all clients' models; one gradient, two moments, the server's copy
+    # All clients' models, one gradient, two moments and the server's copy.
+    memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)
     disk += 3 * config.clients * model
     return Cost(config, *dense, convolution, own.server, trained * step.traffic, steps, memory, disk, download)
 
@@ -245,7 +269,7 @@ def cost(config: Experiment) -> Cost:
 # ---- a set of runs
 
 
-def here(device: torch.device) -> Machine:
+def this_machine(device: torch.device) -> Machine:
     """This machine's memory, its rates not measured."""
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else physical_memory()
@@ -254,9 +278,11 @@ def here(device: torch.device) -> Machine:
     )
 
 
-def measured(device: torch.device) -> Machine:
-    """`here` with the rates of a matrix product, of attention and of a convolution in training, and of a GELU, the best of some; takes about
-    three seconds."""
+def measure_machine(device: torch.device) -> Machine:
+    """`this_machine` with measured rates, the best of several trials each; takes about three seconds.
+
+    They are those of a matrix product, of attention and a convolution in training, and of a GELU.
+    """
 
     def rate(work: Callable[[], object], flops: float) -> float:
         best, begun = math.inf, time.perf_counter()
@@ -268,10 +294,8 @@ def measured(device: torch.device) -> Machine:
             best = min(best, time.perf_counter() - start)
         return flops / best
 
-    tokens, weight = (
-        torch.randn(1576, 768, device=device),
-        torch.randn(768, 3072, device=device),
-    )  # ViT-B's first MLP layer, 8 images
+    # ViT-B's first MLP layer for 8 images.
+    tokens, weight = torch.randn(1576, 768, device=device), torch.randn(768, 3072, device=device)
     maps = torch.randn(8, 64, 56, 56, device=device, requires_grad=True)  # ResNet's first stage, 8 images
     layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()).to(device)
     q, k, v = torch.randn(3, 8, 12, 197, 64, device=device, requires_grad=True)  # its attention
@@ -282,21 +306,25 @@ def measured(device: torch.device) -> Machine:
     convolution = rate(lambda: layer(maps).sum().backward(), 3 * 2 * maps.numel() * 64 * 9)
     hidden = torch.randn(1576, 3072, device=device)
     traffic = rate(lambda: nn.functional.gelu(hidden), 2.0 * FLOAT * hidden.numel())
-    return replace(here(device), linear=linear, attention=attention, convolution=convolution, traffic=traffic)
+    return replace(this_machine(device), linear=linear, attention=attention, convolution=convolution, traffic=traffic)
 
 
-def card(name: str) -> Machine:
-    """A GPU by its name in CARDS."""
+def find_card(name: str) -> Machine:
+    """A GPU by its name in CARDS.
+
+    Raises:
+        LsclError: no such name.
+    """
     if name not in CARDS:
         raise unknown_name("card", name, CARDS)
     return CARDS[name]
 
 
 def disk(costs: Collection[Cost]) -> float:
-    """Bytes that all runs together need: images and activations are shared by runs that cut the ViT at the same place."""
+    """Bytes that all runs need together; those that cut the ViT at the same place share images and activations."""
     shared: dict[tuple, float] = {}
     for one in costs:
-        if not one.known:
+        if not one.is_known:
             continue
         kind = METHODS[one.config.method]
         key = (one.config.dataset, one.config.image_size, kind.cut(one.config) if kind.vit else "no ViT", kind.query)
@@ -305,39 +333,47 @@ def disk(costs: Collection[Cost]) -> float:
 
 
 def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]:
-    """The costs of all runs. Systems that do not say what they cost are named on stderr and not checked.
+    """Check that a machine can hold all runs; systems without costs are named on stderr and passed over.
+
+    Args:
+        configs: the runs.
+        machine: where they are to run.
+
+    Returns:
+        the cost of each run, in the order of `configs`.
 
     Raises:
-        LsclError: one of the others cannot have the memory it needs, or all together the disk.
+        LsclError: one run needs more memory than the machine has, or all together more disk than is free.
     """
     costs = [cost(config) for config in configs]
-    if unsaid(costs):
-        print(f"lscl: memory and disk are not checked for {unsaid(costs)}: its class has no costs", file=sys.stderr)
+    if systems_lacking_costs(costs):
+        print(
+            f"lscl: memory and disk are not checked for {systems_lacking_costs(costs)}: its class has no costs",
+            file=sys.stderr,
+        )
     for one in costs:
         if one.memory > machine.memory:
             raise LsclError(
-                f"{one.config.name} needs about {one.memory / 2**30:.1f} GB of memory, {machine.name} has {machine.memory / 2**30:.1f}: "
+                f"{one.config.name} needs about {one.memory / 2**30:.1f} GB of memory, "
+                f"{machine.name} has {machine.memory / 2**30:.1f}: "
                 f"lower batch (now {one.config.batch}) or take a smaller foundation model"
             )
     cache = paths.cache()
-    free, there = (
-        shutil.disk_usage(_existing(cache)).free,
-        sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()),
-    )
-    limit = limit_bytes()
-    need = (
-        disk(costs) if limit is None else min(disk(costs), max([limit, *(one.disk for one in costs if one.known)]))
-    ) - there
+    free, limit, wanted = shutil.disk_usage(_existing(cache)).free, limit_bytes(), disk(costs)
+    if limit is not None:
+        wanted = min(wanted, max([limit, *(one.disk for one in costs if one.is_known)]))
+    need = wanted - sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     if need > free:
         raise LsclError(
-            f"these runs need up to {need / 1e9:.0f} GB more in {cache}, {free / 1e9:.0f} GB are free: set LSCL_CACHE to a larger disk"
+            f"these runs need up to {need / 1e9:.0f} GB more in {cache}, {free / 1e9:.0f} GB are free: "
+            "set LSCL_CACHE to a larger disk"
         )
     return costs
 
 
-def unsaid(costs: Collection[Cost]) -> str:
-    """The systems that do not say what they cost, as text; empty if all do."""
-    return ", ".join(dict.fromkeys(one.config.method for one in costs if not one.known))
+def systems_lacking_costs(costs: Collection[Cost]) -> str:
+    """The names of the systems that do not say what they cost, with commas; empty if all do."""
+    return ", ".join(dict.fromkeys(one.config.method for one in costs if not one.is_known))
 
 
 def _existing(folder: Path) -> Path:
@@ -345,13 +381,22 @@ def _existing(folder: Path) -> Path:
 
 
 def plan_table(costs: Collection[Cost], machine: Machine) -> str:
-    """One line per system and data set with what it needs, seeds summed up, and a last line for all."""
+    """What a set of runs needs, as text: a line per system and data set, its seeds summed up, and one for all.
+
+    Args:
+        costs: as `check_costs` returns them.
+        machine: what the hours are expected on.
+
+    Returns:
+        lines of equal columns; what a system does not say reads "unknown".
+    """
     groups: dict[tuple[str, str, str], list[Cost]] = {}
     for one in costs:
         extra = ", ".join(f"{key}={value}" for key, value in one.config.overrides().items())
         groups.setdefault((one.config.dataset, one.config.method, extra), []).append(one)
     lines = [
-        f"{'data':11} {'system':22} {'runs':>4} {'memory GB':>9} {'disk GB':>8} {'PFLOP clients':>13} {'server':>8} {'hours':>7}"
+        f"{'data':11} {'system':22} {'runs':>4} {'memory GB':>9} {'disk GB':>8} "
+        f"{'PFLOP clients':>13} {'server':>8} {'hours':>7}"
     ]
     for (dataset, method, extra), group in groups.items():
         clients, server = (
@@ -364,11 +409,13 @@ def plan_table(costs: Collection[Cost], machine: Machine) -> str:
         lines.append(f"{first} {_number(clients, 13, 2)} {_number(server, 8, 2)} {_number(hours, 7, 1)}")
     download = sum({one.config.dataset: _images(one) for one in costs}.values())
     download += max((one.download - _images(one) for one in costs), default=0)
-    total = sum(one.hours(machine) for one in costs if one.known)
-    without = f"; without {unsaid(costs)}, whose class has no costs" if unsaid(costs) else ""
+    total = sum(one.hours(machine) for one in costs if one.is_known)
+    without = (
+        f"; without {systems_lacking_costs(costs)}, whose class has no costs" if systems_lacking_costs(costs) else ""
+    )
     lines.append(
-        f"all on {machine.name}: {total:.1f} hours, {disk(costs) / 1e9:.0f} GB of disk, {download / 1e9:.1f} GB to download, "
-        f"nothing cached before{without}"
+        f"all on {machine.name}: {total:.1f} hours, {disk(costs) / 1e9:.0f} GB of disk, "
+        f"{download / 1e9:.1f} GB to download, nothing cached before{without}"
     )
     return "\n".join(lines)
 

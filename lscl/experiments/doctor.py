@@ -1,4 +1,4 @@
-"""What is installed, where things lie, and what is missing."""
+"""The answers of `lscl doctor`: what is installed, where files lie, and what is missing."""
 
 import shutil
 import subprocess
@@ -25,7 +25,8 @@ def doctor() -> Iterator[str]:
     """One line per fact; lines that start with `missing` or `bad` need attention."""
     yield "versions: " + ", ".join(f"{name} {number}" for name, number in records.versions().items())
     machine = records.hardware()
-    yield f"hardware: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, GPU {machine['gpu'] or 'none'}"
+    gpu = machine["gpu"] or "none"
+    yield f"hardware: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, GPU {gpu}"
     yield f"device for auto: {'cuda' if torch.cuda.is_available() else 'cpu'}"
     for what, folder in (("results", paths.results()), ("cache", paths.cache())):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The parameters of a notebook, checked before anything is computed: papermill injects whatever it is told, misspelled names too."""
+"""Check a notebook's parameters before it computes: papermill injects whatever it gets, misspelled names too."""
 
 import ast
 from typing import Any
@@ -12,12 +12,15 @@ INJECTED = "# Parameters\n"  # how papermill's own cell begins
 
 
 def parameters(**known: Any) -> None:
-    """Check the parameters of a notebook, given by name with their values, and that papermill injected no other ones.
+    """Check the parameters of a notebook and that papermill injected no other ones.
+
+    Args:
+        known: the parameters by name, with their values.
 
     Raises:
         LsclError: an injected name that the notebook does not have, or an impossible value.
     """
-    for name in injected():
+    for name in injected_names():
         if name not in known:
             raise unknown_name("parameter", name, known)
     if not isinstance(known.get("compute", False), bool):
@@ -25,8 +28,8 @@ def parameters(**known: Any) -> None:
     experiment(**{name: value for name, value in known.items() if name in fields()})
 
 
-def injected() -> list[str]:
-    """The names that papermill's cells have set in this session, in the order of their appearance; none outside of a notebook."""
+def injected_names() -> list[str]:
+    """The names that papermill's cells have set in this session, in their order; none outside of a notebook."""
     session = get_ipython()
     cells = session.user_ns.get("In", []) if session else []
     trees = [ast.parse(cell) for cell in cells if cell.startswith(INJECTED)]

@@ -1,5 +1,8 @@
-"""What decides a number beside the config: images, partition, weights, device and threads. It is compared when a record is found and when
-a saved state goes on, so that two different inputs never share a result."""
+"""What decides a number besides the config: images, partition, weights, device and threads.
+
+A run compares it when it finds a record and when it resumes a saved state, so that two different inputs never share a
+result.
+"""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -35,8 +38,17 @@ IMAGES = (
 )  # parameters that `load` reads
 
 
-def of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
-    """The origin of a run that is about to be computed."""
+def origin_of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
+    """The origin of a run that is about to be computed.
+
+    Args:
+        data: its images.
+        parts: how they are dealt to the clients.
+        method: the system, with its frozen model and server images.
+
+    Returns:
+        a value for each of ENTRIES; None where the run has no such input.
+    """
     return {
         "data_digest": data.digest,
         "partition_digest": parts.digest,
@@ -48,15 +60,16 @@ def of_run(data: Dataset, parts: Partition, method: Method) -> dict[str, Any]:
     }
 
 
-def of_record(record: Mapping[str, Any]) -> dict[str, Any]:
+def origin_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The origin of a finished run."""
     return {name: record["config"]["threads"] if name == "threads" else record[name] for name in ENTRIES}
 
 
-def asked(config: Experiment) -> dict[str, Any]:
-    """What a call says about the origin before anything is computed: device and threads that are given, images in a folder that is given.
+def requested_origin(config: Experiment) -> dict[str, Any]:
+    """What a call fixes of the origin before anything is computed: device, threads and images of its own.
 
-    What it leaves open is taken as it is found. Without a folder the images are those of the data set, always the same.
+    What the call leaves open, an existing result decides. Without a folder the images are those of the data set, which
+    never change.
 
     Raises:
         LsclError: the folder is missing, or does not hold what it should.
@@ -76,17 +89,21 @@ def asked(config: Experiment) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-@lru_cache(
-    maxsize=2
-)  # a set of runs asks for the same ones again and again; an own folder is known by its digest, which is always a fresh one
+# A set of runs asks for the same images again and again. The digest in the config is always a fresh one, so a changed
+# folder is read again.
+@lru_cache(maxsize=2)
 def _images(config: Experiment, there: bool, _version: int) -> Dataset:
     return load(config)
 
 
-def compare(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place: object) -> None:
-    """Refuse a result of another origin. On a GPU the threads do not matter.
+def check_origin(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place: object) -> None:
+    """Refuse a result of another origin; on a GPU the number of threads does not matter.
 
-    made: the whole origin of `what`, which lies at `place`; wanted: what is asked for.
+    Args:
+        made: the whole origin of the result.
+        wanted: what a call asks for, all entries or some.
+        what: names the result in the message, such as "the record of this run".
+        place: the file or folder of the result.
 
     Raises:
         LsclError: saying what differs, and what to do.
@@ -94,4 +111,4 @@ def compare(made: Mapping[str, Any], wanted: Mapping[str, Any], what: str, place
     for name, remedy in ENTRIES.items():
         if name in wanted and made.get(name) != wanted[name] and not (name == "threads" and made["device"] == "cuda"):
             gap = f"{what} was made with {name} = {made.get(name)}, this call asks for {name} = {wanted[name]}"
-            raise LsclError(f"{gap}: {remedy}, or move {place} away to start anew")
+            raise LsclError(f"{gap}: {remedy}, or move {place} away to start again")

@@ -35,11 +35,21 @@ class Progress:
         self.bar.start()
 
     def prepare(self, done: int, total: int) -> None:
-        """`done` of `total` images went through the frozen part."""
+        """Show how many images went through the frozen part.
+
+        Args:
+            done: images so far.
+            total: images in all.
+        """
         self.bar.update(self.task, description=f"{self.label}: frozen ViT, once per image", completed=done, total=total)
 
     def start(self, exchanges: int, reports: list[Round]) -> None:
-        """The loop of so many `exchanges`, evaluations included, starts; `reports`: what was done by an earlier call."""
+        """Show that the loop starts.
+
+        Args:
+            exchanges: their number, evaluations included.
+            reports: the rounds that an earlier call has finished.
+        """
         rounds = len(reports)
         done = sum(2 if report.scores else 1 for report in reports) * self.config.clients
         self.bar.reset(self.task, total=exchanges * self.config.clients, completed=done, description=self.label)
@@ -48,14 +58,19 @@ class Progress:
             print(f"{self.label}: going on after round {rounds}", file=sys.stderr, flush=True)
 
     def client(self, stage: Stage, client: int) -> None:
-        """A client has answered."""
+        """Show that a client has answered.
+
+        Args:
+            stage: the exchange.
+            client: its number, from 0.
+        """
         rounds = self.config.rounds_run
         step = f"round {stage.round + 1}/{rounds}" if stage.round < rounds else stage.name
         where = f"task {stage.task + 1}/{self.config.tasks_run} {step} client {client + 1}/{self.config.clients}"
         self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
 
     def round(self, report: Round) -> None:
-        """A round has ended; after the last one of a task its accuracy is known."""
+        """Show that a round has ended; after the last one of a task, with its accuracy."""
         for fault in report.faults:
             line = f"{self.label}: task {report.task + 1} round {report.round + 1}: not taken: {fault}"
             self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -79,5 +94,5 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.stop()

@@ -26,13 +26,14 @@ from lscl.machine import hardware, versions
 from lscl.registry import DATASETS, METHODS, foreign_parameters
 
 SCHEMA = 1
-LARGEST = 64 * 2**20  # bytes of a record's file
+LARGEST_FILE = 64 * 2**20  # bytes of a record's file
 PACKAGE = Path(lscl.__path__[0]).resolve()
-SHOWING = ("publish", "results")  # packages that show what was recorded; no run comes out differently when they change
+DISPLAY_PACKAGES = ("publish", "results")  # they show what was recorded; a change there changes no run
 Record = dict[str, Any]
-# What may differ between equal runs; a server does not know how many images the clients of a real federation have gone through.
-TIMES = (
-    "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions", "optimised_images",
+# What may differ between equal runs. The server of a real federation cannot know how many images its clients saw.
+MAY_DIFFER = (
+    "seconds", "cpu_seconds", "peak_memory_mb", "finished", "commit", "dirty", "code_digest", "hardware", "versions",
+    "optimised_images",
 )  # fmt: skip
 
 Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -66,12 +67,14 @@ def _config(values: Any) -> Experiment:
             found = ", ".join(str(one)[:40] for one in sorted(set(map(str, values)) - set(fields()))[:5])
             brings = f", which brings {found}" if found else ""
             raise ValueError(
-                f"{known.kind} {str(name)[:80]!r}{brings} is not registered here: lscl.{call} makes it known (registered: {', '.join(known)})"
+                f"{known.kind} {str(name)[:80]!r}{brings} is not registered here: lscl.{call} makes it known "
+                f"(registered: {', '.join(known)})"
             )
     unknown = sorted(set(map(str, values)) - set(fields()))
     if unknown:
         raise ValueError(
-            f"{', '.join(unknown)[:200]}: no registered system has these parameters; lscl.register makes the one that does known"
+            f"{', '.join(unknown)[:200]}: no registered system has these parameters; "
+            "lscl.register makes the one that does known"
         )
     try:
         return Experiment(**values)
@@ -96,7 +99,7 @@ class Ridge(BaseModel):
 
 
 class RecordFile(BaseModel):
-    """What every record is: all entries are there, of the right type and size, and agree with each other."""
+    """The shape of every record: all entries are there, of the right type and size, and agree with each other."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
     schema_: Literal[SCHEMA] = Field(alias="schema")
@@ -139,7 +142,7 @@ class RecordFile(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> "RecordFile":
-        """Entries that are there twice are equal, and every list has a place for each task, client, mask and class."""
+        """Entries that stand there twice are equal; every list has a place for each task, client, mask and class."""
         config = self.config
         tasks, clients, classes = config.tasks_run, config.clients, config.tasks_run * config.classes_per_task
         for key in ("method", "dataset", "profile", "seed"):
@@ -181,24 +184,33 @@ def _same(what: str, found: object, wanted: object) -> None:
 
 
 def source(package: Path = PACKAGE) -> dict[str, Any]:
-    """Which code runs: {"commit": hash or None, "dirty": whether it may be other code than the commit's, "code_digest": of all its files}.
+    """Which code runs.
 
-    The code of a run is the package without the parts that only show results (SHOWING), so a new caption makes no run dirty.
-
-    The repository asked is the one that the package itself lies in. Without one, the code is clean, with commit None, only if it is an
+    The code of a run is the package without the parts that only show results (DISPLAY_PACKAGES), so a new caption makes
+    no run dirty. Only the repository in which the package lies is asked. Without one, the code is clean if it is an
     installed distribution whose files are as they were packed; all else is dirty.
+
+    Args:
+        package: the folder of the package.
+
+    Returns:
+        {"commit": hash or None, "dirty": whether it may be other code than the commit's, "code_digest": of all its
+        files}.
     """
-    files = _code_files(package, SHOWING)
+    files = _code_files(package, DISPLAY_PACKAGES)
     commit, dirty = _checkout(package, files) or (None, not _as_packed(package, files))
-    return {"commit": commit, "dirty": dirty, "code_digest": code_digest(SHOWING, package)}
+    return {"commit": commit, "dirty": dirty, "code_digest": code_digest(DISPLAY_PACKAGES, package)}
 
 
 def code_digest(without: Collection[str], package: Path = PACKAGE) -> str:
     """The digest of the package's files and their names.
 
     Args:
-        without: parts of the package that do not count.
+        without: packages inside it that do not count.
         package: the folder of the package.
+
+    Returns:
+        16 hexadecimal digits.
     """
     files = _code_files(package, without)
     return digest_of(
@@ -213,15 +225,15 @@ def _code_files(package: Path, without: Collection[str]) -> list[Path]:
 
 
 def _passed_over(path: Path, without: Collection[str]) -> bool:
-    """Whether a file, by its place in the package, is none of its code: what Python compiled, what is hidden, and parts that do not count."""
+    """Whether a file of the package does not count as its code: compiled, hidden, or in a part that is left out."""
     return path.parts[0] in without or any(part == "__pycache__" or part.startswith(".") for part in path.parts)
 
 
 def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
-    """The commit of the repository that has `package`, and whether the files differ from it; None if there is no such repository.
+    """The commit of the repository that tracks `package`, and whether the files differ from it; None without one.
 
-    Contents are compared, so no flag in the index hides a change. A clone of another owner is read if the package lies at its top, for
-    then its code runs anyway; nothing that the clone configures is started.
+    Contents are compared, so no flag in the index hides a change. A clone of another owner is read if the package lies
+    at its top, for then its code runs anyway; nothing that the clone configures is started.
     """
     top, names = package.parent, [*files, *package.parent.glob("pyproject.toml")]
     names = [path.relative_to(top).as_posix() for path in names]
@@ -247,7 +259,7 @@ def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
         within = {
             name: Path(name).relative_to(package.name) if name != "pyproject.toml" else Path(name) for _, name in rows
         }
-        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(within[name], SHOWING)}
+        tracked = {name: about.split()[2] for about, name in rows if not _passed_over(within[name], DISPLAY_PACKAGES)}
         if f"{package.name}/__init__.py" not in tracked:
             return None  # installed into a folder of some other repository
         hashes = git("hash-object", "--no-filters", "--", *names).split()
@@ -272,8 +284,20 @@ def _has_hash(path: Path, wanted: FileHash | None) -> bool:
     return base64.urlsafe_b64encode(found).decode().rstrip("=") == wanted.value
 
 
-def make(config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]) -> Record:
-    """The record of a finished run from the right answers counts[t][k] and what else was measured (`facts`)."""
+def assemble_record(
+    config: Experiment, counts: list[list[dict]], seen: list[list[int]], facts: dict[str, Any]
+) -> Record:
+    """The record of a finished run.
+
+    Args:
+        config: the run.
+        counts: right answers, counts[t][k] those of client k after task t (`federation.metrics`).
+        seen: the classes of each client, in the order of `counts`.
+        facts: everything else that was measured, by the record's keys.
+
+    Returns:
+        the record, as JSON can hold it.
+    """
     answers = [found for row in counts for found in row if found is not None]
     tested = len(answers) > 0 and all("ridge" in found for found in answers)  # not in a state that older code began
     ridge = {"ridge": _scores(config, counts, seen, "ridge", RIDGE_MASKS)} if tested else {}
@@ -305,7 +329,7 @@ def _scores(
 
 
 def _saved(config: Experiment) -> dict[str, Any]:
-    """The config as a record has it, without the parameters that systems of other packages brought for runs of their own."""
+    """The config as a record has it, without parameters that systems of other packages brought for their own runs."""
     values = config.model_dump(mode="json", exclude=PLACES)
     known = fields()
     others = {
@@ -315,7 +339,15 @@ def _saved(config: Experiment) -> dict[str, Any]:
 
 
 def folder(profile: str, dirty: bool = False) -> Path:
-    """Where the records of a profile lie; runs of uncommitted code are filed apart."""
+    """Where the records of a profile lie.
+
+    Args:
+        profile: its name.
+        dirty: the folder for runs of uncommitted code, which are filed apart.
+
+    Returns:
+        the folder, which need not exist.
+    """
     base = paths.results() / "runs" / profile
     return base / "dirty" if dirty else base
 
@@ -324,13 +356,24 @@ def save(record: Record) -> Path:
     """Write a record and return its path.
 
     Raises:
-        LsclError: it is none that could be read again, the disk is full, or the folder cannot be written.
+        LsclError: it could not be read again, the disk is full, or the folder cannot be written.
     """
     return write_record(record, folder(record["profile"], record["dirty"]))
 
 
 def write_record(record: Record, where: Path) -> Path:
-    """Write a record into the folder `where` and return its path; raises as `save`."""
+    """Write a record into any folder.
+
+    Args:
+        record: what to write.
+        where: the folder.
+
+    Returns:
+        the path of its file.
+
+    Raises:
+        LsclError: as `save`.
+    """
     path = where / f"{record['name']}.json"
     data = (json.dumps(record, separators=(",", ":")) + "\n").encode()
     _understood(data, path)
@@ -339,14 +382,16 @@ def write_record(record: Record, where: Path) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """Read one record; its config is completed by parameters that came later, at their defaults, and `overrides` is added: what
-    the config changes of the profile as it is today. So are `device`, `server_images_digest` and `system_digest`, which came later.
+    """Read one record, completed by what came later.
+
+    Parameters that came later get their defaults; so do `device`, `server_images_digest` and `system_digest`. The entry
+    `overrides` is added: what the config changes of the profile as it is today.
 
     Raises:
-        LsclError: no such file, no regular file, damaged, of another schema, or not what `RecordFile` says.
+        LsclError: no such file, no regular file, damaged, of another schema, or not of the shape of `RecordFile`.
     """
     try:
-        data = read_regular(path, LARGEST)
+        data = read_regular(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise LsclError(f"cannot read the record {path}: {error}") from error
     return _understood(data, path)
@@ -361,7 +406,8 @@ def _understood(data: bytes, path: Path) -> Record:
         raise LsclError(f"cannot read the record {path}: {type(error).__name__} {error}") from error
     if isinstance(found, bool) or found != SCHEMA:
         raise LsclError(
-            f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: run it again or use another version"
+            f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: "
+            "run it again or use another version"
         )
     if isinstance(record.get("hardware"), dict):
         record = {
@@ -386,15 +432,22 @@ def _understood(data: bytes, path: Path) -> Record:
 
 
 def find(config: Experiment, dirty: bool = False, code_digest: str | None = None) -> Record | None:
-    """The finished record of this very experiment, if there is one; with `code_digest`, only one that this code has made.
+    """The finished record of this very experiment, if there is one.
+
+    Args:
+        config: the experiment.
+        dirty: search among the runs of uncommitted code.
+        code_digest: accept a record only if code of this digest has made it.
+
+    Returns:
+        the record, None if there is none.
 
     Raises:
-        LsclError: there is a file with its digest, but damaged, made when a parameter had another default, or from other images, on
-            another device or with other threads than those asked for (`lscl.experiments.origin`); or the folder of the images is missing.
+        LsclError: there is a file with its digest, but damaged, or made when a parameter had another default, or of
+            another origin than this call asks for (`lscl.experiments.origin`); or the folder of the images is missing.
     """
-    for path in folder(config.profile, dirty).glob(
-        f"*--{config.digest}.json"
-    ):  # the name before it follows the profile's values
+    # The part of the name before the digest follows the profile's values of its day.
+    for path in folder(config.profile, dirty).glob(f"*--{config.digest}.json"):
         record = _of_folder(read_record(path), config.profile, dirty, path)
         if code_digest not in (None, record["code_digest"]):
             return None
@@ -408,7 +461,9 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
             raise LsclError(
                 f"record {path} was made with other defaults ({'; '.join(changed)}): move it away to run again"
             )
-        origin.compare(origin.of_record(record), origin.asked(config), "the record of this run", path)
+        origin.check_origin(
+            origin.origin_of_record(record), origin.requested_origin(config), "the record of this run", path
+        )
         return record
     return None
 
@@ -430,27 +485,36 @@ def _of_folder(record: Record, profile: str, dirty: bool, path: Path) -> Record:
 
 
 def select(records: Iterable[Record], **values: Any) -> list[Record]:
-    """The records whose top-level entry or config entry equals each of `values`."""
+    """The records that have all of `values`, each as an entry of the record or of its config."""
     return [
         one for one in records if all(one.get(key, one["config"].get(key)) == value for key, value in values.items())
     ]
 
 
-def differing(record: Record, other: Record, ignored: Iterable[str] = TIMES) -> list[str]:
-    """Names of the entries of `record` that are other ones, or missing, in `other`."""
+def differing_entries(record: Record, other: Record, ignored: Iterable[str] = MAY_DIFFER) -> list[str]:
+    """Names of the entries that differ between two records.
+
+    Args:
+        record: whose entries are compared.
+        other: where an entry may differ or be missing.
+        ignored: names that do not count.
+
+    Returns:
+        the names in alphabetical order.
+    """
     return sorted(name for name in set(record) - set(ignored) if record[name] != other.get(name))
 
 
 def accuracy(record: Record, mask: str, head: str = "trained") -> np.ndarray:
-    """The accuracies of one mask.
+    """Accuracies of a run under one mask.
 
     Args:
-        record: of a run.
-        mask: the score.
-        head: "trained", the system's own, or "ridge", the closed-form one.
+        record: the run.
+        mask: a key of `labels.MASK_LABELS`: task, seen or all.
+        head: "trained", the system's own, or "ridge", the closed-form one, which is not tested under the mask all.
 
     Returns:
-        acc[t][k][u], percent, NaN for u > t.
+        (t, k, u) percent on the test images of task u for client k after task t; NaN for u > t.
     """
     return np.array(scores_of(record, head)["accuracy"][mask], dtype=float)
 
@@ -459,7 +523,7 @@ def scores_of(record: Record, head: str) -> dict[str, Any]:
     """What a record says of one of its heads.
 
     Args:
-        record: of a run.
+        record: the run.
         head: an entry of `lscl.federation.metrics.HEADS`.
 
     Returns:

@@ -47,7 +47,18 @@ def device_of(config: Experiment) -> torch.device:
 
 
 def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
-    """Everything the loop needs, as `setting` makes it, with all clients."""
+    """Everything that the loop in one process needs: `build_experiment` with all clients.
+
+    Args:
+        config: the run.
+        progress: shows how far the frozen part is.
+
+    Returns:
+        images, partition, method and clients.
+
+    Raises:
+        LsclError: as `build_experiment`.
+    """
     data, parts, method, new_client = build_experiment(config, progress)
     return data, parts, method, [new_client(k) for k in range(config.clients)]
 
@@ -55,16 +66,22 @@ def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Datas
 def build_experiment(
     config: Experiment, progress: Progress | None = None
 ) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
-    """What server and clients start from, and how client k is made; prefix activations are computed here unless they lie on disk already.
+    """What server and clients start from; prefix activations that are not on the disk yet are computed here.
+
+    Args:
+        config: the run.
+        progress: shows how far the frozen part is.
+
+    Returns:
+        images, partition, method, and a function that makes client k.
 
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
     """
     torch.set_num_threads(config.cpu_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # nothing here reads what it has not written; filling costs 5 %
-    )
+    # Nothing here reads what it has not written, and filling costs 5 %.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     prepare_device(config)
     device = device_of(config)
     kind = METHODS[config.method]
@@ -80,7 +97,9 @@ def build_experiment(
         if config.compile:
             frozen.compile_blocks()
     watch = progress.prepare if progress else None
-    read = partial(inputs, kind, frozen, device=device, watch=watch, numbers=config.activations, side=config.cnn_size)
+    read = partial(
+        read_inputs, kind, frozen, device=device, watch=watch, numbers=config.activations, side=config.cnn_size
+    )
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
     method = kind(config, frozen, len(data.classes))
@@ -95,7 +114,7 @@ def build_experiment(
     return data, parts, method, new_client
 
 
-def inputs(
+def read_inputs(
     kind: type[Method],
     frozen: FrozenViT | None,
     images: ImageSet,
@@ -104,25 +123,40 @@ def inputs(
     numbers: str = "fp32",
     side: int | None = None,
 ) -> Inputs:
-    """The images as a method takes them: beside the pixels, what it needs of the frozen ViT, from the disk if it lies there."""
+    """The images as a method takes them: the pixels, and what it needs of the frozen ViT.
+
+    Args:
+        kind: the system.
+        frozen: the frozen ViT; None for a system without one.
+        images: pixels and labels.
+        device: where batches go.
+        watch: called with how many of how many images went through the frozen part.
+        numbers: how activations are stored, a key of `models.cache.STORED`.
+        side: pixels of an image's side for the CNN; None = those of `images`.
+
+    Returns:
+        images with their prefix activations, which are read from the disk if they lie there.
+    """
     if frozen is None:
         return Inputs(images, None, device, side=side)
     last = prefix_cache(frozen.recut(frozen.depth), images, device, watch, numbers) if kind.query else None
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
-LARGE = {"colab", "paper"}  # profiles that may need more than a machine has
+LARGE_PROFILES = {"colab", "paper"}  # profiles that may need more than a machine has
 
 
-def affordable(configs: Collection[Experiment]) -> None:
-    """Refuse early what this machine cannot hold. Only runs of the large profiles are looked at, on data whose size is known before.
+def check_affordable(configs: Collection[Experiment]) -> None:
+    """Refuse early what this machine cannot hold.
+
+    Only runs of the large profiles are checked, on data whose size is known before they are read.
 
     Raises:
         LsclError: a run needs more memory than the device has, or all together more disk.
     """
-    large = [config for config in configs if config.profile in LARGE and cost_model.sized(config)]
+    large = [config for config in configs if config.profile in LARGE_PROFILES and cost_model.has_known_size(config)]
     if large:
-        cost_model.check_costs(large, cost_model.here(device_of(large[0])))
+        cost_model.check_costs(large, cost_model.this_machine(device_of(large[0])))
 
 
 class RunBusy(LsclError):
@@ -130,16 +164,24 @@ class RunBusy(LsclError):
 
 
 def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.Record:
-    """The record of `config`: read if it exists, else computed, resuming at the last finished round of an earlier call.
+    """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
-    A run is computed by one process at a time; a second one waits for the first and then reads what it made.
+    One process at a time computes a run; a second one waits for the first and then reads its record.
+
+    Args:
+        config: the run.
+        quiet: show no progress.
+        wait: wait for another process that is computing this run.
+
+    Returns:
+        the record.
 
     Raises:
-        Busy: another process is computing this run, and `wait` is False.
-        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed before is kept.
+        RunBusy: another process is computing this run, and `wait` is False.
+        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed stays.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
-    limit_bytes()  # a bound that is no number is said before anything else
+    limit_bytes()  # refuses a bound that is no number, before anything else
     code = records.source()
     existing = _finished(config, code)
     if existing is not None:
@@ -154,7 +196,16 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
 
 @contextmanager
 def claim(state: Path, wait: bool):
-    """Keep other processes off a run; the system frees the claim when the process ends, however it ends."""
+    """Keep other processes off a run; the system frees the claim when the process ends, however it ends.
+
+    Args:
+        state: the folder of the run's saved state; the lock lies beside it.
+        wait: wait for another process that has the claim.
+
+    Raises:
+        RunBusy: another process has it, and `wait` is False.
+        LsclError: the lock cannot be written.
+    """
     lock = FileLock(f"{state}.lock", timeout=-1 if wait else 0)
     try:
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +226,7 @@ def _finished(config: Experiment, code: dict) -> records.Record | None:
     return records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
 
 
-def settled(config: Experiment, saved: SavedState) -> Experiment:
+def settle_device(config: Experiment, saved: SavedState) -> Experiment:
     """Fill in device and threads where the config leaves them open: those of the saved state, if there is one.
 
     Args:
@@ -183,7 +234,7 @@ def settled(config: Experiment, saved: SavedState) -> Experiment:
         saved: the last finished round, if any.
 
     Returns:
-        The config with a device and a number of threads.
+        the config with a device and a number of threads.
 
     Raises:
         LsclError: there is no such device.
@@ -197,12 +248,12 @@ def settled(config: Experiment, saved: SavedState) -> Experiment:
 
 def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
     """Make the record, starting after the last finished round."""
-    config = settled(config, saved)
+    config = settle_device(config, saved)
     progress = Progress(config, quiet)
-    affordable([config])
+    check_affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
-    about = {**code, "prepare": time.perf_counter() - started, "origin": origin.of_run(data, parts, method)}
+    about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
     reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, saved, about, progress)
     record = make_record(data, parts, method, reports, about)
     record = records.read_record(records.save(record))  # as every later call will read it
@@ -219,38 +270,35 @@ def run_rounds(
     progress: Progress,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
-    """Run the rounds that are missing and save the state after each of them.
+    """Run all rounds that are not in the saved state yet, and save the state after each of them.
 
     Args:
         method: the system.
         transport: the way to the clients.
-        kept: whatever has tensors to save beside the server's.
+        kept: whose state is saved besides the server's: the clients, or the transport to them.
         saved: the last finished round, if any; the state of later rounds goes to its folder.
         about: the code that runs, its origin, and the seconds of its preparation.
-        progress: is told of every round.
+        progress: shows the rounds.
         rules: `least` and `limit` of `federate`.
 
     Returns:
-        The reports of all rounds, and `about` as the first call for this run had it.
+        the reports of all rounds, and `about` as the first call for this run had it.
 
     Raises:
         LsclError: the saved state is damaged or of another origin.
     """
     config = method.config
     if saved.about:
-        origin.compare(saved.about["origin"], about["origin"], "the saved state of this run", saved.folder)
+        origin.check_origin(saved.about["origin"], about["origin"], "the saved state of this run", saved.folder)
     reports = load_state(saved, method, kept)
     code, about = about, saved.about or about
-    about["dirty"] = (
-        about["dirty"] or code["dirty"] or about["code_digest"] != code["code_digest"]
-    )  # begun by other code
+    begun_by_other_code = about["code_digest"] != code["code_digest"]
+    about["dirty"] = about["dirty"] or code["dirty"] or begun_by_other_code
     progress.start(len(exchanges(method)), reports)
     try:
         for report in federate(method, transport, done=len(reports), **rules):
             reports.append(report)
-            if (
-                report.scores
-            ):  # before the state: a stop in between leaves a sheet that is written again, never one that is missing
+            if report.scores:  # before the state: after a stop in between, the sheet is written again, never missing
                 save_sheet(config, method, report.task, about["dirty"])
             save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
@@ -263,7 +311,16 @@ def run_rounds(
 
 
 def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = False) -> Path | None:
-    """Write what the method's server made in the task as a grid of images beside the records; -> its path, None if it made none.
+    """Write the images that the method's server made in a task as one picture beside the records.
+
+    Args:
+        config: the run.
+        method: the system, after the task.
+        task: its number, from 0.
+        dirty: file it with the runs of uncommitted code.
+
+    Returns:
+        the path of the picture; None if the server made no images.
 
     Raises:
         LsclError: the disk is full or the folder cannot be written.
@@ -273,24 +330,42 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
         return None
     path = records.folder(config.profile, dirty) / "sheets" / f"{config.name}--task{task + 1}.png"
     data = io.BytesIO()
-    Image.fromarray(grid(images)).save(data, "PNG")
+    Image.fromarray(tile_images(images)).save(data, "PNG")
     write_atomic(path, data.getvalue())
     return path
 
 
-def grid(images: np.ndarray) -> np.ndarray:
-    """Images side by side in a square as nearly as possible, row by row, black lines between: (n, H, W, 3) -> one (.., .., 3)."""
+def tile_images(images: np.ndarray) -> np.ndarray:
+    """Images row by row as one picture, as nearly square as possible, with black lines between them.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+
+    Returns:
+        (rows * (H + 1) - 1, columns * (W + 1) - 1, 3) uint8.
+    """
     columns = math.ceil(len(images) ** 0.5)
     rows = math.ceil(len(images) / columns)
     n, height, width, _ = images.shape
     cells = np.zeros((rows * columns, height + 1, width + 1, 3), np.uint8)
     cells[:n, :height, :width] = images
-    cells = cells.reshape(rows, columns, height + 1, width + 1, 3).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
+    cells = cells.reshape(rows, columns, height + 1, width + 1, 3).transpose(0, 2, 1, 3, 4)  # (rows, H, columns, W, 3)
+    return cells.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]  # (pixels high, pixels wide, 3)
 
 
 def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
-    """The record of the rounds of a finished run; "faults" are in it only if there were any."""
+    """The record of a finished run; it has "faults" only if there were any.
+
+    Args:
+        data: its images.
+        parts: how they were dealt to the clients.
+        method: the system after the last round.
+        reports: all rounds.
+        about: as `run_rounds` returns it.
+
+    Returns:
+        the record, not written yet.
+    """
     config = method.config
     parts.save(
         paths.results() / "partitions" / f"{config.profile}--{config.source}--s{config.seed}--{parts.digest}.json"
@@ -302,14 +377,16 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
     ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen_classes(k, config.tasks_run - 1)) for k in range(config.clients)]
-    phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     images = sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run])
-    left_out = {
-        ("threads", config.cpu_threads),
-        ("system_digest", None),
-    }  # the first stands in the config, and ours have no such digest
+    phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
+    # The threads stand in the config, and our own systems have no digest.
+    left_out = {("threads", config.cpu_threads), ("system_digest", None)}
     facts = {
-        **{name: value for name, value in origin.of_run(data, parts, method).items() if (name, value) not in left_out},
+        **{
+            name: value
+            for name, value in origin.origin_of_run(data, parts, method).items()
+            if (name, value) not in left_out
+        },
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
@@ -321,9 +398,9 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
         **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),
     }
-    return records.make(config, counts, seen, facts)
+    return records.assemble_record(config, counts, seen, facts)
 
 
 def state_folders() -> list[Path]:
-    """Saved states of runs that were stopped."""
+    """The folders with the saved states of runs that were stopped."""
     return sorted(path for path in (paths.results() / "runs").glob("*/state/*") if path.is_dir())

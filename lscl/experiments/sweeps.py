@@ -1,4 +1,4 @@
-"""Named sets of runs."""
+"""Named sets of runs: the main table, the studies of the systems, the tuning; and running them."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from lscl.config import Experiment, check_options, check_profile, experiment, re
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records
-from lscl.experiments.run import RunBusy, affordable, run
+from lscl.experiments.run import RunBusy, check_affordable, run
 from lscl.federation.metrics import average_so_far
 from lscl.models.cache import limit_bytes
 from lscl.registry import DATASETS, METHODS
@@ -31,17 +31,17 @@ PLANS: dict[str, dict[str, list[int]]] = {
 
 
 def _run(values: dict[str, Any], own: dict[str, Any]) -> Experiment:
-    """A run of a set: what is its own, and of the `values` for the whole set those that its system reads."""
+    """A run of a set: its own values, and those of the whole set that its system reads."""
     return experiment(**{name: value for name, value in values.items() if own["method"] in readers(name)} | own)
 
 
-def reported(found: Iterable[records.Record]) -> list[records.Record]:
-    """The records that may enter a table: all but those for tuning."""
+def reportable_records(found: Iterable[records.Record]) -> list[records.Record]:
+    """The records that may enter a table: all but those of the tuning seed."""
     return [one for one in found if one["seed"] != TUNING_SEED]
 
 
 def main_table() -> list[tuple[str, dict[str, Any]]]:
-    """The rows of the main table: method and what differs from the profile. Quick ones first."""
+    """The rows of the main table, quick ones first: method, and what differs from the profile."""
     return [(name, dict(row)) for name, kind in _in_turn() for row in kind.rows]
 
 
@@ -50,13 +50,28 @@ def _in_turn() -> list[tuple[str, Any]]:
     return sorted(METHODS.items(), key=lambda item: (item[1].trains, item[1].turn))
 
 
-def quick(profile: str) -> list[str]:
-    """The systems that `lscl reproduce` runs in a profile: all, or those that ten minutes of the demo and two hours of a free GPU allow."""
+def quick_systems(profile: str) -> list[str]:
+    """The systems that `lscl reproduce` runs in a profile: all, or those that fit its time.
+
+    The demo has ten minutes, a free GPU two hours.
+    """
     return [name for name, kind in _in_turn() if profile in kind.quick] or [name for name, _ in _in_turn()]
 
 
 def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None) -> list[Experiment]:
-    """Every run behind the main table of a profile; `weights` is a local checkpoint of its frozen ViT."""
+    """Every run behind the main table of a profile.
+
+    Args:
+        profile: its name.
+        data_dir: where the images lie.
+        weights: a local checkpoint of the frozen ViT.
+
+    Returns:
+        the runs by data set and seed, quick ones first.
+
+    Raises:
+        LsclError: unknown profile, or an impossible value.
+    """
     check_profile(profile)
     return [
         _run(
@@ -66,13 +81,13 @@ def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None
         for dataset, seeds in PLANS[profile].items()
         for seed in seeds
         for method, extra in main_table()
-        if method in quick(profile)
+        if method in quick_systems(profile)
     ]
 
 
-# Points of the tuning grids are judged by class-incremental accuracy on the tuning seed alone. Scores are taken after the second task, when
-# there is something to forget, so that a run can stop there. The points of a system all set the same parameters, so that none of them
-# depends on what is chosen.
+# Points of the tuning grids are judged by class-incremental accuracy on the tuning seed alone. Their scores are those
+# after the second task, when there is something to forget, so that a run can stop there. All points of a system set the
+# same parameters, so that none of them depends on the choice.
 TUNING_TASKS = 2
 
 
@@ -99,7 +114,14 @@ def study_owners() -> dict[str, str]:
 
 
 def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
-    """What a study changes in a profile, by the label of its tables.
+    """What the variants of a study change in a profile.
+
+    Args:
+        name: the study.
+        profile: whose sizes the variants follow.
+
+    Returns:
+        {label in the tables: parameters of the config}.
 
     Raises:
         LsclError: no such study or profile.
@@ -114,7 +136,7 @@ def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
 
 
 def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Every variant of a study with every seed, but for those that need more images of a class than the data set has."""
+    """Every variant of a study with every seed, without those that need more images of a class than there are."""
     images = DATASETS.find(values.get("dataset", "glyphs")).images
     most = images[0] if images else math.inf
     changes = [
@@ -126,7 +148,16 @@ def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experime
 
 
 def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> Experiment:
-    """The run of one variant, an entry of `variants`."""
+    """The run of one variant of a study.
+
+    Args:
+        values: the config of the whole study.
+        variant: an entry of `variants`.
+        seed: of the run.
+
+    Returns:
+        the run.
+    """
     return _run(values, {"method": METHODS.find_role("own"), **variant, "seed": seed})
 
 
@@ -143,12 +174,21 @@ def _rows(profile: str, dataset: str, seed: int, _version: int) -> dict[str, dic
 
 
 def rows_of(record: records.Record) -> dict[str, str]:
-    """The named sets that a record belongs to, and its row in each: {"table1": method, "blocks": "block 3", ...}; empty if it is in none."""
+    """The named sets that a record belongs to, with its row in each: {"table1": method, "blocks": "block 3", ...}."""
     return _rows(record["profile"], record["dataset"], record["seed"], METHODS.version).get(record["config_digest"], {})
 
 
 def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collection[str] = ()) -> list[Experiment]:
-    """The runs of the set `name` (a key of `named_sets`) under the config `values`; with `methods`, only theirs.
+    """The runs of a named set.
+
+    Args:
+        name: a key of `named_sets`.
+        values: what the config of all its runs has.
+        seeds: of the runs.
+        methods: only the runs of these systems; empty = of all.
+
+    Returns:
+        the runs, seed by seed.
 
     Raises:
         LsclError: unknown set or method, or a value that no run of the set reads.
@@ -163,8 +203,16 @@ def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collec
     return runs
 
 
-def part(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
-    """The share of batch task `index` of `count`: every count-th run, whatever is finished already.
+def share_of_runs(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
+    """The share of one batch task: every count-th run, whatever is finished already.
+
+    Args:
+        runs: all of them.
+        index: the number of the task, from 0.
+        count: how many tasks share the runs.
+
+    Returns:
+        its runs.
 
     Raises:
         LsclError: no such task.
@@ -183,16 +231,25 @@ def sweep(
     index: int = 0,
     count: int = 1,
 ) -> None:
-    """Run what is missing of the set `name` (a key of `named_sets`) under the config `values`, or of the share of task `index` of `count`.
+    """Run what is missing of a named set; `tune` also writes its scores.
 
-    With `methods`, only their runs. Several processes may sweep the same results folder: each takes the next run that nobody is at.
+    Several processes may sweep the same results folder: each takes the next run that no other is computing.
+
+    Args:
+        name: a key of `named_sets`.
+        values: what the config of all its runs has.
+        seeds: of the runs.
+        list_only: print which runs are missing, and run nothing.
+        methods: only the runs of these systems; empty = of all.
+        index: the number of this batch task, from 0, see `share_of_runs`.
+        count: how many batch tasks share the runs.
 
     Raises:
         LsclError: unknown set, method or task, code of no known commit (its runs could not be used), or a run that this
             machine cannot hold.
     """
-    limit_bytes()  # a bound that is no number is said before anything else
-    runs = part(runs_of(name, values, seeds, methods), index, count)
+    limit_bytes()  # refuses a bound that is no number, before anything else
+    runs = share_of_runs(runs_of(name, values, seeds, methods), index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
@@ -202,9 +259,10 @@ def sweep(
         raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
     if code["dirty"]:
         raise LsclError(
-            "lscl/ is of no known commit: use a git clone, or an installed package as it was packed; other runs can never enter a table"
+            "lscl/ is of no known commit: use a git clone, or an installed package as it was packed; "
+            "other runs can never enter a table"
         )
-    affordable([config for config in runs if not records.find(config)])
+    check_affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
         try:
@@ -218,12 +276,28 @@ def sweep(
 
 
 def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Every system of the main table with every seed."""
+    """Every system of the main table with every seed.
+
+    Args:
+        values: what the config of all runs has.
+        seeds: of the runs.
+
+    Returns:
+        the runs, seed by seed.
+    """
     return [_run(values, {**extra, "method": method, "seed": seed}) for seed in seeds for method, extra in main_table()]
 
 
 def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Every point of every grid on the tuning seed; `seeds` does not matter. A whole run serves as well as one that stops."""
+    """Every point of every grid on the tuning seed; a finished whole run serves as well as one that stops.
+
+    Args:
+        values: what the config of all runs has.
+        seeds: without meaning here.
+
+    Returns:
+        the runs, system by system.
+    """
     runs = [_run(values, {**point, "method": method, "seed": TUNING_SEED}) for method, point in _points()]
     return [
         config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs
@@ -240,7 +314,7 @@ def _points() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _write_tuning(values: dict[str, Any]) -> None:
-    """Write the scores of every finished point, and the best of each method, to results/tuning/<profile>--<dataset>.json."""
+    """Write all finished points with their scores, and the best of each method, to results/tuning/."""
     rows = []
     for (method, point), config in zip(_points(), tune(values, []), strict=True):
         record = records.find(config)

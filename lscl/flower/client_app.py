@@ -1,4 +1,4 @@
-"""The client's side: one message is one exchange. Model and state lie on the client's own disk and are never sent."""
+"""The client's side: one message is one exchange. Model and state stay on the client's own disk."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +17,9 @@ from lscl.federation.client import Client
 from lscl.federation.loop import exchanges
 from lscl.federation.payload import seal
 from lscl.federation.training import answer, catch_up
-from lscl.flower.messages import pack_record, understand, unpack_record
+from lscl.flower.messages import pack_record, unpack_config, unpack_record
 
-KEPT = 3  # states on disk: a server that starts again may ask for the two exchanges of its last round once more
+STATES_KEPT = 3  # on disk: a server that starts again may ask once more for the two exchanges of its last round
 
 app = ClientApp()
 prepared = lru_cache(maxsize=1)(build_experiment)  # in a simulation one process serves many clients
@@ -27,19 +27,28 @@ prepared = lru_cache(maxsize=1)(build_experiment)  # in a simulation one process
 
 @app.train()
 def exchange(message: Message, context: Context) -> Message:
-    """Take in what was missed, do what is asked, save, answer."""
+    """Take in what was missed, do the exchange that is asked for, save the state, answer.
+
+    Args:
+        message: a ticket, and the payloads of this exchange and of missed ones.
+        context: the run's config, and whose node this is.
+
+    Returns:
+        the answer with its ticket.
+
+    Raises:
+        LsclError: the message is for another client, or exchanges before it are missing.
+    """
     ticket = dict(message.content["to"])
-    config, number = understand(context.run_config), int(ticket["client"])
+    config, number = unpack_config(context.run_config), int(ticket["client"])
     if number != context.node_config.get("client", number):
         raise LsclError(f"this node is client {context.node_config['client']}, the message is for client {number}")
     _, _, method, new_client = prepared(config)
     client, stages = new_client(number), exchanges(method)
     due = {int(key): record for key, record in message.content.array_records.items()}
     asked = int(ticket["exchange"])
-    folder, run = (
-        private_folder(private_folder(paths.private() / config.name) / f"client{number}"),
-        str(message.metadata.run_id),
-    )
+    folder = private_folder(private_folder(paths.private() / config.name) / f"client{number}")
+    run = str(message.metadata.run_id)
     with FileLock(folder / "lock", mode=PRIVATE_FILE):
         done = restore(folder, client, asked, run)
         client.task = stages[done].task if done >= 0 else -1
@@ -52,18 +61,28 @@ def exchange(message: Message, context: Context) -> Message:
         write_atomic(
             folder / f"{asked:06d}.safetensors", tensors_to_bytes(client.private_state(), run=run), PRIVATE_FILE
         )
-        for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+        for old in sorted(folder.glob("*.safetensors"))[:-STATES_KEPT]:
             old.unlink()
     return Message(RecordDict({"answer": pack_record(reply, ticket)}), reply_to=message)
 
 
 def restore(folder: Path, client: Client, asked: int, run: str) -> int:
-    """Bring the client to its newest state in front of exchange `asked`; -> the exchange it is from, -1 = none.
+    """Load the newest state of a client that is older than an exchange.
 
-    Later states are of a server that stopped before it had saved them: they are dropped, for the exchanges come again.
+    Later states come from a server that stopped before it had saved them. They are removed, because the exchanges come
+    again.
+
+    Args:
+        folder: where the states lie.
+        client: who gets the state.
+        asked: the number of the exchange.
+        run: the id of Flower's run.
+
+    Returns:
+        the exchange that the state is from; -1 if there is none.
 
     Raises:
-        LsclError: the later states are of this very `run`: the message has overtaken another one.
+        LsclError: the later states are of this very run: the message has overtaken another one.
     """
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""A transport over Flower's grid: what the loop hands it goes out as messages, what comes back in time are the answers."""
+"""A transport over Flower's grid: it sends the loop's payloads as messages; the answers are what comes back in time."""
 
 import time
 from collections.abc import Mapping
@@ -20,11 +20,12 @@ PAUSE = 0.5  # seconds between two looks for nodes and answers
 
 
 @dataclass
-class OverGrid:
+class GridTransport:
     """A transport that sends one message per client and exchange.
 
-    nodes: the node of each client that is there; started: when each node was; missed: what a client was sent and did not answer, by
-    exchange. It is sent again with the next exchange, for other payloads may build on it.
+    least: clients whose nodes must be connected; timeout: seconds for an exchange; limit: bytes of an answer.
+    nodes: the connected node of each client; started: when each node was activated; missed: by client and exchange,
+    payloads without an answer. They go out again with the next exchange, for other payloads may build on them.
     """
 
     grid: Grid
@@ -40,18 +41,25 @@ class OverGrid:
     task: int = -1
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload | LsclError]:
+        """Do one exchange with all clients.
+
+        Args:
+            stage: the exchange.
+            downloads: the payload for each client.
+
+        Returns:
+            the answer of each client, or what is wrong with it.
+        """
         number = exchanges(self.method).index(stage)
-        self.find(self.least if self.nodes else len(downloads))
+        self.find_nodes(self.least if self.nodes else len(downloads))
         tickets = {k: ticket(k, number) for k in self.nodes}
-        replies, answers = (
-            self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}, tickets),
-            {},
-        )
+        replies = self.send({k: {**self.missed.get(k, {}), number: downloads[k]} for k in self.nodes}, tickets)
+        answers: dict[int, Payload | LsclError] = {}
         for k, download in downloads.items():
             reply = replies.get(k)
             if reply is None or reply.has_error():
                 self.missed.setdefault(k, {})[number] = download
-                late = f"no answer within {self.timeout:g} s" if k in self.nodes else "no node of it is there"
+                late = f"no answer within {self.timeout:g} s" if k in self.nodes else "none of its nodes is connected"
                 answers[k] = LsclError(f"client {k}: {shorten(reply.error.reason) if reply else late}")
                 continue
             self.missed.pop(k, None)
@@ -62,9 +70,11 @@ class OverGrid:
                 answers[k] = error
         return answers
 
-    def find(self, wanted: int) -> None:
-        """Look which nodes are there, until `wanted` clients are or the time is over. A node that was registered as client3 is
-        client 3; nodes without names are simulated, each can be any client."""
+    def find_nodes(self, wanted: int) -> None:
+        """Look for connected nodes until `wanted` clients have one or the time is over.
+
+        A node that was registered as client3 is client 3. Nodes without names are simulated: each can be any client.
+        """
         end = time.monotonic() + self.timeout
         while True:
             alive = sorted(self.grid.get_nodes(), key=lambda node: (node.last_activated_at or "", node.node_id))
@@ -80,9 +90,16 @@ class OverGrid:
     def send(
         self, due: Mapping[int, Mapping[int, Payload]], tickets: Mapping[int, Mapping[str, str]]
     ) -> dict[int, Message]:
-        """Send to each client the payloads of its exchanges and its ticket; -> the replies, errors among them, that came in time, by client.
+        """Send each client its payloads and its ticket, and wait for the replies.
 
-        Nobody waits for a node that has started anew since: what it was sent may have ended with it.
+        A node that has restarted since is not waited for: the message may have ended with the old one.
+
+        Args:
+            due: by client, the payload of each exchange that is due.
+            tickets: by client, what the message asks for.
+
+        Returns:
+            by client, the replies that came in time, errors among them.
         """
         messages, replies = {}, {}
         for k, payloads in due.items():
@@ -106,16 +123,16 @@ class OverGrid:
             for name, k in list(waiting.items()):
                 if self.nodes[k] in anew:
                     replies[waiting.pop(name)] = Message(
-                        Error(code=0, reason="its node has started anew"), reply_to=messages[k]
+                        Error(code=0, reason="its node has restarted"), reply_to=messages[k]
                     )
             time.sleep(min(PAUSE, end - now) if waiting else 0)
         return replies
 
     def private_state(self) -> dict[str, Tensor]:
         """What was missed, as one flat dictionary, for saving."""
-        there = {"": torch.empty(0)}  # keeps the place of a payload of nothing
+        empty = {"": torch.empty(0)}  # keeps the place of a payload of nothing
         sent = [(k, n, payload) for k, payloads in self.missed.items() for n, payload in payloads.items()]
-        return {f"{k}.{n}.{name}": value for k, n, payload in sent for name, value in {**there, **payload}.items()}
+        return {f"{k}.{n}.{name}": value for k, n, payload in sent for name, value in {**empty, **payload}.items()}
 
     def load_private_state(self, saved: dict[str, Tensor]) -> None:
         """Undo `private_state`."""

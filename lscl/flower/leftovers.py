@@ -1,8 +1,9 @@
 """Nothing is left of a command that was killed: neither the processes that it started nor the folder with its keys.
 
-Such a command cannot clean up behind itself. A second, small process does it, the watchdog: it reads from a pipe whose other end only
-the command holds, so it notices every end of it. It ends what carries the command's mark in its environment, which processes inherit, and
-removes the folder. Where the watchdog was killed, too, the next command on the machine does this: a folder whose lock is free has no owner.
+Such a command cannot clean up after itself. A second, small process does: the watchdog. It reads from a pipe whose
+other end only the command holds, so it notices every end of it. Then it ends all processes that carry the command's
+mark in their environment, which processes inherit, and removes the folder. If the watchdog was killed too, the next
+command on the machine cleans up: a folder whose lock is free has no owner.
 """
 
 import fcntl
@@ -24,18 +25,17 @@ PREFIX = "lscl-federation-"
 MARK = "LSCL_STARTED_BY"
 PATIENCE = 30  # seconds for marked processes to end
 PAUSE = 0.2  # seconds between two looks
-OLD = (
-    24 * 3600
-)  # seconds after which a folder without a lock, made by an earlier version, is of no use: its certificates have run out
+EXPIRY = 24 * 3600  # seconds until the certificates in a folder run out, which an earlier version made without a lock
 
 
 @contextmanager
 def key_folder() -> Iterator[Path]:
-    """A new temporary folder that only this user can enter, removed at the end however this process ends; first, left ones are removed.
+    """A new temporary folder that only this user can enter; it is removed however this process ends.
 
-    Its name is the mark of what is to end with it, see `marks`.
+    Abandoned folders are removed first. The folder's name is the mark of the processes that end with it, see
+    `mark_variables`.
     """
-    remove_left()
+    remove_abandoned()
     folder, lock = _locked()
     try:
         with watchdog(folder.name, folder):
@@ -47,7 +47,15 @@ def key_folder() -> Iterator[Path]:
 
 @contextmanager
 def watchdog(mark: str, folder: Path | None = None) -> Iterator[None]:
-    """While the `with` block lasts, and when this process ends within it, however that is, the marked processes are ended and `folder` is removed."""
+    """End the marked processes and remove the folder when the `with` block, or this process in it, ends.
+
+    Args:
+        mark: of the processes.
+        folder: what to remove; None = nothing.
+
+    Yields:
+        nothing.
+    """
     command = [sys.executable, "-P", __file__, mark, *([str(folder)] if folder else [])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as dog:
         try:
@@ -57,12 +65,12 @@ def watchdog(mark: str, folder: Path | None = None) -> Iterator[None]:
             dog.wait()
 
 
-def marks(mark: str) -> dict[str, str]:
-    """The environment variable that marks processes; marks that this process carries stay."""
+def mark_variables(mark: str) -> dict[str, str]:
+    """The environment variable that marks processes; the marks of this process stay in it."""
     return {MARK: os.pathsep.join([*os.environ.get(MARK, "").split(os.pathsep), mark]).strip(os.pathsep)}
 
 
-def marked(mark: str) -> list[psutil.Process]:
+def marked_processes(mark: str) -> list[psutil.Process]:
     """The processes that carry a mark, as far as this user may look into them."""
     found = []
     for process in psutil.process_iter():
@@ -72,11 +80,11 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def end(mark: str) -> None:
-    """End all marked processes at once, until none is there at two looks in a row: one may have been starting another."""
+def end_marked(mark: str) -> None:
+    """End all marked processes, until two looks in a row find none: one may have been starting another."""
     until, quiet = time.monotonic() + PATIENCE, 0
     while quiet < 2 and time.monotonic() < until:
-        found = marked(mark)
+        found = marked_processes(mark)
         quiet = 0 if found else quiet + 1
         for process in found:
             with suppress(psutil.Error):
@@ -84,18 +92,18 @@ def end(mark: str) -> None:
         time.sleep(PAUSE)
 
 
-def remove_left() -> None:
-    """Remove this user's key folders that no process owns any more, and end what is marked by them."""
+def remove_abandoned() -> None:
+    """Remove this user's key folders that no process owns any more, and end the processes with their marks."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # gone by now, or its lock is taken: in use
             about = folder.lstat()
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
                 continue
-            if not (folder / "lock").exists() and time.time() - about.st_mtime < OLD:
+            if not (folder / "lock").exists() and time.time() - about.st_mtime < EXPIRY:
                 continue
             lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                end(folder.name)
+                end_marked(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
@@ -105,7 +113,7 @@ def _locked() -> tuple[Path, int]:
     """A new key folder and its lock, held by this process: the system frees it however the process ends."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(FileNotFoundError):  # taken for a left one before the lock was taken
+        with suppress(FileNotFoundError):  # another command took it for an abandoned one before the lock was taken
             lock = _lock(folder, fcntl.LOCK_EX)
             if (folder / "lock").exists():
                 return folder, lock
@@ -113,7 +121,7 @@ def _locked() -> tuple[Path, int]:
 
 
 def _lock(folder: Path, how: int) -> int:
-    """Take the lock of a folder; -> its descriptor.
+    """Take the lock of a folder and return its descriptor.
 
     Raises:
         OSError: another process has it, or the folder is gone.
@@ -128,11 +136,16 @@ def _lock(folder: Path, how: int) -> int:
 
 
 def main(mark: str, folder: str = "") -> None:
-    """Wait for the end of the process that started this one, then clean up behind it."""
+    """Wait for the end of the process that started this one, then clean up after it.
+
+    Args:
+        mark: of the processes to end.
+        folder: what to remove; "" = nothing.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()
-    end(mark)
+    end_marked(mark)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""A federation on this machine: a SuperLink and its SuperNodes as processes on loopback, with TLS and node keys made on the spot."""
+"""A federation on this machine: a SuperLink and its SuperNodes as processes on loopback, with new TLS and node keys."""
 
 import datetime
 import ipaddress
@@ -31,19 +31,18 @@ from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments.records import Record, read_record
-from lscl.experiments.run import prepare, settled
+from lscl.experiments.run import prepare, settle_device
 from lscl.federation.checkpoint import read_state
 from lscl.flower import leftovers, node
-from lscl.flower.messages import describe
+from lscl.flower.messages import pack_config
 
 APP = Path(__file__).parent / "app"
-HOST = "127.0.0.1"
 FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
 PATIENCE = 60  # seconds for a process to start
 
 
-def certificates(folder: Path) -> None:
-    """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 that it signed (server.pem, server.key), for one day."""
+def write_certificates(folder: Path) -> None:
+    """Write a certificate authority (ca.crt) and a certificate for 127.0.0.1 (server.pem, server.key) for a day."""
     now = datetime.datetime.now(datetime.UTC)
 
     def certificate(
@@ -73,25 +72,31 @@ def certificates(folder: Path) -> None:
             new = new.add_extension(x509.KeyUsage(**usage), critical=True)
         else:
             new = new.add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(node.LOOPBACK))]), critical=False
             )
         return new.sign(signer, hashes.SHA256())
 
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     (folder / "ca.crt").write_bytes(certificate("lscl", authority, "lscl", authority).public_bytes(Encoding.PEM))
-    (folder / "server.pem").write_bytes(certificate(HOST, server, "lscl", authority).public_bytes(Encoding.PEM))
-    secret(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (folder / "server.pem").write_bytes(
+        certificate(node.LOOPBACK, server, "lscl", authority).public_bytes(Encoding.PEM)
+    )
+    write_secret(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
-def node_key(path: Path) -> None:
+def write_node_key(path: Path) -> None:
     """Write a SuperNode's private key to `path` and its public key beside it (.pub)."""
     key = ec.generate_private_key(ec.SECP384R1())
-    secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
 
 
-def secret(path: Path, data: bytes) -> None:
+def write_secret(path: Path, data: bytes) -> None:
     """Write a new file that only its owner can read.
+
+    Args:
+        path: where.
+        data: its bytes.
 
     Raises:
         LsclError: there is a file, or a link, which is never followed.
@@ -101,19 +106,23 @@ def secret(path: Path, data: bytes) -> None:
             file.write(data)
     except FileExistsError:
         raise LsclError(
-            f"{path} is there already, and a key is never overwritten: remove it or use another folder"
+            f"{path} exists already, and a key is never overwritten: remove it or use another folder"
         ) from None
 
 
 def free_port() -> int:
+    """A port of this machine that no process uses now."""
     with socket.socket() as one:
-        one.bind((HOST, 0))
+        one.bind((node.LOOPBACK, 0))
         return one.getsockname()[1]
 
 
 @dataclass
-class Local:
-    """The processes of a federation. `folder`: keys, certificates and logs; `private`: where the clients keep their state."""
+class LocalFederation:
+    """The processes of a federation.
+
+    folder: of keys, certificates and logs; private: where the clients keep their state.
+    """
 
     folder: Path
     private: Path
@@ -124,7 +133,7 @@ class Local:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What all processes get: they run in `folder`, so every path is absolute."""
+        """The environment of all processes: they run in `folder`, so every path in it is absolute."""
         found = {name: getattr(self.config, name) for name in PLACES}
         places = {
             f"LSCL_{name.upper()}": str(value.resolve() if isinstance(value, Path) else value)
@@ -137,7 +146,7 @@ class Local:
             "LSCL_PRIVATE": self.private,
             "FLWR_HOME": self.folder / "flwr",
         }
-        mark = leftovers.marks(self.folder.name)
+        mark = leftovers.mark_variables(self.folder.name)
         return {
             **node.environment(),
             **places,
@@ -168,25 +177,25 @@ class Local:
         files = {"--ssl-ca-certfile": "ca.crt", "--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key"}
         tls = [word for option, file in files.items() for word in (option, str(self.folder / file))]
         safe = ["--insecure", "--simulation"] if self.simulation else [*tls, "--enable-supernode-auth"]
-        self.start("superlink", "flower-superlink", *safe, "--host", HOST, "--port", str(self.port))
+        self.start("superlink", "flower-superlink", *safe, "--host", node.LOOPBACK, "--port", str(self.port))
         home = self.folder / "flwr"
         home.mkdir(exist_ok=True)
         security = "insecure = true" if self.simulation else f'root-certificates = "{self.folder / "ca.crt"}"'
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{HOST}:{self.port}"\n{security}\n',
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{node.LOOPBACK}:{self.port}"\n{security}\n',
             encoding="utf-8",
         )
         scheme, end = "http" if self.simulation else "https", time.monotonic() + PATIENCE
         trust = True if self.simulation else ssl.create_default_context(cafile=self.folder / "ca.crt")
         while time.monotonic() < end and self.processes["superlink"].poll() is None:
             with suppress(httpx.HTTPError):
-                if httpx.get(f"{scheme}://{HOST}:{self.port}/health", verify=trust).is_success:
+                if httpx.get(f"{scheme}://{node.LOOPBACK}:{self.port}/health", verify=trust).is_success:
                     return
             time.sleep(0.2)
         raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
 
     def flwr(self, *words: str) -> str:
-        """One command of Flower's own; -> what it printed.
+        """Run one command of Flower's own and return its output.
 
         Raises:
             LsclError: it failed.
@@ -199,35 +208,57 @@ class Local:
         return done.stdout
 
     def register(self, client: int) -> None:
-        """Make a key for the node of a client and let it in."""
-        node_key(self.folder / f"client{client}.key")
+        """Make a key for the node of a client and register it with the SuperLink."""
+        write_node_key(self.folder / f"client{client}.key")
         self.flwr(
             "supernode", "register", str(self.folder / f"client{client}.pub"), "here", "--name", f"client{client}"
         )
 
     def start_node(self, client: int, link: int | None = None) -> None:
-        """Start the node of a client; link: port of the SuperLink, or of what stands in front of it."""
+        """Start the node of a client.
+
+        Args:
+            client: its number, from 0.
+            link: port of the SuperLink, or of what stands in front of it; None = the SuperLink's own.
+        """
         self.start(
-            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client), "--link", f"{HOST}:{link or self.port}",
-            "--authority", str(self.folder / "ca.crt"), "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
+            f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client),
+            "--link", f"{node.LOOPBACK}:{link or self.port}", "--authority", str(self.folder / "ca.crt"),
+            "--key", str(self.folder / f"client{client}.key"), "--port", str(free_port()),
         )  # fmt: skip
 
     def run(self, settings: Mapping[str, float], show: Callable[[str], None]) -> Record:
-        """Hand the run to the SuperLink, as `submit` does."""
+        """Hand the run to the SuperLink, as `submit` does.
+
+        Args:
+            settings: the rules of the run, by Flower's names.
+            show: called with every line that Flower or the server writes.
+
+        Returns:
+            the record that the server writes.
+        """
         nodes = f"num-supernodes={self.config.clients} client-resources-num-cpus={self.config.cpu_threads}"
         more = ["--federation-config", nodes] if self.simulation else []
         return submit(self.config, settings, show, "here", self.environment, more, self.folder)
 
     def last_lines(self, name: str, count: int = 1) -> str:
-        """The end of a process's log."""
+        """The end of a process's log.
+
+        Args:
+            name: of the process.
+            count: how many lines.
+
+        Returns:
+            the lines with spaces between them.
+        """
         return " ".join(
             (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").split("\n")[-count - 1 :]
         ).strip()
 
     def stop(self, *names: str) -> None:
-        """End processes that were started here, all if none is named, and all that they started."""
+        """End processes that were started here, and all that they started; all of them if none is named."""
         started = [self.processes.pop(name) for name in names or list(self.processes)]
-        ending = [process for one in started for process in started_by(one.pid)]
+        ending = [process for one in started for process in session_processes(one.pid)]
         for step in (psutil.Process.terminate, psutil.Process.kill):
             for process in ending:
                 with suppress(psutil.NoSuchProcess):
@@ -237,8 +268,8 @@ class Local:
             one.wait()
 
 
-def started_by(pid: int) -> list[psutil.Process]:
-    """A process that leads a session, what it started, and what is left in its session of those that have ended."""
+def session_processes(pid: int) -> list[psutil.Process]:
+    """A process that leads a session, its children, and what is left in the session of those that have ended."""
     found = []
     with suppress(psutil.NoSuchProcess):
         found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -273,22 +304,31 @@ def submit(
     more: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Record:
-    """Hand a run to the SuperLink of this machine that Flower's configuration calls `link`; -> the record that its server writes.
+    """Hand a run to a SuperLink and wait for its end.
 
-    show: called with every line that Flower or the server writes; more: further words of the command; folder: for a file while it runs,
-    None = the system's temporary one.
+    Args:
+        config: the run.
+        settings: the rules of the run, by Flower's names.
+        show: called with every line that Flower or the server writes.
+        link: the name of the SuperLink in Flower's configuration.
+        variables: the environment of Flower's command.
+        more: further words of the command.
+        folder: for the file with the run's config; None = the system's temporary one.
+
+    Returns:
+        the record that the server writes.
 
     Raises:
-        LsclError: the run came to no end; what was finished before stays.
+        LsclError: the run came to no end; its finished rounds stay.
     """
-    config = settled(config, read_state(paths.results() / "federation" / "state" / config.name))
+    config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
     path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write(
             "".join(
                 f"{name} = {json.dumps(value)}\n"
-                for name, value in {"experiment": describe(config), **settings}.items()
+                for name, value in {"experiment": pack_config(config), **settings}.items()
             )
         )
         file.flush()
@@ -315,16 +355,27 @@ def federation(
     config: Experiment,
     simulation: bool = False,
     link: Callable[[int], int] = lambda port: port,
-) -> Iterator[Local]:
-    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all ends with the `with` block.
+) -> Iterator[LocalFederation]:
+    """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all end with the `with` block.
 
-    link: gives, for the SuperLink's port, the one that the nodes are to connect to.
+    Args:
+        folder: for keys, certificates and logs.
+        private: where the clients keep their state.
+        config: the run.
+        simulation: let Flower simulate the clients.
+        link: maps the SuperLink's port to the one that the nodes connect to.
+
+    Yields:
+        the running processes.
+
+    Raises:
+        LsclError: the SuperLink does not start, or refuses a node.
     """
-    local = Local(folder, private, config, simulation)
+    local = LocalFederation(folder, private, config, simulation)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
     try:
         if not simulation:
-            certificates(folder)
+            write_certificates(folder)
         local.start_link()
         port = link(local.port)
         for k in range(0 if simulation else config.clients):
@@ -336,19 +387,28 @@ def federation(
         signal.signal(signal.SIGTERM, before)
 
 
-def federate_here(
+def federate_locally(
     config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]
 ) -> Record:
-    """One run over processes of this machine, from its last finished round on; -> its record.
+    """One run over processes of this machine, resuming after its last finished round.
 
-    Keys and logs go to a temporary folder, server and client state to results/federation/state/ until the run is finished. Of a command that
-    is killed no process and no key is left, see `leftovers`.
+    Keys and logs go to a temporary folder, the state of server and clients to results/federation/state/ until the run
+    is finished. A command that is killed leaves no process and no key, see `leftovers`.
+
+    Args:
+        config: the run.
+        simulation: let Flower simulate the clients.
+        settings: the rules of the run, by Flower's names.
+        show: called with every line that Flower or the server writes.
+
+    Returns:
+        its record.
 
     Raises:
         LsclError: as `submit`.
     """
     state = paths.results() / "federation" / "state"
-    private, config = state / f"{config.name}-private", settled(config, read_state(state / config.name))
+    private, config = state / f"{config.name}-private", settle_device(config, read_state(state / config.name))
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
     private.parent.mkdir(parents=True, exist_ok=True)
     private_folder(private)

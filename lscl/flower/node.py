@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lscl import paths
 from lscl.data.store import private_folder
 from lscl.errors import LsclError
-from lscl.flower.rules import checked
+from lscl.flower.rules import validate_values
 
 # Flower reports usage, looks for updates and installs packages while it runs, unless it is told not to.
 QUIET = {
@@ -26,12 +26,12 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-LOCAL = "127.0.0.1"
-AGAIN = 5  # seconds before a SuperNode that ended is started again
+LOOPBACK = "127.0.0.1"
+RESTART_DELAY = 5  # seconds before a SuperNode that ended is started again
 
 
 def environment() -> dict[str, str]:
-    """What Flower's programs get: a quiet Flower, and its other programs, which lie beside this Python."""
+    """The environment of Flower's programs: a quiet Flower, and a path to its other programs beside this Python."""
     return {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -53,10 +53,11 @@ def checked_node(values: dict[str, Any]) -> Node:
     Raises:
         LsclError: what is wrong, or there is no Flower.
     """
-    node = checked(Node, values)
+    node = validate_values(Node, values)
     if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", node.link) or not 0 < int(node.link.rpartition(":")[2]) < 2**16:
         raise LsclError(
-            f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, for example server.example.org:8000"
+            f"link = {node.link!r}: must be host:port of the SuperLink, the port 1 to 65535, "
+            "for example server.example.org:8000"
         )
     for path in (node.authority, node.key):
         if not path.is_file():
@@ -83,32 +84,32 @@ def checked_node(values: dict[str, Any]) -> Node:
     try:
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind((LOCAL, node.port))
+            one.bind((LOOPBACK, node.port))
     except OSError as error:
         raise LsclError(f"port = {node.port}: {error.strerror} on this machine; give another with --port") from None
     return node
 
 
 def program() -> str | None:
-    """Flower's SuperNode."""
+    """The path of Flower's SuperNode; None if it is not installed."""
     return shutil.which("flower-supernode", path=environment()["PATH"])
 
 
-def tighten() -> None:
-    """Let nobody but the owner read the clients' state on this machine, also that of earlier versions and of runs that are over."""
+def restrict_private_folders() -> None:
+    """Let only the owner read the clients' state on this machine, that of earlier versions and runs included."""
     for folder in {path.parent for path in paths.private().glob("*/client*/*.safetensors")}:
         private_folder(private_folder(folder.parent) / folder.name)
 
 
 def serve(node: Node) -> None:
-    """Be a client until this process is told to end; what it started ends with it, however that is.
+    """Run a client's SuperNode until this process is told to end; all that it started ends with it.
 
-    The SuperLink refuses a node that it believes to be there, and of one that was killed it believes that until two heartbeats are
-    missing, up to a minute: until then a new start fails, and is tried again.
+    The SuperLink refuses a node that it believes to be connected, and it notices the end of a killed one only after two
+    missing heartbeats, up to a minute later. Until then a new start fails and is tried again.
     """
     from lscl.flower import leftovers
 
-    tighten()
+    restrict_private_folders()
     command = [
         program(),
         "--superlink",
@@ -118,13 +119,13 @@ def serve(node: Node) -> None:
         "--auth-supernode-private-key",
         str(node.key),
     ]
-    command += ["--node-config", f"client={node.client}", "--host", LOCAL, "--port", str(node.port)]
+    command += ["--node-config", f"client={node.client}", "--host", LOOPBACK, "--port", str(node.port)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     mark = f"lscl-node-{uuid4().hex}"
     with leftovers.watchdog(mark):
         while True:
             with subprocess.Popen(
-                command, env={**environment(), **leftovers.marks(mark)}, start_new_session=True
+                command, env={**environment(), **leftovers.mark_variables(mark)}, start_new_session=True
             ) as supernode:
                 try:
                     supernode.wait()
@@ -137,4 +138,4 @@ def serve(node: Node) -> None:
                 f"the SuperNode of client {node.client} ended (exit code {supernode.returncode}) and is started again"
             )
             print(said, file=sys.stderr, flush=True)
-            time.sleep(AGAIN)
+            time.sleep(RESTART_DELAY)

@@ -33,21 +33,36 @@ class Rules(BaseModel):
 
 
 def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
-    """The rules of a run, from values by name (`min_clients`) or by alias (`min-clients`); other names are passed over.
+    """The rules of a run.
+
+    Args:
+        config: the run.
+        values: by name (`min_clients`) or by alias (`min-clients`); other names are passed over.
+
+    Returns:
+        the rules, with defaults for what is not given.
 
     Raises:
         LsclError: naming the value and what is allowed.
     """
-    found = checked(Rules, values)
+    found = validate_values(Rules, values)
     if found.min_clients > config.clients:
         raise LsclError(
-            f"min-clients = {found.min_clients}: the run has {config.clients} clients, allowed are 0 (all) to {config.clients}"
+            f"min-clients = {found.min_clients}: the run has {config.clients} clients, "
+            f"allowed are 0 (all) to {config.clients}"
         )
     return found
 
 
-def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Values as a model takes them.
+def validate_values(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Values as a pydantic model takes them.
+
+    Args:
+        kind: the model.
+        values: by the names or aliases of its fields.
+
+    Returns:
+        an instance.
 
     Raises:
         LsclError: naming the first wrong value and what is allowed.

@@ -12,8 +12,8 @@ from lscl.experiments import origin, records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import build_experiment, claim, make_record, run_rounds
 from lscl.federation.checkpoint import read_state
-from lscl.flower.grid import OverGrid
-from lscl.flower.messages import understand
+from lscl.flower.grid import GridTransport
+from lscl.flower.messages import unpack_config
 from lscl.flower.rules import rules
 
 app = ServerApp()
@@ -21,8 +21,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run, from the last finished round on; the record goes to results/federation/runs/."""
-    config = understand(context.run_config)
+    """Compute one run, resuming after the last finished round; the record goes to results/federation/runs/.
+
+    Args:
+        grid: reaches the nodes.
+        context: the run's config.
+    """
+    config = unpack_config(context.run_config)
     needs = rules(config, context.run_config)
     least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
     folder = paths.results() / "federation"
@@ -34,9 +39,9 @@ def main(grid: Grid, context: Context) -> None:
         about = {
             **records.source(),
             "prepare": time.perf_counter() - started,
-            "origin": origin.of_run(data, parts, method),
+            "origin": origin.origin_of_run(data, parts, method),
         }
-        transport = OverGrid(grid, method, least, needs.timeout, limit, progress)
+        transport = GridTransport(grid, method, least, needs.timeout, limit, progress)
         saved = read_state(state)
         reports, about = run_rounds(method, transport, [transport], saved, about, progress, least=least, limit=limit)
         record = make_record(data, parts, method, reports, about)

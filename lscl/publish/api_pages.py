@@ -4,8 +4,8 @@ import pkgutil
 
 import lscl
 
-# Flower's part needs an extra and has its own page, book/scaling_out.md; the commands' options are those of the configuration; shapes are for
-# the reader of files alone.
+# Flower's part needs an extra and has its own page, book/scaling_out.md; the options of the commands are those of the
+# configuration; shapes are for the reader of files alone.
 LEFT_OUT = ("lscl.flower", "lscl.cli", "lscl.results.file_shapes")
 PAGES = {
     "basics": ("Basics", "Configuration, named random draws, places, files, the one exception."),
@@ -14,7 +14,8 @@ PAGES = {
     "federation": ("Federation", "The loop, the clients, what may cross the border between them and the server."),
     "methods": (
         "Methods",
-        "The hooks of a system, and the parts that several share. Each system has {doc}`a page of its own </book/systems>`.",
+        "The hooks of a system, and the parts that several share. "
+        "Each system has {doc}`a page of its own </book/systems>`.",
     ),
     "experiments": ("Experiments", "One run from a config to a record, sets of runs, what they will need."),
     "results": ("Results", "Statistics, tables and figures made of records."),
@@ -23,7 +24,7 @@ PAGES = {
 
 
 def modules() -> dict[str, list[str]]:
-    """The modules of the package by page, those in LEFT_OUT excepted."""
+    """The modules of the package by page, without those in LEFT_OUT."""
     found: dict[str, list[str]] = {name: [] for name in PAGES}
     for module in pkgutil.walk_packages(lscl.__path__, "lscl."):
         if not module.name.startswith(LEFT_OUT) and not module.ispkg:
@@ -41,7 +42,6 @@ def _text(name: str, found: list[str]) -> str:
     title, about = PAGES[name]
     parts = [f"% Made by `lscl pages` from the modules of the package.\n\n# {title}\n\n{about}"]
     for module in found:
-        parts.append(
-            f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :exclude-members: set, model_config\n```"
-        )
+        directive = f".. automodule:: {module}\n   :members:\n   :exclude-members: set, model_config"
+        parts.append(f"## {module}\n\n```{{eval-rst}}\n{directive}\n```")
     return "\n\n".join(parts)

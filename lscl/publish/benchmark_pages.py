@@ -1,4 +1,4 @@
-"""Benchmarks and federations as the book's pages show them: each a table of recorded measurements with where it comes from."""
+"""Benchmarks and federations as the book's pages show them: tables of recorded measurements with their source."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from lscl import files, paths
 from lscl.errors import LsclError
 from lscl.results import file_shapes
 from lscl.results.labels import label_of
-from lscl.results.markdown import commits_of, numbered, plain, short_commit, small_print
+from lscl.results.markdown import commits_of, numbered_table, plain_text, short_commit, small_print
 from lscl.results.measurements import measured_rows
 
 
@@ -17,11 +17,11 @@ def benchmark_page() -> str:
     """Every recorded benchmark against its goal, as markdown."""
     table = benchmark_table()
     caption = "Every recorded benchmark against its goal, the machine and the commit"
-    return "No benchmark has been recorded yet." if table.empty else numbered(table, caption, "tab-benchmarks")
+    return "No benchmark has been recorded yet." if table.empty else numbered_table(table, caption, "tab-benchmarks")
 
 
 def benchmark_table() -> pd.DataFrame:
-    """Every recorded benchmark: its ratio, the goal, whether it is met, machine and commit; parts of one follow it. Empty if there are none.
+    """Every recorded benchmark: its ratio, the goal, whether it is met, machine and commit; its parts follow it.
 
     Raises:
         LsclError: a file that cannot be read.
@@ -72,7 +72,7 @@ def federation_rows(part: str) -> list[dict[str, Any]]:
     Raises:
         LsclError: a file that cannot be read.
     """
-    return measured_rows(paths.results() / "federation" / f"{part}.json", file_shapes.FEDERATION[part])
+    return measured_rows(paths.results() / "federation" / f"{part}.json", file_shapes.FEDERATION_ROWS[part])
 
 
 def parity_table() -> pd.DataFrame:
@@ -94,17 +94,15 @@ def parity_table() -> pd.DataFrame:
 def wire_table() -> pd.DataFrame:
     """Bytes between SuperLink and nodes, TLS and HTTP and questions for work included, against the payloads among them.
 
-    overhead: kB beyond the payload for each client and exchange, up and down. It grows with the seconds that an exchange takes,
-    for nodes ask for work all the time.
+    overhead: kB beyond the payload for each client and exchange, up and down. It grows with the seconds that an
+    exchange takes, for nodes ask for work all the time.
     """
     rows = []
     for row in federation_rows("parity"):
         if row.get("wire_up") is None:
             continue
-        messages, shown = (
-            row["clients"] * sum(row["exchanges"]),
-            {"system": label_of(row["method"]), "profile": row["profile"]},
-        )
+        messages = row["clients"] * sum(row["exchanges"])
+        shown = {"system": label_of(row["method"]), "profile": row["profile"]}
         for side in ("up", "down"):
             payload, sent = sum(row[f"payload_{side}"]), sum(row[f"wire_{side}"])
             shown |= {f"payload MB {side}": f"{payload / 1e6:.2f}", f"wire MB {side}": f"{sent / 1e6:.2f}"}
@@ -121,16 +119,13 @@ def faults_table() -> pd.DataFrame:
             points = row["points"]
             missed, back = sum(point["rounds_missed"] for point in points), sum(point["came_back"] for point in points)
             busy = sum(point["while_it_computed"] for point in points)
-            outcome = f"{row['rounds_finished']} of {row['rounds']} rounds finished; {missed} answers missing in all; back in a later round {back} times"
-            rows.append(
-                {
-                    "fault": f"SIGKILL to a client, {busy} times while it computed",
-                    "times": len(points),
-                    "outcome": outcome,
-                }
-            )
+            finished = f"{row['rounds_finished']} of {row['rounds']} rounds finished"
+            outcome = f"{finished}; {missed} answers missing in all; back in a later round {back} times"
+            fault = f"SIGKILL to a client, {busy} times while it computed"
+            rows.append({"fault": fault, "times": len(points), "outcome": outcome})
         elif row["fault"] == "server killed":
-            outcome = f"{row['finished_rounds']} of {row['of']} rounds were finished; went on after round {row['resumed_after']}; {row['then']}"
+            finished = f"{row['finished_rounds']} of {row['of']} rounds were finished"
+            outcome = f"{finished}; went on after round {row['resumed_after']}; {row['then']}"
             rows.append({"fault": f"SIGKILL to the server {row['killed']}", "times": 1, "outcome": outcome})
         else:
             went = f"{row['rounds_finished']} of {row['rounds']} rounds finished; left out:"
@@ -166,19 +161,18 @@ def federation_note(part: str) -> str:
     """Machines, commits and version of Flower behind the rows of a part, in small print."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in federation_rows(part):
-        groups.setdefault(f"{row['machine']['cpu']}, {row['machine']['cores']} cores, flwr {row['flwr']}", []).append(
-            row
-        )
+        machine = f"{row['machine']['cpu']}, {row['machine']['cores']} cores, flwr {row['flwr']}"
+        groups.setdefault(machine, []).append(row)
     notes = []
     for machine, rows in sorted(groups.items()):
         loads = sorted({round(row["machine"]["load"]) for row in rows})
         load = f"load {loads[0]}" + (f" to {loads[-1]}" if len(loads) > 1 else "")
-        notes.append(f"{plain(machine)}, {load} before a row began, {commits_of(rows, '–')}")
+        notes.append(f"{plain_text(machine)}, {load} before a row began, {commits_of(rows, '–')}")
     return small_print(*notes)
 
 
-# A table of the page about federations: how it is made, from which part of the recorded measurements, and what it shows.
-FEDERATION: dict[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
+# The tables of the page about federations: how each is made, from which part of the measurements, and what it shows.
+FEDERATION_TABLES: dict[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
     "parity": (parity_table, "parity", "What a federation was compared in with the same run in one process"),
     "wire": (
         wire_table,
@@ -192,8 +186,8 @@ FEDERATION: dict[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
 
 def federation_page(name: str) -> str:
     """What was measured of real federations, one table with its source, as markdown."""
-    make, part, caption = FEDERATION[name]
+    make, part, caption = FEDERATION_TABLES[name]
     table = make()
     if table.empty:
         return "Not measured yet: see `benchmarks/federation.py`."
-    return f"{numbered(table, caption, f'tab-federation-{name}', index=False)}\n\n{federation_note(part)}"
+    return f"{numbered_table(table, caption, f'tab-federation-{name}', index=False)}\n\n{federation_note(part)}"

@@ -19,20 +19,17 @@ from lscl import files, paths
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.experiments.run import affordable, run
+from lscl.experiments.run import check_affordable, run
 from lscl.experiments.sweeps import plan
 from lscl.models.cache import limit_bytes
 from lscl.publish import freshness, pages, readme, watched_kernel
 
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
-UTF8 = {
-    "PYTHONUTF8": "1",
-    "LC_ALL": "C",
-}  # text is UTF-8 whatever the machine's locale is, and that locale need not even exist
+UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is; it need not even exist
 
 
 def own_kernel(declared: dict) -> type[AsyncKernelManager]:
-    """What starts a notebook's kernel in the Python that runs this, whatever kernels are installed and whatever they are called.
+    """A manager that starts a notebook's kernel in this Python, whatever kernels are installed.
 
     Args:
         declared: what the notebook may read under results/, see `lscl.publish.watched_kernel`.
@@ -59,24 +56,31 @@ def reproduce(
     force: bool = False,
     store: bool = False,
 ) -> None:
-    """Compute the missing runs of `profile`, execute every notebook, and build the book from the executed notebooks.
+    """Compute the missing runs of a profile, execute every notebook, and build the book from the executed notebooks.
 
-    A notebook is executed again only if a part of its digest (`freshness.digest`) has changed. `store` writes the executed notebooks,
-    without papermill's notes, back to notebooks/, and what all of it took and gave to results/expected/ for the README, the
-    latter only if no run was there before: minutes of a part are not the minutes of the whole.
+    A notebook is executed again only if a part of its digest (`freshness.digest`) has changed.
+
+    Args:
+        profile: its name.
+        data_dir: where the images lie.
+        weights: a local checkpoint of the frozen ViT.
+        book: build the book.
+        force: execute every notebook, changed or not.
+        store: write the executed notebooks back to notebooks/ without papermill's notes. If no run was there before,
+            also write what all of it took and gave to results/expected/: minutes of a part are not those of the whole.
 
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
-    limit_bytes()  # a bound that is no number is said before anything else
+    limit_bytes()  # refuses a bound that is no number, before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
     notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     for notebook in notebooks:
         files.read_notebook(notebook)
-    pages.pieces()  # so that a damaged file is told before anything is computed
+    pages.pieces()  # refuses a damaged file before anything is computed
     missing = [config for config in runs if not records.find(config)]
-    affordable(missing)
+    check_affordable(missing)
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
         done.append(run(config))
@@ -107,7 +111,11 @@ def reproduce(
 def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | None]) -> None:
     """Run one notebook through papermill in its own folder; parameters that equal the notebook's own are not injected.
 
-    places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
+    Args:
+        notebook: the file to execute.
+        target: where the executed one goes.
+        profile: the parameter of that name.
+        places: {"data_dir": ..., "weights": ...}, for the notebooks that have these parameters.
 
     Raises:
         LsclError: a cell failed, one read a file under results/ that the notebook does not declare, or the kernel died.
@@ -128,22 +136,20 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
             str(target),
             parameters,
             kernel_name="python3",
-            kernel_manager_class=own_kernel({"notebook": notebook.name, **freshness.declared(source, profile)}),
+            kernel_manager_class=own_kernel({"notebook": notebook.name, **freshness.declared_inputs(source, profile)}),
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
-    except (
-        RuntimeError
-    ) as error:  # nbclient's DeadKernelError, or what jupyter_client says of a kernel that does not start
+    except RuntimeError as error:  # nbclient's DeadKernelError, or jupyter_client's about a kernel that does not start
         raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
     write_atomic(_digest_file(target), json.dumps(freshness.digest(source, profile, places)).encode())
 
 
 def build_book(profile: str) -> Path:
-    """Render the book with the notebooks executed in `profile`; -> its first page.
+    """Render the book with the notebooks executed in a profile, and return the path of its first page.
 
     Raises:
         LsclError: Jupyter Book reported an error or a warning.

@@ -1,4 +1,4 @@
-"""Records -> the data behind the page with the interactive figure (book/explore.md); book/_static/explore.js draws it in the browser."""
+"""The data behind the interactive figure (book/explore.md), made of records; book/_static/explore.js draws it."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pandas as pd
 
 from lscl.experiments.records import Record
 from lscl.results import figures
-from lscl.results.frames import costs_frame, frame, just_learned
+from lscl.results.frames import costs_frame, frame, just_learned_rows
 from lscl.results.labels import COST_LABELS, DATASET_LABELS, MASK_LABELS
 from lscl.results.markdown import NO_RECORDS
 from lscl.results.published import published_table1
@@ -34,12 +34,15 @@ PAGE = """<div class="explore">
 <script src="../_static/plotly/plotly-basic.min.js"></script>
 <script src="../_static/explore.js"></script>
 </div>"""
-ALT = "Accuracy of every system over the tasks or against its costs; the same numbers stand in the tables of the results page"
+ALT = (
+    "Accuracy of every system over the tasks or against its costs; "
+    "the same numbers stand in the tables of the results page"
+)
 
 
 def explorer_page(records: Iterable[Record]) -> str:
     """The figure as a piece of HTML with its data inside, so that it works from a file, without a server."""
-    found = data(records)
+    found = explorer_data(records)
     if not found:
         return f"<p>{NO_RECORDS}</p>"
     # No sign of HTML and no name in double braces is left in it; as JSON it reads the same.
@@ -48,10 +51,12 @@ def explorer_page(records: Iterable[Record]) -> str:
     )
 
 
-def data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
-    """{data set: systems}, each with name, look, seeds, accuracies {score: {of: triples by task}} and costs {name: triple}.
+def explorer_data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
+    """The data of the figure: {data set: systems}.
 
-    A triple is [mean, half of the 95 % interval or None, n]. A system of the paper has its published accuracies on the task just learned.
+    Each system has name, look, seeds, accuracies {score: {of: triples by task}} and costs {name: triple}. A triple is
+    [mean, half of the 95 % interval or None, n]. A system of the paper also has its published accuracies on the task
+    just learned.
     """
     scores, costs = frame(records := list(records)), costs_frame(records)
     return {
@@ -80,7 +85,7 @@ def _systems(scores: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
 def _accuracies(own: pd.DataFrame) -> dict[str, list]:
     """The triples of one score of one system, {which tasks: one triple per task}."""
     found = {}
-    for which, rows in (("all tasks so far", own), ("the task just learned", just_learned(own))):
+    for which, rows in (("all tasks so far", own), ("the task just learned", just_learned_rows(own))):
         by_seed = rows.groupby(["trained_task", "seed"])["accuracy"].mean()
         found[which] = [_triple(values) for _, values in by_seed.groupby("trained_task")]
     return found

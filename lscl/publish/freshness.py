@@ -1,12 +1,14 @@
-"""Whether the outputs of a notebook are still what executing it would give: one digest, in named parts, decides that everywhere.
+"""Whether the outputs of a notebook are still what executing it would give: one digest in named parts decides.
 
 A notebook declares in its metadata, under `lscl`, where its numbers come from:
 
-- `reads`: files under results/, as globs (`tuning/*.json`), and named sets of runs (`study:mini/table1`); `lscl check` compares them;
+- `reads`: files under results/, as globs (`tuning/*.json`), and named sets of runs (`study:mini/table1`); `lscl check`
+  compares them;
 - `makes`: named sets of runs that the notebook computes itself where they are missing. They are not committed.
 
-`{profile}` stands for the profile of the execution, `{shown}` for the one whose records a page shows in it (`studies.profile_shown`).
-While a notebook is executed, reading anything else under results/ is an error (`lscl.publish.watched_kernel`).
+`{profile}` stands for the profile of the execution, `{shown}` for the one whose records a page shows in it
+(`studies.shown_profile`). During an execution, reading anything else under results/ is an error
+(`lscl.publish.watched_kernel`).
 """
 
 import hashlib
@@ -23,20 +25,26 @@ from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records, sweeps
 from lscl.publish.watched_kernel import STUDY
 from lscl.registry import METHODS
-from lscl.results.studies import profile_shown
+from lscl.results.studies import shown_profile
 
 KEY = "lscl"  # of the notebook's metadata
 STORED = "demo"  # the profile in which the committed notebooks are executed
 NOT_EXECUTED = ("publish",)  # the part of the package that no cell runs; lscl.results makes their tables and figures
-SETUP = "setup"  # tag of the cell that fetches the package where it is missing, with the address that `lscl pages` writes there
+SETUP = "setup"  # tag of the cell that fetches the package where it is missing; `lscl pages` writes its address there
 
 
-def declared(notebook: nbformat.NotebookNode, profile: str) -> dict[str, list[str]]:
-    """What a notebook declares: {"reads": [...], "makes": [...]}, with the profiles filled in."""
-    about, values = (
-        notebook.metadata.get(KEY, {}),
-        {"{profile}": profile, "{shown}": profile_shown(profile, compute=False)},
-    )
+def declared_inputs(notebook: nbformat.NotebookNode, profile: str) -> dict[str, list[str]]:
+    """What a notebook declares, with the profiles filled in.
+
+    Args:
+        notebook: with its metadata.
+        profile: of the execution.
+
+    Returns:
+        {"reads": [...], "makes": [...]}.
+    """
+    about = notebook.metadata.get(KEY, {})
+    values = {"{profile}": profile, "{shown}": shown_profile(profile, compute=False)}
     return {kind: [_filled(entry, values) for entry in about.get(kind, [])] for kind in ("reads", "makes")}
 
 
@@ -49,24 +57,26 @@ def _filled(entry: str, values: dict[str, str]) -> str:
 def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> dict[str, Any]:
     """The digest of all that decides what an executed notebook shows, in named parts.
 
-    `lscl reproduce` executes a notebook again if any part has changed. `lscl check` compares `reads` and `cells` of a committed notebook
-    with those stored in it: its outputs are old if the records and files that it shows or its code have changed. A commit that changes
-    the library alone does not make every committed notebook old, because what it changes in a record stands in the record.
+    `lscl reproduce` executes a notebook again if any part has changed. `lscl check` compares `reads` and `cells` of a
+    committed notebook with those stored in it: its outputs are old if the records and files that it shows, or its code,
+    have changed. A commit that changes the library alone does not make every committed notebook old, because what it
+    changes in a record stands in the record.
 
     Args:
         notebook: with its declarations.
-        profile, places: the parameters of the execution, see `build.execute`.
+        profile: a parameter of the execution.
+        places: the other ones, see `build.execute`.
 
     Returns:
-        dict: A digest for each declared entry of `reads` and `makes`, and one each for `cells` (code), `text` (all other cells),
-        `parameters`, and `code` (the package without lscl.publish).
+        dict: A digest for each declared entry of `reads` and `makes`, and one each for `cells` (code), `text` (all
+        other cells), `parameters`, and `code` (the package without lscl.publish).
 
     Raises:
         LsclError: a declared set of runs that does not exist, or a file that cannot be read.
     """
     inputs = {
         kind: {entry: _of_files(_files(entry)) for entry in entries}
-        for kind, entries in declared(notebook, profile).items()
+        for kind, entries in declared_inputs(notebook, profile).items()
     }
     is_code = lambda cell: cell.cell_type == "code" and SETUP not in cell.metadata.get("tags", [])
     cells: dict[bool, list] = {True: [], False: []}
@@ -103,17 +113,29 @@ def _files(entry: str) -> list[Path]:
 
 @lru_cache(maxsize=10_000)
 def _sets_of(path: Path, _changed: int, _size: int, _version: int) -> frozenset[str]:
-    """The named sets that a record is reported in; the other arguments tell whether file and systems are those that were read before."""
-    return frozenset(name for record in sweeps.reported([records.read_record(path)]) for name in sweeps.rows_of(record))
+    """The named sets that a record is reported in; the other arguments change with the file and the systems."""
+    return frozenset(
+        name for record in sweeps.reportable_records([records.read_record(path)]) for name in sweeps.rows_of(record)
+    )
 
 
 def store_digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> None:
-    """Note in a notebook that was just executed what its outputs were made of."""
+    """Write into a notebook that was just executed what its outputs were made of.
+
+    Args:
+        notebook: changed in place.
+        profile: a parameter of the execution.
+        places: the other ones, see `build.execute`.
+    """
     notebook.metadata[KEY] = {**notebook.metadata.get(KEY, {}), "digest": digest(notebook, profile, places)}
 
 
 def stale_notebooks() -> list[str]:
-    """One line for every committed notebook whose outputs are older than what it reads, or than its code."""
+    """One line for every committed notebook whose outputs are older than what it reads, or than its code.
+
+    Raises:
+        LsclError: a notebook that declares a set of runs that does not exist, or a file that cannot be read.
+    """
     found = []
     for path in sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb")):
         notebook = files.read_notebook(path)
@@ -126,6 +148,7 @@ def stale_notebooks() -> list[str]:
         old += ["its code"] if stored.get("cells") != today["cells"] else []
         if old:
             found.append(
-                f"notebooks/{path.name}: its outputs are older than {', '.join(old)}: `lscl reproduce {STORED} --store` makes them"
+                f"notebooks/{path.name}: its outputs are older than {', '.join(old)}: "
+                f"`lscl reproduce {STORED} --store` makes them"
             )
     return found

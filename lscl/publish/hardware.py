@@ -1,4 +1,4 @@
-"""Hardware and times: what a command took and gave where it was measured, and what the cost model expects of cards that nobody has tried."""
+"""Hardware and times: what commands took where they were measured, and what the cost model expects of other cards."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -19,16 +19,25 @@ from lscl.results.markdown import code_text, wall_minutes
 cost = lru_cache(cost_model.cost)  # some seconds for all systems, and the code alone decides it
 
 
-def expected() -> list[dict[str, Any]]:
+def expected_profiles() -> list[dict[str, Any]]:
     """What whole profiles took and gave (`readme.expect`), by profile."""
     return [
-        files.read_json(path, file_shapes.Expected) for path in sorted((paths.results() / "expected").glob("*.json"))
+        files.read_json(path, file_shapes.ExpectedProfile)
+        for path in sorted((paths.results() / "expected").glob("*.json"))
     ]
 
 
 def notebook_time(notebook: str, runs: bool = False) -> str | None:
-    """How long a notebook took in `make demo` on how many cores, with the runs made before it if `runs`; None if nobody measured it."""
-    for one in expected():
+    """How long a notebook took in `make demo`.
+
+    Args:
+        notebook: its name without ending.
+        runs: count the runs that were made before it.
+
+    Returns:
+        the time and the number of cores, in words; None if nobody measured it.
+    """
+    for one in expected_profiles():
         if one["profile"] == "demo" and notebook in one["notebooks"]:
             seconds = one["notebooks"][notebook] + runs * one["runs_seconds"]
             return f"{duration(seconds)} on {one['hardware']['cores']} cores"
@@ -36,15 +45,15 @@ def notebook_time(notebook: str, runs: bool = False) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """In steps of 5 seconds, or of half a minute from 100 seconds on."""
+    """A time in words, in steps of 5 seconds, or of half a minute from 100 seconds on."""
     return f"{max(5, 5 * round(seconds / 5))} seconds" if seconds < 100 else f"{round(seconds / 30) / 2:g} minutes"
 
 
-def notebooks() -> pd.DataFrame:
+def notebook_table() -> pd.DataFrame:
     """One row per notebook: the time it took in `make demo`."""
     rows = [
         (name, duration(seconds))
-        for one in expected()
+        for one in expected_profiles()
         if one["profile"] == "demo"
         for name, seconds in one["notebooks"].items()
     ]
@@ -52,44 +61,49 @@ def notebooks() -> pd.DataFrame:
 
 
 def measured_times(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per command: whole profiles, then one run of every system, with machine, minutes and the accuracies to expect."""
+    """One row per command, whole profiles first, then one run of every system: machine, minutes and accuracies."""
     rows = [
         {
             **_row(one["hardware"]),
             "command": code_text(one["command"]),
             **_found(one["minutes"], one["task"], one["seen"]),
         }
-        for one in expected()
+        for one in expected_profiles()
     ]
     for record in select(records, seed=sweeps.SEEDS[0]):
-        options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
-        command = code_text(
-            f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}"
-        )
         accuracies = (final_accuracy(record, mask) for mask in SCORES)
         rows.append(
             {
                 **_row(record["hardware"], record["config"]["threads"]),
-                "command": command,
+                "command": code_text(command_of(record)),
                 **_found(wall_minutes(record), *accuracies),
             }
         )
     return pd.DataFrame(rows)
 
 
+def command_of(record: Record) -> str:
+    """The command that makes a record, but for its seed."""
+    options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
+    return f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}"
+
+
 def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:
     used = f", {threads} thread{'s' * (threads > 1)} used" if threads else ""
-    return {
-        "machine": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {hardware['gpu'] or 'no GPU'}{used}"
-    }
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB"
+    return {"machine": f"{machine}, {hardware['gpu'] or 'no GPU'}{used}"}
 
 
 def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
     return {"minutes": f"{minutes:.1f}", "task-masked %": f"{task:.1f}", "class-incremental %": f"{seen:.1f}"}
 
 
-def planned() -> pd.DataFrame:
-    """One row per card: hours by the cost model of one run of Fed-LSCL and of the whole main table with its seeds, and whether it holds every run."""
+def planned_cards() -> pd.DataFrame:
+    """One row per card, by the cost model.
+
+    It has the hours of one run of Fed-LSCL and of the whole main table with its seeds, and whether the card holds every
+    run.
+    """
     rows = {}
     for name, machine in cost_model.CARDS.items():
         rows[f"`{name}`"] = {"GPU memory GB": f"{machine.memory / 2**30:.0f}"}
@@ -100,17 +114,29 @@ def planned() -> pd.DataFrame:
             ]
             ours = next(one for one in every if one.config.method == METHODS.find_role("own"))
             title = DATASET_LABELS[dataset]
+            hours = len(seeds) * sum(one.hours(machine) for one in every)
             rows[f"`{name}`"] |= {
                 f"{title}: Fed-LSCL, hours": f"{ours.hours(machine):.1f}",
-                f"{title}: all, {len(seeds)} seeds, hours": f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}",
+                f"{title}: all, {len(seeds)} seeds, hours": f"{hours:.0f}",
                 f"{title}: all fit": "yes" if max(one.memory for one in every) <= machine.memory else "no",
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
 
 
-def each_system(dataset: str, card: str = "t4") -> pd.DataFrame:
-    """What one run of every system in the profile paper needs by the cost model, on one card."""
-    machine, rows = cost_model.card(card), {}
+def planned_systems(dataset: str, card: str = "t4") -> pd.DataFrame:
+    """What one run of every system in the profile paper needs by the cost model.
+
+    Args:
+        dataset: one data set.
+        card: a key of `cost_model.CARDS`.
+
+    Returns:
+        a row per system, with hours on that card.
+
+    Raises:
+        LsclError: no such card.
+    """
+    machine, rows = cost_model.find_card(card), {}
     for method, extra in sweeps.main_table():
         one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
         rows[" ".join([label_of(method), *(f"({key} = {value})" for key, value in extra.items())])] = {

@@ -1,4 +1,4 @@
-"""One page of the book for every system, made from its class, the config and the records, so that nothing stands in two places."""
+"""One page of the book for every system, made from its class, the config and the records."""
 
 import inspect
 import re
@@ -15,34 +15,43 @@ from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
 from lscl.registry import METHODS
-from lscl.results.frames import costs_frame, final, frame, just_learned
+from lscl.results.frames import costs_frame, final_by_seed, final_rows, frame, just_learned_rows
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, label_of, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned, numbered, plain, source_note
+from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, plain_text, source_note
 from lscl.results.measurements import tuning_frame
-from lscl.results.published import AT_THE_END, beside_published, published_rows
+from lscl.results.published import AT_THE_END, add_published_rows, published_rows
 from lscl.results.statistics import compare_with, estimates
 from lscl.results.tables import cost_table, heads_table
 
 SHOWN_DATASETS = ("cifar100", "glyphs", "imagenet_r")
 MADE = "% Made by `lscl pages` from the class, the config and the records: edit those."
 RULE = (
-    f"Every system got the same number of points, on seed {sweeps.TUNING_SEED} alone, which is in no other table. The highest class-incremental "
-    f"accuracy after task {sweeps.TUNING_TASKS} decided."
+    f"Every system got the same number of points, on seed {sweeps.TUNING_SEED} alone, which is in no other table. "
+    f"The highest class-incremental accuracy after task {sweeps.TUNING_TASKS} decided."
 )
 
 
 def page(method: str, records: list[Record]) -> str:
-    """The page of one system as markdown; `records` are those of the main table (`frames.main_records`)."""
+    """The page of one system.
+
+    Args:
+        method: the system.
+        records: those of the main table (`frames.main_records`).
+
+    Returns:
+        markdown.
+    """
     kind, name = METHODS[method], label_of(method)
     idea, travels, heading, differences = description(method)
     parts = [
         MADE,
         f"({anchor(method)})=\n# {name}",
-        f"`--method {method}`, in code `{kind.__module__}.{kind.__name__}`; all of them side by side: {{doc}}`/book/systems`.",
-        f"## Idea\n\n{cited(idea)}",
-        f"## What is trained and what travels\n\n{cited(travels)}",
+        f"`--method {method}`, in code `{kind.__module__}.{kind.__name__}`; "
+        "all of them side by side: {doc}`/book/systems`.",
+        f"## Idea\n\n{link_citations(idea)}",
+        f"## What is trained and what travels\n\n{link_citations(travels)}",
         costs(method, records),
-        f"## {heading}\n\n{cited(differences)}" if differences else "",
+        f"## {heading}\n\n{link_citations(differences)}" if differences else "",
         "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`."
         if kind.role == "own"
         else "",
@@ -55,7 +64,7 @@ def page(method: str, records: list[Record]) -> str:
 
 def _parameters(method: str) -> str:
     caption = f"{label_of(method)}: every parameter that its code reads"
-    return numbered(parameter_table(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
+    return numbered_table(parameter_table(method), caption, f"tab-{method}-values", markdown=("name", "meaning"))
 
 
 def anchor(method: str) -> str:
@@ -64,9 +73,11 @@ def anchor(method: str) -> str:
 
 
 def description(method: str) -> tuple[str, str, str, str]:
-    """A class's docstring in four: the idea, what is trained and travels, the heading of the numbered list, and that list with all behind it.
+    """The docstring of a system's class in four parts.
 
-    The last two are empty where there is no list.
+    Returns:
+        the idea; what is trained and travels; the heading of the numbered list; that list and all below it. The last
+        two are empty where there is no list.
     """
     first, *rest = inspect.getdoc(METHODS[method]).split("\n\n")
     start = next((i for i, part in enumerate(rest) if re.search(r"^1\. ", part, re.MULTILINE)), len(rest))
@@ -78,7 +89,7 @@ def description(method: str) -> tuple[str, str, str, str]:
 
 
 def _columns(text: str) -> str:
-    """Lines that are set in columns stay so: they become a block of code of their own."""
+    """Text in which lines set in columns stay so: they become a block of code of their own."""
     lines: list[str] = []
     for line in text.splitlines():
         if lines and line.startswith("    ") != lines[-1].startswith("    "):
@@ -87,8 +98,8 @@ def _columns(text: str) -> str:
     return "\n".join(lines)
 
 
-def cited(text: str) -> str:
-    """The text with a link to the bibliography behind every arXiv number that stands there."""
+def link_citations(text: str) -> str:
+    """The text with a link to the bibliography after every arXiv number that stands there."""
     return re.sub(r"arXiv (\d{4}\.\d{5})", lambda found: f"{found[0]}{_citation(found[1])}", text)
 
 
@@ -114,7 +125,7 @@ def _keys(bibliography: str) -> dict[str, str]:
 
 
 def names_of_parameters(method: str) -> list[str]:
-    """The system's own parameters, and those of all systems that the modules of its class, of its parents and of their parts read."""
+    """The system's own parameters, and the core ones that the modules of its class, parents and parts read."""
     kind = METHODS[method]
     modules = {sys.modules[base.__module__] for base in kind.__mro__ if hasattr(base, "phases")}
     homes = {getattr(value, "__module__", None) for module in modules for value in vars(module).values()}
@@ -144,7 +155,7 @@ def points_of(method: str) -> list[dict[str, Any]]:
 
 
 def parameter_table(method: str) -> pd.DataFrame:
-    """Those parameters with their values in `mini` and `paper` on CIFAR-100, and what they mean."""
+    """The parameters of a system with their values in `mini` and `paper` on CIFAR-100, and what they mean."""
     made = {
         profile: experiment(profile=profile, dataset="cifar100", method=method).model_dump(mode="json")
         for profile in ("mini", "paper")
@@ -161,7 +172,15 @@ def parameter_table(method: str) -> pd.DataFrame:
 
 
 def costs(method: str, records: list[Record]) -> str:
-    """What a run sent and took, by data set."""
+    """What a run sent and took, by data set.
+
+    Args:
+        method: the system.
+        records: those of the main table.
+
+    Returns:
+        markdown; empty without records of the system.
+    """
     runs = select(records, method=method)
     own, tables = costs_frame(runs), []
     for dataset in SHOWN_DATASETS:
@@ -170,12 +189,23 @@ def costs(method: str, records: list[Record]) -> str:
         tables.append(table)
     if own.empty:
         return ""
-    caption = f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, parameters that a client trains, time and memory of a run"
-    return captioned(pd.concat(tables), caption, f"tab-{method}-costs", runs)
+    caption = (
+        f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, "
+        "parameters that a client trains, time and memory of a run"
+    )
+    return captioned_table(pd.concat(tables), caption, f"tab-{method}-costs", runs)
 
 
 def results_of(method: str, records: list[Record]) -> str:
-    """Accuracies by data set, ours and published, and the difference from an own head, seed by seed."""
+    """Accuracies by data set, ours and published, and the difference from an own head, seed by seed.
+
+    Args:
+        method: the system.
+        records: those of the main table.
+
+    Returns:
+        markdown.
+    """
     runs = [one for one in records if one["method"] in (method, METHODS.find_role("floor"))]
     return "\n\n".join(_results(method, dataset, select(runs, dataset=dataset)) for dataset in SHOWN_DATASETS)
 
@@ -186,29 +216,32 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
     about, name = f"{label_of(method)} on {DATASET_LABELS[dataset]}", f"tab-{method}-{dataset}"
     if ours.empty:
         return f"{title}\n\n{_not_measured(method, dataset, about, name)}"
-    caption = f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; the gap is ours minus published"
-    parts = [title, captioned(both_scores(ours), caption, name, select(runs, method=method))]
+    caption = (
+        f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; "
+        "the gap is ours minus published"
+    )
+    parts = [title, captioned_table(both_scores(ours), caption, name, select(runs, method=method))]
     if method != floor and floor in scores["method"].unique():
-        by_seed = final(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
+        by_seed = final_by_seed(scores, "seen")
         table = compare_with(by_seed[[label_of(floor), *ours["label"].unique()]], label_of(floor))
         caption = (
             f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
         )
-        parts.append(captioned(table, caption, f"{name}-control", runs))
+        parts.append(captioned_table(table, caption, f"{name}-control", runs))
     heads = heads_table(frame([one for one in runs if one["method"] == method], head=None))
     if len(heads):
         caption = f"{about}: final accuracy of its trained head and of a closed-form head on the same features, in %"
-        parts.append(captioned(heads, caption, f"{name}-heads", select(runs, method=method)))
+        parts.append(captioned_table(heads, caption, f"{name}-heads", select(runs, method=method)))
     return "\n\n".join(parts)
 
 
 def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table, and below it the class-incremental one, told apart by a column; `scores` are those on one data set."""
+    """The paper's table of scores on one data set and, below it, the class-incremental one, named in a column."""
     keys, (task, seen) = ["label", "seed"], (scores[scores["mask"] == mask] for mask in SCORES)
-    learned = just_learned(task).pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
-    at_end = final(task).groupby(keys)["accuracy"].mean().rename(AT_THE_END)
+    learned = just_learned_rows(task).pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
+    at_end = final_rows(task).groupby(keys)["accuracy"].mean().rename(AT_THE_END)
     so_far = seen.pivot_table("accuracy", keys, "trained_task", sort=False).add_prefix("task ")
-    paper = beside_published(estimates(learned.join(at_end), "label"), just_learned(task))
+    paper = add_published_rows(estimates(learned.join(at_end), "label"), just_learned_rows(task))
     paper.insert(0, "score", f"{MASK_LABELS['task']}, task just learned")
     incremental = estimates(so_far, "label")
     incremental.insert(0, "score", f"{MASK_LABELS['seen']}, all tasks so far")
@@ -216,7 +249,7 @@ def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
-    """What makes the records, and what is published meanwhile."""
+    """The command that makes the records, and what is published meanwhile."""
     command = f"`lscl sweep table1 --methods {method} --dataset {dataset} --profile mini`"
     state = (
         f"Not yet measured: {command} makes the records."
@@ -226,7 +259,7 @@ def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
     theirs = published_rows(dataset, [method]).drop(columns=AT_THE_END, errors="ignore")
     if theirs.empty:
         return f"{state} Nothing is published."
-    return f"{state}\n\n{numbered(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
+    return f"{state}\n\n{numbered_table(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
 
 
 # ---- tuning
@@ -236,14 +269,14 @@ def tuning(method: str) -> str:
     """The grid of a system with its scores, and the choice."""
     found, parts = tuning_frame(), []
     for (profile, dataset), own in found[found["method"] == method].groupby(["profile", "dataset"]):
-        caption = f"{label_of(method)}: the grid on {plain(profile)}, {DATASET_LABELS.get(dataset, plain(dataset))}, accuracy in %"
-        parts.append(
-            f"{_choice(method, own)}\n\n{numbered(grid_table(own), caption, f'tab-{method}-tuning-{len(parts)}', index=False)}"
-        )
+        where = f"{plain_text(profile)}, {DATASET_LABELS.get(dataset, plain_text(dataset))}"
+        caption, name = f"{label_of(method)}: the grid on {where}, accuracy in %", f"tab-{method}-tuning-{len(parts)}"
+        parts.append(f"{_choice(method, own)}\n\n{numbered_table(grid_table(own), caption, name, index=False)}")
     total = len(points_of(method))
     if not total:
         return "It has no grid: its values are those of the profile."
-    waiting = f"No point of its grid of {total} is recorded yet: `lscl sweep tune --methods {method} --profile mini` makes them."
+    command = f"`lscl sweep tune --methods {method} --profile mini`"
+    waiting = f"No point of its grid of {total} is recorded yet: {command} makes them."
     return f"{RULE}\n\n" + ("\n\n".join(parts) if parts else waiting)
 
 
@@ -266,10 +299,11 @@ def _choice(method: str, tried: pd.DataFrame) -> str:
     used = ", ".join(f"{name} = {config[name]:g}" for name in points_of(method)[0])
     best = tried.loc[tried["chosen"], "point"]
     if best.empty:
-        return f"{len(tried)} of {len(points_of(method))} points are recorded, so nothing is chosen yet; `mini` uses {used}."
+        recorded = f"{len(tried)} of {len(points_of(method))} points are recorded"
+        return f"{recorded}, so nothing is chosen yet; `mini` uses {used}."
     if used == best.iloc[0]:
         return f"Chosen: {used}.{_edges(method, config)}"
-    return f"Best: {plain(best.iloc[0])}. Not yet in use: `mini` has {used}."
+    return f"Best: {plain_text(best.iloc[0])}. Not yet in use: `mini` has {used}."
 
 
 def _edges(method: str, config: dict[str, Any]) -> str:
@@ -282,7 +316,7 @@ def _edges(method: str, config: dict[str, Any]) -> str:
 
 
 def _edge(value: float, tried: list[float]) -> str:
-    """On which edge of the values that were tried, in order, this one lies; empty inside."""
+    """Which edge of the tried values, in order, this value is; empty inside."""
     if value not in (tried[0], tried[-1]):
         return ""
     if len(tried) == 1:
@@ -297,7 +331,7 @@ def _edge(value: float, tried: list[float]) -> str:
 def overview(records: list[Record]) -> str:
     """All systems in one table, each with a link to its page, its idea, and what it costs and gives on CIFAR-100."""
     shown = select(records, dataset="cifar100", overrides={})
-    scores, costs = final(frame(shown)), costs_frame(shown)
+    scores, costs = final_rows(frame(shown)), costs_frame(shown)
     by_seed = scores.pivot_table("accuracy", ["method", "seed"], "mask", sort=False).reindex(columns=list(SCORES))
     found = estimates(by_seed, "method").rename(columns=SCORE_HEADS)
     found.insert(0, "MB up", costs.groupby("method")["mb_up"].mean().map("{:.2f}".format))
@@ -306,9 +340,12 @@ def overview(records: list[Record]) -> str:
         for method in methods_in_order()
     }
     table = pd.DataFrame.from_dict(rows, orient="index").join(found).set_index("system")
-    caption = "The systems on CIFAR-100, profile `mini`: MB up per client and round; final accuracy, mean ± half of the 95 % interval over n seeds"
+    caption = (
+        "The systems on CIFAR-100, profile `mini`: MB up per client and round; "
+        "final accuracy, mean ± half of the 95 % interval over n seeds"
+    )
     table["n"] = table["n"].astype(object).fillna("0")
-    text = numbered(table, caption, "tab-systems", markdown=("system", "idea"))
+    text = numbered_table(table, caption, "tab-systems", markdown=("system", "idea"))
     return f"{text}\n\n{source_note(shown) or NO_RECORDS}"
 
 

@@ -1,4 +1,4 @@
-"""Numbers inside the sentences of the book. A page calls one by its name in double braces; `lscl pages` writes them all to one file."""
+"""Numbers in the sentences of the book: a page names one in double braces, `lscl pages` writes all to one file."""
 
 from collections.abc import Callable
 
@@ -16,14 +16,14 @@ from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
 from lscl.results.markdown import wall_minutes
 from lscl.results.published import published_final
-from lscl.results.statistics import with_interval
+from lscl.results.statistics import mean_with_interval
 
 NONE = "(not yet measured)"
 FILE = "numbers.json"
 
 
 def numbers(records: list[Record]) -> dict[str, str]:
-    """Every number by its name; `records` are those of the main table. What nobody has measured yet says so."""
+    """Every number by its name, from the records of the main table; what nobody has measured yet says so."""
     ours = {
         dataset: select(records, method=METHODS.find_role("own"), overrides={}, dataset=dataset)
         for dataset in sweeps.PLANS["mini"]
@@ -47,9 +47,11 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
         "weights_images": lambda: f"{files.read_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
-        "colab_hours": lambda: f"{sum(cost(one).hours(cost_model.card('t4')) for one in sweeps.plan('colab')):.1f}",
+        "colab_hours": lambda: (
+            f"{sum(cost(one).hours(cost_model.find_card('t4')) for one in sweeps.plan('colab')):.1f}"
+        ),
         "paper_hours": lambda: (
-            f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.card('t4')):.0f}"
+            f"{cost(experiment(profile='paper', dataset='cifar100')).hours(cost_model.find_card('t4')):.0f}"
         ),
     }
     return {name: _value(of) for name, of in found.items()}
@@ -63,7 +65,7 @@ def _value(of: Callable[[], str]) -> str:
 
 
 def _final(group: list[Record], mask: str) -> str:
-    return f"{with_interval(final_accuracy(one, mask) for one in group)} %" if group else NONE
+    return f"{mean_with_interval(final_accuracy(one, mask) for one in group)} %" if group else NONE
 
 
 def _published(dataset: str) -> str:
@@ -73,4 +75,4 @@ def _published(dataset: str) -> str:
 
 def _expected(profile: str) -> dict:
     """What a whole profile took and gave, see `readme.expect`."""
-    return files.read_json(paths.results() / "expected" / f"{profile}.json", file_shapes.Expected)
+    return files.read_json(paths.results() / "expected" / f"{profile}.json", file_shapes.ExpectedProfile)

@@ -1,4 +1,4 @@
-"""All that the book and the README show and that code makes: pages, tables, the interactive figure, sentences with numbers."""
+"""All that code makes of the book and the README: pages, tables, the interactive figure, numbers in sentences."""
 
 import json
 import re
@@ -22,25 +22,25 @@ from lscl.publish import (
     status,
     verified,
 )
-from lscl.results.frames import costs_frame, final, frame, main_records
+from lscl.results.frames import costs_frame, final_by_seed, frame, main_records
 from lscl.results.labels import DATASET_LABELS, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned, numbered, source_note
+from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, source_note
 from lscl.results.readings import read_ranking
 from lscl.results.tables import cost_table, score_table
 
 
 def pieces() -> dict[str, str]:
     """Every piece as it has to be today: {path from the repository's root: text}. Without records each says so."""
-    everything = sweeps.reported(all_records("mini"))
+    everything = sweeps.reportable_records(all_records("mini"))
     records = main_records(everything)
     tables = {
-        "config.md": numbered(
+        "config.md": numbered_table(
             reference.config_table(),
             "Every parameter, its value in each profile, and what it means",
             "tab-config",
             markdown=("name", "meaning"),
         ),
-        "method_values.md": numbered(
+        "method_values.md": numbered_table(
             reference.method_values(), "Values of single systems", "tab-method-values", index=False
         ),
         "systems.md": method_pages.overview(records),
@@ -48,11 +48,13 @@ def pieces() -> dict[str, str]:
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmark_pages.benchmark_page(),
-        **{f"federation_{name}.md": benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION},
+        **{
+            f"federation_{name}.md": benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION_TABLES
+        },
         "times.md": times(records),
         "notebooks.md": notebook_times(),
-        "cards.md": numbered(
-            hardware.planned(),
+        "cards.md": numbered_table(
+            hardware.planned_cards(),
             "Expected by the cost model, profile `paper`; nobody has measured it",
             "tab-cards",
             markdown=["card"],
@@ -89,7 +91,7 @@ def contents() -> dict[str, str]:
 
 
 def notebook_heads() -> dict[str, str]:
-    """Every notebook with what its first cells take from elsewhere: the measured time, and the repository's public address.
+    """Every notebook with the measured time and the repository's public address in its first cells.
 
     The address is a setting of _config.yml and stands nowhere else; the time comes from results/expected/demo.json.
     """
@@ -97,10 +99,8 @@ def notebook_heads() -> dict[str, str]:
     if not found:
         return {}
     address = _address(paths.root() / "_config.yml")
-    cell, time = (
-        re.compile(r'(REPOSITORY = \\")[^"\\]*'),
-        re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]"),
-    )  # as JSON has it
+    cell = re.compile(r'(REPOSITORY = \\")[^"\\]*')  # as JSON has it
+    time = re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")
     heads = {}
     for path in found:
         text = cell.sub(lambda kept: kept[1] + address, files.read_text(path))
@@ -123,13 +123,13 @@ def _address(path: Path) -> str:
 
 
 def _time(kept: re.Match, notebook: str) -> str:
-    """The matched words with the time that the notebook took when `make demo` was measured; as they are where nobody has measured it."""
+    """The matched words with the measured time of the notebook in `make demo`; unchanged where nobody measured."""
     taken = hardware.notebook_time(notebook, runs=kept[2] is not None)
     return f"{kept[1]}{taken}{kept[2] or ''}]" if taken else kept[0]
 
 
 def write_pages() -> list[Path]:
-    """Write every piece that is not as it has to be; -> the paths of all."""
+    """Write every piece that is not as it has to be, and return the paths of all pieces."""
     made = pieces()
     for name, text in made.items():
         if _read(name) != text:
@@ -138,7 +138,7 @@ def write_pages() -> list[Path]:
 
 
 def stale_pages() -> list[str]:
-    """One line for every piece that is not what code, config and records give today: where, what stands there and what should."""
+    """One line for every piece that is not what code, config and records give today, with what it should say."""
     found = []
     for name, text in pieces().items():
         before = _read(name)
@@ -166,8 +166,10 @@ def paper_plan(card: str = "t4") -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
     caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
     return "\n\n".join(
-        numbered(
-            hardware.each_system(dataset, card), caption.format(DATASET_LABELS[dataset], card), f"tab-plan-{dataset}"
+        numbered_table(
+            hardware.planned_systems(dataset, card),
+            caption.format(DATASET_LABELS[dataset], card),
+            f"tab-plan-{dataset}",
         )
         for dataset in sweeps.PLANS["paper"]
     )
@@ -188,30 +190,36 @@ def times(records: list[Record]) -> str:
     if table.empty:
         return NO_RECORDS
     caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
-    return numbered(table, caption, "tab-times", index=False, markdown=["command"]) + (
+    return numbered_table(table, caption, "tab-times", index=False, markdown=["command"]) + (
         f"\n\n{source_note(records)}" if records else ""
     )
 
 
 def notebook_times() -> str:
     """What each page of notebooks took, as markdown."""
-    table = hardware.notebooks()
+    table = hardware.notebook_table()
     caption = "Measured with `make demo`: the time of each notebook, without what the runs before it took"
-    return NO_RECORDS if table.empty else numbered(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
+    return (
+        NO_RECORDS
+        if table.empty
+        else numbered_table(table, caption, "tab-notebooks", index=False, markdown=["notebook"])
+    )
 
 
 def status_tables(records: list[Record]) -> str:
     """The state of the records, as markdown."""
     caption = "Runs that are recorded, by named set, profile `mini`"
-    parts = [numbered(status.set_table(records), caption, "tab-status-runs", index=False, markdown=["command"])]
+    parts = [numbered_table(status.set_table(records), caption, "tab-status-runs", index=False, markdown=["command"])]
     if records:
         about = "every record of the profile `mini` but those for tuning"
         caption = f"Digests of what went in, {about}"
         parts.append(
-            numbered(status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"])
+            numbered_table(
+                status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]
+            )
         )
         parts.append(
-            numbered(
+            numbered_table(
                 status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
             )
         )
@@ -231,8 +239,7 @@ def headline(records: list[Record]) -> str:
             cost_table(spent)[["MB up", "CPU minutes"]]
         )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
-        by_seed = final(here[here["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
-        parts.append(
-            f"{captioned(table, caption, f'tab-headline-{dataset}', here)}\n\n{read_ranking(by_seed, 'seen', brief=True)}"
-        )
+        by_seed = final_by_seed(here, "seen")
+        shown = captioned_table(table, caption, f"tab-headline-{dataset}", here)
+        parts.append(f"{shown}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else NO_RECORDS

@@ -9,12 +9,12 @@ from lscl import paths
 from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
-from lscl.experiments import cost_model, records
+from lscl.experiments import cost_model, records, sweeps
 from lscl.publish import hardware
 from lscl.registry import METHODS
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
-from lscl.results.markdown import code_text, plain, wall_minutes
+from lscl.results.markdown import code_text, plain_text, wall_minutes
 from lscl.results.published import published_final
 
 BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
@@ -23,9 +23,17 @@ BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 def expect(
     profile: str, minutes: float, runs: list[records.Record], runs_seconds: float, notebooks: dict[str, float]
 ) -> Path:
-    """Keep what `lscl reproduce profile` took and gave on this machine, for README and book.
+    """Store what `lscl reproduce` took and gave on this machine, for README and book.
 
-    minutes: all of it; runs_seconds: computing the runs; notebooks: seconds of each, by name.
+    Args:
+        profile: its name.
+        minutes: of all of it.
+        runs: the records of the profile.
+        runs_seconds: of computing them.
+        notebooks: seconds of each, by name.
+
+    Returns:
+        the path of results/expected/<profile>.json.
     """
     ours = records.select(runs, method=METHODS.find_role("own"), overrides={})
     about = {
@@ -46,17 +54,18 @@ def expect(
 def expected_table() -> str:
     """The markdown table, by hardware: command, minutes, accuracy of Fed-LSCL; what nobody has measured says so."""
     rows = ["| hardware | command | minutes | Fed-LSCL, task-masked | class-incremental |", "|---|---|---:|---:|---:|"]
-    for row in hardware.expected():
+    for row in hardware.expected_profiles():
+        scores = f"{row['task']} % | {row['seen']} %"
+        rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {scores} |")
+    for record in records.select(
+        records.all_records("mini"), method=METHODS.find_role("own"), seed=sweeps.SEEDS[0], overrides={}
+    ):
+        command = hardware.command_of(record)
+        scores = " | ".join(f"{_mean([record], mask)} %" for mask in SCORES)
         rows.append(
-            f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {row['task']} % | {row['seen']} % |"
+            f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {scores} |"
         )
-    for record in records.select(records.all_records("mini"), method=METHODS.find_role("own"), seed=42, overrides={}):
-        command = f"lscl run --method {record['method']} --dataset {record['dataset']} --profile mini"
-        scores = [f"{_mean([record], mask)} %" for mask in SCORES]
-        rows.append(
-            f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {' | '.join(scores)} |"
-        )
-    minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.card("t4"))
+    minutes = 60 * hardware.cost(experiment(profile="paper", dataset="cifar100")).hours(cost_model.find_card("t4"))
     command = f"lscl run --method {METHODS.find_role('own')} --dataset cifar100 --profile paper"
     rows.append(f"| one T4, by the cost model, not measured | `{command}` | {minutes:.0f} | {_published()} | – |")
     return "\n".join(rows)
@@ -73,11 +82,15 @@ def _mean(runs: list[records.Record], mask: str) -> float:
 
 
 def _machine(hardware: dict) -> str:
-    return plain(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
+    return plain_text(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
 def readme_text(before: str) -> str:
-    """The README with today's table between its two markers."""
+    """The README with today's table between its two markers.
+
+    Raises:
+        LsclError: a marker is missing, stands twice, or they stand in the wrong order.
+    """
     if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
         raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")
     return f"{before.split(BEGIN)[0]}{BEGIN}\n{expected_table()}\n{END}{before.split(END)[1]}"

@@ -1,4 +1,4 @@
-"""What the code says of itself, as tables and text of the book: parameters, values of single methods, the mini model."""
+"""Tables of the book about the code: parameters, values of single methods, the facts about the mini model."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
 from lscl.models.vit import WEIGHTS
 from lscl.registry import METHODS
 from lscl.results.labels import label_of
-from lscl.results.markdown import numbered, plain
+from lscl.results.markdown import numbered_table, plain_text
 
 
 def config_table() -> pd.DataFrame:
@@ -28,7 +28,7 @@ def config_table() -> pd.DataFrame:
 
 
 def method_values() -> pd.DataFrame:
-    """What one method alone has different in a profile: sizes, values from tuning, official values."""
+    """The values that a profile has for one method alone: sizes, values from tuning, official values."""
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = []
     for method, kind in METHODS.items():
@@ -54,19 +54,19 @@ def show(value: Any) -> str:
 
 
 def model_card() -> str:
-    """The facts about the mini foundation model that its description and the probes hold, as markdown."""
+    """The facts about the mini foundation model, from its description and the probes, as markdown."""
     parts, about = [], WEIGHTS.with_suffix(".json")
     if about.exists():
         parts.append(
-            numbered(
+            numbered_table(
                 _facts(files.read_json(about, dict[str, Any])),
                 "How the file of the mini model was made",
                 "tab-model-facts",
             )
         )
     for path in sorted((paths.results() / "probe").glob("*.json")):
-        caption = f"Linear probe on the frozen features: {plain(path.stem.replace('--', ', '))} images a class"
-        parts.append(numbered(_facts(files.read_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
+        caption = f"Linear probe on the frozen features: {plain_text(path.stem.replace('--', ', '))} images a class"
+        parts.append(numbered_table(_facts(files.read_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
     return (
         "\n\n".join(parts)
         if parts

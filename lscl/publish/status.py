@@ -11,13 +11,21 @@ from lscl.results.labels import DATASET_LABELS
 from lscl.results.markdown import code_text, short_commit, wall_minutes
 
 NAMED_SETS = {
-    "table1": "the main table", "ablations": "components (Table 2)", "blocks": "adapted block (Fig. 3)", "cnns": "different CNNs (Fig. 4)",
-    "buffers": "buffer size (Fig. 5)", "regimes": "writers by regime",
+    "table1": "the main table", "ablations": "components (Table 2)", "blocks": "adapted block (Fig. 3)",
+    "cnns": "different CNNs (Fig. 4)", "buffers": "buffer size (Fig. 5)", "regimes": "writers by regime",
 }  # fmt: skip
 
 
 def set_table(records: Iterable[Record], profile: str = "mini") -> pd.DataFrame:
-    """One row per named set and data set: runs recorded and wanted, minutes, and the commits of the code that made them."""
+    """How many runs of each named set are recorded.
+
+    Args:
+        records: all of the profile.
+        profile: its name.
+
+    Returns:
+        a row per named set and data set: the command, runs recorded and wanted, minutes, and commits of their code.
+    """
     records, rows = list(records), []
     for dataset, seeds in sweeps.PLANS[profile].items():
         for name, title in NAMED_SETS.items():
@@ -37,7 +45,7 @@ def set_table(records: Iterable[Record], profile: str = "mini") -> pd.DataFrame:
 
 
 def digest_table(records: Iterable[Record]) -> pd.DataFrame:
-    """What the records were made from: every set of images, partition and frozen model by its digest, with the number of runs."""
+    """What the records were made from: images, partitions and frozen models by digest, with the number of runs."""
     kinds = {"data_digest": "images", "partition_digest": "partition", "weights_digest": "frozen model"}
     count = Counter((kind, one["dataset"], one[key]) for one in records for key, kind in kinds.items() if one[key])
     order = list(kinds.values())

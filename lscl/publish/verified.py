@@ -1,15 +1,15 @@
-"""The verified records as a page shows them: which cells of the tables stand on a record, and whether it came out again."""
+"""The verified records as a page shows them: which cells of the tables use a record, and whether it came out again."""
 
 import pandas as pd
 
 from lscl import files, paths
 from lscl.experiments import records
 from lscl.experiments.sweeps import rows_of
-from lscl.experiments.verify import said
+from lscl.experiments.verify import describe_outcome
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
-from lscl.results.markdown import numbered
+from lscl.results.markdown import numbered_table
 
 # Where the runs of a named set stand.
 TABLES = {
@@ -24,7 +24,7 @@ MADE_AGAIN = "the record was made again since"
 
 
 def cells(record: records.Record) -> list[str]:
-    """What of the tables and figures this record is behind: the set, the data set, the row, the seed, and its two final accuracies."""
+    """The cells of tables and figures that use a record: set, data set, row, seed and its two final accuracies."""
     rows = {name: row_label(record) if name == "table1" else row for name, row in rows_of(record).items()}
     accuracies = ", ".join(f"{final_accuracy(record, mask):.1f} % {MASK_LABELS[mask]}" for mask in SCORES)
     where = DATASET_LABELS[record["dataset"]]
@@ -34,16 +34,16 @@ def cells(record: records.Record) -> list[str]:
 
 
 def outcome(profile: str) -> str:
-    """The outcome that is kept for a profile, as a numbered table with what it says in a sentence, as markdown."""
+    """The stored outcome of `lscl verify` for a profile, a sentence and a numbered table, as markdown."""
     path = paths.results() / "verified" / f"{profile}.json"
     if not path.exists():
         return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
-    saved = files.read_json(path, file_shapes.Verified)
+    saved = files.read_json(path, file_shapes.VerifiedProfile)
     known = {one["name"]: one for one in records.all_records(profile)}
     rows = [
         {
             "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
-            "computed again": said(one)
+            "computed again": describe_outcome(one)
             if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"])
             else MADE_AGAIN,
             "seconds": f"{one['seconds']:.1f}",
@@ -56,4 +56,5 @@ def outcome(profile: str) -> str:
     equal = sum(one["equal"] for one in saved["runs"])
     command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
     caption = f"`{command}`: cells drawn at random, their records computed again from nothing"
-    return f"{equal} of {len(rows)} were equal to the bit.\n\n{numbered(pd.DataFrame(rows), caption, f'tab-verified-{profile}', index=False)}"
+    table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{profile}", index=False)
+    return f"{equal} of {len(rows)} were equal to the bit.\n\n{table}"

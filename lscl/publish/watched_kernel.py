@@ -1,7 +1,8 @@
-"""A notebook's kernel in which reading what the notebook does not declare is an error: `python -m lscl.publish.watched_kernel`.
+"""A notebook's kernel in which reading what the notebook does not declare is an error.
 
-The interpreter itself reports every file that is opened (`sys.addaudithook`), by whatever library, and `lscl.results` every set of runs
-that is read. What is not under results/, and what is written, is nobody's concern here.
+It starts as `python -m lscl.publish.watched_kernel`. The interpreter itself reports every file that any library opens
+(`sys.addaudithook`), and `lscl.results` reports every set of runs that is read. Files outside results/, and files that
+are written, are not watched.
 """
 
 import json
@@ -21,13 +22,18 @@ AUDITED = "lscl.study"  # the event of `lscl.results.studies`, which is too much
 
 
 def is_declared(place: str, reads: list[str], makes: list[str]) -> bool:
-    """Whether a file may be read.
+    """Whether a notebook may read a file.
 
-    A set of runs is searched for among all records of its profile. What a run makes, its saved state too, it may read again.
+    A set of runs is searched for among all records of its profile. A run may read again what it makes, its saved state
+    too.
 
     Args:
         place: of the file, below results/.
-        reads, makes: what the notebook declares, see `lscl.publish.freshness`.
+        reads: what the notebook declares, see `lscl.publish.freshness`.
+        makes: what it declares to compute.
+
+    Returns:
+        True if it may.
     """
     parts = place.split("/")
     if any(parts[:2] == ["runs", _profile(entry)] for entry in makes):
@@ -37,7 +43,17 @@ def is_declared(place: str, reads: list[str], makes: list[str]) -> bool:
 
 
 def is_study_declared(profile: str, name: str, reads: list[str], makes: list[str]) -> bool:
-    """Whether a set of runs may be read; with name = "" all runs of the profile."""
+    """Whether a notebook may read a set of runs.
+
+    Args:
+        profile: of the runs.
+        name: of the set; "" = all runs of the profile.
+        reads: what the notebook declares.
+        makes: what it declares to compute.
+
+    Returns:
+        True if it may.
+    """
     whole = f"runs/{profile}/*.json" in reads or profile in map(_profile, makes)
     return whole or f"{STUDY}{profile}/{name}" in reads
 
@@ -51,7 +67,16 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
 
 
 def refuse_undeclared(notebook: str, reads: list[str], makes: list[str]) -> None:
-    """From now on, in this process, reading what is not declared raises LsclError; this cannot be undone."""
+    """From now on, in this process, refuse to read what is not declared; this cannot be undone.
+
+    Args:
+        notebook: its name, for the message.
+        reads: what it declares.
+        makes: what it declares to compute.
+
+    Raises:
+        LsclError: not here, but wherever the process later reads something else.
+    """
 
     def refuse(event: str, given: tuple[Any, ...]) -> None:
         if event == AUDITED:

@@ -1,4 +1,4 @@
-"""Records -> one tidy table of all results, and what the book makes of it: statistics, labels, published numbers, figures, markdown, claims."""
+"""One tidy table of all records, and what the book makes of it: statistics, labels, figures, markdown, claims."""
 
 from lscl.results.frames import classes_frame, costs_frame, frame, traffic_frame
 

@@ -1,7 +1,7 @@
-"""Figures of the book, in one style. Each function returns a Figure; its alt text stands in the metadata of the notebook's cell.
+"""Figures of the book in one style; the alt text of each stands in the metadata of the notebook's cell.
 
 Figures carry their own near-white ground, so that they read the same on a light page, on a dark page and on paper. The
-colours are those of Okabe and Ito, told apart by colour-blind readers too; lines also differ in marker and dash.
+colours are those of Okabe and Ito, which colour-blind readers tell apart too; lines also differ in marker and dash.
 """
 
 import io
@@ -35,7 +35,7 @@ LOOKS = len(COLOURS)
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, marker and dash of line `number`; the first 64 all differ, and the first 8 in each of the three."""
+    """Colour, marker and dash of line `number`; the first 64 all differ, the first 8 in each of the three."""
     other = (number + number // LOOKS) % LOOKS
     return {"color": COLOURS[number % LOOKS], "marker": MARKERS[other], "linestyle": DASHES[other]}
 
@@ -72,14 +72,13 @@ class BookFigure(Figure):
     def _repr_png_(self) -> bytes:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12, facecolor=GROUND)
-        Image.open(drawn).convert("RGB").quantize(256).save(
-            small, "PNG", optimize=True
-        )  # a palette: a third of the size
+        palette = Image.open(drawn).convert("RGB").quantize(256)  # makes the file three times smaller
+        palette.save(small, "PNG", optimize=True)
         return small.getvalue()
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Let a figure function draw in the book's style, whatever the reader's own settings are."""
+def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Make a figure function draw in the book's style, whatever the reader's own settings are."""
 
     @wraps(draw)
     def wrapped(*args, **kwargs) -> Figure:
@@ -104,12 +103,18 @@ def _picture(axes: Axes, pixels: np.ndarray, title: str = "", size: float = 8.5)
 # ---- 01 data
 
 
-@styled
+@house_style
 def partition_picture(counts: np.ndarray) -> Figure:
-    """Who holds which class, when and how many images of it: one row per client, one column per class, a colour per task.
+    """Which client meets which class in which task, and how many images it has.
 
-    counts: (clients, tasks, classes) training images. Within the stretch of a client the classes stand in its order of tasks; public
-    ones stand right, in the order of the first client.
+    Left, a row per client, a column per class and a colour per task; right, the images by client and task. The private
+    classes of a client stand together in its order of tasks; public ones stand right, in the order of the first client.
+
+    Args:
+        counts: (clients, tasks, classes) training images.
+
+    Returns:
+        two panels.
     """
     clients, tasks, _ = counts.shape
     held = counts.sum(1) > 0  # (clients, classes)
@@ -155,9 +160,17 @@ def partition_picture(counts: np.ndarray) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """How the images of the public classes fell to the clients, one bar per class. counts: (clients, public classes)."""
+    """How the images of the public classes fell to the clients: a stacked bar per class, the most uneven first.
+
+    Args:
+        counts: (clients, public classes) training images.
+        names: of the public classes.
+
+    Returns:
+        one panel.
+    """
     figure, ((axes,),) = _figure(8, 3.2)
     left, order = np.zeros(counts.shape[1]), np.argsort(-counts.max(0), kind="stable")
     for client, row in enumerate(counts[:, order]):
@@ -177,9 +190,16 @@ def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
-    """The largest share that one client gets of a class, for several concentrations. shares: {label: (draws, clients)}."""
+    """The largest share that one client gets of a class, as a distribution for each concentration.
+
+    Args:
+        shares: {concentration: (draws, clients) shares of a class}, each draw with sum 1.
+
+    Returns:
+        one panel: for each share (%), the draws (%) whose largest share is not above it.
+    """
     figure, ((axes,),) = _figure(6.5, 2.8)
     for (name, drawn), colour, dash in zip(shares.items(), COLOURS, DASHES):
         largest = np.sort(100 * drawn.max(1))
@@ -189,9 +209,19 @@ def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8, size: float = 0.95) -> Figure:
-    """Images (n, H, W, 3) uint8 in rows, with short titles."""
+    """Images in rows, with short titles.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+        titles: one for each.
+        columns: images in a row.
+        size: inches of a side.
+
+    Returns:
+        a panel per image, and empty ones at the end of the last row.
+    """
     rows = -(-len(images) // columns)
     figure, axes = _figure(size * columns, (size + 0.18) * rows, rows, columns)
     for place in axes.flat:
@@ -204,11 +234,17 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8, size
 # ---- 02 collaboration
 
 
-@styled
-def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
-    """The updates B_i A_i that were written for a few images, as mean size of each patch of entries.
+@house_style
+def update_heatmaps(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
+    """The updates B_i A_i that were written for a few images, as root mean square of each patch of entries.
 
-    images: (n, H, W, 3) uint8; deltas: (n, 3d, d). The rows are the query, key and value parts of the fused qkv.
+    Args:
+        images: (n, H, W, 3) uint8.
+        deltas: (n, 3d, d), the updates of the fused qkv; its rows are the query, key and value parts.
+        blocks: patches along d.
+
+    Returns:
+        a column per image: the image, and below it its update, all with one scale of colours.
     """
     n, _, width = deltas.shape
     step = width // blocks
@@ -231,9 +267,18 @@ def written(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Figure:
-    """Pairwise values between images, with the images along both sides. matrix: (n, n); images: (n, H, W, 3) uint8."""
+    """Pairwise values between images, with the images along both sides.
+
+    Args:
+        matrix: (n, n) values.
+        images: (n, H, W, 3) uint8.
+        label: what the values are.
+
+    Returns:
+        one panel with a scale of colours.
+    """
     n = len(images)
     figure = BookFigure(figsize=(5.6, 4.8))
     axes = figure.add_axes((0.16, 0.14, 0.68, 0.8))
@@ -254,9 +299,16 @@ def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Fi
     return figure
 
 
-@styled
+@house_style
 def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
-    """How large the parts of an update are, one dot per image. parts: {name: (images,)}."""
+    """How large the parts of an update are.
+
+    Args:
+        parts: {name: (images,) Frobenius norms}.
+
+    Returns:
+        one panel: a row per part with a dot per image and a bar at their mean.
+    """
     figure, ((axes,),) = _figure(6.5, 0.7 + 0.5 * len(parts))
     for row, (values, colour) in enumerate(zip(parts.values(), COLOURS)):
         axes.plot(values, row + np.linspace(-0.22, 0.22, len(values)), ".", color=colour, markersize=5)
@@ -270,7 +322,15 @@ def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
 
 @torch.no_grad()
 def cls_attention(foundation: FrozenViT, z: Tensor, update: LowRank | None = None) -> np.ndarray:
-    """Attention of CLS to the patches in the adapted block, mean over the heads. z: (b, N, d) -> (b, side, side).
+    """Attention of CLS to the patches in the adapted block, mean over the heads.
+
+    Args:
+        foundation: the frozen ViT.
+        z: (b, N, d), the tokens in front of the adapted block.
+        update: the written update of qkv; None = none.
+
+    Returns:
+        (b, side, side) shares of the attention; what is missing to 1 goes to CLS itself and other prefix tokens.
 
     Raises:
         LsclError: the ViT has no class token.
@@ -289,9 +349,18 @@ def cls_attention(foundation: FrozenViT, z: Tensor, update: LowRank | None = Non
     return patches.reshape(-1, side, side).cpu().numpy()
 
 
-@styled
+@house_style
 def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
-    """Where CLS looks without and with the written update, and the difference. off, on: (n, side, side)."""
+    """Where CLS looks without and with the written update, and the difference.
+
+    Args:
+        images: (n, H, W, 3) uint8.
+        off: (n, side, side) attention without the update, from `cls_attention`.
+        on: (n, side, side) attention with it.
+
+    Returns:
+        a column per image: the image, without, with, difference.
+    """
     n, most, gap = len(images), max(off.max(), on.max()), np.abs(on - off).max()
     figure, axes = _figure(1.15 * n + 1.3, 4.9, 4, n)
     for column in range(n):
@@ -309,9 +378,19 @@ def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
-    """CLS features before and after, on the two main axes of both together. before, after: (n, d); labels: (n,)."""
+    """CLS features before and after the written updates, on the two main axes of both together.
+
+    Args:
+        before: (n, d) features of the frozen model.
+        after: (n, d) features with the updates.
+        labels: (n,) classes.
+        names: of the classes, by label.
+
+    Returns:
+        two panels with equal axes.
+    """
     both = np.concatenate([before, after])
     both = both - both.mean(0)
     flat = both @ np.linalg.svd(both, full_matrices=False)[2][:2].T
@@ -334,9 +413,18 @@ def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, na
     return figure
 
 
-@styled
+@house_style
 def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = "step") -> Figure:
-    """A few curves over steps."""
+    """A few curves over steps.
+
+    Args:
+        values: {name: one value per step}.
+        label: what stands at the vertical axis.
+        x: what stands at the horizontal axis.
+
+    Returns:
+        one panel; the steps count from 1.
+    """
     figure, ((axes,),) = _figure(6.5, 2.8)
     for (name, y), colour, dash in zip(values.items(), COLOURS, DASHES):
         axes.plot(np.arange(1, len(y) + 1), y, color=colour, linestyle=dash, label=name)
@@ -350,9 +438,17 @@ def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = 
 # ---- 03 forgetting
 
 
-@styled
+@house_style
 def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
-    """Accuracy on each task after every later one, one panel per variant. acc: {label: (t, clients, u)} in percent."""
+    """Accuracy on each task after every later one, mean over the clients.
+
+    Args:
+        acc: {variant: (t, clients, u) percent on task u after task t}.
+        mask: the name of the score.
+
+    Returns:
+        a panel per variant, a line per task.
+    """
     figure, (panels,) = _figure(max(6.5, 3.2 * len(acc)), 3, 1, len(acc), sharey=True)
     for axes, (name, values) in zip(panels, acc.items()):
         tasks = len(values)
@@ -364,9 +460,17 @@ def forgetting_curves(acc: Mapping[str, np.ndarray], mask: str) -> Figure:
     return figure
 
 
-@styled
-def bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
-    """Grouped bars with their values on top. values: {group: {series: value}}."""
+@house_style
+def grouped_bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
+    """Grouped bars with their values on top.
+
+    Args:
+        values: {group: {series: value}}, every group with the same series.
+        label: what stands at the vertical axis.
+
+    Returns:
+        one panel.
+    """
     figure, ((axes,),) = _figure(6.5, 2.9)
     series = list(next(iter(values.values())))
     for number, name in enumerate(series):
@@ -386,9 +490,18 @@ def bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figure:
 # ---- 04 distillation
 
 
-@styled
+@house_style
 def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label: str) -> Figure:
-    """How a distance falls with the passes over the teachers, both axes logarithmic. gaps: {label: one value per entry of steps}."""
+    """How a distance falls with the passes over the teachers, both axes logarithmic.
+
+    Args:
+        gaps: {name: one distance per entry of `steps`}.
+        steps: numbers of passes.
+        label: what stands at the vertical axis.
+
+    Returns:
+        one panel.
+    """
     figure, ((axes,),) = _figure(6.5, 3.1)
     for (name, values), colour, marker, dash in zip(gaps.items(), COLOURS, MARKERS, DASHES):
         axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, label=name)
@@ -403,7 +516,7 @@ def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label
 
 
 def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
-    """{value of the column `panel`: title}; a score has its name in tables, and behind it stands the data set's, if that is a column."""
+    """{value of the column `panel`: title}: the name of a score in tables, after its data set's if there is one."""
     where = ", ".join(DATASET_LABELS.get(name, name) for name in rows["dataset"].unique()) if "dataset" in rows else ""
     return {
         one: f"{where}, {MASK_LABELS.get(one, one)}" if where else MASK_LABELS.get(one, one)
@@ -425,7 +538,7 @@ def _control_curves(rows: pd.DataFrame, line: str, reference: pd.DataFrame | Non
     return found
 
 
-@styled
+@house_style
 def curves(
     rows: pd.DataFrame,
     line: str = "label",
@@ -433,15 +546,18 @@ def curves(
     bands: bool = True,
     reference: pd.DataFrame | None = None,
 ) -> Figure:
-    """Accuracy over the tasks, mean over the seeds: a panel per score, a line per system or variant.
+    """Accuracy over the tasks, mean over the seeds.
 
     Args:
         rows: one row per point and seed, columns mask, trained_task, accuracy, and `line`.
         line: the column that names the lines.
         label: what stands at the vertical axis.
-        bands: draw the 95 % t interval of each mean, unless there are too many lines to tell apart.
+        bands: draw the 95 % t interval of each mean; leave it out where too many lines overlap.
         reference: such rows of the controls that train nothing, with their names in the column label; the best of them
             is a broad line behind the others. None = those among `rows`, if systems are the lines.
+
+    Returns:
+        a panel per score, a line per system or variant.
     """
     titles, controls = _titles(rows, "mask"), _control_curves(rows, line, reference)
     figure, (places,) = _figure(8, 3.7, 1, len(titles))
@@ -460,13 +576,17 @@ def curves(
     return figure
 
 
-@styled
+@house_style
 def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
     """One point per row, named in the legend by the row's label.
 
     Args:
-        points: its index are the labels.
-        x, y: the columns along both axes, as they are called there.
+        points: its index holds the labels.
+        x: the column along the horizontal axis, and what stands there.
+        y: the column along the vertical axis, and what stands there.
+
+    Returns:
+        one panel.
     """
     figure, ((axes,),) = _figure(6.5, 3.1)
     for number, (name, point) in enumerate(points.iterrows()):
@@ -477,9 +597,16 @@ def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
-    """Pictures with titles, two in a row, hardly enlarged, as pixels cost bytes. pictures: {title: (H, W, 3) uint8}."""
+    """Pictures with titles, two in a row, hardly enlarged, as pixels cost bytes.
+
+    Args:
+        pictures: {title: (H, W, 3) uint8}, all of one size.
+
+    Returns:
+        a panel per picture.
+    """
     rows = -(-len(pictures) // 2)
     height, width, _ = next(iter(pictures.values())).shape
     figure, axes = _figure(5.4, rows * (0.35 + 2.5 * height / width), rows, 2)
@@ -493,11 +620,11 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
 # ---- 06 to 08 studies
 
 
-@styled
+@house_style
 def paired_differences(
     differences: pd.DataFrame, label: str, limit: float = math.inf, reference: Mapping[str, float] | None = None
 ) -> Figure:
-    """Paired differences: mean, 95 % t interval, a tick per seed; a row per variant, a panel per score, a line at zero.
+    """Paired differences: mean, 95 % t interval, and a tick per seed.
 
     Args:
         differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
@@ -505,6 +632,9 @@ def paired_differences(
         limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
         reference: {score: where the best control that trains nothing stands on this axis}, a broad line; beyond the
             limit it is left out.
+
+    Returns:
+        a panel per score with a line at zero, a row per variant.
     """
     names, masks = list(differences.columns), differences.index.unique("mask")
     figure, (places,) = _figure(8, 1.1 + 0.27 * len(names), 1, len(masks), sharey=True)
@@ -543,17 +673,20 @@ def paired_differences(
     return figure
 
 
-@styled
+@house_style
 def classes_of_clients(
     classes: pd.DataFrame, names: Sequence[str], label: str, reference: Mapping[str, float] | None = None
 ) -> Figure:
-    """One dot per class of each client, all seeds together, and a bar at their mean; the variants side by side, a panel per score.
+    """One dot per class of each client, all seeds together, and a bar at their mean; the variants side by side.
 
     Args:
         classes: rows of `lscl.results.classes_frame`.
         names: what stands under each client.
         label: what stands at the vertical axis.
         reference: {score: mean accuracy of the best control that trains nothing}, a broad line.
+
+    Returns:
+        a panel per score, one below the other.
     """
     titles, groups = _titles(classes[["mask"]], "mask"), list(classes["variant"].unique())
     figure, places = _figure(8, 2.9 * len(titles), len(titles), 1, sharex=True, sharey=True)
@@ -584,13 +717,17 @@ def classes_of_clients(
 # ---- 09 costs
 
 
-@styled
+@house_style
 def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
-    """What travels over the tasks: a panel per direction, a line per system, logarithmic, thin lines between the tasks.
+    """What travels over the tasks, on a logarithmic axis.
 
     Args:
-        panels: {title: a row per exchange, its index the tasks that are done then, and a column per system}; what is zero is left out.
+        panels: {title: a row per exchange, its index the tasks that are done then, and a column per system}; what is
+            zero is left out.
         label: what stands at the vertical axis.
+
+    Returns:
+        a panel per direction, a line per system.
     """
     figure, (places,) = _figure(8, 4.2, 1, len(panels), sharey=True)
     systems = list(dict.fromkeys(name for found in panels.values() for name in found))
@@ -607,14 +744,17 @@ def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
     return figure
 
 
-@styled
+@house_style
 def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
-    """How something grows with sizes, both axes logarithmic, so that a slope can be read off; linear growth is drawn beside it.
+    """How a quantity grows with sizes: on logarithmic axes slopes are exponents, and one line shows linear growth.
 
     Args:
         rows: columns grows (a panel each), label (a line each), size, and `column`.
-        column: what grows.
+        column: the quantity.
         label: what stands at the vertical axis.
+
+    Returns:
+        a panel per kind of size.
     """
     kinds = list(rows["grows"].unique())
     figure, (row,) = _figure(2.3 * len(kinds) + 0.6, 2.9, 1, len(kinds), sharey=True)
@@ -636,9 +776,17 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
     return figure
 
 
-@styled
-def stacked(rows: pd.DataFrame, label: str) -> Figure:
-    """One horizontal bar per row of the table, made of its columns."""
+@house_style
+def stacked_bars(rows: pd.DataFrame, label: str) -> Figure:
+    """One horizontal bar per row of a table, made of its columns.
+
+    Args:
+        rows: numbers; the index names the bars, the columns their parts.
+        label: what stands at the horizontal axis.
+
+    Returns:
+        one panel.
+    """
     figure, ((axes,),) = _figure(8, 1.2 + 0.3 * len(rows))
     left = np.zeros(len(rows))
     for number, (part, values) in enumerate(rows.items()):

@@ -1,4 +1,4 @@
-"""What each file of results must have, for the one reader `lscl.files`; a file may have more."""
+"""What each file of results must hold, for the one reader `lscl.files`; a file may hold more."""
 
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -51,7 +51,7 @@ class WholeMachine(Cores):
     gpu: str | None
 
 
-class Expected(Shape):
+class ExpectedProfile(Shape):
     """What a whole profile took and gave (results/expected/, see `readme.expect`)."""
 
     profile: str
@@ -64,7 +64,7 @@ class Expected(Shape):
     seen: int | float
 
 
-class Again(Shape):
+class VerifiedRun(Shape):
     """One record that was computed again."""
 
     name: str
@@ -76,11 +76,11 @@ class Again(Shape):
     verified_at: str | None
 
 
-class Verified(Shape):
+class VerifiedProfile(Shape):
     """The outcome of `lscl verify` (results/verified/)."""
 
     seed: int
-    runs: list[Again]
+    runs: list[VerifiedRun]
 
 
 class Weights(Shape):
@@ -123,7 +123,7 @@ class AllSteps(Steps):
     weight: int | float
 
 
-class Static(Shape):
+class StaticComponents(Shape):
     """What benchmarks/components.py measures of a static update (results/components/)."""
 
     seed: int
@@ -141,7 +141,7 @@ class Static(Shape):
         return found
 
 
-class Written(Static):
+class WrittenComponents(StaticComponents):
     """And of one written per image."""
 
     collaboration: Literal["written"]
@@ -150,9 +150,9 @@ class Written(Static):
 
 
 class Components(Shape):
-    """Where and with what `Static` and `Written` were measured."""
+    """Where and with what `StaticComponents` and `WrittenComponents` were measured."""
 
-    rows: list[Written | Static]
+    rows: list[WrittenComponents | StaticComponents]
     tasks: int
     machine: MeasuredOn
     commit: str | None
@@ -199,7 +199,7 @@ class Benchmark(Outcome):
     rows: list[dict[str, Any]] = Field(default_factory=list)
 
 
-class Measured(Shape):
+class MeasuredBenchmark(Shape):
     """Where and with which code a benchmark was made."""
 
     machine: MeasuredOn
@@ -207,7 +207,7 @@ class Measured(Shape):
     commit: str | None
 
 
-class Growing(Shape):
+class GrowthRow(Shape):
     """How one system grows with one size, see benchmarks/scaling.py."""
 
     method: System
@@ -223,7 +223,7 @@ class Growing(Shape):
         return self
 
 
-class Done(Shape):
+class FederationRow(Shape):
     """A row of a federation's measurements: where, and with what."""
 
     machine: BusyCores
@@ -231,8 +231,8 @@ class Done(Shape):
     commit: str | None
 
 
-class Alike(Done):
-    """A federation compared with the same run in one process; `wire_up` and the like are known of some (`Wired`)."""
+class ParityRow(FederationRow):
+    """A federation compared with the same run in one process; see `WiredParityRow` for one with `wire_up`."""
 
     method: System
     profile: str
@@ -243,7 +243,7 @@ class Alike(Done):
     wire_up: None = None
 
 
-class Wired(Alike):
+class WiredParityRow(ParityRow):
     """One whose bytes on the wire were counted, too."""
 
     clients: PositiveInt
@@ -255,7 +255,7 @@ class Wired(Alike):
     payload_down: list[int | float]
 
 
-class Missed(Shape):
+class MissedRounds(Shape):
     """What came of one killed client."""
 
     rounds_missed: int
@@ -263,16 +263,16 @@ class Missed(Shape):
     while_it_computed: bool
 
 
-class ClientKilled(Done):
+class ClientKilled(FederationRow):
     """Clients that were killed in one run."""
 
     fault: Literal["client killed"]
-    points: list[Missed]
+    points: list[MissedRounds]
     rounds: int
     rounds_finished: int
 
 
-class ServerKilled(Done):
+class ServerKilled(FederationRow):
     """A server that was killed."""
 
     fault: Literal["server killed"]
@@ -297,7 +297,7 @@ class Stranger(Shape):
     says: str
 
 
-class Refused(Done):
+class RefusedRow(FederationRow):
     """Bad payloads and strange nodes of one run, by what was said to them."""
 
     fault: str
@@ -307,7 +307,7 @@ class Refused(Done):
     rounds_finished: int
 
 
-class Scaled(Done):
+class ScaleRow(FederationRow):
     """A simulation of many clients."""
 
     clients: int
@@ -318,4 +318,9 @@ class Scaled(Done):
     differs_from_one_process: list[str]
 
 
-FEDERATION = {"parity": Wired | Alike, "faults": ClientKilled | ServerKilled | Refused, "scale": Scaled}
+# The parts of results/federation/, each with the shape of its rows.
+FEDERATION_ROWS = {
+    "parity": WiredParityRow | ParityRow,
+    "faults": ClientKilled | ServerKilled | RefusedRow,
+    "scale": ScaleRow,
+}

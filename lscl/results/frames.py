@@ -1,8 +1,9 @@
-"""All results as tidy tables: one row per measured number, and what it was measured of in the columns before it.
+"""All results as tidy tables: one row per measured number, and in the columns before it what it was measured of.
 
-Every table and figure of the book is a filter, a group and a mean of these. The columns in front are the same in all of them:
-dataset, profile, method, variant, label, seed, and `run`, the record's place below results/runs, from which `records_behind` finds it
-again. `label` is the system's name in tables, `variant` what tells the row from others of the same system or study.
+Every table and figure of the book is a filter, a group and a mean of these. The first columns are the same in all of
+them: dataset, profile, method, variant, label, seed, and `run`, the record's place below results/runs, from which
+`records_behind` finds it again. `label` is the system's name in tables; `variant` tells the row from others of the same
+system or study.
 """
 
 import json
@@ -19,22 +20,25 @@ from lscl import paths
 from lscl.config import WHERE_AND_HOW, check_profile
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments.records import Record, accuracy, all_records, folder, read_record, scores_of
-from lscl.experiments.sweeps import reported
+from lscl.experiments.sweeps import reportable_records
 from lscl.federation.metrics import HEADS, MASKS, RIDGE_MASKS, average_so_far
 from lscl.results import studies
 from lscl.results.labels import methods_in_order, notes_of, row_label, training_free
 
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
-# What decides which images a run reads, and who gets which of them.
-OF_IMAGES = (
-    "images_per_class",
-    "test_images_per_class",
-    "eval_split",
-    "image_size",
-    "data_digest",
-)  # the last of a folder only
-OF_PARTITION = (*OF_IMAGES, "seed", "clients", "tasks", "classes_per_task", "private_classes", "dirichlet", "min_share")
+# Parameters that decide which images a run reads (data_digest: of a folder only), and who gets which of them.
+IMAGE_FIELDS = ("images_per_class", "test_images_per_class", "eval_split", "image_size", "data_digest")
+PARTITION_FIELDS = (
+    *IMAGE_FIELDS,
+    "seed",
+    "clients",
+    "tasks",
+    "classes_per_task",
+    "private_classes",
+    "dirichlet",
+    "min_share",
+)
 
 
 def frame(
@@ -58,11 +62,12 @@ def frame(
 
     Returns:
         pandas.DataFrame: the columns of all frames, `values`, and head, mask (task, seen, all), client, trained_task,
-            tested_task (from 1), accuracy (%); in the order of the tables and of the seeds. Without runs it has no rows.
+            tested_task (from 1), accuracy (%); in the order of the tables and of the seeds; no rows without runs.
 
     Raises:
-        LsclError: unknown profile, study or parameter; runs of uncommitted code; in one row of a table a seed twice, or runs that differ
-            in more than the seed; runs of one data set with other images, weights or partitions than their configs say.
+        LsclError: unknown profile, study or parameter; runs of uncommitted code; in one row of a table a seed twice, or
+            runs that differ in more than the seed; runs of one data set with other images, weights or partitions than
+            their configs say.
     """
     columns = ["head", "mask", "client", "trained_task", "tested_task", "accuracy"]
     return _tidy(runs, dataset, study, values, draft, columns, partial(_accuracies, heads=_heads(head)))
@@ -74,15 +79,20 @@ def costs_frame(
     """What every run cost: one row per run.
 
     Args:
-        runs, dataset, study, values, draft: as for `frame`.
+        runs: as for `frame`.
+        dataset: as for `frame`.
+        study: as for `frame`.
+        values: as for `frame`.
+        draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks), bytes_up, bytes_down (all clients, whole
-            run), mb_up, mb_down (MB of 10^6 bytes per client and round), trained_parameters (mean over the clients), trained_images (those
-            that optimisers have seen, kept and made ones among them; in records that do not say, the images of the tasks in every pass),
-            cpu_seconds and cpu_minutes (all rounds, NaN if not measured), cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor,
-            the whole shared out as the seconds by the clock are: what else the machine does slows all phases of a run alike, on average),
-            seconds by the clock of each phase: prepare, train, aggregate, evaluate; peak_memory_mb (highest of the process).
+        pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks); bytes_up, bytes_down
+            (all clients, whole run); mb_up, mb_down (MB of 10^6 bytes per client and round); trained_parameters (mean
+            over the clients); trained_images (those that optimisers have seen, kept and made ones among them; in
+            records that do not say, the images of the tasks in every pass); cpu_seconds and cpu_minutes (all rounds,
+            NaN if not measured); cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor, shared out like the
+            seconds by the clock: other work of the machine slows all phases of a run alike, on average); prepare,
+            train, aggregate, evaluate (seconds by the clock); peak_memory_mb (highest of the process).
 
     Raises:
         LsclError: as for `frame`.
@@ -100,9 +110,9 @@ def costs_frame(
     columns += [
         "cpu_seconds",
         "cpu_minutes",
-        *(f"cpu_{phase}" for phase in ROUNDS),
+        *(f"cpu_{phase}" for phase in ROUND_PHASES),
         "prepare",
-        *ROUNDS,
+        *ROUND_PHASES,
         "peak_memory_mb",
     ]
     return _tidy(runs, dataset, study, values, draft, columns, lambda record: [_costs(record)])
@@ -114,11 +124,15 @@ def traffic_frame(
     """Bytes of every exchange: one row per run, exchange and client.
 
     Args:
-        runs, dataset, study, values, draft: as for `frame`.
+        runs: as for `frame`.
+        dataset: as for `frame`.
+        study: as for `frame`.
+        values: as for `frame`.
+        draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and exchange (from 1), client, task (fraction of all tasks that is done),
-            bytes_up, bytes_down.
+        pandas.DataFrame: the columns of all frames, `values`, and exchange (from 1), client, task (how many are done,
+            as a fraction), bytes_up, bytes_down.
 
     Raises:
         LsclError: as for `frame`.
@@ -139,7 +153,12 @@ def classes_frame(
     """Accuracy of every class after the last task: one row per run, client, class and mask.
 
     Args:
-        runs, dataset, study, values, draft, head: as for `frame`.
+        runs: as for `frame`.
+        dataset: as for `frame`.
+        study: as for `frame`.
+        values: as for `frame`.
+        draft: as for `frame`.
+        head: as for `frame`.
 
     Returns:
         pandas.DataFrame: the columns of all frames, `values`, and head, client, cnn, trained_parameters (both the
@@ -162,7 +181,7 @@ def classes_frame(
 # ---- what one record gives
 
 
-ROUNDS = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
+ROUND_PHASES = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
 
 
 def _heads(head: str | None) -> tuple[str, ...]:
@@ -193,7 +212,7 @@ def _costs(record: Record) -> tuple:
         float(np.mean(record["trained_parameters"])),
         record.get("optimised_images", record.get("trained_images", np.nan)),
     ]
-    phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUNDS])
+    phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUND_PHASES])
     shares = seconds / 60 * phases / phases.sum()
     return (
         clients,
@@ -242,7 +261,7 @@ def _tidy(
 ) -> pd.DataFrame:
     if isinstance(runs, str):
         sys.audit(studies.AUDITED, runs, study or "")
-    found = comparable(runs_of_study(_records(runs), study, dataset), draft)
+    found = check_comparable(runs_of_study(_records(runs), study, dataset), draft)
     parts = []
     for variant, record in found:
         unknown_values = [name for name in values if name not in record["config"]]
@@ -263,18 +282,27 @@ def _tidy(
 
 def main_records(found: Iterable[Record]) -> list[Record]:
     """The records behind the main table: its systems, without the tuning seed."""
-    return [one for one in reported(found) if studies.variant_of(one, "table1") is not None]
+    return [one for one in reportable_records(found) if studies.variant_of(one, "table1") is not None]
 
 
 def _records(runs: str | Iterable[Record]) -> list[Record]:
     if not isinstance(runs, str):
         return list(runs)
     check_profile(runs)
-    return reported(all_records(runs))
+    return reportable_records(all_records(runs))
 
 
 def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | None = None) -> list[tuple[str, Record]]:
-    """(variant, record) of those of a study and a data set, in the order of the tables and of the seeds; of all if both are None."""
+    """The records of a study, each with its variant, in the order of the tables and of the seeds.
+
+    Args:
+        found: records of one profile.
+        study: a named set of runs; None = no choice, and the variant is `labels.notes_of`.
+        dataset: only records on this data set.
+
+    Returns:
+        (variant, record) pairs.
+    """
     order = methods_in_order()
     place = lambda one: (
         order.index(one["method"]) if one["method"] in order else len(order),
@@ -291,8 +319,15 @@ def runs_of_study(found: Iterable[Record], study: str | None, dataset: str | Non
     )
 
 
-def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
-    """The same (variant, record) pairs, if they may stand in one table.
+def check_comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequence[tuple[str, Record]]:
+    """Check that records may stand in one table.
+
+    Args:
+        found: (variant, record) pairs.
+        draft: let records of uncommitted code pass.
+
+    Returns:
+        the same pairs.
 
     Raises:
         LsclError: see `frame`.
@@ -301,7 +336,8 @@ def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequ
     for _, record in found:
         if record["dirty"] and not draft:
             raise LsclError(
-                f"record {record['name']} was made with uncommitted code, it cannot enter a table: commit, then run it again"
+                f"record {record['name']} was made with uncommitted code, it cannot enter a table: "
+                "commit, then run it again"
             )
         row = (record["dataset"], row_label(record), record["seed"])
         if row in before:
@@ -314,10 +350,10 @@ def comparable(found: Sequence[tuple[str, Record]], draft: bool = False) -> Sequ
 
 
 def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
-    """(key, value, message): records with the same key must have the same value, or the message with both says why not."""
+    """(key, value, message): records with one key must have one value, or the message with both values is the error."""
     config, dataset, name = record["config"], record["dataset"], row_label(record)
     several = "one table, one {}: the records have {{}}, {{}}"
-    images, parts = (tuple(config.get(field) for field in fields) for fields in (OF_IMAGES, OF_PARTITION))
+    images, parts = (tuple(config.get(field) for field in fields) for fields in (IMAGE_FIELDS, PARTITION_FIELDS))
     same = json.dumps(
         {key: value for key, value in config.items() if key not in {"seed", *WHERE_AND_HOW}}, sort_keys=True
     )
@@ -339,7 +375,7 @@ def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
 
 
 def records_behind(table: pd.DataFrame | Iterable[Record]) -> list[Record]:
-    """The records of a frame, or of what was filtered out of one, in its order; records are handed back.
+    """The records of a frame, or of a part of one, in its order; records are handed back as they are.
 
     Raises:
         LsclError: one that cannot be read any more.
@@ -365,16 +401,38 @@ def first_dataset(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def final_accuracy(record: Record, mask: str) -> float:
-    """Accuracy of one record in percent after the last task, mean over clients and all their tasks."""
+    """Accuracy of one record after the last task, mean over clients and all their tasks.
+
+    Args:
+        record: the run.
+        mask: task, seen or all.
+
+    Returns:
+        percent.
+    """
     return float(average_so_far(accuracy(record, mask))[-1])
 
 
-def final(scores: pd.DataFrame) -> pd.DataFrame:
+def final_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows after the last task of each run: their mean over clients and tasks is the paper's Table 2."""
     return scores[scores["trained_task"] == scores.groupby("run")["trained_task"].transform("max")]
 
 
-def just_learned(scores: pd.DataFrame) -> pd.DataFrame:
+def final_by_seed(scores: pd.DataFrame, mask: str, columns: str = "label") -> pd.DataFrame:
+    """Final accuracies under one score, as paired comparisons need them.
+
+    Args:
+        scores: rows of `frame` on one data set.
+        mask: the score: task, seen or all.
+        columns: the column that becomes the table's columns, label or variant.
+
+    Returns:
+        percent, a row per seed and a column per system or variant; NaN where a seed is missing.
+    """
+    return final_rows(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", columns, sort=False)
+
+
+def just_learned_rows(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows about the task just learned: their mean over the clients is the paper's Table 1."""
     return scores[scores["trained_task"] == scores["tested_task"]]
 
@@ -390,21 +448,21 @@ def best_control(scores: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["dataset", "mask"]
     rows = scores[scores["method"].isin(training_free())]
-    means = final(rows).groupby([*keys, "label"], sort=False)["accuracy"].mean().reset_index()
+    means = final_rows(rows).groupby([*keys, "label"], sort=False)["accuracy"].mean().reset_index()
     best = means.loc[means.groupby(keys, sort=False)["accuracy"].idxmax(), [*keys, "label"]]
     return rows.merge(best, on=[*keys, "label"])
 
 
 def changes(scores: pd.DataFrame) -> pd.DataFrame:
-    """How every task but the last fared since it was learned: one row per run, mask, client and such a task.
+    """How every task but the last fared since it was learned: one row per run, head, mask, client and such a task.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, head, mask, client, tested_task, and in points "forgetting" (highest accuracy before the last
-            task minus the one at the end, Chaudhry et al. 2018) and "backward transfer" (accuracy at the end minus the one when just
-            learned, Lopez-Paz and Ranzato 2017).
+        pandas.DataFrame: the columns of all frames, head, mask, client, tested_task, and in points "forgetting" (the
+            highest accuracy before the last task minus the one at the end, Chaudhry et al. 2018) and "backward
+            transfer" (accuracy at the end minus the one when just learned, Lopez-Paz and Ranzato 2017).
     """
     keys = [*RUN, "head", "mask", "client", "tested_task"]
-    at_end, learned = (part.set_index(keys)["accuracy"] for part in (final(scores), just_learned(scores)))
+    at_end, learned = (part.set_index(keys)["accuracy"] for part in (final_rows(scores), just_learned_rows(scores)))
     last = scores.groupby("run")["trained_task"].transform("max")
     before = scores[(scores["trained_task"] < last) & (scores["tested_task"] < last)]
     best = before.groupby(keys, sort=False)["accuracy"].max()

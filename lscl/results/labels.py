@@ -1,4 +1,4 @@
-"""What systems, scores, data sets and costs are called in tables and figures."""
+"""The names of systems, scores, data sets and costs in tables and figures."""
 
 from lscl.experiments.records import Record
 from lscl.registry import DATASETS, METHODS, Labels
@@ -46,7 +46,7 @@ def is_training_free(label: str) -> bool:
 
 
 def notes_of(record: Record) -> str:
-    """What tells a run's row from others of the same system: what its `notes` always say, and what else differs from the profile."""
+    """What tells a run's row from others of its system: the system's `notes`, and what differs from the profile."""
     said = METHODS[record["method"]].notes if record["method"] in METHODS else {}
     notes = [texts[record["config"][key]] for key, texts in said.items()]
     return ", ".join(

@@ -18,10 +18,10 @@ NOT_MEASURED = "Not yet measured: the runs that this needs are among those missi
 # ---- text
 
 
-def plain(text: object) -> str:
-    """Text that comes from a record or another file, as it enters markdown or HTML.
+def plain_text(text: object) -> str:
+    """Text from a record or another file, made safe for markdown and HTML.
 
-    Whatever either could take for a sign of its own is written as an entity, and a line break is a space.
+    A sign that either could take for its own becomes an entity, and a line break becomes a space.
     """
     shown = " ".join(str(text).split())
     return _SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", "".join(one for one in shown if one.isprintable()))
@@ -33,35 +33,46 @@ _SIGNS = re.compile(r"[`*{}$\\|~]|\](?=[(\[{:])|\[(?=\^)|<(?=\S)|&(?=[#\w])|(?<!
 
 
 def code_text(text: object) -> str:
-    """The same as a piece of code; as `plain` text where a sign in it could end that."""
-    shown = plain(text)
+    """Text as a piece of code; as `plain_text` where a sign in it could end that."""
+    shown = plain_text(text)
     return f"`{shown}`" if shown == str(text) else shown
 
 
 def short_commit(commit: str | None, none: str = "installed package") -> str:
-    """The first ten digits of a commit, or `none`."""
+    """A commit as text.
+
+    Args:
+        commit: its hash; None if the code was of no repository.
+        none: the text in that case.
+
+    Returns:
+        the first ten digits.
+    """
     return commit[:10] if commit else none
 
 
-def listed(values: Iterable[object]) -> str:
-    """Different values in order, with commas, as plain text."""
-    return plain(", ".join(sorted({str(value) for value in values})))
+def join_distinct(values: Iterable[object]) -> str:
+    """The distinct values in alphabetical order, with commas, as `plain_text`."""
+    return plain_text(", ".join(sorted({str(value) for value in values})))
 
 
 # ---- tables
 
 
 def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[str] = ()) -> str:
-    """A pipe table; numbers stand right, and nothing in it depends on the moment or on memory addresses.
+    """A pipe table with numbers aligned right.
 
     Args:
         table: what to show; a missing value is a dash.
         index: whether its index is a column.
-        markdown: columns that are markdown already; every other entry is taken as `plain` text.
+        markdown: columns that are markdown already; every other entry becomes `plain_text`.
+
+    Returns:
+        markdown without a caption.
     """
     shown = table.reset_index() if index else table
     ready = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    writers = [ready if column in markdown else plain for column in shown.columns]
+    writers = [ready if column in markdown else plain_text for column in shown.columns]
     rows = [
         [write("–" if pd.isna(value) else value) for write, value in zip(writers, row)]
         for row in shown.itertuples(index=False)
@@ -71,7 +82,7 @@ def to_markdown(table: pd.DataFrame, index: bool = True, markdown: Collection[st
         if rows
         else ":---|" * len(writers)
     )
-    head = [plain(COLUMN_HEADS.get(column, column)) for column in shown.columns]
+    head = [plain_text(COLUMN_HEADS.get(column, column)) for column in shown.columns]
     return "\n".join([f"| {' | '.join(head)} |", f"|{rule.rstrip('|')}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
@@ -79,12 +90,25 @@ def _numeric(value: str) -> bool:
     return value[:1] in {*"0123456789+-–−", ""}
 
 
-def numbered(table: pd.DataFrame, caption: str, name: str, index: bool = True, markdown: Collection[str] = ()) -> str:
-    """A table with a number, a caption and an anchor `name`; see `to_markdown`."""
+def numbered_table(
+    table: pd.DataFrame, caption: str, name: str, index: bool = True, markdown: Collection[str] = ()
+) -> str:
+    """A table with a number, a caption and an anchor.
+
+    Args:
+        table: what to show.
+        caption: markdown.
+        name: the anchor.
+        index: as for `to_markdown`.
+        markdown: as for `to_markdown`.
+
+    Returns:
+        markdown.
+    """
     return f":::{{table}} {caption}\n:name: {name}\n\n{to_markdown(table, index, markdown)}\n:::"
 
 
-def captioned(
+def captioned_table(
     table: pd.DataFrame,
     caption: str,
     name: str,
@@ -92,11 +116,26 @@ def captioned(
     draft: bool = False,
     markdown: Collection[str] = (),
 ) -> str:
-    """A `numbered` table, and below it the records it came from, see `source_note`."""
-    return f"{numbered(table, caption, name, markdown=markdown)}\n\n{source_note(source, draft)}"
+    """A `numbered_table`, and below it the records it came from.
+
+    Args:
+        table: what to show.
+        caption: markdown.
+        name: the anchor.
+        source: as for `source_note`.
+        draft: as for `source_note`.
+        markdown: as for `to_markdown`.
+
+    Returns:
+        markdown.
+
+    Raises:
+        LsclError: as `provenance`.
+    """
+    return f"{numbered_table(table, caption, name, markdown=markdown)}\n\n{source_note(source, draft)}"
 
 
-def by_dataset(
+def tables_by_dataset(
     rows: pd.DataFrame,
     make: Callable[[pd.DataFrame], pd.DataFrame],
     caption: str,
@@ -104,14 +143,18 @@ def by_dataset(
     missing: str = NO_RECORDS,
     note: Callable[[pd.DataFrame], str] | None = None,
 ) -> str:
-    """A numbered table for each data set of a frame, with anchor tab-<name>-<data set>, and below it where it comes from.
+    """A numbered table for each data set of a frame, and below it where it comes from.
 
     Args:
-        rows: a frame of `lscl.results`, or what was filtered out of one.
+        rows: a frame of `lscl.results`, or a part of one.
         make: makes the table from the rows of one data set.
-        caption, name: what the data set is added to.
-        missing: what stands in place of a table without rows.
-        note: what says where the rows of one data set come from, `source_note` if not given.
+        caption: markdown; the name of the data set is added to it.
+        name: gives the anchor tab-<name>-<data set>.
+        missing: stands in place of a table without rows.
+        note: says where the rows of one data set come from; None = `source_note`.
+
+    Returns:
+        markdown; `missing` if there are no rows at all.
 
     Raises:
         LsclError: one table would have runs on several sets of images.
@@ -124,7 +167,7 @@ def by_dataset(
             parts.append(f"{title}: {missing}")
             continue
         anchor = f"tab-{name}-{dataset.replace('_', '-')}"
-        parts.append(f"{numbered(table, f'{caption}, {title}.', anchor)}\n\n{(note or _one_set_of_images)(part)}")
+        parts.append(f"{numbered_table(table, f'{caption}, {title}.', anchor)}\n\n{(note or _one_set_of_images)(part)}")
     return "\n\n".join(parts) or missing
 
 
@@ -139,14 +182,22 @@ def _one_set_of_images(part: pd.DataFrame) -> str:
 
 
 def small_print(*parts: str) -> str:
-    """The line under a table or figure that says where its numbers come from; without parts that are not empty there is none."""
+    """The line below a table or figure that says where its numbers come from; empty if all parts are."""
     found = [part for part in parts if part]
     return f"<small>{'; '.join(found)}</small>" if found else ""
 
 
 def commits_of(sources: Iterable[dict[str, Any]], none: str = "installed package") -> str:
-    """The commits of records or other measurements, as a part of a `small_print`."""
-    return f"commit {listed(short_commit(one['commit'], none) for one in sources)}"
+    """The commits of records or other measurements, as a part of a `small_print`.
+
+    Args:
+        sources: each with an entry commit.
+        none: the text for code of no repository.
+
+    Returns:
+        text.
+    """
+    return f"commit {join_distinct(short_commit(one['commit'], none) for one in sources)}"
 
 
 def seeds_of(sources: Iterable[dict[str, Any]]) -> str:
@@ -155,11 +206,14 @@ def seeds_of(sources: Iterable[dict[str, Any]]) -> str:
 
 
 def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> str:
-    """One line for under a table or figure: commits, seeds, n, machine, minutes, and the digests of data, partitions and weights.
+    """Where the numbers of a table or figure come from.
 
     Args:
-        source: a frame of `lscl.results`, whose maker has judged its drafts, or records.
+        source: a frame of `lscl.results`, whose drafts were judged when it was made, or records.
         draft: let records of uncommitted code pass.
+
+    Returns:
+        one line: profile, commits, seeds, runs, minutes, machines, and digests of data, partitions and weights.
 
     Raises:
         LsclError: a record of uncommitted code, or no records.
@@ -170,17 +224,18 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
     dirty = [one["name"] for one in group if one["dirty"]]
     if dirty and not draft and not isinstance(source, pd.DataFrame):
         raise LsclError(
-            f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: commit, then run it again"
+            f"record {dirty[0]} was made with uncommitted code, it cannot stand behind a table or figure: "
+            "commit, then run it again"
         )
     parts = [
         f"profile {group[0]['profile']}",
         commits_of(group),
         seeds_of(group),
         f"{len(group)} run{'s' if len(group) > 1 else ''}, {sum(map(wall_minutes, group)):.0f} minutes",
-        listed(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group),
-        f"data {listed(one['data_digest'] for one in group)}",
-        f"partitions {listed(one['partition_digest'] for one in group)}",
-        f"weights {listed(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
+        join_distinct(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group),
+        f"data {join_distinct(one['data_digest'] for one in group)}",
+        f"partitions {join_distinct(one['partition_digest'] for one in group)}",
+        f"weights {join_distinct(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
     ]
     if dirty:
         parts.insert(0, "DRAFT of uncommitted code, not a result")
@@ -198,6 +253,17 @@ def wall_minutes(record: Record) -> float:
 
 
 def source_note(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> str:
-    """The `provenance` of a table or figure in small print; nothing without records."""
+    """The `provenance` of a table or figure in small print.
+
+    Args:
+        source: as for `provenance`.
+        draft: as for `provenance`.
+
+    Returns:
+        markdown; empty without records.
+
+    Raises:
+        LsclError: as `provenance`.
+    """
     behind = source if isinstance(source, pd.DataFrame) else list(source)
     return small_print(provenance(behind, draft)) if len(behind) else ""

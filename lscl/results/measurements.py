@@ -1,4 +1,4 @@
-"""Files of measurements other than records, as tidy tables: tuning grids, growth with a size, and what the components do inside a run."""
+"""Measurements other than records as tidy tables: tuning grids, growth with a size, components inside a run."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from lscl import files, paths
 from lscl.results import file_shapes
 from lscl.results.labels import DATASET_LABELS, label_of
-from lscl.results.markdown import commits_of, plain, seeds_of, small_print
+from lscl.results.markdown import commits_of, plain_text, seeds_of, small_print
 
 GROWTH = {
     "clients": "clients",
@@ -16,14 +16,21 @@ GROWTH = {
     "classes_per_task": "classes a task",
     "images_per_class": "images a class",
 }
-# What benchmarks/components.py measures: the updates that the frozen model gets, and the generators around a server step.
-INSIDE_WRITERS = {"written": "written per image", "static": "static LoRA"}
+# What benchmarks/components.py measures: updates that the frozen model gets, and generators around a server step.
+COMPONENT_WRITERS = {"written": "written per image", "static": "static LoRA"}
 UPDATES = {"own": "the image's own", "another": "another image's", "mean": "one for all", "none": "none"}
 GENERATORS = {"own": "as the client trained it", "fused": "as O2D returns it", "mean": "mean of all clients'"}
 
 
 def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
-    """The rows, each of this shape, of a file of measurements; none if there is no such file.
+    """The rows of a file of measurements.
+
+    Args:
+        path: of the file.
+        shape: of each row, a class of `file_shapes` or a union of several.
+
+    Returns:
+        the rows; none if there is no such file.
 
     Raises:
         LsclError: a file that cannot be read, or of another shape.
@@ -32,7 +39,10 @@ def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
 
 
 def tuning_frame() -> pd.DataFrame:
-    """Every point of the tuning grids that were recorded: columns profile, dataset, method, seed, point (text), task, seen (%), chosen.
+    """Every recorded point of the tuning grids.
+
+    Returns:
+        pandas.DataFrame: columns profile, dataset, method, seed, point (text), task, seen (%), chosen.
 
     Raises:
         LsclError: a file that cannot be read.
@@ -67,19 +77,18 @@ def growth_frame() -> pd.DataFrame:
     """How runs grow with one size (benchmarks/scaling.py): a row per system, size that grows and point.
 
     Returns:
-        pandas.DataFrame: columns label, grows (what grows), size (how large it is), cpu_seconds, peak_memory_mb, and the fitted exponents
-            time_exponent and memory_exponent of that system and size; no rows if it was never measured.
+        pandas.DataFrame: columns label, grows (what grows), size (how large it is), cpu_seconds, peak_memory_mb, and
+            the fitted exponents time_exponent and memory_exponent of that system and size; no rows if it was never
+            measured.
 
     Raises:
         LsclError: a file that cannot be read.
     """
     columns = ["label", "grows", "size", "cpu_seconds", "peak_memory_mb", "time_exponent", "memory_exponent"]
     rows = []
-    for row in measured_rows(_scaling(), file_shapes.Growing):
-        about, exponents = (
-            (label_of(row["method"]), GROWTH[row["size"]]),
-            [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")],
-        )
+    for row in measured_rows(_scaling(), file_shapes.GrowthRow):
+        about = (label_of(row["method"]), GROWTH[row["size"]])
+        exponents = [row[f"{of}_exponent"]["ratio"] for of in ("time", "memory")]
         rows += [
             (*about, point[row["size"]], point["cpu_seconds"], point["peak_memory_mb"], *exponents)
             for point in row["points"]
@@ -91,8 +100,8 @@ def growth_note() -> str:
     """Machine, threads and commit of `growth_frame` in small print; nothing if it was never measured."""
     if growth_frame().empty:
         return ""
-    found = files.read_json(_scaling(), file_shapes.Measured)
-    return small_print(f"{plain(found['machine']['cpu'])}, {found['threads']} threads, {commits_of([found])}")
+    found = files.read_json(_scaling(), file_shapes.MeasuredBenchmark)
+    return small_print(f"{plain_text(found['machine']['cpu'])}, {found['threads']} threads, {commits_of([found])}")
 
 
 def _scaling() -> Path:
@@ -103,19 +112,22 @@ def components_frame(profile: str) -> pd.DataFrame:
     """What the components do inside a run (benchmarks/components.py): a row per seed, task, writer and number.
 
     Returns:
-        pandas.DataFrame: columns profile, dataset, writer (INSIDE_WRITERS), seed, task, measure, images, kind, value. measure = update: accuracy (%)
-            on training or test `images` with an update (UPDATES); generator: accuracy (%) on the test images with a generator
-            (GENERATORS); server_step: how far the server moves its bias or weight, as a share of the round's training.
+        pandas.DataFrame: columns profile, dataset, writer (COMPONENT_WRITERS), seed, task, measure, images, kind,
+            value. measure = update: accuracy (%) on training or test `images` with an update (UPDATES); generator:
+            accuracy (%) on the test images with a generator (GENERATORS); server_step: how far the server moves its
+            bias or weight, as a share of the round's training.
 
     Raises:
         LsclError: a file that cannot be read.
     """
     columns = ["profile", "dataset", "writer", "seed", "task", "measure", "images", "kind", "value"]
     rows = [
-        (profile, dataset, INSIDE_WRITERS[row["collaboration"]], row["seed"], row["task"], *number)
+        (profile, dataset, COMPONENT_WRITERS[row["collaboration"]], row["seed"], row["task"], *number)
         for dataset in DATASET_LABELS
-        for row in measured_rows(_inside(profile, dataset), file_shapes.Written | file_shapes.Static)
-        for number in inside_numbers(row)
+        for row in measured_rows(
+            _inside(profile, dataset), file_shapes.WrittenComponents | file_shapes.StaticComponents
+        )
+        for number in component_numbers(row)
     ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -124,7 +136,7 @@ def _inside(profile: str, dataset: str) -> Path:
     return paths.results() / "components" / f"{profile}--{dataset}.json"
 
 
-def inside_numbers(row: dict[str, Any]) -> list[tuple[str, str, str, float]]:
+def component_numbers(row: dict[str, Any]) -> list[tuple[str, str, str, float]]:
     """(measure, images, kind, value) of every number of one row of benchmarks/components.py."""
     updates = [
         ("update", images, kind, value) for images, found in row["update"].items() for kind, value in found.items()
@@ -141,6 +153,7 @@ def components_note(part: pd.DataFrame) -> str:
     (profile,), (dataset,) = part["profile"].unique(), part["dataset"].unique()
     found = files.read_json(_inside(profile, dataset), file_shapes.Components)
     rows, code = found["rows"], commits_of([found]) + (", uncommitted changes" if found["dirty"] else "")
-    compared = f"{sum(bool(row['same_as_record']) for row in rows)} of {len(rows)} rows are of runs with exactly the accuracies of their record"
+    same = sum(bool(row["same_as_record"]) for row in rows)
+    compared = f"{same} of {len(rows)} rows are of runs with exactly the accuracies of their record"
     about = f"mean over the first {found['tasks']} tasks"
-    return small_print(f"profile {profile}", code, seeds_of(rows), about, plain(found["machine"]["cpu"]), compared)
+    return small_print(f"profile {profile}", code, seeds_of(rows), about, plain_text(found["machine"]["cpu"]), compared)

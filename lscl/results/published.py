@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, beside ours."""
+"""The numbers that the paper prints, and our tables with them."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,10 @@ AT_THE_END = "all tasks, at the end"
 
 
 def published_table1(dataset: str | None = None) -> pd.DataFrame:
-    """Table 1 of the paper, on one data set or all: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy (%).
+    """Table 1 of the paper, on one data set or all.
+
+    Returns:
+        pandas.DataFrame: columns label (the paper's name), method (ours), venue, dataset, task (from 1), accuracy (%).
 
     Raises:
         LsclError: the file cannot be read or names a system that is not the paper's.
@@ -30,7 +33,11 @@ def published_table1(dataset: str | None = None) -> pd.DataFrame:
 
 
 def published_table2(dataset: str) -> pd.DataFrame:
-    """Table 2 of the paper on one data set: columns variant (full = the whole system) and accuracy in percent; empty if not reported."""
+    """Table 2 of the paper on one data set.
+
+    Returns:
+        pandas.DataFrame: columns variant (full = the whole system) and accuracy (%); no rows if it was not reported.
+    """
     table = _read_published("paper_table2.csv", {"variant": str, "dataset": str})
     return table[table["dataset"] == dataset]
 
@@ -43,15 +50,20 @@ def published_final(dataset: str) -> float | None:
 
 
 def published_losses(dataset: str) -> list[float]:
-    """Table 2 of the paper: by how many points each incomplete system lies below the whole one; empty if not reported."""
+    """Table 2 of the paper: the points by which each incomplete system lies below the whole one; [] if not reported."""
     table, whole = published_table2(dataset), published_final(dataset)
     return [] if whole is None else [whole - float(value) for value in table[table["variant"] != "full"]["accuracy"]]
 
 
 def published_rows(dataset: str, methods: Iterable[str]) -> pd.DataFrame:
-    """Table 1 of the paper as text, a row "<name>, published" for each of our `methods` that it reports: accuracy after each task.
+    """Table 1 of the paper as text; the row of Fed-LSCL also has its accuracy at the end, from the paper's Table 2.
 
-    Fed-LSCL's has its accuracy on all tasks at the end, too, from the paper's Table 2.
+    Args:
+        dataset: one data set.
+        methods: our names of systems.
+
+    Returns:
+        a row "<name>, published" for each system that the table reports, with its accuracy (%) after each task.
     """
     table, end = published_table1(dataset), published_final(dataset)
     rows = {}
@@ -64,12 +76,15 @@ def published_rows(dataset: str, methods: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
 
 
-def beside_published(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Our table with the published rows: each behind the last of its system's, and our gap to it in a last column.
+def add_published_rows(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Our table with the published rows and our gap to them.
 
     Args:
         table: a row per label, with columns "task 1" and so on.
-        scores: what it was made of, on one data set: accuracies on the task just learned (`frames.just_learned`).
+        scores: what it was made of, on one data set: accuracies on the task just learned (`frames.just_learned_rows`).
+
+    Returns:
+        the table with each published row after the last row of its system, and a last column "gap" in points.
     """
     (dataset,), tasks, parts = scores["dataset"].unique(), scores["trained_task"].nunique(), []
     theirs = published_table1(dataset)
@@ -85,14 +100,17 @@ def beside_published(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)[[*table.columns, "gap"]].fillna("–").rename_axis("label")
 
 
-def beside_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+def add_published_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Our table of the components with the rows of the paper's Table 2 below it.
 
-    Which published row belongs to which variant is not known, apart from the whole system.
+    The paper does not say which row belongs to which variant, apart from the whole system.
 
     Args:
         table: a row per variant; columns LSCT, SM-CF and O2D with marks, "task-masked %", and others.
         scores: what it was made of, on one data set.
+
+    Returns:
+        the longer table.
     """
     (dataset,), marks, rows = scores["dataset"].unique(), ("LSCT", "SM-CF", "O2D"), {}
     for row in published_table2(dataset).itertuples():
@@ -104,13 +122,14 @@ def beside_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def coverage(methods: Iterable[str]) -> str:
-    """Which of the paper's systems were measured and which are only quoted."""
+    """A sentence about which of the paper's systems were measured and which are only quoted."""
     measured = set(methods)
     names = paper_names()
     quoted = [text for text, method in names.items() if method not in measured]
     if not quoted:
         return f"All {len(names)} systems of the paper's table were measured."
-    return f"{len(names) - len(quoted)} of the paper's {len(names)} systems were measured; quoted only: {', '.join(quoted)}."
+    measured_count = len(names) - len(quoted)
+    return f"{measured_count} of the paper's {len(names)} systems were measured; quoted only: {', '.join(quoted)}."
 
 
 def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:

@@ -1,11 +1,11 @@
-"""What tables say, in plain words: who is ahead and whether the seeds can tell, what a system costs, what the components do."""
+"""Tables in plain words: who is ahead and whether the seeds can tell, what a system costs, what the components do."""
 
 import pandas as pd
 
 from lscl.errors import LsclError
 from lscl.results.labels import COST_LABELS, MASK_LABELS
-from lscl.results.markdown import plain
-from lscl.results.measurements import INSIDE_WRITERS
+from lscl.results.markdown import plain_text
+from lscl.results.measurements import COMPONENT_WRITERS
 from lscl.results.statistics import VERDICTS, Estimate, estimate
 
 
@@ -13,9 +13,12 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
     """Who has the highest mean, and who can be told apart from it.
 
     Args:
-        by_seed: final accuracies under `mask`, a row per seed and a column per system.
+        by_seed: final accuracies (%) under `mask`, a row per seed and a column per system.
         mask: the score.
-        brief: the range of the points behind in place of each one's points and interval.
+        brief: give the range of the points behind in place of each one's points and interval.
+
+    Returns:
+        sentences.
 
     Raises:
         LsclError: two systems without a seed in common.
@@ -27,9 +30,9 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
     if apart:
         raise LsclError(f"{best} and {apart[0]} have no seed in common")
     found = {name: estimate(values) for name, values in gaps.items()}
-    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {plain(best)}, {means[best]:.1f} %."]
+    text = [f"Under the {MASK_LABELS[mask]} score the highest mean is that of {plain_text(best)}, {means[best]:.1f} %."]
     for verdict in VERDICTS:
-        behind = {plain(name): gap for name, gap in found.items() if gap.verdict == verdict}
+        behind = {plain_text(name): gap for name, gap in found.items() if gap.verdict == verdict}
         if not behind:
             continue
         if brief:
@@ -49,8 +52,8 @@ def _points_behind(gap: Estimate) -> str:
 def read_costs(costs: pd.DataFrame) -> str:
     """What the first system costs beside each other one, as a list in markdown.
 
-    Bytes and parameters are counted, so they differ or do not; processor time differs if the 95 % interval of the paired differences
-    leaves out zero.
+    Bytes and parameters are counted, so they differ or do not. Processor time differs if the 95 % interval of the
+    paired differences leaves out zero.
 
     Args:
         costs: rows of `lscl.results.costs_frame` on one data set.
@@ -68,15 +71,13 @@ def read_costs(costs: pd.DataFrame) -> str:
             if ours.empty or not ours.any() or (ours + theirs).isna().any():
                 continue
             gap = estimate(theirs - ours)
-            told = abs(gap.mean) > (
-                gap.half_width if measured else 0
-            )  # the interval of one seed is NaN: never told apart
-            side = ("less" if gap.mean < 0 else "more") if told else tied
-            sides[side].append(f"{plain(name)} ({theirs.sum() / ours.sum():.2f} times)")
+            margin = gap.half_width if measured else 0  # NaN for one seed, which is never told apart
+            side = ("less" if gap.mean < 0 else "more") if abs(gap.mean) > margin else tied
+            sides[side].append(f"{plain_text(name)} ({theirs.sum() / ours.sum():.2f} times)")
         told = "; ".join(f"{side}: {', '.join(found)}" for side, found in sides.items() if found)
         value = format(by_seed[first].mean(), form).replace("nan", "–")
         lines.append(
-            f"- **{head}**, {value} for {plain(first)}"
+            f"- **{head}**, {value} for {plain_text(first)}"
             + (f". {told[:1].upper()}{told[1:]}." if told else "; nothing to compare.")
         )
     return "\n".join(lines)
@@ -88,7 +89,7 @@ def read_components(inside: pd.DataFrame) -> str:
     Args:
         inside: rows of `measurements.components_frame` on one data set.
     """
-    rows = inside[inside["writer"] == INSIDE_WRITERS["written"]]
+    rows = inside[inside["writer"] == COMPONENT_WRITERS["written"]]
     if rows.empty:
         return ""
     value = rows.pivot_table("value", "seed", ["measure", "images", "kind"])  # means over the tasks
@@ -96,14 +97,11 @@ def read_components(inside: pd.DataFrame) -> str:
     training, test = (estimate(update[images, "own"] - update[images, "none"]) for images in ("training", "test"))
     about, elsewhere = (estimate(update[images, "own"] - update[images, "another"]) for images in ("training", "test"))
     gains = {1: "gains", 0: "shows neither gain nor loss", -1: "loses"}
+    overfits = training.side == 1 and test.side < 1
     lines = [
-        f"- **The written update {gains[training.side]} on training images and {gains[test.side]} on test images**, against no update "
-        f"under the same head: {_gain(training)} and {_gain(test)}."
-        + (
-            " What is fitted to the training images and does not carry over is overfitting."
-            if training.side == 1 and test.side < 1
-            else ""
-        ),
+        f"- **The written update {gains[training.side]} on training images and {gains[test.side]} on test images**, "
+        f"against no update under the same head: {_gain(training)} and {_gain(test)}."
+        + (" What is fitted to the training images and does not carry over is overfitting." if overfits else ""),
         f"- **What it says about its image:** with another image's update instead of the own one, accuracy changes by "
         f"{-about.mean:+.1f} points on training images and by {-elsewhere.mean:+.1f} on test images "
         f"(95 % interval of the loss there: {elsewhere.interval}).",
@@ -111,8 +109,9 @@ def read_components(inside: pd.DataFrame) -> str:
     fused, mean = (estimate(generator["test", kind] - generator["test", "own"]) for kind in ("fused", "mean"))
     changes = {1: "raises", 0: "cannot be seen to change", -1: "lowers"}
     lines += [
-        f"- **The server's step {changes[fused.side]} the accuracy on the task at hand**: {_gain(fused)}. It moves the generator's weights "
-        f"by {step['test', 'weight'].mean():.1f} times what the round's training moved them, its bias by {step['test', 'bias'].mean():.1f} times.",
+        f"- **The server's step {changes[fused.side]} the accuracy on the task at hand**: {_gain(fused)}. "
+        f"It moves the generator's weights by {step['test', 'weight'].mean():.1f} times what the round's training "
+        f"moved them, its bias by {step['test', 'bias'].mean():.1f} times.",
         f"- **The mean of all clients' generators {changes[mean.side]} it**: {_gain(mean)}.",
     ]
     return "\n".join(lines)
@@ -123,7 +122,7 @@ def _gain(gap: Estimate) -> str:
 
 
 def read_growth(grown: pd.DataFrame) -> str:
-    """With which sizes the processor time grows how, by the fitted exponents as they are shown; empty without measurements.
+    """How the processor time grows with each size, by the fitted exponents as shown; empty without measurements.
 
     Args:
         grown: `measurements.growth_frame`.
@@ -146,11 +145,18 @@ def read_drift(kept: float, free: float) -> str:
     """What Eq. 4 does to the drift of the features.
 
     Args:
-        kept, free: how far they moved in a run with it and in one without, as squared distance over squared length: two unrelated vectors
-            of equal length are 2 apart.
+        kept: how far they moved in a run with it, as squared distance over squared length: two unrelated vectors of
+            equal length are 2 apart.
+        free: the same in a run without it.
+
+    Returns:
+        sentences.
     """
     times = f"{free / kept:.2f}" if kept else "inf"
-    text = f"At the end the features have moved by {kept:.2f} with Eq. 4 and by {free:.2f} without it, **{times} times** as far; 2 means unrelated."
+    text = (
+        f"At the end the features have moved by {kept:.2f} with Eq. 4 and by {free:.2f} without it, "
+        f"**{times} times** as far; 2 means unrelated."
+    )
     if times == "1.00":
         return f"{text} Here the equation makes no difference to the drift."
     if free < kept:

@@ -1,4 +1,4 @@
-"""Images that servers made, kept as files beside the records (results/runs/<profile>/sheets/)."""
+"""Images that servers made, stored as files beside the records (results/runs/<profile>/sheets/)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,16 +8,16 @@ from lscl.results.labels import label_of, methods_in_order
 
 
 def server_images(records: Iterable[Record]) -> dict[str, Path]:
-    """The files to show: {"TARGET, after task 1": path}, first and last sheet of the runs `drawn_by` names."""
+    """The first and the last sheet of each of `records_with_sheets`: {"TARGET, after task 1": path}."""
     found: dict[str, Path] = {}
-    for record in drawn_by(records):
+    for record in records_with_sheets(records):
         made = _sheets_of(record)
         for path in made[:: max(1, len(made) - 1)]:
             found[f"{label_of(record['method'])}, after task {path.stem.rpartition('--task')[2]}"] = path
     return found
 
 
-def drawn_by(records: Iterable[Record]) -> list[Record]:
+def records_with_sheets(records: Iterable[Record]) -> list[Record]:
     """The records whose images are shown: of every method the first, by its file's name, that has any."""
     group = sorted(records, key=lambda one: one["name"])
     with_sheets = (

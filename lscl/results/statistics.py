@@ -70,16 +70,15 @@ def estimate(values: Iterable[float]) -> Estimate:
     if len(x) == 1:
         return Estimate(float(x[0]), 1, math.nan)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # of equal values: the interval has no width, and p is 0 or, at zero, 1
+        # Equal values warn: their interval has no width, and p is 0 or, at zero, 1.
+        warnings.simplefilter("ignore", RuntimeWarning)
         test = stats.ttest_1samp(x, 0.0)
         low, high = test.confidence_interval(0.95)
     p = float(test.pvalue) if x.std() > 0 else float(x.mean() == 0)
     return Estimate(float(x.mean()), len(x), float(high - low) / 2, p)
 
 
-def with_interval(values: Iterable[float]) -> str:
+def mean_with_interval(values: Iterable[float]) -> str:
     """Mean ± half of the 95 % interval as text, for `agg` of pandas; a dash if a value was not measured."""
     found = estimate(values)
     return "–" if math.isnan(found.mean) else str(found)
@@ -92,25 +91,32 @@ def interval_of(values: Iterable[float]) -> tuple[float, float]:
 
 
 def estimates(by_seed: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
-    """A table of means over the seeds: n, and every column as mean ± half of the 95 % interval.
+    """A table of means over the seeds.
 
     Args:
         by_seed: one row per seed and row of the table, numbers in the columns.
         by: the levels of its index that name the table's rows.
+
+    Returns:
+        a row per name: n, and every column as text, mean ± half of the 95 % interval.
     """
     rows = by_seed.groupby(by, sort=False)
-    table = rows.agg(with_interval)
+    table = rows.agg(mean_with_interval)
     table.insert(0, "n", rows.size().astype(str))
     return table
 
 
 def gap_text(differences: pd.Series, by: str | list[str], head: str, interval: str = "95 % interval") -> pd.DataFrame:
-    """Two columns of a table: the mean of paired differences in points under `head`, and its 95 % interval under `interval`.
+    """The mean of paired differences and its 95 % interval, as two columns of text.
 
     Args:
-        differences: one value per seed and row of the table.
+        differences: one value in points per seed and row of the table.
         by: the levels of its index that name the table's rows.
-        head, interval: what the columns are called.
+        head: the name of the first column.
+        interval: the name of the second column.
+
+    Returns:
+        a row per name.
     """
     gaps = {name: estimate(values) for name, values in differences.groupby(by, sort=False)}
     table = {name: {head: f"{gap.mean:+.1f}", interval: gap.interval} for name, gap in gaps.items()}
@@ -118,9 +124,15 @@ def gap_text(differences: pd.Series, by: str | list[str], head: str, interval: s
 
 
 def differences_from(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
-    """Every other column minus the column `first`, seed by seed; NaN where one of the two lacks the seed.
+    """Every other column minus one, seed by seed.
 
-    Empty if there is no such column, or no other that shares a seed with it.
+    Args:
+        by_seed: one row per seed, a column per variant.
+        first: the column to subtract.
+
+    Returns:
+        the other columns, NaN where a seed is missing; empty if there is no such column, or no other shares a seed
+        with it.
     """
     if first not in by_seed:
         return pd.DataFrame(index=by_seed.index[:0])
@@ -147,13 +159,15 @@ def paired_tests(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_with(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
-    """Mean, n and 95 % interval of every column, and its paired difference from the column `first`, seed by seed.
-
-    The difference comes with its 95 % interval, the p value of the paired t test, and that value after Holm's correction for all rows.
-    A column without a seed in common with `first` has dashes.
+    """Mean, n and 95 % interval of every column, and its paired difference from one of them, seed by seed.
 
     Args:
         by_seed: one row per seed, a column per row of the table.
+        first: the column that the others are compared with.
+
+    Returns:
+        a row per column; the difference has its 95 % interval, the p value of the paired t test, and that value after
+        Holm's correction for all rows. A column without a seed in common with `first` has dashes there.
     """
     found = {name: estimate(values.dropna()) for name, values in by_seed.items()}
     gaps = {name: estimate(values.dropna()) for name, values in differences_from(by_seed, first).items()}

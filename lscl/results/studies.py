@@ -1,4 +1,4 @@
-"""Named sets of runs as tables show them: which are recorded, which row a record belongs to, and what a variant has of the components."""
+"""Named sets of runs as tables show them: which are recorded, and which row a record belongs to."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from lscl.methods.parts.fed_lscl_studies import REGIMES, WRITERS, regime_change
 from lscl.results.labels import DATASET_LABELS, notes_of
 
 AUDITED = "lscl.study"  # the audit event (`sys.audit`) of reading a set of runs: its profile and name, "" for all runs
-PLACED = ("weights_sha256", "data_digest")  # of a local checkpoint or folder: no variant
+LOCAL_FILES = ("weights_sha256", "data_digest")  # of a local checkpoint or folder: no variant
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ def collect(
     """The records of the study `name`.
 
     Args:
-        name: a named set of runs, see `sweeps.SWEEPS`.
+        name: a named set of runs, see `sweeps.named_sets`.
         profile: the profile of the runs.
         compute: compute runs without a record first.
-        data_dir, weights: where the images and a local checkpoint of the frozen ViT are.
+        data_dir: where the images lie.
+        weights: a local checkpoint of the frozen ViT.
         planned: {data set: seeds}, those of `sweeps.PLANS` if not given.
+
+    Returns:
+        what is recorded of it, and what is missing.
 
     Raises:
         LsclError: no such study or profile; a run that fails.
@@ -70,13 +74,21 @@ def collect(
     return Study(name, profile, tuple(planned), found, missing)
 
 
-def profile_shown(profile: str, compute: bool) -> str:
-    """The profile whose records a page shows: one that computes nothing shows the committed records of `mini` for smoke and demo."""
+def shown_profile(profile: str, compute: bool) -> str:
+    """The profile whose records a page shows.
+
+    Args:
+        profile: in which the page is executed.
+        compute: whether the page computes its own runs.
+
+    Returns:
+        mini, whose records are committed, for a page that computes nothing in smoke or demo; else `profile`.
+    """
     return "mini" if profile in ("smoke", "demo") and not compute else profile
 
 
-def measured_of(study: Study) -> str:
-    """How much of a study is measured on each data set, and the command for the rest, as a list in markdown."""
+def describe_state(study: Study) -> str:
+    """How much of a study is measured on each data set, with the command for the rest, as a list in markdown."""
     lines = []
     for dataset in study.datasets:
         found, missing = select(study.found, dataset=dataset), [one for one in study.missing if one.dataset == dataset]
@@ -100,12 +112,19 @@ def _missing(study: Study, found: list[Record], missing: list[Experiment]) -> st
 
 
 def variant_of(record: Record, study: str) -> str | None:
-    """The name of a record's row in the tables of a study; None if the record is not of it.
+    """The name of a record's row in the tables of a study.
+
+    Args:
+        record: the run.
+        study: a named set of runs.
+
+    Returns:
+        the name; None if the record is not in the study.
 
     Raises:
         LsclError: no such study.
     """
-    given = {key: value for key, value in record["overrides"].items() if key not in PLACED}
+    given = {key: value for key, value in record["overrides"].items() if key not in LOCAL_FILES}
     if study == "table1":
         return notes_of(record) if (record["method"], given) in main_table() else None
     return _variants(study, record["profile"], record["dataset"]).get(
@@ -129,7 +148,15 @@ def _variants(study: str, profile: str, dataset: str) -> dict[tuple[str, str], s
 
 
 def rows_in_order(study: str, profile: str) -> list[str]:
-    """The names of a study's rows in the order of its tables; none for the main table, which has the order of the systems."""
+    """The names of a study's rows in the order of its tables.
+
+    Args:
+        study: a named set of runs.
+        profile: whose variants it has.
+
+    Returns:
+        the names; none for the main table, which has the order of the systems.
+    """
     if study == "table1":
         return []
     return list(WRITERS if study == "regimes" else variants(study, profile))
@@ -138,10 +165,11 @@ def rows_in_order(study: str, profile: str) -> list[str]:
 # ---- Table 2: the components of Fed-LSCL
 
 
-# The eight subsets of Table 2 are a full factorial design: each component is present in four of them and absent in four.
+# The eight subsets of Table 2 are a full factorial design: four of them have a component and four do not.
 _SUBSETS = {
     "whole": "WSO", "no O2D": "WS", "no SM-CF": "WO", "neither O2D nor SM-CF": "W",
-    "static LoRA for the written one": "SO", "static LoRA, no O2D": "S", "static LoRA, no SM-CF": "O", "static LoRA, neither O2D nor SM-CF": "",
+    "static LoRA for the written one": "SO", "static LoRA, no O2D": "S", "static LoRA, no SM-CF": "O",
+    "static LoRA, neither O2D nor SM-CF": "",
 }  # fmt: skip
 FACTORS = {"W": "written per image, not static", "S": "SM-CF", "O": "O2D"}
 # 1 where a subset has a component, -1 where it lacks it: a row per subset, a column per component.
@@ -152,13 +180,13 @@ DESIGN = pd.DataFrame(
 
 
 def component_effects(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """What each component adds: the mean of the four subsets with it minus the mean of the four without, for every seed that has all eight.
+    """What each component adds: the mean of the four subsets with it minus the mean of the four without.
 
     Args:
         by_seed: one row per seed, the variants of the ablations in the columns.
 
     Returns:
-        pandas.DataFrame: the same rows without those that lack a subset, a component (FACTORS) in each column.
+        pandas.DataFrame: the rows that have all eight subsets, a component (FACTORS) in each column.
     """
     return by_seed.reindex(columns=DESIGN.index).dropna() @ DESIGN / 4
 

@@ -1,20 +1,23 @@
-"""Tables that several pages share, made from the frames as the notebooks make theirs: filter, group, mean with interval."""
+"""Tables that several pages share, made of the frames as in the notebooks: filter, group, mean with interval."""
 
 import pandas as pd
 
-from lscl.results.frames import changes, final
+from lscl.results.frames import changes, final_rows
 from lscl.results.labels import COST_LABELS, HEAD_LABELS, MASK_LABELS, SCORE_HEADS, SCORES
 from lscl.results.statistics import estimates, gap_text
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row per system: n, final accuracies under the three masks, forgetting and backward transfer, mean ± half of the 95 % interval.
+    """A row per system, mean ± half of the 95 % interval over n seeds.
 
-    Accuracies in percent after the last task over all tasks of all clients; the other two in points under the class-incremental mask.
+    Accuracies in percent under the three masks after the last task, over all tasks of all clients; forgetting and
+    backward transfer in points under the class-incremental mask.
     """
     keys = ["label", "seed"]
     by_seed = (
-        final(scores).pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)].rename(columns=SCORE_HEADS)
+        final_rows(scores)
+        .pivot_table("accuracy", keys, "mask", sort=False)[list(MASK_LABELS)]
+        .rename(columns=SCORE_HEADS)
     )
     moved = changes(scores[scores["mask"] == "seen"]).groupby(keys)[["forgetting", "backward transfer"]].mean()
     return estimates(by_seed.join(moved), "label")
@@ -30,7 +33,7 @@ def heads_table(scores: pd.DataFrame) -> pd.DataFrame:
         A row per system whose closed-form head was tested: n, final accuracies of both heads under both scores, mean ±
         half of the 95 % interval, and the gain of the closed form in class-incremental points, seed by seed.
     """
-    keys, end = ["label", "seed"], final(scores[scores["mask"].isin(SCORES)])
+    keys, end = ["label", "seed"], final_rows(scores[scores["mask"].isin(SCORES)])
     by_seed = end.pivot_table("accuracy", keys, ["mask", "head"], sort=False)
     by_seed = by_seed.reindex(columns=pd.MultiIndex.from_product([SCORES, HEAD_LABELS])).dropna()
     gain = by_seed["seen"]["ridge"] - by_seed["seen"]["trained"]
@@ -40,15 +43,20 @@ def heads_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     """A row per system, means over the seeds: the columns of `labels.COST_LABELS`."""
-    return as_text(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis("label")
+    return format_numbers(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis(
+        "label"
+    )
 
 
-def as_text(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+def format_numbers(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Numbers as text, a dash for NaN.
 
     Args:
         numbers: a table of numbers.
         columns: {column: (head in the table, form of a number)}, in the order of the table.
+
+    Returns:
+        a table of these columns.
     """
     shown = {
         head: numbers[name].map(lambda value, form=form: "–" if pd.isna(value) else format(value, form))

@@ -49,7 +49,7 @@ def test_flops_of_a_step_are_those_that_torch_counts(stepped, name):
     ):  # torch does not count the CPU's own attention
         loss().backward()
     one = cost_model.step_of(config)
-    # torch counts the update itself too, and leaves out the way back through the first qkv where nothing lies in front of it
+    # torch also counts the update itself, and leaves out the way back through the first qkv if nothing lies before it
     assert 4 * (one.linear + one.attention + one.convolution) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
@@ -82,7 +82,7 @@ def test_every_system_has_a_cost_in_every_profile(profile, method):
         assert all(value > 0 and value < 1e20 for value in values) and found.hours(cost_model.CARDS["t4"]) > 0
 
 
-# What a system has beyond a head, a CNN and the frozen ViT: a value that makes more of it, and what of the cost has to grow with it.
+# What a system has beyond a head, a CNN and the frozen ViT: a value that makes more of it, and what has to cost more.
 OWN_PARTS = {
     "fed_ncm": [({"images_per_class": 100}, "convolution")],
     "fed_ridge": [({"ridge_features": 500}, "convolution"), ({"ridge_features": 500}, "server")],
@@ -231,8 +231,8 @@ def test_a_bounded_cache_needs_no_more_than_its_bound(monkeypatch, one_line):
 
 
 def test_small_profiles_and_unknown_data_run_unasked(monkeypatch, smoke):
-    monkeypatch.setattr(cost_model, "check", lambda *_: pytest.fail("asked"))
-    run.affordable([smoke(), experiment(profile="mini"), experiment(profile="paper", dataset="folder")])
+    monkeypatch.setattr(cost_model, "check_costs", lambda *_: pytest.fail("asked"))
+    run.check_affordable([smoke(), experiment(profile="mini"), experiment(profile="paper", dataset="folder")])
 
 
 def test_a_folder_has_no_known_size(smoke, one_line):
@@ -246,7 +246,7 @@ def test_the_colab_plan_fits_one_free_session():
     card = cost_model.CARDS["t4"]
     assert sum(one.hours(card) for one in costs) <= 2
     assert max(one.memory for one in costs) < card.memory and cost_model.disk(costs) < 40e9
-    assert {one.config.method for one in costs} == set(sweeps.quick("colab"))
+    assert {one.config.method for one in costs} == set(sweeps.quick_systems("colab"))
 
 
 def test_the_command_prints_every_system_and_a_total(capsys):
@@ -280,7 +280,7 @@ def test_bad_input_to_plan_is_one_line(capsys, words, says):
 
 
 def test_this_machine_is_measured():
-    found = cost_model.measured(torch.device("cpu"))
+    found = cost_model.measure_machine(torch.device("cpu"))
     assert found.memory > 2**28 and found.traffic > 1e7
     assert all(1e8 < rate < 1e15 for rate in (found.linear, found.attention, found.convolution))
 
@@ -290,7 +290,7 @@ def test_this_machine_is_measured():
 
 def test_shares_are_every_run_once_whatever_is_finished():
     runs = sweeps.runs_of("table1", {"profile": "mini", "dataset": "glyphs"}, [1, 2, 3])
-    shares = [sweeps.part(runs, index, 7) for index in range(7)]
+    shares = [sweeps.share_of_runs(runs, index, 7) for index in range(7)]
     assert sorted(one.name for share in shares for one in share) == sorted(one.name for one in runs)
     assert isinstance(runs[0], Experiment) and max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -298,7 +298,7 @@ def test_shares_are_every_run_once_whatever_is_finished():
 @pytest.mark.parametrize(("index", "count"), [(5, 5), (-1, 5), (0, 0)])
 def test_a_share_that_does_not_exist_is_one_line(index, count, one_line):
     with pytest.raises(LsclError) as caught:
-        sweeps.part([], index, count)
+        sweeps.share_of_runs([], index, count)
     one_line(caught, f"task_index = {index}")
 
 

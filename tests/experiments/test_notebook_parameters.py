@@ -1,5 +1,6 @@
 """A misspelled or impossible parameter of a notebook ends it before anything is computed."""
 
+import ast
 import re
 
 import nbformat
@@ -18,8 +19,9 @@ def test_every_notebook_checks_all_its_parameters_first(path):
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
     names = re.findall(r"^(\w+) = ", cells[place].source, re.MULTILINE)
-    code = re.sub(r"(?m)^(from|import) .*\n|^\n", "", cells[place + 1].source)  # what stands behind the imports
-    assert names and f"{code}\n".startswith(f"parameters({', '.join(f'{name}={name}' for name in names)})\n")
+    statements = ast.parse(cells[place + 1].source).body
+    first = next(one for one in statements if not isinstance(one, ast.Import | ast.ImportFrom))
+    assert names and ast.unparse(first) == f"parameters({', '.join(f'{name}={name}' for name in names)})"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_an_impossible_value_is_one_line(values, words, one_line):
 
 def test_good_values_pass_outside_of_a_notebook_too(tmp_path):
     notebook_parameters.parameters(profile="smoke", compute=True, data_dir=str(tmp_path), weights=None)
-    assert notebook_parameters.injected() == []
+    assert notebook_parameters.injected_names() == []
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_the_plan_of_every_profile_has_every_system_with_every_seed_once(profile
     plan = sweeps.plan(profile)
     assert len({config.name for config in plan}) == len(plan) > 0
     for dataset, seeds in sweeps.PLANS[profile].items():
-        systems = [one for one in sweeps.main_table() if one[0] in sweeps.quick(profile)]
+        systems = [one for one in sweeps.main_table() if one[0] in sweeps.quick_systems(profile)]
         assert len([one for one in plan if one.dataset == dataset]) == len(seeds) * len(systems)
     assert all(config.profile == profile for config in plan)
 

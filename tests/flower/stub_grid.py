@@ -13,7 +13,7 @@ from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run
 from lscl.flower import client_app, server_app
-from lscl.flower.messages import describe
+from lscl.flower.messages import pack_config
 
 EXTRA = 1000  # node numbers are not client numbers
 
@@ -23,7 +23,7 @@ class StubGrid:
 
     def __init__(self, config, settings=None, lost=lambda exchange, client: None, run_id=1):
         self.run_config = {
-            "experiment": describe(config),
+            "experiment": pack_config(config),
             "min-clients": 0,
             "timeout": 5.0,
             "max-mb": 512.0,
@@ -80,7 +80,7 @@ def exchanges_in(message):
 
 
 def compared(record):
-    return json.dumps({name: value for name, value in record.items() if name not in records.TIMES}, sort_keys=True)
+    return json.dumps({name: value for name, value in record.items() if name not in records.MAY_DIFFER}, sort_keys=True)
 
 
 def alone(config):

@@ -1,4 +1,4 @@
-"""The transport over Flower's grid: who is asked when, whose answer is taken, and what becomes of a client that is away."""
+"""The transport over Flower's grid: who is asked when, whose answer is taken, and what happens to absent clients."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from flwr.app import MetricRecord
 from stub_grid import EXTRA, StubGrid, alone, compared, exchanges_in
 
 from lscl.config import experiment
-from lscl.flower.messages import pack_record, unpack_record, written_on
+from lscl.flower.messages import pack_record, read_metadata, unpack_record
 
 ABSENT = {
     "gone for a round": {(1, 1): "gone"},
@@ -61,7 +61,7 @@ def test_every_round_looks_again_which_node_serves_a_client(over_flower, smoke):
 
 
 def test_nobody_waits_for_a_node_that_has_started_anew(over_flower, smoke):
-    """Its message may have ended with it, and Flower says nothing of that; the client is asked again in the next round."""
+    """Its message may have ended with it, and Flower does not say so; the client is asked again in the next round."""
     config = smoke(method="local_head")
 
     class Anew(StubGrid):
@@ -74,7 +74,7 @@ def test_nobody_waits_for_a_node_that_has_started_anew(over_flower, smoke):
     record, grid = over_flower(
         config, settings, lambda exchange, client: "gone" if (exchange, client) == (0, 1) else None, Anew
     )
-    assert record["faults"] == [["client 1: its node has started anew"]] + [[]] * (len(record["faults"]) - 1)
+    assert record["faults"] == [["client 1: its node has restarted"]] + [[]] * (len(record["faults"]) - 1)
     assert exchanges_in([one for one in grid.sent if one.metadata.dst_node_id == EXTRA - 1][1]) == [0, 1]
 
 
@@ -114,7 +114,7 @@ def spoil(change):
 
 
 def words_on(reply):
-    return written_on(reply.content["answer"]["payload"].numpy().tobytes())
+    return read_metadata(reply.content["answer"]["payload"].numpy().tobytes())
 
 
 BAD = {
@@ -150,7 +150,7 @@ def test_a_bad_payload_is_left_out_named_and_counted(over_flower, smoke, case, c
 def test_a_reply_without_a_payload_is_left_out(over_flower, smoke, change):
     odd = lambda exchange, client: (lambda reply: change(reply.content)) if (exchange, client) == (1, 1) else None
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
-    assert record["faults"][1] == ["payload of client 1: there is none in the message"]
+    assert record["faults"][1] == ["payload of client 1: the message has none"]
 
 
 def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower, smoke):
@@ -169,8 +169,8 @@ def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower,
     record, _ = over_flower(smoke(method="fedavg_vit"), {"min-clients": 2}, odd)
     assert record["faults"] == [
         [],
-        ["payload of client 1: it answers exchange 0 of client 1, asked was exchange 1 of client 1"],
-        ["payload of client 2: it answers exchange 3 of client 1, asked was exchange 3 of client 2"],
+        ["payload of client 1: it answers exchange 0 of client 1 instead of exchange 1 of client 1"],
+        ["payload of client 2: it answers exchange 3 of client 1 instead of exchange 3 of client 2"],
         [],
     ]
 
@@ -185,7 +185,7 @@ def test_an_answer_to_an_earlier_message_of_the_same_exchange_is_refused(over_fl
     )
     record, _ = over_flower(config, {"min-clients": 2}, replay)
     assert record["faults"][1] == [
-        "payload of client 1: it answers an earlier message of it, asked was exchange 2 of client 1"
+        "payload of client 1: it answers an earlier message instead of exchange 2 of client 1"
     ]
     assert record["accuracy"]["task"][0][1] == [None, None]
 

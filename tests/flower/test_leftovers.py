@@ -1,4 +1,4 @@
-"""Of a command that was killed nothing is left: real processes and real signals, but sleeping ones in place of a federation."""
+"""Nothing is left of a killed command: real processes and signals, with sleeping processes in place of a federation."""
 
 import os
 import signal
@@ -15,16 +15,18 @@ pytest.importorskip("psutil", reason="needs the extra flower: pip install -e '.[
 import psutil
 
 from lscl.flower import leftovers
-from lscl.flower.leftovers import PREFIX, key_folder, marked, remove_left
+from lscl.flower.leftovers import PREFIX, key_folder, marked_processes, remove_abandoned
 
-# A command that starts a process in a session of its own, which starts another one likewise, as Flower's do, and writes a key.
+# A command that writes a key and starts a process in a session of its own, which starts another one, as Flower's do.
 COMMAND = """
 import os, subprocess, sys, time
-from lscl.flower.leftovers import key_folder, marks
+from lscl.flower.leftovers import key_folder, mark_variables
 with key_folder() as folder:
     (folder / "client0.key").write_text("secret")
-    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
-    subprocess.Popen([sys.executable, "-c", start], env={**os.environ, **marks(folder.name)}, start_new_session=True)
+    sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
+    start = f"import subprocess, sys; subprocess.run({sleep}, start_new_session=True)"
+    variables = {**os.environ, **mark_variables(folder.name)}
+    subprocess.Popen([sys.executable, "-c", start], env=variables, start_new_session=True)
     print(folder, flush=True)
     {end}
 """
@@ -61,7 +63,7 @@ def started(monkeypatch, tmp_path):
         command.kill()
         command.wait()
         command.stdout.close()
-    remove_left()
+    remove_abandoned()
 
 
 def dogs(folder):
@@ -72,12 +74,12 @@ def dogs(folder):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_a_command_that_is_killed_leaves_no_process_and_no_key(started, how):
     command, folder = started()
-    until(lambda: len(marked(folder.name)) == 2)
+    until(lambda: len(marked_processes(folder.name)) == 2)
     assert folder.stat().st_mode & 0o777 == 0o700
     command.send_signal(how)
     command.wait(60)
     until(lambda: not folder.exists())
-    assert marked(folder.name) == []
+    assert marked_processes(folder.name) == []
     until(lambda: not dogs(folder))
 
 
@@ -86,40 +88,40 @@ def test_a_command_that_ends_of_itself_leaves_nothing_either(started, end):
     command, folder = started(end)
     command.wait()
     until(lambda: not folder.exists() and not dogs(folder))
-    assert marked(folder.name) == []
+    assert marked_processes(folder.name) == []
 
 
 def test_the_next_start_cleans_up_if_the_watchdog_was_killed_too(started):
     command, folder = started()
-    until(lambda: len(marked(folder.name)) == 2)
+    until(lambda: len(marked_processes(folder.name)) == 2)
     (dog,) = dogs(folder)
     dog.kill()
     until(lambda: not dogs(folder))
     command.kill()
     command.wait()
-    assert (folder / "client0.key").exists() and len(marked(folder.name)) == 2
+    assert (folder / "client0.key").exists() and len(marked_processes(folder.name)) == 2
     with key_folder() as other:
         assert not folder.exists() and other.exists()
-        assert marked(folder.name) == []
+        assert marked_processes(folder.name) == []
     assert not other.exists()
 
 
 def test_a_folder_that_is_in_use_is_left_alone(started):
     _, folder = started()
-    until(lambda: len(marked(folder.name)) == 2)
+    until(lambda: len(marked_processes(folder.name)) == 2)
     with key_folder():
-        assert (folder / "client0.key").exists() and len(marked(folder.name)) == 2
+        assert (folder / "client0.key").exists() and len(marked_processes(folder.name)) == 2
 
 
 def test_what_is_no_folder_of_ours_is_left_alone(started, tmp_path, monkeypatch):
-    """Others can put anything into the temporary folder: links are not followed, files stay, and so does what belongs to somebody else."""
+    """Others can put anything into the temporary folder: links are not followed, files and others' folders stay."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "lock").touch()
     (tmp_path / f"{PREFIX}link").symlink_to(precious)
     (tmp_path / f"{PREFIX}file").touch()
     (tmp_path / f"{PREFIX}new").mkdir()  # perhaps just made, its lock not yet taken
-    remove_left()
+    remove_abandoned()
     assert (
         (precious / "lock").exists() and (tmp_path / f"{PREFIX}file").exists() and (tmp_path / f"{PREFIX}new").exists()
     )
@@ -128,9 +130,9 @@ def test_what_is_no_folder_of_ours_is_left_alone(started, tmp_path, monkeypatch)
     (theirs / "lock").touch()
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-        remove_left()
+        remove_abandoned()
     assert theirs.exists()
-    remove_left()
+    remove_abandoned()
     assert not theirs.exists()
 
 
@@ -138,8 +140,8 @@ def test_an_old_folder_without_a_lock_is_removed(started, tmp_path):
     """Earlier versions took no lock; their certificates hold for a day."""
     old = tmp_path / f"{PREFIX}old"
     old.mkdir()
-    os.utime(old, (0, time.time() - leftovers.OLD - 1))
-    remove_left()
+    os.utime(old, (0, time.time() - leftovers.EXPIRY - 1))
+    remove_abandoned()
     assert not old.exists()
 
 
@@ -181,4 +183,4 @@ def test_a_node_that_is_killed_takes_its_supernode_along(started, tmp_path):
 def test_marks_add_up(monkeypatch):
     """A node of a federation carries the federation's mark, and what it starts also its own."""
     monkeypatch.setenv(leftovers.MARK, "outer")
-    assert leftovers.marks("inner") == {leftovers.MARK: "outer:inner"}
+    assert leftovers.mark_variables("inner") == {leftovers.MARK: "outer:inner"}

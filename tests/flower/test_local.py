@@ -74,8 +74,8 @@ def test_a_link_must_stand_in_flowers_configuration(config, says, tmp_path, monk
 def test_keys_are_new_files_that_only_the_owner_can_read(tmp_path):
     before = os.umask(0)
     try:
-        local.certificates(tmp_path)
-        local.node_key(tmp_path / "client0.key")
+        local.write_certificates(tmp_path)
+        local.write_node_key(tmp_path / "client0.key")
     finally:
         os.umask(before)
     assert mode(tmp_path / "server.key") == mode(tmp_path / "client0.key") == 0o600
@@ -89,8 +89,8 @@ def test_a_key_never_goes_into_what_is_there_already(tmp_path, there, one_line):
         other.chmod(0o644)
     other.rename(path) if there == "file" else path.symlink_to(other)
     with pytest.raises(LsclError) as caught:
-        local.secret(path, b"secret")
-    one_line(caught, path, "is there already")
+        local.write_secret(path, b"secret")
+    one_line(caught, path, "exists already")
     assert path.read_text() == "open to all" if there != "dangling link" else not other.exists()
 
 

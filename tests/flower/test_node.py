@@ -22,8 +22,8 @@ def mode(path):
 def files(tmp_path, monkeypatch):
     """The files of a node, and values that are right."""
     monkeypatch.setattr(node, "program", lambda: "flower-supernode")
-    local.certificates(tmp_path)
-    local.node_key(tmp_path / "client0.key")
+    local.write_certificates(tmp_path)
+    local.write_node_key(tmp_path / "client0.key")
     return {
         "client": 0,
         "link": "localhost:8000",
@@ -85,7 +85,7 @@ def test_files_of_a_node_are_what_they_should_be(files, tmp_path, one_line):
 
 
 def test_a_port_in_use_is_said_at_once(files, one_line):
-    with socket.create_server((local.HOST, files["port"])), pytest.raises(LsclError) as caught:
+    with socket.create_server((node.LOOPBACK, files["port"])), pytest.raises(LsclError) as caught:
         checked_node(files)
     one_line(caught, f"port = {files['port']}")
 
@@ -98,6 +98,6 @@ def test_a_node_tightens_what_an_earlier_version_left(tmp_path, monkeypatch):
         path.touch()
         path.chmod(0o644)
     (tmp_path / "private").chmod(0o755)
-    node.tighten()
+    node.restrict_private_folders()
     assert (mode(state), mode(state.parent), mode(state.parents[1])) == (0o600, 0o700, 0o700)
     assert (mode(other), mode(tmp_path / "private")) == (0o644, 0o755)  # not a client's

@@ -7,7 +7,7 @@ from stub_grid import alone, compared, exchanges_in
 
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.experiments.run import settled
+from lscl.experiments.run import settle_device
 from lscl.federation.checkpoint import read_state
 from lscl.methods import METHODS
 
@@ -66,7 +66,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", ["fed_lscl", "fedavg", "lorm", "pilora"])
 def test_a_server_that_is_killed_anywhere_resumes_and_ends_as_if_it_had_not(over_flower, smoke, name):
-    """One run, killed in every exchange with one answer behind it and with all, each time after it has gone on from the kill before."""
+    """One run, killed in every exchange, once after one answer and once after all; it resumes after each kill."""
     config = smoke(method=name)
     whole, grid = over_flower(config)
     exchanges = max(max(exchanges_in(message)) for message in grid.sent) + 1
@@ -91,7 +91,8 @@ def test_a_server_does_not_go_on_with_the_state_of_another_origin(over_flower, s
     with pytest.raises(LsclError) as caught:
         over_flower(smoke(threads=1))
     one_line(caught, "saved state", "threads = 2, this call asks for threads = 1", step.parent)
-    assert settled(smoke(), read_state(step.parent)).threads == 2  # what `lscl federate` asks for without --threads
+    asked = settle_device(smoke(), read_state(step.parent))  # what `lscl federate` asks for without --threads
+    assert asked.threads == 2
     record, _ = over_flower(config)
     assert record["config"]["threads"] == 2 and "optimised_images" not in record
     assert (

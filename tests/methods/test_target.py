@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lscl.experiments.run import grid, run, save_sheet
+from lscl.experiments.run import run, save_sheet, tile_images
 from lscl.federation.client import to_cnn_input
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
@@ -238,7 +238,7 @@ def test_the_teacher_is_left_as_it_was(synthesis):
 
 def test_a_sheet_has_every_image_in_rows_of_a_square():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(4, 1).repeat(4, 2).repeat(3, 3) + 1
-    found = grid(images)
+    found = tile_images(images)
     assert found.shape == (2 * 5 - 1, 3 * 5 - 1, 3)
     assert [found[5 * (i // 3) + 1, 5 * (i % 3) + 1, 0] for i in range(6)] == [1, 2, 3, 4, 5, 0]
     assert (found[4] == 0).all() and (found[:, 4] == 0).all()

@@ -10,7 +10,7 @@ import torch
 from lscl.config import experiment
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
-from lscl.experiments.run import inputs
+from lscl.experiments.run import read_inputs
 from lscl.federation.client import Client
 from lscl.methods import METHODS
 from lscl.models.vit import FrozenViT, architecture
@@ -52,7 +52,7 @@ def test_forward_and_backward_at_the_papers_shapes(name, vit, images, monkeypatc
     config, kind, device = experiment(method=name, **SIZE), METHODS[name], torch.device("cpu")
     cut = kind.cut(config) if kind.cut(config) is not None else len(vit.blocks)
     frozen = FrozenViT(vit, cut, (0.5,) * 3, (0.5,) * 3) if kind.vit else None
-    method, both = kind(config, frozen, len(images.classes)), inputs(kind, frozen, images, device)
+    method, both = kind(config, frozen, len(images.classes)), read_inputs(kind, frozen, images, device)
     client = Client(
         0, method.new_model(0), partition(config, Dataset("drawn", images, images)), both, both, config.seed, task=0
     )

@@ -53,25 +53,31 @@ SENT = {
     "wire_down": [6e6, 6e6],
     "payload_down": [5e6, 5e6],
 }
+COMPARED = {"profile": "demo", "method": "lorm", "accuracies": 75, "byte_counts": 50}
 MEASURED = {
     "parity": [
-        {"profile": "demo", "method": "lorm", "transport": "tls", "differs": [], "accuracies": 75, "byte_counts": 50, **SENT, **ABOUT},
-        {"profile": "demo", "method": "lorm", "transport": "simulation", "differs": ["bytes_up"], "accuracies": 75, "byte_counts": 50, **ABOUT},
+        {**COMPARED, "transport": "tls", "differs": [], **SENT, **ABOUT},
+        {**COMPARED, "transport": "simulation", "differs": ["bytes_up"], **ABOUT},
     ],
     "faults": [
         {
             "fault": "client killed", "rounds": 8, "rounds_finished": 8, **ABOUT,
             "points": [{"rounds_missed": n, "came_back": True, "while_it_computed": n == 1} for n in (2, 1)],
         },
-        {"fault": "server killed", "killed": "inside a round", "finished_rounds": 1, "of": 4, "resumed_after": 1, "then": "all the same", **ABOUT},
         {
-            "fault": "bad", "bad_payloads": [{"kind": "NaN", "server_says": "no"}], "strangers": [{"node": "plain text", "says": "out"}],
+            "fault": "server killed", "killed": "inside a round", "finished_rounds": 1, "of": 4,
+            "resumed_after": 1, "then": "all the same", **ABOUT,
+        },
+        {
+            "fault": "bad", "bad_payloads": [{"kind": "NaN", "server_says": "no"}],
+            "strangers": [{"node": "plain text", "says": "out"}],
             "rounds": 8, "rounds_finished": 8, **ABOUT,
         },
     ],
     "scale": [
         {
-            "clients": 9, "rounds": 6, "seconds_per_exchange": 8.5, "cpu_seconds_per_exchange": 9.5, "memory_mb": [700, 800, 710],
+            "clients": 9, "rounds": 6, "seconds_per_exchange": 8.5, "cpu_seconds_per_exchange": 9.5,
+            "memory_mb": [700, 800, 710],
             "differs_from_one_process": [], **ABOUT,
         },
     ],
@@ -83,7 +89,7 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
     folder.mkdir(parents=True)
     for part, rows in MEASURED.items():
         (folder / f"{part}.json").write_text(json.dumps({"name": part, "rows": rows}), encoding="utf-8")
-    texts = {name: benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION}
+    texts = {name: benchmark_pages.federation_page(name) for name in benchmark_pages.FEDERATION_TABLES}
     note = "<small>some cpu, 2 cores, flwr 1.41.0, load 2 before a row began, commit abcdef0123</small>"
     assert all(text.endswith(note) and f":name: tab-federation-{name}" in text for name, text in texts.items())
     lines = {name: [line for line in text.splitlines() if line.startswith("|")][2:] for name, text in texts.items()}
@@ -96,7 +102,8 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
         "faults": [
             "| SIGKILL to a client, 1 times while it computed | 2 | "
             "8 of 8 rounds finished; 3 answers missing in all; back in a later round 2 times |",
-            "| SIGKILL to the server inside a round | 1 | 1 of 4 rounds were finished; went on after round 1; all the same |",
+            "| SIGKILL to the server inside a round | 1 "
+            "| 1 of 4 rounds were finished; went on after round 1; all the same |",
             "| payload: NaN | 1 | 8 of 8 rounds finished; left out: no |",
             "| node: plain text | 1 | not let in: out |",
         ],

@@ -1,9 +1,13 @@
 """The book's sources: complete, readable without pictures, small, and free of this machine's paths."""
 
 import ast
+import importlib.util
+import io
 import json
+import os
 import re
 import subprocess
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -133,11 +137,12 @@ def test_notebooks_show_and_the_library_computes(path):
     code = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
     of_results = path.name >= "05"  # filter, group, mean, plot: in view, and small
     for cell in code:
-        lines = source(cell).splitlines()
-        assert len(lines) <= (10 if of_results and "hide-input" not in cell["metadata"]["tags"] else 16), source(cell)[
-            :80
-        ]
-        assert not any(line.startswith("class ") for line in lines)
+        limit = 10 if of_results and "hide-input" not in cell["metadata"]["tags"] else 16
+        statements = ast.parse(source(cell)).body
+        imported = [one for one in statements if isinstance(one, ast.Import | ast.ImportFrom)]
+        lines = len(source(cell).splitlines()) - sum(one.end_lineno - one.lineno + 1 for one in imported)
+        assert lines <= limit, source(cell)[:80]
+        assert not any(isinstance(one, ast.ClassDef) for one in statements)
 
 
 @notebooks
@@ -145,6 +150,22 @@ def test_the_colab_cell_has_the_address_of_the_settings(path):
     first = next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
     assert "hide-input" in first["metadata"]["tags"]
     assert re.search(r'^REPOSITORY = "(.+)"$', source(first), re.MULTILINE)[1] == SETTINGS["repository"]["url"]
+
+
+@notebooks
+def test_the_colab_cell_installs_the_package_where_it_is_missing_and_only_there(path, monkeypatch):
+    first = next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
+    ran, address = [], SETTINGS["repository"]["url"]
+    monkeypatch.setenv("LSCL_ROOT", "before")
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    published = lambda url: io.BytesIO((ROOT / url.removeprefix(f"{address}/raw/HEAD/")).read_bytes())
+    monkeypatch.setattr(urllib.request, "urlopen", published)
+    exec(source(first), {})
+    assert ran == [] and os.environ["LSCL_ROOT"] == "before"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    exec(source(first), {})
+    assert [command[-2:] for command in ran] == [[address, "lscl-repository"], ["-q", "./lscl-repository"]]
+    assert os.environ["LSCL_ROOT"] == os.path.abspath("lscl-repository")
 
 
 def test_the_address_stands_nowhere_else():

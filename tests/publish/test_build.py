@@ -15,7 +15,7 @@ from lscl.publish import build
 
 @pytest.fixture
 def notebook(tmp_path):
-    """notebook(code, *reads): a notebook with a parameters cell and one cell of code, and what it declares; -> its path."""
+    """notebook(code, *reads): the path of a notebook with a parameters cell, one cell of code, and its declarations."""
 
     def write(code, *reads):
         parameters = nbformat.v4.new_code_cell("profile = 'demo'\nweights = None", metadata={"tags": ["parameters"]})

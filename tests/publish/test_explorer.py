@@ -17,7 +17,7 @@ def test_without_records_a_sentence():
 
 
 def test_accuracies_and_costs():
-    (systems,) = explorer.data([record(), record(seed=1999, score=84), record("local_head")]).values()
+    (systems,) = explorer.explorer_data([record(), record(seed=1999, score=84), record("local_head")]).values()
     ours, head = systems
     assert (ours["name"], ours["seeds"]) == ("Fed-LSCL (O2D exact)", [42, 1999])
     current = ours["accuracy"]["task-masked"]["the task just learned"]
@@ -36,14 +36,14 @@ def test_accuracies_and_costs():
 
 def test_a_cost_that_was_not_measured_is_none():
     old = {key: value for key, value in record().items() if key != "cpu_seconds"}
-    (systems,) = explorer.data([old]).values()
+    (systems,) = explorer.explorer_data([old]).values()
     assert systems[0]["costs"]["CPU minutes"] == [None, None, 1]
 
 
 def test_the_page_holds_its_data():
     html = explorer.explorer_page([record()])
     found = json.loads(html.split('id="explore-data">')[1].split("</script>")[0])
-    assert found == explorer.data([record()])
+    assert found == explorer.explorer_data([record()])
 
 
 def test_every_look_has_a_name_in_the_browser():

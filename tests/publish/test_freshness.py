@@ -23,7 +23,9 @@ PLACES = {"data_dir": None, "weights": None}
 def entries(kind):
     """(notebook, entry) of everything that the committed notebooks declare, in the profile mini."""
     return [
-        (path, entry) for path in NOTEBOOKS for entry in freshness.declared(files.read_notebook(path), "mini")[kind]
+        (path, entry)
+        for path in NOTEBOOKS
+        for entry in freshness.declared_inputs(files.read_notebook(path), "mini")[kind]
     ]
 
 
@@ -35,7 +37,7 @@ def each(kind):
 
 @pytest.fixture
 def save(places):
-    """save(study, seed, method): a record of the first run of a named set, of the method if one is given; -> its path."""
+    """save(study, seed, method): the path of a record of the first run of a named set, of the method if given."""
 
     def write(study, seed=42, method=None):
         config = runs_of(study, {"profile": "mini", "dataset": "cifar100"}, [seed], [method] if method else ())[0]

@@ -51,15 +51,15 @@ def test_a_duration_is_told_in_steps(seconds, text):
 def test_the_time_of_a_notebook_with_and_without_the_runs_before_it(expected):
     assert hardware.notebook_time("05_results") == "10 seconds on 2 cores"
     assert hardware.notebook_time("05_results", runs=True) == "2 minutes on 2 cores"
-    assert hardware.notebooks().to_numpy().tolist() == [
+    assert hardware.notebook_table().to_numpy().tolist() == [
         ["{doc}`/notebooks/03_continual_finetuning`", "50 seconds"],
         ["{doc}`/notebooks/05_results`", "10 seconds"],
     ]
 
 
 def test_nobody_has_measured_anything_yet(places):
-    assert hardware.expected() == [] and hardware.notebook_time("05_results") is None
-    assert hardware.notebooks().empty and hardware.measured_times([]).empty
+    assert hardware.expected_profiles() == [] and hardware.notebook_time("05_results") is None
+    assert hardware.notebook_table().empty and hardware.measured_times([]).empty
 
 
 def test_whole_profiles_come_first_then_one_run_of_every_system_on_the_first_seed(expected):
@@ -83,7 +83,7 @@ def test_whole_profiles_come_first_then_one_run_of_every_system_on_the_first_see
 
 
 def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
-    table = hardware.planned()
+    table = hardware.planned_cards()
     assert list(table.index) == [f"`{name}`" for name in cost_model.CARDS]
     for dataset, seeds in sweeps.PLANS["paper"].items():
         title = DATASET_LABELS[dataset]
@@ -104,7 +104,7 @@ def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
 
 
 def test_each_system_has_a_row_whose_parts_add_up():
-    table = hardware.each_system("cifar100", "t4")
+    table = hardware.planned_systems("cifar100", "t4")
     assert len(table) == len(sweeps.main_table()) and table.index.is_unique
     one = hardware.cost(experiment(profile="paper", dataset="cifar100", method="target"))
     row = table.loc["TARGET"]

@@ -100,8 +100,8 @@ def test_a_choice_at_the_edge_of_its_grid_is_told():
     assert method_pages._edges("fedavg_vit", {"lr": 1e-2}) == ""
     says = method_pages._edges("lorm", {"lr": 1e-3, "lorm_rank": 4})
     assert (
-        says
-        == " At the edge of the grid: `lorm_rank` = 4 is the larger of the two that were tried, so a value beyond it might do better."
+        says == " At the edge of the grid: `lorm_rank` = 4 is the larger of the two that were tried, "
+        "so a value beyond it might do better."
     )
     assert "`prox_mu` = 0.01 is the smaller of the two that were tried" in method_pages._edges(
         "fedprox", {"lr": 3e-3, "prox_mu": 0.01}
@@ -109,17 +109,17 @@ def test_a_choice_at_the_edge_of_its_grid_is_told():
     chosen = {"lr_generator_bias": 1e-4, "lr_generator": 1e-5, "o2d_lambda": 10.0, "auxiliary": 0.0}
     says = method_pages._edges("fed_lscl", chosen)
     assert (
-        "`lr_generator_bias` = 0.0001 is the smallest that was tried and `o2d_lambda` = 10 is the only one that was tried"
-        in says
+        "`lr_generator_bias` = 0.0001 is the smallest that was tried "
+        "and `o2d_lambda` = 10 is the only one that was tried" in says
     )
     assert "lr_generator`" not in says.replace("lr_generator_bias`", "")
 
 
 def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):
-    assert method_pages.cited("(arXiv 1602.05629)") == "(arXiv 1602.05629)"  # no book here
+    assert method_pages.link_citations("(arXiv 1602.05629)") == "(arXiv 1602.05629)"  # no book here
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
     assert (
-        method_pages.cited("(arXiv 1602.05629) and arXiv 0000.00000")
+        method_pages.link_citations("(arXiv 1602.05629) and arXiv 0000.00000")
         == "(arXiv 1602.05629, {cite}`fedavg`) and arXiv 0000.00000"
     )
     for method in set(METHODS) - {*UNSOURCED, "fed_lscl"}:

@@ -1,4 +1,4 @@
-"""Notebook 05 in the profile smoke: in its own, the runs in front of it take minutes. `make demo` executes it as readers see it."""
+"""Notebook 05 in the profile smoke, as the runs of its own profile take minutes; `make demo` executes it as it is."""
 
 import json
 

@@ -43,7 +43,8 @@ def test_without_records_every_table_is_a_sentence(places):
     )
     assert written["results/tables/headline.md"].strip() == NO_RECORDS
     assert all(
-        "Not measured yet" in written[f"results/tables/federation_{name}.md"] for name in benchmark_pages.FEDERATION
+        "Not measured yet" in written[f"results/tables/federation_{name}.md"]
+        for name in benchmark_pages.FEDERATION_TABLES
     )
 
 
@@ -125,7 +126,7 @@ def test_every_number_that_a_page_calls_exists_and_every_one_is_called():
 
 
 def test_no_result_is_typed_by_hand():
-    """A number with a unit in a hand-written page or the README is a setting that stands in the list, or is called by its name."""
+    """A number with a unit in a hand-written page or the README is a setting of this list, or called by its name."""
     unit = re.compile(r"(?<![\w.])\d[\d.,]*\s*(?:%|percent\b|points?\b|minutes?\b|seconds?\b|hours?\b|[GMk]B\b)")
     readme = re.sub(
         r"<!-- expected:begin -->.*<!-- expected:end -->",

@@ -1,4 +1,4 @@
-"""The rendered book: every link leads somewhere, and in a real browser, wide and narrow, light and dark, every page is whole and readable."""
+"""The rendered book: links lead somewhere, and every page is readable in a browser, wide or narrow, light or dark."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ DRAWN = (
 BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
 SERIOUS = ("serious", "critical")
 REPEATED = "[data-repeated]"
-# Mark the entries of the API whose elements, names with their classes, all stand in an earlier entry of the page; -> how many.
+# Mark the entries of the API whose elements (names with classes) all stand in an earlier entry of the page; count them.
 MARK_REPEATED = """() => {
   const seen = new Set(), kind = (element) => element.tagName + " " + [...element.classList].sort().join(" ");
   for (const entry of document.querySelectorAll("dl.py"))
@@ -38,7 +38,8 @@ MARK_REPEATED = """() => {
     }
   return document.querySelectorAll("[data-repeated]").length;
 }"""
-STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"  # so that a colour is there as soon as it is set
+# Without transitions a colour is there as soon as it is set.
+STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -73,21 +73,21 @@ FIGURES = {
     "shares": lambda: figures.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
     "concentration": lambda: figures.concentration({"1": draw.dirichlet(np.ones(3), 9)}),
     "image_grid": lambda: figures.image_grid(IMAGES, list("abcd"), columns=3),
-    "written": lambda: figures.written(IMAGES, draw.normal(size=(4, 72, 24))),
-    "similarity": lambda: figures.similarity_heatmap(np.eye(4), IMAGES, "cosine"),
+    "update_heatmaps": lambda: figures.update_heatmaps(IMAGES, draw.normal(size=(4, 72, 24))),
+    "similarity_heatmap": lambda: figures.similarity_heatmap(np.eye(4), IMAGES, "cosine"),
     "update_sizes": lambda: figures.update_sizes({"A": draw.uniform(size=5), "B": draw.uniform(size=5)}),
     "attention": lambda: figures.attention(IMAGES, draw.uniform(size=(4, 3, 3)), draw.uniform(size=(4, 3, 3))),
     "feature_change": lambda: figures.feature_change(*draw.normal(size=(2, 9, 5)), np.arange(9) % 3, list("abc")),
     "losses": lambda: figures.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
-    "bars": lambda: figures.bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
+    "grouped_bars": lambda: figures.grouped_bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
     "convergence": lambda: figures.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
     "curves": lambda: figures.curves(accuracies({"x": draw.uniform(size=(3, 5)), "y": draw.uniform(size=(1, 5))})),
     "sheets": lambda: figures.sheets({"a": IMAGES[0], "b": IMAGES[1], "c": IMAGES[2]}),
     "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
     "classes_of_clients": lambda: figures.classes_of_clients(classes({"a": [[10.0, 30], [50, 70]]}), ["a", "b"], "%"),
     "traffic_by_task": lambda: figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB"),
-    "stacked": lambda: figures.stacked(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
+    "stacked_bars": lambda: figures.stacked_bars(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
     "growth": lambda: figures.growth(GROWTH, "cpu_seconds", "seconds"),
     "labelled_points": lambda: figures.labelled_points(
         pd.DataFrame({"MB": [0, 3], "%": [50, 55]}, index=["a", "b"]), "MB", "%"
@@ -117,7 +117,7 @@ def heights(axes):
 
 def test_bars_stand_over_their_group_and_carry_their_value():
     values = {"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}
-    (axes,) = figures.bars(values, "kB").axes
+    (axes,) = figures.grouped_bars(values, "kB").axes
     assert heights(axes) == {"a": {"one": 1, "two": 3}, "b": {"one": 2, "two": 4}}
     assert [text.get_text() for text in axes.texts] == ["1", "3", "2", "4"]
     colours = {drawn.get_label(): drawn[0].get_facecolor() for drawn in axes.containers}
@@ -129,7 +129,9 @@ def test_bars_stand_over_their_group_and_carry_their_value():
 
 
 def test_stacked_bars_begin_where_the_part_before_ends():
-    (axes,) = figures.stacked(pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes").axes
+    (axes,) = figures.stacked_bars(
+        pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes"
+    ).axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     drawn = {
         bars.get_label(): {
@@ -220,6 +222,19 @@ def test_every_score_has_its_own_panel_of_differences():
     }
 
 
+def test_every_score_has_its_own_panel_of_curves_and_classes():
+    rows = [accuracies({"x": [[80, 70]]}, ("task",)), accuracies({"x": [[30, 20]]}, ("seen",))]
+    panels = figures.curves(pd.concat(rows)).axes
+    drawn = {axes.get_title(): lines(axes)["x"][1] for axes in panels}
+    assert drawn == {"task-masked": [80, 70], "class-incremental": [30, 20]}
+    rows = [classes({"a": [[90.0]]}, ("task",)), classes({"a": [[40.0]]}, ("seen",))]
+    panels = figures.classes_of_clients(pd.concat(rows), ["one"], "%").axes
+    assert {axes.get_title(): axes.lines[0].get_ydata()[0] for axes in panels} == {
+        "task-masked": 90,
+        "class-incremental": 40,
+    }
+
+
 def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
     (axes, _) = figures.paired_differences(gaps(near=[1.0, 2, 3], far=[-41.0, -42, -43]), "points", limit=10).axes
     assert axes.get_xlim() == (-10, 10)
@@ -271,6 +286,106 @@ def test_losses_convergence_and_forgetting_have_their_names():
     )
 
 
+def shown(axes):
+    """The pixels or values of a panel that shows one image; None for an empty one."""
+    return np.asarray(axes.images[0].get_array()) if axes.images else None
+
+
+def labels_of(ticks):
+    return [text.get_text() for text in ticks]
+
+
+def test_a_class_has_the_colour_of_its_task_in_the_row_of_its_client():
+    counts = COUNTS.copy()
+    counts[0, 0, 0], counts[1, 1, 3] = 5, 7
+    left, right, bar = figures.partition_picture(counts).axes
+    mesh = left.collections[0]
+    held = np.ma.filled(mesh.get_array().astype(float), np.nan)
+    np.testing.assert_equal(held, [[0, 1, np.nan, np.nan, 0, 1], [np.nan, np.nan, 0, 1, 1, 0]])
+    assert [mesh.norm(task) for task in (0, 1)] == [0, mesh.cmap.N - 1] and labels_of(bar.get_xticklabels()) == [
+        "1",
+        "2",
+    ]
+    assert labels_of(left.get_yticklabels()) == labels_of(right.get_yticklabels()) == ["1", "2"]
+    assert left.yaxis_inverted() and right.yaxis_inverted()
+    assert labels_of(right.texts) == ["8", "6", "6", "10"] and labels_of(right.get_xticklabels()) == ["1", "2"]
+
+
+def test_a_concentration_has_the_largest_share_of_each_draw():
+    even, uneven = np.array([[0.5, 0.5], [0.4, 0.6]]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    drawn = lines(figures.concentration({"10": even, "0.1": uneven}).axes[0])
+    assert {name: list(map(round, x)) for name, (x, _) in drawn.items()} == {"10": [50, 60], "0.1": [80, 90]}
+    assert [y for _, y in drawn.values()] == [[0, 100]] * 2
+
+
+def test_every_image_has_its_title():
+    for places in (
+        figures.image_grid(IMAGES[:3], list("abc"), columns=2).axes,
+        figures.sheets(dict(zip("abc", IMAGES))).axes,
+    ):
+        assert [axes.get_title() for axes in places] == ["a", "b", "c", ""]
+        assert all(np.array_equal(shown(axes), pixels) for axes, pixels in zip(places, IMAGES[:3]))
+        assert shown(places[3]) is None
+
+
+def test_an_update_stands_below_its_image_in_three_parts():
+    sizes = np.arange(1.0, 13).reshape(2, 6, 1) * [1, 2]  # (images, 3 parts of 2 patches, 2 patches)
+    deltas = sizes.repeat(2, 1).repeat(2, 2) * draw.choice([-1, 1], (2, 12, 4))
+    places = figures.update_heatmaps(IMAGES[:2], deltas, blocks=2).axes
+    for k in range(2):
+        assert np.array_equal(shown(places[k]), IMAGES[k])
+        assert shown(places[2 + k]) == pytest.approx(sizes[k])
+        assert places[2 + k].images[0].get_clim() == (0, 24)
+        assert [line.get_ydata()[0] for line in places[2 + k].lines] == [1.5, 3.5]
+    assert labels_of(places[2].get_yticklabels()) == ["query", "key", "value"]
+    assert list(places[2].get_yticks()) == [1, 3, 5]
+
+
+def test_a_similarity_stands_between_the_images_of_its_row_and_column():
+    figure = figures.similarity_heatmap(np.array([[1, 0.2], [0.7, 0.9]]), IMAGES[:2], "cosine")
+    axes = figure.axes[0]
+    assert axes.collections[0].get_array().reshape(2, 2).tolist() == [[1, 0.2], [0.7, 0.9]] and axes.yaxis_inverted()
+    figure.draw_without_rendering()
+    places = set()
+    for inset in axes.child_axes:
+        box = inset.get_window_extent()
+        x, y = axes.transData.inverted().transform([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+        side, number = ("row", int(y)) if x < 0 else ("column", int(x))
+        assert np.array_equal(shown(inset), IMAGES[number])
+        places.add((side, number))
+    assert places == {("row", 0), ("row", 1), ("column", 0), ("column", 1)}
+
+
+def test_a_part_of_an_update_has_a_dot_per_image_and_its_mean():
+    (axes,) = figures.update_sizes({"A": np.array([1.0, 3]), "B": np.array([5.0, 9])}).axes
+    names = labels_of(axes.get_yticklabels())
+    rows = [(names[round(np.mean(line.get_ydata()))], line.get_marker(), list(line.get_xdata())) for line in axes.lines]
+    assert rows == [("A", ".", [1, 3]), ("A", "None", [2, 2]), ("B", ".", [5, 9]), ("B", "None", [7, 7])]
+
+
+def test_attention_stands_below_its_image_without_with_and_as_their_difference():
+    off, on = np.arange(8.0).reshape(2, 2, 2), np.arange(8.0).reshape(2, 2, 2)[:, ::-1] * 2
+    places = np.reshape(figures.attention(IMAGES[:2], off, on).axes[:8], (4, 2))
+    for column in range(2):
+        expected = (IMAGES[column], off[column], on[column], on[column] - off[column])
+        assert all(np.array_equal(shown(axes), values) for axes, values in zip(places[:, column], expected))
+        assert [axes.images[0].get_clim() for axes in places[1:, column]] == [(0, 14), (0, 14), (-9, 9)]
+    assert [axes.get_ylabel() for axes in places[1:, 0]] == ["without", "with", "difference"]
+
+
+def test_features_keep_their_distances_classes_and_sides():
+    before, after, labels = draw.normal(size=(5, 2)), 3 + draw.normal(size=(5, 2)), np.array([2, 0, 2, 0, 2])
+    panels = figures.feature_change(before, after, labels, ["a", "b", "c"]).axes
+    assert [axes.get_title() for axes in panels] == ["frozen model", "with the written updates"]
+    found = np.empty((2, 5, 2))
+    for axes, points in zip(panels, found):
+        drawn = {one.get_label(): np.asarray(one.get_offsets()) for one in axes.collections}
+        assert set(drawn) == {"a", "c"}
+        points[labels == 0], points[labels == 2] = drawn["a"], drawn["c"]
+    distances = lambda points: np.linalg.norm(points[:, None] - points[None], axis=-1)
+    assert distances(found.reshape(10, 2)) == pytest.approx(distances(np.concatenate([before, after])))
+
+
 # ---- how it looks
 
 
@@ -305,16 +420,8 @@ def test_a_notebook_gets_a_small_png_on_the_books_ground():
 
 def test_the_readers_style_is_left_alone():
     before = dict(mpl.rcParams)
-    FIGURES["bars"]()
+    FIGURES["grouped_bars"]()
     assert dict(mpl.rcParams) == before
-
-
-def test_the_partition_picture_leaves_unheld_classes_white():
-    mesh = figures.partition_picture(COUNTS).axes[0].collections[0].get_array()
-    assert mesh.shape == (2, 6)
-    assert np.ma.getmaskarray(mesh).sum() + np.isnan(np.ma.getdata(mesh)).sum() >= 4  # each client lacks two classes
-    held = np.ma.filled(mesh, np.nan)
-    assert np.isnan(held[0]).sum() == np.isnan(held[1]).sum() == 2
 
 
 def test_more_systems_than_colours():

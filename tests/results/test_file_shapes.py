@@ -11,8 +11,8 @@ from lscl.errors import LsclError
 from lscl.results import file_shapes
 
 SHAPES = [
-    ("expected/*.json", file_shapes.Expected),
-    ("verified/*.json", file_shapes.Verified),
+    ("expected/*.json", file_shapes.ExpectedProfile),
+    ("verified/*.json", file_shapes.VerifiedProfile),
     ("components/*.json", file_shapes.Components),
     ("benchmarks/*.json", file_shapes.Benchmark),
 ]

@@ -62,7 +62,7 @@ class TestAccuracies:
     def test_a_group_by_gives_the_metrics_of_a_record(self):
         made = [uneven(seed) for seed in (42, 1999)]
         table = results.frame(made)
-        for of, part in ((average_so_far, table), (current_task, frames.just_learned(table))):
+        for of, part in ((average_so_far, table), (current_task, frames.just_learned_rows(table))):
             found = part.groupby(["mask", "seed", "trained_task"])["accuracy"].mean()
             for one in made:
                 for mask in labels.MASK_LABELS:
@@ -73,7 +73,7 @@ class TestAccuracies:
         values = np.array(one["accuracy"]["task"], float)
         values[-1, 1] -= 5
         one["accuracy"] = {**one["accuracy"], "task": np.where(np.isnan(values), None, values).tolist()}
-        end = frames.final(results.frame([one, record(seed=1999, score=80)]))
+        end = frames.final_rows(results.frame([one, record(seed=1999, score=80)]))
         by_client = end[end["mask"] == "task"].groupby(["client", "seed"])["accuracy"].mean()
         assert by_client.to_dict() == {(1, 42): 72.0, (1, 1999): 72.0, (2, 42): 67.0, (2, 1999): 72.0}
 
@@ -89,7 +89,7 @@ class TestAccuracies:
         assert 2024 not in found.index.get_level_values("seed")  # one task: nothing could be forgotten
 
     def test_final_is_the_last_task_of_each_run(self):
-        end = frames.final(results.frame([record(tasks=2), record("local_head", tasks=5)]))
+        end = frames.final_rows(results.frame([record(tasks=2), record("local_head", tasks=5)]))
         assert end.groupby("method")["trained_task"].unique().map(list).to_dict() == {
             "fed_lscl": [2],
             "local_head": [5],
@@ -105,7 +105,8 @@ class TestRows:
         ]  # fmt: skip
         table = results.frame(group)
         assert list(table["label"].unique()) == [
-            "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)", "FedAvg + ViT", "own static LoRA",
+            "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)",
+            "FedAvg + ViT", "own static LoRA",
             "own head only",
         ]  # fmt: skip
         assert list(table["variant"].unique()) == ["O2D exact", "O2D exact, alpha = 0.0", "O2D gradient", ""]
@@ -324,7 +325,8 @@ def test_the_frames_are_the_public_face():
 
 
 def test_the_public_face_is_loaded_when_it_is_used():
-    code = "import sys, lscl; print([name for name in ('torch', 'pandas', 'lscl.config') if name in sys.modules]); print(lscl.experiment().method)"
+    loaded = "print([name for name in ('torch', 'pandas', 'lscl.config') if name in sys.modules])"
+    code = f"import sys, lscl; {loaded}; print(lscl.experiment().method)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "fed_lscl"]
 

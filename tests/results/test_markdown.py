@@ -26,7 +26,7 @@ class TestText:
         ],
     )
     def test_signs_of_markdown_and_html_lose_their_meaning(self, text, shown):
-        assert markdown.plain(text) == shown
+        assert markdown.plain_text(text) == shown
 
     def test_code_cannot_be_left(self):
         assert markdown.code_text("lscl run --method l2p") == "`lscl run --method l2p`"
@@ -73,7 +73,7 @@ class TestTables:
 
     def test_a_table_has_caption_anchor_and_records(self):
         table = pd.DataFrame({"n": ["1"]}, index=pd.Index(["x"], name="label"))
-        text = markdown.captioned(table, "Scores.", "tab-scores", [record()])
+        text = markdown.captioned_table(table, "Scores.", "tab-scores", [record()])
         assert (
             text.startswith(":::{table} Scores.\n:name: tab-scores\n\n| system |")
             and "\n:::\n\n<small>profile mini; commit abcdef0123;" in text
@@ -88,27 +88,29 @@ class TestByDataset:
         for seed in (42, 1999):
             put(80, seed=seed)
         scores = results.frame("mini")
-        text = markdown.by_dataset(scores, self.count, "Counts", "x")
+        text = markdown.tables_by_dataset(scores, self.count, "Counts", "x")
         assert text.startswith(":::{table} Counts, CIFAR-100.\n:name: tab-x-cifar100\n\n| variant | n |")
         assert "seeds 42, 1999; 2 runs" in text and "Glyphs" not in text
-        assert "seeds 42; 1 run," in markdown.by_dataset(scores[scores["seed"] == 42], self.count, "Counts", "x")
+        assert "seeds 42; 1 run," in markdown.tables_by_dataset(scores[scores["seed"] == 42], self.count, "Counts", "x")
 
     def test_what_is_missing_is_said(self, put):
-        assert markdown.by_dataset(results.frame("mini"), self.count, "Counts", "x") == markdown.NO_RECORDS
+        assert markdown.tables_by_dataset(results.frame("mini"), self.count, "Counts", "x") == markdown.NO_RECORDS
         put(80)
-        empty = markdown.by_dataset(results.frame("mini"), lambda part: pd.DataFrame(), "Counts", "x", "nothing yet")
+        empty = markdown.tables_by_dataset(
+            results.frame("mini"), lambda part: pd.DataFrame(), "Counts", "x", "nothing yet"
+        )
         assert empty == "CIFAR-100: nothing yet"
 
     def test_one_table_has_one_set_of_images(self, put, one_line):
         put(80)
         put(80, {"images_per_class": 5}, data_digest="d2", partition_digest="p2")
         with pytest.raises(LsclError) as caught:
-            markdown.by_dataset(results.frame("mini"), self.count, "Counts", "x")
+            markdown.tables_by_dataset(results.frame("mini"), self.count, "Counts", "x")
         one_line(caught, "one data_digest", "d1, d2")
 
     def test_other_notes(self):
         rows = pd.DataFrame({"dataset": ["imagenet_r"], "variant": ["a"], "accuracy": [1.0]})
-        text = markdown.by_dataset(rows, self.count, "Counts", "x", note=lambda part: f"{len(part)} row")
+        text = markdown.tables_by_dataset(rows, self.count, "Counts", "x", note=lambda part: f"{len(part)} row")
         assert ":name: tab-x-imagenet-r" in text and text.endswith("1 row")
 
 

@@ -1,4 +1,4 @@
-"""Files of measurements as tables: rows made by hand, damaged files, and what the benchmark of the components measures."""
+"""Files of measurements as tables: rows made by hand, damaged files, and the benchmark of the components."""
 
 import json
 import runpy
@@ -15,7 +15,7 @@ SPLITS = ("training", "test")
 
 
 def row(seed, task=1, collaboration="written", gain=(2.0, -1.0), server=0.5):
-    """A row whose own update is better than none by `gain` on training and test images, and O2D than the trained generator by `server`."""
+    """A row in which the own update gains `gain` on training and test images, and O2D `server` over training."""
     update = {split: {"own": 80 + by, "none": 80, "another": 79, "mean": 80} for split, by in zip(SPLITS, gain)}
     made = {"seed": seed, "task": task, "collaboration": collaboration, "update": update, "same_as_record": True}
     return made | {
@@ -99,7 +99,8 @@ class TestComponents:
         assert means["written per image", "update", "training", "own"] == 82
         assert means["static LoRA", "server_step", "test"].to_dict() == {"bias": 0.2}
         assert measurements.components_note(table) == (
-            "<small>profile mini; commit installed package, uncommitted changes; seeds 42, 1999; mean over the first 1 tasks; some cpu; "
+            "<small>profile mini; commit installed package, uncommitted changes; seeds 42, 1999; "
+            "mean over the first 1 tasks; some cpu; "
             "3 of 3 rows are of runs with exactly the accuracies of their record</small>"
         )
 

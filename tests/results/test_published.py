@@ -44,12 +44,12 @@ def test_missing_file_and_unknown_system(places, one_line):
 
 def table1(group, dataset="cifar100"):
     scores = results.frame(group)
-    learned = frames.just_learned(scores[scores["mask"] == "task"])
+    learned = frames.just_learned_rows(scores[scores["mask"] == "task"])
     by_seed = learned.pivot_table("accuracy", ["label", "seed"], "trained_task", sort=False).add_prefix("task ")
     by_seed[published.AT_THE_END] = (
-        frames.final(scores[scores["mask"] == "task"]).groupby(["label", "seed"])["accuracy"].mean()
+        frames.final_rows(scores[scores["mask"] == "task"]).groupby(["label", "seed"])["accuracy"].mean()
     )
-    return published.beside_published(statistics.estimates(by_seed, "label"), learned.assign(dataset=dataset))
+    return published.add_published_rows(statistics.estimates(by_seed, "label"), learned.assign(dataset=dataset))
 
 
 class TestTable1:
@@ -93,11 +93,11 @@ def test_table2_below_ours():
     ours = pd.DataFrame(
         {"LSCT": ["✓"], "SM-CF": ["✓"], "O2D": ["✓"], "n": ["3"], "task-masked %": ["73.0"]}, index=["whole"]
     )
-    table = published.beside_table2(ours, pd.DataFrame({"dataset": ["cifar100"]}))
+    table = published.add_published_table2(ours, pd.DataFrame({"dataset": ["cifar100"]}))
     assert list(table.index) == ["whole", "published, full", *(f"published, unidentified {name}" for name in "abc")]
     assert table.loc["published, full"].tolist() == ["✓", "✓", "✓", "–", "89.4"]
     assert table.loc["published, unidentified c"].tolist() == ["?", "?", "?", "–", "29.9"]
-    assert list(published.beside_table2(ours, pd.DataFrame({"dataset": ["glyphs"]})).index) == ["whole"]
+    assert list(published.add_published_table2(ours, pd.DataFrame({"dataset": ["glyphs"]})).index) == ["whole"]
 
 
 def test_coverage_names_what_is_only_quoted():

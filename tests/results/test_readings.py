@@ -8,12 +8,12 @@ from test_measurements import row
 from lscl import results
 from lscl.errors import LsclError
 from lscl.results import frames, readings
-from lscl.results.measurements import GROWTH, INSIDE_WRITERS, growth_frame, inside_numbers
+from lscl.results.measurements import COMPONENT_WRITERS, GROWTH, component_numbers, growth_frame
 
 
 def by_seed(group, mask="task"):
     scores = results.frame(group)
-    return frames.final(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", "label", sort=False)
+    return frames.final_rows(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", "label", sort=False)
 
 
 class TestRanking:
@@ -23,7 +23,8 @@ class TestRanking:
         text = readings.read_ranking(by_seed(group), "task")
         assert text.startswith("Under the task-masked score the highest mean is that of own head only, 78.0 %.")
         assert text.endswith(
-            "Told apart from it, the interval leaving out zero: Fed-LSCL (O2D exact) 5.0 points behind (95 % interval 5.0 to 5.0)."
+            "Told apart from it, the interval leaving out zero: "
+            "Fed-LSCL (O2D exact) 5.0 points behind (95 % interval 5.0 to 5.0)."
         )
 
     def test_brief_gives_names_and_the_range(self):
@@ -66,8 +67,8 @@ class TestCosts:
         alike = [record("local_head", seed=seed, cpu_seconds=60.0 + 9 * seed * (-1) ** seed) for seed in (1, 2, 3)]
         up, down, parameters, time = readings.read_costs(results.costs_frame([*ours, *slower, *alike])).splitlines()
         assert (
-            up
-            == "- **MB up**, 2.00 for Fed-LSCL (O2D exact). Less: FedAvg (0.00 times); the same: own head only (1.00 times)."
+            up == "- **MB up**, 2.00 for Fed-LSCL (O2D exact). "
+            "Less: FedAvg (0.00 times); the same: own head only (1.00 times)."
         )
         assert down.endswith("The same: FedAvg (1.00 times), own head only (1.00 times).")
         assert parameters.startswith("- **trained parameters**, 1,500 for Fed-LSCL")
@@ -91,9 +92,9 @@ class TestComponents:
     def said(self, rows):
         columns = ["writer", "seed", "task", "measure", "images", "kind", "value"]
         found = [
-            (INSIDE_WRITERS[one["collaboration"]], one["seed"], one["task"], *number)
+            (COMPONENT_WRITERS[one["collaboration"]], one["seed"], one["task"], *number)
             for one in rows
-            for number in inside_numbers(one)
+            for number in component_numbers(one)
         ]
         return readings.read_components(pd.DataFrame(found, columns=columns))
 
@@ -142,7 +143,8 @@ def test_growth():
     ]
     assert readings.read_growth(pd.DataFrame(rows)) == (
         "Processor time grows **faster than in proportion**: Fed-LSCL with the number of images in a class (1.20); "
-        "**in proportion, to a tenth of the exponent**: Fed-LSCL with the number of clients (1.10), Fed-LSCL with the number of tasks (1.10); "
+        "**in proportion, to a tenth of the exponent**: Fed-LSCL with the number of clients (1.10), "
+        "Fed-LSCL with the number of tasks (1.10); "
         "**more slowly than that**: Fed-LSCL with the number of classes in a task (0.81)."
     )
     assert readings.read_growth(growth_frame()) == ""

@@ -17,4 +17,4 @@ def test_first_and_last_sheet_of_the_first_record_that_has_some(places):
         "TARGET, after task 1": "task1.png",
         "TARGET, after task 4": "task4.png",
     }
-    assert sheets.drawn_by([record(), first, second]) == [second]
+    assert sheets.records_with_sheets([record(), first, second]) == [second]

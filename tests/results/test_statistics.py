@@ -25,7 +25,7 @@ class TestEstimate:
         )  # t table: 0.975 quantile, 2 degrees of freedom
 
     def test_plus_minus_is_half_of_the_interval(self):
-        assert str(estimate([80, 82, 87])) == statistics.with_interval([80, 82, 87]) == "83.0 ± 9.0"
+        assert str(estimate([80, 82, 87])) == statistics.mean_with_interval([80, 82, 87]) == "83.0 ± 9.0"
         assert estimate([80, 82, 87]).interval == "74.0 to 92.0"
         assert statistics.interval_of([80, 82, 87]) == pytest.approx((74.043, 91.957), abs=1e-3)
 
@@ -40,7 +40,7 @@ class TestEstimate:
         one_line(caught, "at least one value")
 
     def test_what_was_not_measured_is_a_dash(self):
-        assert statistics.with_interval([1.0, NAN]) == "–"
+        assert statistics.mean_with_interval([1.0, NAN]) == "–"
 
     def test_p_of_three_differences(self):
         assert estimate([1, 2, 3]).p == pytest.approx(

@@ -22,7 +22,7 @@ class TestCollect:
     def test_without_records_it_names_the_command(self):
         study = collect()
         assert study.found == [] and len(study.missing) == 3 * len(fed_lscl_studies.ABLATIONS)
-        assert studies.measured_of(study) == (
+        assert studies.describe_state(study) == (
             "- CIFAR-100, profile `mini`: **Not yet measured: 45 of 45 runs of this study.** "
             "`lscl sweep ablations --dataset cifar100 --profile mini` makes them."
         )
@@ -30,7 +30,7 @@ class TestCollect:
     def test_every_data_set_of_the_profile(self, put, one_line):
         for seed in (42, 1999):
             put(80, seed=seed)
-        first, second = studies.measured_of(studies.collect("ablations", "mini")).splitlines()
+        first, second = studies.describe_state(studies.collect("ablations", "mini")).splitlines()
         assert "43 of 45" in first and "the tables have 2 runs, and no row for: no O2D, no SM-CF, " in first
         assert second.startswith("- Glyphs") and "45 of 45" in second and "row" not in second
         with pytest.raises(LsclError) as caught:
@@ -51,7 +51,7 @@ class TestCollect:
         for label in fed_lscl_studies.CNNS:
             put(80, sweeps.variants("cnns", "mini")[label])
         assert (
-            studies.measured_of(collect("cnns", {"cifar100": [42]}))
+            studies.describe_state(collect("cnns", {"cifar100": [42]}))
             == "- CIFAR-100, profile `mini`: all 2 runs are measured."
         )
 
@@ -59,8 +59,9 @@ class TestCollect:
         for size in fed_lscl_studies.BUFFERS:
             for seed in (42, 1999):
                 put(80, {"buffer_per_class": size}, seed)
-        assert "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them" in studies.measured_of(
-            collect("buffers")
+        assert (
+            "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them"
+            in studies.describe_state(collect("buffers"))
         )
 
     def test_what_is_missing_can_be_computed(self, tree, monkeypatch):
@@ -88,7 +89,7 @@ class TestCollect:
 
 def test_a_small_profile_shows_the_records_of_mini_unless_it_computes():
     shown = {
-        (profile, compute): studies.profile_shown(profile, compute)
+        (profile, compute): studies.shown_profile(profile, compute)
         for profile in ("smoke", "demo", "paper")
         for compute in (False, True)
     }
@@ -124,7 +125,7 @@ class TestVariants:
 
 
 def wide(study="ablations"):
-    return frames.final(results.frame("mini", study=study)).pivot_table(
+    return frames.final_rows(results.frame("mini", study=study)).pivot_table(
         "accuracy", ["mask", "seed"], "variant", sort=False
     )
 
@@ -163,7 +164,7 @@ class TestDifferences:
         for seed in (42, 1999):
             put(80, seed=seed)
             put(77 + (seed == 42), sweeps.variants("cnns", "mini")[fed_lscl_studies.CNNS[1]], seed)
-        end = frames.final(results.frame("mini", study="cnns"))
+        end = frames.final_rows(results.frame("mini", study="cnns"))
         by_client = end.groupby(["mask", "seed", "client", "variant"], sort=False)["accuracy"].mean().unstack("variant")
         gaps = statistics.differences_from(by_client, fed_lscl_studies.CNNS[0])[fed_lscl_studies.CNNS[1]].unstack(
             "client"

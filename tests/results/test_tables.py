@@ -46,7 +46,9 @@ def test_costs():
 
 
 def test_numbers_as_text():
-    table = tables.as_text(pd.DataFrame({"a": [1234.5, math.nan], "b": [1, 2]}), {"b": ("n", "d"), "a": ("A", ",.1f")})
+    table = tables.format_numbers(
+        pd.DataFrame({"a": [1234.5, math.nan], "b": [1, 2]}), {"b": ("n", "d"), "a": ("A", ",.1f")}
+    )
     assert table.to_dict("list") == {"n": ["1", "2"], "A": ["1,234.5", "–"]}
 
 
