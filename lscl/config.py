@@ -22,8 +22,9 @@ ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
 PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: records leave them out
 WHERE_AND_HOW = PLACES | {"threads"}  # the digest leaves them out; lscl.experiments.origin compares them
-# Options that only systems with the frozen ViT, or with a CNN on each client, read.
+# Options that only systems with the frozen ViT, or with a CNN on each client, or with something to train read.
 NEEDS = {
+    "trains": ("rounds", "epochs", "batch", "lr", "precision"),
     "vit": ("foundation", "weights", "weights_sha256", "normalize", "activations", "compile"),
     "cnn": ("cnn", "cnn_size", "features", "channels_last"),
 }
@@ -197,6 +198,11 @@ class Experiment(BaseModel):
     def tasks_run(self) -> int:
         """How many tasks the run computes: all, or as many as `stop_after` says."""
         return self.tasks if self.stop_after is None else min(self.stop_after, self.tasks)
+
+    @property
+    def rounds_run(self) -> int:
+        """Rounds of a task: one if the system trains nothing."""
+        return self.rounds if METHODS[self.method].trains else 1
 
     @property
     def digest(self) -> str:

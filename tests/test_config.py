@@ -366,7 +366,9 @@ def test_options_of_other_systems_are_named():
         readers("prompt_batchwise")
     ) == {"fedmgp"}
     assert {"lorm", "pilora", "glfc"} < set(readers("head_merge")) and "fed_lscl" not in readers("head_merge")
-    assert readers("lr") == readers("seed") == tuple(METHODS)
+    assert readers("seed") == tuple(METHODS)
+    assert readers("lr") == readers("rounds") == tuple(name for name, kind in METHODS.items() if kind.trains)
+    assert not METHODS["fed_ncm"].trains
     assert (
         "fed_lscl" in readers("cnn")
         and "fed_lscl" in readers("foundation")

@@ -225,7 +225,7 @@ def cost(config: Experiment) -> Cost:
         check_cnns(config, start)
         check_weights(config, start)
         cnn = count_cnn(config, start=start)
-    trained = kind.passes * config.rounds * config.epochs * counts.epoch
+    trained = kind.passes * config.rounds * config.epochs * counts.epoch if kind.trains else 0.0
     dense, convolution = np.zeros(2), 0.0  # dense: in linear layers and in attention
     images = counts.train + counts.test
     disk = images * config.image_size**2 * 3
@@ -247,8 +247,9 @@ def cost(config: Experiment) -> Cost:
             * whole.width
             * (tokens + (1 if kind.query else 0))
         )
-        dense += trained * blocks.step() + costs.passes() * blocks.forward() * counts.epoch * config.rounds
-        dense += counts.evaluated * blocks.forward() * costs.evaluations
+        dense += trained * blocks.step() + costs.passes() * blocks.forward() * counts.epoch * config.rounds_run
+        tested = counts.evaluated + (counts.epoch if kind.has_features else 0)  # and the pass for the closed-form head
+        dense += tested * blocks.forward() * costs.evaluations
         weights = FLOAT * sum(p.numel() for p in vit.parameters())
         memory += weights
         download += weights if config.weights is None and config.foundation not in ("mini", "tiny") else 0

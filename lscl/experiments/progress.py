@@ -64,7 +64,8 @@ class Progress:
             stage: the exchange.
             client: its number, from 0.
         """
-        step = f"round {stage.round + 1}/{self.config.rounds}" if stage.round < self.config.rounds else stage.name
+        rounds = self.config.rounds_run
+        step = f"round {stage.round + 1}/{rounds}" if stage.round < rounds else stage.name
         where = f"task {stage.task + 1}/{self.config.tasks_run} {step} client {client + 1}/{self.config.clients}"
         self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
 

@@ -17,7 +17,7 @@ from lscl.errors import LsclError, shorten
 from lscl.federation.client import Client
 from lscl.federation.limits import Check, counts_check, equality_check
 from lscl.federation.method import Method, Stage
-from lscl.federation.metrics import MASKS
+from lscl.federation.metrics import MASKS, RIDGE_MASKS
 from lscl.federation.payload import Payload, Shapes, is_finite, num_bytes, payload_magnitude, seal
 from lscl.federation.training import answer
 
@@ -203,8 +203,12 @@ def _valid(
     if stage.name != "finish":
         return method.upload_shapes(client, stage), method.dtype, method.checks(client, stage)
     total = torch.from_numpy(method.census.test_images_so_far(client, stage.task))
-    shapes = {"correct": (len(MASKS), len(total)), "total": (len(total),)}
-    return shapes, lambda name: torch.int64, {"total": equality_check(total), "correct": counts_check(total)}
+    shapes: Shapes = {"correct": (len(MASKS), len(total)), "total": (len(total),)}
+    checks = {"total": equality_check(total), "correct": counts_check(total)}
+    if method.has_features:
+        shapes = {**shapes, "ridge": (len(RIDGE_MASKS), len(total))}
+        checks["ridge"] = counts_check(total)
+    return shapes, lambda name: torch.int64, checks
 
 
 def _aggregate(

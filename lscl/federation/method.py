@@ -122,6 +122,8 @@ class Method:
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
 
     Parameters: ClassVar[type[Parameters]] = Parameters  # its own parameters, and those that it shares
+    trains = True  # whether clients train; without training a task has one round, and the options of training are idle
+    has_features = False  # whether it defines `features_of`; found out by itself
     vit = True  # whether it uses the frozen ViT
     cnn = False  # whether clients have a small CNN
     query = False  # whether it needs the ViT's CLS feature with nothing adapted, in addition to the prefix
@@ -136,6 +138,7 @@ class Method:
         for name, value in FACTS.items():
             if name not in vars(cls):
                 setattr(cls, name, value)
+        cls.has_features = cls.features_of is not Method.features_of
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
         if foundation is not None:
@@ -201,8 +204,8 @@ class Method:
         return len(self.head_rows) > 0 and self.config.head_merge == "holders"
 
     def stages(self, task: int) -> list[Stage]:
-        """The exchanges of a task."""
-        return [Stage(task, number) for number in range(self.config.rounds)]
+        """The exchanges of a task: one per round, and one in all if nothing is trained."""
+        return [Stage(task, number) for number in range(self.config.rounds_run)]
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
         """Make the server's payload for a client.
@@ -412,15 +415,45 @@ class Method:
     def logits(self, client: Client, batch: Batch) -> Tensor:
         """The scores of all classes; losses and tests mask them.
 
+        A system whose head reads one feature per image defines `features_of` and `head_logits` instead. Its tests then
+        report a second score, that of a closed-form head on the same features (`lscl.federation.ridge`).
+
         Args:
             client: the client.
             batch: b images.
 
         Returns:
             (b, C).
+        """
+        return self.head_logits(client, self.features_of(client, batch))
+
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        """What the system's head reads, as it is at the test: the system's own features.
+
+        Args:
+            client: the client.
+            batch: b images.
+
+        Returns:
+            (b, d).
 
         Raises:
-            NotImplementedError: every method has its own scores.
+            NotImplementedError: the system has no such features; it defines `logits`.
+        """
+        raise NotImplementedError
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        """The system's head on its features.
+
+        Args:
+            client: the client.
+            features: what `features_of` made, (b, d).
+
+        Returns:
+            (b, C).
+
+        Raises:
+            NotImplementedError: the system has no such features; it defines `logits`.
         """
         raise NotImplementedError
 

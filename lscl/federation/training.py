@@ -6,6 +6,7 @@ from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.metrics import evaluate
 from lscl.federation.payload import Payload
+from lscl.federation.ridge import fit_own_ridge
 from lscl.models.precision import MixedPrecision
 from lscl.seeding import seeded
 
@@ -25,7 +26,7 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
     with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
         _enter(method, client, stage, payload)
         if stage.name == "finish":
-            scores = evaluate(method, client)
+            scores = evaluate(method, client, fit_own_ridge(method, client))
             method.end_task(client)
             return scores
         for phase in method.phases(client, stage):

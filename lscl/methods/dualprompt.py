@@ -126,18 +126,18 @@ class DualPrompt(PromptedMethod):
         general = client.model["general"][0]
         return {index: Adapter(keys=pair[0], values=pair[1]) for index, pair in enumerate([*general, *task_prefix])}
 
-    def prefixed_logits(self, client: Client, batch: Batch, task_prefix: Tensor) -> Tensor:
-        """The head on the ViT with both prefixes.
+    def prefixed_features(self, client: Client, batch: Batch, task_prefix: Tensor) -> Tensor:
+        """The ViT's feature with both prefixes.
 
         Args:
-            client: the one whose general prefix and head answer.
+            client: the one whose general prefix is taken.
             batch: b images.
             task_prefix: as in `adapters`.
 
         Returns:
-            (b, C).
+            (b, d).
         """
-        return client.model["head"](self.foundation.suffix(batch.prefix, self.adapters(client, task_prefix)))
+        return self.foundation.suffix(batch.prefix, self.adapters(client, task_prefix))
 
     def choose_slots(self, client: Client, batch: Batch) -> Tensor:
         """The task met so far whose key is most similar to the frozen feature.
@@ -153,9 +153,12 @@ class DualPrompt(PromptedMethod):
         chosen = cosine_to_keys(self.foundation.feature(batch.last_token), keys).argmax(1)
         return chosen.mode().values.expand_as(chosen) if self.config.prompt_batchwise else chosen
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
         prefixes = torch.stack(list(client.model["task"]), dim=2)  # (E, 2, T, l, d)
-        return self.prefixed_logits(client, batch, prefixes[:, :, self.choose_slots(client, batch)])
+        return self.prefixed_features(client, batch, prefixes[:, :, self.choose_slots(client, batch)])
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         """One, of what is sent in the task."""
@@ -166,6 +169,6 @@ class DualPrompt(PromptedMethod):
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy with the slot of the task at hand - lambda mean_b cos(phi(x_b), key_t)."""
-        logits = self.prefixed_logits(client, batch, client.model["task"][client.task])
+        features = self.prefixed_features(client, batch, client.model["task"][client.task])
         pull = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["key"][client.task][None]).mean()
-        return self.cross_entropy(client, batch, logits) - self.config.dual_pull * pull
+        return self.cross_entropy(client, batch, self.head_logits(client, features)) - self.config.dual_pull * pull

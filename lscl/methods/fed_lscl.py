@@ -247,23 +247,27 @@ class FedLSCL(Method):
         omega = generator(g)  # (b, P)
         return generator.split(omega)  # A (b, r, d), B (b, 3d, r)
 
-    def classify(self, client: Client, batch: Batch, f: Tensor) -> Tensor:
-        """h(F_omega(x)): the head on the frozen ViT's feature, with the update written from f.
+    def adapted_features(self, client: Client, batch: Batch, f: Tensor) -> Tensor:
+        """F_omega(x): the frozen ViT's feature, with the update written from f.
 
         Args:
-            client: the one whose generator and head answer.
+            client: the one whose generator writes.
             batch: b images.
             f: their features, (b, m).
 
         Returns:
-            Logits, (b, C); with the CNN alone, h(f).
+            (b, d); with the CNN alone f itself, (b, m).
         """
         if "generator" not in client.model:
-            return client.model["head"](f)
-        return client.model["head"](self.foundation.suffix(batch.prefix, self.update(client, f)))
+            return f
+        return self.foundation.suffix(batch.prefix, self.update(client, f))
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return self.classify(client, batch, self.cnn_features(client, batch))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.adapted_features(client, batch, self.cnn_features(client, batch))
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        """h(F_omega(x)); with the CNN alone h(f)."""
+        return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         config, model = self.config, client.model
@@ -278,7 +282,7 @@ class FedLSCL(Method):
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Eq. 3 plus, from the second task on, Eq. 4 or what stands in for it."""
         f = self.cnn_features(client, batch)
-        logits = self.classify(client, batch, f)
+        logits = self.head_logits(client, self.adapted_features(client, batch, f))
         losses = masked_cross_entropy(logits, batch.labels, client.classes, reduction="none")
         client.scratch["losses"][batch.index] = losses.detach().cpu()
         total = losses.mean()

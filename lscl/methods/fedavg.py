@@ -64,5 +64,8 @@ class FedAvg(Method):
         phase.augment = augmentation(self.config.augment, client.rng("augment"), self.brightness)
         return [phase]
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model["head"](client.model["cnn"](batch.images))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return client.model["cnn"](batch.images)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)

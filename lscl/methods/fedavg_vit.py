@@ -37,5 +37,8 @@ class FedAvgViT(Method):
     def build(self, client: int) -> nn.Module:
         return classifier(self.config, self.foundation.width, self.num_classes)
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model(self.foundation.suffix(batch.prefix))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model(features)

@@ -298,10 +298,14 @@ class FedMGP(Method):
         scores = mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen)
         return choose_keys(scores, 1, batchwise=False)[:, 0]
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        """The readout with the local prompts of the nearest key."""
         prompt = client.model["coarse"].prompt
         slots = self.choose_slots(client, self.readout(batch, prompt))
-        return client.model["local_head"](self.readout(batch, prompt, client.model["fine"](slots)))
+        return self.readout(batch, prompt, client.model["fine"](slots))
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["local_head"](features)
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.model["coarse"].load_state_dict(payload)

@@ -95,30 +95,32 @@ class L2P(PromptedMethod):
         scores = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["pool"]["key"])
         return scores, choose_keys(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
 
-    def prompted_logits(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
-        """The head on the mean of the prompts' output tokens.
+    def prompted_features(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
+        """The mean of the prompts' output tokens.
 
         Args:
-            client: the one whose prompts and head answer.
+            client: the one whose prompts are taken.
             batch: b images.
             chosen: places of their prompts, (b, k).
 
         Returns:
-            (b, C).
+            (b, d).
         """
         prompts = client.model["pool"]["prompt"][chosen].flatten(1, 2)  # (b, k l, d)
         tokens = self.foundation.suffix(
             insert_prompts(self.foundation, batch.prefix, prompts), keep=1 + prompts.shape[1]
         )
-        return client.model["head"](tokens[:, 1:].mean(1))
+        return tokens[:, 1:].mean(1)
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return self.prompted_logits(client, batch, self.choose_prompts(client, batch)[1])
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.prompted_features(client, batch, self.choose_prompts(client, batch)[1])
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy - lambda mean_b sum_{chosen} cos(phi(x_b), key): the only thing that moves the keys."""
         scores, chosen = self.choose_prompts(client, batch)
         pull = scores.gather(1, chosen).sum(1).mean()
-        return (
-            self.cross_entropy(client, batch, self.prompted_logits(client, batch, chosen)) - self.config.l2p_pull * pull
-        )
+        logits = self.head_logits(client, self.prompted_features(client, batch, chosen))
+        return self.cross_entropy(client, batch, logits) - self.config.l2p_pull * pull

@@ -30,8 +30,11 @@ class LocalHead(Method):
     def initial_server(self) -> dict[str, Tensor]:
         return {}
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model(self.foundation.suffix(batch.prefix))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model(features)
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return {}

@@ -56,5 +56,8 @@ class LocalLoRA(LocalHead):
         ]
         return [Phase(groups, self.loss, config.epochs, config.batch)]
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model["head"](self.foundation.suffix(batch.prefix, client.model["lora"]()))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix, client.model["lora"]())
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)

@@ -178,10 +178,13 @@ class LoRM(Method):
             for block, loras in enumerate(client.model["lora"])
         }
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
         """In a round under W_0 + B A, at the test behind a task under W_0 + Q S^+."""
         adapters = client.scratch.get("merged") or self.adapters(client)
-        return client.model["head"](self.foundation.suffix(batch.prefix, adapters))
+        return self.foundation.suffix(batch.prefix, adapters)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         """One factor and the head; the other factor gets no gradient."""

@@ -178,8 +178,12 @@ class PILoRA(Method):
         """
         return prototype_distances(self.features(client, batch), client.model["head"].weight)
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return -self.distances(client, batch) / self.config.pilora_temperature
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.features(client, batch)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        """-D(x) / T."""
+        return -prototype_distances(features, client.model["head"].weight) / self.config.pilora_temperature
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         config, model = self.config, client.model

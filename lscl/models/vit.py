@@ -180,6 +180,19 @@ class FrozenViT(nn.Module):
         return by_token if self.vit.global_pool == "token" else None
 
     @cached_property
+    def largest_feature(self) -> float:
+        """A bound for ||phi(x)|| of any image: sqrt(d) max |gamma| + ||beta|| of the last LayerNorm; inf without one.
+
+        Every token behind that norm obeys it, so their mean does, too.
+        """
+        layer = self.vit.norm if isinstance(self.vit.fc_norm, nn.Identity) else self.vit.fc_norm
+        pooled_by_mean = layer is self.vit.fc_norm or self.vit.global_pool in ("token", "avg")
+        if not isinstance(layer, nn.LayerNorm) or layer.weight is None or not pooled_by_mean:
+            return math.inf
+        shift = 0.0 if layer.bias is None else float(layer.bias.norm())
+        return self.width**0.5 * float(layer.weight.abs().max()) + shift
+
+    @cached_property
     def tokens(self) -> int:
         """Number of tokens N that `prefix` returns: all, or behind the last block one (CLS or the pooled feature)."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens

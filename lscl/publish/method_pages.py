@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import chosen_values, experiment, fields
+from lscl.config import NEEDS, chosen_values, experiment, fields
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.publish.reference import show
@@ -21,7 +21,7 @@ from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, p
 from lscl.results.measurements import tuning_frame
 from lscl.results.published import AT_THE_END, add_published_rows, published_rows
 from lscl.results.statistics import compare_with, estimates
-from lscl.results.tables import cost_table
+from lscl.results.tables import cost_table, heads_table
 
 SHOWN_DATASETS = ("cifar100", "glyphs", "imagenet_r")
 MADE = "% Made by `lscl pages` from the class, the config and the records: edit those."
@@ -138,7 +138,8 @@ def names_of_parameters(method: str) -> list[str]:
         *(kind.sizes.get(name, {}) | chosen_values(kind, name) for name in ("mini", "paper")),
         *(values for key, values in kind.sizes.items() if isinstance(key, tuple)),
     ]
-    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
+    idle = {"method", "seed"} if kind.trains else {"method", "seed", *NEEDS["trains"]}
+    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - idle]
 
 
 def _source(module: ModuleType) -> str:
@@ -228,6 +229,10 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
             f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
         )
         parts.append(captioned_table(table, caption, f"{name}-control", runs))
+    heads = heads_table(frame([one for one in runs if one["method"] == method], head=None))
+    if len(heads):
+        caption = f"{about}: final accuracy of its trained head and of a closed-form head on the same features, in %"
+        parts.append(captioned_table(heads, caption, f"{name}-heads", select(runs, method=method)))
     return "\n\n".join(parts)
 
 

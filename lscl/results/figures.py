@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, LowRank
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, is_training_free
 from lscl.results.statistics import estimate, interval_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
@@ -527,9 +527,27 @@ def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
     }
 
 
+REFERENCE = {"color": SOFT, "linewidth": 5, "alpha": 0.45, "zorder": 0, "label": "best without training"}
+
+
+def _control_curves(rows: pd.DataFrame, line: str, reference: pd.DataFrame | None) -> dict[str, pd.Series]:
+    """{score: accuracy by task} of the control that is best at the end, among other rows or among the figure's own."""
+    if reference is None:
+        reference = rows[rows[line].map(is_training_free)] if line == "label" else rows[:0]
+    found = {}
+    for mask, own in reference.groupby("mask", sort=False):
+        means = own.groupby(["label", "trained_task"])["accuracy"].mean().unstack("trained_task")
+        found[mask] = means.loc[means.iloc[:, -1].idxmax()]
+    return found
+
+
 @house_style
 def curves(
-    rows: pd.DataFrame, line: str = "label", label: str = "accuracy, %, all tasks so far", bands: bool = True
+    rows: pd.DataFrame,
+    line: str = "label",
+    label: str = "accuracy, %, all tasks so far",
+    bands: bool = True,
+    reference: pd.DataFrame | None = None,
 ) -> Figure:
     """Accuracy over the tasks, mean over the seeds.
 
@@ -538,11 +556,13 @@ def curves(
         line: the column that names the lines.
         label: what stands at the vertical axis.
         bands: draw the 95 % t interval of each mean; leave it out where too many lines overlap.
+        reference: such rows of the controls that train nothing, with their names in the column label; the best of them
+            is a broad line behind the others. None = those among `rows`, if systems are the lines.
 
     Returns:
         a panel per score, a line per system or variant.
     """
-    titles = _titles(rows, "mask")
+    titles, controls = _titles(rows, "mask"), _control_curves(rows, line, reference)
     figure, (places,) = _figure(8, 3.7, 1, len(titles))
     for axes, (mask, title) in zip(places, titles.items()):
         for number, (name, found) in enumerate(rows[rows["mask"] == mask].groupby(line, sort=False)):
@@ -551,6 +571,8 @@ def curves(
             axes.plot(mean.index, mean, markersize=4.5, label=name, **line_style(number))
             if bands and np.isfinite(low).all():  # one seed has no interval
                 axes.fill_between(mean.index, low, high, color=line_style(number)["color"], alpha=0.15, linewidth=0)
+        if mask in controls:
+            axes.plot(controls[mask].index, controls[mask], **REFERENCE)
         axes.set(title=title, xlabel="after task", xticks=sorted(rows["trained_task"].unique()))
     places[0].set_ylabel(label)
     figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -603,13 +625,17 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
 
 
 @house_style
-def paired_differences(differences: pd.DataFrame, label: str, limit: float = math.inf) -> Figure:
+def paired_differences(
+    differences: pd.DataFrame, label: str, limit: float = math.inf, reference: Mapping[str, float] | None = None
+) -> Figure:
     """Paired differences: mean, 95 % t interval, and a tick per seed.
 
     Args:
         differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
         label: what stands at the horizontal axis.
         limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
+        reference: {score: where the best control that trains nothing stands on this axis}, a broad line; beyond the
+            limit it is left out.
 
     Returns:
         a panel per score with a line at zero, a row per variant.
@@ -640,20 +666,28 @@ def paired_differences(differences: pd.DataFrame, label: str, limit: float = mat
         if limit < math.inf:
             axes.set_xlim(-limit, limit)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
+        if reference and abs(reference.get(mask, math.inf)) < limit:
+            axes.axvline(reference[mask], **REFERENCE)
         axes.set(title=MASK_LABELS[mask], xlabel=label, ylim=(len(names) - 0.4, -0.6))
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
+    known = dict(zip(*reversed(places[-1].get_legend_handles_labels())))
+    if REFERENCE["label"] in known:
+        figure.legend([known[REFERENCE["label"]]], [REFERENCE["label"]], loc="outside lower center")
     return figure
 
 
 @house_style
-def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) -> Figure:
+def classes_of_clients(
+    classes: pd.DataFrame, names: Sequence[str], label: str, reference: Mapping[str, float] | None = None
+) -> Figure:
     """One dot per class of each client, all seeds together, and a bar at their mean; the variants side by side.
 
     Args:
         classes: rows of `lscl.results.classes_frame`.
         names: what stands under each client.
         label: what stands at the vertical axis.
+        reference: {score: mean accuracy of the best control that trains nothing}, a broad line.
 
     Returns:
         a panel per score, one below the other.
@@ -676,6 +710,8 @@ def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) 
             axes.plot(
                 [middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [values.mean()] * 2, color=INK, linewidth=1.8
             )
+        if mask in (reference or {}):
+            axes.axhline(reference[mask], **REFERENCE)
         axes.set(title=title, ylabel=label, ylim=(-3, 103))
     places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
     figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles))

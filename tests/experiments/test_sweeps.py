@@ -12,6 +12,7 @@ from lscl.experiments import records, sweeps
 from lscl.experiments.run import run
 from lscl.federation.metrics import average_so_far
 from lscl.methods.parts import fed_lscl_studies
+from lscl.registry import METHODS
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_nothing_is_tuned_on_a_reported_seed():
 
 
 def test_every_system_has_as_many_points_to_tune_and_all_are_valid():
-    assert {method for method, _ in sweeps.main_table()} == set(sweeps.grids())
+    assert {method for method, _ in sweeps.main_table() if METHODS[method].trains} <= set(sweeps.grids())
     assert len({len(points) for points in sweeps.grids().values()}) == 1
     for method, points in sweeps.grids().items():
         configs = [experiment(profile="mini", dataset="cifar100", method=method, **point) for point in points]

@@ -124,7 +124,7 @@ def test_the_finish_answers_with_right_answers_only(setting):
     method, client = setting
     answer(method, client, Stage(0, 0), method.broadcast(0, Stage(0, 0)))
     scores = answer(method, client, Stage(0, 0, "finish"), method.broadcast(0, Stage(0, 0, "finish")))
-    assert set(scores) == {"correct", "total"} and scores["total"].tolist() == [2, 2, 2]
+    assert set(scores) == {"correct", "total", "ridge"} and scores["total"].tolist() == [2, 2, 2]
 
 
 def test_a_phase_changes_the_images_of_its_steps(setting):

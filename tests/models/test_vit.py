@@ -690,3 +690,26 @@ def test_nothing_is_compiled_behind_the_last_block():
     frozen = foundation("tiny", None)
     frozen.compile_blocks("no such backend")
     assert frozen.block_forward is block_forward
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini", "random/test_vit2", "random/test_vit3"])
+def test_no_feature_is_longer_than_the_last_norm_lets_it_be(name, untrained_mini):
+    """Also with a norm that scales and shifts; a ViT that pools by attention behind it has no such bound."""
+    vit = (
+        copy.deepcopy(untrained_mini)
+        if name == "mini"
+        else architecture(name)
+        if "/" in name
+        else foundation("tiny", 0).vit
+    )
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in (vit.norm, vit.fc_norm):
+            for parameter in layer.parameters():
+                parameter += torch.randn(parameter.shape, generator=draw)
+    frozen = FrozenViT(vit, len(vit.blocks), MEAN, STD)
+    longest = float(frozen.suffix(frozen.prefix(random_images(20))).norm(dim=1).max())
+    if vit.global_pool == "map":
+        assert frozen.largest_feature == float("inf")
+    else:
+        assert longest <= frozen.largest_feature < 20 * longest

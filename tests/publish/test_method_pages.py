@@ -13,7 +13,8 @@ from lscl.publish import method_pages
 from lscl.results.markdown import NO_RECORDS
 
 pytestmark = pytest.mark.usefixtures("published")
-CONTROLS = ("local_head", "local_lora")
+CONTROLS = [name for name, kind in METHODS.items() if kind.paper_name is None]
+UNSOURCED = ("local_head", "local_lora", "local_ridge")  # their docstrings have no list of differences
 every = pytest.mark.parametrize("method", METHODS)
 
 
@@ -22,7 +23,7 @@ def test_a_docstring_has_its_parts(method):
     idea, travels, heading, differences = method_pages.description(method)
     assert idea.endswith(".") and "\n1." not in idea
     assert "payload" in travels.lower() or "returned: nothing" in travels
-    if method not in CONTROLS:
+    if method not in UNSOURCED:
         assert heading.startswith(("Differences from", "Choices where")) and differences.startswith("1. ")
         assert "arXiv" in travels or method == "fed_lscl"
 
@@ -33,14 +34,18 @@ def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
     for heading in ("Idea", "What is trained and what travels", "Parameters", "Results", "Tuning"):
         assert f"\n## {heading}\n" in text
     assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes the records" in text
-    assert f"`lscl sweep tune --methods {method} --profile mini`" in text
+    tuned = len(METHODS[method].search_space) > 0
+    assert (f"`lscl sweep tune --methods {method} --profile mini`" in text) == tuned
+    assert ("It has no grid" in text) == (not tuned)
     assert ("published |" in text) == (method not in CONTROLS)
 
 
 @every
 def test_the_parameters_are_those_that_the_method_reads(method):
     names = method_pages.names_of_parameters(method)
-    assert {"lr", "epochs", "batch", *method_pages.points_of(method)[0]} <= set(names) <= set(fields())
+    training = {"lr", "epochs", "batch"} if METHODS[method].trains else set()
+    assert {*training, *(name for point in method_pages.points_of(method)[:1] for name in point)} <= set(names)
+    assert set(names) <= set(fields()) and (training or not {"lr", "epochs", "batch"} & set(names))
     own = {"fedprox": "prox", "l2p": "l2p", "dualprompt": "dual", "fedmgp": "mgp", "pilora": "pilora", "lorm": "lorm"}
     own |= {"glfc": "glfc", "target": "target", "mfcl": "mfcl"}
     for other, prefix in own.items():
@@ -112,7 +117,7 @@ def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):
         method_pages.link_citations("(arXiv 1602.05629) and arXiv 0000.00000")
         == "(arXiv 1602.05629, {cite}`fedavg`) and arXiv 0000.00000"
     )
-    for method in set(METHODS) - {*CONTROLS, "fed_lscl"}:
+    for method in set(METHODS) - {*UNSOURCED, "fed_lscl"}:
         assert "{cite}" in method_pages.page(method, []), method
 
 

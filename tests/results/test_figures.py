@@ -161,6 +161,33 @@ def test_a_curve_is_the_mean_of_its_seeds_with_its_interval():
     assert not figures.curves(accuracies({"x": [[80, 70], [82, 76]]}), bands=False).axes[0].collections
 
 
+def references(figure):
+    """Where the broad line of the best control is, by panel: its x and y."""
+    return {
+        axes.get_title(): [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 5]
+        for axes in figure.axes
+    }
+
+
+def test_the_best_control_among_the_systems_is_a_broad_line_behind_them():
+    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], "own ridge head": [[66, 60]]})
+    figure = figures.curves(rows)
+    assert references(figure) == {name: [[[1, 61], [2, 66]]] for name in ("task-masked", "class-incremental")}
+    assert "best without training" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert not any(references(figures.curves(accuracies({"x": [[80, 70]]}))).values())
+
+
+def test_figures_of_variants_are_given_their_controls():
+    rows, control = accuracies({"x": [[80, 70]]}), accuracies({"anything": [[60, 66]]}, ("seen",))
+    found = references(figures.curves(rows.rename(columns={"label": "variant"}), "variant", reference=control))
+    assert found == {"task-masked": [], "class-incremental": [[[1, 60], [2, 66]]]}
+    both = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", reference={"seen": 4.0})
+    assert [[x for x, _ in line] for (line,) in filter(None, references(both).values())] == [[4.0, 4.0]]
+    assert not any(references(figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", 3, {"seen": 4.0})).values())
+    dots = figures.classes_of_clients(classes({"a": [[10.0, 30]]}), ["a"], "%", reference={"task": 55.0})
+    assert [[y for _, y in line] for (line,) in filter(None, references(dots).values())] == [[55.0, 55.0]]
+
+
 def test_a_panel_names_its_data_set_if_that_is_known():
     rows = accuracies({"x": [[80, 70]]}).assign(dataset="cifar100")
     assert figures.curves(rows).axes[0].get_title() == "CIFAR-100, task-masked"
