@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
+from lscl.federation.method import HeadMerge, Method
+from lscl.federation.search_space import LogRange
 from lscl.models.cnn import small_cnn
 from lscl.registry import register
 
@@ -29,7 +30,7 @@ class FedAvg(Method):
     name, label, paper_name, citation = "fedavg", "FedAvg", "FedAvg", "1602.05629"
     place, turn, quick = 1, 2, ("colab",)
     tuned = {"lr": 3e-3}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1e-1)}
     costs = Costs
 
     Parameters = HeadMerge

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import LEARNING_RATES
+from lscl.federation.search_space import LogRange, OneOf
 from lscl.methods.local_head import LocalHead
 from lscl.methods.parts.lora import OneBlock, OneBlockCosts, StaticLoRA, check_adapted_block
 from lscl.registry import register
@@ -20,7 +20,7 @@ class LocalLoRA(LocalHead):
     name, label = "local_lora", "own static LoRA"
     place, turn, quick = 12, 7, ("demo", "colab")
     tuned = {"lr": 1e-2}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1e-1), "rank": OneOf((1, 2, 4, 8, 16, 32))}
     costs = OneBlockCosts
 
     Parameters = OneBlock

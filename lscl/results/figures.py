@@ -741,6 +741,39 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 @house_style
+def trial_slices(trials: pd.DataFrame, label: str) -> Figure:
+    """What a system's trials scored along every axis of its search space; the chosen one has a ring.
+
+    A score is that after the last task that a trial played, so trials of different lengths have markers of their own.
+
+    Args:
+        trials: as `measurements.trials_frame` makes them.
+        label: what stands at the vertical axis.
+
+    Returns:
+        a panel per axis.
+
+    Raises:
+        LsclError: no trial has a score.
+    """
+    shown, names = trials[trials["tasks"] > 0], [name for name in trials if name not in ("tasks", "seen", "chosen")]
+    if shown.empty:
+        raise LsclError("no trial has a score yet: lscl sweep tune makes them")
+    figure, (row,) = _figure(2.1 * len(names) + 1.2, 2.8, 1, len(names), sharey=True)
+    for axes, name in zip(row, names):
+        for number, (tasks, found) in enumerate(shown.groupby("tasks")):
+            style = {"label": f"{tasks} task{'' if tasks == 1 else 's'}" if axes is row[0] else None, "linestyle": ""}
+            axes.plot(found[name], found["seen"], **{**line_style(number), "markersize": 5, **style})
+        best = shown[shown["chosen"]]
+        ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": ""}
+        axes.plot(best[name], best["seen"], "o", label="chosen" if axes is row[0] and len(best) else None, **ring)
+        axes.set(xlabel=name, **({"xscale": "log"} if name in trials.attrs.get("log", ()) else {}))
+    row[0].set_ylabel(label)
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+@house_style
 def stacked_bars(rows: pd.DataFrame, label: str) -> Figure:
     """One horizontal bar per row of a table, made of its columns.
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
 from lscl.results import figures
 
@@ -430,3 +431,28 @@ class TestAttention:
         q, k = caught[0]
         weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0, 1:].mean(1).reshape(2, 4, 4)
         assert figures.cls_attention(model, z, update) == pytest.approx(weights.detach().numpy(), abs=1e-6)
+
+
+def test_trials_have_a_panel_for_every_axis_and_a_ring_around_the_choice():
+    trials = pd.DataFrame(
+        {
+            "tasks": [1, 2, 2, 0],
+            "seen": [50.0, 40.0, 45.0, np.nan],
+            "chosen": [False, False, True, False],
+            "lr": [1e-3, 1e-2, 1e-1, 1.0],
+            "rank": [1, 2, 4, 8],
+        }
+    )
+    trials.attrs["log"] = ["lr"]
+    figure = figures.trial_slices(trials, "class-incremental %")
+    assert [(axes.get_xlabel(), axes.get_xscale()) for axes in figure.axes] == [("lr", "log"), ("rank", "linear")]
+    for axes, name in zip(figure.axes, ("lr", "rank")):
+        drawn = [(line.get_label(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines]
+        assert [one[1:] for one in drawn] == [
+            ([trials[name][0]], [50.0]),
+            ([trials[name][1], trials[name][2]], [40.0, 45.0]),
+            ([trials[name][2]], [45.0]),
+        ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 task", "2 tasks", "chosen"]
+    with pytest.raises(LsclError, match="no trial has a score yet"):
+        figures.trial_slices(trials.iloc[3:], "class-incremental %")
