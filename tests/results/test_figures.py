@@ -444,15 +444,22 @@ def test_trials_have_a_panel_for_every_axis_and_a_ring_around_the_choice():
         }
     )
     trials.attrs["log"] = ["lr"]
-    figure = figures.trial_slices(trials, "class-incremental %")
-    assert [(axes.get_xlabel(), axes.get_xscale()) for axes in figure.axes] == [("lr", "log"), ("rank", "linear")]
-    for axes, name in zip(figure.axes, ("lr", "rank")):
-        drawn = [(line.get_label(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines]
-        assert [one[1:] for one in drawn] == [
-            ([trials[name][0]], [50.0]),
-            ([trials[name][1], trials[name][2]], [40.0, 45.0]),
-            ([trials[name][2]], [45.0]),
+    other = pd.DataFrame(trials.drop(columns="rank"))
+    other.attrs = {}
+    figure = figures.trial_slices({"LoRM": trials, "own head": other}, "class-incremental %", columns=2)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [(axes.get_title(), axes.get_xlabel(), axes.get_xscale()) for axes in shown] == [
+        ("LoRM", "lr", "log"),
+        ("LoRM", "rank", "linear"),
+        ("own head", "lr", "linear"),
+    ]
+    for axes in shown:
+        x = trials[axes.get_xlabel()]
+        assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines] == [
+            ([x[0]], [50.0]),
+            ([x[1], x[2]], [40.0, 45.0]),
+            ([x[2]], [45.0]),
         ]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 task", "2 tasks", "chosen"]
     with pytest.raises(LsclError, match="no trial has a score yet"):
-        figures.trial_slices(trials.iloc[3:], "class-incremental %")
+        figures.trial_slices({"LoRM": trials.iloc[3:]}, "class-incremental %")
