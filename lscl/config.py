@@ -6,7 +6,7 @@ they become fields of an `Experiment`, too.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -271,13 +271,14 @@ PROFILES: dict[str, dict[str, Any]] = {
 OFFICIAL = ("colab", "paper")  # profiles with the values of the official codes; those of demo and mini were tuned
 
 
-def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
+def values_of(method: str, dataset: str, profile: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The values that a profile sets: its own, the system's, the data set's, and those of the system on the data set.
 
     Args:
         method: name of the system.
         dataset: name of the data set.
         profile: name of the profile.
+        chosen: in the place of what tuning or the official code chose for the profile; None = that.
 
     Returns:
         {field: value}; all other fields keep their defaults.
@@ -291,7 +292,7 @@ def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
         **PROFILES[profile],
         **METHODS.profile_values(profile),
         **kind.sizes.get(profile, {}),
-        **chosen_values(kind, profile),
+        **(chosen_values(kind, profile) if chosen is None else chosen),
         **({"image_size": source.pixels} if source.pixels else {}),
         **source.values.get(profile, {}),
         **METHODS.profile_values((profile, dataset)),

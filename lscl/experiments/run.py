@@ -191,12 +191,53 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     existing = _finished(config, code)
     if existing is not None:
         return existing
-    state = records.folder(config.profile) / "state" / config.name
+    state = state_folder(config)
     with claim(state, wait):
         try:
             return _finished(config, code) or _compute(config, code, read_state(state), quiet)
         finally:
             release()
+
+
+def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = True) -> SavedState:
+    """Play the beginning of a run, and leave it as a stop right behind that task does; `run` goes on from there.
+
+    Args:
+        config: the whole run, which has more tasks.
+        task: the last one to play, from 1.
+        quiet: show no progress.
+        wait: wait for another process that is computing this run.
+
+    Returns:
+        the saved state, with the reports of all rounds so far; its files may be those of a later round already.
+
+    Raises:
+        RunBusy: another process is computing this run, and `wait` is False.
+        LsclError: as `run`; or the run has no task behind this one.
+    """
+    if not 0 < task < config.tasks_run:
+        raise LsclError(f"task = {task}: a run of {config.tasks_run} tasks has its beginning behind an earlier one")
+    limit_bytes()
+    state = state_folder(config)
+    with claim(state, wait):
+        try:
+            saved = read_state(state)
+            if tasks_done(saved) < task:
+                _play(config, records.source(), saved, quiet, task)
+                saved = read_state(state)
+            return saved
+        finally:
+            release()
+
+
+def state_folder(config: Experiment) -> Path:
+    """Where the state of a run is saved while it is not finished."""
+    return records.folder(config.profile) / "state" / config.name
+
+
+def tasks_done(saved: SavedState) -> int:
+    """How many tasks a saved state has behind it."""
+    return sum(bool(report["scores"]) for report in saved.rounds)
 
 
 @contextmanager
@@ -253,17 +294,25 @@ def settle_device(config: Experiment, saved: SavedState) -> Experiment:
 
 def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
     """Make the record, starting after the last finished round."""
+    record = make_record(*_play(config, code, saved, quiet))
+    record = records.read_record(records.save(record))  # as every later call will read it
+    shutil.rmtree(saved.folder, ignore_errors=True)
+    return record
+
+
+def _play(
+    config: Experiment, code: dict, saved: SavedState, quiet: bool, until: int | None = None
+) -> tuple[Dataset, Partition, Method, list[Round], dict]:
+    """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
     config = settle_device(config, saved)
     progress = Progress(config, quiet)
     check_affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
-    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, saved, about, progress)
-    record = make_record(data, parts, method, reports, about)
-    record = records.read_record(records.save(record))  # as every later call will read it
-    shutil.rmtree(saved.folder, ignore_errors=True)
-    return record
+    transport = InProcess(method, clients, progress.client)
+    reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
+    return data, parts, method, reports, about
 
 
 def run_rounds(
@@ -273,6 +322,7 @@ def run_rounds(
     saved: SavedState,
     about: dict,
     progress: Progress,
+    until: int | None = None,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
     """Run all rounds that are not in the saved state yet, and save the state after each of them.
@@ -284,6 +334,7 @@ def run_rounds(
         saved: the last finished round, if any; the state of later rounds goes to its folder.
         about: the code that runs, its origin, and the seconds of its preparation.
         progress: shows the rounds.
+        until: stop behind this task, from 1; None = the last. The saved state must be of an earlier round.
         rules: `least` and `limit` of `federate`.
 
     Returns:
@@ -309,6 +360,8 @@ def run_rounds(
                     progress.sheet(sheet, report)
             save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
+            if report.scores and report.task + 1 == until:
+                break
     except KeyboardInterrupt:
         print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
         raise

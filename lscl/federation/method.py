@@ -23,6 +23,7 @@ from lscl.federation.costs import Costs
 from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_check, reach_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import Axis
 from lscl.models.cnn import Start
 from lscl.models.vit import FrozenViT
 from lscl.registry import Parameters
@@ -78,14 +79,10 @@ class HeadMerge(Parameters):
     )
 
 
-# The points at which a system with one learning rate is tuned; every system has six. This is the second grid: in the
-# first one some systems were best at an edge, so all learning rates were moved up by one step.
-LEARNING_RATES = tuple({"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
-
 # The facts of a system and their defaults. They are not inherited: a system built on another one has its own.
 FACTS: dict[str, Any] = {
     "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000,
-    "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": (), "notes": {},
+    "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": {}, "notes": {},
     "studies": {}, "costs": None,
 }  # fmt: skip
 
@@ -116,7 +113,7 @@ class Method:
     sizes: ClassVar[Mapping[str | tuple[str, str], dict[str, Any]]]
     tuned: ClassVar[dict[str, Any]]  # values for demo and mini, chosen from `search_space` on the tuning seed alone
     official: ClassVar[dict[str, Any]]  # values for colab and paper, those of the official code
-    search_space: ClassVar[Collection[dict[str, Any]]]  # the points of `lscl sweep tune`; all set the same parameters
+    search_space: ClassVar[Mapping[str, Axis]]  # what `lscl sweep tune` varies: {field: axis}
     notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always shows: {name: {value: text}}
     studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # profile -> {label: {field: value}}
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown

@@ -8,8 +8,9 @@ from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Phase, Stage
+from lscl.federation.method import HeadMerge, Phase, Stage
 from lscl.federation.payload import Payload
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.prompts import OFFICIAL_LR, PromptedMethod, PromptVote, cosine_to_keys
 from lscl.models.vit import Adapter
 from lscl.registry import register
@@ -57,7 +58,7 @@ class DualPrompt(PromptedMethod):
     }
     tuned = {"lr": 3e-2}
     official = {"lr": OFFICIAL_LR}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1), "dual_pull": LogRange(0.1, 10)}
     costs = DualPromptCosts
 
     class Parameters(PromptVote, HeadMerge):

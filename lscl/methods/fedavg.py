@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Method, Phase, Stage
+from lscl.federation.method import HeadMerge, Method, Phase, Stage
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.augmentation import AUGMENTED, Augmentation, augmentation
 from lscl.models.cnn import small_cnn
 from lscl.registry import register
@@ -38,7 +39,7 @@ class FedAvg(Method):
     place, turn, quick = 1, 2, ("colab",)
     sizes = AUGMENTED
     tuned = {"lr": 3e-3}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1e-1)}
     costs = Costs
 
     class Parameters(HeadMerge, Augmentation):

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
+from lscl.federation.method import HeadMerge, Method
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.registry import register
 
@@ -26,7 +27,7 @@ class FedAvgViT(Method):
     name, label, paper_name, citation = "fedavg_vit", "FedAvg + ViT", "FedAvg+ViT", "2010.11929"
     place, turn, quick = 3, 1, ("demo", "colab")
     tuned = {"lr": 1e-1}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 3)}
     costs = Costs
 
     class Parameters(HeadShape, HeadMerge):

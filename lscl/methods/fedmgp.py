@@ -13,9 +13,10 @@ from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import LEARNING_RATES, Method, Phase, Stage
+from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
@@ -131,7 +132,11 @@ class FedMGP(Method):
     }  # fmt: skip
     tuned = {"lr": 3e-2}
     official = {"lr": OFFICIAL_LR, "head": "mlp"}
-    search_space = LEARNING_RATES
+    search_space = {
+        "lr": LogRange(1e-4, 1),
+        "mgp_surrogate_lr": LogRange(1e-4, 1e-1),
+        "mgp_key": LogRange(1e-2, 1),
+    }
     costs = FedMGPCosts
 
     class Parameters(PromptClip, HeadShape):

@@ -8,6 +8,7 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
+from lscl.federation.search_space import LogRange
 from lscl.methods.fedavg import FedAvg
 from lscl.methods.parts.augmentation import AUGMENTED
 from lscl.registry import register
@@ -29,7 +30,7 @@ class FedProx(FedAvg):
     name, label, paper_name, citation = "fedprox", "FedProx", "FedProx", "1812.06127"
     place, turn = 2, 3
     sizes = AUGMENTED
-    search_space = tuple({"lr": lr, "prox_mu": mu} for lr in (1e-3, 3e-3, 1e-2) for mu in (0.01, 1.0))
+    search_space = {"lr": LogRange(1e-4, 1e-1), "prox_mu": LogRange(1e-3, 10)}
     costs = Costs
 
     class Parameters(FedAvg.Parameters):

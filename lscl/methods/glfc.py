@@ -13,9 +13,10 @@ from lscl.config import WEIGHT
 from lscl.federation.client import Batch, Client, resize, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
-from lscl.federation.method import LEARNING_RATES, Phase, Stage
+from lscl.federation.method import Phase, Stage
 from lscl.federation.passes import BATCH, map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.augmentation import AUGMENTED, BRIGHTNESS, from_unit_range, to_unit_range
 from lscl.methods.parts.buffer import first_of_each_class, herding, random_per_class
 from lscl.methods.parts.inversion import (
@@ -116,7 +117,7 @@ class GLFC(OldModel):
         "mini": {"glfc_steps": 30, "glfc_images": 5},
         **AUGMENTED,
     }
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1e-1), "glfc_gc": LogRange(0.05, 5), "glfc_rd": LogRange(0.05, 5)}
     costs = GLFCCosts
     brightness = BRIGHTNESS
 

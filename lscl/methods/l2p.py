@@ -8,7 +8,8 @@ from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import LEARNING_RATES, HeadMerge
+from lscl.federation.method import HeadMerge
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
     PromptedMethod,
@@ -57,7 +58,7 @@ class L2P(PromptedMethod):
     place, turn = 4, 11
     tuned = {"lr": 3e-2}
     official = {"lr": OFFICIAL_LR}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1), "l2p_pull": LogRange(1e-2, 1)}
     costs = L2PCosts
 
     class Parameters(PromptVote, HeadMerge):

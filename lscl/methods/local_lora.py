@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from lscl.config import RATE, Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.method import Phase, Stage
+from lscl.federation.search_space import LogRange, OneOf
 from lscl.methods.local_head import LocalHead
 from lscl.methods.parts.lora import OneBlock, OneBlockCosts, StaticLoRA, check_adapted_block
 from lscl.registry import register
@@ -23,7 +24,7 @@ class LocalLoRA(LocalHead):
     place, turn, quick = 12, 7, ("demo", "colab")
     tuned = {"lr": 3e-3, "lr_lora": 1e-3}
     official = {"lr_lora": 1e-3}  # the rate of everything in the code bases of the paper's authors
-    search_space = tuple({"lr": lr, "lr_lora": lora} for lr in (1e-3, 3e-3, 1e-2) for lora in (3e-4, 1e-3))
+    search_space = {"lr": LogRange(1e-4, 1e-1), "lr_lora": LogRange(1e-5, 1e-2), "rank": OneOf((1, 2, 4, 8, 16, 32))}
     costs = OneBlockCosts
 
     class Parameters(OneBlock):

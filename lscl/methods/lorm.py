@@ -16,6 +16,7 @@ from lscl.federation.limits import LIMIT, Check, gram_check, range_check
 from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange, OneOf, Range
 from lscl.methods.parts.gram import (
     InputSquares,
     damp_off_diagonal,
@@ -94,7 +95,11 @@ class LoRM(Method):
     place, turn = 11, 10
     tuned = {"lorm_rank": 4}
     official = {"lr": 3e-3}
-    search_space = tuple({"lr": lr, "lorm_rank": rank} for lr in (3e-4, 1e-3, 3e-3) for rank in (1, 4))
+    search_space = {
+        "lr": LogRange(3e-5, 3e-1),
+        "lorm_rank": OneOf((1, 2, 4, 8, 16, 32)),
+        "lorm_alpha": Range(0, 1),
+    }
     costs = LoRMCosts
 
     class Parameters(HeadMerge):

@@ -12,8 +12,9 @@ from lscl.config import RATE, SCALE, WEIGHT
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import LEARNING_RATES, Stage
+from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.augmentation import AUGMENTED
 from lscl.methods.parts.old_model import KNOWN, OldModel
 from lscl.methods.parts.synthesis import (
@@ -93,7 +94,12 @@ class MFCL(OldModel):
         **AUGMENTED,
     }
     tuned = {"lr": 1e-3}
-    search_space = LEARNING_RATES
+    search_space = {
+        "lr": LogRange(1e-4, 1e-1),
+        "mfcl_lr": LogRange(1e-4, 1e-2),
+        "mfcl_kd": LogRange(1e-2, 1),
+        "mfcl_ft": LogRange(0.1, 10),
+    }
     costs = MFCLCosts
 
     class Parameters(OldModel.Parameters):

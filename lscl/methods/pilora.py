@@ -16,6 +16,7 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange, OneOf
 from lscl.methods.parts.lora import LoRARank
 from lscl.methods.parts.prototypes import class_means, merge_weights, prototype_distances
 from lscl.models.vit import LowRank
@@ -109,7 +110,12 @@ class PILoRA(Method):
     sizes = {profile: {"pilora_sparse": 0.0} for profile in PROFILES}  # see difference 8
     tuned = {"lr": 1e-2, "pilora_lr_lora": 1e-3}
     official = {"lr": 2e-2, "pilora_lr_lora": 1e-4}
-    search_space = tuple({"lr": lr, "pilora_lr_lora": lora} for lr in (3e-3, 1e-2, 3e-2) for lora in (1e-4, 1e-3))
+    search_space = {
+        "lr": LogRange(1e-3, 1),
+        "pilora_lr_lora": LogRange(1e-6, 1e-2),
+        "rank": OneOf((1, 2, 4, 8, 16, 32)),
+        "pilora_orthogonal": LogRange(0.05, 5),
+    }
     costs = PILoRACosts
 
     class Parameters(LoRARank, HeadMerge):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client, to_cnn_input
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.method import LEARNING_RATES, Stage
+from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.augmentation import AUGMENTED, BRIGHTNESS, augmentation, crop_and_flip
 from lscl.methods.parts.continual import distillation
 from lscl.methods.parts.old_model import OldModel
@@ -110,7 +111,7 @@ class TARGET(OldModel):
         **AUGMENTED,
     }  # fmt: skip
     tuned = {"lr": 3e-4}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-5, 1e-1), "target_lr": LogRange(1e-4, 1e-1), "target_kd": LogRange(0.25, 250)}
     costs = TARGETCosts
 
     brightness = BRIGHTNESS

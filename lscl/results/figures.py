@@ -781,6 +781,51 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 @house_style
+def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6) -> Figure:
+    """What the trials of systems scored along every axis of their search spaces; the chosen one has a ring.
+
+    A score is that after the last task that a trial played, so trials of different lengths have markers of their own.
+
+    Args:
+        tried: {name of a system: its trials, as `measurements.trials_frame` makes them}.
+        label: what stands at the vertical axes.
+        columns: panels side by side.
+
+    Returns:
+        a panel per system and axis.
+
+    Raises:
+        LsclError: no trial has a score.
+    """
+    about = ("tasks", "seen", "chosen")
+    panels = [(name, axis) for name, trials in tried.items() for axis in trials if axis not in about]
+    lengths = sorted({tasks for trials in tried.values() for tasks in trials["tasks"] if tasks > 0})
+    if not lengths:
+        raise LsclError("no trial has a score yet: lscl sweep tune makes them")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = _figure(1.75 * columns + 0.8, 1.9 * rows + 0.5, rows, columns)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_visible(False)
+            continue
+        name, axis = panels[place]
+        for number, tasks in enumerate(lengths):
+            found = tried[name][tried[name]["tasks"] == tasks]
+            style = {**line_style(number), "linestyle": "", "markersize": 4.5}
+            axes.plot(found[axis], found["seen"], label=f"{tasks} task{'' if tasks == 1 else 's'}", **style)
+        best = tried[name][tried[name]["chosen"]]
+        ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": ""}
+        axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
+        axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
+        axes.tick_params(labelsize=8)
+        if place % columns == 0:
+            axes.set_ylabel(label)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@house_style
 def stacked_bars(rows: pd.DataFrame, label: str) -> Figure:
     """One horizontal bar per row of a table, made of its columns.
 

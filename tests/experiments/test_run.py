@@ -20,7 +20,9 @@ from lscl.data.store import ImageSet
 from lscl.errors import LsclError
 from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
-from lscl.experiments.run import RunBusy, device_of, prepare, run, state_folders
+from lscl.experiments.run import RunBusy, device_of, prepare, run, run_until, state_folders, tasks_done
+from lscl.federation.loop import InProcess
+from lscl.federation.metrics import MASKS, accuracy_tensor
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
 from lscl.publish import build
@@ -506,3 +508,34 @@ def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smo
         with pytest.raises(LsclError) as caught:
             command()
         one_line(caught, "LSCL_CACHE_GB = 'many'")
+
+
+# ---- the beginning of a run
+
+
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit", "dualprompt", "target"])
+def test_a_run_that_rests_behind_a_task_goes_on_to_the_same_end(smoke, name, monkeypatch, tmp_path):
+    whole = run(smoke(method=name), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "rested"))
+    saved = run_until(smoke(method=name), 1, quiet=True)
+    (folder,) = state_folders()
+    assert saved.folder == folder and tasks_done(saved) == 1 and records.all_records("smoke") == []
+    counts = [[saved.rounds[-1]["scores"][str(k)] for k in range(3)]]
+    seen = accuracy_tensor(counts, 3)[MASKS.index("seen")]
+    assert seen[0, :, 0] == pytest.approx(records.accuracy(whole, "seen")[0, :, 0], abs=1e-3)
+    assert compared(run(smoke(method=name), quiet=True)) == compared(whole) and state_folders() == []
+
+
+def test_a_beginning_that_is_there_is_read_and_one_that_was_stopped_goes_on(smoke, monkeypatch):
+    config = smoke(method="local_head")
+    stopped(config, 1)
+    assert tasks_done(run_until(config, 1, quiet=True)) == 1
+    monkeypatch.setattr(InProcess, "ask", lambda *_: pytest.fail("computed again"))
+    assert len(run_until(config, 1, quiet=True).rounds) == 2
+
+
+@pytest.mark.parametrize("task", [0, 2, 3])
+def test_a_beginning_ends_before_the_last_task(smoke, task, one_line):
+    with pytest.raises(LsclError) as caught:
+        run_until(smoke(), task, quiet=True)
+    one_line(caught, f"task = {task}: a run of 2 tasks has its beginning behind an earlier one")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
 from lscl.results import figures
 
@@ -457,3 +458,35 @@ class TestAttention:
         q, k = caught[0]
         weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0, 1:].mean(1).reshape(2, 4, 4)
         assert figures.cls_attention(model, z, update) == pytest.approx(weights.detach().numpy(), abs=1e-6)
+
+
+def test_trials_have_a_panel_for_every_axis_and_a_ring_around_the_choice():
+    trials = pd.DataFrame(
+        {
+            "tasks": [1, 2, 2, 0],
+            "seen": [50.0, 40.0, 45.0, np.nan],
+            "chosen": [False, False, True, False],
+            "lr": [1e-3, 1e-2, 1e-1, 1.0],
+            "rank": [1, 2, 4, 8],
+        }
+    )
+    trials.attrs["log"] = ["lr"]
+    other = pd.DataFrame(trials.drop(columns="rank"))
+    other.attrs = {}
+    figure = figures.trial_slices({"LoRM": trials, "own head": other}, "class-incremental %", columns=2)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [(axes.get_title(), axes.get_xlabel(), axes.get_xscale()) for axes in shown] == [
+        ("LoRM", "lr", "log"),
+        ("LoRM", "rank", "linear"),
+        ("own head", "lr", "linear"),
+    ]
+    for axes in shown:
+        x = trials[axes.get_xlabel()]
+        assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines] == [
+            ([x[0]], [50.0]),
+            ([x[1], x[2]], [40.0, 45.0]),
+            ([x[2]], [45.0]),
+        ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 task", "2 tasks", "chosen"]
+    with pytest.raises(LsclError, match="no trial has a score yet"):
+        figures.trial_slices({"LoRM": trials.iloc[3:]}, "class-incremental %")

@@ -1,4 +1,4 @@
-"""What is studied of Fed-LSCL: its tuning grid, Table 2, Fig. 3 to 5, and when writing an update per image helps.
+"""What is studied of Fed-LSCL: its search space, Table 2, Fig. 3 to 5, and when writing an update per image helps.
 
 A study is a function: profile -> {label in the tables: what the run changes in the profile}. A change without a method
 is Fed-LSCL's.
@@ -7,11 +7,18 @@ is Fed-LSCL's.
 from collections.abc import Callable
 from typing import Any
 
+from lscl.federation.search_space import Axis, LogRange, OneOf
 from lscl.models.cnn import MINI_FIVE, TORCHVISION
 
-SEARCH_SPACE = tuple(
-    {"lr_generator": generator, "lr_cnn": cnn} for generator in (3e-4, 1e-3, 3e-3) for cnn in (1e-4, 1e-3)
-)
+SEARCH_SPACE: dict[str, Axis] = {
+    "lr": LogRange(1e-4, 1e-1),
+    "lr_cnn": LogRange(1e-5, 1e-1),
+    "lr_generator": LogRange(1e-5, 1e-1),
+    "rank": OneOf((1, 2, 4, 8, 16, 32)),
+    "o2d_lambda": LogRange(1e-2, 100),
+    "alpha": LogRange(0.1, 10),
+    "beta": LogRange(0.1, 10),
+}
 
 # Table 2 and beyond: Fed-LSCL without or with other components. The first entry is the whole system.
 ABLATIONS: dict[str, dict[str, Any]] = {
