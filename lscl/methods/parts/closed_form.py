@@ -14,11 +14,11 @@ from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload
 from lscl.federation.ridge import LAMBDA
+from lscl.federation.search_space import LogRange
 from lscl.registry import Parameters
 from lscl.seeding import torch_generator
 
-# Points for lambda: half powers of ten around the values at which the controls are best on the tuning seed.
-LAMBDAS = tuple({"ridge_lambda": value} for value in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
+LAMBDAS = {"ridge_lambda": LogRange(1e-4, 10)}
 
 
 class ClosedForm(Method):
