@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from lscl import files, paths
 from lscl.config import Experiment, check_profile, experiment, fields, readers, values_of
 from lscl.data.store import write_atomic
-from lscl.errors import RejectedPayload, LsclError, shorten
+from lscl.errors import LsclError, RejectedPayload, shorten
 from lscl.experiments import records
 from lscl.experiments.run import RunBusy, claim, run, run_until, state_folder
 from lscl.federation.metrics import MASKS, accuracy_tensor, average_so_far

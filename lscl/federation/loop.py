@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lscl.errors import RejectedPayload, LsclError, shorten
+from lscl.errors import LsclError, RejectedPayload, shorten
 from lscl.federation.client import Client
 from lscl.federation.limits import Check, counts_check, equality_check
 from lscl.federation.method import Method, Stage

@@ -34,8 +34,8 @@ def seal(
         The copy.
 
     Raises:
-        RejectedPayload: a value is not a tensor or not finite, the payload is too large, a name, shape or type is not the
-            expected one, or a check fails.
+        RejectedPayload: a value is not a tensor or not finite, the payload is too large, a name, shape or type is not
+            the expected one, or a check fails.
     """
     if not isinstance(payload, Mapping):
         raise RejectedPayload(f"payload of {sender}: is a {type(payload).__name__}, not tensors by name")

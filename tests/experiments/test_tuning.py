@@ -12,7 +12,7 @@ from filelock import FileLock
 from tests_root import ROOT
 
 from lscl.config import OFFICIAL, experiment
-from lscl.errors import RejectedPayload, LsclError
+from lscl.errors import LsclError, RejectedPayload
 from lscl.experiments import records, sweeps, tuning
 from lscl.experiments.run import RunBusy, run, state_folder, state_folders
 from lscl.experiments.tuning import RUNGS, TRIALS, TUNING_SEED, Tuner, draw_trials, first_values, rungs, standing
