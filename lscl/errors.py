@@ -14,7 +14,7 @@ class MissingFile(LsclError):
     """The file does not exist."""
 
 
-class BadPayload(LsclError):
+class RejectedPayload(LsclError):
     """A payload that must not cross the border between client and server, as of a training that diverged."""
 
 

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from lscl import files, paths
 from lscl.config import Experiment, check_profile, experiment, fields, readers, values_of
 from lscl.data.store import write_atomic
-from lscl.errors import BadPayload, LsclError, shorten
+from lscl.errors import LsclError, RejectedPayload, shorten
 from lscl.experiments import records
 from lscl.experiments.run import RunBusy, claim, run, run_until, state_folder
 from lscl.federation.metrics import MASKS, accuracy_tensor, average_so_far
@@ -54,7 +54,7 @@ class Trial(files.Shape):
         return self
 
 
-class Study(files.Shape):
+class TrialsOfSystem(files.Shape):
     """All trials of a system."""
 
     space: dict[str, dict[str, list[Value]]]
@@ -72,7 +72,7 @@ class Study(files.Shape):
         return found
 
     @model_validator(mode="after")
-    def _agrees(self) -> "Study":
+    def _agrees(self) -> "TrialsOfSystem":
         if any(set(trial.values) != set(self.space) for trial in self.trials):
             raise ValueError("trials: each has a value for every axis of the space, and no other")
         if self.chosen is not None and not 0 <= self.chosen < len(self.trials):
@@ -84,7 +84,7 @@ class TuningFile(files.Shape):
     """What results/tuning/ holds for a profile and a data set: the studies by system."""
 
     seed: int = TUNING_SEED
-    studies: dict[str, Study]
+    studies: dict[str, TrialsOfSystem]
 
 
 # ---- what is tried
@@ -273,7 +273,7 @@ def read_studies(path: Path) -> dict[str, dict[str, Any]]:
         path: the file.
 
     Returns:
-        {system: study, see `Study`}; none if there is no such file, or one of the grids that came before.
+        {system: study, see `TrialsOfSystem`}; none if there is no such file, or one of the grids that came before.
 
     Raises:
         LsclError: a file that cannot be read, or of another shape.
@@ -416,7 +416,7 @@ class Tuner:
         """
         try:
             reached = scores_after(self.configs[method][number], task)
-        except BadPayload as error:
+        except RejectedPayload as error:
             reached = {"failed": f"on the way to the end of task {task}: {shorten(error, 200)}"}
         print(f"{method} {number} until task {task}: {reached.get('failed') or reached['seen'][-1]}", flush=True)
         self._write(method, number, reached)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lscl.errors import BadPayload, LsclError, shorten
+from lscl.errors import LsclError, RejectedPayload, shorten
 from lscl.federation.client import Client
 from lscl.federation.limits import Check, counts_check, equality_check
 from lscl.federation.method import Method, Stage
@@ -263,7 +263,7 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
     """Check that the server's state and its next payloads can be sent.
 
     Raises:
-        BadPayload: they hold NaN or infinite numbers, or the state has numbers larger than `bound`.
+        RejectedPayload: they hold NaN or infinite numbers, or the state has numbers larger than `bound`.
     """
     held = [("held", method.server)]
     held += (
@@ -276,6 +276,6 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
                 continue
             known.add(id(value))
             if not is_finite(value):
-                raise BadPayload(f"payload of server: {name} ({where}) holds NaN or infinite numbers")
+                raise RejectedPayload(f"payload of server: {name} ({where}) holds NaN or infinite numbers")
     if (size := payload_magnitude(method.server)) > bound:
-        raise BadPayload(f"payload of server: numbers of {size:g}, allowed are {bound:g} after what went in")
+        raise RejectedPayload(f"payload of server: numbers of {size:g}, allowed are {bound:g} after what went in")

@@ -12,7 +12,7 @@ from filelock import FileLock
 from tests_root import ROOT
 
 from lscl.config import OFFICIAL, experiment
-from lscl.errors import BadPayload, LsclError
+from lscl.errors import LsclError, RejectedPayload
 from lscl.experiments import records, sweeps, tuning
 from lscl.experiments.run import RunBusy, run, state_folder, state_folders
 from lscl.experiments.tuning import RUNGS, TRIALS, TUNING_SEED, Tuner, draw_trials, first_values, rungs, standing
@@ -180,7 +180,7 @@ class Stub:
     def __call__(self, config, task):
         self.asked.append((config.lr, task))
         if config.lr == 0.1:
-            raise BadPayload("payload of client 0: x holds NaN or infinite numbers")
+            raise RejectedPayload("payload of client 0: x holds NaN or infinite numbers")
         return {"seen": [100 * config.lr] * task, "task": [50.0] * task, "seconds": 1.0, "commit": None}
 
 
