@@ -121,7 +121,9 @@ class Experiment(BaseModel):
 
     epochs: int = Field(5, ge=1, le=10**4, description="local epochs per round (authors' code: 5)")
     batch: int = Field(16, ge=1, le=2**16, description="images per step (authors' code: 16)")
-    lr: float = Field(1e-3, **RATE, description="Adam learning rate of the classifier and of a static LoRA's A and B")
+    lr: float = Field(
+        1e-3, **RATE, description="Adam learning rate of the classifier and of all that has no rate of its own"
+    )
 
     foundation: str = Field(
         "mini",
