@@ -634,8 +634,8 @@ def paired_differences(
         differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
         label: what stands at the horizontal axis.
         limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
-        reference: {score: where the best control that trains nothing stands on this axis}, a broad line; beyond the
-            limit it is left out.
+        reference: {score: where the best control that trains nothing stands on this axis}, a broad line; at the
+            edge, with its number, if it lies outside.
 
     Returns:
         a panel per score with a line at zero, a row per variant.
@@ -666,15 +666,26 @@ def paired_differences(
         if limit < math.inf:
             axes.set_xlim(-limit, limit)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
-        if reference and abs(reference.get(mask, math.inf)) < limit:
-            axes.axvline(reference[mask], **REFERENCE)
+        if mask in (reference or {}):
+            _reference_line(axes, reference[mask])
         axes.set(title=MASK_LABELS[mask], xlabel=label, ylim=(len(names) - 0.4, -0.6))
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
-    known = dict(zip(*reversed(places[-1].get_legend_handles_labels())))
-    if REFERENCE["label"] in known:
-        figure.legend([known[REFERENCE["label"]]], [REFERENCE["label"]], loc="outside lower center")
+    broad = [line for axes in places for line in axes.lines if line.get_label() == REFERENCE["label"]]
+    if broad:
+        figure.legend(handles=broad[:1], loc="outside lower center")
     return figure
+
+
+def _reference_line(axes: Axes, value: float) -> None:
+    """The best control on the horizontal axis, which stays as it is: from outside, the line comes to its edge."""
+    low, high = axes.get_xlim()
+    shown = max(low, min(high, value))
+    axes.axvline(shown, **REFERENCE)
+    axes.set_xlim(low, high)
+    if shown != value:
+        side = "right" if value > shown else "left"
+        axes.annotate(f"{value:+.1f}", (shown, 0.98), xycoords=("data", "axes fraction"), ha=side, va="top")
 
 
 @house_style

@@ -437,20 +437,40 @@ def just_learned_rows(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["trained_task"] == scores["tested_task"]]
 
 
-def best_control(scores: pd.DataFrame) -> pd.DataFrame:
+def best_control(scores: pd.DataFrame, shown: pd.DataFrame | None = None) -> pd.DataFrame:
     """The training-free control with the highest final accuracy, for each data set and score.
 
     Args:
         scores: rows of `frame`.
+        shown: rows of a figure: only their data sets and scores; None = all.
 
     Returns:
         Its rows, after all tasks; none if no control was measured.
     """
     keys = ["dataset", "mask"]
     rows = scores[scores["method"].isin(training_free())]
+    if shown is not None:
+        rows = rows[rows["dataset"].isin(shown["dataset"]) & rows["mask"].isin(shown["mask"])]
     means = final_rows(rows).groupby([*keys, "label"], sort=False)["accuracy"].mean().reset_index()
     best = means.loc[means.groupby(keys, sort=False)["accuracy"].idxmax(), [*keys, "label"]]
     return rows.merge(best, on=[*keys, "label"])
+
+
+def control_levels(scores: pd.DataFrame, shown: pd.DataFrame, base: str | None = None) -> dict[str, float]:
+    """Where the best training-free control stands in a figure.
+
+    Args:
+        scores: rows of `frame`, the controls among them.
+        shown: rows of the figure, on one data set.
+        base: the variant that the figure subtracts; None = nothing is subtracted.
+
+    Returns:
+        {score: its final accuracy, or its lead in points over the variant's}; without the scores that lack either.
+    """
+    level = final_rows(best_control(scores, shown)).groupby("mask")["accuracy"].mean()
+    if base is not None:
+        level = level - final_rows(shown[shown["variant"] == base]).groupby("mask")["accuracy"].mean()
+    return level.dropna().to_dict()
 
 
 def changes(scores: pd.DataFrame) -> pd.DataFrame:

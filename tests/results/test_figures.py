@@ -184,7 +184,9 @@ def test_figures_of_variants_are_given_their_controls():
     assert found == {"task-masked": [], "class-incremental": [[[1, 60], [2, 66]]]}
     both = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", reference={"seen": 4.0})
     assert [[x for x, _ in line] for (line,) in filter(None, references(both).values())] == [[4.0, 4.0]]
-    assert not any(references(figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", 3, {"seen": 4.0})).values())
+    beyond = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", 3, {"seen": 4.0, "task": -2.0})
+    assert [[x for x, _ in line] for (line,) in references(beyond).values()] == [[-2.0, -2.0], [3, 3]]
+    assert [text.get_text() for axes in beyond.axes for text in axes.texts] == ["+4.0"]
     dots = figures.classes_of_clients(classes({"a": [[10.0, 30]]}), ["a"], "%", reference={"task": 55.0})
     assert [[y for _, y in line] for (line,) in filter(None, references(dots).values())] == [[55.0, 55.0]]
 

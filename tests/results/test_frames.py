@@ -377,3 +377,13 @@ class TestControls:
 
     def test_without_controls_there_is_none(self):
         assert frames.best_control(results.frame([record()])).empty
+
+    def test_a_figure_gets_the_level_of_its_own_data_set_and_scores(self):
+        glyphs = {"dataset": "glyphs", "data_digest": "d2"}
+        table = results.frame([record("fed_ncm", score=70), {**record("fed_ridge", score=90), **glyphs}])
+        shown = results.frame([record(score=80)]).query("mask != 'all'")
+        assert set(frames.best_control(table, shown)["method"]) == {"fed_ncm"}
+        assert frames.control_levels(table, shown) == {"seen": 32.0, "task": 62.0}
+        base = shown["variant"].iloc[0]
+        assert frames.control_levels(table, shown, base) == {"seen": -10.0, "task": -10.0}
+        assert frames.control_levels(table, shown, "nobody") == frames.control_levels(table[:0], shown) == {}
