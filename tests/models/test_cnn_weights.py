@@ -68,7 +68,7 @@ def test_the_shipped_cnn_has_its_own_weights_and_statistics_in_the_plain_input_o
     found = started_cnn(smoke(cnn="small", features=128), 1, "pretrained").eval()
     shipped = {name: value.float() for name, value in read_weights(SMALL_WEIGHTS).items()}
     state = found.cnn.state_dict()
-    assert list(state) == list(shipped) and all(torch.equal(state[name].float(), shipped[name]) for name in state)
+    assert state.keys() == shipped.keys() and all(torch.equal(state[name].float(), shipped[name]) for name in state)
     assert state["layers.1.running_var"].min() > 0 and not torch.equal(state["layers.1.running_mean"], torch.zeros(32))
     expected = new_cnn("small", 32, 128, norm=True).eval()
     expected.cnn.load_state_dict(shipped)
