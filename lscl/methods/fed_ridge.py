@@ -36,8 +36,8 @@ class FedRidge(RidgeMethod):
     It needs no images, only sums over them, so every task counts as much as the last one, and nothing is forgotten.
 
     The sums make it the exact solution of ridge regression on all images of all clients and tasks so far, whatever
-    their order: recursive and federated in ACIL (Zhuang et al. 2022, arXiv 2205.14922) and AFL (He et al. 2024, arXiv
-    2405.16240), on random ReLU features in RanPAC (McDonnell et al. 2023, arXiv 2307.02251). Up, once a task: the
+    their order: recursive in ACIL (Zhuang et al. 2022, arXiv 2205.14922), federated in AFL (He et al. 2024,
+    arXiv 2405.16240), on random ReLU features in RanPAC (McDonnell et al. 2023, arXiv 2307.02251). Up, once a task: the
     upper triangle of sum [h; y][h; y]^T, with h (D,) the features and y (k,) the one-hot label among the classes of the
     client's task. Down, for the test: the head W (C, D). Kept on the server: the summed Gram matrix (D, D), products
     (D, C) and W. D = d, the width of the frozen ViT, or ridge_features = n > 0 random features. What the server learns:

@@ -527,7 +527,7 @@ def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
     }
 
 
-REFERENCE = {"color": SOFT, "linewidth": 5, "alpha": 0.45, "zorder": 0, "label": "best without training"}
+REFERENCE = {"color": INK, "linewidth": 5, "alpha": 0.3, "zorder": 0, "label": "best without training"}
 
 
 def _control_curves(rows: pd.DataFrame, line: str, reference: pd.DataFrame | None) -> dict[str, pd.Series]:
