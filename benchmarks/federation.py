@@ -448,19 +448,8 @@ def scale(numbers: list[int]) -> None:
 
 def simulated(clients: int) -> dict:
     """One simulated run; memory and CPU seconds of all its processes behind each round but the last."""
-    config, memory, cpu = (
-        experiment(
-            profile="smoke",
-            method="fed_lscl",
-            clients=clients,
-            tasks=1,
-            classes_per_task=1,
-            private_classes=2,
-            rounds=6,
-        ),
-        [],
-        [],
-    )
+    sizes = dict(clients=clients, tasks=1, classes_per_task=1, private_classes=2, rounds=6)
+    config, memory, cpu = experiment(profile="smoke", method="fed_lscl", **sizes), [], []
 
     def note(rounds: int) -> None:
         own = family(os.getpid())

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from made_records import record
 from PIL import Image
-from tests_root import ROOT, Recorder
+from tests_root import ROOT, Recorder, compared
 from toy_system import TOY_FACTS, ToySystem, load_toy
 
 from lscl.config import experiment
@@ -198,11 +198,6 @@ def in_pieces(tmp_path):
 
     def stop(*_):
         raise KeyboardInterrupt
-
-    def compared(record):
-        return json.dumps(
-            {name: value for name, value in record.items() if name not in records.MAY_DIFFER}, sort_keys=True
-        )
 
     def check(config, rounds):
         whole = run(config, quiet=True)

@@ -1,12 +1,20 @@
-"""Shared by tests of several folders: the repository's place, whatever LSCL_ROOT says, and a recording transport."""
+"""Shared by tests of several folders: the repository's place, equal runs, and a recording transport."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lscl.experiments import records
 from lscl.federation.loop import InProcess
 from lscl.federation.payload import seal
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]  # whatever LSCL_ROOT says
+
+
+def compared(record, *ignored):
+    """What must be equal in equal runs, as text; without the entries `ignored`."""
+    left_out = {*records.MAY_DIFFER, *ignored}
+    return json.dumps({name: value for name, value in record.items() if name not in left_out}, sort_keys=True)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
+from tests_root import compared
 
 from lscl.config import Experiment, experiment, fields
 from lscl.data import sources
@@ -24,11 +25,6 @@ from lscl.experiments.run import RunBusy, device_of, prepare, run, state_folders
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
 from lscl.publish import build
-
-
-def compared(record):
-    """What must be equal in equal runs."""
-    return json.dumps({name: value for name, value in record.items() if name not in records.MAY_DIFFER}, sort_keys=True)
 
 
 @pytest.mark.parametrize("name", METHODS)

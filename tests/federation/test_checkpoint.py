@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from tests_root import compared
 
 from lscl.errors import LsclError
 from lscl.experiments import records
@@ -163,11 +164,6 @@ def test_a_full_disk_is_one_line_and_keeps_the_round_before(federation, smoke, t
     one_line(caught, "cannot write", "round-00002")
     assert [path.name for path in tmp_path.iterdir()] == ["round-00001"]
     assert len(load_state(read_state(tmp_path), method, clients)) == 1
-
-
-def compared(record):
-    """What must be equal in equal runs."""
-    return json.dumps({name: value for name, value in record.items() if name not in records.MAY_DIFFER}, sort_keys=True)
 
 
 # Forks one process for each line it reads, so that torch is imported only once.

@@ -79,10 +79,6 @@ def exchanges_in(message):
     return [int(name) for name in message.content.array_records]
 
 
-def compared(record):
-    return json.dumps({name: value for name, value in record.items() if name not in records.MAY_DIFFER}, sort_keys=True)
-
-
 def alone(config):
     """The record of the run in one process, as it was written."""
     made = run(config, quiet=True)

@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
 from flwr.app import MetricRecord
-from stub_grid import EXTRA, StubGrid, alone, compared, exchanges_in
+from stub_grid import EXTRA, StubGrid, alone, exchanges_in
+from tests_root import compared
 
 from lscl.config import experiment
 from lscl.flower.messages import pack_record, read_metadata, unpack_record

@@ -3,7 +3,8 @@
 import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
-from stub_grid import alone, compared, exchanges_in
+from stub_grid import alone, exchanges_in
+from tests_root import compared
 
 from lscl.errors import LsclError
 from lscl.experiments import records

@@ -1,10 +1,8 @@
 """What GLFC, TARGET and MFCL promise alike: bytes, averages, an old model for the task, runs that repeat and resume."""
 
-import json
-
 import pytest
 import torch
-from tests_root import Recorder
+from tests_root import Recorder, compared
 from torch import nn
 
 from lscl.errors import LsclError
@@ -137,11 +135,6 @@ def test_a_round_from_a_saved_state_gives_the_same_server_and_clients(federation
             one, other = one.private_state(), other.private_state()
             assert set(one) == set(other) and all(torch.equal(value, other[key]) for key, value in one.items())
         assert [report.bytes_down for report in reports] == [report.bytes_down for report in whole_reports]
-
-
-def compared(record):
-    """What must be equal in equal runs."""
-    return json.dumps({name: value for name, value in record.items() if name not in records.MAY_DIFFER}, sort_keys=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
