@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import click
 import typer
@@ -74,8 +74,13 @@ def _option(name: str) -> TyperOption:
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
-    """Turn texts of the command line into config values; `none` stands for no limit."""
-    return {name: None if text.lower() == "none" else text for name, text in given.items() if text is not None}
+    """Turn texts of the command line into config values; `none` stands for no limit, unless it is a choice."""
+    choices = {name: get_args(fields()[name].annotation) for name in given if name in fields()}
+    return {
+        name: None if text.lower() == "none" and "none" not in choices.get(name, ()) else text
+        for name, text in given.items()
+        if text is not None
+    }
 
 
 @config_command(app, "run")
@@ -397,19 +402,23 @@ def data_check(
 @app.command("pretrain")
 def pretrain_command(
     data_dir: Annotated[Path, typer.Option(help="folder of <class>/<image> files; labels are not used")],
-    out: Annotated[Path, typer.Option(help="weight file to write (.safetensors), with a .json file beside it")] = Path(
-        "mini_vit.safetensors"
-    ),
+    network: Annotated[
+        str, typer.Option(help="mini_vit, the mini foundation model, or small, the CNN of cnn_start = pretrained")
+    ] = "mini_vit",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="weight file to write (.safetensors), with a .json file beside it; else named as shipped"),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="passes over the images")] = 3,
     batch: Annotated[int, typer.Option(help="images per step")] = 128,
     lr: Annotated[float, typer.Option(help="AdamW learning rate")] = 1e-3,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option()] = 2,
 ) -> None:
-    """Make the mini foundation model: distil EfficientNet-Lite0's features into the ViT. Resumes after a stop."""
+    """Make a shipped network: distil EfficientNet-Lite0's features into the ViT or the CNN. Resumes after a stop."""
     from lscl.models.pretrain import pretrain
 
-    pretrain(data_dir, out, epochs, batch, lr, seed, threads)
+    pretrain(data_dir, out, epochs, batch, lr, seed, threads, network)
 
 
 @config_command(app, "probe", "method")

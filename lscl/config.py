@@ -6,7 +6,7 @@ they become fields of an `Experiment`, too.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,9 @@ ProfileName = Literal["smoke", "demo", "mini", "colab", "paper"]
 
 PLACES = {"data_dir", "device", "weights"}  # paths and devices of one machine: records leave them out
 WHERE_AND_HOW = PLACES | {"threads"}  # the digest leaves them out; lscl.experiments.origin compares them
-# Options that only systems with the frozen ViT, or with a CNN on each client, read.
+# Options that only systems with the frozen ViT, or with a CNN on each client, or with something to train read.
 NEEDS = {
+    "trains": ("rounds", "epochs", "batch", "lr", "precision"),
     "vit": ("foundation", "weights", "weights_sha256", "normalize", "activations", "compile"),
     "cnn": ("cnn", "cnn_size", "features", "channels_last"),
 }
@@ -120,7 +121,9 @@ class Experiment(BaseModel):
 
     epochs: int = Field(5, ge=1, le=10**4, description="local epochs per round (authors' code: 5)")
     batch: int = Field(16, ge=1, le=2**16, description="images per step (authors' code: 16)")
-    lr: float = Field(1e-3, **RATE, description="Adam learning rate of the classifier and of a static LoRA's A and B")
+    lr: float = Field(
+        1e-3, **RATE, description="Adam learning rate of the classifier and of all that has no rate of its own"
+    )
 
     foundation: str = Field(
         "mini",
@@ -199,6 +202,11 @@ class Experiment(BaseModel):
         return self.tasks if self.stop_after is None else min(self.stop_after, self.tasks)
 
     @property
+    def rounds_run(self) -> int:
+        """Rounds of a task: one if the system trains nothing."""
+        return self.rounds if METHODS[self.method].trains else 1
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the values that decide the result and differ from the field's default, 12 hex digits.
 
@@ -265,13 +273,14 @@ PROFILES: dict[str, dict[str, Any]] = {
 OFFICIAL = ("colab", "paper")  # profiles with the values of the official codes; those of demo and mini were tuned
 
 
-def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
-    """The values that a profile sets: its own, then the system's, then the data set's.
+def values_of(method: str, dataset: str, profile: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The values that a profile sets: its own, the system's, the data set's, and those of the system on the data set.
 
     Args:
         method: name of the system.
         dataset: name of the data set.
         profile: name of the profile.
+        chosen: in the place of what tuning or the official code chose for the profile; None = that.
 
     Returns:
         {field: value}; all other fields keep their defaults.
@@ -285,10 +294,11 @@ def values_of(method: str, dataset: str, profile: str) -> dict[str, Any]:
         **PROFILES[profile],
         **METHODS.profile_values(profile),
         **kind.sizes.get(profile, {}),
-        **chosen_values(kind, profile),
+        **(chosen_values(kind, profile) if chosen is None else chosen),
         **({"image_size": source.pixels} if source.pixels else {}),
         **source.values.get(profile, {}),
         **METHODS.profile_values((profile, dataset)),
+        **kind.sizes.get((profile, dataset), {}),
     }
 
 

@@ -14,6 +14,10 @@ class MissingFile(LsclError):
     """The file does not exist."""
 
 
+class RejectedPayload(LsclError):
+    """A payload that must not cross the border between client and server, as of a training that diverged."""
+
+
 def make_printable(text: str, most: int | None = None) -> str:
     """Replace unprintable characters of a name (line ends, control characters, bytes that are no text) by escapes.
 

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from lscl.experiments.progress import Progress
 from lscl.experiments.run import read_inputs, run
 from lscl.experiments.sweeps import variant_run
 from lscl.federation.client import Client
-from lscl.federation.loop import federate
+from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
 from lscl.models.vit import foundation_of
 from lscl.registry import DATASETS, METHODS, register, register_dataset
@@ -167,6 +168,43 @@ def played(federation):
         for client in clients:
             client.model.eval()
         return method, clients, transport.log
+
+    return make
+
+
+@pytest.fixture
+def pooled():
+    """pooled(method, clients, tasks): features (n, D) and labels (n,) of all images of these clients, in one place."""
+
+    def gather(method, clients, tasks=None):
+        parts = [part for client in clients for part in client.partition.tasks[client.id][:tasks]]
+        batch = clients[0].train.batch(torch.tensor([i for part in parts for i in part.train]))
+        with torch.no_grad():
+            return method.frozen_feature(batch).double(), batch.labels
+
+    return gather
+
+
+@pytest.fixture
+def reordered(federation):
+    """reordered(config, order, back): method and clients after a run in which the tasks are dealt out otherwise.
+
+    order: whose tasks each client has; back: whether the tasks come in the opposite order.
+    """
+
+    def make(config, order, back):
+        method, clients = federation(config)
+        streams = [clients[0].partition.tasks[k] for k in order]
+        parts = replace(clients[0].partition, tasks=tuple(stream[::-1] if back else stream for stream in streams))
+        method.census = replace(method.census, parts=parts, train=method.census.train[list(order)])
+        method.census = replace(method.census, test=method.census.test[list(order)])
+        if back:
+            method.census = replace(method.census, train=method.census.train[:, ::-1].copy())
+            method.census = replace(method.census, test=method.census.test[:, ::-1].copy())
+        for client in clients:
+            client.partition = parts
+        list(federate(method, InProcess(method, clients)))
+        return method, [clients[order.index(k)] for k in range(len(clients))]
 
     return make
 

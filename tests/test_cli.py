@@ -57,6 +57,7 @@ SMOKE = ("--profile", "smoke")
             "no file no/ca.crt",
         ),
         (("pretrain", "--data-dir", "no/such/folder"), "no data folder no/such/folder"),
+        (("pretrain", "--data-dir", "no/such/folder", "--network", "resnet18"), "unknown network 'resnet18'"),
         (("federate", *SMOKE, "--min-clients", "4"), "min-clients = 4: the run has 3 clients"),
         (("federate", *SMOKE, "--min-clients", "-1"), "min-clients = -1"),
         (("federate", *SMOKE, "--min-clients", "two"), "Invalid value for '--min-clients'"),
@@ -316,3 +317,19 @@ def test_a_node_without_flower_is_one_line(capsys, monkeypatch, tmp_path):
         capsys, "node", "--client", "0", "--link", "localhost:1", "--authority", str(file), "--key", str(file)
     )
     assert code == 2 and "needs the extra flower" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (("--method", "fed_lscl", "--o2d", "none"), "o2d", "none"),
+        (("--method", "fedavg", "--augment", "none"), "augment", "none"),
+        (("--method", "fedavg", "--stop-after", "none"), "stop_after", None),
+    ],
+)
+def test_none_is_no_limit_but_where_it_is_a_choice_it_is_that_choice(capsys, monkeypatch, words, name, value):
+    """It stood for the profile's value there, so that `--o2d none` ran O2D."""
+    asked = []
+    monkeypatch.setattr("lscl.experiments.run.run", lambda config: asked.append(config) or sys.exit(0))
+    call(capsys, "run", "--profile", "mini", "--dataset", "glyphs", *words)
+    assert getattr(asked[0], name) == value

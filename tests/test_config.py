@@ -57,7 +57,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("lr", math.nan, "finite"),
         ("lr_cnn", math.inf, "finite"),
         ("lr_generator", -1.0, "greater than or equal to 0.000000001"),
-        ("lr_generator_bias", 0.0, "greater than or equal to 0.000000001"),
+        ("o2d_lr", 1.5, "less than or equal to 1"),
         ("clients", 0, "greater than or equal to 1"),
         ("clients", -3, "greater than or equal to 1"),
         ("tasks", 0, "greater than or equal to 1"),
@@ -197,6 +197,7 @@ def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
             **kind.sizes.get(profile, {}),
             **chosen_values(kind, profile),
             **source.values.get(profile, {}),
+            **kind.sizes.get((profile, dataset), {}),
         }
         assert all(getattr(config, key) == value for key, value in expected.items())
         assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"
@@ -247,6 +248,7 @@ def other_value(name, now):
         "min_share": 0.1,
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
+        "o2d_lr": 0.1,
     }
     if name in special:
         return special[name]
@@ -364,7 +366,9 @@ def test_options_of_other_systems_are_named():
         readers("prompt_batchwise")
     ) == {"fedmgp"}
     assert {"lorm", "pilora", "glfc"} < set(readers("head_merge")) and "fed_lscl" not in readers("head_merge")
-    assert readers("lr") == readers("seed") == tuple(METHODS)
+    assert readers("seed") == tuple(METHODS)
+    assert readers("lr") == readers("rounds") == tuple(name for name, kind in METHODS.items() if kind.trains)
+    assert not METHODS["fed_ncm"].trains
     assert (
         "fed_lscl" in readers("cnn")
         and "fed_lscl" in readers("foundation")

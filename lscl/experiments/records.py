@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import FileHash, distributions
 from pathlib import Path
@@ -21,7 +21,7 @@ from lscl.config import PLACES, WHERE_AND_HOW, Experiment, ProfileName, fields
 from lscl.data.store import digest_of, read_regular, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import origin
-from lscl.federation.metrics import MASKS, accuracy_per_class, accuracy_tensor
+from lscl.federation.metrics import MASKS, RIDGE_MASKS, accuracy_per_class, accuracy_tensor
 from lscl.machine import hardware, versions
 from lscl.registry import DATASETS, METHODS, foreign_parameters
 
@@ -83,6 +83,21 @@ def _config(values: Any) -> Experiment:
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
+Accuracies = list[list[list[Percent | None]]]  # by task, client and task
+PerClass = dict[
+    Annotated[str, Field(pattern="^[0-9]{1,4}$")],
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]],
+]  # by client, class and mask
+
+
+class Ridge(BaseModel):
+    """The scores of a closed-form head on the system's own features, under fewer masks (`lscl.federation.ridge`)."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    accuracy: dict[Literal[RIDGE_MASKS], Accuracies]
+    per_class: PerClass
+
+
 class RecordFile(BaseModel):
     """The shape of every record: all entries are there, of the right type and size, and agree with each other."""
 
@@ -95,11 +110,8 @@ class RecordFile(BaseModel):
     name: Annotated[str, Field(max_length=250, pattern=r"^[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")]
     config: Experiment
     config_digest: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
-    accuracy: dict[Literal[MASKS], list[list[list[Percent | None]]]]
-    per_class: dict[
-        Annotated[str, Field(pattern="^[0-9]{1,4}$")],
-        dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], list[Percent]],
-    ]
+    accuracy: dict[Literal[MASKS], Accuracies]
+    per_class: PerClass
     data_digest: Digest
     partition_digest: Digest
     server_images_digest: Digest | None = None  # came later
@@ -115,6 +127,7 @@ class RecordFile(BaseModel):
     peak_memory_mb: Amount
     device: Literal["cpu", "cuda"] = "cpu"  # came later
     faults: list[list[str]] = []
+    ridge: Ridge | None = None  # came later; only of systems with features of their own
     commit: Digest | None
     dirty: bool
     code_digest: Digest
@@ -135,15 +148,9 @@ class RecordFile(BaseModel):
         for key in ("method", "dataset", "profile", "seed"):
             _same(key, getattr(self, key), getattr(config, key))
         _same("name", self.name.rsplit("--", 2)[1:], [f"s{self.seed}", self.config_digest])
-        _same("accuracy", set(self.accuracy), set(MASKS))
-        for mask in self.accuracy.values():
-            _same(
-                "accuracy by task, client and task",
-                [[len(client) for client in task] for task in mask],
-                [[tasks] * clients] * tasks,
-            )
-            if any(value is not None for t, task in enumerate(mask) for client in task for value in client[t + 1 :]):
-                raise ValueError("accuracy on a task that was not yet learnt")
+        for head, masks in ((self, MASKS), (self.ridge, RIDGE_MASKS)):
+            if head is not None:
+                _check_scores(head, masks, tasks, clients, classes)
         for key in ("bytes_up", "bytes_down", "faults"):
             _same(f"{key} by round", len(getattr(self, key) or self.bytes_up), len(self.bytes_up))
         for name, rows in (
@@ -152,14 +159,23 @@ class RecordFile(BaseModel):
             ("trained_parameters", [self.trained_parameters]),
         ):
             _same(f"{name} by client", {len(row) for row in rows}, {clients})
-        _same("per_class by client", {int(k) for k in self.per_class} - set(range(clients)), set())
-        for found in self.per_class.values():
-            _same(
-                "per_class by class and mask",
-                [len(found), *{len(row) for row in found.values()}],
-                [classes, len(MASKS)],
-            )
         return self
+
+
+def _check_scores(head: RecordFile | Ridge, masks: Sequence[str], tasks: int, clients: int, classes: int) -> None:
+    """Check that the scores of a head have a place for each task, client, mask and class."""
+    _same("accuracy", set(head.accuracy), set(masks))
+    for mask in head.accuracy.values():
+        _same(
+            "accuracy by task, client and task",
+            [[len(client) for client in task] for task in mask],
+            [[tasks] * clients] * tasks,
+        )
+        if any(value is not None for t, task in enumerate(mask) for client in task for value in client[t + 1 :]):
+            raise ValueError("accuracy on a task that was not yet learnt")
+    _same("per_class by client", {int(k) for k in head.per_class} - set(range(clients)), set())
+    for found in head.per_class.values():
+        _same("per_class by class and mask", [len(found), *{len(row) for row in found.values()}], [classes, len(masks)])
 
 
 def _same(what: str, found: object, wanted: object) -> None:
@@ -282,8 +298,9 @@ def assemble_record(
     Returns:
         the record, as JSON can hold it.
     """
-    acc = accuracy_tensor(counts, config.classes_per_task)
-    accuracy = {mask: np.where(np.isnan(acc[i]), None, np.round(acc[i], 6)).tolist() for i, mask in enumerate(MASKS)}
+    answers = [found for row in counts for found in row if found is not None]
+    tested = len(answers) > 0 and all("ridge" in found for found in answers)  # not in a state that older code began
+    ridge = {"ridge": _scores(config, counts, seen, "ridge", RIDGE_MASKS)} if tested else {}
     return {
         "schema": SCHEMA,
         "method": config.method,
@@ -293,13 +310,22 @@ def assemble_record(
         "name": config.name,
         "config": {**_saved(config), "threads": config.cpu_threads},
         "config_digest": config.digest,
-        "accuracy": accuracy,
-        "per_class": accuracy_per_class(counts, seen),
+        **_scores(config, counts, seen, "correct", MASKS),
+        **ridge,
         **facts,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": versions(),
     }
+
+
+def _scores(
+    config: Experiment, counts: list[list[dict]], seen: list[list[int]], head: str, masks: Sequence[str]
+) -> dict[str, Any]:
+    """The accuracies of one head, over the tasks and by class."""
+    acc = accuracy_tensor(counts, config.classes_per_task, head)
+    accuracy = {mask: np.where(np.isnan(acc[i]), None, np.round(acc[i], 6)).tolist() for i, mask in enumerate(masks)}
+    return {"accuracy": accuracy, "per_class": accuracy_per_class(counts, seen, head)}
 
 
 def _saved(config: Experiment) -> dict[str, Any]:
@@ -479,14 +505,28 @@ def differing_entries(record: Record, other: Record, ignored: Iterable[str] = MA
     return sorted(name for name in set(record) - set(ignored) if record[name] != other.get(name))
 
 
-def accuracy(record: Record, mask: str) -> np.ndarray:
+def accuracy(record: Record, mask: str, head: str = "trained") -> np.ndarray:
     """Accuracies of a run under one mask.
 
     Args:
         record: the run.
         mask: a key of `labels.MASK_LABELS`: task, seen or all.
+        head: "trained", the system's own, or "ridge", the closed-form one, which is not tested under the mask all.
 
     Returns:
         (t, k, u) percent on the test images of task u for client k after task t; NaN for u > t.
     """
-    return np.array(record["accuracy"][mask], dtype=float)
+    return np.array(scores_of(record, head)["accuracy"][mask], dtype=float)
+
+
+def scores_of(record: Record, head: str) -> dict[str, Any]:
+    """What a record says of one of its heads.
+
+    Args:
+        record: the run.
+        head: an entry of `lscl.federation.metrics.HEADS`.
+
+    Returns:
+        "accuracy" by mask, "per_class" by client and class, among others; empty if this head was not tested.
+    """
+    return record if head == "trained" else record.get("ridge") or {}

@@ -1,12 +1,13 @@
 """One run from a config to a record: data, partition, frozen ViT, clients, the loop, saved after every round."""
 
 import io
+import json
 import math
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lscl import paths
 from lscl.config import Experiment
@@ -28,8 +30,10 @@ from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, rea
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
+from lscl.federation.metrics import accuracies_so_far
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
+from lscl.models.cnn_weights import get_weights
 from lscl.models.precision import prepare_device, to_channels_last
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
@@ -86,7 +90,8 @@ def build_experiment(
     device = device_of(config)
     kind = METHODS[config.method]
     if kind.trains_cnn(config):
-        check_cnns(config)
+        check_cnns(config, kind.start_of_cnn(config))
+        get_weights(config, kind.start_of_cnn(config))
     data = load(config)
     parts = partition(config, data)
     spare = surrogate(config, kind.surrogate) if kind.surrogate else None
@@ -186,12 +191,53 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     existing = _finished(config, code)
     if existing is not None:
         return existing
-    state = records.folder(config.profile) / "state" / config.name
+    state = state_folder(config)
     with claim(state, wait):
         try:
             return _finished(config, code) or _compute(config, code, read_state(state), quiet)
         finally:
             release()
+
+
+def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = True) -> SavedState:
+    """Play the beginning of a run, and leave it as a stop right behind that task does; `run` goes on from there.
+
+    Args:
+        config: the whole run, which has more tasks.
+        task: the last one to play, from 1.
+        quiet: show no progress.
+        wait: wait for another process that is computing this run.
+
+    Returns:
+        the saved state, with the reports of all rounds so far; its files may be those of a later round already.
+
+    Raises:
+        RunBusy: another process is computing this run, and `wait` is False.
+        LsclError: as `run`; or the run has no task behind this one.
+    """
+    if not 0 < task < config.tasks_run:
+        raise LsclError(f"task = {task}: a run of {config.tasks_run} tasks has its beginning behind an earlier one")
+    limit_bytes()
+    state = state_folder(config)
+    with claim(state, wait):
+        try:
+            saved = read_state(state)
+            if tasks_done(saved) < task:
+                _play(config, records.source(), saved, quiet, task)
+                saved = read_state(state)
+            return saved
+        finally:
+            release()
+
+
+def state_folder(config: Experiment) -> Path:
+    """Where the state of a run is saved while it is not finished."""
+    return records.folder(config.profile) / "state" / config.name
+
+
+def tasks_done(saved: SavedState) -> int:
+    """How many tasks a saved state has behind it."""
+    return sum(bool(report["scores"]) for report in saved.rounds)
 
 
 @contextmanager
@@ -248,17 +294,25 @@ def settle_device(config: Experiment, saved: SavedState) -> Experiment:
 
 def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
     """Make the record, starting after the last finished round."""
+    record = make_record(*_play(config, code, saved, quiet))
+    record = records.read_record(records.save(record))  # as every later call will read it
+    shutil.rmtree(saved.folder, ignore_errors=True)
+    return record
+
+
+def _play(
+    config: Experiment, code: dict, saved: SavedState, quiet: bool, until: int | None = None
+) -> tuple[Dataset, Partition, Method, list[Round], dict]:
+    """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
     config = settle_device(config, saved)
     progress = Progress(config, quiet)
     check_affordable([config])
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
-    reports, about = run_rounds(method, InProcess(method, clients, progress.client), clients, saved, about, progress)
-    record = make_record(data, parts, method, reports, about)
-    record = records.read_record(records.save(record))  # as every later call will read it
-    shutil.rmtree(saved.folder, ignore_errors=True)
-    return record
+    transport = InProcess(method, clients, progress.client)
+    reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
+    return data, parts, method, reports, about
 
 
 def run_rounds(
@@ -268,6 +322,7 @@ def run_rounds(
     saved: SavedState,
     about: dict,
     progress: Progress,
+    until: int | None = None,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
     """Run all rounds that are not in the saved state yet, and save the state after each of them.
@@ -279,6 +334,7 @@ def run_rounds(
         saved: the last finished round, if any; the state of later rounds goes to its folder.
         about: the code that runs, its origin, and the seconds of its preparation.
         progress: shows the rounds.
+        until: stop behind this task, from 1; None = the last. The saved state must be of an earlier round.
         rules: `least` and `limit` of `federate`.
 
     Returns:
@@ -299,9 +355,13 @@ def run_rounds(
         for report in federate(method, transport, done=len(reports), **rules):
             reports.append(report)
             if report.scores:  # before the state: after a stop in between, the sheet is written again, never missing
-                save_sheet(config, method, report.task, about["dirty"])
+                sheet = save_sheet(config, method, report.task, about["dirty"], report.scores)
+                if sheet is not None:
+                    progress.sheet(sheet, report)
             save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
+            if report.scores and report.task + 1 == until:
+                break
     except KeyboardInterrupt:
         print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
         raise
@@ -310,7 +370,9 @@ def run_rounds(
     return reports, about
 
 
-def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = False) -> Path | None:
+def save_sheet(
+    config: Experiment, method: Method, task: int, dirty: bool = False, scores: Mapping[int, dict] | None = None
+) -> Path | None:
     """Write the images that the method's server made in a task as one picture beside the records.
 
     Args:
@@ -318,6 +380,8 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
         method: the system, after the task.
         task: its number, from 0.
         dirty: file it with the runs of uncommitted code.
+        scores: the right answers of the clients after the task; the accuracy of the model that the images were made
+            from becomes a text of the file ("accuracy": {mask: percent} in JSON).
 
     Returns:
         the path of the picture; None if the server made no images.
@@ -329,8 +393,11 @@ def save_sheet(config: Experiment, method: Method, task: int, dirty: bool = Fals
     if images is None or len(images) == 0:
         return None
     path = records.folder(config.profile, dirty) / "sheets" / f"{config.name}--task{task + 1}.png"
-    data = io.BytesIO()
-    Image.fromarray(tile_images(images)).save(data, "PNG")
+    data, about = io.BytesIO(), PngInfo()
+    if scores:
+        now = accuracies_so_far(scores, config.classes_per_task)
+        about.add_text("accuracy", json.dumps({mask: round(value, 2) for mask, value in now.items()}))
+    Image.fromarray(tile_images(images)).save(data, "PNG", pnginfo=about)
     write_atomic(path, data.getvalue())
     return path
 
@@ -390,7 +457,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
         "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
-        "trained_images": method.passes * config.epochs * config.rounds * images,
+        "trained_images": method.passes * config.epochs * config.rounds * images if method.trains else 0,
         "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),

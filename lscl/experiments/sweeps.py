@@ -1,23 +1,18 @@
 """Named sets of runs: the main table, the studies of the systems, the tuning; and running them."""
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from lscl import paths
 from lscl.config import Experiment, check_options, check_profile, experiment, readers
-from lscl.data.store import write_atomic
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records
 from lscl.experiments.run import RunBusy, check_affordable, run
-from lscl.federation.metrics import average_so_far
+from lscl.experiments.tuning import TUNING_SEED, Tuner, planned_runs
 from lscl.models.cache import limit_bytes
 from lscl.registry import DATASETS, METHODS
-
-TUNING_SEED = 7  # never one of the reported seeds
 
 # What `lscl reproduce` and the results notebook show in each profile: seeds by data set.
 SEEDS = [42, 1999, 2024]  # the paper's
@@ -46,7 +41,8 @@ def main_table() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _in_turn() -> list[tuple[str, Any]]:
-    return sorted(METHODS.items(), key=lambda item: item[1].turn)
+    """The systems as sweeps run them: those that train nothing first, they take seconds."""
+    return sorted(METHODS.items(), key=lambda item: (item[1].trains, item[1].turn))
 
 
 def quick_systems(profile: str) -> list[str]:
@@ -82,17 +78,6 @@ def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None
         for method, extra in main_table()
         if method in quick_systems(profile)
     ]
-
-
-# Points of the tuning grids are judged by class-incremental accuracy on the tuning seed alone. Their scores are those
-# after the second task, when there is something to forget, so that a run can stop there. All points of a system set the
-# same parameters, so that none of them depends on the choice.
-TUNING_TASKS = 2
-
-
-def grids() -> dict[str, list[dict[str, Any]]]:
-    """The points at which every system is tuned."""
-    return {name: list(kind.search_space) for name, kind in _in_turn() if kind.search_space}
 
 
 def study_owners() -> dict[str, str]:
@@ -202,16 +187,16 @@ def runs_of(name: str, values: dict[str, Any], seeds: list[int], methods: Collec
     return runs
 
 
-def share_of_runs(runs: list[Experiment], index: int, count: int) -> list[Experiment]:
+def share_of_runs(runs: list[Any], index: int, count: int) -> list[Any]:
     """The share of one batch task: every count-th run, whatever is finished already.
 
     Args:
-        runs: all of them.
+        runs: all of them, or the systems to tune.
         index: the number of the task, from 0.
         count: how many tasks share the runs.
 
     Returns:
-        its runs.
+        its share.
 
     Raises:
         LsclError: no such task.
@@ -230,7 +215,7 @@ def sweep(
     index: int = 0,
     count: int = 1,
 ) -> None:
-    """Run what is missing of a named set; `tune` also writes its scores.
+    """Run what is missing of a named set; `tune` plays the trials that are due, see `lscl.experiments.tuning`.
 
     Several processes may sweep the same results folder: each takes the next run that no other is computing.
 
@@ -248,19 +233,15 @@ def sweep(
             machine cannot hold.
     """
     limit_bytes()  # refuses a bound that is no number, before anything else
+    if name == "tune":
+        _tune(values, list_only, methods, index, count)
+        return
     runs = share_of_runs(runs_of(name, values, seeds, methods), index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
         return
-    code = records.source()
-    if code["dirty"] and code["commit"]:
-        raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
-    if code["dirty"]:
-        raise LsclError(
-            "lscl/ is of no known commit: use a git clone, or an installed package as it was packed; "
-            "other runs can never enter a table"
-        )
+    _check_code()
     check_affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
@@ -270,8 +251,18 @@ def sweep(
             busy.append(config)
     for config in busy:
         run(config)
-    if name == "tune":
-        _write_tuning(values)
+
+
+def _check_code() -> None:
+    """Refuse code whose runs could not be used."""
+    code = records.source()
+    if code["dirty"] and code["commit"]:
+        raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
+    if code["dirty"]:
+        raise LsclError(
+            "lscl/ is of no known commit: use a git clone, or an installed package as it was packed; "
+            "other runs can never enter a table"
+        )
 
 
 def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
@@ -288,7 +279,7 @@ def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
 
 
 def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Every point of every grid on the tuning seed; a finished whole run serves as well as one that stops.
+    """Every trial of every system on the tuning seed, as far as it plays; see `lscl.experiments.tuning`.
 
     Args:
         values: what the config of all runs has.
@@ -297,48 +288,28 @@ def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     Returns:
         the runs, system by system.
     """
-    runs = [_run(values, {**point, "method": method, "seed": TUNING_SEED}) for method, point in _points()]
-    return [
-        config if records.find(config) else config.model_copy(update={"stop_after": TUNING_TASKS}) for config in runs
-    ]
+    return planned_runs(values, _tunable())
+
+
+def _tunable(methods: Collection[str] = ()) -> list[str]:
+    """The systems that have something to tune, quick ones first."""
+    return [name for name, kind in _in_turn() if kind.search_space and (not methods or name in methods)]
+
+
+def _tune(values: dict[str, Any], list_only: bool, methods: Collection[str], index: int, count: int) -> None:
+    """Tune this batch task's share of the systems: trials of one system depend on each other."""
+    for method in methods:
+        METHODS.find(method)
+    check_options(values, methods or METHODS)
+    tuner = Tuner(values, share_of_runs(_tunable(methods), index, count))
+    if not list_only:
+        _check_code()
+        check_affordable([config for configs in tuner.configs.values() for config in configs])
+        tuner.tune()
+    for line in tuner.lines():
+        print(line, flush=True)
 
 
 def named_sets() -> dict[str, Callable[[dict[str, Any], list[int]], list[Experiment]]]:
     """Every named set: the main table, the studies of the systems, and the tuning."""
     return {"table1": table1, **{name: partial(_study, name) for name in study_owners()}, "tune": tune}
-
-
-def _points() -> list[tuple[str, dict[str, Any]]]:
-    return [(method, point) for method, points in grids().items() for point in points]
-
-
-def _write_tuning(values: dict[str, Any]) -> None:
-    """Write all finished points with their scores, and the best of each method, to results/tuning/."""
-    rows = []
-    for (method, point), config in zip(_points(), tune(values, []), strict=True):
-        record = records.find(config)
-        if record is None:
-            continue
-        scores = {
-            mask: round(float(average_so_far(records.accuracy(record, mask))[TUNING_TASKS - 1]), 3)
-            for mask in ("task", "seen")
-        }
-        rows.append(
-            {
-                "method": method,
-                "point": point,
-                "seed": config.seed,
-                "task_masked": scores["task"],
-                "class_incremental": scores["seen"],
-            }
-        )
-    complete = [
-        method for method, points in grids().items() if sum(row["method"] == method for row in rows) == len(points)
-    ]
-    best = {
-        method: max((row for row in rows if row["method"] == method), key=lambda row: row["class_incremental"])["point"]
-        for method in complete
-    }
-    path = paths.results() / "tuning" / f"{config.profile}--{config.dataset}.json"
-    write_atomic(path, (json.dumps({"rows": rows, "best": best}, indent=1) + "\n").encode())
-    print(f"wrote {path}; best by class-incremental accuracy: {best}")

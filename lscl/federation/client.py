@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
 from lscl.models.cache import read_tokens
+from lscl.models.cnn import to_cnn_input
 from lscl.seeding import torch_generator
 
 
@@ -70,11 +71,6 @@ class Batch:
     def last_token(self) -> Tensor:
         """(b, 1, d) float32: the CLS token behind the last block, nothing adapted."""
         return read_tokens(self.inputs.last_token, self.index, self.inputs.device)
-
-
-def to_cnn_input(pixels: Tensor) -> Tensor:
-    """Turn pixels into the CNNs' input: (b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2."""
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25  # (b, 3, H, W)
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -8,6 +8,7 @@ In honest runs of the profiles smoke and demo, trained numbers moved by one lear
 reached 6. With learning rates 100 to 300 times too large, features reached 3e3 and variances 1e5.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,7 @@ Check = Callable[[Tensor], str | None]
 STEP = 8.0  # learning rates that a number may move in a step
 # Largest absolute value of a measured number: a feature, a gradient, a BatchNorm mean. Variances and squares: LIMIT^2.
 LIMIT = 1e6
+SLACK = 1e-3  # relative; features are float32, and their bound is made for exact numbers
 ROUNDING = 1e-6  # relative error of a float32 number in a step, and of the trace of a Gram matrix
 
 
@@ -84,6 +86,56 @@ def gram_check(unpack: Callable[[Tensor], Tensor], high: float) -> Check:
         shift = ROUNDING * diagonal.sum() + torch.finfo(torch.float64).tiny
         below = torch.linalg.cholesky_ex(moments + shift * torch.eye(len(moments), dtype=torch.float64)).info > 0
         return "is no Gram matrix: it has an eigenvalue below zero" if below else None
+
+    return check
+
+
+def class_sums_check(counts: Tensor, length: float) -> Check:
+    """Check sums of feature vectors by class.
+
+    Args:
+        counts: vectors of each class, (k,).
+        length: a bound for the length of each of them.
+
+    Returns:
+        The check of a tensor (k, d): no sum is longer than its vectors can make it.
+    """
+
+    def check(value: Tensor) -> str | None:
+        found, reach = value.norm(dim=1), (1 + SLACK) * length * counts
+        if (found <= reach).all():
+            return None
+        worst = int((found - reach).argmax())
+        return f"has a sum of length {found[worst]:g}, {counts[worst]} images reach {reach[worst]:g}"
+
+    return check
+
+
+def joint_moments_check(unpack: Callable[[Tensor], Tensor], counts: Tensor, length: float) -> Check:
+    """Check the packed sums of products of features and one-hot labels, sum [f; y][f; y]^T.
+
+    That these form a Gram matrix ties the sums by class to those of squares: nobody can enlarge one of them alone.
+
+    Args:
+        unpack: packed numbers -> (d + k, d + k) matrix.
+        counts: images of each class, (k,): what the block of the labels must have on its diagonal.
+        length: a bound for the length of each feature vector.
+
+    Returns:
+        The check.
+    """
+    most = (1 + SLACK) * length**2 * float(counts.sum())
+    gram = gram_check(unpack, math.inf)
+
+    def check(value: Tensor) -> str | None:
+        moments = unpack(value)
+        known = torch.diag(counts.to(moments.dtype))
+        if not torch.equal(moments[-len(counts) :, -len(counts) :], known):
+            return f"has other numbers of images than the {_brief(counts)} that the server knows"
+        squares = float(moments.diagonal()[: -len(counts)].sum())
+        if squares > most:
+            return f"has squares that sum up to {squares:g}, features of these images reach {most:g}"
+        return gram(value)
 
     return check
 

@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lscl.errors import LsclError, shorten
+from lscl.errors import LsclError, RejectedPayload, shorten
 from lscl.federation.client import Client
 from lscl.federation.limits import Check, counts_check, equality_check
 from lscl.federation.method import Method, Stage
-from lscl.federation.metrics import MASKS
+from lscl.federation.metrics import MASKS, RIDGE_MASKS
 from lscl.federation.payload import Payload, Shapes, is_finite, num_bytes, payload_magnitude, seal
 from lscl.federation.training import answer
 
@@ -203,8 +203,12 @@ def _valid(
     if stage.name != "finish":
         return method.upload_shapes(client, stage), method.dtype, method.checks(client, stage)
     total = torch.from_numpy(method.census.test_images_so_far(client, stage.task))
-    shapes = {"correct": (len(MASKS), len(total)), "total": (len(total),)}
-    return shapes, lambda name: torch.int64, {"total": equality_check(total), "correct": counts_check(total)}
+    shapes: Shapes = {"correct": (len(MASKS), len(total)), "total": (len(total),)}
+    checks = {"total": equality_check(total), "correct": counts_check(total)}
+    if method.has_features:
+        shapes = {**shapes, "ridge": (len(RIDGE_MASKS), len(total))}
+        checks["ridge"] = counts_check(total)
+    return shapes, lambda name: torch.int64, checks
 
 
 def _aggregate(
@@ -259,7 +263,7 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
     """Check that the server's state and its next payloads can be sent.
 
     Raises:
-        LsclError: they hold NaN or infinite numbers, or the state has numbers larger than `bound`.
+        RejectedPayload: they hold NaN or infinite numbers, or the state has numbers larger than `bound`.
     """
     held = [("held", method.server)]
     held += (
@@ -272,6 +276,6 @@ def _check_server(method: Method, following: Stage | None, bound: float = math.i
                 continue
             known.add(id(value))
             if not is_finite(value):
-                raise LsclError(f"payload of server: {name} ({where}) holds NaN or infinite numbers")
+                raise RejectedPayload(f"payload of server: {name} ({where}) holds NaN or infinite numbers")
     if (size := payload_magnitude(method.server)) > bound:
-        raise LsclError(f"payload of server: numbers of {size:g}, allowed are {bound:g} after what went in")
+        raise RejectedPayload(f"payload of server: numbers of {size:g}, allowed are {bound:g} after what went in")

@@ -23,6 +23,8 @@ from lscl.federation.costs import Costs
 from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_check, reach_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import Axis
+from lscl.models.cnn import Start
 from lscl.models.vit import FrozenViT
 from lscl.registry import Parameters
 from lscl.seeding import seeded
@@ -57,6 +59,7 @@ class Phase:
         batch: images per step.
         index: (n,) positions of the training images; None = those of the current task.
         clip: largest norm of the gradient; None = any.
+        augment: what becomes of the CNN's images in a step, (b, 3, H, W) -> (b, 3, H, W); None = they stay as they are.
     """
 
     groups: list[dict]
@@ -65,6 +68,7 @@ class Phase:
     batch: int
     index: Tensor | None = None
     clip: float | None = None
+    augment: Callable[[Tensor], Tensor] | None = None
 
 
 class HeadMerge(Parameters):
@@ -75,14 +79,10 @@ class HeadMerge(Parameters):
     )
 
 
-# The points at which a system with one learning rate is tuned; every system has six. This is the second grid: in the
-# first one some systems were best at an edge, so all learning rates were moved up by one step.
-LEARNING_RATES = tuple({"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
-
 # The facts of a system and their defaults. They are not inherited: a system built on another one has its own.
 FACTS: dict[str, Any] = {
     "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000,
-    "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": (), "notes": {},
+    "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": {}, "notes": {},
     "studies": {}, "costs": None,
 }  # fmt: skip
 
@@ -108,15 +108,19 @@ class Method:
     turn: ClassVar[int]  # its turn in sweeps, from 0: quick systems first
     quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all systems
     rows: ClassVar[Collection[dict[str, Any]]]  # its rows of the main table: {field: value} that each changes
-    sizes: ClassVar[Mapping[str, dict[str, Any]]]  # {profile: {field: value}}: smaller values, so that a run fits
+    # {profile, or (profile, data set): {field: value}}: smaller values, so that a run fits, and those that only one
+    # data set asks for, which come last
+    sizes: ClassVar[Mapping[str | tuple[str, str], dict[str, Any]]]
     tuned: ClassVar[dict[str, Any]]  # values for demo and mini, chosen from `search_space` on the tuning seed alone
     official: ClassVar[dict[str, Any]]  # values for colab and paper, those of the official code
-    search_space: ClassVar[Collection[dict[str, Any]]]  # the points of `lscl sweep tune`; all set the same parameters
+    search_space: ClassVar[Mapping[str, Axis]]  # what `lscl sweep tune` varies: {field: axis}
     notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always shows: {name: {value: text}}
     studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # profile -> {label: {field: value}}
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
 
     Parameters: ClassVar[type[Parameters]] = Parameters  # its own parameters, and those that it shares
+    trains = True  # whether clients train; without training a task has one round, and the options of training are idle
+    has_features = False  # whether it defines `features_of`; found out by itself
     vit = True  # whether it uses the frozen ViT
     cnn = False  # whether clients have a small CNN
     query = False  # whether it needs the ViT's CLS feature with nothing adapted, in addition to the prefix
@@ -131,6 +135,7 @@ class Method:
         for name, value in FACTS.items():
             if name not in vars(cls):
                 setattr(cls, name, value)
+        cls.has_features = cls.features_of is not Method.features_of
 
     def __init__(self, config: Experiment, foundation: FrozenViT | None, num_classes: int):
         if foundation is not None:
@@ -149,6 +154,11 @@ class Method:
     def trains_cnn(cls, config: Experiment) -> bool:
         """Whether clients train a small CNN under this config."""
         return cls.cnn
+
+    @classmethod
+    def start_of_cnn(cls, config: Experiment) -> Start:
+        """What the clients' CNNs start from: drawn or pretrained weights."""
+        return "drawn"
 
     @staticmethod
     def check_foundation(config: Experiment, foundation: FrozenViT) -> None:
@@ -191,8 +201,8 @@ class Method:
         return len(self.head_rows) > 0 and self.config.head_merge == "holders"
 
     def stages(self, task: int) -> list[Stage]:
-        """The exchanges of a task."""
-        return [Stage(task, number) for number in range(self.config.rounds)]
+        """The exchanges of a task: one per round, and one in all if nothing is trained."""
+        return [Stage(task, number) for number in range(self.config.rounds_run)]
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
         """Make the server's payload for a client.
@@ -402,15 +412,45 @@ class Method:
     def logits(self, client: Client, batch: Batch) -> Tensor:
         """The scores of all classes; losses and tests mask them.
 
+        A system whose head reads one feature per image defines `features_of` and `head_logits` instead. Its tests then
+        report a second score, that of a closed-form head on the same features (`lscl.federation.ridge`).
+
         Args:
             client: the client.
             batch: b images.
 
         Returns:
             (b, C).
+        """
+        return self.head_logits(client, self.features_of(client, batch))
+
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        """What the system's head reads, as it is at the test: the system's own features.
+
+        Args:
+            client: the client.
+            batch: b images.
+
+        Returns:
+            (b, d).
 
         Raises:
-            NotImplementedError: every method has its own scores.
+            NotImplementedError: the system has no such features; it defines `logits`.
+        """
+        raise NotImplementedError
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        """The system's head on its features.
+
+        Args:
+            client: the client.
+            features: what `features_of` made, (b, d).
+
+        Returns:
+            (b, C).
+
+        Raises:
+            NotImplementedError: the system has no such features; it defines `logits`.
         """
         raise NotImplementedError
 

@@ -1,81 +1,121 @@
 """Right answers under three masks, and the metrics computed from them, one formula each.
 
+A system with features of its own is tested twice: with its head, and with a closed-form one on the same features
+(`lscl.federation.ridge`), which knows no class that the client has not met.
+
 The accuracy tensor is acc[mask][t][k][u]: after task t, of client k, on the test images of its task u <= t. The masks:
 task = only the classes of task u compete (the task is given), seen = all classes that client k has met
 (class-incremental), all = every class of the data set.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from lscl.federation.client import Client
+from lscl.federation.client import Batch, Client
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import Method
 from lscl.federation.passes import BATCH
 
 MASKS = ("task", "seen", "all")
+RIDGE_MASKS = MASKS[:2]  # of the closed-form head
+HEADS = ("trained", "ridge")  # as results name them: the system's own head, and the closed-form one
 
 
 @torch.no_grad()
-def evaluate(method: Method, client: Client) -> dict[str, Tensor]:
+def evaluate(method: Method, client: Client, ridge: Tensor | None = None) -> dict[str, Tensor]:
     """Test a client on the test images of all its tasks so far.
 
     Args:
         method: the system, which gives the logits.
         client: the client.
+        ridge: the closed-form head on the system's own features, (C, d) float64; None = it is not tested.
 
     Returns:
-        {"correct": (masks, classes met) int64, "total": (classes met,) int64}, classes in order of arrival.
+        {"correct": (masks, classes met) int64, "total": (classes met,) int64}, classes in order of arrival; with
+        `ridge` also "ridge": (2, classes met) int64, its right answers under the masks task and seen.
     """
     client.model.eval()
     seen = torch.tensor(client.partition.seen_classes(client.id, client.task))
     place = torch.full((method.num_classes,), -1)
     place[seen] = torch.arange(len(seen))
-    correct, total = torch.zeros(len(MASKS), len(seen), dtype=torch.int64), torch.zeros(len(seen), dtype=torch.int64)
+    heads = {"correct": MASKS} if ridge is None else {"correct": MASKS, "ridge": RIDGE_MASKS}
+    found = {name: torch.zeros(len(masks), len(seen), dtype=torch.int64) for name, masks in heads.items()}
+    total = torch.zeros(len(seen), dtype=torch.int64)
     for task in range(client.task + 1):
         own = torch.tensor(client.partition.tasks[client.id][task].classes)
         for index in client.test_index(task).split(BATCH):
             batch = client.test.batch(index)
-            logits, labels = method.logits(client, batch).cpu(), batch.labels.cpu()
+            labels = batch.labels.cpu()
             total.index_add_(0, place[labels], torch.ones_like(labels))
-            for row, allowed in enumerate((own, seen, torch.arange(method.num_classes))):
-                right = mask_logits(logits, allowed).argmax(1) == labels
-                correct[row].index_add_(0, place[labels], right.long())
-    return {"correct": correct, "total": total}
+            for name, logits in _answers(method, client, batch, ridge).items():
+                for row, allowed in enumerate((own, seen, torch.arange(method.num_classes))[: len(heads[name])]):
+                    right = mask_logits(logits, allowed).argmax(1) == labels
+                    found[name][row].index_add_(0, place[labels], right.long())
+    return {"correct": found.pop("correct"), "total": total, **found}
 
 
-def task_accuracies(found: dict, classes_per_task: int) -> np.ndarray:
+def _answers(method: Method, client: Client, batch: Batch, ridge: Tensor | None) -> dict[str, Tensor]:
+    """The logits (b, C) of both heads on the CPU, by the names of `evaluate`; one pass serves both where it can."""
+    if ridge is None:
+        return {"correct": method.logits(client, batch).cpu()}
+    features = method.features_of(client, batch)
+    if type(method).logits is Method.logits:
+        logits = method.head_logits(client, features)
+    else:
+        logits = method.logits(client, batch)
+    return {"correct": logits.cpu(), "ridge": features.cpu().double() @ ridge.T}
+
+
+def task_accuracies(found: dict, classes_per_task: int, head: str = "correct") -> np.ndarray:
     """Turn one client's right answers into accuracies.
 
     Args:
         found: {"correct": (masks, classes met), "total": (classes met,)}, see `evaluate`.
         classes_per_task: classes of a task.
+        head: "correct" for the system's head, "ridge" for the closed-form one.
 
     Returns:
         (masks, tasks), percent.
     """
-    correct, total = np.asarray(found["correct"]), np.asarray(found["total"])
-    return 100 * correct.reshape(len(MASKS), -1, classes_per_task).sum(2) / total.reshape(-1, classes_per_task).sum(1)
+    correct, total = np.asarray(found[head]), np.asarray(found["total"])
+    return 100 * correct.reshape(len(correct), -1, classes_per_task).sum(2) / total.reshape(-1, classes_per_task).sum(1)
 
 
-def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int) -> np.ndarray:
+def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int, head: str = "correct") -> np.ndarray:
     """Turn all right answers into the accuracy tensor acc[mask][t][k][u].
 
     Args:
         counts: counts[t][k], the right answers of client k after task t (see `evaluate`); None if it gave none.
         classes_per_task: classes of a task.
+        head: "correct" for the system's head, "ridge" for the closed-form one, which has fewer masks.
 
     Returns:
         (masks, tasks, clients, tasks), percent; NaN for u > t and where a client gave no answer.
     """
     tasks, clients = len(counts), len(counts[0])
-    acc = np.full((len(MASKS), tasks, clients, tasks), np.nan)
+    acc = np.full((len(MASKS if head == "correct" else RIDGE_MASKS), tasks, clients, tasks), np.nan)
     for t, row in enumerate(counts):
         for k, found in enumerate(row):
             if found is not None:
-                acc[:, t, k, : t + 1] = task_accuracies(found, classes_per_task)
+                acc[:, t, k, : t + 1] = task_accuracies(found, classes_per_task, head)
     return acc
+
+
+def accuracies_so_far(scores: Mapping[int, dict], classes_per_task: int) -> dict[str, float]:
+    """What the clients' right answers after a task come to.
+
+    Args:
+        scores: {client: its right answers, see `evaluate`}.
+        classes_per_task: classes of a task.
+
+    Returns:
+        {mask: percent}, the mean over clients and tasks so far.
+    """
+    by_client = [task_accuracies(found, classes_per_task) for found in scores.values()]
+    return {mask: float(value) for mask, value in zip(MASKS, np.mean(by_client, axis=(0, 2)))}
 
 
 def current_task(acc: np.ndarray) -> np.ndarray:
@@ -103,12 +143,15 @@ def backward_transfer(acc: np.ndarray) -> float:
     return float((acc[-1, :, :-1] - then).mean())
 
 
-def accuracy_per_class(counts: list[list[dict]], partition_seen: list[list[int]]) -> dict[int, dict[int, list[float]]]:
+def accuracy_per_class(
+    counts: list[list[dict]], partition_seen: list[list[int]], head: str = "correct"
+) -> dict[int, dict[int, list[float]]]:
     """The accuracy on every class after the last task.
 
     Args:
         counts: counts[t][k], see `accuracy_tensor`.
         partition_seen: partition_seen[k], the labels that client k has met, in order of arrival.
+        head: as in `accuracy_tensor`.
 
     Returns:
         {client: {label: [percent under each mask]}}.
@@ -116,7 +159,7 @@ def accuracy_per_class(counts: list[list[dict]], partition_seen: list[list[int]]
     last = counts[-1]
     return {
         k: {
-            label: (100 * np.asarray(found["correct"])[:, i] / found["total"][i]).tolist()
+            label: (100 * np.asarray(found[head])[:, i] / found["total"][i]).tolist()
             for i, label in enumerate(partition_seen[k])
         }
         for k, found in enumerate(last)

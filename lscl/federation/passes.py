@@ -11,15 +11,16 @@ BATCH = 200  # images per forward pass; another number would change the last bit
 
 
 @torch.no_grad()
-def map_batches(inputs: Inputs, index: Tensor, output: Callable[[Batch], Tensor]) -> Tensor:
+def map_batches(inputs: Inputs, index: Tensor, output: Callable[[Batch], Tensor], size: int = BATCH) -> Tensor:
     """Compute something for many images, batch by batch.
 
     Args:
         inputs: the split.
         index: (n,) positions of the images.
         output: a batch of b images -> (b, ...).
+        size: images per batch.
 
     Returns:
         (n, ...), in the order of `index`.
     """
-    return torch.cat([output(inputs.batch(part)) for part in index.split(BATCH)])  # (n, ...)
+    return torch.cat([output(inputs.batch(part)) for part in index.split(size)])  # (n, ...)

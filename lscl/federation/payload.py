@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lscl.errors import LsclError, shorten
+from lscl.errors import RejectedPayload, shorten
 from lscl.federation.limits import Check, largest_magnitude
 
 Payload = dict[str, Tensor]
@@ -34,34 +34,36 @@ def seal(
         The copy.
 
     Raises:
-        LsclError: a value is not a tensor or not finite, the payload is too large, a name, shape or type is not the
-            expected one, or a check fails.
+        RejectedPayload: a value is not a tensor or not finite, the payload is too large, a name, shape or type is not
+            the expected one, or a check fails.
     """
     if not isinstance(payload, Mapping):
-        raise LsclError(f"payload of {sender}: is a {type(payload).__name__}, not tensors by name")
+        raise RejectedPayload(f"payload of {sender}: is a {type(payload).__name__}, not tensors by name")
     if expected is not None and set(payload) != set(expected):
         odd = shorten(", ".join(sorted(map(str, set(payload) ^ set(expected)))))
-        raise LsclError(f"payload of {sender}: {odd} missing or not allowed (allowed: {', '.join(sorted(expected))})")
+        raise RejectedPayload(
+            f"payload of {sender}: {odd} missing or not allowed (allowed: {', '.join(sorted(expected))})"
+        )
     sealed = {}
     for name, value in payload.items():
         if not isinstance(value, Tensor):
-            raise LsclError(f"payload of {sender}: {name} is a {type(value).__name__}, only tensors may travel")
+            raise RejectedPayload(f"payload of {sender}: {name} is a {type(value).__name__}, only tensors may travel")
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_quantized:
-            raise LsclError(
+            raise RejectedPayload(
                 f"payload of {sender}: {name} is no plain tensor (sparse, nested, quantised or without numbers)"
             )
         if expected is not None and not _fits(value, expected[name]):
             allowed = tuple("any" if size is None else size for size in expected[name])
-            raise LsclError(f"payload of {sender}: {name} has shape {tuple(value.shape)}, allowed is {allowed}")
+            raise RejectedPayload(f"payload of {sender}: {name} has shape {tuple(value.shape)}, allowed is {allowed}")
         if dtype is not None and value.dtype != dtype(name):
-            raise LsclError(f"payload of {sender}: {name} has type {value.dtype}, allowed is {dtype(name)}")
+            raise RejectedPayload(f"payload of {sender}: {name} has type {value.dtype}, allowed is {dtype(name)}")
         if not is_finite(value):
-            raise LsclError(f"payload of {sender}: {name} holds NaN or infinite numbers")
+            raise RejectedPayload(f"payload of {sender}: {name} holds NaN or infinite numbers")
         sealed[name] = value.detach().to("cpu", copy=True).contiguous()
         check_size(num_bytes(sealed), sender, limit)
     for name, check in (checks or {}).items():
         if wrong := check(sealed[name]):
-            raise LsclError(f"payload of {sender}: {name} {wrong}")
+            raise RejectedPayload(f"payload of {sender}: {name} {wrong}")
     return sealed
 
 
@@ -87,10 +89,10 @@ def check_size(size: int, sender: str, limit: int | None) -> None:
         limit: largest size in bytes; None = any.
 
     Raises:
-        LsclError: it is larger.
+        RejectedPayload: it is larger.
     """
     if limit is not None and size > limit:
-        raise LsclError(f"payload of {sender}: {size} bytes or more, allowed are {limit}")
+        raise RejectedPayload(f"payload of {sender}: {size} bytes or more, allowed are {limit}")
 
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:

@@ -6,6 +6,7 @@ from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.metrics import evaluate
 from lscl.federation.payload import Payload
+from lscl.federation.ridge import fit_own_ridge
 from lscl.models.precision import MixedPrecision
 from lscl.seeding import seeded
 
@@ -25,7 +26,7 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
     with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
         _enter(method, client, stage, payload)
         if stage.name == "finish":
-            scores = evaluate(method, client)
+            scores = evaluate(method, client, fit_own_ridge(method, client))
             method.end_task(client)
             return scores
         for phase in method.phases(client, stage):
@@ -81,7 +82,10 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
         if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
             parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
         for part in parts:
+            batch = client.train.batch(part)
+            if phase.augment is not None:
+                batch.images = phase.augment(batch.images)
             with arithmetic.forward():
-                loss = phase.loss(client, client.train.batch(part))
+                loss = phase.loss(client, batch)
             arithmetic.step(loss, optimiser, phase.clip)
     return len(index) * phase.epochs

@@ -7,7 +7,8 @@
 What can take the place of each of them is in `parts.collaboration`, `parts.small_continual` and `parts.fusion`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -31,8 +32,9 @@ from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
 from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
-from lscl.models.cnn import small_cnn
-from lscl.models.generator import Generator
+from lscl.models.cnn import Start
+from lscl.models.cnn_weights import started_cnn
+from lscl.models.generator import Generator, scale_features
 from lscl.models.vit import LowRank
 from lscl.registry import register
 from lscl.seeding import seeded
@@ -99,12 +101,20 @@ class FedLSCL(Method):
     1. an upload in task t also has the lowest-loss images of task t so far; else nothing could be distilled in task 1.
     2. Eq. 4 compares with the CNN and generator at the end of the previous task, after the last server step.
     3. teachers are the generators as uploaded, not the already distilled ones, so the order of clients does not matter.
+    4. the generator reads g = f / m, where f is layer-normalised, and its weights start at zero: then one learning rate
+       serves its bias and its weights at every m, and the first steps change the frozen ViT in proportion. Eq. 5 and
+       what goes up are in these features.
+    5. Eq. 4 compares what two updates do, B A with B' A', and not their numbers: A has nearly all of ||omega||^2 from
+       the start, so that B could grow unpenalised.
+    6. every CNN starts from weights of its own draw. cnn_start = pretrained starts it from trained ones, the same on
+       all clients that have this CNN, and gives it the input that they were trained with
+       (`lscl.models.cnn_weights`); head, projection to m and generator start as otherwise. The paper does not say
+       which it used.
     """
 
     name, label, paper_name, citation, role = "fed_lscl", "Fed-LSCL", "Fed-LSCL", "2508.09489", "own"
     place, turn, quick = 0, 8, ("demo", "colab")
     rows = ({}, {"o2d": "sgd"})  # O2D as we solve it, and by gradient steps as in the paper
-    tuned = {"lr_generator_bias": 1e-4, "lr_generator": 1e-6, "o2d_lambda": 10.0, "auxiliary": 0.0}
     search_space = SEARCH_SPACE
     notes = {
         "o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}
@@ -120,20 +130,17 @@ class FedLSCL(Method):
 
         profile_values: ClassVar = {
             "smoke": {"buffer_per_class": 2},
-            **{profile: {"lr_generator": 1e-5, "lr_generator_bias": 3e-3} for profile in ("demo", "mini")},
-            **{profile: {"feature_norm": False} for profile in ("colab", "paper")},
         }
-        feature_norm: bool = Field(True, description="layer-normalise f before the generator")
         lr_cnn: float = Field(1e-3, **RATE, description="Adam learning rate of the CNN")
-        lr_generator: float = Field(
-            1e-3, **RATE, description="Adam learning rate of the generator's weights, the per-image part"
-        )
-        lr_generator_bias: float = Field(
-            1e-3, **RATE, description="Adam learning rate of the generator's bias, which is a static LoRA"
-        )
+        lr_generator: float = Field(1e-3, **RATE, description="Adam learning rate of the generator, weights and bias")
         generator_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on f before the generator, in training")
         auxiliary: float = Field(
             0.0, **WEIGHT, description="weight of the CNN's own cross-entropy (0 = the paper's loss)"
+        )
+        cnn_start: Literal["drawn", "pretrained"] = Field(
+            "drawn",
+            description="weights that the clients' CNNs start from: drawn, or pretrained (small: shipped; else from "
+            "torchvision or timm)",
         )
         collaboration: Literal["written", "static", "cnn"] = Field(
             "written", description="a LoRA written per image (paper), one static LoRA, or the CNN alone without the ViT"
@@ -161,8 +168,12 @@ class FedLSCL(Method):
         o2d_lambda: float = Field(
             1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments"
         )
-        o2d_epochs: int = Field(5, ge=1, le=10**4, description="passes over the teachers, o2d = sgd only")
-        o2d_lr: float = Field(1e-3, **RATE, description="Adam learning rate, o2d = sgd only")
+        o2d_epochs: int = Field(100, ge=1, le=10**4, description="passes over the teachers, o2d = sgd only")
+        o2d_lr: float = Field(
+            1.0,
+            **RATE | {"le": 1},
+            description="size of a step in the largest one that cannot overshoot, o2d = sgd only",
+        )
         o2d_upload: Literal["features", "gram"] = Field(
             "features", description="what goes up beside the generator: f of the buffer, or its Gram matrix"
         )
@@ -170,6 +181,10 @@ class FedLSCL(Method):
     @classmethod
     def trains_cnn(cls, config: Experiment) -> bool:
         return config.collaboration != "static"
+
+    @classmethod
+    def start_of_cnn(cls, config: Experiment) -> Start:
+        return config.cnn_start
 
     @staticmethod
     def cut(config: Experiment) -> int | None:
@@ -199,7 +214,7 @@ class FedLSCL(Method):
         # The generator comes first: it is the same on all clients.
         generator = Generator(self.m, width, config.rank, config.lora_alpha / config.rank)
         with seeded(config.seed, "model", client):
-            cnn, head = small_cnn(config, client), nn.Linear(width, self.num_classes)
+            cnn, head = started_cnn(config, client, config.cnn_start), nn.Linear(width, self.num_classes)
             auxiliary = nn.Linear(config.features, self.num_classes)  # only used if config.auxiliary > 0
         return nn.ModuleDict({"cnn": cnn, "generator": generator, "head": head, "auxiliary": auxiliary})
 
@@ -228,26 +243,31 @@ class FedLSCL(Method):
             A (b, r, d) and B (b, 3d, r).
         """
         generator = client.model["generator"]
-        omega = generator(F.dropout(f, self.config.generator_dropout, client.model.training))  # (b, P)
+        g = scale_features(F.dropout(f, self.config.generator_dropout, client.model.training))  # (b, m)
+        omega = generator(g)  # (b, P)
         return generator.split(omega)  # A (b, r, d), B (b, 3d, r)
 
-    def classify(self, client: Client, batch: Batch, f: Tensor) -> Tensor:
-        """h(F_omega(x)): the head on the frozen ViT's feature, with the update written from f.
+    def adapted_features(self, client: Client, batch: Batch, f: Tensor) -> Tensor:
+        """F_omega(x): the frozen ViT's feature, with the update written from f.
 
         Args:
-            client: the one whose generator and head answer.
+            client: the one whose generator writes.
             batch: b images.
             f: their features, (b, m).
 
         Returns:
-            Logits, (b, C); with the CNN alone, h(f).
+            (b, d); with the CNN alone f itself, (b, m).
         """
         if "generator" not in client.model:
-            return client.model["head"](f)
-        return client.model["head"](self.foundation.suffix(batch.prefix, self.update(client, f)))
+            return f
+        return self.foundation.suffix(batch.prefix, self.update(client, f))
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return self.classify(client, batch, self.cnn_features(client, batch))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.adapted_features(client, batch, self.cnn_features(client, batch))
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        """h(F_omega(x)); with the CNN alone h(f)."""
+        return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         config, model = self.config, client.model
@@ -256,14 +276,13 @@ class FedLSCL(Method):
             parts = [model[name] for name in ("cnn", "auxiliary") if name in model]
             groups.append({"params": [p for part in parts for p in part.parameters()], "lr": config.lr_cnn})
         if "generator" in model:
-            groups.append({"params": [model["generator"].weight], "lr": config.lr_generator})
-            groups.append({"params": [model["generator"].bias], "lr": config.lr_generator_bias})
+            groups.append({"params": model["generator"].parameters(), "lr": config.lr_generator})
         return [Phase(groups, self.loss, config.epochs, config.batch)]
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Eq. 3 plus, from the second task on, Eq. 4 or what stands in for it."""
         f = self.cnn_features(client, batch)
-        logits = self.classify(client, batch, f)
+        logits = self.head_logits(client, self.adapted_features(client, batch, f))
         losses = masked_cross_entropy(logits, batch.labels, client.classes, reduction="none")
         client.scratch["losses"][batch.index] = losses.detach().cpu()
         total = losses.mean()
@@ -342,7 +361,7 @@ class FedLSCL(Method):
         return {**found, "gram": gram_check(unpack_triangle, LIMIT**2)} if "gram" in found else found
 
     def rate(self, name: str) -> float:
-        return {"weight": self.config.lr_generator, "bias": self.config.lr_generator_bias}[name]
+        return self.config.lr_generator
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float64 if name == "gram" else super().dtype(name)
@@ -356,14 +375,44 @@ class FedLSCL(Method):
             self.server.update(self.fusion.aggregate(uploads))
 
 
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """BatchNorm and dropout as in a test for a while, and then as they were; gradients flow."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+def update_gap(ours: LowRank, teacher: LowRank) -> tuple[Tensor, Tensor]:
+    """How far two written updates are apart in what they do, without forming a (3d, d) matrix.
+
+    B A - B' A' = [B - B', B'] [A; A - A'] = L R and ||L R||_F^2 = tr((L^T L) (R R^T)), where nothing large cancels.
+
+    Args:
+        ours: A (b, r, d) and B (b, 3d, r).
+        teacher: A' and B', of the same shapes.
+
+    Returns:
+        ||B A - B' A'||_F^2 and ||B' A'||_F^2, (b,) each.
+    """
+    left = torch.cat([ours.B - teacher.B, teacher.B], dim=2)  # (b, 3d, 2r)
+    right = torch.cat([ours.A, ours.A - teacher.A], dim=1)  # (b, 2r, d)
+    norm = lambda L, R: ((L.transpose(1, 2) @ L) * (R @ R.transpose(1, 2))).sum((1, 2))  # (b,)
+    return norm(left, right), norm(teacher.B, teacher.A)
+
+
 class Consistency(SmallContinual):
     """Eq. 4: on images of the buffer, CNN and generator stay close to what they were at the end of the previous task.
 
-        alpha ||f - f'||^2 + beta ||omega - omega'||^2,    f = theta(x), omega = phi(f)
+        alpha ||f - f'||^2 + beta ||B A - B' A'||^2,    f = theta(x), (A, B) = phi(f)
 
-    with f' and omega' of the previous CNN and generator. Its features of the buffer never change, so they are stored
-    instead of the previous CNN. Client state: `previous.features` (n, m) of the n images of the buffer, and the
-    previous generator, `previous.weight` (P, m) and `previous.bias` (P,).
+    with f', A' and B' of the previous CNN and generator; both sides with BatchNorm in evaluation mode, so that the sum
+    is zero as long as nothing changes. Its features of the buffer never change, so they are stored instead of the
+    previous CNN. Client state: `previous.features` (n, m) of the n images of the buffer, and the previous generator,
+    `previous.weight` (P, m) and `previous.bias` (P,).
     """
 
     method: FedLSCL
@@ -375,31 +424,34 @@ class Consistency(SmallContinual):
             return super().loss(client, batch, logits)
         chosen = sample_buffer(client, len(batch.index))
         self.method.optimised += len(chosen)
-        f = self.method.cnn_features(client, client.train.batch(state["buffer"][chosen]))
+        with evaluation_mode(model):
+            f = self.method.cnn_features(client, client.train.batch(state["buffer"][chosen]))
         before = state["previous.features"][chosen].to(f.device)  # (b, m)
-        term = config.alpha * self.distance(f, before)
+        gap, size = (f - before).square().sum(1), before.square().sum(1)  # (b,)
+        term = config.alpha * self.scaled(gap, size, f.shape[1])
         if "generator" in model:
-            omega_before = F.linear(before, state["previous.weight"].to(f.device), state["previous.bias"].to(f.device))
-            term = term + config.beta * self.distance(model["generator"](f), omega_before)
+            weight, bias = (state[f"previous.{name}"].to(f.device) for name in GENERATOR_PARTS)
+            generator = model["generator"]
+            teacher = generator.split(F.linear(scale_features(before), weight, bias))  # A' (b, r, d), B' (b, 3d, r)
+            ours = generator.split(generator(scale_features(f)))  # A (b, r, d), B (b, 3d, r)
+            term = term + config.beta * self.scaled(*update_gap(ours, teacher), 3 * generator.width**2)
         return term
 
-    def distance(self, ours: Tensor, teacher: Tensor) -> Tensor:
-        """The mean squared distance of rows, on the scale that the parameter `consistency` names.
+    def scaled(self, gap: Tensor, size: Tensor, numbers: int) -> Tensor:
+        """A squared distance on the scale that the parameter `consistency` names.
 
         Args:
-            ours: (b, n), features or updates.
-            teacher: (b, n), the previous ones.
+            gap: squared distances of images, (b,).
+            size: squared norms of what they are measured from, (b,).
+            numbers: how many numbers were compared.
 
         Returns:
-            The mean over rows of ||ours - teacher||^2, (). With relative each is divided by its ||teacher||^2, with
-            mean by n, with sum by nothing.
+            The mean over images, (). With relative each is divided by its size, with mean by `numbers`, with sum by
+            nothing.
         """
-        gap = (ours - teacher).square().sum(1)
         if self.method.config.consistency == "relative":
-            gap = gap / (teacher.square().sum(1) + 1e-8)
-        elif self.method.config.consistency == "mean":
-            gap = gap / max(1, ours.shape[1])
-        return gap.mean()
+            return (gap / (size + 1e-8)).mean()
+        return gap.mean() / max(1, numbers) if self.method.config.consistency == "mean" else gap.mean()
 
     def end_task(self, client: Client) -> None:
         if len(client.state["buffer"]) == 0:
@@ -427,10 +479,10 @@ class OneByOne(Fusion):
         return {**generator, "features": (int(kept), self.method.m)}
 
     def upload(self, client: Client, generator: Payload) -> Payload:
-        f = self.method.features(client, self.method.update_buffer(client))
+        g = scale_features(self.method.features(client, self.method.update_buffer(client)))  # (n, m)
         if self.method.config.o2d_upload == "gram":
-            return {**generator, "gram": pack_triangle(second_moments(f))}
-        return {**generator, "features": f}
+            return {**generator, "gram": pack_triangle(second_moments(g))}
+        return {**generator, "features": g}
 
     def aggregate(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
         weights = [torch.cat([sent["weight"], sent["bias"][:, None]], dim=1) for sent in uploads.values()]  # (P, m + 1)

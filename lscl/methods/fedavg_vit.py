@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import LEARNING_RATES, HeadMerge, Method
+from lscl.federation.method import HeadMerge, Method
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.registry import register
 
@@ -20,12 +21,13 @@ class FedAvgViT(Method):
     Differences from the authors' habit (their code for this row is not public):
     1. a linear head instead of a two-layer MLP (option head = mlp): averaging an MLP mixes hidden units.
     2. head_merge = holders averages a row only over the clients that trained it; plain (default) is FedAvg.
+    3. no augmentation (their published code bases crop and mirror): the frozen feature is computed once.
     """
 
     name, label, paper_name, citation = "fedavg_vit", "FedAvg + ViT", "FedAvg+ViT", "2010.11929"
     place, turn, quick = 3, 1, ("demo", "colab")
     tuned = {"lr": 1e-1}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 3)}
     costs = Costs
 
     class Parameters(HeadShape, HeadMerge):
@@ -36,5 +38,8 @@ class FedAvgViT(Method):
     def build(self, client: int) -> nn.Module:
         return classifier(self.config, self.foundation.width, self.num_classes)
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model(self.foundation.suffix(batch.prefix))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model(features)

@@ -13,9 +13,10 @@ from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits, masked_cross_entropy
-from lscl.federation.method import LEARNING_RATES, Method, Phase, Stage
+from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
@@ -107,6 +108,9 @@ class FedMGP(Method):
        1's trained head).
     7. surrogate images are not tested on (officially they are part of the test set).
     8. all clients' prompts are fused (the selection by a threshold is commented out in the released code).
+    9. no augmentation (official: random crops and mirroring): what the first block gets is computed once.
+    10. smaller in demo and mini: one surrogate image of each class (20), and 1 or 2 passes over them at a higher rate
+       in each fusion (5 at 0.001875).
 
     Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like
     phase 1.
@@ -128,7 +132,11 @@ class FedMGP(Method):
     }  # fmt: skip
     tuned = {"lr": 3e-2}
     official = {"lr": OFFICIAL_LR, "head": "mlp"}
-    search_space = LEARNING_RATES
+    search_space = {
+        "lr": LogRange(1e-4, 1),
+        "mgp_surrogate_lr": LogRange(1e-4, 1e-1),
+        "mgp_key": LogRange(1e-2, 1),
+    }
     costs = FedMGPCosts
 
     class Parameters(PromptClip, HeadShape):
@@ -295,10 +303,14 @@ class FedMGP(Method):
         scores = mask_logits(cosine_to_keys(query, client.model["fine"].keys), seen)
         return choose_keys(scores, 1, batchwise=False)[:, 0]
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        """The readout with the local prompts of the nearest key."""
         prompt = client.model["coarse"].prompt
         slots = self.choose_slots(client, self.readout(batch, prompt))
-        return client.model["local_head"](self.readout(batch, prompt, client.model["fine"](slots)))
+        return self.readout(batch, prompt, client.model["fine"](slots))
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["local_head"](features)
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.model["coarse"].load_state_dict(payload)

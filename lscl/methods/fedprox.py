@@ -8,7 +8,9 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
+from lscl.federation.search_space import LogRange
 from lscl.methods.fedavg import FedAvg
+from lscl.methods.parts.augmentation import AUGMENTED
 from lscl.registry import register
 
 
@@ -22,11 +24,13 @@ class FedProx(FedAvg):
     Differences from other codes:
     1. the norm is squared (the FedProx of the released MFCL code sums norms that are not, a pull that never weakens).
     2. BatchNorm means and variances are no parameters and are not pulled.
+    3. optimiser, augmentation and start as in FedAvg (its differences 3 to 5).
     """
 
     name, label, paper_name, citation = "fedprox", "FedProx", "FedProx", "1812.06127"
     place, turn = 2, 3
-    search_space = tuple({"lr": lr, "prox_mu": mu} for lr in (1e-3, 3e-3, 1e-2) for mu in (0.01, 1.0))
+    sizes = AUGMENTED
+    search_space = {"lr": LogRange(1e-4, 1e-1), "prox_mu": LogRange(1e-3, 10)}
     costs = Costs
 
     class Parameters(FedAvg.Parameters):

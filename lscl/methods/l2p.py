@@ -8,7 +8,8 @@ from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import LEARNING_RATES, HeadMerge
+from lscl.federation.method import HeadMerge
+from lscl.federation.search_space import LogRange
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
     PromptedMethod,
@@ -47,13 +48,17 @@ class L2P(PromptedMethod):
        up).
     3. only prompts, keys and head travel, not the ViT.
     4. no prompt mask per task and no frequency term; neither is used for CIFAR-100 there.
+    5. no augmentation (there, random resized crops and mirroring): the frozen feature and what the first block gets are
+       computed once.
+    6. a fresh optimiser in each round (there, in each task), and the profile's rounds and epochs (there, 5 epochs a
+       task).
     """
 
     name, label, paper_name, citation = "l2p", "FedAvg + L2P", "FedAvg+L2P", "2112.08654"
     place, turn = 4, 11
     tuned = {"lr": 3e-2}
     official = {"lr": OFFICIAL_LR}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1), "l2p_pull": LogRange(1e-2, 1)}
     costs = L2PCosts
 
     class Parameters(PromptVote, HeadMerge):
@@ -91,30 +96,32 @@ class L2P(PromptedMethod):
         scores = cosine_to_keys(self.foundation.feature(batch.last_token), client.model["pool"]["key"])
         return scores, choose_keys(scores, self.config.l2p_top_k, self.config.prompt_batchwise)
 
-    def prompted_logits(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
-        """The head on the mean of the prompts' output tokens.
+    def prompted_features(self, client: Client, batch: Batch, chosen: Tensor) -> Tensor:
+        """The mean of the prompts' output tokens.
 
         Args:
-            client: the one whose prompts and head answer.
+            client: the one whose prompts are taken.
             batch: b images.
             chosen: places of their prompts, (b, k).
 
         Returns:
-            (b, C).
+            (b, d).
         """
         prompts = client.model["pool"]["prompt"][chosen].flatten(1, 2)  # (b, k l, d)
         tokens = self.foundation.suffix(
             insert_prompts(self.foundation, batch.prefix, prompts), keep=1 + prompts.shape[1]
         )
-        return client.model["head"](tokens[:, 1:].mean(1))
+        return tokens[:, 1:].mean(1)
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return self.prompted_logits(client, batch, self.choose_prompts(client, batch)[1])
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.prompted_features(client, batch, self.choose_prompts(client, batch)[1])
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Cross-entropy - lambda mean_b sum_{chosen} cos(phi(x_b), key): the only thing that moves the keys."""
         scores, chosen = self.choose_prompts(client, batch)
         pull = scores.gather(1, chosen).sum(1).mean()
-        return (
-            self.cross_entropy(client, batch, self.prompted_logits(client, batch, chosen)) - self.config.l2p_pull * pull
-        )
+        logits = self.head_logits(client, self.prompted_features(client, batch, chosen))
+        return self.cross_entropy(client, batch, logits) - self.config.l2p_pull * pull

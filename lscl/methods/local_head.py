@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import LEARNING_RATES, Method, Stage
+from lscl.federation.method import Method, Stage
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange
 from lscl.registry import register
 
 
@@ -21,7 +22,7 @@ class LocalHead(Method):
     name, label, role = "local_head", "own head only", "floor"
     place, turn, quick = 13, 0, ("demo", "colab")
     tuned = {"lr": 3e-3}
-    search_space = LEARNING_RATES
+    search_space = {"lr": LogRange(1e-4, 1)}
     costs = Costs
 
     def build(self, client: int) -> nn.Module:
@@ -30,8 +31,11 @@ class LocalHead(Method):
     def initial_server(self) -> dict[str, Tensor]:
         return {}
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model(self.foundation.suffix(batch.prefix))
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model(features)
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return {}

@@ -1,10 +1,12 @@
 """Control: a static LoRA of the same place and rank instead of the written one, local like the head."""
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from lscl.config import Experiment
+from lscl.config import RATE, Experiment
 from lscl.federation.client import Batch, Client
-from lscl.federation.method import LEARNING_RATES
+from lscl.federation.method import Phase, Stage
+from lscl.federation.search_space import LogRange, OneOf
 from lscl.methods.local_head import LocalHead
 from lscl.methods.parts.lora import OneBlock, OneBlockCosts, StaticLoRA, check_adapted_block
 from lscl.registry import register
@@ -14,16 +16,24 @@ from lscl.registry import register
 class LocalLoRA(LocalHead):
     """Tells whether writing an update per image adds anything to having one update per client.
 
-    Trained: LoRA A, B in one block and the head. Uploaded and returned: nothing. Not in the paper.
+    Trained: LoRA A, B in one block and the head, each at a learning rate of its own. Uploaded and returned: nothing.
+    Not in the paper.
     """
 
     name, label = "local_lora", "own static LoRA"
     place, turn, quick = 12, 7, ("demo", "colab")
-    tuned = {"lr": 1e-2}
-    search_space = LEARNING_RATES
+    tuned = {"lr": 3e-3, "lr_lora": 1e-3}
+    official = {"lr_lora": 1e-3}  # the rate of everything in the code bases of the paper's authors
+    search_space = {"lr": LogRange(1e-4, 1e-1), "lr_lora": LogRange(1e-5, 1e-2), "rank": OneOf((1, 2, 4, 8, 16, 32))}
     costs = OneBlockCosts
 
-    Parameters = OneBlock
+    class Parameters(OneBlock):
+        """See `lscl.registry.Parameters`."""
+
+        lr_lora: float = Field(
+            1e-4, **RATE, description="Adam learning rate of the LoRA of the control with one static LoRA"
+        )
+
     check_foundation = staticmethod(check_adapted_block)
 
     @staticmethod
@@ -39,5 +49,16 @@ class LocalLoRA(LocalHead):
         )
         return nn.ModuleDict({"lora": lora, "head": nn.Linear(self.foundation.width, self.num_classes)})
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
-        return client.model["head"](self.foundation.suffix(batch.prefix, client.model["lora"]()))
+    def phases(self, client: Client, stage: Stage) -> list[Phase]:
+        config, model = self.config, client.model
+        groups = [
+            {"params": list(model["lora"].parameters()), "lr": config.lr_lora},
+            {"params": list(model["head"].parameters()), "lr": config.lr},
+        ]
+        return [Phase(groups, self.loss, config.epochs, config.batch)]
+
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
+        return self.foundation.suffix(batch.prefix, client.model["lora"]())
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)

@@ -16,6 +16,7 @@ from lscl.federation.limits import LIMIT, Check, gram_check, range_check
 from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.search_space import LogRange, OneOf, Range
 from lscl.methods.parts.gram import (
     InputSquares,
     damp_off_diagonal,
@@ -86,13 +87,19 @@ class LoRM(Method):
     6. the frozen factor needs no gradient and no weights are copied in a step (officially the whole ViT is).
     7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official
        code reports within a task is not needed.
+    8. no augmentation in training (official: random crops and mirroring): what the first block gets is computed once.
+       Adam instead of AdamW, which is the same without weight decay.
     """
 
     name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"
     place, turn = 11, 10
     tuned = {"lorm_rank": 4}
     official = {"lr": 3e-3}
-    search_space = tuple({"lr": lr, "lorm_rank": rank} for lr in (3e-4, 1e-3, 3e-3) for rank in (1, 4))
+    search_space = {
+        "lr": LogRange(3e-5, 3e-1),
+        "lorm_rank": OneOf((1, 2, 4, 8, 16, 32)),
+        "lorm_alpha": Range(0, 1),
+    }
     costs = LoRMCosts
 
     class Parameters(HeadMerge):
@@ -176,10 +183,13 @@ class LoRM(Method):
             for block, loras in enumerate(client.model["lora"])
         }
 
-    def logits(self, client: Client, batch: Batch) -> Tensor:
+    def features_of(self, client: Client, batch: Batch) -> Tensor:
         """In a round under W_0 + B A, at the test behind a task under W_0 + Q S^+."""
         adapters = client.scratch.get("merged") or self.adapters(client)
-        return client.model["head"](self.foundation.suffix(batch.prefix, adapters))
+        return self.foundation.suffix(batch.prefix, adapters)
+
+    def head_logits(self, client: Client, features: Tensor) -> Tensor:
+        return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         """One factor and the head; the other factor gets no gradient."""

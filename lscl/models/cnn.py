@@ -1,6 +1,7 @@
 """The small CNNs theta_k, one on each client: b images (b, 3, H, W) -> their features f (b, m)."""
 
 from functools import lru_cache
+from typing import Literal
 
 import timm
 import torch
@@ -25,6 +26,9 @@ WIDTHS = {"tiny": (8, 16), "small": (32, 64, 128, 128)}
 # The same five families in sizes for 32 pixels and two cores; timm has the two called mini_ only in large sizes.
 MINI_FIVE = ("resnet10t", "mobilenetv3_small_050", "mini_densenet", "tf_efficientnet_lite0", "mini_vgg")
 STEM_MAX_SIZE = 64  # pixels a side; up to here ResNet's first stride and max-pool are left out, or little would remain
+MEAN_OF_INPUT, STD_OF_INPUT = 0.5, 0.25  # what turns shares of 255 into the input of a CNN
+
+Start = Literal["drawn", "pretrained"]
 
 
 class SmallCNN(nn.Module):
@@ -65,21 +69,28 @@ class FeatureExtractor(nn.Module):
     def __init__(self, cnn: nn.Module, width: int, features: int, norm: bool):
         super().__init__()
         self.cnn, self.norm = cnn, norm
+        self.rescale: nn.Module = nn.Identity()  # `lscl.models.cnn_weights` puts a checkpoint's own normalisation here
         self.project = nn.Identity() if width == features else nn.Linear(width, features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features f of a batch: (b, 3, H, W) -> (b, m)."""
-        f = self.project(self.cnn(images))
+        f = self.project(self.cnn(self.rescale(images)))
         return F.layer_norm(f, f.shape[-1:]) if self.norm else f
 
 
-def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> FeatureExtractor:
-    """Make the untrained CNN of a client.
+def to_cnn_input(pixels: Tensor) -> Tensor:
+    """Turn pixels into the CNNs' input: (b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2."""
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - MEAN_OF_INPUT) / STD_OF_INPUT  # (b, 3, H, W)
+
+
+def small_cnn(config: Experiment, client: int, norm: bool = True, start: Start = "drawn") -> FeatureExtractor:
+    """Make the CNN of a client with drawn weights.
 
     Args:
         config: `cnn` is one name for all clients, or several with commas, which clients get in turn.
         client: number of the client.
-        norm: layer-normalise the features; None = as `config.feature_norm` says.
+        norm: layer-normalise the features.
+        start: what it starts from, see `new_cnn`.
 
     Returns:
         The CNN: (b, 3, side, side) -> (b, m).
@@ -87,9 +98,21 @@ def small_cnn(config: Experiment, client: int, norm: bool | None = None) -> Feat
     Raises:
         LsclError: an unknown name.
     """
+    return new_cnn(name_of(config, client), config.side, config.features, norm, start)
+
+
+def name_of(config: Experiment, client: int) -> str:
+    """The name of a client's CNN.
+
+    Args:
+        config: `cnn` is one name for all clients, or several with commas, which clients get in turn.
+        client: number of the client.
+
+    Returns:
+        The name.
+    """
     names = names_of(config)
-    norm = config.feature_norm if norm is None else norm
-    return new_cnn(names[client % len(names)], config.side, config.features, norm)
+    return names[client % len(names)]
 
 
 def names_of(config: Experiment) -> list[str]:
@@ -97,22 +120,26 @@ def names_of(config: Experiment) -> list[str]:
     return [name.strip() for name in config.cnn.split(",")]
 
 
-def check_cnns(config: Experiment) -> None:
+def check_cnns(config: Experiment, start: Start = "drawn") -> None:
     """Pass two images through every CNN that a client gets.
+
+    Args:
+        config: the experiment.
+        start: what the CNNs start from, see `new_cnn`; the weights here are drawn.
 
     Raises:
         LsclError: an unknown name, or a CNN that does not take images of this size.
     """
     for name in names_of(config)[: config.clients]:
-        _look(name, config.side, config.features)
+        _look(name, config.side, config.features, start)
 
 
 @lru_cache
-def _look(name: str, side: int, features: int) -> None:
+def _look(name: str, side: int, features: int, start: Start) -> None:
     """Pass two images in both modes, with a network and a seed of its own, which leave the run's draws alone."""
     with seeded(0, "two images"), torch.no_grad():
         try:
-            cnn, images = new_cnn(name, side, features, norm=False), torch.randn(2, 3, side, side)
+            cnn, images = new_cnn(name, side, features, norm=False, start=start), torch.randn(2, 3, side, side)
             found = [cnn.train(training)(images) for training in (True, False)]
         except LsclError:
             raise
@@ -130,8 +157,8 @@ def _misfit(name: str, side: int, reason: str) -> LsclError:
     return LsclError(f"{what}; give a size that it takes by cnn_size, or take another CNN")
 
 
-def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor:
-    """Make an untrained CNN by its name.
+def new_cnn(name: str, side: int, features: int, norm: bool, start: Start = "drawn") -> FeatureExtractor:
+    """Make a CNN by its name, with drawn weights.
 
     Args:
         name: tiny or small, which are ours; mini_densenet or mini_vgg, torchvision's classes with few channels; one of
@@ -139,6 +166,8 @@ def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor
         side: pixels a side of its images.
         features: width m of its features.
         norm: layer-normalise the features.
+        start: drawn, or pretrained: then the CNN is as its weights were trained, for which `lscl.models.cnn_weights`
+            gives them; ResNet-18 keeps its own first layers on images of any size.
 
     Returns:
         The CNN: (b, 3, side, side) -> (b, m).
@@ -175,6 +204,6 @@ def new_cnn(name: str, side: int, features: int, norm: bool) -> FeatureExtractor
         cnn.fc = nn.Identity()
     else:
         cnn.classifier = nn.Identity()
-    if name == "resnet18" and side <= STEM_MAX_SIZE:
+    if name == "resnet18" and side <= STEM_MAX_SIZE and start == "drawn":
         cnn.conv1, cnn.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return FeatureExtractor(cnn, width, features, norm)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lscl.config import Experiment
-from lscl.models.cnn import small_cnn
+from lscl.models.cnn import Start, small_cnn
 from lscl.models.vit import FrozenViT, architecture
 
 FLOAT = 4  # bytes
@@ -139,18 +139,19 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
 
 
 @lru_cache
-def count_cnn(config: Experiment, client: int = 0) -> Network:
+def count_cnn(config: Experiment, client: int = 0, start: Start = "drawn") -> Network:
     """Count the costs of a client's CNN.
 
     Args:
         config: the experiment.
         client: number of the client.
+        start: what it starts from; the weights do not count, but ResNet-18 has other first layers.
 
     Returns:
         Its costs.
     """
     with torch.device("meta"):
-        return network(small_cnn(config, client).train(), torch.empty(2, 3, config.side, config.side))
+        return network(small_cnn(config, client, start=start).train(), torch.empty(2, 3, config.side, config.side))
 
 
 def uncut_vit(vit: VisionTransformer) -> FrozenViT:

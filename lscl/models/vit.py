@@ -180,6 +180,19 @@ class FrozenViT(nn.Module):
         return by_token if self.vit.global_pool == "token" else None
 
     @cached_property
+    def largest_feature(self) -> float:
+        """A bound for ||phi(x)|| of any image: sqrt(d) max |gamma| + ||beta|| of the last LayerNorm; inf without one.
+
+        Every token behind that norm obeys it, so their mean does, too.
+        """
+        layer = self.vit.norm if isinstance(self.vit.fc_norm, nn.Identity) else self.vit.fc_norm
+        pooled_by_mean = layer is self.vit.fc_norm or self.vit.global_pool in ("token", "avg")
+        if not isinstance(layer, nn.LayerNorm) or layer.weight is None or not pooled_by_mean:
+            return math.inf
+        shift = 0.0 if layer.bias is None else float(layer.bias.norm())
+        return self.width**0.5 * float(layer.weight.abs().max()) + shift
+
+    @cached_property
     def tokens(self) -> int:
         """Number of tokens N that `prefix` returns: all, or behind the last block one (CLS or the pooled feature)."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
@@ -216,6 +229,22 @@ class FrozenViT(nn.Module):
     def recut(self, block: int) -> "FrozenViT":
         """Cut the same network in front of another block; no weight is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)
+
+    @torch.no_grad()
+    def update_share(self, z: Tensor, update: LowRank) -> float:
+        """How large an update is beside what it is added to: ||s B A y|| / ||W y||, y the normed input of qkv.
+
+        Args:
+            z: (b, N, d), the tokens in front of the adapted block.
+            update: of that block's fused qkv W.
+
+        Returns:
+            The ratio of the Frobenius norms over all tokens.
+        """
+        block = self.vit.blocks[self.block]
+        y = block.norm1(z)  # (b, N, d)
+        frozen = F.linear(y, block.attn.qkv.weight)  # (b, N, 3d)
+        return float(update.add_to(torch.zeros_like(frozen), y).norm() / frozen.norm())
 
     def suffix(self, z: Tensor, update: LowRank | Mapping[int, Adapter] | None = None, keep: int | None = 1) -> Tensor:
         """Compute the blocks behind the cut; the last one computes only what the result needs.

@@ -1,8 +1,10 @@
 """One page of the book for every system, made from its class, the config and the records."""
 
 import inspect
+import math
 import re
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -10,9 +12,19 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import chosen_values, experiment, fields
+from lscl.config import NEEDS, chosen_values, experiment, fields
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
+from lscl.experiments.tuning import (
+    RUNGS,
+    TRIALS,
+    TUNING_SEED,
+    read_studies,
+    search_space,
+    show_values,
+    tuning_path,
+)
+from lscl.federation.search_space import axis_from_json
 from lscl.publish.reference import show
 from lscl.registry import METHODS
 from lscl.results.frames import costs_frame, final_by_seed, final_rows, frame, just_learned_rows
@@ -21,13 +33,17 @@ from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, p
 from lscl.results.measurements import tuning_frame
 from lscl.results.published import AT_THE_END, add_published_rows, published_rows
 from lscl.results.statistics import compare_with, estimates
-from lscl.results.tables import cost_table
+from lscl.results.tables import cost_table, heads_table
 
 SHOWN_DATASETS = ("cifar100", "glyphs", "imagenet_r")
 MADE = "% Made by `lscl pages` from the class, the config and the records: edit those."
+BUDGET = ", ".join(
+    f"{count} until the end of {'all tasks' if task == math.inf else f'task {task}'}" for task, count in RUNGS
+)
 RULE = (
-    f"Every system got the same number of points, on seed {sweeps.TUNING_SEED} alone, which is in no other table. "
-    f"The highest class-incremental accuracy after task {sweeps.TUNING_TASKS} decided."
+    f"Every system gets the same {TRIALS} trials on seed {TUNING_SEED} alone, which is in no other table: the values "
+    "of the official code or of the profile, and points of its search space. They are thinned: "
+    f"{BUDGET}. The highest class-incremental accuracy over the tasks so far decides, at the end over all of them."
 )
 
 
@@ -134,10 +150,12 @@ def names_of_parameters(method: str) -> list[str]:
     }
     read = {name for module in modules for name in re.findall(r"\bconfig\.(\w+)", _source(module))} & METHODS.core
     given = [
-        *(set(point) for point in points_of(method)[:1]),
+        set(search_space(method)),
         *(kind.sizes.get(name, {}) | chosen_values(kind, name) for name in ("mini", "paper")),
+        *(values for key, values in kind.sizes.items() if isinstance(key, tuple)),
     ]
-    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - {"method", "seed"}]
+    idle = {"method", "seed"} if kind.trains else {"method", "seed", *NEEDS["trains"]}
+    return [name for name in fields() if name in read.union(kind.Parameters.model_fields, *given) - idle]
 
 
 def _source(module: ModuleType) -> str:
@@ -146,11 +164,6 @@ def _source(module: ModuleType) -> str:
         return inspect.getsource(module)
     except (OSError, TypeError):
         return ""
-
-
-def points_of(method: str) -> list[dict[str, Any]]:
-    """The points at which a system is tuned."""
-    return sweeps.grids().get(method, [])
 
 
 def parameter_table(method: str) -> pd.DataFrame:
@@ -227,6 +240,10 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
             f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
         )
         parts.append(captioned_table(table, caption, f"{name}-control", runs))
+    heads = heads_table(frame([one for one in runs if one["method"] == method], head=None))
+    if len(heads):
+        caption = f"{about}: final accuracy of its trained head and of a closed-form head on the same features, in %"
+        parts.append(captioned_table(heads, caption, f"{name}-heads", select(runs, method=method)))
     return "\n\n".join(parts)
 
 
@@ -261,63 +278,68 @@ def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
 
 
 def tuning(method: str) -> str:
-    """The grid of a system with its scores, and the choice."""
+    """The search space of a system, its trials with their scores, and the choice."""
+    space = search_space(method)
+    if not space:
+        return "It has nothing to tune: its values are those of the profile."
     found, parts = tuning_frame(), []
     for (profile, dataset), own in found[found["method"] == method].groupby(["profile", "dataset"]):
         where = f"{plain_text(profile)}, {DATASET_LABELS.get(dataset, plain_text(dataset))}"
-        caption, name = f"{label_of(method)}: the grid on {where}, accuracy in %", f"tab-{method}-tuning-{len(parts)}"
-        parts.append(f"{_choice(method, own)}\n\n{numbered_table(grid_table(own), caption, name, index=False)}")
-    total = len(points_of(method))
-    if not total:
-        return "It has no grid: its values are those of the profile."
+        caption, name = f"{label_of(method)}: what was tried on {where}", f"tab-{method}-tuning-{len(parts)}"
+        said = _choice(method, profile, dataset, own)
+        parts.append(f"{said}\n\n{numbered_table(trial_table(own), caption, name, index=False)}")
     command = f"`lscl sweep tune --methods {method} --profile mini`"
-    waiting = f"No point of its grid of {total} is recorded yet: {command} makes them."
-    return f"{RULE}\n\n" + ("\n\n".join(parts) if parts else waiting)
+    axes = "\n".join(f"- `{name}`: {axis}" for name, axis in space.items())
+    waiting = f"No trial is recorded yet: {command} makes them."
+    return f"{RULE}\n\nIts search space:\n\n{axes}\n\n" + ("\n\n".join(parts) if parts else waiting)
 
 
-def grid_table(points: pd.DataFrame) -> pd.DataFrame:
-    """Points of a tuning grid (`measurements.tuning_frame`) as text."""
-    scores = {f"{MASK_LABELS[mask]} %": points[mask].map("{:.1f}".format) for mask in ("seen", "task")}
+def trial_table(points: pd.DataFrame) -> pd.DataFrame:
+    """Trials (`measurements.tuning_frame`) as text, those that came furthest first."""
+    points = points.sort_values(["tasks", "seen"], ascending=False, kind="stable")
+    scores = {f"{MASK_LABELS[mask]} %": points[mask].map("{:.1f}".format).replace("nan", "–") for mask in SCORES[::-1]}
     return pd.DataFrame(
         {
+            "trial": points["trial"],
             "values": points["point"],
+            "tasks": points["tasks"].astype(str) + points["failed"].map(lambda why: ", then diverged" if why else ""),
             **scores,
             "chosen": points["chosen"].map({True: "✓", False: ""}),
-            "seed": points["seed"],
         }
     )
 
 
-def _choice(method: str, tried: pd.DataFrame) -> str:
-    """What the grid says is best, and what `mini` uses."""
-    config = experiment(profile="mini", dataset="cifar100", method=method).model_dump()
-    used = ", ".join(f"{name} = {config[name]:g}" for name in points_of(method)[0])
-    best = tried.loc[tried["chosen"], "point"]
-    if best.empty:
-        recorded = f"{len(tried)} of {len(points_of(method))} points are recorded"
-        return f"{recorded}, so nothing is chosen yet; `mini` uses {used}."
-    if used == best.iloc[0]:
-        return f"Chosen: {used}.{_edges(method, config)}"
-    return f"Best: {plain_text(best.iloc[0])}. Not yet in use: `mini` has {used}."
+def _choice(method: str, profile: str, dataset: str, tried: pd.DataFrame) -> str:
+    """What the trials say is best, and what the profile uses."""
+    study = read_studies(tuning_path(profile, dataset)).get(method)
+    if study is None:
+        return (
+            "These points are of the grid that came before the search space; they were compared after two tasks. "
+            f"`lscl sweep tune --methods {method} --profile mini` makes the trials."
+        )
+    if study["chosen"] is None:
+        done = f"{int((tried['tasks'] > 0).sum())} of {len(tried)} trials are through the first task"
+        return f"{done}, so nothing is chosen yet."
+    best = study["trials"][study["chosen"]]["values"]
+    used = experiment(profile=profile, dataset=dataset, method=method).model_dump()
+    used = {name: used[name] for name in best}
+    said = f"Chosen: {plain_text(show_values(best))}.{edges(study['space'], best)}"
+    return said if used == best else f"{said} Not yet in use: `{profile}` has {plain_text(show_values(used))}."
 
 
-def _edges(method: str, config: dict[str, Any]) -> str:
-    """Which chosen values are the smallest or largest of the grid's, so that better ones may lie beyond."""
-    parts = []
-    for name in points_of(method)[0]:
-        edge = _edge(config[name], sorted({point[name] for point in points_of(method)}))
-        parts += [f"`{name}` = {config[name]:g} is the {edge}"] if edge else []
-    return f" At the edge of the grid: {' and '.join(parts)}, so a value beyond it might do better." if parts else ""
+def edges(space: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """Which chosen values lie at an edge of their axis, so that better ones may lie beyond.
 
+    Args:
+        space: {parameter: axis}, as a file of trials has it.
+        chosen: the chosen trial.
 
-def _edge(value: float, tried: list[float]) -> str:
-    """Which edge of the tried values, in order, this value is; empty inside."""
-    if value not in (tried[0], tried[-1]):
-        return ""
-    if len(tried) == 1:
-        return "only one that was tried"
-    smallest, largest = ("smaller of the two", "larger of the two") if len(tried) == 2 else ("smallest", "largest")
-    return f"{smallest if value == tried[0] else largest} that {'were' if len(tried) == 2 else 'was'} tried"
+    Returns:
+        a sentence; empty if every value lies inside.
+    """
+    found = {name: axis_from_json(axis).edge(chosen[name]) for name, axis in space.items()}
+    parts = [f"{show_values({name: chosen[name]})} is {edge}" for name, edge in found.items() if edge]
+    return f" At an edge of the search space: {'; '.join(parts)}. A value beyond it might do better." if parts else ""
 
 
 # ---- overview

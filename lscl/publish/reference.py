@@ -6,8 +6,9 @@ import pandas as pd
 
 from lscl import files, paths
 from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
+from lscl.models.cnn_weights import SMALL_WEIGHTS
 from lscl.models.vit import WEIGHTS
-from lscl.registry import METHODS
+from lscl.registry import DATASETS, METHODS
 from lscl.results.labels import label_of
 from lscl.results.markdown import numbered_table, plain_text
 
@@ -28,11 +29,15 @@ def config_table() -> pd.DataFrame:
 
 
 def method_values() -> pd.DataFrame:
-    """The values that a profile has for one method alone: sizes, values from tuning, official values."""
+    """The values that a profile has for one method alone: sizes, those for one data set, from tuning, official."""
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = []
     for method, kind in METHODS.items():
         given = [(profile, "size", kind.sizes.get(profile)) for profile in PROFILES]
+        for dataset in DATASETS:  # profiles with the same values for a data set share a row
+            own = {key[0]: values for key, values in kind.sizes.items() if isinstance(key, tuple) and key[1] == dataset}
+            alike = {text(values): values for values in own.values()}.values()
+            given += [(", ".join(p for p in own if own[p] == values), dataset, values) for values in alike]
         given += [
             (profile, "official" if profile in OFFICIAL else "tuning", chosen_values(kind, profile))
             for profile in PROFILES
@@ -54,16 +59,16 @@ def show(value: Any) -> str:
 
 
 def model_card() -> str:
-    """The facts about the mini foundation model, from its description and the probes, as markdown."""
-    parts, about = [], WEIGHTS.with_suffix(".json")
-    if about.exists():
-        parts.append(
-            numbered_table(
-                _facts(files.read_json(about, dict[str, Any])),
-                "How the file of the mini model was made",
-                "tab-model-facts",
-            )
-        )
+    """The facts about the shipped networks that their descriptions and the probes hold, as markdown."""
+    parts = []
+    for weights, what, label in (
+        (WEIGHTS, "mini model", "tab-model-facts"),
+        (SMALL_WEIGHTS, "pre-trained small CNN", "tab-small-cnn-facts"),
+    ):
+        about = weights.with_suffix(".json")
+        if about.exists():
+            facts = _facts(files.read_json(about, dict[str, Any]))
+            parts.append(numbered_table(facts, f"How the file of the {what} was made", label))
     for path in sorted((paths.results() / "probe").glob("*.json")):
         caption = f"Linear probe on the frozen features: {plain_text(path.stem.replace('--', ', '))} images a class"
         parts.append(numbered_table(_facts(files.read_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))

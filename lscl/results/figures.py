@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lscl.errors import LsclError
 from lscl.models.vit import FrozenViT, LowRank
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, is_training_free
 from lscl.results.statistics import estimate, interval_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
@@ -491,22 +491,25 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figur
 
 
 @house_style
-def convergence(gaps: Mapping[str, Sequence[float]], steps: Sequence[int], label: str) -> Figure:
-    """How a distance falls with the passes over the teachers, both axes logarithmic.
+def log_lines(
+    lines: Mapping[str, Sequence[float]], places: Sequence[float], label: str, across: str = "passes over the teachers"
+) -> Figure:
+    """How positive numbers change with another one, both axes logarithmic.
 
     Args:
-        gaps: {name: one distance per entry of `steps`}.
-        steps: numbers of passes.
+        lines: {name: one number per entry of `places`}.
+        places: where they were taken, positive.
         label: what stands at the vertical axis.
+        across: what stands at the horizontal axis.
 
     Returns:
         one panel.
     """
     figure, ((axes,),) = _figure(6.5, 3.1)
-    for (name, values), colour, marker, dash in zip(gaps.items(), COLOURS, MARKERS, DASHES):
-        axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="passes over the teachers", ylabel=label)
-    axes.set_xticks(list(steps), [str(step) for step in steps])
+    for (name, values), colour, marker, dash in zip(lines.items(), COLOURS, MARKERS, DASHES):
+        axes.plot(places, values, color=colour, marker=marker, linestyle=dash, label=name)
+    axes.set(xscale="log", yscale="log", xlabel=across, ylabel=label)
+    axes.set_xticks(list(places), [f"{place:g}" for place in places])
     axes.minorticks_off()
     axes.legend()
     return figure
@@ -524,9 +527,27 @@ def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
     }
 
 
+REFERENCE = {"color": INK, "linewidth": 5, "alpha": 0.3, "zorder": 0, "label": "best without training"}
+
+
+def _control_curves(rows: pd.DataFrame, line: str, reference: pd.DataFrame | None) -> dict[str, pd.Series]:
+    """{score: accuracy by task} of the control that is best at the end, among other rows or among the figure's own."""
+    if reference is None:
+        reference = rows[rows[line].map(is_training_free)] if line == "label" else rows[:0]
+    found = {}
+    for mask, own in reference.groupby("mask", sort=False):
+        means = own.groupby(["label", "trained_task"])["accuracy"].mean().unstack("trained_task")
+        found[mask] = means.loc[means.iloc[:, -1].idxmax()]
+    return found
+
+
 @house_style
 def curves(
-    rows: pd.DataFrame, line: str = "label", label: str = "accuracy, %, all tasks so far", bands: bool = True
+    rows: pd.DataFrame,
+    line: str = "label",
+    label: str = "accuracy, %, all tasks so far",
+    bands: bool = True,
+    reference: pd.DataFrame | None = None,
 ) -> Figure:
     """Accuracy over the tasks, mean over the seeds.
 
@@ -535,11 +556,13 @@ def curves(
         line: the column that names the lines.
         label: what stands at the vertical axis.
         bands: draw the 95 % t interval of each mean; leave it out where too many lines overlap.
+        reference: such rows of the controls that train nothing, with their names in the column label; the best of them
+            is a broad line behind the others. None = those among `rows`, if systems are the lines.
 
     Returns:
         a panel per score, a line per system or variant.
     """
-    titles = _titles(rows, "mask")
+    titles, controls = _titles(rows, "mask"), _control_curves(rows, line, reference)
     figure, (places,) = _figure(8, 3.7, 1, len(titles))
     for axes, (mask, title) in zip(places, titles.items()):
         for number, (name, found) in enumerate(rows[rows["mask"] == mask].groupby(line, sort=False)):
@@ -548,6 +571,8 @@ def curves(
             axes.plot(mean.index, mean, markersize=4.5, label=name, **line_style(number))
             if bands and np.isfinite(low).all():  # one seed has no interval
                 axes.fill_between(mean.index, low, high, color=line_style(number)["color"], alpha=0.15, linewidth=0)
+        if mask in controls:
+            axes.plot(controls[mask].index, controls[mask], **REFERENCE)
         axes.set(title=title, xlabel="after task", xticks=sorted(rows["trained_task"].unique()))
     places[0].set_ylabel(label)
     figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -587,7 +612,8 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
     """
     rows = -(-len(pictures) // 2)
     height, width, _ = next(iter(pictures.values())).shape
-    figure, axes = _figure(5.4, rows * (0.35 + 2.5 * height / width), rows, 2)
+    lines = max(title.count("\n") for title in pictures)  # of a title, beyond the first
+    figure, axes = _figure(5.4, rows * (0.35 + 0.17 * lines + 2.5 * height / width), rows, 2)
     for place in axes.flat:
         place.set_axis_off()
     for place, (title, pixels) in zip(axes.flat, pictures.items()):
@@ -599,13 +625,17 @@ def sheets(pictures: Mapping[str, np.ndarray]) -> Figure:
 
 
 @house_style
-def paired_differences(differences: pd.DataFrame, label: str, limit: float = math.inf) -> Figure:
+def paired_differences(
+    differences: pd.DataFrame, label: str, limit: float = math.inf, reference: Mapping[str, float] | None = None
+) -> Figure:
     """Paired differences: mean, 95 % t interval, and a tick per seed.
 
     Args:
         differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
         label: what stands at the horizontal axis.
         limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
+        reference: {score: where the best control that trains nothing stands on this axis}, a broad line; at the
+            edge, with its number, if it lies outside.
 
     Returns:
         a panel per score with a line at zero, a row per variant.
@@ -636,20 +666,39 @@ def paired_differences(differences: pd.DataFrame, label: str, limit: float = mat
         if limit < math.inf:
             axes.set_xlim(-limit, limit)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
+        if mask in (reference or {}):
+            _reference_line(axes, reference[mask])
         axes.set(title=MASK_LABELS[mask], xlabel=label, ylim=(len(names) - 0.4, -0.6))
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
+    broad = [line for axes in places for line in axes.lines if line.get_label() == REFERENCE["label"]]
+    if broad:
+        figure.legend(handles=broad[:1], loc="outside lower center")
     return figure
 
 
+def _reference_line(axes: Axes, value: float) -> None:
+    """The best control on the horizontal axis, which stays as it is: from outside, the line comes to its edge."""
+    low, high = axes.get_xlim()
+    shown = max(low, min(high, value))
+    axes.axvline(shown, **REFERENCE)
+    axes.set_xlim(low, high)
+    if shown != value:
+        side = "right" if value > shown else "left"
+        axes.annotate(f"{value:+.1f}", (shown, 0.98), xycoords=("data", "axes fraction"), ha=side, va="top")
+
+
 @house_style
-def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) -> Figure:
+def classes_of_clients(
+    classes: pd.DataFrame, names: Sequence[str], label: str, reference: Mapping[str, float] | None = None
+) -> Figure:
     """One dot per class of each client, all seeds together, and a bar at their mean; the variants side by side.
 
     Args:
         classes: rows of `lscl.results.classes_frame`.
         names: what stands under each client.
         label: what stands at the vertical axis.
+        reference: {score: mean accuracy of the best control that trains nothing}, a broad line.
 
     Returns:
         a panel per score, one below the other.
@@ -672,6 +721,8 @@ def classes_of_clients(classes: pd.DataFrame, names: Sequence[str], label: str) 
             axes.plot(
                 [middle - 0.3 / len(groups), middle + 0.3 / len(groups)], [values.mean()] * 2, color=INK, linewidth=1.8
             )
+        if mask in (reference or {}):
+            axes.axhline(reference[mask], **REFERENCE)
         axes.set(title=title, ylabel=label, ylim=(-3, 103))
     places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
     figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles))
@@ -737,6 +788,51 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
     row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     row[0].yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+@house_style
+def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6) -> Figure:
+    """What the trials of systems scored along every axis of their search spaces; the chosen one has a ring.
+
+    A score is that after the last task that a trial played, so trials of different lengths have markers of their own.
+
+    Args:
+        tried: {name of a system: its trials, as `measurements.trials_frame` makes them}.
+        label: what stands at the vertical axes.
+        columns: panels side by side.
+
+    Returns:
+        a panel per system and axis.
+
+    Raises:
+        LsclError: no trial has a score.
+    """
+    about = ("tasks", "seen", "chosen")
+    panels = [(name, axis) for name, trials in tried.items() for axis in trials if axis not in about]
+    lengths = sorted({tasks for trials in tried.values() for tasks in trials["tasks"] if tasks > 0})
+    if not lengths:
+        raise LsclError("no trial has a score yet: lscl sweep tune makes them")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = _figure(1.75 * columns + 0.8, 1.9 * rows + 0.5, rows, columns)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_visible(False)
+            continue
+        name, axis = panels[place]
+        for number, tasks in enumerate(lengths):
+            found = tried[name][tried[name]["tasks"] == tasks]
+            style = {**line_style(number), "linestyle": "", "markersize": 4.5}
+            axes.plot(found[axis], found["seen"], label=f"{tasks} task{'' if tasks == 1 else 's'}", **style)
+        best = tried[name][tried[name]["chosen"]]
+        ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": ""}
+        axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
+        axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
+        axes.tick_params(labelsize=8)
+        if place % columns == 0:
+            axes.set_ylabel(label)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -160,7 +160,7 @@ class Components(Shape):
 
 
 class Point(Shape):
-    """A point of a tuning grid and its scores."""
+    """A point of one of the tuning grids that came before the trials, and its scores."""
 
     method: str
     point: dict[str, int | float] = Field(default_factory=dict)

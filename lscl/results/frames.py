@@ -9,7 +9,7 @@ system or study.
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import pandas as pd
 from lscl import paths
 from lscl.config import WHERE_AND_HOW, check_profile
 from lscl.errors import LsclError, unknown_name
-from lscl.experiments.records import Record, accuracy, all_records, folder, read_record
+from lscl.experiments.records import Record, accuracy, all_records, folder, read_record, scores_of
 from lscl.experiments.sweeps import reportable_records
-from lscl.federation.metrics import average_so_far
+from lscl.federation.metrics import HEADS, MASKS, RIDGE_MASKS, average_so_far
 from lscl.results import studies
-from lscl.results.labels import MASK_LABELS, methods_in_order, notes_of, row_label
+from lscl.results.labels import methods_in_order, notes_of, row_label, training_free
 
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
@@ -42,7 +42,12 @@ PARTITION_FIELDS = (
 
 
 def frame(
-    runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False
+    runs: Runs,
+    dataset: str | None = None,
+    study: str | None = None,
+    values: Sequence[str] = (),
+    draft: bool = False,
+    head: str | None = "trained",
 ) -> pd.DataFrame:
     """Every accuracy: one row per run, mask, client, task after which it was measured, and task on whose test images.
 
@@ -52,9 +57,11 @@ def frame(
         study: only the runs of this named set (`lscl sweep`), with its own names of rows in the column `variant`.
         values: parameters of the config that become columns, to filter and group by.
         draft: let runs of uncommitted code pass, for looking at what is in progress.
+        head: only this head: "trained", the system's own; "ridge", the closed-form one on the system's own features,
+            of the runs that tested it, without the mask all; None = both.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and mask (task, seen, all), client, trained_task,
+        pandas.DataFrame: the columns of all frames, `values`, and head, mask (task, seen, all), client, trained_task,
             tested_task (from 1), accuracy (%); in the order of the tables and of the seeds; no rows without runs.
 
     Raises:
@@ -62,9 +69,8 @@ def frame(
             runs that differ in more than the seed; runs of one data set with other images, weights or partitions than
             their configs say.
     """
-    return _tidy(
-        runs, dataset, study, values, draft, ["mask", "client", "trained_task", "tested_task", "accuracy"], _accuracies
-    )
+    columns = ["head", "mask", "client", "trained_task", "tested_task", "accuracy"]
+    return _tidy(runs, dataset, study, values, draft, columns, partial(_accuracies, heads=_heads(head)))
 
 
 def costs_frame(
@@ -137,7 +143,12 @@ def traffic_frame(
 
 
 def classes_frame(
-    runs: Runs, dataset: str | None = None, study: str | None = None, values: Sequence[str] = (), draft: bool = False
+    runs: Runs,
+    dataset: str | None = None,
+    study: str | None = None,
+    values: Sequence[str] = (),
+    draft: bool = False,
+    head: str | None = "trained",
 ) -> pd.DataFrame:
     """Accuracy of every class after the last task: one row per run, client, class and mask.
 
@@ -147,10 +158,11 @@ def classes_frame(
         study: as for `frame`.
         values: as for `frame`.
         draft: as for `frame`.
+        head: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and client, cnn, trained_parameters (both the client's),
-            class, mask, accuracy (%).
+        pandas.DataFrame: the columns of all frames, `values`, and head, client, cnn, trained_parameters (both the
+            client's), class, mask, accuracy (%).
 
     Raises:
         LsclError: as for `frame`.
@@ -161,8 +173,8 @@ def classes_frame(
         study,
         values,
         draft,
-        ["client", "cnn", "trained_parameters", "class", "mask", "accuracy"],
-        _classes,
+        ["head", "client", "cnn", "trained_parameters", "class", "mask", "accuracy"],
+        partial(_classes, heads=_heads(head)),
     )
 
 
@@ -172,11 +184,18 @@ def classes_frame(
 ROUND_PHASES = ("train", "aggregate", "evaluate")  # the phases of a round; the preparation before them is cached
 
 
-def _accuracies(record: Record) -> list[tuple]:
-    found = [(mask, accuracy(record, mask)) for mask in MASK_LABELS]  # acc: (t, k, u), NaN for u > t
+def _heads(head: str | None) -> tuple[str, ...]:
+    if head not in (None, *HEADS):
+        raise unknown_name("head", head, HEADS)
+    return HEADS if head is None else (head,)
+
+
+def _accuracies(record: Record, heads: Sequence[str]) -> list[tuple]:
+    masks = [(head, mask) for head in heads for mask in MASKS if mask in scores_of(record, head).get("accuracy", ())]
+    found = [(*one, accuracy(record, one[1], one[0])) for one in masks]  # acc: (t, k, u), NaN for u > t
     return [
-        (mask, k + 1, t + 1, u + 1, acc[t, k, u])
-        for mask, acc in found
+        (head, mask, k + 1, t + 1, u + 1, acc[t, k, u])
+        for head, mask, acc in found
         for t in range(len(acc))
         for k in range(acc.shape[1])
         for u in range(t + 1)
@@ -184,7 +203,8 @@ def _accuracies(record: Record) -> list[tuple]:
 
 
 def _costs(record: Record) -> tuple:
-    clients, rounds = len(record["bytes_up"][0]), len(record["accuracy"]["task"]) * record["config"]["rounds"]
+    clients, exchanges = len(record["bytes_up"][0]), len(record["bytes_up"])
+    rounds = min(exchanges, len(record["accuracy"]["task"]) * record["config"]["rounds"])  # one a task without training
     up, down = (float(np.sum(record[side])) for side in ("bytes_up", "bytes_down"))
     seconds = record.get("cpu_seconds", np.nan)
     traffic = [up, down, up / clients / rounds / 1e6, down / clients / rounds / 1e6]
@@ -214,15 +234,19 @@ def _traffic(record: Record) -> list[tuple]:
     return [(i + 1, (i + 1) * share, k + 1, up[i][k], down[i][k]) for i in range(len(up)) for k in range(len(up[i]))]
 
 
-def _classes(record: Record) -> list[tuple]:
+def _classes(record: Record, heads: Sequence[str]) -> list[tuple]:
     names = [name.strip() for name in record["config"]["cnn"].split(",")]  # dealt out in turn
     about = lambda k: (k + 1, names[k % len(names)], record["trained_parameters"][k])
-    found = sorted((int(k), classes) for k, classes in record["per_class"].items())
+    found = [
+        (head, int(k), classes)
+        for head in heads
+        for k, classes in sorted(scores_of(record, head).get("per_class", {}).items(), key=lambda item: int(item[0]))
+    ]
     return [
-        (*about(k), int(label), mask, float(value))
-        for k, classes in found
+        (head, *about(k), int(label), mask, float(value))
+        for head, k, classes in found
         for label, values in classes.items()
-        for mask, value in zip(MASK_LABELS, values, strict=True)
+        for mask, value in zip(MASKS if head == "trained" else RIDGE_MASKS, values, strict=True)
     ]
 
 
@@ -413,15 +437,51 @@ def just_learned_rows(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["trained_task"] == scores["tested_task"]]
 
 
-def changes(scores: pd.DataFrame) -> pd.DataFrame:
-    """How every task but the last fared since it was learned: one row per run, mask, client and such a task.
+def best_control(scores: pd.DataFrame, shown: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The training-free control with the highest final accuracy, for each data set and score.
+
+    Args:
+        scores: rows of `frame`.
+        shown: rows of a figure: only their data sets and scores; None = all.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, mask, client, tested_task, and in points "forgetting" (highest
-            accuracy before the last task minus the one at the end, Chaudhry et al. 2018) and "backward transfer"
-            (accuracy at the end minus the one when just learned, Lopez-Paz and Ranzato 2017).
+        Its rows, after all tasks; none if no control was measured.
     """
-    keys = [*RUN, "mask", "client", "tested_task"]
+    keys = ["dataset", "mask"]
+    rows = scores[scores["method"].isin(training_free())]
+    if shown is not None:
+        rows = rows[rows["dataset"].isin(shown["dataset"]) & rows["mask"].isin(shown["mask"])]
+    means = final_rows(rows).groupby([*keys, "label"], sort=False)["accuracy"].mean().reset_index()
+    best = means.loc[means.groupby(keys, sort=False)["accuracy"].idxmax(), [*keys, "label"]]
+    return rows.merge(best, on=[*keys, "label"])
+
+
+def control_levels(scores: pd.DataFrame, shown: pd.DataFrame, base: str | None = None) -> dict[str, float]:
+    """Where the best training-free control stands in a figure.
+
+    Args:
+        scores: rows of `frame`, the controls among them.
+        shown: rows of the figure, on one data set.
+        base: the variant that the figure subtracts; None = nothing is subtracted.
+
+    Returns:
+        {score: its final accuracy, or its lead in points over the variant's}; without the scores that lack either.
+    """
+    level = final_rows(best_control(scores, shown)).groupby("mask")["accuracy"].mean()
+    if base is not None:
+        level = level - final_rows(shown[shown["variant"] == base]).groupby("mask")["accuracy"].mean()
+    return level.dropna().to_dict()
+
+
+def changes(scores: pd.DataFrame) -> pd.DataFrame:
+    """How every task but the last fared since it was learned: one row per run, head, mask, client and such a task.
+
+    Returns:
+        pandas.DataFrame: the columns of all frames, head, mask, client, tested_task, and in points "forgetting" (the
+            highest accuracy before the last task minus the one at the end, Chaudhry et al. 2018) and "backward
+            transfer" (accuracy at the end minus the one when just learned, Lopez-Paz and Ranzato 2017).
+    """
+    keys = [*RUN, "head", "mask", "client", "tested_task"]
     at_end, learned = (part.set_index(keys)["accuracy"] for part in (final_rows(scores), just_learned_rows(scores)))
     last = scores.groupby("run")["trained_task"].transform("max")
     before = scores[(scores["trained_task"] < last) & (scores["tested_task"] < last)]

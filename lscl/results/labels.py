@@ -7,6 +7,7 @@ METHOD_LABELS = Labels(METHODS)
 DATASET_LABELS = Labels(DATASETS)
 MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all classes"}
 SCORE_HEADS = {mask: f"{text} %" for mask, text in MASK_LABELS.items()}
+HEAD_LABELS = {"trained": "trained head", "ridge": "closed-form head"}  # on the same features
 SCORES = ("task", "seen")  # the paper's score, and the class-incremental one
 COLUMN_HEADS = {"label": "system"}  # what a column of a frame is called in a table, where the name differs
 # Columns of `lscl.results.costs_frame`: their heads in a table, and the form of a number.
@@ -32,6 +33,16 @@ def paper_names() -> dict[str, str]:
 def methods_in_order() -> list[str]:
     """The systems in the order of the tables."""
     return list(METHOD_LABELS)
+
+
+def training_free() -> list[str]:
+    """The systems that train nothing, in the order of the tables: controls for all others."""
+    return [name for name, kind in METHODS.items() if not kind.trains]
+
+
+def is_training_free(label: str) -> bool:
+    """Whether the label of a table's row is that of a system that trains nothing, with or without notes in brackets."""
+    return any(label == name or label.startswith(f"{name} (") for name in map(label_of, training_free()))
 
 
 def notes_of(record: Record) -> str:

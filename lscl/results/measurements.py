@@ -1,11 +1,13 @@
-"""Measurements other than records as tidy tables: tuning grids, growth with a size, components inside a run."""
+"""Measurements other than records as tidy tables: tuning, growth with a size, components inside a run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lscl import files, paths
+from lscl.experiments.tuning import TUNING_SEED, has_grids, read_studies, show_values, tuning_path
 from lscl.results import file_shapes
 from lscl.results.labels import DATASET_LABELS, label_of
 from lscl.results.markdown import commits_of, plain_text, seeds_of, small_print
@@ -39,38 +41,95 @@ def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
 
 
 def tuning_frame() -> pd.DataFrame:
-    """Every recorded point of the tuning grids.
+    """Every recorded trial of the tuning; of a file with the grids that came before, every point.
 
     Returns:
-        pandas.DataFrame: columns profile, dataset, method, seed, point (text), task, seen (%), chosen.
+        pandas.DataFrame: columns profile, dataset, method, seed, trial (its number), point (text), tasks (how many it
+            played), seen (%) and task (%) after the last of these, NaN before the first, failed (why it could not go
+            on, or empty), chosen.
 
     Raises:
         LsclError: a file that cannot be read.
     """
     rows = []
     for path in sorted((paths.results() / "tuning").glob("*.json")):
-        saved = files.read_json(path, file_shapes.Grid | list[file_shapes.Point])
-        found, best = (saved["rows"], saved.get("best", {})) if isinstance(saved, dict) else (saved, {})
         profile, _, dataset = path.stem.partition("--")
-        for row in found:
-            point = row.get("point", row.get("overrides", {}))
-            text = ", ".join(f"{key} = {value:g}" for key, value in point.items())
-            scores = {
-                "task": row["task_masked"],
+        rows += [{"profile": profile, "dataset": dataset, **row} for row in [*_trial_rows(path), *_grid_rows(path)]]
+    columns = ["profile", "dataset", "method", "seed", "trial", "point", "tasks", "seen", "task", "failed", "chosen"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _trial_rows(path: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": method,
+            "seed": TUNING_SEED,
+            "trial": number,
+            "point": show_values(trial["values"]),
+            "tasks": len(trial["seen"]),
+            **{mask: trial[mask][-1] if trial[mask] else math.nan for mask in ("seen", "task")},
+            "failed": trial.get("failed") or "",
+            "chosen": number == study["chosen"],
+        }
+        for method, study in read_studies(path).items()
+        for number, trial in enumerate(study["trials"])
+    ]
+
+
+def _grid_rows(path: Path) -> list[dict[str, Any]]:
+    """The points of the grids that came before; none in a file of trials."""
+    if not has_grids(path):
+        return []
+    saved, rows = files.read_json(path, file_shapes.Grid), []
+    best = saved.get("best", {})
+    for number, row in enumerate(saved["rows"]):
+        point = row.get("point", row.get("overrides", {}))
+        rows.append(
+            {
+                "method": row["method"],
+                "seed": row["seed"],
+                "trial": number,
+                "point": show_values(point),
+                "tasks": 2,
                 "seen": row["class_incremental"],
+                "task": row["task_masked"],
+                "failed": "",
                 "chosen": best.get(row["method"]) == row.get("point"),
             }
-            rows.append(
-                {
-                    "profile": profile,
-                    "dataset": dataset,
-                    "method": row["method"],
-                    "seed": row["seed"],
-                    "point": text,
-                    **scores,
-                }
-            )
-    return pd.DataFrame(rows, columns=["profile", "dataset", "method", "seed", "point", "task", "seen", "chosen"])
+        )
+    return rows
+
+
+def trials_frame(profile: str, dataset: str, method: str) -> pd.DataFrame:
+    """The trials of one system with a column for every axis of its search space, as `figures.trials` draws them.
+
+    Args:
+        profile: of the tuning.
+        dataset: of the tuning.
+        method: the system.
+
+    Returns:
+        pandas.DataFrame: a row per trial, columns tasks, seen, chosen and then the axes; in `attrs["log"]` the names of
+            those that were drawn in the logarithm. No rows if it was not tuned.
+
+    Raises:
+        LsclError: a file that cannot be read.
+    """
+    study = read_studies(tuning_path(profile, dataset)).get(method)
+    if study is None:
+        return pd.DataFrame(columns=["tasks", "seen", "chosen"])
+    rows = [
+        {
+            "tasks": len(trial["seen"]),
+            "seen": trial["seen"][-1] if trial["seen"] else math.nan,
+            "chosen": number == study["chosen"],
+            **trial["values"],
+        }
+        for number, trial in enumerate(study["trials"])
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["log"] = [name for name, axis in study["space"].items() if "log_range" in axis]
+    return table
 
 
 def growth_frame() -> pd.DataFrame:

@@ -3,17 +3,24 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lscl.experiments.records import Record, folder, select
+from lscl.experiments.records import Record, accuracy, folder, select
+from lscl.federation.metrics import average_so_far
 from lscl.results.labels import label_of, methods_in_order
 
 
 def server_images(records: Iterable[Record]) -> dict[str, Path]:
-    """The first and the last sheet of each of `records_with_sheets`: {"TARGET, after task 1": path}."""
+    """The first and the last sheet of each of `records_with_sheets`: {title: path}.
+
+    A title tells the accuracy of the model that the images were made from: poor images of a poor model say little.
+    """
     found: dict[str, Path] = {}
     for record in records_with_sheets(records):
         made = _sheets_of(record)
         for path in made[:: max(1, len(made) - 1)]:
-            found[f"{label_of(record['method'])}, after task {path.stem.rpartition('--task')[2]}"] = path
+            task = int(path.stem.rpartition("--task")[2])
+            own, seen = (average_so_far(accuracy(record, mask))[task - 1] for mask in ("task", "seen"))
+            title = f"{label_of(record['method'])}, after task {task}"
+            found[f"{title}\nits model: {own:.1f} % (all seen: {seen:.1f} %)"] = path
     return found
 
 

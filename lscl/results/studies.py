@@ -138,7 +138,7 @@ def _variants(study: str, profile: str, dataset: str) -> dict[tuple[str, str], s
     values = {"profile": profile, "dataset": dataset}
     if study == "regimes":
         runs = [
-            (writer, variant_run(values, regime_change(regime, writer), SEEDS[0]))
+            (writer, variant_run(values, regime_change(regime, writer, profile), SEEDS[0]))
             for regime in REGIMES
             for writer in WRITERS
         ]

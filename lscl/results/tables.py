@@ -3,8 +3,8 @@
 import pandas as pd
 
 from lscl.results.frames import changes, final_rows
-from lscl.results.labels import COST_LABELS, MASK_LABELS, SCORE_HEADS
-from lscl.results.statistics import estimates
+from lscl.results.labels import COST_LABELS, HEAD_LABELS, MASK_LABELS, SCORE_HEADS, SCORES
+from lscl.results.statistics import estimates, gap_text
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -21,6 +21,24 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
     )
     moved = changes(scores[scores["mask"] == "seen"]).groupby(keys)[["forgetting", "backward transfer"]].mean()
     return estimates(by_seed.join(moved), "label")
+
+
+def heads_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Both heads of every system on the same features: what the features still tell, beside what the head makes of it.
+
+    Args:
+        scores: rows of `lscl.results.frame` with head = None.
+
+    Returns:
+        A row per system whose closed-form head was tested: n, final accuracies of both heads under both scores, mean ±
+        half of the 95 % interval, and the gain of the closed form in class-incremental points, seed by seed.
+    """
+    keys, end = ["label", "seed"], final_rows(scores[scores["mask"].isin(SCORES)])
+    by_seed = end.pivot_table("accuracy", keys, ["mask", "head"], sort=False)
+    by_seed = by_seed.reindex(columns=pd.MultiIndex.from_product([SCORES, HEAD_LABELS])).dropna()
+    gain = by_seed["seen"]["ridge"] - by_seed["seen"]["trained"]
+    by_seed.columns = [f"{MASK_LABELS[mask]} %, {HEAD_LABELS[head]}" for mask, head in by_seed.columns]
+    return estimates(by_seed, "label").join(gap_text(gain, "label", "closed form minus trained, class-incremental"))
 
 
 def cost_table(costs: pd.DataFrame) -> pd.DataFrame:

@@ -53,6 +53,37 @@ def make(smoke):
     return record
 
 
+def test_the_second_head_is_an_entry_of_its_own_that_old_records_lack(make, smoke, monkeypatch):
+    plain = make()
+    assert "ridge" not in plain and records.scores_of(plain, "ridge") == {}
+    answers = [[{**found, "ridge": found["correct"][1:]} for found in row] for row in COUNTS]
+    monkeypatch.setattr("test_records.COUNTS", answers)
+    record = records.read_record(records.save(make()))
+    assert set(record) - set(plain) == {"ridge", "overrides", "server_images_digest", "system_digest"} - set(plain)
+    assert all(record[name] == plain[name] for name in ("accuracy", "config_digest", "name"))
+    assert record["ridge"]["accuracy"]["task"] == plain["accuracy"]["seen"]
+    assert np.array_equal(records.accuracy(record, "seen", "ridge"), records.accuracy(record, "all"), equal_nan=True)
+    assert record["ridge"]["per_class"]["0"]["1"] == plain["per_class"][0][1][1:]
+
+
+def test_a_run_that_older_code_began_has_no_second_head(make, monkeypatch):
+    """Its sums lack the tasks before."""
+    later = [{**found, "ridge": found["correct"][:2]} for found in COUNTS[1]]
+    monkeypatch.setattr("test_records.COUNTS", [COUNTS[0], later])
+    assert "ridge" not in make()
+
+
+def test_a_second_head_of_the_wrong_size_is_refused(make, monkeypatch, one_line):
+    monkeypatch.setattr(
+        "test_records.COUNTS", [[{**found, "ridge": found["correct"][:2]} for found in row] for row in COUNTS]
+    )
+    record = make()
+    record["ridge"]["accuracy"]["task"].pop()
+    with pytest.raises(LsclError) as caught:
+        records.save(record)
+    one_line(caught, "accuracy by task, client and task")
+
+
 def test_a_record_says_what_was_run_and_with_what(make, smoke):
     wanted = smoke(rank=2)
     record = records.read_record(records.save(make(rank=2)))

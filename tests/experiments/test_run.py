@@ -21,7 +21,9 @@ from lscl.data.store import ImageSet
 from lscl.errors import LsclError
 from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
-from lscl.experiments.run import RunBusy, device_of, prepare, run, state_folders
+from lscl.experiments.run import RunBusy, device_of, prepare, run, run_until, state_folders, tasks_done
+from lscl.federation.loop import InProcess
+from lscl.federation.metrics import MASKS, accuracy_tensor
 from lscl.methods import METHODS
 from lscl.models.vit import foundation
 from lscl.publish import build
@@ -414,10 +416,13 @@ def test_made_images_are_counted(smoke):
     own, seen = images_of(smoke, method="mfcl")
     assert seen == own + 8 * batches + 5 * 8
     own, seen = images_of(smoke, method="target", target_warmup=1)
-    second = 2 * sum(len(stream[1].train) for stream in parts.tasks)
-    assert (
-        seen == own + second + 3 * 3 * 8 + 2 * 2 * 8
-    )  # as many as there are own ones; 3 rounds of 3 steps; 2 rounds of 2 steps of the student
+    replayed = 0
+    for count in (len(stream[1].train) for stream in parts.tasks):
+        full, rest = divmod(count, 8)
+        sizes = [8] * (full - 1) + [9] if rest == 1 else [8] * full + [rest]
+        replayed += 2 * sum(round(size * 500 / 128) for size in sizes)
+    # 500 beside 128 own ones; 3 rounds of 3 steps; behind the second round 2 steps of the student
+    assert seen == own + replayed + 3 * 3 * 8 + 2 * 8
 
 
 def test_the_servers_images_are_counted(smoke):
@@ -481,6 +486,16 @@ def test_a_cnn_that_does_not_take_the_images_is_one_line_before_anything_is_comp
     one_line(caught, "cnn = 'inception_v3'", "16 pixels")
 
 
+@pytest.mark.parametrize("values", [{"cnn": "tiny"}, {"cnn": "small, mini_vgg"}])
+def test_a_pre_trained_cnn_without_weights_is_one_line_before_anything_is_computed(
+    smoke, monkeypatch, one_line, values
+):
+    monkeypatch.setattr("lscl.experiments.run.load", lambda config: pytest.fail("data are read first"))
+    with pytest.raises(LsclError) as caught:
+        run(smoke(**values, image_size=32, cnn_start="pretrained"), quiet=True)
+    one_line(caught, "no pre-trained weights", "small")
+
+
 def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smoke, monkeypatch, one_line):
     run(smoke(method="local_head"), quiet=True)
     monkeypatch.setenv("LSCL_CACHE_GB", "many")
@@ -492,3 +507,34 @@ def test_a_cache_bound_that_is_no_number_is_said_even_if_the_record_is_there(smo
         with pytest.raises(LsclError) as caught:
             command()
         one_line(caught, "LSCL_CACHE_GB = 'many'")
+
+
+# ---- the beginning of a run
+
+
+@pytest.mark.parametrize("name", ["fed_lscl", "fedavg_vit", "dualprompt", "target"])
+def test_a_run_that_rests_behind_a_task_goes_on_to_the_same_end(smoke, name, monkeypatch, tmp_path):
+    whole = run(smoke(method=name), quiet=True)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "rested"))
+    saved = run_until(smoke(method=name), 1, quiet=True)
+    (folder,) = state_folders()
+    assert saved.folder == folder and tasks_done(saved) == 1 and records.all_records("smoke") == []
+    counts = [[saved.rounds[-1]["scores"][str(k)] for k in range(3)]]
+    seen = accuracy_tensor(counts, 3)[MASKS.index("seen")]
+    assert seen[0, :, 0] == pytest.approx(records.accuracy(whole, "seen")[0, :, 0], abs=1e-3)
+    assert compared(run(smoke(method=name), quiet=True)) == compared(whole) and state_folders() == []
+
+
+def test_a_beginning_that_is_there_is_read_and_one_that_was_stopped_goes_on(smoke, monkeypatch):
+    config = smoke(method="local_head")
+    stopped(config, 1)
+    assert tasks_done(run_until(config, 1, quiet=True)) == 1
+    monkeypatch.setattr(InProcess, "ask", lambda *_: pytest.fail("computed again"))
+    assert len(run_until(config, 1, quiet=True).rounds) == 2
+
+
+@pytest.mark.parametrize("task", [0, 2, 3])
+def test_a_beginning_ends_before_the_last_task(smoke, task, one_line):
+    with pytest.raises(LsclError) as caught:
+        run_until(smoke(), task, quiet=True)
+    one_line(caught, f"task = {task}: a run of 2 tasks has its beginning behind an earlier one")

@@ -10,8 +10,10 @@ from lscl.data.glyphs import PER_CLASS
 from lscl.errors import LsclError
 from lscl.experiments import records, sweeps
 from lscl.experiments.run import run
-from lscl.federation.metrics import average_so_far
+from lscl.experiments.tuning import TUNING_SEED
+from lscl.federation.search_space import OneOf
 from lscl.methods.parts import fed_lscl_studies
+from lscl.registry import METHODS
 
 
 @pytest.fixture
@@ -32,15 +34,6 @@ def test_the_plan_of_every_profile_has_every_system_with_every_seed_once(profile
 def test_nothing_is_tuned_on_a_reported_seed():
     reported = {seed for plan in sweeps.PLANS.values() for seeds in plan.values() for seed in seeds}
     assert sweeps.TUNING_SEED not in reported | set(sweeps.SEEDS)
-
-
-def test_every_system_has_as_many_points_to_tune_and_all_are_valid():
-    assert {method for method, _ in sweeps.main_table()} == set(sweeps.grids())
-    assert len({len(points) for points in sweeps.grids().values()}) == 1
-    for method, points in sweeps.grids().items():
-        configs = [experiment(profile="mini", dataset="cifar100", method=method, **point) for point in points]
-        assert len({config.digest for config in configs}) == len(points)
-        assert len({tuple(sorted(point)) for point in points}) == 1  # so that no point depends on what is chosen
 
 
 def test_an_unknown_set_gets_the_nearest_one(values, one_line):
@@ -68,52 +61,32 @@ def test_a_sweep_runs_what_is_missing(values, monkeypatch, capsys):
     assert capsys.readouterr().out.count("done ") == 4
 
 
-def test_tuning_keeps_the_best_point_of_each_system_on_the_tuning_seed(values, monkeypatch, places):
-    monkeypatch.setattr(
-        sweeps, "grids", lambda: {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": 1e-2}]}
-    )
-    sweeps.sweep("tune", values, [])
-    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
-    assert [(row["method"], row["point"]) for row in saved["rows"]] == [
-        ("local_head", {"lr": 1e-6}),
-        ("local_head", {"lr": 1e-2}),
-        ("fedavg_vit", {"lr": 1e-2}),
+def test_tuning_plays_the_systems_of_a_share_and_lists_their_trials(values, monkeypatch, capsys):
+    for name in METHODS:
+        monkeypatch.setattr(METHODS[name], "search_space", {})
+    for name in ("local_head", "fedavg_vit"):
+        monkeypatch.setattr(METHODS[name], "search_space", {"lr": OneOf((1e-3, 3e-3))})
+    sweeps.sweep("tune", values, [], list_only=True)
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in listed] == [
+        ["due", name, f"{number}:"] for name in ("local_head", "fedavg_vit") for number in (0, 1)
     ]
-    for row in saved["rows"]:
-        config = experiment(
-            **values, method=row["method"], seed=sweeps.TUNING_SEED, stop_after=sweeps.TUNING_TASKS, **row["point"]
-        )
-        record = records.find(config)
-        assert row["class_incremental"] == pytest.approx(average_so_far(records.accuracy(record, "seen"))[-1], abs=1e-3)
-        assert row["task_masked"] == pytest.approx(average_so_far(records.accuracy(record, "task"))[-1], abs=1e-3)
-    scores = [row["class_incremental"] for row in saved["rows"]]
-    assert saved["best"] == {"local_head": {"lr": 1e-2 if scores[1] > scores[0] else 1e-6}, "fedavg_vit": {"lr": 1e-2}}
-
-
-def test_tuning_of_some_methods_adds_to_what_is_there(values, monkeypatch, places):
-    grids = {"local_head": [{"lr": lr} for lr in (1e-6, 1e-2)], "fedavg_vit": [{"lr": lr} for lr in (1e-6, 1e-2)]}
-    monkeypatch.setattr(sweeps, "grids", lambda: grids)
-    run(experiment(**values, method="fedavg_vit", lr=1e-2, seed=sweeps.TUNING_SEED), quiet=True)
+    assert records.all_records("smoke") == []
+    sweeps.sweep("tune", values, [], index=1, count=2)
+    assert {record["method"] for record in records.all_records("smoke")} == {"fedavg_vit"}
     sweeps.sweep("tune", values, [], methods=["local_head"])
-    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
-    assert [row["method"] for row in saved["rows"]] == ["local_head", "local_head", "fedavg_vit"]
-    assert set(saved["best"]) == {"local_head"}  # the other grid is not complete
+    out = capsys.readouterr().out
+    assert out.count("chosen") == 2 and "fedavg_vit 0 until task 1: " in out
+    assert {record["seed"] for record in records.all_records("smoke")} == {TUNING_SEED}
 
 
-def test_a_whole_run_serves_for_tuning_as_well_as_one_that_stops(values, monkeypatch, places):
-    monkeypatch.setattr(sweeps, "grids", lambda: {"local_head": [{"lr": 1e-2}]})
-    whole = run(
-        experiment(**values, method="local_head", lr=1e-2, tasks=3, classes_per_task=2, seed=sweeps.TUNING_SEED),
-        quiet=True,
-    )
-    values = {**values, "tasks": 3, "classes_per_task": 2}
-    assert [config.stop_after for config in sweeps.tune(values, [])] == [None]
-    sweeps.sweep("tune", values, [])
-    saved = json.loads((places / "results" / "tuning" / "smoke--folder.json").read_text(encoding="utf-8"))
-    assert saved["rows"][0]["class_incremental"] == pytest.approx(
-        average_so_far(records.accuracy(whole, "seen"))[1], abs=1e-3
-    )
-    assert len(records.all_records("smoke")) == 1
+def test_tuning_refuses_what_no_system_reads_and_unknown_systems(values, one_line):
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("tune", {**values, "glfc_memory": 5}, [], methods=["local_head"])
+    one_line(caught, "glfc_memory is an option of glfc")
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("tune", values, [], methods=["local_hat"])
+    one_line(caught, "unknown method 'local_hat'")
 
 
 def test_several_processes_share_a_sweep(values, monkeypatch, places):
@@ -140,6 +113,9 @@ def test_nothing_runs_from_uncommitted_code(values, monkeypatch, one_line):
     with pytest.raises(LsclError) as caught:
         sweeps.sweep("table1", values, [42])
     one_line(caught, "uncommitted changes")
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("tune", values, [], methods=["local_head"])
+    one_line(caught, "uncommitted changes")
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": True, "code_digest": "0"})
     with pytest.raises(LsclError) as caught:
         sweeps.sweep("table1", values, [42])
@@ -154,8 +130,8 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
         == len(runs)
         == 2 * len(fed_lscl_studies.REGIMES) * len(fed_lscl_studies.WRITERS)
     )
-    free = {"method", "collaboration", "lr_generator", "auxiliary", "o2d_lambda"}  # the last has no effect without O2D
-    assert len({config.lr_generator_bias for config in runs}) == len({config.lr for config in runs}) == 1
+    free = {"method", "collaboration", "lr_generator", "lr_cnn", "auxiliary"}
+    assert len({config.lr for config in runs}) == 1
     assert (
         max(
             config.images_per_class

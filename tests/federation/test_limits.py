@@ -7,9 +7,11 @@ from lscl.federation.limits import (
     LIMIT,
     ROUNDING,
     STEP,
+    class_sums_check,
     counts_check,
     equality_check,
     gram_check,
+    joint_moments_check,
     largest_magnitude,
     range_check,
     reach_check,
@@ -95,3 +97,30 @@ def test_right_answers_are_no_more_than_images_and_fewer_where_more_classes_comp
 
 def test_the_largest_number_of_none_is_zero():
     assert largest_magnitude(torch.empty(0)) == 0 and largest_magnitude(torch.tensor([-3.0, 2.0])) == 3
+
+
+def test_a_sum_of_vectors_is_no_longer_than_all_of_them():
+    check = class_sums_check(torch.tensor([2, 0]), 3.0)
+    assert check(torch.tensor([[6.0, 0.0], [0.0, 0.0]])) is None
+    assert check(torch.tensor([[6.1, 0.0], [0.0, 0.0]])) == "has a sum of length 6.1, 2 images reach 6.006"
+    assert check(torch.tensor([[0.0, 0.0], [0.0, 1.0]])) == "has a sum of length 1, 0 images reach 0"
+
+
+def joint(features, labels, classes=2):
+    both = torch.cat([features, torch.eye(classes, dtype=torch.float64)[labels]], dim=1)
+    return both.T @ both
+
+
+def test_sums_of_features_and_labels_belong_together():
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(9, 4, generator=draw, dtype=torch.float64)
+    labels, length = torch.tensor([0] * 4 + [1] * 5), float(features.norm(dim=1).max())
+    check = joint_moments_check(unpack_triangle, torch.tensor([4, 5]), length)
+    moments = joint(features, labels)
+    assert check(pack_triangle(moments)) is None
+    assert "other numbers of images than the 4, 5" in check(pack_triangle(joint(features, labels.roll(1).clamp(max=0))))
+    assert "features of these images reach" in check(pack_triangle(joint(3 * features, labels)))
+    larger = moments.clone()
+    larger[:4, 4:] *= 4
+    larger[4:, :4] *= 4
+    assert check(pack_triangle(larger)) == "is no Gram matrix: it has an eigenvalue below zero"

@@ -23,6 +23,8 @@ OWN_RATE = {
     "pilora",
 }  # trains with the true class's prompt, tests with the nearest key's; distances are flatter than scores
 
+FREE = {name for name, kind in METHODS.items() if not kind.trains}  # of training; tested with the method
+
 
 def without(*names):
     """All methods but a few, for which a property does not hold."""
@@ -64,7 +66,7 @@ def test_the_loss_is_the_cross_entropy_over_the_classes_of_the_task(federation, 
     assert torch.allclose(method.loss(client, batch), expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", without(*FREE))
 def test_new_models_are_drawn_by_seed_and_client_alone(federation, smoke, name):
     method, _ = federation(smoke(method=name))
     other_seed, _ = federation(smoke(method=name, seed=1))
@@ -85,7 +87,7 @@ def test_the_foundation_model_is_never_changed(federation, smoke, name):
     assert not any(".vit." in key or "foundation" in key for key in clients[0].model.state_dict())
 
 
-@pytest.mark.parametrize("name", without(*OWN_GROUPS))
+@pytest.mark.parametrize("name", without(*OWN_GROUPS, *FREE))
 def test_every_trained_parameter_is_in_exactly_one_group(federation, smoke, name):
     method, clients = federation(smoke(method=name))
     (phase,) = method.phases(clients[0], Stage(0, 0))
@@ -94,7 +96,7 @@ def test_every_trained_parameter_is_in_exactly_one_group(federation, smoke, name
     assert (phase.epochs, phase.batch) == (1, 8)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", without(*FREE))
 def test_head_rows_outside_the_task_are_not_changed_by_training(federation, smoke, name):
     method, clients = federation(smoke(method=name))
     client, stage = clients[0], Stage(0, 0)
@@ -110,7 +112,7 @@ def test_head_rows_outside_the_task_are_not_changed_by_training(federation, smok
         assert all((value[row] != before[key][row]).any() for row in client.classes)
 
 
-@pytest.mark.parametrize("name", without(*OWN_RATE))
+@pytest.mark.parametrize("name", without(*OWN_RATE, *FREE))
 def test_training_lowers_the_loss_on_the_clients_own_images(federation, smoke, name):
     method, clients = federation(smoke(method=name, epochs=15, lr=1e-2))
     client, stage = clients[0], Stage(0, 0)
@@ -131,7 +133,7 @@ def test_training_lowers_the_loss_on_the_clients_own_images(federation, smoke, n
 OWN_MERGE = {"fed_lscl", "pilora", "lorm"}  # tested with the method: other names on the server; solved in float64
 
 
-@pytest.mark.parametrize("name", without(*OWN_MERGE))
+@pytest.mark.parametrize("name", without(*OWN_MERGE, *FREE))
 def test_one_client_alone_gets_its_upload_back(federation, smoke, name):
     """T1: with one client and one round the server holds what was uploaded."""
     method, clients = federation(smoke(method=name, clients=1, rounds=1))

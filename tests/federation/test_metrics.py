@@ -10,6 +10,7 @@ from lscl.data.store import ImageSet
 from lscl.federation.client import Client, Inputs
 from lscl.federation.metrics import (
     MASKS,
+    accuracies_so_far,
     accuracy_per_class,
     accuracy_tensor,
     average_so_far,
@@ -191,3 +192,39 @@ def test_masks_only_ever_help():
     )
     correct = evaluate(Table(torch.randn(200, 6, generator=draw)), client_of(labels, tasks, 1))["correct"]
     assert (correct[0] >= correct[1]).all() and (correct[1] >= correct[2]).all() and correct[0].sum() > correct[2].sum()
+
+
+def test_accuracies_so_far_are_means_over_clients_and_tasks_not_over_images():
+    one = {"correct": torch.tensor([[2, 2, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]), "total": torch.tensor([2, 2, 1, 1])}
+    other = {"correct": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]), "total": torch.tensor([2, 2, 1, 1])}
+    assert accuracies_so_far({0: one, 4: other}, 2) == {"task": 62.5, "seen": 50.0, "all": 12.5}
+    assert accuracies_so_far({0: one}, 2)["task"] == 50.0
+
+
+class Features(Table):
+    """A method whose head gives each image its row, and whose features are the images' numbers as one-hot vectors."""
+
+    def features_of(self, client, batch):
+        return torch.eye(len(self.table))[batch.index]
+
+
+def test_the_second_head_is_tested_on_the_features_under_two_masks():
+    client, ridge = client_of(LABELS, TASKS, 1), LOGITS.T.double()  # on these features the same scores
+    found, plain = (evaluate(Features(LOGITS), client, head) for head in (ridge, None))
+    assert "ridge" not in plain and all(torch.equal(found[name], value) for name, value in plain.items())
+    assert torch.equal(found["ridge"], found["correct"][:2])
+    assert evaluate(Features(LOGITS), client, -ridge)["ridge"].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_one_pass_serves_both_heads(federation, smoke, monkeypatch):
+    method, clients = federation(smoke(method="local_lora"))
+    clients[0].task, calls, suffix = 1, [], type(method.foundation).suffix
+    counted = lambda self, *args, **options: calls.append(1) or suffix(self, *args, **options)
+    monkeypatch.setattr(type(method.foundation), "suffix", counted)
+    evaluate(method, clients[0], torch.zeros(14, method.foundation.width, dtype=torch.float64))
+    assert len(calls) == 2  # one for each task
+
+
+def test_the_accuracy_tensor_of_the_second_head():
+    counts = [[{**found, "ridge": np.asarray(found["correct"])[:2]} for found in row] for row in COUNTS]
+    assert np.array_equal(accuracy_tensor(counts, 2, "ridge"), accuracy_tensor(COUNTS, 2)[:2], equal_nan=True)

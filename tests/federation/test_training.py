@@ -124,4 +124,19 @@ def test_the_finish_answers_with_right_answers_only(setting):
     method, client = setting
     answer(method, client, Stage(0, 0), method.broadcast(0, Stage(0, 0)))
     scores = answer(method, client, Stage(0, 0, "finish"), method.broadcast(0, Stage(0, 0, "finish")))
-    assert set(scores) == {"correct", "total"} and scores["total"].tolist() == [2, 2, 2]
+    assert set(scores) == {"correct", "total", "ridge"} and scores["total"].tolist() == [2, 2, 2]
+
+
+def test_a_phase_changes_the_images_of_its_steps(setting):
+    _, client = setting
+    seen, weight = [], torch.nn.Parameter(torch.ones(1))
+
+    def loss(_, part):
+        seen.append(part)
+        return weight.sum()
+
+    phase = Phase([{"params": [weight], "lr": 0.1}], loss, 1, 4, augment=lambda images: images + 1)
+    fit(client, phase, torch.Generator().manual_seed(0))
+    for part in seen:
+        plain = client.train.batch(part.index)
+        assert torch.equal(part.images, plain.images + 1) and torch.equal(part.prefix, plain.prefix)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
@@ -77,12 +78,13 @@ def test_each_sample_gets_keys_and_values_of_its_own_slot(federation, smoke):
         assert set(slots.tolist()) == {0, 1}
         together = method.logits(client, batch)
         for i, slot in enumerate(slots.tolist()):
-            alone = method.prefixed_logits(client, client.train.batch(batch.index[i][None]), client.model["task"][slot])
-            assert torch.allclose(together[i], alone[0], atol=1e-5)
-            other = method.prefixed_logits(
-                client, client.train.batch(batch.index[i][None]), client.model["task"][1 - slot]
+            image = client.train.batch(batch.index[i][None])
+            own, another = (
+                method.head_logits(client, method.prefixed_features(client, image, client.model["task"][one]))
+                for one in (slot, 1 - slot)
             )
-            assert not torch.allclose(together[i], other[0], atol=1e-3)
+            assert torch.allclose(together[i], own[0], atol=1e-5)
+            assert not torch.allclose(together[i], another[0], atol=1e-3)
 
 
 def test_the_pull_moves_the_key_of_the_task_towards_the_features(federation, smoke):
@@ -97,3 +99,10 @@ def test_more_blocks_than_the_vit_has_are_refused(federation, smoke, one_line):
     with pytest.raises(LsclError) as caught:
         federation(smoke(method="dualprompt", dual_task_blocks=3))
     one_line(caught, "dual_general_blocks + dual_task_blocks = 4", "tiny has 3 blocks")
+
+
+def test_imagenet_r_has_its_official_values_in_the_profile_paper():
+    config = experiment(profile="paper", dataset="imagenet_r", method="dualprompt")
+    assert (config.dual_task_length, config.lr, config.rounds * config.epochs) == (20, 0.005 * config.batch / 256, 50)
+    other = experiment(profile="paper", dataset="cifar100", method="dualprompt")
+    assert (other.dual_task_length, other.lr, other.epochs) == (5, 0.03 * 16 / 256, 5)

@@ -12,11 +12,14 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.fed_lscl import CONTINUAL, FUSIONS, FedLSCL
+from lscl.methods.fed_lscl import CONTINUAL, FUSIONS, FedLSCL, update_gap
 from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fusion import Fusion
 from lscl.methods.parts.o2d import o2d_exact, second_moments
 from lscl.methods.parts.small_continual import SmallContinual, protected_parameters
+from lscl.models.cnn_weights import SMALL_WEIGHTS
+from lscl.models.generator import scale_features
+from lscl.models.vit import LowRank, read_weights
 
 
 def play(federation, config, rounds=None, data=None):
@@ -59,6 +62,32 @@ def test_cnns_start_different_and_generators_equal(federation, smoke):
             if key.endswith("weight")
         ]
         assert weights and any(not torch.equal(*pair) for pair in weights)
+
+
+@pytest.mark.parametrize("collaboration", ["written", "cnn"])
+def test_pre_trained_cnns_start_equal_and_all_else_as_with_drawn_ones(federation, smoke, collaboration):
+    values = {"cnn": "small", "features": 128, "collaboration": collaboration}
+    models = {
+        start: [client.model for client in federation(smoke(**values, cnn_start=start))[1][:2]]
+        for start in ("drawn", "pretrained")
+    }
+    shipped = read_weights(SMALL_WEIGHTS)
+    for drawn, pretrained in zip(*models.values(), strict=True):
+        found, other = pretrained.state_dict(), drawn.state_dict()
+        ours = {name: value for name, value in found.items() if not name.startswith("cnn.")}
+        assert ours and all(torch.equal(value, other[name]) for name, value in ours.items())
+        assert all(torch.equal(found[f"cnn.cnn.{name}"].float(), value.float()) for name, value in shipped.items())
+        assert not torch.equal(other["cnn.cnn.layers.0.weight"], found["cnn.cnn.layers.0.weight"])
+
+
+def test_a_run_with_pre_trained_cnns_goes_through_and_differs(federation, smoke):
+    values = {"cnn": "small", "features": 16}
+    states = []
+    for start in ("drawn", "pretrained"):
+        method, _, _ = play(federation, smoke(**values, cnn_start=start))
+        states.append(method.server)
+    assert all(value.isfinite().all() for value in states[1].values())
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_generators_start_equal_under_unlike_cnns(federation, smoke):
@@ -107,19 +136,20 @@ def test_the_loss_does_not_depend_on_the_order_of_a_batch(federation, smoke, mod
     client.task = 1
     client.model.train(mode == "train")
     index = client.train_index[:8]
-    losses = []
+    losses, start = [], {name: value.clone() for name, value in client.model.state_dict().items()}
     for order in (torch.arange(8), torch.tensor([3, 1, 7, 0, 6, 2, 5, 4])):
+        client.model.load_state_dict(start)  # training changes the statistics of BatchNorm
         client.scratch["replay"] = client.rng("replay")
         losses.append(method.loss(client, client.train.batch(index[order])).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_each_part_has_its_own_learning_rate(federation, smoke):
-    values = {"lr": 0.1, "lr_cnn": 0.2, "lr_generator": 0.3, "lr_generator_bias": 0.4}
+    values = {"lr": 0.1, "lr_cnn": 0.2, "lr_generator": 0.3}
     method, clients = federation(smoke(**values))
     (phase,) = method.phases(clients[0], Stage(0, 0))
     rate = {id(p): group["lr"] for group in phase.groups for p in list(group["params"])}
-    expected = {"cnn": 0.2, "auxiliary": 0.2, "generator.weight": 0.3, "generator.bias": 0.4, "head": 0.1}
+    expected = {"cnn": 0.2, "auxiliary": 0.2, "generator": 0.3, "head": 0.1}
     for name, parameter in clients[0].model.named_parameters():
         assert rate[id(parameter)] == next(value for start, value in expected.items() if name.startswith(start))
 
@@ -160,6 +190,13 @@ def test_dropout_acts_in_training_only(after_task_0):
 # ---- 4.3 small-model continual fine-tuning (SM-CF)
 
 
+def written(state, f, generator):
+    """B A of one image in float64, from the features f (m,) of a generator with these weights."""
+    omega = state["weight"] @ (f / len(f)) + state["bias"]
+    cut, rank, width = generator.rank * generator.width, generator.rank, generator.width
+    return omega[cut:].reshape(3 * width, rank) @ omega[:cut].reshape(rank, width)
+
+
 @pytest.mark.parametrize("form", ["relative", "mean", "sum"])
 @pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.3), (1.0, 0.0), (0.0, 2.0)])
 def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
@@ -182,15 +219,14 @@ def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
     old = {key: value.double().numpy() for key, value in old.items()}
     total = 0.0
     for i in drawn:
-        omega, omega_old = new["weight"] @ new_f[i] + new["bias"], old["weight"] @ old_f[i] + old["bias"]
+        product, product_old = (written(*one, client.model["generator"]) for one in ((new, new_f[i]), (old, old_f[i])))
         scale = {
-            "relative": (np.sum(old_f[i] ** 2), np.sum(omega_old**2)),
-            "mean": (len(old_f[i]), len(omega_old)),
+            "relative": (np.sum(old_f[i] ** 2), np.sum(product_old**2)),
+            "mean": (len(old_f[i]), product.size),
             "sum": (1, 1),
         }[form]
-        total += (
-            alpha * np.sum((new_f[i] - old_f[i]) ** 2) / scale[0] + beta * np.sum((omega - omega_old) ** 2) / scale[1]
-        )
+        gaps = np.sum((new_f[i] - old_f[i]) ** 2), np.sum((product - product_old) ** 2)
+        total += alpha * gaps[0] / scale[0] + beta * gaps[1] / scale[1]
     assert found == pytest.approx(total / 5, rel=1e-4)
     assert found > 0
 
@@ -221,12 +257,28 @@ def test_nothing_is_kept_close_in_the_first_task(federation, smoke):
     assert torch.allclose(method.loss(client, batch), expected)
 
 
-def test_eq_4_is_zero_right_after_a_task_has_ended(after_task_0):
+def test_eq_4_is_zero_right_after_a_task_has_ended_in_training_too(after_task_0):
     method, clients = after_task_0()
     for client in clients:
         client.scratch["replay"] = client.rng("replay")
+        client.model.train()  # as `fit` does it before the first step
         batch = client.train.batch(client.train_index)
-        assert method.continual.loss(client, batch, method.logits(client, batch)).item() < 1e-10
+        before = {name: value.clone() for name, value in client.model.state_dict().items()}
+        assert method.continual.loss(client, batch, torch.empty(len(batch.index), 14)).item() < 1e-10
+        assert client.model["cnn"].training
+        after = client.model.state_dict()  # and the buffer leaves no trace in the statistics of BatchNorm
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_eq_4_measures_what_an_update_does():
+    """Other factors of the same product are no change; a doubled B is one, though A has most of omega."""
+    draw = torch.Generator().manual_seed(0)
+    A, B = torch.randn(5, 3, 8, generator=draw), 1e-3 * torch.randn(5, 24, 3, generator=draw)
+    same, size = update_gap(LowRank(2 * A, B / 2, 1.0), LowRank(A, B, 1.0))
+    assert torch.allclose(size, (B @ A).square().sum((1, 2))) and (same / size).max() < 1e-10
+    doubled, size = update_gap(LowRank(A, 2 * B, 1.0), LowRank(A, B, 1.0))
+    assert torch.allclose(doubled, size, rtol=1e-4)
+    assert (update_gap(LowRank(A, B, 1.0), LowRank(A, B, 1.0))[0] == 0).all()
 
 
 def test_the_teacher_is_the_personalised_generator_of_the_last_server_step(federation, smoke):
@@ -319,7 +371,7 @@ def test_the_order_of_the_uploads_does_not_matter(federation, smoke):
 def test_the_gradient_version_takes_the_papers_steps(federation, smoke):
     exact, sgd = (play(federation, smoke(o2d=o2d), 1)[0].server for o2d in ("exact", "sgd"))
     assert all(not torch.equal(value, sgd[key]) for key, value in exact.items())
-    near = play(federation, smoke(o2d="sgd", o2d_epochs=300, o2d_lr=4e-3), 1)[0].server
+    near = play(federation, smoke(o2d="sgd", o2d_epochs=1000), 1)[0].server
     start = play(federation, smoke(o2d_lambda=1e6), 1)[0].server  # as uploaded
     for key, value in exact.items():
         assert (near[key] - value).norm() < 0.02 * (start[key] - value).norm()
@@ -340,10 +392,10 @@ def test_features_of_the_first_task_go_up_before_it_has_ended(federation, smoke)
 def test_uploaded_features_are_those_of_the_kept_images(federation, smoke):
     method, clients, uploads = play(federation, smoke(tasks=1, rounds=1))
     for client in clients:
-        found = method.features(client, client.state["buffer"])
+        found = scale_features(method.features(client, client.state["buffer"]))
         sent = uploads[0][client.id]["features"]
         assert sent.shape == found.shape
-        every = method.features(client, client.train_index)
+        every = scale_features(method.features(client, client.train_index))
         assert all((every - row).abs().max(1).values.min() < 1e-6 for row in sent)
 
 

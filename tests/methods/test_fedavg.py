@@ -61,3 +61,47 @@ def test_several_networks_cannot_be_averaged(federation, smoke, one_line):
 def test_the_features_are_not_normalised(federation, smoke):
     method, clients = federation(smoke(method="fedavg"))
     assert isinstance(clients[0].model["cnn"], cnn.FeatureExtractor) and not clients[0].model["cnn"].norm
+
+
+def noted_images(method, client, monkeypatch):
+    """The CNN's images in the steps of a round, and in the test behind it."""
+    seen, plain = [], method.logits
+    monkeypatch.setattr(
+        method, "logits", lambda client, batch: (seen.append((client.model.training, batch)), plain(client, batch))[1]
+    )
+    for name in ("train", "finish"):
+        answer(method, client, Stage(0, 0, name), method.broadcast(client.id, Stage(0, 0)))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "glfc", "target", "mfcl"])
+def test_images_are_augmented_in_training_and_never_in_a_test(federation, smoke, monkeypatch, name):
+    method, clients = federation(smoke(method=name, augment="crop_flip"))
+    seen = noted_images(method, clients[0], monkeypatch)
+    assert {training for training, _ in seen} == {True, False}
+    for training, batch in seen:
+        plain = batch.inputs.batch(batch.index).images
+        assert batch.images.shape == plain.shape and torch.equal(batch.images, plain) != training
+
+
+def test_crops_have_draws_of_their_own(federation, smoke, monkeypatch):
+    """The order of the images, and what a global generator does, stay out of it; each round has other crops."""
+    orders, images = [], []
+    for how, other in (("none", 0), ("crop", 0), ("crop", 1)):
+        method, clients = federation(smoke(method="fedavg", augment=how))
+        torch.manual_seed(other)
+        trained = [batch for training, batch in noted_images(method, clients[0], monkeypatch) if training]
+        orders.append([batch.index.tolist() for batch in trained])
+        images.append(torch.cat([batch.images for batch in trained]))
+    assert orders[0] == orders[1] == orders[2]
+    assert torch.equal(images[1], images[2]) and not torch.equal(images[0], images[1])
+    first, second = (method.phases(clients[0], Stage(0, 0))[0].augment(images[0]) for clients[0].round in (0, 1))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("name", "most"), [("fedavg", 0), ("mfcl", 0), ("glfc", 63 / 255), ("target", 63 / 255)])
+def test_brightness_changes_where_the_official_code_changes_it(federation, smoke, name, most):
+    method, clients = federation(smoke(method=name, augment="crop"))
+    clients[0].task = 0
+    changed = method.phases(clients[0], Stage(0, 0))[0].augment(torch.zeros(64, 3, 16, 16))[:, 0, 8, 8] * 0.25 + 0.5
+    assert (changed / 0.5 - 1).abs().max().item() == pytest.approx(most, rel=0.1)

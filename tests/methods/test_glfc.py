@@ -199,6 +199,20 @@ def test_the_disguise_lowers_the_loss_on_the_image(played, smoke):
     assert torch.allclose(alone, disguised[:1], atol=1e-2)
 
 
+def test_a_step_of_the_disguise_is_one_on_the_pixels_between_0_and_1(played, smoke):
+    method, clients, _ = played(smoke(method="glfc", glfc_perturb=1), 1)
+    client = clients[0]
+    batch = client.train.batch(client.train_index[:2])
+    pixels = (batch.images * 0.25 + 0.5).requires_grad_()
+    logits = client.model["head"](client.model["cnn"]((pixels - 0.5) / 0.25))
+    columns, onehot = method.columns(client), F.one_hot(batch.labels, 14).float()
+    loss = F.binary_cross_entropy_with_logits(logits[:, columns], onehot[:, columns], reduction="none").mean(1).sum()
+    (slope,) = torch.autograd.grad(loss, [pixels])
+    expected = pixels - 0.2 * (slope + 1e-5 * pixels)
+    found = method.disguise(client, batch) * 0.25 + 0.5
+    assert torch.allclose(found, expected, atol=1e-6) and (found - pixels).abs().max() > 1e-4
+
+
 def test_the_proxy_keeps_the_better_model_and_starts_afresh_in_each_task(federation, smoke, monkeypatch):
     scores = iter([0.9, 0.5, 0.9, 0.2, 0.1, 0.3])
     method, clients = federation(smoke(method="glfc", rounds=3))

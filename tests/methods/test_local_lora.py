@@ -30,3 +30,15 @@ def test_training_moves_a_and_b_and_the_head(federation, smoke):
     answer(method, clients[0], Stage(0, 0), {})
     moved = {key for key, value in clients[0].model.state_dict().items() if not torch.equal(value, before[key])}
     assert moved == {"lora.A", "lora.B", "head.weight", "head.bias"}
+
+
+def test_head_and_lora_have_their_own_learning_rates(federation, smoke):
+    method, clients = federation(smoke(method="local_lora", lr=0.5, lr_lora=0.25))
+    (phase,) = method.phases(clients[0], Stage(0, 0))
+    rates = {id(p): group["lr"] for group in phase.groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in clients[0].model.named_parameters()} == {
+        "lora.A": 0.25,
+        "lora.B": 0.25,
+        "head.weight": 0.5,
+        "head.bias": 0.5,
+    }

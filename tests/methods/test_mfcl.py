@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lscl.config import experiment
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
@@ -192,3 +193,22 @@ def test_the_sheet_is_drawn_from_the_generator(played, smoke):
     sheet = method.sheet(0)
     assert sheet.shape == (64, 16, 16, 3) and sheet.dtype == np.uint8 and sheet.std() > 5
     assert np.array_equal(sheet, method.sheet(0)) and method.sheet(1) is None
+
+
+@pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
+def test_every_profile_has_the_official_number_of_generated_images_in_a_step(profile):
+    config = experiment(method="mfcl", profile=profile, dataset="cifar100")
+    assert (config.mfcl_replay, config.mfcl_batch, config.mfcl_steps) == (128, 128, 100)
+
+
+def test_generated_images_are_not_augmented(second_task, monkeypatch):
+    method, client = second_task(augment="crop_flip")
+    batch, phase = client.train.batch(client.train_index[:6]), method.phases(client, Stage(1, 0))[0]
+    real, seen, term = phase.augment(batch.images), [], method.old_head_term
+    batch.images = real
+    monkeypatch.setattr(
+        method, "old_head_term", lambda client, f, images: (seen.append(images), term(client, f, images))[1]
+    )
+    method.loss(client, batch)
+    client.scratch["replay"] = client.rng("replay")
+    assert torch.equal(seen[0][:6], real) and torch.equal(seen[0][6:], method.sample_replay(client)[0])

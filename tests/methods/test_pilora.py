@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from lscl.config import PROFILES, experiment
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import IMAGES, Stage
 from lscl.federation.payload import num_bytes
@@ -242,6 +243,35 @@ def test_training_lowers_the_loss(federation, smoke):
         with torch.enable_grad():
             answer(method, client, stage, method.broadcast(0, stage))
         assert float(masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)) < 0.9 * before
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_the_lora_lives(played, smoke, task):
+    """After a task of real steps the LoRA changes what the ViT says, in a later task beside the orthogonality, too."""
+    method, clients, _ = played(smoke(method="pilora", epochs=5, rounds=5, pilora_lr_lora=1e-3), 5 * task)
+    client, start = clients[0], method.new_lora(task - 1)["A"]
+    A, B = (client.state[f"lora.{name}"].split(R, axis)[task - 1] for name, axis in (("A", 1), ("B", 2)))
+    assert A.norm() > 0.7 * start.norm()
+    assert (B @ A).norm() > 0.1
+    batch = client.train.batch(client.train_index)
+    with torch.no_grad():
+        frozen = method.foundation.suffix(batch.prefix)
+        adapted = method.foundation.suffix(batch.prefix, query_value_update(A, B))
+    assert (adapted - frozen).norm() > 0.02 * frozen.norm()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_there_is_no_l1_term_in_any_profile(profile):
+    assert experiment(profile=profile, method="pilora").pilora_sparse == 0
+
+
+def test_an_l1_term_would_kill_the_lora(played, smoke):
+    """Why there is none: at its official weight nothing is left of A."""
+    dead, alive = (
+        played(smoke(method="pilora", epochs=5, rounds=5, pilora_lr_lora=1e-2, pilora_sparse=weight), 5)[1][0]
+        for weight in (0.01, 0.0)
+    )
+    assert dead.state["lora.A"].abs().mean() < 0.2 * alive.state["lora.A"].abs().mean()
 
 
 # ---- the server

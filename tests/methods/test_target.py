@@ -1,5 +1,7 @@
 """TARGET: synthetic images at the end of a task, distillation of the old columns in the next."""
 
+import json
+import math
 from functools import partial
 
 import numpy as np
@@ -8,13 +10,17 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lscl.config import experiment
+from lscl.experiments import cost_model, records
 from lscl.experiments.run import run, save_sheet, tile_images
 from lscl.federation.client import to_cnn_input
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
+from lscl.federation.metrics import average_so_far
+from lscl.methods import target
 from lscl.methods.parts.synthesis import Statistics, batchnorm_layers, norm_gap
-from lscl.methods.target import TEMPERATURE, Synthesis, disagreement, model_logits
+from lscl.methods.target import TEMPERATURE, Synthesis, augmented_input, disagreement, model_logits, new_student
 
 
 @pytest.fixture
@@ -30,14 +36,8 @@ def synthesis(played, smoke):
     def make(**values):
         method, *_ = played(smoke(method="target", epochs=4, **values), 2)
         torch.manual_seed(0)
-        return Synthesis(
-            method.config,
-            method.teacher(),
-            method.build(0),
-            method.known_classes(),
-            torch.Generator().manual_seed(0),
-            method.device,
-        )
+        draw = torch.Generator().manual_seed(0)
+        return Synthesis(method.config, method.teacher(), method.known_classes(), draw, method.device)
 
     return make
 
@@ -53,7 +53,7 @@ def test_the_loss_is_ce_plus_25_times_the_distillation(second_task):
         )
     batch = client.train.batch(client.train_index[:6])
     total = method.loss(client, batch).item()
-    drawn = torch.randint(20, (6,), generator=client.rng("replay"))
+    drawn = torch.randint(20, (23,), generator=client.rng("replay"))  # 6 x 500 / 128
     u = to_cnn_input(client.state["synthetic"][drawn])
     known = set(np.flatnonzero(client.state["known"].numpy()))
     columns = sorted(known - set(client.current.classes))
@@ -196,15 +196,83 @@ def test_the_adversarial_term_counts_only_where_both_agree():
     assert disagreement(teacher, teacher).item() == pytest.approx(0, abs=1e-7)
 
 
-def test_the_student_is_taught_before_the_adversarial_rounds_and_only_then(synthesis, monkeypatch):
-    one = synthesis(target_images=40, target_batch=8, target_warmup=2)
+@pytest.mark.parametrize(("warmup", "opposed", "taught"), [(0, range(1, 6), range(1, 5)), (3, range(3, 6), [4])])
+def test_the_adversarial_rounds_begin_at_the_warmup_and_the_students_training_behind_the_next(
+    synthesis, monkeypatch, warmup, opposed, taught
+):
+    """As in the official code: its first adversarial rounds have a student that was never trained."""
+    one = synthesis(target_images=40, target_batch=8, target_warmup=warmup)
     calls, teach, one_round = [], one.teach_student, one.make_batch
     monkeypatch.setattr(one, "teach_student", lambda images: (calls.append(("teach", len(images))), teach(images)))
     monkeypatch.setattr(
         one, "make_batch", lambda adversarial: (calls.append(("round", adversarial)), one_round(adversarial))[1]
     )
     one.make_images()
-    assert calls == [("round", False)] * 2 + [step for n in (16, 24, 32) for step in (("teach", n), ("round", True))]
+    expected = []
+    for number in range(1, 6):
+        expected += [("round", number in opposed)] + ([("teach", 8 * number)] if number in taught else [])
+    assert calls == expected
+
+
+def test_the_student_is_the_teacher_with_weights_drawn_anew(synthesis):
+    one = synthesis()
+    teacher, student = one.teacher.state_dict(), one.student.state_dict()
+    for name, value in student.items():
+        assert torch.equal(value, teacher[name]) == ("running" in name or "num_batches" in name), name
+    norm = one.student["cnn"].cnn.layers[4]
+    assert norm.bias.abs().max() == 0 and 0 < (norm.weight - 1).std() < 0.05
+    wide = new_student(nn.Sequential(nn.Conv2d(64, 64, 3), nn.Linear(100, 100)))
+    assert wide[0].weight.std().item() == pytest.approx((2 / (2 * 9 * 64)) ** 0.5, rel=0.05)
+    assert wide[1].weight.std().item() == pytest.approx(0.1, rel=0.05)
+    assert wide[1].bias.std().item() == pytest.approx(1, rel=0.3)
+    assert all(p.requires_grad for p in one.student.parameters())
+
+
+def test_the_student_has_the_official_schedule(synthesis):
+    one = synthesis(target_student_steps=1)
+    group = one.teaching.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.2, 0.9, 1e-4)
+    rates = []
+    for _ in range(3):
+        one.teach_student(torch.zeros(4, 16, 16, 3, dtype=torch.uint8))
+        rates.append(group["lr"])
+    cosine = [2e-4 + (0.2 - 2e-4) * (1 + math.cos(math.pi * k / 200)) / 2 for k in (1, 2, 3)]
+    assert rates == pytest.approx(cosine, rel=1e-6)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop_flip"])
+def test_the_teacher_never_sees_a_border_that_real_images_do_not_have(synthesis, monkeypatch, augment):
+    """White images: what is not white came in at the border, black as in crops of real ones, or nothing at all."""
+    one = synthesis(augment=augment)
+    seen, forward = [], target.model_logits
+    monkeypatch.setattr(target, "model_logits", lambda model, images: (seen.append(images), forward(model, images))[1])
+    one.loss(torch.full((8, 3, 16, 16), 2.0), torch.zeros(8, dtype=torch.int64), False)
+    assert set(seen[0].unique().tolist()) == ({2.0} if augment == "none" else {-2.0, 2.0})
+
+
+@pytest.mark.parametrize(("augment", "same"), [("none", True), ("crop_flip", False)])
+def test_synthetic_images_are_augmented_in_training_as_real_ones_are(augment, same):
+    pixels = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = augmented_input(pixels, augment, torch.Generator().manual_seed(0))
+    assert found.shape == (6, 3, 16, 16) and torch.equal(found, to_cnn_input(pixels)) == same
+
+
+@pytest.mark.parametrize(("ratio", "size"), [(500 / 128, 31), (1.0, 8), (0.01, 1)])
+def test_the_official_number_of_synthetic_images_stands_beside_the_real_ones(second_task, monkeypatch, ratio, size):
+    method, client = second_task(target_replay=ratio)
+    sizes, plain = [], method.distillation
+    monkeypatch.setattr(method, "distillation", lambda client, size: (sizes.append(size), plain(client, size))[1])
+    method.loss(client, client.train.batch(client.train_index[:8]))
+    assert sizes == [size]
+
+
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_a_client_has_four_synthetic_images_for_each_real_one_of_a_task(profile):
+    config = experiment(method="target", profile=profile, dataset="cifar100")
+    real = cost_model.Counts.of(config).epoch / config.clients / config.tasks
+    assert config.target_images / real == pytest.approx(4, rel=0.5)
+    rounds = config.target_images / config.target_batch
+    assert config.target_warmup / rounds == pytest.approx(20 / 32, abs=0.05)
 
 
 def test_the_student_learns_from_the_teacher(synthesis):
@@ -244,12 +312,17 @@ def test_a_sheet_has_every_image_in_rows_of_a_square():
     assert (found[4] == 0).all() and (found[:, 4] == 0).all()
 
 
-def test_a_run_leaves_a_sheet_of_its_images(smoke, places):
+def test_a_run_leaves_a_sheet_of_its_images_with_the_accuracy_of_the_model_behind_them(smoke, places, capsys):
     config = smoke(method="target")
-    run(config, quiet=True)
+    record = run(config)
     (path,) = (places / "results" / "runs" / "smoke" / "sheets").iterdir()
     assert path.name == f"{config.name}--task1.png"
     assert np.asarray(Image.open(path)).shape == (4 * 17 - 1, 5 * 17 - 1, 3)
+    own, seen = (average_so_far(records.accuracy(record, mask))[0] for mask in ("task", "seen"))
+    told = json.loads(Image.open(path).text["accuracy"])
+    assert (told["task"], told["seen"]) == pytest.approx((own, seen), abs=0.01)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if path.name in line]
+    assert f"from a model of accuracy {own:.1f} % (class-incremental {seen:.1f} %)" in line
 
 
 def test_a_method_without_images_leaves_no_sheet(federation, smoke, places):

@@ -29,8 +29,8 @@ def test_nothing_is_projected_where_the_width_fits(smoke, name, width):
 def test_features_have_mean_0_and_variance_1_if_normalised(smoke):
     images = 5 * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        f = small_cnn(smoke(feature_norm=True), 0)(images)
-        raw = small_cnn(smoke(feature_norm=False), 0)(images)
+        f = small_cnn(smoke(), 0)(images)
+        raw = small_cnn(smoke(), 0, norm=False)(images)
     assert f.mean(1).abs().max() < 1e-5 and (f.var(1, correction=0) - 1).abs().max() < 0.02
     assert raw.mean(1).abs().max() > 0.05
 

@@ -29,3 +29,10 @@ def test_a_vit_that_pools_all_tokens_needs_all_of_its_last_block():
         and (pooled.forward() > by_token.forward()).all()
     )
     assert pooled.saved() > by_token.saved() and pooled.low_rank() > by_token.low_rank()
+
+
+def test_a_pre_trained_resnet_on_small_images_has_its_own_first_layers():
+    config = experiment(profile="paper", dataset="cifar100", cnn_size=32)
+    drawn, pretrained = (counting.count_cnn(config, start=start) for start in ("drawn", "pretrained"))
+    assert pretrained.flops < drawn.flops / 8  # a stride and a max-pool in front, on 32 pixels
+    assert pretrained.weights - drawn.weights == 4 * 3 * 64 * (7 * 7 - 3 * 3)

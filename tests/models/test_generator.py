@@ -1,8 +1,9 @@
 """The parameter generator."""
 
+import pytest
 import torch
 
-from lscl.models.generator import Generator
+from lscl.models.generator import Generator, scale_features
 from lscl.models.vit import foundation
 
 
@@ -20,12 +21,30 @@ def test_it_writes_4_r_d_numbers_split_into_a_and_b():
     assert torch.equal(torch.cat([update.A.flatten(1), update.B.flatten(1)], dim=1), omega)
 
 
-def test_the_rows_of_b_start_at_zero_and_those_of_a_do_not():
+def test_it_starts_as_a_static_lora():
     generator = made()
     update = generator.split(generator(torch.randn(5, 6)))
-    assert update.B.abs().max() == 0 and (update.A.abs().sum((1, 2)) > 0).all()
-    assert generator.weight[: 3 * 32].std() > 0.01 and generator.bias[: 3 * 32].std() > 0.01
+    assert update.B.abs().max() == 0 and generator.weight.abs().max() == 0
+    assert (update.A[:1] == update.A).all() and generator.bias[: 3 * 32].std() > 0.01
     assert generator.bias.abs().max() <= 32**-0.5
+
+
+@pytest.mark.parametrize("m", [1, 6, 512])
+def test_a_step_of_adam_moves_what_is_written_as_far_by_the_weights_as_by_the_bias_at_most(m):
+    """The gradient of omega is the same for both, so that Adam moves every weight and bias by the learning rate."""
+    torch.manual_seed(0)
+    generator, f = Generator(m, 8, 2, 1.0), torch.nn.functional.layer_norm(torch.randn(1, m), (m,))
+    before = generator(scale_features(f)).detach()
+    optimiser = torch.optim.Adam(generator.parameters(), lr=1e-2, eps=1e-12)
+    generator(scale_features(f)).sum().backward()
+    optimiser.step()
+    moved = (generator(scale_features(f)) - before).abs()
+    assert (moved >= 1e-2 * 0.999).all() and (moved <= 2e-2 * 1.001).all()
+    assert m == 1 or (moved > 1.5e-2).all()  # layer-normalised, one feature is always 0
+
+
+def test_a_static_lora_has_no_features_to_scale():
+    assert scale_features(torch.empty(3, 0)).shape == (3, 0)
 
 
 def test_the_first_forward_equals_the_frozen_vit():

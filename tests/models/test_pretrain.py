@@ -1,9 +1,9 @@
-"""How the mini foundation model is made, on a handful of images and with the real teacher."""
+"""How the shipped networks are made, on a handful of images and with the real teacher."""
 
-import builtins
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from lscl.data.folder import image_folder
 from lscl.errors import LsclError
 from lscl.models import pretrain
+from lscl.models.cnn import new_cnn, to_cnn_input
 from lscl.models.mini import Stem, mini_vit
+from lscl.models.teacher import teacher_features, teacher_network
 from lscl.models.vit import read_weights
+from lscl.seeding import seeded, torch_generator
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +52,6 @@ def made(tree, tmp_path, monkeypatch):
     return make
 
 
-def test_the_frozen_outputs_are_those_of_the_teacher_and_of_its_first_stages(tree, tmp_path):
-    images = image_folder(tree / "test", 32).images[:3]
-    maps, features = pretrain.frozen_outputs(images, tmp_path / "work")
-    teacher = pretrain.teacher_network()
-    with torch.no_grad():
-        pixels = torch.from_numpy(np.array(images))
-        expected = teacher.forward_head(
-            teacher.forward_features(pretrain.enlarge(pixels, pretrain.TEACHER_SIZE)), pre_logits=True
-        )
-        stem = Stem(teacher)(pretrain.enlarge(pixels, 96))
-    assert maps.shape == (3, 112, 6, 6) and features.shape == (3, 1280) and maps.dtype == features.dtype == np.float16
-    assert np.allclose(features, expected, atol=0.02) and np.abs(features).max() > 0.5
-    assert np.allclose(maps, stem, atol=0.02) and np.abs(maps).max() > 0.5
-
-
-def test_frozen_outputs_go_on_where_a_stopped_call_was(tree, tmp_path, monkeypatch):
-    images = image_folder(tree / "test", 32).images
-    whole = [np.array(part) for part in pretrain.frozen_outputs(images, tmp_path / "whole")]
-    pretrain.frozen_outputs(images[:16], tmp_path / "part")  # one chunk, as left by a stop
-    for name, full in zip(("stem", "teacher"), whole):
-        stopped = np.zeros_like(full)
-        stopped[:16] = np.load(tmp_path / "part" / f"{name}.npy")
-        np.save(tmp_path / "part" / f"{name}.npy", stopped)
-    seen = []
-    enlarge = pretrain.enlarge
-    monkeypatch.setattr(pretrain, "enlarge", lambda pixels, size: seen.append(len(pixels)) or enlarge(pixels, size))
-    found = pretrain.frozen_outputs(images, tmp_path / "part")
-    assert seen == [12, 12]  # only the second chunk, for stem and teacher
-    assert all(np.array_equal(one, other) for one, other in zip(whole, found))
-
-
 def test_the_written_weights_are_a_whole_mini_vit_with_the_teachers_stem(distil, capsys):
     out = distil("whole")
     vit = mini_vit()
@@ -93,24 +65,26 @@ def test_the_written_weights_are_a_whole_mini_vit_with_the_teachers_stem(distil,
         "seed": 0,
     }
     assert about["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest() and 0 < about["loss"] < 2
-    stem = Stem(pretrain.teacher_network()).state_dict()
+    stem = Stem(teacher_network()).state_dict()
     assert all(
         torch.equal(value, stem[name].half().float()) for name, value in vit.patch_embed.backbone.state_dict().items()
     )
     assert f"wrote {out}" in capsys.readouterr().out
 
 
-def test_more_epochs_lower_the_loss(distil):
+@pytest.mark.parametrize("network", pretrain.NETWORKS)
+def test_more_epochs_lower_the_loss(distil, network):
     losses = [
-        json.loads(distil(f"epochs{epochs}", epochs=epochs).with_suffix(".json").read_text())["loss"]
+        json.loads(distil(f"epochs{epochs}", epochs=epochs, network=network).with_suffix(".json").read_text())["loss"]
         for epochs in (1, 8)
     ]
     assert losses[1] < 0.95 * losses[0]
 
 
-def test_a_stopped_training_goes_on_after_its_last_epoch_bit_for_bit(distil, own_cache, monkeypatch):
-    whole = distil("one", seed=3).read_bytes()
-    for state in own_cache.rglob("state-2-*-3.pt"):
+@pytest.mark.parametrize("network", pretrain.NETWORKS)
+def test_a_stopped_training_goes_on_after_its_last_epoch_bit_for_bit(distil, own_cache, monkeypatch, network):
+    whole = distil("one", seed=3, network=network).read_bytes()
+    for state in own_cache.rglob(f"state-{network}-2-*-3.pt"):
         state.unlink()
     save, calls = torch.save, []
 
@@ -122,23 +96,9 @@ def test_a_stopped_training_goes_on_after_its_last_epoch_bit_for_bit(distil, own
 
     monkeypatch.setattr(torch, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        distil("two", seed=3)
+        distil("two", seed=3, network=network)
     monkeypatch.setattr(torch, "save", save)
-    assert distil("two", seed=3).read_bytes() == whole
-
-
-def test_without_the_teachers_package_it_is_one_line(monkeypatch, one_line):
-    real = builtins.__import__
-
-    def missing(name, *arguments, **named):
-        if name.startswith("efficientnet"):
-            raise ImportError(name)
-        return real(name, *arguments, **named)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(LsclError) as caught:
-        pretrain.teacher_network()
-    one_line(caught, "pip install 'lscl[pretrain]'")
+    assert distil("two", seed=3, network=network).read_bytes() == whole
 
 
 def test_weights_are_written_in_half_precision_with_their_digest(tmp_path):
@@ -163,19 +123,77 @@ def test_weights_are_those_of_the_mini_vit_and_a_finished_call_repeats(made, tmp
     )
 
 
-@pytest.mark.parametrize("damage", ["no number", "negative", "cut off", "other shape"])
-def test_damaged_outputs_of_the_frozen_networks_are_computed_again(made, tmp_path, damage):
-    made()
-    (folder,) = (tmp_path / "cache" / "pretrain").iterdir()
-    expected = np.load(folder / "teacher.npy")
-    if damage in ("no number", "negative"):
-        (folder / "done.txt").write_text({"no number": "[]", "negative": "-16"}[damage])
-    elif damage == "cut off":
-        (folder / "teacher.npy").write_bytes((folder / "teacher.npy").read_bytes()[:200])
-    else:
-        np.save(folder / "teacher.npy", np.zeros((3, 1280), np.float16))
-    made()
-    assert np.array_equal(np.load(folder / "teacher.npy"), expected)
+def test_the_mini_vit_starts_from_its_named_draws_and_sees_the_images_in_their_order(tree, tmp_path, monkeypatch):
+    """The shipped file was made so: these draws must not change."""
+    images = image_folder(tree / "test", 32).images
+    student = pretrain.mini_vit_student(images, tmp_path, 5)
+    stem = Stem(teacher_network())
+    with seeded(5, "mini-vit"):
+        vit, to_teacher = mini_vit(stem), torch.nn.Linear(192, 1280)
+    expected = {f"vit.{name}": value for name, value in vit.state_dict().items() if "backbone" not in name}
+    expected |= {f"to_teacher.{name}": value for name, value in to_teacher.state_dict().items()}
+    found = student.modules.state_dict()
+    assert list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in found)
+
+    seen = []
+    watched = replace(student, guess=lambda index, flips: seen.append(index.tolist()) or student.guess(index, flips))
+    features = teacher_features(images, tmp_path)
+    pretrain.distil(watched, features, tmp_path / "state.pt", epochs=2, batch=8, lr=1e-3, seed=5)
+    orders = [torch.randperm(28, generator=torch_generator(5, "pretrain", epoch)).tolist() for epoch in (0, 1)]
+    assert seen == [sorted(order[i : i + 8]) for order in orders for i in (0, 8, 16)]
+
+
+def test_the_small_cnn_sees_what_it_sees_in_a_run_and_half_of_the_images_mirrored(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    student, index = pretrain.small_student(images, tmp_path, 5), np.arange(3, 39)
+    student.modules.eval()
+    with torch.no_grad():
+        found = student.guess(index, torch_generator(5, "pretrain-flips", 0))
+        x, extractor = to_cnn_input(torch.from_numpy(images[index])), student.modules["cnn"]
+        plain, mirrored = (student.modules["to_teacher"](extractor(one)) for one in (x, x.flip(3)))
+    drawn = torch.rand(36, generator=torch_generator(5, "pretrain-flips", 0)) < 0.5
+    assert 5 < drawn.sum() < 31 and not torch.allclose(plain, mirrored, atol=1e-3)
+    assert torch.allclose(found, torch.where(drawn[:, None], mirrored, plain), atol=1e-5)
+    assert extractor.norm and extractor(x).shape == (36, 128)
+
+
+def test_the_flips_of_every_epoch_are_drawn_anew_by_name(tree, tmp_path):
+    images = image_folder(tree / "test", 32).images
+    student, drawn = pretrain.small_student(images, tmp_path, 5), []
+    keep = lambda index, flips: drawn.append(flips.get_state()) or student.guess(index, flips)
+    features = np.random.default_rng(0).standard_normal((28, 1280)).astype(np.float16)
+    pretrain.distil(replace(student, guess=keep), features, tmp_path / "s.pt", epochs=2, batch=14, lr=1e-3, seed=5)
+    starts = [torch_generator(5, "pretrain-flips", epoch).get_state() for epoch in (0, 1)]
+    assert torch.equal(drawn[0], starts[0]) and torch.equal(drawn[2], starts[1]) and not torch.equal(*starts)
+
+
+def test_the_weights_of_the_small_cnn_are_the_cnn_alone_with_its_batchnorm_statistics(distil):
+    out = distil("small", network="small")
+    found, cnn = read_weights(out), new_cnn("small", 32, 128, norm=True).cnn
+    cnn.load_state_dict(found)
+    counts = {value.item() for name, value in found.items() if name.endswith("num_batches_tracked")}
+    assert counts == {6} and out.stat().st_size < 10**6  # two epochs of three steps
+    means = [value for name, value in found.items() if name.endswith("running_mean")]
+    assert len(means) == 4 and all(value.dtype == torch.float16 and value.abs().sum() > 0 for value in means)
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["network"] == "small" and 0 < about["loss"] < 2
+
+
+def test_an_unknown_network_is_one_line(made, one_line):
+    with pytest.raises(LsclError) as caught:
+        made(network="smal")
+    one_line(caught, "unknown network 'smal'", "'small'", "mini_vit")
+
+
+def test_the_name_of_the_file_follows_the_network(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made(out=None, network="small")
+    assert (tmp_path / "small_cnn.safetensors").exists() and (tmp_path / "small_cnn.json").exists()
+
+
+def test_whole_numbers_are_written_as_they_are(tmp_path):
+    pretrain.write_weights(tmp_path / "w.safetensors", {"steps": torch.tensor(70_000)}, {})
+    assert read_weights(tmp_path / "w.safetensors")["steps"] == 70_000  # beyond what half precision can hold
 
 
 def test_a_damaged_state_is_one_line(made, tmp_path, one_line):

@@ -146,6 +146,16 @@ def test_adapters_of_every_linear_layer_equal_merged_weights(keep):
 
 
 @pytest.mark.parametrize("batch", [None, 4])
+def test_the_share_of_an_update_is_that_of_the_matrix_that_is_never_formed():
+    frozen = foundation("tiny", 1)
+    z, draw = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    update = LowRank(torch.randn(2, 3, 32, generator=draw), torch.randn(2, 96, 3, generator=draw), 1.5)
+    block = frozen.vit.blocks[1]
+    y, W = block.norm1(z), block.attn.qkv.weight
+    written = torch.stack([y[i] @ (1.5 * update.B[i] @ update.A[i]).T for i in range(2)])
+    assert frozen.update_share(z, update) == pytest.approx(float(written.norm() / (y @ W.T).norm()), rel=1e-5)
+
+
 def test_prefix_tuning_lets_tokens_attend_to_keys_and_values_in_front(batch):
     """By hand: with keys far away from every query nothing changes; with equal logits the values are mixed in."""
     frozen = foundation("tiny", 1)
@@ -680,3 +690,26 @@ def test_nothing_is_compiled_behind_the_last_block():
     frozen = foundation("tiny", None)
     frozen.compile_blocks("no such backend")
     assert frozen.block_forward is block_forward
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini", "random/test_vit2", "random/test_vit3"])
+def test_no_feature_is_longer_than_the_last_norm_lets_it_be(name, untrained_mini):
+    """Also with a norm that scales and shifts; a ViT that pools by attention behind it has no such bound."""
+    vit = (
+        copy.deepcopy(untrained_mini)
+        if name == "mini"
+        else architecture(name)
+        if "/" in name
+        else foundation("tiny", 0).vit
+    )
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in (vit.norm, vit.fc_norm):
+            for parameter in layer.parameters():
+                parameter += torch.randn(parameter.shape, generator=draw)
+    frozen = FrozenViT(vit, len(vit.blocks), MEAN, STD)
+    longest = float(frozen.suffix(frozen.prefix(random_images(20))).norm(dim=1).max())
+    if vit.global_pool == "map":
+        assert frozen.largest_feature == float("inf")
+    else:
+        assert longest <= frozen.largest_feature < 20 * longest

@@ -37,10 +37,14 @@ def each(kind):
 
 @pytest.fixture
 def save(places):
-    """save(study, seed, method): the path of a record of the first run of a named set, of the method if given."""
+    """save(study, seed, method): the path of a record of the last run of a named set, or of the first of a method.
+
+    The first one of a study may be a row of the main table, too.
+    """
 
     def write(study, seed=42, method=None):
-        config = runs_of(study, {"profile": "mini", "dataset": "cifar100"}, [seed], [method] if method else ())[0]
+        runs = runs_of(study, {"profile": "mini", "dataset": "cifar100"}, [seed], [method] if method else ())
+        config = runs[0 if method else -1]
         one = record(config.method, seed, tasks=config.tasks_run, clients=config.clients)
         about = {"name": config.name, "config_digest": config.digest, "trained_parameters": [1] * config.clients}
         about["config"] = {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}

@@ -7,13 +7,13 @@ from made_records import record
 from tests_root import ROOT
 
 from lscl.config import experiment, fields
-from lscl.experiments import sweeps
 from lscl.methods import METHODS
 from lscl.publish import method_pages
 from lscl.results.markdown import NO_RECORDS
 
 pytestmark = pytest.mark.usefixtures("published")
-CONTROLS = ("local_head", "local_lora")
+CONTROLS = [name for name, kind in METHODS.items() if kind.paper_name is None]
+UNSOURCED = ("local_head", "local_lora", "local_ridge")  # their docstrings have no list of differences
 every = pytest.mark.parametrize("method", METHODS)
 
 
@@ -22,7 +22,7 @@ def test_a_docstring_has_its_parts(method):
     idea, travels, heading, differences = method_pages.description(method)
     assert idea.endswith(".") and "\n1." not in idea
     assert "payload" in travels.lower() or "returned: nothing" in travels
-    if method not in CONTROLS:
+    if method not in UNSOURCED:
         assert heading.startswith(("Differences from", "Choices where")) and differences.startswith("1. ")
         assert "arXiv" in travels or method == "fed_lscl"
 
@@ -33,14 +33,18 @@ def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
     for heading in ("Idea", "What is trained and what travels", "Parameters", "Results", "Tuning"):
         assert f"\n## {heading}\n" in text
     assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes the records" in text
-    assert f"`lscl sweep tune --methods {method} --profile mini`" in text
+    tuned = len(METHODS[method].search_space) > 0
+    assert (f"`lscl sweep tune --methods {method} --profile mini`" in text) == tuned
+    assert ("It has no grid" in text) == (not tuned)
     assert ("published |" in text) == (method not in CONTROLS)
 
 
 @every
 def test_the_parameters_are_those_that_the_method_reads(method):
     names = method_pages.names_of_parameters(method)
-    assert {"lr", "epochs", "batch", *method_pages.points_of(method)[0]} <= set(names) <= set(fields())
+    training = {"lr", "epochs", "batch"} if METHODS[method].trains else set()
+    assert {*training, *METHODS[method].search_space} <= set(names) <= set(fields())
+    assert training or not {"lr", "epochs", "batch"} & set(names)
     own = {"fedprox": "prox", "l2p": "l2p", "dualprompt": "dual", "fedmgp": "mgp", "pilora": "pilora", "lorm": "lorm"}
     own |= {"glfc": "glfc", "target": "target", "mfcl": "mfcl"}
     for other, prefix in own.items():
@@ -50,7 +54,7 @@ def test_the_parameters_are_those_that_the_method_reads(method):
 
 def test_values_are_those_of_the_profiles():
     table = method_pages.parameter_table("glfc")
-    assert table.loc["`glfc_steps`", ["mini", "paper"]].tolist() == ["5", "250"]
+    assert table.loc["`glfc_steps`", ["mini", "paper"]].tolist() == ["30", "250"]
 
 
 def test_results_stand_beside_the_published_ones_and_an_own_head():
@@ -68,46 +72,56 @@ def test_results_stand_beside_the_published_ones_and_an_own_head():
     assert "Fed-LSCL" not in method_pages.results_of("local_head", made)
 
 
-def test_the_choice_is_compared_with_what_is_in_use(places):
-    folder = places / "results" / "tuning"
-    folder.mkdir(parents=True)
-    used = experiment(profile="mini", dataset="cifar100", method="fedavg").lr
-    other = next(point["lr"] for point in method_pages.points_of("fedavg") if point["lr"] != used)
-    row = {"method": "fedavg", "seed": sweeps.TUNING_SEED, "task_masked": 30.0, "class_incremental": 20.0}
-    rows = [{**row, "point": {"lr": lr}} for lr in (used, other)]
-    path = folder / "mini--cifar100.json"
-    for best, says in (
-        ({}, "2 of 6 points are recorded, so nothing is chosen yet"),
-        ({"lr": used}, f"Chosen: lr = {used:g}."),
-        ({"lr": other}, f"Best: lr = {other:g}. Not yet in use: `mini` has lr = {used:g}."),
-    ):
-        path.write_text(json.dumps({"rows": rows, "best": {"fedavg": best} if best else {}}), encoding="utf-8")
-        assert says in method_pages.tuning("fedavg")
-    assert "edge" not in method_pages.tuning("fedavg")
+def put_trials(places, chosen, method="fedprox"):
+    """A file with two trials of a system, the second with the profile's values."""
+    used = experiment(profile="mini", dataset="cifar100", method=method).model_dump()
+    space = METHODS[method].search_space
+    ends = [{name: axis.from_drawn(axis.to_drawn(axis.high)) for name, axis in space.items()}]
+    trials = [
+        {"values": values, "config_digest": "0", "seen": seen, "task": [80.0] * len(seen)}
+        for values, seen in ((ends[0], [20.0, 19.0]), ({name: used[name] for name in space}, [21.0]))
+    ]
+    trials.append({**trials[0], "seen": [], "task": [], "failed": "it diverged"})
+    study = {"space": {name: axis.to_json() for name, axis in space.items()}, "trials": trials, "chosen": chosen}
+    path = places / "results" / "tuning" / "mini--cifar100.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seed": 7, "studies": {method: study}}), encoding="utf-8")
 
 
-def test_a_choice_at_the_edge_of_its_grid_is_told():
-    edge = method_pages._edges("fedavg_vit", {"lr": 1e-1})
-    assert (
-        edge
-        == " At the edge of the grid: `lr` = 0.1 is the largest that was tried, so a value beyond it might do better."
+def test_trials_and_choice_stand_beside_what_is_in_use(places):
+    assert "No trial is recorded yet" in method_pages.tuning("fedprox")
+    put_trials(places, None)
+    text = method_pages.tuning("fedprox")
+    assert "2 of 3 trials are through the first task, so nothing is chosen yet" in text
+    assert "- `prox_mu`: 0.001 to 10, log" in text and "16 until the end of task 1, 5 until the end of task 2" in text
+    lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [line.split("|")[3].strip() for line in lines if "lr =" in line] == ["2", "1", "0, then diverged"]
+    put_trials(places, 1)
+    text = method_pages.tuning("fedprox")
+    assert "Chosen: lr = 0.003, prox_mu = 0.01.\n" in text and "✓" in text
+    put_trials(places, 0)
+    text = method_pages.tuning("fedprox")
+    assert "Chosen: lr = 0.1, prox_mu = 10. At an edge of the search space:" in text
+    assert "Not yet in use: `mini` has lr = 0.003, prox_mu = 0.01." in text
+
+
+def test_the_grids_that_came_before_are_shown_until_there_are_trials(places):
+    row = {"method": "fedavg", "seed": 7, "task_masked": 30.0, "class_incremental": 20.0, "point": {"lr": 0.5}}
+    path = places / "results" / "tuning" / "mini--cifar100.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"rows": [row], "best": {"fedavg": {"lr": 0.5}}}), encoding="utf-8")
+    text = method_pages.tuning("fedavg")
+    assert "of the grid that came before the search space" in text and "lr = 0.5" in text
+
+
+def test_edges_are_told_on_every_axis():
+    space = {"lr": {"log_range": [1e-4, 1]}, "lorm_rank": {"one_of": [1, 4]}, "lorm_alpha": {"range": [0, 1]}}
+    assert method_pages.edges(space, {"lr": 0.9, "lorm_rank": 4, "lorm_alpha": 0.02}) == (
+        " At an edge of the search space: lr = 0.9 is in the highest tenth of the range; "
+        "lorm_rank = 4 is the larger of 1, 4; lorm_alpha = 0.02 is in the lowest tenth of the range. "
+        "A value beyond it might do better."
     )
-    assert method_pages._edges("fedavg_vit", {"lr": 1e-2}) == ""
-    says = method_pages._edges("lorm", {"lr": 1e-3, "lorm_rank": 4})
-    assert (
-        says == " At the edge of the grid: `lorm_rank` = 4 is the larger of the two that were tried, "
-        "so a value beyond it might do better."
-    )
-    assert "`prox_mu` = 0.01 is the smaller of the two that were tried" in method_pages._edges(
-        "fedprox", {"lr": 3e-3, "prox_mu": 0.01}
-    )
-    chosen = {"lr_generator_bias": 1e-4, "lr_generator": 1e-5, "o2d_lambda": 10.0, "auxiliary": 0.0}
-    says = method_pages._edges("fed_lscl", chosen)
-    assert (
-        "`lr_generator_bias` = 0.0001 is the smallest that was tried "
-        "and `o2d_lambda` = 10 is the only one that was tried" in says
-    )
-    assert "lr_generator`" not in says.replace("lr_generator_bias`", "")
+    assert method_pages.edges({"lr": space["lr"]}, {"lr": 0.01}) == ""
 
 
 def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):
@@ -117,7 +131,7 @@ def test_an_arxiv_number_leads_to_the_bibliography(monkeypatch):
         method_pages.link_citations("(arXiv 1602.05629) and arXiv 0000.00000")
         == "(arXiv 1602.05629, {cite}`fedavg`) and arXiv 0000.00000"
     )
-    for method in set(METHODS) - {*CONTROLS, "fed_lscl"}:
+    for method in set(METHODS) - {*UNSOURCED, "fed_lscl"}:
         assert "{cite}" in method_pages.page(method, []), method
 
 

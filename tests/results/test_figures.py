@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
 from lscl.results import figures
 
@@ -81,7 +82,7 @@ FIGURES = {
     "losses": lambda: figures.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
     "grouped_bars": lambda: figures.grouped_bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
-    "convergence": lambda: figures.convergence({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
+    "convergence": lambda: figures.log_lines({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
     "curves": lambda: figures.curves(accuracies({"x": draw.uniform(size=(3, 5)), "y": draw.uniform(size=(1, 5))})),
     "sheets": lambda: figures.sheets({"a": IMAGES[0], "b": IMAGES[1], "c": IMAGES[2]}),
     "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
@@ -159,6 +160,35 @@ def test_a_curve_is_the_mean_of_its_seeds_with_its_interval():
         at_one = bounds[bounds[:, 0] == 1][:, 1]
         assert (at_one.min(), at_one.max()) == pytest.approx((81 - 12.706, 81 + 12.706), abs=1e-2)
     assert not figures.curves(accuracies({"x": [[80, 70], [82, 76]]}), bands=False).axes[0].collections
+
+
+def references(figure):
+    """Where the broad line of the best control is, by panel: its x and y."""
+    return {
+        axes.get_title(): [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 5]
+        for axes in figure.axes
+    }
+
+
+def test_the_best_control_among_the_systems_is_a_broad_line_behind_them():
+    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], "own ridge head": [[66, 60]]})
+    figure = figures.curves(rows)
+    assert references(figure) == {name: [[[1, 61], [2, 66]]] for name in ("task-masked", "class-incremental")}
+    assert "best without training" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert not any(references(figures.curves(accuracies({"x": [[80, 70]]}))).values())
+
+
+def test_figures_of_variants_are_given_their_controls():
+    rows, control = accuracies({"x": [[80, 70]]}), accuracies({"anything": [[60, 66]]}, ("seen",))
+    found = references(figures.curves(rows.rename(columns={"label": "variant"}), "variant", reference=control))
+    assert found == {"task-masked": [], "class-incremental": [[[1, 60], [2, 66]]]}
+    both = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", reference={"seen": 4.0})
+    assert [[x for x, _ in line] for (line,) in filter(None, references(both).values())] == [[4.0, 4.0]]
+    beyond = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", 3, {"seen": 4.0, "task": -2.0})
+    assert [[x for x, _ in line] for (line,) in references(beyond).values()] == [[-2.0, -2.0], [3, 3]]
+    assert [text.get_text() for axes in beyond.axes for text in axes.texts] == ["+4.0"]
+    dots = figures.classes_of_clients(classes({"a": [[10.0, 30]]}), ["a"], "%", reference={"task": 55.0})
+    assert [[y for _, y in line] for (line,) in filter(None, references(dots).values())] == [[55.0, 55.0]]
 
 
 def test_a_panel_names_its_data_set_if_that_is_known():
@@ -249,7 +279,7 @@ def test_growth_is_drawn_by_size_beside_a_linear_one():
 
 def test_losses_convergence_and_forgetting_have_their_names():
     assert lines(figures.losses({"a": [3, 2], "b": [1, 5]}).axes[0]) == {"a": ([1, 2], [3, 2]), "b": ([1, 2], [1, 5])}
-    (axes,) = figures.convergence({"lr 1": [1, 0.1], "lr 2": [2, 0.2]}, [1, 10], "gap").axes
+    (axes,) = figures.log_lines({"lr 1": [1, 0.1], "lr 2": [2, 0.2]}, [1, 10], "gap").axes
     assert lines(axes) == {"lr 1": ([1, 10], [1, 0.1]), "lr 2": ([1, 10], [2, 0.2])}
     first, second = figures.forgetting_curves({"with": ACC, "without": ACC + 5}, "task-masked").axes
     assert (first.get_title(), second.get_title()) == ("with", "without")
@@ -430,3 +460,35 @@ class TestAttention:
         q, k = caught[0]
         weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0, 1:].mean(1).reshape(2, 4, 4)
         assert figures.cls_attention(model, z, update) == pytest.approx(weights.detach().numpy(), abs=1e-6)
+
+
+def test_trials_have_a_panel_for_every_axis_and_a_ring_around_the_choice():
+    trials = pd.DataFrame(
+        {
+            "tasks": [1, 2, 2, 0],
+            "seen": [50.0, 40.0, 45.0, np.nan],
+            "chosen": [False, False, True, False],
+            "lr": [1e-3, 1e-2, 1e-1, 1.0],
+            "rank": [1, 2, 4, 8],
+        }
+    )
+    trials.attrs["log"] = ["lr"]
+    other = pd.DataFrame(trials.drop(columns="rank"))
+    other.attrs = {}
+    figure = figures.trial_slices({"LoRM": trials, "own head": other}, "class-incremental %", columns=2)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [(axes.get_title(), axes.get_xlabel(), axes.get_xscale()) for axes in shown] == [
+        ("LoRM", "lr", "log"),
+        ("LoRM", "rank", "linear"),
+        ("own head", "lr", "linear"),
+    ]
+    for axes in shown:
+        x = trials[axes.get_xlabel()]
+        assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines] == [
+            ([x[0]], [50.0]),
+            ([x[1], x[2]], [40.0, 45.0]),
+            ([x[2]], [45.0]),
+        ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 task", "2 tasks", "chosen"]
+    with pytest.raises(LsclError, match="no trial has a score yet"):
+        figures.trial_slices({"LoRM": trials.iloc[3:]}, "class-incremental %")

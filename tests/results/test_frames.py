@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import record
+from made_records import record, with_ridge
 
 import lscl
 from lscl import results
@@ -36,7 +36,7 @@ def uneven(seed=42, tasks=4, method="fed_lscl", **changes):
 class TestAccuracies:
     def test_a_row_for_every_accuracy(self):
         table = results.frame([record(tasks=3)])
-        assert list(table.columns) == [*COLUMNS, "mask", "client", "trained_task", "tested_task", "accuracy"]
+        assert list(table.columns) == [*COLUMNS, "head", "mask", "client", "trained_task", "tested_task", "accuracy"]
         assert len(table) == 3 * 2 * (1 + 2 + 3)  # masks, clients, pairs of tasks
         row = table[
             (table["mask"] == "seen")
@@ -329,3 +329,61 @@ def test_the_public_face_is_loaded_when_it_is_used():
     code = f"import sys, lscl; {loaded}; print(lscl.experiment().method)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "fed_lscl"]
+
+
+class TestHeads:
+    def test_only_the_trained_head_is_shown_unless_it_is_asked_for(self):
+        one = with_ridge(record(tasks=3))
+        plain = results.frame([one])
+        assert set(plain["head"]) == {"trained"}
+        assert plain.drop(columns="head").equals(results.frame([record(tasks=3)]).drop(columns="head"))
+
+    def test_the_closed_form_head_has_its_own_rows(self):
+        both = results.frame([with_ridge(record(tasks=3), 7.0), record(seed=1, tasks=3)], head=None)
+        ridge = results.frame([with_ridge(record(tasks=3), 7.0), record(seed=1, tasks=3)], head="ridge")
+        assert set(ridge["head"]) == {"ridge"} and set(ridge["seed"]) == {42} and set(ridge["mask"]) == {"task", "seen"}
+        assert len(both[both["head"] == "ridge"]) == len(ridge) == 2 * 2 * 6
+        keys = ["seed", "mask", "client", "trained_task", "tested_task"]
+        trained = both[both["head"] == "trained"].set_index(keys)["accuracy"]
+        gain = (ridge.set_index(keys)["accuracy"] - trained).dropna()
+        assert len(gain) == len(ridge) and set(gain) == {7.0}
+
+    def test_classes_have_heads_too(self):
+        one = with_ridge(record(tasks=3), 7.0)
+        assert set(results.classes_frame([one])["head"]) == {"trained"}
+        ridge = results.classes_frame([one], head="ridge")
+        assert set(ridge["mask"]) == {"task", "seen"} and ridge["accuracy"].max() == 87.0
+
+    def test_heads_are_not_mixed_when_tasks_are_compared_over_time(self):
+        moved = frames.changes(results.frame([with_ridge(record())], head=None))
+        assert set(moved["head"]) == {"trained", "ridge"} and moved["forgetting"].tolist() == [10.0] * len(moved)
+
+    def test_an_unknown_head_gets_the_nearest_one(self):
+        with pytest.raises(LsclError, match="did you mean 'ridge'"):
+            results.frame([record()], head="rigde")
+
+
+class TestControls:
+    def test_the_best_control_is_found_under_each_score(self):
+        low, high = record("fed_ncm", score=70), record("fed_ridge", score=75)
+        swapped = {**low["accuracy"], "seen": high["accuracy"]["task"]}
+        table = results.frame([record(score=90), {**low, "accuracy": swapped}, high])
+        best = frames.best_control(table)
+        assert {mask: set(part["method"]) for mask, part in best.groupby("mask")} == {
+            "task": {"fed_ridge"}, "seen": {"fed_ncm"}, "all": {"fed_ridge"},
+        }  # fmt: skip
+        assert list(best.columns) == list(table.columns)
+        assert len(best[best["mask"] == "task"]) == len(results.frame([high]).query("mask == 'task'"))
+
+    def test_without_controls_there_is_none(self):
+        assert frames.best_control(results.frame([record()])).empty
+
+    def test_a_figure_gets_the_level_of_its_own_data_set_and_scores(self):
+        glyphs = {"dataset": "glyphs", "data_digest": "d2"}
+        table = results.frame([record("fed_ncm", score=70), {**record("fed_ridge", score=90), **glyphs}])
+        shown = results.frame([record(score=80)]).query("mask != 'all'")
+        assert set(frames.best_control(table, shown)["method"]) == {"fed_ncm"}
+        assert frames.control_levels(table, shown) == {"seen": 32.0, "task": 62.0}
+        base = shown["variant"].iloc[0]
+        assert frames.control_levels(table, shown, base) == {"seen": -10.0, "task": -10.0}
+        assert frames.control_levels(table, shown, "nobody") == frames.control_levels(table[:0], shown) == {}

@@ -17,3 +17,12 @@ def test_a_row_says_what_differs_from_the_profile():
     assert labels.row_label(record("l2p")) == "FedAvg + L2P"
     assert labels.row_label(record("l2p", values={"lr": 0.5, "epochs": 3})) == "FedAvg + L2P (epochs = 3, lr = 0.5)"
     assert labels.row_label(record(values={"o2d": "sgd", "alpha": 0.0})) == "Fed-LSCL (O2D gradient, alpha = 0.0)"
+
+
+def test_controls_are_known_by_their_labels():
+    assert labels.training_free() == [name for name, kind in METHODS.items() if not kind.trains]
+    for name in labels.training_free():
+        assert labels.is_training_free(labels.row_label(record(name)))
+    assert labels.is_training_free(labels.row_label(record("fed_ridge", values={"ridge_features": 2000})))
+    trained = [labels.label_of(name) for name, kind in METHODS.items() if kind.trains]
+    assert not any(map(labels.is_training_free, [*trained, "", "federated ridges"]))

@@ -78,6 +78,51 @@ def test_tuning(places):
     ]
 
 
+def study(axis, values, seen, chosen=None):
+    trials = [
+        {"values": {"lr": value}, "config_digest": "0", "seen": scores, "task": [80.0] * len(scores)}
+        for value, scores in zip(values, seen, strict=True)
+    ]
+    return {"space": {"lr": axis}, "trials": trials, "chosen": chosen}
+
+
+class TestTrials:
+    def put(self, places):
+        found = study({"log_range": [1e-4, 1]}, (0.1, 0.01, 0.001), ([50.0], [55.0, 40.0], []), 1)
+        found["trials"][2]["failed"] = "it diverged"
+        text = json.dumps({"seed": 7, "studies": {"local_head": found}})
+        write(places / "results" / "tuning" / "mini--cifar100.json", text)
+
+    def test_a_row_for_every_trial(self, places):
+        self.put(places)
+        table = measurements.tuning_frame()
+        assert table[["seed", "trial", "point", "tasks", "chosen", "failed"]].to_numpy().tolist() == [
+            [7, 0, "lr = 0.1", 1, False, ""],
+            [7, 1, "lr = 0.01", 2, True, ""],
+            [7, 2, "lr = 0.001", 0, False, "it diverged"],
+        ]
+        assert table["seen"].tolist()[:2] == [50.0, 40.0] and np.isnan(table["seen"].iloc[2])
+
+    def test_a_column_for_every_axis(self, places):
+        self.put(places)
+        table = measurements.trials_frame("mini", "cifar100", "local_head")
+        assert table["lr"].tolist() == [0.1, 0.01, 0.001] and table["tasks"].tolist() == [1, 2, 0]
+        assert table.attrs["log"] == ["lr"] and table["chosen"].tolist() == [False, True, False]
+        assert measurements.trials_frame("mini", "cifar100", "lorm").empty
+
+    def test_a_damaged_file(self, places):
+        path = places / "results" / "tuning" / "mini--cifar100.json"
+        found = study({"cube": [1]}, (0.1,), ([50.0],))
+        write(path, json.dumps({"studies": {"local_head": found}}))
+        with pytest.raises(LsclError, match=r"cannot read .*mini--cifar100\.json: studies.local_head.space"):
+            measurements.tuning_frame()
+        found = study({"one_of": [0.1, 1.0]}, (0.1,), ([50.0],))
+        found["trials"][0]["task"] = []
+        write(path, json.dumps({"studies": {"local_head": found}}))
+        with pytest.raises(LsclError, match="seen and task: one score of each after a task"):
+            measurements.tuning_frame()
+
+
 class TestComponents:
     def test_a_row_for_every_number(self, places):
         static = {

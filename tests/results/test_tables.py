@@ -3,7 +3,7 @@
 import math
 
 import pandas as pd
-from made_records import record
+from made_records import record, with_ridge
 
 from lscl import results
 from lscl.results import tables
@@ -50,3 +50,20 @@ def test_numbers_as_text():
         pd.DataFrame({"a": [1234.5, math.nan], "b": [1, 2]}), {"b": ("n", "d"), "a": ("A", ",.1f")}
     )
     assert table.to_dict("list") == {"n": ["1", "2"], "A": ["1,234.5", "–"]}
+
+
+def test_both_heads_stand_side_by_side():
+    made = [with_ridge(record(score=80), 5.0), with_ridge(record(seed=1999, score=82), 7.0), record("fedavg")]
+    table = tables.heads_table(results.frame(made, head=None))
+    assert list(table.index) == [OURS]  # nobody has tested the other one's
+    assert table.loc[OURS].tolist() == [
+        "2",
+        "73.0 ± 12.7",
+        "79.0 ± 25.4",
+        "43.0 ± 12.7",
+        "49.0 ± 25.4",
+        "+6.0",
+        "-6.7 to 18.7",
+    ]
+    assert list(table.columns[1:3]) == ["task-masked %, trained head", "task-masked %, closed-form head"]
+    assert tables.heads_table(results.frame([record()], head=None)).empty

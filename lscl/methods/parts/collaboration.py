@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from lscl.federation.method import Method
-from lscl.models.cnn import small_cnn
+from lscl.models.cnn_weights import started_cnn
 from lscl.models.generator import Generator
 from lscl.seeding import seeded
 
@@ -38,7 +38,8 @@ def cnn_alone_model(method: Method, client: int) -> nn.ModuleDict:
     """
     config = method.config
     with seeded(config.seed, "model", client):
-        return nn.ModuleDict({"cnn": small_cnn(config, client), "head": nn.Linear(config.features, method.num_classes)})
+        cnn = started_cnn(config, client, config.cnn_start)
+        return nn.ModuleDict({"cnn": cnn, "head": nn.Linear(config.features, method.num_classes)})
 
 
 REPLACED_MODELS: dict[str, Callable[[Method, int], nn.ModuleDict]] = {

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MOMENTUM = 0.9  # of O2D by gradient
+
 
 def second_moments(features: Tensor) -> Tensor:
     """C = (1/n) sum [f; 1][f; 1]^T in float64. features: (n, m) -> (m + 1, m + 1); zero if there are none."""
@@ -106,7 +108,7 @@ def o2d_sgd(
         weights: the uploaded generators, (P, m + 1) each.
         moments: their features' second moments, (m + 1, m + 1) each, float64.
         strength: lambda, in mean eigenvalues of the mean of the teachers' moments.
-        lr: Adam learning rate of the first step.
+        lr: size of the first step, in the largest one that cannot overshoot.
         epochs: passes over the teachers.
 
     Returns:
@@ -118,29 +120,35 @@ def o2d_sgd(
 def o2d_sgd_of_client(
     k: int, weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int
 ) -> Tensor:
-    """Eq. 5 for one client by Adam, as in the paper: an epoch has one step on each teacher's features.
+    """Eq. 5 for one client by gradient steps, teacher after teacher, as in the paper.
 
-    The gradient of one teacher's term over all of its features is 2 (W - W_j) C_j. The learning rate falls linearly to
-    zero.
+    One step on teacher j goes down the gradient 2 (W - W_j) C_j + 2 lambda (W - W_k) of its term, over all of its
+    features. Half the inverse of the term's largest curvature is a step that cannot overshoot: the steps are in
+    proportion to the teachers' distance and need no scale of their own. Nesterov's momentum averages over the teachers;
+    the step falls linearly to zero, so that the last teacher has no more say than the first.
 
     Args:
         k: the client's place in the lists.
         weights: the uploaded generators, (P, m + 1) each.
         moments: their features' second moments, (m + 1, m + 1) each, float64.
         strength: lambda, in mean eigenvalues of the mean of the teachers' moments.
-        lr: Adam learning rate of the first step.
+        lr: size of the first step, in the largest one that cannot overshoot.
         epochs: passes over the teachers.
 
     Returns:
-        The distilled generator, (P, m + 1); the own one of a client alone.
+        The distilled generator, (P, m + 1); the own one of a client alone, or if no teacher has features.
     """
     own, teachers = weights[k], [j for j in range(len(weights)) if j != k]
     student = own.clone()
-    optimiser = torch.optim.Adam([student], lr=lr)
     pull = float(_lambda(k, moments, strength)) if teachers else 0.0
+    if pull == 0:
+        return student
+    steepest = max(float(torch.linalg.eigvalsh(moments[j])[-1]) for j in teachers) + pull
+    optimiser = torch.optim.SGD([student], lr=lr, momentum=MOMENTUM, nesterov=True)
     moments_like = [moment.to(own.dtype) for moment in moments]
-    for step in range(epochs * len(teachers)):
-        optimiser.param_groups[0]["lr"] = lr * (1 - step / (epochs * len(teachers)))
+    steps = epochs * len(teachers)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = lr / (2 * steepest) * (1 - step / steps)
         j = teachers[step % len(teachers)]
         student.grad = 2 * (student - weights[j]) @ moments_like[j] + 2 * pull * (student - own)
         optimiser.step()

@@ -160,28 +160,6 @@ def kl_gap(batch: Moments, running: Moments) -> Tensor:
     return torch.stack(gaps).mean()
 
 
-def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side, zeros coming in, and mirrored or not; differentiable.
-
-    Args:
-        images: (n, 3, H, W).
-        generator: of the draws.
-
-    Returns:
-        (n, 3, H, W).
-    """
-    n, _, height, width = images.shape
-    pad = max(1, height // 8)
-    padded = F.pad(images, (pad, pad, pad, pad))
-    down, right = (torch.randint(2 * pad + 1, (n, 1), generator=generator) for _ in range(2))
-    rows, columns = down + torch.arange(height), right + torch.arange(width)
-    mirrored = torch.rand(n, generator=generator) < 0.5
-    columns[mirrored] = columns[mirrored].flip(1)
-    which = torch.arange(n)[:, None, None]
-    chosen = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]  # (n, H, W, 3)
-    return chosen.permute(0, 3, 1, 2)  # (n, 3, H, W)
-
-
 def as_pixels(images: Tensor) -> Tensor:
     """Undo `federation.client.to_cnn_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
     pixels = ((images.detach() * 0.25 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

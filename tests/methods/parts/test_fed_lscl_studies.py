@@ -3,7 +3,9 @@
 import pytest
 
 from lscl.config import PROFILES, fields
+from lscl.experiments.sweeps import variant_run
 from lscl.methods.parts import fed_lscl_studies
+from lscl.models.cnn_weights import check_weights
 from lscl.registry import METHODS
 
 
@@ -36,3 +38,22 @@ def test_a_regime_has_every_writer_once():
         {"images_per_class": 5, "block": 3}, "one static LoRA"
     )
     assert found["one static LoRA; 5 images a class, block 3"]["tasks"] == 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    ("study", "label"), [("ablations", "CNN pre-trained"), ("regimes", "written, CNN pre-trained")]
+)
+def test_the_pre_trained_cnn_stands_in_a_study_with_a_cnn_that_has_weights(profile, study, label):
+    found = {name: one for name, one in fed_lscl_studies.STUDIES[study](profile).items() if name.split(";")[0] == label}
+    assert len(found) == {"ablations": 1, "regimes": len(fed_lscl_studies.REGIMES)}[study]
+    for change in found.values():
+        config = variant_run({"profile": profile, "dataset": "cifar100"}, change, 42)
+        assert config.cnn_start == "pretrained"
+        check_weights(config, config.cnn_start)
+        assert config.side == (224 if config.cnn == "resnet18" else 32)  # the size that its weights were trained with
+
+
+def test_all_other_ablations_start_from_drawn_cnns():
+    started = [label for label, change in fed_lscl_studies.ABLATIONS.items() if "cnn_start" in change]
+    assert started == ["CNN pre-trained"]

@@ -12,7 +12,6 @@ from lscl.methods.parts.synthesis import (
     Statistics,
     as_pixels,
     batchnorm_layers,
-    jitter,
     kl_gap,
     mix_moments,
     norm_gap,
@@ -73,29 +72,6 @@ def test_carried_statistics_are_mixed_in():
     ((mean, variance),) = mix_moments(carried, batch, 0.9)
     assert mean.item() == pytest.approx(10.0) and variance.item() == pytest.approx(3.8)
     assert mix_moments(None, batch, 0.9) == batch
-
-
-def test_jitter_shifts_and_mirrors_each_image_by_itself():
-    images = torch.arange(2 * 64 * 64.0).view(2, 1, 64, 64).expand(2, 3, 64, 64)[:, :, ::4, ::4] + 1
-    images = images.repeat(20, 1, 1, 1).requires_grad_()
-    moved = jitter(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    kinds = set()
-    for before, after in zip(images.detach(), moved.detach()):
-        padded = nn.functional.pad(before, (2, 2, 2, 2))
-        windows = {
-            (dy, dx, flip): padded[:, dy : dy + 16, dx : dx + 16]
-            for dy in range(5)
-            for dx in range(5)
-            for flip in (False, True)
-        }
-        found = [key for key, window in windows.items() if torch.equal(after, window.flip(2) if key[2] else window)]
-        assert len(found) == 1
-        kinds |= set(found)
-    assert len(kinds) > 10 and {flip for _, _, flip in kinds} == {False, True}
-    moved.sum().backward()
-    assert set(images.grad.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(moved, jitter(images, torch.Generator().manual_seed(0)))
 
 
 def test_pixels_survive_the_way_to_the_network_and_back():

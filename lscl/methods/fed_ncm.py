@@ -1,0 +1,117 @@
+"""Control: the class means of all clients' frozen features; the nearest one, by the cosine, names the class."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lscl.federation.client import Batch, Client
+from lscl.federation.costs import Costs, OwnWork, Planned
+from lscl.federation.limits import Check, class_sums_check, equality_check
+from lscl.federation.method import Stage
+from lscl.federation.payload import Payload, Shapes
+from lscl.methods.parts.closed_form import ClosedForm
+from lscl.registry import register
+
+
+def class_cosines(features: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    """Cosines of features with class means, after the mean of all images is subtracted from both.
+
+    Args:
+        features: (b, d).
+        sums: of the features of each class, (C, d) float64.
+        counts: images of each class, (C,).
+
+    Returns:
+        (b, C) float64; -1, the lowest cosine, for a class without images.
+    """
+    centre = sums.sum(0) / counts.sum().clamp(min=1)
+    means = sums / counts.clamp(min=1)[:, None] - centre  # (C, d)
+    cosines = F.normalize(features.double() - centre, dim=1) @ F.normalize(means, dim=1).T
+    return cosines.masked_fill(counts == 0, -1.0)
+
+
+class ClassMeans(nn.Module):
+    """Sums (C, d) and numbers (C,) of the features of each class."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(num_classes, width, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores: (b, d) -> (b, C)."""
+        return class_cosines(features, self.sums, self.counts)
+
+
+class NearestMeanCosts(Costs):
+    """Sums of features; nothing is trained."""
+
+    def parameters(self, run: Planned) -> float:
+        """Sums in float64, without the head that every system is counted with."""
+        return run.classes * (run.width + 2)
+
+    def own_work(self, run: Planned) -> OwnWork:
+        return OwnWork(run.epoch * run.width, run.rounds * run.classes * run.width)
+
+
+@register
+class FedNCM(ClosedForm):
+    """Nothing is trained: the server adds up the class means of all clients, and the nearest one names the class.
+    What the frozen features already know, told by a single vector per class.
+
+    Nearest class mean on a frozen model, as SimpleCIL (Zhou et al. 2023, arXiv 2303.07338), with the mean of all images
+    subtracted. Up, once a task: for each of the k classes of the client's task the sum of its features (d,) and its
+    number of images. Down, for the test: sums and numbers of all C classes. Kept on the server: these sums. The result
+    does not depend on the order of tasks and clients. What the server learns: class means; of a class of one image its
+    feature.
+    Payload: up 8 k d + 8 k bytes, once a task; down 8 C d + 8 C bytes, once a task.
+
+    It measures what the questions asked here need at this scale, and so what a system has to add; a system that stays
+    below it is not refuted for other models, more images or other data. Not in the paper.
+
+    Differences from SimpleCIL:
+    1. the mean of all images is subtracted before the cosine: features of a frozen ViT share a large mean, which makes
+       all cosines alike.
+    2. sums over clients, with all images of a class in one mean whoever has them.
+    """
+
+    name, label = "fed_ncm", "federated class means"
+    place, turn, quick = 14, 14, ("demo", "colab")
+    costs = NearestMeanCosts
+    head_names = ("sums", "counts")
+
+    def build(self, client: int) -> nn.Module:
+        return ClassMeans(self.num_classes, self.foundation.width)
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        return client.model(self.frozen_feature(batch))
+
+    def upload(self, client: Client, stage: Stage) -> Payload:
+        features, labels = self.features_and_labels(client)
+        members = (labels == client.classes[:, None]).double()  # (k, n)
+        return {"sums": members @ features, "counts": members.sum(1).long()}
+
+    def upload_shapes(self, client: int, stage: Stage) -> Shapes:
+        k = self.config.classes_per_task
+        return {"sums": (k, self.foundation.width), "counts": (k,)}
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.int64 if name == "counts" else super().dtype(name)
+
+    def checks(self, client: int, stage: Stage) -> dict[str, Check]:
+        """Numbers of images are known; no sum is longer than so many features can make it."""
+        counts = self.counts(client, stage)
+        return {"sums": class_sums_check(counts, self.longest), "counts": equality_check(counts)}
+
+    def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Add the sums."""
+        total = {name: self.server[name].clone() for name in self.head_names}
+        for k, payload in uploads.items():
+            for name, value in total.items():
+                value.index_add_(0, self.classes(k, stage), payload[name])
+        self.server.update(total)

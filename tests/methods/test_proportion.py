@@ -1,0 +1,106 @@
+"""Fed-LSCL in proportion: after few steps of Adam a written update is small beside what it is added to.
+
+||B A z|| / ||W z|| over the tokens z that enter the adapted qkv layer W, on the images of the step.
+"""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lscl.config import experiment
+from lscl.data.partition import partition
+from lscl.data.store import Dataset, ImageSet
+from lscl.experiments.run import inputs, prepare
+from lscl.federation.client import Client
+from lscl.federation.method import Stage
+from lscl.methods.fed_lscl import FedLSCL
+from lscl.models.vit import FrozenViT, architecture
+
+MOST = {1: 0.1, 5: 0.5, 20: 1.0}  # of ||W z||, after so many steps
+ONE = {"method": "fed_lscl", "clients": 1, "tasks": 1, "threads": 1}
+FEW = {"images_per_class": 24, "test_images_per_class": 8}
+
+
+def trained_for(method, client, steps):
+    """Train the client as a round does, but for few steps; yields the batch of each step behind it."""
+    client.task, stage = 0, Stage(0, 0)
+    method.start_task(client)
+    method.receive(client, method.broadcast(0, stage), stage)
+    client.model.train()
+    (phase,) = method.phases(client, stage)
+    optimiser, draw = torch.optim.Adam(phase.groups), torch.Generator().manual_seed(0)
+    while steps > 0:
+        order = client.train_index[torch.randperm(len(client.train_index), generator=draw)]
+        for part in order.split(phase.batch)[:steps]:
+            batch = client.train.batch(part)
+            optimiser.zero_grad()
+            phase.loss(client, batch).backward()
+            optimiser.step()
+            steps -= 1
+            yield batch
+
+
+@torch.no_grad()
+def share(method, client, batch):
+    """||B A z|| / ||W z|| on a batch."""
+    return method.foundation.update_share(batch.prefix, method.update(client, method.cnn_features(client, batch)))
+
+
+def check(method, client):
+    found = {}
+    for step, batch in enumerate(trained_for(method, client, max(MOST)), 1):
+        if step in MOST:
+            found[step] = share(method, client, batch)
+    assert all(0 < found[step] <= most for step, most in MOST.items()), found
+
+
+@pytest.mark.parametrize(("profile", "sizes"), [("smoke", {}), ("mini", FEW)])
+def test_written_updates_are_in_proportion_on_real_images(profile, sizes):
+    _, _, method, (client,) = prepare(experiment(profile=profile, **sizes, **ONE))
+    check(method, client)
+
+
+@pytest.mark.parametrize(
+    ("profile", "vit", "side"), [("colab", "vit_small_patch16_224", 32), ("paper", "vit_base_patch16_224", 224)]
+)
+def test_written_updates_are_in_proportion_at_the_shapes_of_large_profiles(profile, vit, side, places, monkeypatch):
+    """Drawn weights and images; the learning rates, ranks and widths of the profile."""
+    monkeypatch.setenv("LSCL_CACHE", str(places / "cache"))
+    names = {"dataset": "imagenet_r", "eval_split": "official"} if side == 224 else {"dataset": "cifar100"}
+    config = experiment(profile=profile, classes_per_task=2, private_classes=2, batch=2, **names, **ONE)
+    draw, device = np.random.default_rng(0), torch.device("cpu")
+    images = ImageSet(draw.integers(0, 256, (8, side, side, 3), np.uint8), np.arange(8) % 2, ("a", "b"))
+    torch.manual_seed(0)
+    frozen = FrozenViT(architecture(vit), config.block, (0.5,) * 3, (0.5,) * 3)
+    method, both = FedLSCL(config, frozen, 2), inputs(FedLSCL, frozen, images, device)
+    parts = partition(config, Dataset("drawn", images, images))
+    client = Client(0, method.new_model(0), parts, both, both, config.seed, task=0)
+    assert (config.features, frozen.width) == (512, {"colab": 384, "paper": 768}[profile])
+    check(method, client)
+
+
+@torch.no_grad()
+def nearest_mean_accuracy(method, client, updated):
+    """Percent of the task's test images nearest to the mean feature of their class, with or without the update."""
+    client.model.eval()
+
+    def features(batch):
+        update = method.update(client, method.cnn_features(client, batch)) if updated else None
+        return F.normalize(method.foundation.suffix(batch.prefix, update))
+
+    train, test = client.train.batch(client.train_index), client.test.batch(client.test_index(0))
+    labels = train.labels.unique()
+    means = torch.stack([features(train)[train.labels == label].mean(0) for label in labels])
+    return 100 * float((labels[(features(test) @ F.normalize(means).T).argmax(1)] == test.labels).float().mean())
+
+
+def test_first_steps_do_not_harm_what_the_frozen_vit_knows():
+    """Class means stand in for the head, which after so few steps knows nothing yet: at most 2 points are lost."""
+    _, _, method, (client,) = prepare(experiment(profile="mini", **FEW, **ONE))
+    before = nearest_mean_accuracy(method, client, updated=False)
+    client.model.train()
+    for step, _ in enumerate(trained_for(method, client, max(MOST)), 1):
+        if step in MOST:
+            assert before > 50 and nearest_mean_accuracy(method, client, updated=True) >= before - 2, step
+            client.model.train()
