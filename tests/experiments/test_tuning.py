@@ -360,13 +360,6 @@ def test_the_trials_of_the_file_count_whatever_optuna_draws_today(values, heads,
     assert stub.asked == []
 
 
-def test_a_file_of_the_grids_that_came_before_has_no_studies(places):
-    path = tuning.tuning_path("mini", "cifar100")
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"rows": [], "best": {}}), encoding="utf-8")
-    assert tuning.read_studies(path) == {}
-
-
 # ---- what is in use
 
 
