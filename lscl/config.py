@@ -251,7 +251,7 @@ class Experiment(BaseModel):
         Returns:
             {field: value}, as JSON can hold it.
         """
-        unread = set(type(self).model_fields) - read_by(self.method)
+        unread = set(fields()) - read_by(self.method)
         return self.model_dump(mode="json", exclude=WHERE_AND_HOW | unread, exclude_defaults=exclude_defaults)
 
     def overrides(self) -> dict[str, Any]:
