@@ -1,5 +1,6 @@
 """A client: its images as the networks take them, its model, its stream of tasks and its private state."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
 from lscl.models.cache import read_tokens
 from lscl.models.cnn import to_cnn_input
+from lscl.models.transfer import send
 from lscl.seeding import torch_generator
 
 
@@ -52,14 +54,25 @@ class Batch:
     index: Tensor
 
     @cached_property
+    def place(self) -> Tensor:
+        """(b,) int64: the positions, on the device."""
+        return send(self.index, self.inputs.device)
+
+    @cached_property
+    def known_labels(self) -> Tensor:
+        """(b,) int64: the labels, on the CPU."""
+        return torch.from_numpy(self.inputs.images.labels[self.index.numpy()])
+
+    @cached_property
     def labels(self) -> Tensor:
-        """(b,) int64."""
-        return torch.from_numpy(self.inputs.images.labels[self.index.numpy()]).to(self.inputs.device)
+        """(b,) int64: the labels, on the device."""
+        return send(self.known_labels, self.inputs.device)
 
     @cached_property
     def images(self) -> Tensor:
         """(b, 3, H, W) float32 in -2 to 2, for the CNN."""
-        pixels = to_cnn_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
+        stored = torch.from_numpy(self.inputs.images.images[self.index.numpy()])  # (b, H, W, 3)
+        pixels = to_cnn_input(send(stored, self.inputs.device))  # (b, 3, H, W)
         return resize(pixels, self.inputs.side or pixels.shape[-1])
 
     @cached_property
@@ -103,6 +116,7 @@ class Client:
         round: the round of that task.
         state: private tensors that must outlive a round, by name.
         scratch: whatever a method needs within one exchange only.
+        kept: copies on the device of what does not change within an exchange, see `keep`.
     """
 
     id: int
@@ -115,6 +129,7 @@ class Client:
     round: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, tuple[tuple, Tensor]] = field(default_factory=dict)
 
     @property
     def current(self) -> Task:
@@ -130,6 +145,26 @@ class Client:
     def device(self) -> torch.device:
         """Where the client computes."""
         return self.train.device
+
+    def keep(self, name: str, make: Callable[[], Tensor], *sources: object) -> Tensor:
+        """A tensor where the client computes that is made only once per exchange, not in every step.
+
+        Args:
+            name: the client's own name for it.
+            make: makes it, on any device.
+            sources: what it is made from; if one of them is another object than before, it is made again.
+
+        Returns:
+            The tensor on the client's device.
+        """
+        found = self.kept.get(name)
+        if found is None or any(one is not other for one, other in zip(found[0], sources, strict=True)):
+            found = self.kept[name] = sources, send(make(), self.device)
+        return found[1]
+
+    def on_device(self, name: str) -> Tensor:
+        """A tensor of `state` where the client computes, copied once per exchange."""
+        return self.keep(f"state.{name}", lambda: self.state[name], self.state[name])
 
     def test_index(self, task: int) -> Tensor:
         """(n,) int64: positions of the test images of one of the client's tasks."""

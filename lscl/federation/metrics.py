@@ -48,7 +48,7 @@ def evaluate(method: Method, client: Client, ridge: Tensor | None = None) -> dic
         own = torch.tensor(client.partition.tasks[client.id][task].classes)
         for index in client.test_index(task).split(BATCH):
             batch = client.test.batch(index)
-            labels = batch.labels.cpu()
+            labels = batch.known_labels
             total.index_add_(0, place[labels], torch.ones_like(labels))
             for name, logits in _answers(method, client, batch, ridge).items():
                 for row, allowed in enumerate((own, seen, torch.arange(method.num_classes))[: len(heads[name])]):

@@ -1,5 +1,8 @@
 """A client's part of an exchange: receive the payload, train or evaluate, answer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from lscl.federation.client import Client
@@ -23,7 +26,7 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
     Returns:
         The upload of a training stage, or the right answers (see `evaluate`) at the end of the task.
     """
-    with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
+    with seeded(client.seed, stage.name, client.id, stage.task, stage.round), _exchange(client):
         _enter(method, client, stage, payload)
         if stage.name == "finish":
             scores = evaluate(method, client, fit_own_ridge(method, client))
@@ -50,6 +53,15 @@ def catch_up(method: Method, client: Client, stage: Stage, payload: Payload) -> 
         return
     with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
         _enter(method, client, stage, payload)
+
+
+@contextmanager
+def _exchange(client: Client) -> Iterator[None]:
+    """Free at the end what the client has kept on its device for one exchange."""
+    try:
+        yield
+    finally:
+        client.kept.clear()
 
 
 def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> None:

@@ -23,6 +23,7 @@ from lscl.data.store import ImageSet, allocated_memmap, new_folder
 from lscl.errors import LsclError
 from lscl.files import check_regular
 from lscl.machine import hardware
+from lscl.models.transfer import send
 from lscl.models.vit import FrozenViT
 
 STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16, so its bits are stored
@@ -94,7 +95,7 @@ def read_tokens(stored: np.ndarray, index: torch.Tensor, device: torch.device) -
     Returns:
         (b, N, d) float32 on `device`.
     """
-    tokens = torch.from_numpy(stored[index.numpy()]).to(device)
+    tokens = send(torch.from_numpy(stored[index.numpy()]), device)
     if stored.dtype == STORED["bf16"]:
         return tokens.view(torch.bfloat16).float()  # (b, N, d)
     return tokens
