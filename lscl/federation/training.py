@@ -1,7 +1,7 @@
 """A client's part of an exchange: receive the payload, train or evaluate, answer."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 
@@ -9,6 +9,7 @@ from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.metrics import evaluate
 from lscl.federation.payload import Payload
+from lscl.federation.pipeline import batches
 from lscl.federation.ridge import fit_own_ridge
 from lscl.models.precision import MixedPrecision
 from lscl.seeding import seeded
@@ -89,15 +90,20 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
     arithmetic = MixedPrecision(precision, client.device)
-    for _ in range(phase.epochs):
-        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))  # each (batch,)
-        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
-            parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
-        for part in parts:
-            batch = client.train.batch(part)
+    with closing(batches(client.train, _steps(index, phase, generator))) as steps:
+        for batch in steps:
             if phase.augment is not None:
                 batch.images = phase.augment(batch.images)
             with arithmetic.forward():
                 loss = phase.loss(client, batch)
             arithmetic.step(loss, optimiser, phase.clip)
     return len(index) * phase.epochs
+
+
+def _steps(index: torch.Tensor, phase: Phase, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """The positions of the images of each step, (b,): every epoch has all of them in a new order."""
+    for _ in range(phase.epochs):
+        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))  # each (batch,)
+        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
+            parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
+        yield from parts
