@@ -23,6 +23,7 @@ from lscl import paths
 from lscl.data.store import ImageSet, allocated_memmap, new_folder
 from lscl.errors import LsclError
 from lscl.machine import hardware
+from lscl.models.precision import without_autocast
 from lscl.models.tokens import ABOUT, DATA, PartDigests, StoredTokens
 from lscl.models.transfer import send
 from lscl.models.vit import FrozenViT
@@ -151,6 +152,22 @@ def chunk_size(foundation: FrozenViT, device: torch.device) -> int:
     tokens = foundation.vit.patch_embed.num_patches + foundation.vit.num_prefix_tokens
     room = torch.cuda.get_device_properties(device).total_memory / 4
     return min(LARGEST_CHUNK, 2 ** int(math.log2(max(CHUNK, room / (4 * LIVE * tokens * foundation.width)))))
+
+
+def embedded_tokens(foundation: FrozenViT, numbers: str, pixels: torch.Tensor) -> torch.Tensor:
+    """The tokens in front of block 0, as they would be read if they were stored; see `FrozenViT.embeds_at_once`.
+
+    Args:
+        foundation: the frozen ViT, cut in front of block 0.
+        numbers: as in `prefix_cache`.
+        pixels: (b, H, W, 3) uint8.
+
+    Returns:
+        (b, N, d) float32.
+    """
+    with without_autocast(pixels.device):
+        tokens = foundation.prefix(pixels)
+    return tokens.bfloat16().float() if numbers == "bf16" else tokens
 
 
 def tokens_as_float(tokens: torch.Tensor) -> torch.Tensor:

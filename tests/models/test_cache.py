@@ -23,6 +23,7 @@ from lscl.models.cache import (
     _key,
     chunk_size,
     damaged_activations,
+    embedded_tokens,
     prefix_cache,
     release,
     tokens_as_float,
@@ -378,3 +379,42 @@ def test_locks_are_closed_when_the_process_ends(tmp_path):
     words = [sys.executable, "-W", "error::ResourceWarning", "-c", code, str(tmp_path / "prefix" / "a")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "unclosed" not in done.stderr, done.stderr
+
+
+# ---- what is computed again instead of stored
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["tiny", "random/vit_tiny_patch16_224"])
+def test_tokens_that_are_one_convolution_are_those_that_would_be_stored_to_the_bit(cache, images, name, threads):
+    torch.set_num_threads(threads)
+    frozen, draw = foundation(name, 0), torch.Generator().manual_seed(0)
+    assert frozen.embeds_at_once and not foundation(name, 1).embeds_at_once
+    for numbers in ("fp32", "bf16"):
+        stored = prefix_cache(frozen, images, CPU, numbers=numbers)
+        for size in (1, 5, 16, 50, 84):
+            index = torch.randperm(84, generator=draw)[:size]
+            found = embedded_tokens(frozen, numbers, torch.from_numpy(images.images[index.numpy()]))
+            assert torch.equal(found, tokens_as_float(torch.from_numpy(stored[index.numpy()])))
+    torch.set_num_threads(1)
+
+
+def test_tokens_of_a_stem_of_many_layers_are_stored():
+    assert not foundation("mini", 0).embeds_at_once
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_are_computed_in_float32_whatever_the_arithmetic_of_training(images, dtype):
+    frozen, pixels = foundation("tiny", 0), torch.from_numpy(images.images[:4])
+    with torch.autocast("cpu", dtype):
+        found = embedded_tokens(frozen, "fp32", pixels)
+    assert torch.equal(found, frozen.prefix(pixels))
+
+
+@pytest.mark.parametrize("name", ["l2p", "pilora"])
+def test_a_system_that_adapts_the_first_block_takes_its_tokens_from_the_pixels(federation, smoke, toy, name):
+    client = federation(smoke(method=name))[1][0]
+    index = torch.tensor([70, 3, 14])
+    stored = prefix_cache(foundation("tiny", 0), toy().train, CPU)
+    assert client.train.prefix is None and (client.train.last_token is None) == (name == "pilora")
+    assert torch.equal(client.train.batch(index).prefix, torch.from_numpy(stored[index.numpy()]))
