@@ -31,10 +31,16 @@ from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
-from lscl.models.cache import limit_bytes, prefix_cache, release
+from lscl.federation.pipeline import free_memory, place_on_device
+from lscl.models.cache import embedded_tokens, limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
-from lscl.models.precision import prepare_device, to_channels_last
+from lscl.models.precision import (
+    one_line_if_unrepeatable,
+    prepare_device,
+    prepare_repetition,
+    to_channels_last,
+)
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
 
@@ -83,11 +89,9 @@ def build_experiment(
         LsclError: whatever is wrong with the data, the weights or the values.
     """
     torch.set_num_threads(config.cpu_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads what it has not written, and filling costs 5 %.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    prepare_device(config)
     device = device_of(config)
+    prepare_device(config)
+    prepare_repetition(config, device)
     kind = METHODS[config.method]
     if kind.trains_cnn(config):
         check_cnns(config, kind.start_of_cnn(config))
@@ -107,6 +111,11 @@ def build_experiment(
     )
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
+    if device.type == "cuda":
+        for split, inputs in {"training": train, "test": test}.items():
+            placed = place_on_device(inputs, partial(free_memory, device))
+            if progress:
+                progress.placed(split, placed, inputs.stored)
     method = kind(config, frozen, len(data.classes))
     method.census = Census.count(parts, data)
     if spare is not None:
@@ -140,11 +149,14 @@ def read_inputs(
         side: pixels of an image's side for the CNN; None = those of `images`.
 
     Returns:
-        images with their prefix activations, which are read from the disk if they lie there.
+        images with their prefix activations, which are read from the disk if they lie there; tokens in front of block 0
+        that are one convolution of the pixels are not stored.
     """
     if frozen is None:
         return Inputs(images, None, device, side=side)
     last = prefix_cache(frozen.recut(frozen.depth), images, device, watch, numbers) if kind.query else None
+    if frozen.embeds_at_once:
+        return Inputs(images, None, device, last, side, partial(embedded_tokens, frozen.to(device), numbers))
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
@@ -159,6 +171,8 @@ def check_affordable(configs: Collection[Experiment]) -> None:
     Raises:
         LsclError: a run needs more memory than the device has, or all together more disk.
     """
+    for config in configs:
+        prepare_repetition(config, device_of(config))  # before a GPU is asked for its memory
     large = [config for config in configs if config.profile in LARGE_PROFILES and cost_model.has_known_size(config)]
     if large:
         cost_model.check_costs(large, cost_model.this_machine(device_of(large[0])))
@@ -311,7 +325,8 @@ def _play(
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
     transport = InProcess(method, clients, progress.client)
-    reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
+    with one_line_if_unrepeatable(config):
+        reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
     return data, parts, method, reports, about
 
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 from zipfile import ZipFile
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -197,6 +197,11 @@ class FrozenViT(nn.Module):
         """Number of tokens N that `prefix` returns: all, or behind the last block one (CLS or the pooled feature)."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
 
+    @property
+    def embeds_at_once(self) -> bool:
+        """Whether what `prefix` returns is one convolution of the pixels: cheaper to compute again than to store."""
+        return self.block == 0 and has_plain_embedding(self.vit)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all weights, 16 hex digits."""
@@ -290,6 +295,11 @@ def unfit(vit: nn.Module) -> str | None:
     return None
 
 
+def has_plain_embedding(vit: VisionTransformer) -> bool:
+    """Whether patches become tokens by one convolution, whose result does not depend on the other images of a batch."""
+    return type(vit.patch_embed) is PatchEmbed
+
+
 def plain_mlps(vit: VisionTransformer) -> bool:
     """Whether every block's MLP is fc1, activation, fc2, so that an adapter can act inside it."""
     return all(type(one.mlp) is Mlp for one in vit.blocks)
@@ -378,8 +388,13 @@ def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tupl
     images = images.permute(0, 3, 1, 2).float() / 255  # (b, 3, H, W)
     if images.shape[-1] != size:
         images = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
-    mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std))  # (1, 3, 1, 1)
-    return (images - mean) / std
+    return (images - _colours(tuple(mean), images.device)) / _colours(tuple(std), images.device)
+
+
+@lru_cache
+def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each colour, (1, 3, 1, 1); copied to the device once, because every batch needs it."""
+    return torch.tensor(values).view(1, 3, 1, 1).to(device)  # (1, 3, 1, 1)
 
 
 RANDOM = "random/"  # in front of a timm name: the same architecture with random weights
