@@ -82,7 +82,8 @@ class Cost:
     """What one run needs; what a system does not say is NaN.
 
     linear, attention, convolution, server: FLOPs by kind; traffic: bytes of elementwise work; steps: their number;
-    memory, disk, download: bytes on the device, on the disk and over the network.
+    memory, disk, download: bytes on the device, on the disk and over the network; trained: the clients' training steps,
+    those of a system's own work not among them.
     """
 
     config: Experiment
@@ -95,6 +96,7 @@ class Cost:
     memory: float
     disk: float
     download: float
+    trained: float
 
     @property
     def is_known(self) -> bool:
@@ -109,17 +111,20 @@ class Cost:
     def hours(self, machine: Machine) -> float:
         """Expected hours; all server work counts as convolutions (that of O2D is not, but it is small).
 
-        If a step of the system was timed on the machine, all work is expected to take as many times longer or shorter
-        than computed as that step did.
+        If a step of the system was timed on the machine, its training steps take as long as that one, and the rest as
+        computed: what lies in front of the cut, evaluation, and the system's own work.
         """
         work = (
             self.linear / machine.linear
             + self.attention / machine.attention
             + (self.convolution + self.server) / machine.convolution
         ) / machine.speedup(self.config)
-        computed = (work + self.traffic / machine.traffic + self.steps * machine.step) / 3600
+        computed = work + self.traffic / machine.traffic + self.steps * machine.step
         timed = machine.timed_step(self.config) if self.is_known else None
-        return computed if timed is None else computed * measured_to_computed(self.config, timed, machine)
+        if timed is None:
+            return computed / 3600
+        rest = max(0.0, computed - self.trained * seconds_of(self.config, machine))
+        return (rest + self.trained * seconds_like(self.config, timed)) / 3600
 
 
 # ---- one step
@@ -150,20 +155,6 @@ def seconds_of(config: Experiment, machine: Machine) -> float:
     one = step_of(config)
     work = one.linear / machine.linear + one.attention / machine.attention + one.convolution / machine.convolution
     return config.batch * (work / machine.speedup(config) + one.traffic / machine.traffic) + machine.step
-
-
-def measured_to_computed(config: Experiment, step: MeasuredStep, machine: Machine) -> float:
-    """How many times longer a timed step took than computed.
-
-    Args:
-        config: a run whose steps are like it.
-        step: the timed one.
-        machine: rates to expect.
-
-    Returns:
-        the ratio, for a batch of the run.
-    """
-    return seconds_like(config, step) / seconds_of(config, machine)
 
 
 @dataclass(frozen=True)
@@ -250,7 +241,7 @@ def cost(config: Experiment) -> Cost:
     """
     kind, source, counts = METHODS[config.method], DATASETS[config.dataset], Counts.of(config)
     if kind.costs is None:
-        return Cost(config, *[math.nan] * 8, source.download)
+        return Cost(config, *[math.nan] * 8, source.download, math.nan)
     costs, cnn, cnn_trained = kind.costs(config), NOTHING, kind.trains_cnn(config)
     if cnn_trained:
         start = kind.start_of_cnn(config)
@@ -300,7 +291,18 @@ def cost(config: Experiment) -> Cost:
     # All clients' models, one gradient, two moments and the server's copy.
     memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)
     disk += 3 * config.clients * model
-    return Cost(config, *dense, convolution, own.server, trained * step.traffic, steps, memory, disk, download)
+    return Cost(
+        config,
+        *dense,
+        convolution,
+        own.server,
+        trained * step.traffic,
+        steps,
+        memory,
+        disk,
+        download,
+        trained / config.batch,
+    )
 
 
 # ---- a set of runs
