@@ -45,7 +45,7 @@ def test_forward_and_backward_at_the_papers_shapes(name, drawn):
     frozen, batch = method.foundation, client.train.batch(client.train_index)
     if frozen is not None:
         tokens = 1 if frozen.block == 12 else 197
-        assert (frozen.width, frozen.depth) == (768, 12) and client.train.prefix.shape == (BATCH, tokens, 768)
+        assert (frozen.width, frozen.depth) == (768, 12) and batch.prefix.shape == (BATCH, tokens, 768)
     client.model.train()
     for phase in map(listed, method.phases(client, method.stages(0)[0])):
         loss = phase.loss(client, batch)
