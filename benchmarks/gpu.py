@@ -297,10 +297,8 @@ def setting_of(given: argparse.Namespace) -> Setting:
     """The setting of a call.
 
     Raises:
-        LsclError: no folder for the outcomes, or no GPU.
+        LsclError: no GPU.
     """
-    if given.out is None and not given.dry:
-        raise LsclError("--out: give a folder for the outcomes")
     if not given.dry and not torch.cuda.is_available():
         raise LsclError("no CUDA GPU found; --dry does all of it on the CPU at toy size")
     there = given.data_dir is not None or cached_cifar100()
@@ -314,6 +312,8 @@ def main() -> int:
         every = {check.name: check for stage in stages(setting) for job in stage.jobs for check in job}
         work_through([every[name] for name in names], setting, given.until)
         return 0
+    if given.out is None and not given.dry:
+        raise LsclError("--out: give a folder for the outcomes")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     deadline = time.time() + 60 * given.minutes - LEFT_FOR_THE_END
     with tempfile.TemporaryDirectory() as folder:
