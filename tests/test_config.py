@@ -203,7 +203,7 @@ def test_every_profile_is_valid_for_every_method_and_data_set(profile, method):
         assert config.overrides() == {} and config.name == f"{dataset}--{method}--s42--{config.digest}"
 
 
-@pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
+@pytest.mark.parametrize("profile", ["demo", "mini", "full", "colab", "paper"])
 def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
     config = experiment(profile=profile, dataset="cifar100")
     assert (config.clients, config.tasks, config.classes_per_task, config.private_classes, config.rounds) == (
@@ -216,7 +216,7 @@ def test_every_profile_but_smoke_has_the_size_of_the_paper(profile):
     assert experiment(profile=profile, dataset="glyphs").private_classes == 40
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "mini"])
+@pytest.mark.parametrize("profile", ["smoke", "demo", "mini", "full"])
 def test_sizes_of_a_method_are_its_own_business(profile):
     """Else new methods would change the digests, and with them the records, of all the others."""
     other = experiment(profile=profile, dataset="cifar100", method="fed_lscl")
@@ -292,6 +292,18 @@ def test_what_was_tuned_is_a_value_of_the_profile_for_that_method_only(monkeypat
     assert experiment(profile="mini", method="local_head", lr=0.25).overrides() == {"lr": 0.25}
     assert experiment(profile="mini", method="local_lora").lr == PROFILES["mini"]["lr"] != 0.5
     assert experiment(profile="paper", method="local_head").lr == 1e-3  # official, not tuned
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_full_is_mini_on_all_training_images(method):
+    """What was tuned on mini holds in full; all are tested on the same images, and none of these is a server's."""
+    mini, full = (experiment(profile=profile, method=method, dataset="cifar100") for profile in ("mini", "full"))
+    assert (full.images_per_class, full.test_images_per_class, full.epochs) == (None, 80, 1)
+    free = set(PROFILES["mini"]) | set(PROFILES["full"]) | {"profile"} | set(METHODS[method].sizes.get("mini", {}))
+    same = set(fields()) - free | set(METHODS[method].tuned)
+    assert {name: getattr(full, name) for name in same} == {name: getattr(mini, name) for name in same}
+    surrogate = METHODS[method].surrogate
+    assert surrogate is None or full.test_images_per_class + getattr(full, surrogate) == 100
 
 
 def test_what_a_method_needs_smaller_is_a_value_of_the_profile_for_that_method_only():

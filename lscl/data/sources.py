@@ -218,14 +218,15 @@ register_dataset(
 register_dataset(
     "glyphs", _glyphs, label="Glyphs", images=(24, PER_CLASS - 24), classes=200, pixels=32, fixed=True,
     values={
-        "smoke": {"private_classes": 6}, "demo": {"private_classes": 40}, "mini": _FEW_GLYPHS, "colab": _FEW_GLYPHS,
-        "paper": {"private_classes": 40},
+        "smoke": {"private_classes": 6}, "demo": {"private_classes": 40}, "mini": _FEW_GLYPHS, "full": _FEW_GLYPHS,
+        "colab": _FEW_GLYPHS, "paper": {"private_classes": 40},
     },
 )  # fmt: skip
 register_dataset(
     "imagenet_r", _imagenet_r, label="ImageNet-R", images=(120, 30), classes=CLASSES, download=SIZE, fixed=True,
     values={  # there are no public classes
         "demo": {**_LITTLE_R, "images_per_class": 10}, "mini": {**_LITTLE_R, "image_size": 64},
+        "full": {"private_classes": 40, "image_size": 64, "test_images_per_class": 5},
         "colab": {**_LITTLE_R, "image_size": 224}, "paper": {"private_classes": 40, "image_size": 224},
     },
 )  # fmt: skip

@@ -148,7 +148,7 @@ def read_inputs(
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 
-LARGE_PROFILES = {"colab", "paper"}  # profiles that may need more than a machine has
+LARGE_PROFILES = {"full", "colab", "paper"}  # profiles that may need more than a machine has
 
 
 def check_affordable(configs: Collection[Experiment]) -> None:

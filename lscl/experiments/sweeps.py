@@ -20,6 +20,7 @@ PLANS: dict[str, dict[str, list[int]]] = {
     "smoke": {"glyphs": [42]},
     "demo": {"glyphs": [42]},
     "mini": {"cifar100": SEEDS, "glyphs": SEEDS},
+    "full": {"cifar100": SEEDS},
     "colab": {"cifar100": [42]},
     "paper": {"cifar100": SEEDS, "imagenet_r": SEEDS},
 }

@@ -111,7 +111,7 @@ class Method:
     # {profile, or (profile, data set): {field: value}}: smaller values, so that a run fits, and those that only one
     # data set asks for, which come last
     sizes: ClassVar[Mapping[str | tuple[str, str], dict[str, Any]]]
-    tuned: ClassVar[dict[str, Any]]  # values for demo and mini, chosen from `search_space` on the tuning seed alone
+    tuned: ClassVar[dict[str, Any]]  # values for demo, mini and full, chosen from `search_space` on the tuning seed
     official: ClassVar[dict[str, Any]]  # values for colab and paper, those of the official code
     search_space: ClassVar[Mapping[str, Axis]]  # what `lscl sweep tune` varies: {field: axis}
     notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always shows: {name: {value: text}}

@@ -32,7 +32,7 @@ class FedAvg(Method):
        (`lscl.methods.parts.augmentation`).
 
     In the profiles demo and mini a client takes some 80 Adam steps in a task, too few to train a CNN: there FedAvg, and
-    what is built on it, shows what 60 images of a class allow, not what the system can do.
+    what is built on it, shows what 60 images of a class allow, not what the system can do. In full it takes some 310.
     """
 
     name, label, paper_name, citation = "fedavg", "FedAvg", "FedAvg", "1602.05629"

@@ -78,10 +78,10 @@ class MFCL(OldModel):
     6. the blurred image is compared inside a border of 2 pixels (there the border is reflected).
     7. real images are cropped by an eighth of the side, which are the official 4 of 32 pixels; glyphs are not mirrored.
        Generated images are not augmented, as officially.
-    8. smaller in demo and mini: a generator of 16 channels (64) that reads 100 numbers (1000), which makes it as large
-       beside the small CNN as the official one is beside ResNet-18, and by the profile 5 rounds of 2 or fewer local
-       epochs on all 5 clients (100 rounds of 10 on 5 of 50). The official 128 generated images beside 32 real ones in a
-       step, 100 steps and batches of 128 of the generator's training are kept.
+    8. smaller in demo, mini and full: a generator of 16 channels (64) that reads 100 numbers (1000), which makes it as
+       large beside the small CNN as the official one is beside ResNet-18, and by the profile 5 rounds of 2 or fewer
+       local epochs on all 5 clients (100 rounds of 10 on 5 of 50). The official 128 generated images beside 32 real
+       ones in a step, 100 steps and batches of 128 of the generator's training are kept.
     """
 
     name, label, paper_name, citation = "mfcl", "MFCL", "MFCL", "2311.07784"
@@ -91,6 +91,7 @@ class MFCL(OldModel):
         # minutes on two cores: see difference 8
         "demo": {"mfcl_latent": 100, "mfcl_width": 16},
         "mini": {"mfcl_latent": 100, "mfcl_width": 16},
+        "full": {"mfcl_latent": 100, "mfcl_width": 16},  # as large beside the CNN, which is that of mini
         **AUGMENTED,
     }
     tuned = {"lr": 1e-3}

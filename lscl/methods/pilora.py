@@ -101,8 +101,8 @@ class PILoRA(Method):
        weight: at the rates that 5 rounds need, nothing is left of A, and the orthogonality has nothing to turn.
     9. no augmentation (official: mirroring and brightness): what the ViT makes of an image in front of block 0 is
        computed once.
-    10. smaller in demo and mini: by the profile 5 rounds of 2 or fewer local epochs on all 5 clients (30 of 10 on 10 of
-       30).
+    10. smaller in demo, mini and full: by the profile 5 rounds of 2 or fewer local epochs on all 5 clients (30 of 10 on
+       10 of 30).
     """
 
     name, label, paper_name, citation = "pilora", "PILoRA", "PILoRA", "2401.02094"

@@ -90,8 +90,11 @@ class TARGET(OldModel):
     8. smaller in demo and mini: 1,000 synthetic images (8,000), four for each real one of a client in a task as
        officially, in 20 rounds of 50 (32 rounds of 256, of which the code reaches 10), the adversarial term from round
        12 on (20), 50 steps of the student in a round (400), a generator of 16 channels (64), and by the profile 5
-       rounds of 2 or fewer local epochs (100 of 5). The class that is asked for is hardly ever the one that the teacher
-       sees in an image: the weights of the two terms, 10 and 0.5, and the 10 steps are the official ones.
+       rounds of 2 or fewer local epochs (100 of 5). In full a client has 2,000 real images in a task, as officially,
+       and there are the official 8,000 synthetic ones, the 32 rounds of 256 and the adversarial term from round 20 on;
+       with 50 steps of the student in a round it goes over its images 18 times in all, as in mini, and the generator
+       keeps the 16 channels that suit the small CNN. The class asked for is hardly ever the one that the teacher sees
+       in an image: the weights of the two terms, 10 and 0.5, and the 10 steps are the official ones.
     """
 
     name, label, paper_name, citation = "target", "TARGET", "TARGET", "2303.06937"
@@ -108,6 +111,7 @@ class TARGET(OldModel):
             }
             for profile in ("demo", "mini")
         },
+        "full": {"target_width": 16, "target_student_steps": 50},
         **AUGMENTED,
     }  # fmt: skip
     tuned = {"lr": 3e-4}

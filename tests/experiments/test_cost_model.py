@@ -73,7 +73,7 @@ def test_bytes_of_a_step_are_those_that_autograd_keeps(stepped, name, number):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
+@pytest.mark.parametrize("profile", ["demo", "mini", "full", "colab", "paper"])
 def test_every_system_has_a_cost_in_every_profile(profile, method):
     for dataset in ("cifar100", "imagenet_r", "glyphs"):
         found = cost_model.cost(experiment(profile=profile, dataset=dataset, method=method))

@@ -195,7 +195,7 @@ def test_the_sheet_is_drawn_from_the_generator(played, smoke):
     assert np.array_equal(sheet, method.sheet(0)) and method.sheet(1) is None
 
 
-@pytest.mark.parametrize("profile", ["demo", "mini", "colab", "paper"])
+@pytest.mark.parametrize("profile", ["demo", "mini", "full", "colab", "paper"])
 def test_every_profile_has_the_official_number_of_generated_images_in_a_step(profile):
     config = experiment(method="mfcl", profile=profile, dataset="cifar100")
     assert (config.mfcl_replay, config.mfcl_batch, config.mfcl_steps) == (128, 128, 100)

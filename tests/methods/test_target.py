@@ -266,7 +266,7 @@ def test_the_official_number_of_synthetic_images_stands_beside_the_real_ones(sec
     assert sizes == [size]
 
 
-@pytest.mark.parametrize("profile", ["mini", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "full", "paper"])
 def test_a_client_has_four_synthetic_images_for_each_real_one_of_a_task(profile):
     config = experiment(method="target", profile=profile, dataset="cifar100")
     real = cost_model.Counts.of(config).epoch / config.clients / config.tasks

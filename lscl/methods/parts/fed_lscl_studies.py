@@ -40,7 +40,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "CNN pre-trained": {"cnn_start": "pretrained"},
 }
 # The paper's Fig. 3: every block of the profile's ViT.
-BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "colab": 12, "paper": 12}
+BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "full": 8, "colab": 12, "paper": 12}
 BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
 CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
 
