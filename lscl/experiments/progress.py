@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -42,6 +43,19 @@ class Progress:
             total: images in all.
         """
         self.bar.update(self.task, description=f"{self.label}: frozen ViT, once per image", completed=done, total=total)
+
+    def placed(self, split: str, there: Collection[str], every: Collection[str]) -> None:
+        """Show what of the images lies on the GPU as a whole; the rest is read ahead batch by batch.
+
+        Args:
+            split: of the images.
+            there: names of what lies there.
+            every: names of all that is stored.
+        """
+        ahead = [name for name in every if name not in there]
+        line = f"{self.label}: {split} images, on the GPU: {', '.join(there) or 'nothing'}"
+        if self.lines:
+            print(f"{line}; read ahead: {', '.join(ahead) or 'nothing'}", file=sys.stderr, flush=True)
 
     def start(self, exchanges: int, reports: list[Round]) -> None:
         """Show that the loop starts.

@@ -31,6 +31,7 @@ from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
+from lscl.federation.pipeline import free_memory, place_on_device
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
@@ -107,6 +108,11 @@ def build_experiment(
     )
     train = read(data.train)
     test = train if config.eval_split == "holdout" else read(data.test)
+    if device.type == "cuda":
+        for split, inputs in {"training": train, "test": test}.items():
+            placed = place_on_device(inputs, partial(free_memory, device))
+            if progress:
+                progress.placed(split, placed, inputs.stored)
     method = kind(config, frozen, len(data.classes))
     method.census = Census.count(parts, data)
     if spare is not None:

@@ -1,5 +1,6 @@
 """A client: its images as the networks take them, its model, its stream of tasks and its private state."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from lscl.data.partition import Partition, Task
 from lscl.data.store import ImageSet
-from lscl.models.cache import read_tokens
+from lscl.models.cache import tokens_as_float
 from lscl.models.cnn import to_cnn_input
+from lscl.models.transfer import Shipment, send
 from lscl.seeding import torch_generator
 
 
@@ -26,6 +28,7 @@ class Inputs:
         device: where batches are computed.
         last_token: (n, 1, d), its CLS token behind the last block, nothing adapted, stored likewise; None = not needed.
         side: pixels a side of the CNN's input; None = as decoded.
+        placed: those arrays of `stored` that lie on the device as a whole.
     """
 
     images: ImageSet
@@ -33,44 +36,91 @@ class Inputs:
     device: torch.device
     last_token: np.ndarray | None = None
     side: int | None = None
+    placed: dict[str, Tensor] = field(default_factory=dict)
 
     def batch(self, index: Tensor) -> "Batch":
         """The images at some positions: (b,) -> a batch of b images."""
         return Batch(self, index)
 
+    @property
+    def stored(self) -> dict[str, np.ndarray]:
+        """What is stored of every image, by name."""
+        every = {
+            "labels": self.images.labels,
+            "pixels": self.images.images,
+            "prefix": self.prefix,
+            "last_token": self.last_token,
+        }
+        return {name: array for name, array in every.items() if array is not None}
+
+    def read(self, name: str, index: Tensor) -> Tensor:
+        """Read what is stored of some images.
+
+        Args:
+            name: as in `stored`.
+            index: (b,) positions of the images.
+
+        Returns:
+            (b, ...), a copy on the CPU.
+        """
+        return torch.from_numpy(self.stored[name][index.numpy()])
+
 
 @dataclass
 class Batch:
-    """A batch of b images; each tensor is read when it is first used.
+    """A batch of b images; each tensor is read when it is first used, unless it was read ahead.
 
     Args:
         inputs: the split.
         index: (b,) positions in the split.
+        ahead: what was read ahead; None = nothing.
+        used: gets the names of what is used, see `Inputs.stored`.
     """
 
     inputs: Inputs
     index: Tensor
+    ahead: Shipment | None = None
+    used: set[str] = field(default_factory=set)
+
+    def stored(self, name: str) -> Tensor:
+        """What is stored of the images under a name of `Inputs.stored`, on the device: (b, ...)."""
+        self.used.add(name)
+        if name in self.inputs.placed:
+            return self.inputs.placed[name][self.place]
+        if self.ahead is not None and name in self.ahead.tensors:
+            return self.ahead.take(name)
+        return send(self.inputs.read(name, self.index), self.inputs.device)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """(b,) int64: the positions, on the device."""
+        return send(self.index, self.inputs.device)
+
+    @cached_property
+    def known_labels(self) -> Tensor:
+        """(b,) int64: the labels, on the CPU."""
+        return torch.from_numpy(self.inputs.images.labels[self.index.numpy()])
 
     @cached_property
     def labels(self) -> Tensor:
-        """(b,) int64."""
-        return torch.from_numpy(self.inputs.images.labels[self.index.numpy()]).to(self.inputs.device)
+        """(b,) int64: the labels, on the device."""
+        return self.stored("labels")
 
     @cached_property
     def images(self) -> Tensor:
         """(b, 3, H, W) float32 in -2 to 2, for the CNN."""
-        pixels = to_cnn_input(torch.from_numpy(self.inputs.images.images[self.index.numpy()]).to(self.inputs.device))
+        pixels = to_cnn_input(self.stored("pixels"))  # (b, 3, H, W)
         return resize(pixels, self.inputs.side or pixels.shape[-1])
 
     @cached_property
     def prefix(self) -> Tensor:
         """(b, N, d) float32: the tokens in front of the adapted block."""
-        return read_tokens(self.inputs.prefix, self.index, self.inputs.device)
+        return tokens_as_float(self.stored("prefix"))
 
     @cached_property
     def last_token(self) -> Tensor:
         """(b, 1, d) float32: the CLS token behind the last block, nothing adapted."""
-        return read_tokens(self.inputs.last_token, self.index, self.inputs.device)
+        return tokens_as_float(self.stored("last_token"))
 
 
 def resize(images: Tensor, side: int) -> Tensor:
@@ -103,6 +153,7 @@ class Client:
         round: the round of that task.
         state: private tensors that must outlive a round, by name.
         scratch: whatever a method needs within one exchange only.
+        kept: copies on the device of what does not change within an exchange, see `keep`.
     """
 
     id: int
@@ -115,6 +166,7 @@ class Client:
     round: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, tuple[tuple, Tensor]] = field(default_factory=dict)
 
     @property
     def current(self) -> Task:
@@ -130,6 +182,26 @@ class Client:
     def device(self) -> torch.device:
         """Where the client computes."""
         return self.train.device
+
+    def keep(self, name: str, make: Callable[[], Tensor], *sources: object) -> Tensor:
+        """A tensor where the client computes that is made only once per exchange, not in every step.
+
+        Args:
+            name: the client's own name for it.
+            make: makes it, on any device.
+            sources: what it is made from; if one of them is another object than before, it is made again.
+
+        Returns:
+            The tensor on the client's device.
+        """
+        found = self.kept.get(name)
+        if found is None or any(one is not other for one, other in zip(found[0], sources, strict=True)):
+            found = self.kept[name] = sources, send(make(), self.device)
+        return found[1]
+
+    def on_device(self, name: str) -> Tensor:
+        """A tensor of `state` where the client computes, copied once per exchange."""
+        return self.keep(f"state.{name}", lambda: self.state[name], self.state[name])
 
     def test_index(self, task: int) -> Tensor:
         """(n,) int64: positions of the test images of one of the client's tasks."""

@@ -1,5 +1,7 @@
 """Losses and scores restricted to a set of classes."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,14 +12,20 @@ def mask_logits(logits: Tensor, classes: Tensor) -> Tensor:
 
     Args:
         logits: (b, C).
-        classes: labels of the classes that compete.
+        classes: labels of the classes that compete, on the CPU.
 
     Returns:
         (b, C) with -inf in the columns of all other classes.
     """
-    allowed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    allowed[classes.to(logits.device)] = True
-    return logits.masked_fill(~allowed, float("-inf"))
+    return logits.masked_fill(_others(tuple(classes.tolist()), logits.shape[-1], logits.device), float("-inf"))
+
+
+@lru_cache(maxsize=1024)
+def _others(classes: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+    """The classes that do not compete, (C,) bool; copied to the device once, because every step needs it."""
+    others = torch.ones(count, dtype=torch.bool)
+    others[list(classes)] = False
+    return others.to(device)
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor, reduction: str = "mean") -> Tensor:
@@ -26,7 +34,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor, reduct
     Args:
         logits: (b, C).
         labels: (b,) int64, each in `classes`.
-        classes: labels of the classes that compete.
+        classes: labels of the classes that compete, on the CPU.
         reduction: "mean", "sum" or "none".
 
     Returns:

@@ -9,6 +9,7 @@ task = only the classes of task u compete (the task is given), seen = all classe
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import Method
 from lscl.federation.passes import BATCH
+from lscl.federation.pipeline import batches
 
 MASKS = ("task", "seen", "all")
 RIDGE_MASKS = MASKS[:2]  # of the closed-form head
@@ -46,14 +48,14 @@ def evaluate(method: Method, client: Client, ridge: Tensor | None = None) -> dic
     total = torch.zeros(len(seen), dtype=torch.int64)
     for task in range(client.task + 1):
         own = torch.tensor(client.partition.tasks[client.id][task].classes)
-        for index in client.test_index(task).split(BATCH):
-            batch = client.test.batch(index)
-            labels = batch.labels.cpu()
-            total.index_add_(0, place[labels], torch.ones_like(labels))
-            for name, logits in _answers(method, client, batch, ridge).items():
-                for row, allowed in enumerate((own, seen, torch.arange(method.num_classes))[: len(heads[name])]):
-                    right = mask_logits(logits, allowed).argmax(1) == labels
-                    found[name][row].index_add_(0, place[labels], right.long())
+        with closing(batches(client.test, client.test_index(task).split(BATCH))) as parts:
+            for batch in parts:
+                labels = batch.known_labels
+                total.index_add_(0, place[labels], torch.ones_like(labels))
+                for name, logits in _answers(method, client, batch, ridge).items():
+                    for row, allowed in enumerate((own, seen, torch.arange(method.num_classes))[: len(heads[name])]):
+                        right = mask_logits(logits, allowed).argmax(1) == labels
+                        found[name][row].index_add_(0, place[labels], right.long())
     return {"correct": found.pop("correct"), "total": total, **found}
 
 

@@ -1,11 +1,13 @@
 """Passes without gradients over many images."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from lscl.federation.client import Batch, Inputs
+from lscl.federation.pipeline import batches
 
 BATCH = 200  # images per forward pass; another number would change the last bits of a run
 
@@ -23,4 +25,5 @@ def map_batches(inputs: Inputs, index: Tensor, output: Callable[[Batch], Tensor]
     Returns:
         (n, ...), in the order of `index`.
     """
-    return torch.cat([output(inputs.batch(part)) for part in index.split(size)])  # (n, ...)
+    with closing(batches(inputs, index.split(size))) as parts:  # (size,) positions each
+        return torch.cat([output(batch) for batch in parts])  # (n, ...)

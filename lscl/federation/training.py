@@ -1,11 +1,15 @@
 """A client's part of an exchange: receive the payload, train or evaluate, answer."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
 import torch
 
 from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.metrics import evaluate
 from lscl.federation.payload import Payload
+from lscl.federation.pipeline import batches
 from lscl.federation.ridge import fit_own_ridge
 from lscl.models.precision import MixedPrecision
 from lscl.seeding import seeded
@@ -23,7 +27,7 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
     Returns:
         The upload of a training stage, or the right answers (see `evaluate`) at the end of the task.
     """
-    with seeded(client.seed, stage.name, client.id, stage.task, stage.round):
+    with seeded(client.seed, stage.name, client.id, stage.task, stage.round), _exchange(client):
         _enter(method, client, stage, payload)
         if stage.name == "finish":
             scores = evaluate(method, client, fit_own_ridge(method, client))
@@ -52,6 +56,15 @@ def catch_up(method: Method, client: Client, stage: Stage, payload: Payload) -> 
         _enter(method, client, stage, payload)
 
 
+@contextmanager
+def _exchange(client: Client) -> Iterator[None]:
+    """Free at the end what the client has kept on its device for one exchange."""
+    try:
+        yield
+    finally:
+        client.kept.clear()
+
+
 def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> None:
     """Go to the exchange's task and round, and receive the payload."""
     new = stage.task != client.task
@@ -77,15 +90,20 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
     arithmetic = MixedPrecision(precision, client.device)
-    for _ in range(phase.epochs):
-        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))  # each (batch,)
-        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
-            parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
-        for part in parts:
-            batch = client.train.batch(part)
+    with closing(batches(client.train, _steps(index, phase, generator))) as steps:
+        for batch in steps:
             if phase.augment is not None:
                 batch.images = phase.augment(batch.images)
             with arithmetic.forward():
                 loss = phase.loss(client, batch)
             arithmetic.step(loss, optimiser, phase.clip)
     return len(index) * phase.epochs
+
+
+def _steps(index: torch.Tensor, phase: Phase, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """The positions of the images of each step, (b,): every epoch has all of them in a new order."""
+    for _ in range(phase.epochs):
+        parts = list(index[torch.randperm(len(index), generator=generator)].split(phase.batch))  # each (batch,)
+        if len(parts) > 1 and len(parts[-1]) < min(2, phase.batch):
+            parts[-2:] = [torch.cat(parts[-2:])]  # BatchNorm cannot train on one image
+        yield from parts

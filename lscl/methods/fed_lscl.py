@@ -35,6 +35,7 @@ from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import Start
 from lscl.models.cnn_weights import started_cnn
 from lscl.models.generator import Generator, scale_features
+from lscl.models.transfer import send
 from lscl.models.vit import LowRank
 from lscl.registry import register
 from lscl.seeding import seeded
@@ -284,7 +285,7 @@ class FedLSCL(Method):
         f = self.cnn_features(client, batch)
         logits = self.head_logits(client, self.adapted_features(client, batch, f))
         losses = masked_cross_entropy(logits, batch.labels, client.classes, reduction="none")
-        client.scratch["losses"][batch.index] = losses.detach().cpu()
+        client.scratch["losses"][batch.place] = losses.detach()
         total = losses.mean()
         if self.config.auxiliary > 0 and "auxiliary" in client.model:
             own = masked_cross_entropy(client.model["auxiliary"](f), batch.labels, client.classes)
@@ -303,14 +304,15 @@ class FedLSCL(Method):
         loss = lambda batch: masked_cross_entropy(
             self.logits(client, batch), batch.labels, client.classes, reduction="none"
         )
-        client.scratch["losses"][client.train_index] = map_batches(client.train, client.train_index, loss).cpu()
+        index = send(client.train_index, client.device)
+        client.scratch["losses"][index] = map_batches(client.train, client.train_index, loss)
         client.state["buffer"] = self.update_buffer(client)
         self.continual.end_task(client)
 
     def update_buffer(self, client: Client) -> Tensor:
         """Positions of the buffer's images and, behind them, of the lowest-loss images of the task at hand."""
         index = client.train_index
-        labels, losses = client.train.batch(index).labels.cpu(), client.scratch["losses"][index]
+        labels, losses = client.train.batch(index).known_labels, client.scratch["losses"].cpu()[index]
         new = lowest_loss(index, labels, losses, self.config.buffer_per_class)
         return torch.cat([client.state.get("buffer", new[:0]), new])
 
@@ -348,7 +350,8 @@ class FedLSCL(Method):
         if payload:
             client.model["generator"].load_state_dict(payload)
         client.scratch["replay"] = client.rng("replay")
-        client.scratch["losses"] = torch.zeros(len(client.train.images))  # by position; filled while training
+        # by position; filled while training
+        client.scratch["losses"] = torch.zeros(len(client.train.images), device=client.device)
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         if not self.shares_generator:
@@ -426,11 +429,11 @@ class Consistency(SmallContinual):
         self.method.optimised += len(chosen)
         with evaluation_mode(model):
             f = self.method.cnn_features(client, client.train.batch(state["buffer"][chosen]))
-        before = state["previous.features"][chosen].to(f.device)  # (b, m)
+        before = client.on_device("previous.features")[send(chosen, client.device)]  # (b, m)
         gap, size = (f - before).square().sum(1), before.square().sum(1)  # (b,)
         term = config.alpha * self.scaled(gap, size, f.shape[1])
         if "generator" in model:
-            weight, bias = (state[f"previous.{name}"].to(f.device) for name in GENERATOR_PARTS)
+            weight, bias = (client.on_device(f"previous.{name}") for name in GENERATOR_PARTS)
             generator = model["generator"]
             teacher = generator.split(F.linear(scale_features(before), weight, bias))  # A' (b, r, d), B' (b, 3d, r)
             ours = generator.split(generator(scale_features(f)))  # A (b, r, d), B (b, 3d, r)

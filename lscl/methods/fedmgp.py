@@ -26,6 +26,7 @@ from lscl.methods.parts.prompts import (
     cosine_to_keys,
     insert_prompts,
 )
+from lscl.models.transfer import send
 from lscl.models.vit import Adapter
 from lscl.registry import register
 from lscl.seeding import torch_generator
@@ -290,7 +291,8 @@ class FedMGP(Method):
             client.scratch["queries"] = map_batches(
                 client.train, client.train_index, lambda batch: self.readout(batch, prompt)
             )
-        return client.scratch["queries"][torch.searchsorted(client.train_index, batch.index)]
+        rows = torch.searchsorted(client.train_index, batch.index)
+        return client.scratch["queries"][send(rows, client.device)]
 
     def choose_slots(self, client: Client, query: Tensor) -> Tensor:
         """For each query the class with the nearest key, among those the client has met.
@@ -359,7 +361,8 @@ class FedMGP(Method):
         optimiser = torch.optim.Adam([student], lr=config.mgp_surrogate_lr)
         for _ in range(config.mgp_surrogate_epochs):
             for index in torch.randperm(len(every), generator=draw).split(config.batch):  # (b,) each
-                loss = teachers * (self.tokens(images.batch(index), student) - target[index]).square().sum()
+                batch = images.batch(index)
+                loss = teachers * (self.tokens(batch, student) - target[batch.place]).square().sum()
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()

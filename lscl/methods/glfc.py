@@ -30,6 +30,7 @@ from lscl.methods.parts.inversion import (
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, is_first_exchange, model_part
 from lscl.methods.parts.synthesis import as_pixels
 from lscl.models.counting import network
+from lscl.models.transfer import send
 from lscl.registry import register
 from lscl.seeding import torch_generator
 
@@ -170,7 +171,7 @@ class GLFC(OldModel):
         onehot = F.one_hot(batch.labels, self.num_classes).to(logits.dtype)
         if "old" not in client.scratch:
             return binary_cross_entropy(logits, onehot, columns).mean()
-        new = torch.isin(batch.labels, client.classes.to(client.device))
+        new = torch.isin(batch.known_labels, client.classes)
         weights = gradient_compensation(logits.detach(), batch.labels, new)[:, None]  # (b, 1)
         compensated = (weights * binary_cross_entropy(logits, onehot, columns)).mean()
         targets = self.soft_targets(client, batch, onehot)
@@ -179,11 +180,15 @@ class GLFC(OldModel):
 
     def columns(self, client: Client) -> Tensor:
         """Where the loss runs, (K,): the client's seen classes and, unless glfc_columns = local, the old model's."""
+        return client.keep("columns", lambda: self.allowed_columns(client), client.task, client.state.get(KNOWN))
+
+    def allowed_columns(self, client: Client) -> Tensor:
+        """The same, on the CPU."""
         allowed = torch.zeros(self.num_classes, dtype=torch.bool)
         allowed[torch.tensor(client.partition.seen_classes(client.id, client.task))] = True
         if self.config.glfc_columns == "global" and KNOWN in client.state:
             allowed |= client.state[KNOWN]
-        return allowed.nonzero().squeeze(1).to(client.device)
+        return allowed.nonzero().squeeze(1)
 
     @torch.no_grad()
     def soft_targets(self, client: Client, batch: Batch, onehot: Tensor) -> Tensor:
@@ -197,7 +202,7 @@ class GLFC(OldModel):
         Returns:
             (b, C).
         """
-        old, columns = client.scratch["old"], self.old_columns(client).to(client.device)
+        old, columns = client.scratch["old"], self.old_columns(client)
         targets = onehot.clone()
         targets[:, columns] = old["head"](old["cnn"](batch.images))[:, columns].sigmoid()
         return targets
@@ -346,7 +351,7 @@ def labels_of(client: Client, index: Tensor) -> Tensor:
     Returns:
         (n,), on the CPU.
     """
-    return client.train.batch(index).labels.cpu()
+    return client.train.batch(index).known_labels
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
@@ -369,7 +374,7 @@ def gradient_compensation(logits: Tensor, labels: Tensor, new: Tensor) -> Tensor
     Args:
         logits: z, (b, C).
         labels: y, (b,).
-        new: whether the image is of the client's task, (b,) bool.
+        new: whether the image is of the client's task, (b,) bool, on the CPU.
 
     Returns:
         (b,), with mean 1 in each group.
@@ -378,5 +383,6 @@ def gradient_compensation(logits: Tensor, labels: Tensor, new: Tensor) -> Tensor
     weights = torch.ones_like(g)
     for group in (new, ~new):
         if group.any():
-            weights[group] = g[group] / g[group].mean().clamp_min(1e-8)
+            rows = send(group.nonzero().squeeze(1), g.device)
+            weights[rows] = g[rows] / g[rows].mean().clamp_min(1e-8)
     return weights

@@ -16,7 +16,7 @@ from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
 from lscl.federation.search_space import LogRange
 from lscl.methods.parts.augmentation import AUGMENTED
-from lscl.methods.parts.old_model import KNOWN, OldModel
+from lscl.methods.parts.old_model import KNOWN, OldModel, labels_in
 from lscl.methods.parts.synthesis import (
     ImageGenerator,
     Statistics,
@@ -25,6 +25,7 @@ from lscl.methods.parts.synthesis import (
     generator_flops,
     kl_gap,
 )
+from lscl.models.transfer import send
 from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
 
@@ -179,8 +180,8 @@ class MFCL(OldModel):
     def sample_replay(self, client: Client) -> tuple[Tensor, Tensor]:
         """Images from the generator, (b, 3, S, S), and what the old model takes them for among known classes, (b,)."""
         z = torch.randn(self.config.mfcl_replay, self.config.mfcl_latent, generator=client.scratch["replay"])
-        images, old = client.scratch["generator"](z.to(client.device)), client.scratch["old"]
-        known = client.state[KNOWN].nonzero().squeeze(1)  # (K,)
+        images, old = client.scratch["generator"](send(z, client.device)), client.scratch["old"]
+        known = labels_in(client.state[KNOWN])  # (K,)
         return images, mask_logits(old["head"](old["cnn"](images)), known).argmax(1)
 
     def head_term(self, client: Client, f: Tensor, labels: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ class MFCL(OldModel):
         Returns:
             ().
         """
-        seen = (client.state[KNOWN] | self.holds(client)).nonzero().squeeze(1)
+        seen = labels_in(client.state[KNOWN] | self.holds(client))  # (K,)
         return masked_cross_entropy(client.model["head"](f.detach()), labels, seen)
 
     def old_head_term(self, client: Client, f: Tensor, images: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class MFCL(OldModel):
         Returns:
             (); 0 without old columns.
         """
-        old, columns = client.scratch["old"], self.old_columns(client).to(f.device)
+        old, columns = client.scratch["old"], self.old_columns(client)
         with torch.no_grad():
             before = old["cnn"](images)
         weight = old["head"].weight[columns]
@@ -232,13 +233,14 @@ class MFCL(OldModel):
         """Train the generator further, on the global model of the task's end."""
         if task + 1 == self.config.tasks:
             return
-        config, teacher, classes = self.config, self.teacher(), self.known_classes()
+        config, teacher, classes = self.config, self.teacher(), self.known_classes().to(self.device)
         generator = self.load_generator(self.server).to(self.device).train()
         optimiser = torch.optim.Adam(generator.parameters(), lr=config.mfcl_lr)
         draw = torch_generator(config.seed, "synthesis", task)
         with Statistics(batchnorm_layers(teacher, config.method, config.cnn)) as statistics:
             for _ in range(config.mfcl_steps):
-                images = generator(torch.randn(config.mfcl_batch, config.mfcl_latent, generator=draw).to(self.device))
+                z = torch.randn(config.mfcl_batch, config.mfcl_latent, generator=draw)
+                images = generator(send(z, self.device))
                 logits = teacher["head"](teacher["cnn"](images))[:, classes]
                 loss = config.mfcl_ce * F.cross_entropy(logits / config.mfcl_tau, logits.argmax(1))
                 loss = loss + config.mfcl_ie * imbalance(logits)

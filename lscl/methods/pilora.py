@@ -168,8 +168,8 @@ class PILoRA(Method):
         lora, state = client.model["lora"], client.state
         A, B = lora.A, lora.B
         if "lora.A" in state:
-            A = torch.cat([state["lora.A"].to(A.device), A], dim=1)
-            B = torch.cat([state["lora.B"].to(B.device), B], dim=2)
+            A = torch.cat([client.on_device("lora.A"), A], dim=1)
+            B = torch.cat([client.on_device("lora.B"), B], dim=2)
         return self.foundation.suffix(batch.prefix, query_value_update(A, B))
 
     def distances(self, client: Client, batch: Batch) -> Tensor:
@@ -217,7 +217,7 @@ class PILoRA(Method):
         A = client.model["lora"].A
         if "lora.A" not in client.state:
             return A.new_zeros(())
-        return (client.state["lora.A"].to(A.device) @ A.transpose(1, 2)).abs().sum()  # (2, sum of r_s, r) -> ()
+        return (client.on_device("lora.A") @ A.transpose(1, 2)).abs().sum()  # (2, sum of r_s, r) -> ()
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.model["lora"].load_state_dict({"A": payload["A"], "B": payload["B"]})

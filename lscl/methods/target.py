@@ -28,6 +28,7 @@ from lscl.methods.parts.synthesis import (
     mix_moments,
     norm_gap,
 )
+from lscl.models.transfer import send
 from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
 
@@ -195,9 +196,9 @@ class TARGET(OldModel):
         Returns:
             (); zero without old columns.
         """
-        images, columns = client.state["synthetic"], self.old_columns(client).to(client.device)
+        images, columns = client.on_device("synthetic"), self.old_columns(client)
         chosen = torch.randint(len(images), (size,), generator=client.scratch["replay"])
-        u = augmented_input(images[chosen].to(client.device), self.config.augment, client.scratch["replay"])
+        u = augmented_input(images[send(chosen, client.device)], self.config.augment, client.scratch["replay"])
         self.optimised += size
         with torch.no_grad():
             teacher = model_logits(client.scratch["old"], u)
@@ -283,6 +284,24 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     return -(kl * (student.argmax(1) == teacher.argmax(1))).mean()
 
 
+def better_of(loss: Tensor, images: Tensor, lowest: Tensor | None, best: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The lower of two losses and its images, chosen where they are computed: nobody waits for a number.
+
+    Args:
+        loss: (), the newest.
+        images: its images, (b, 3, S, S).
+        lowest: (), the lowest so far; None = there is none.
+        best: its images, likewise.
+
+    Returns:
+        The loss and the images that are the best by now.
+    """
+    if lowest is None:
+        return loss, images
+    better = loss < lowest
+    return torch.where(better, loss, lowest), torch.where(better, images, best)
+
+
 class Synthesis:
     """One data-free inversion of a network, by rounds of a fast copy of a generator.
 
@@ -303,7 +322,7 @@ class Synthesis:
         draw: torch.Generator,
         device: torch.device,
     ):
-        self.config, self.teacher, self.classes = config, teacher, classes
+        self.config, self.teacher, self.classes = config, teacher, classes.to(device)
         self.draw, self.device, self.student = draw, device, new_student(teacher)
         generator = ImageGenerator(config.target_latent, config.side, config.target_width, nn.Sigmoid())
         self.generator = generator.to(device).train()
@@ -330,17 +349,17 @@ class Synthesis:
         """A round: steps on a fast copy and its z, then the meta update; -> the images of lowest loss, (b, 3, S, S)."""
         config = self.config
         fast = self.generator if config.target_meta == "plain" else copy.deepcopy(self.generator)
-        z = torch.randn(config.target_batch, config.target_latent, generator=self.draw).to(self.device).requires_grad_()
-        labels = torch.randint(len(self.classes), (config.target_batch,), generator=self.draw).to(self.device)
+        z = torch.randn(config.target_batch, config.target_latent, generator=self.draw)
+        z = send(z, self.device).requires_grad_()
+        labels = send(torch.randint(len(self.classes), (config.target_batch,), generator=self.draw), self.device)
         groups = [{"params": fast.parameters(), "lr": config.target_lr}, {"params": [z], "lr": config.target_lr_z}]
         optimiser = torch.optim.Adam(groups, betas=(0.5, 0.999))
         summed = [torch.zeros_like(p) for p in fast.parameters()]
-        lowest, best = math.inf, None
+        lowest, best = None, None
         for _ in range(config.target_steps):
             images = (fast(z) - 0.5) / 0.25
             loss = self.loss(images, labels, adversarial)
-            if best is None or loss.item() < lowest:
-                lowest, best = loss.item(), images.detach()
+            lowest, best = better_of(loss.detach(), images.detach(), lowest, best)
             optimiser.zero_grad()
             loss.backward()
             for total, p in zip(summed, fast.parameters()):
@@ -391,11 +410,11 @@ class Synthesis:
 
     def teach_student(self, images: Tensor) -> None:
         """Train the student to say what the teacher says on the images made so far, (n, S, S, 3) uint8."""
-        config = self.config
+        config, images = self.config, send(images, self.device)
         self.student.train()
         for _ in range(config.target_student_steps):
             chosen = torch.randint(len(images), (config.target_batch,), generator=self.draw)
-            u = augmented_input(images[chosen].to(self.device), config.augment, self.draw)
+            u = augmented_input(images[send(chosen, self.device)], config.augment, self.draw)
             with torch.no_grad():
                 teacher = model_logits(self.teacher, u)[:, self.classes] / config.target_temperature
             student = model_logits(self.student, u)[:, self.classes] / config.target_temperature

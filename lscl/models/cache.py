@@ -49,7 +49,7 @@ def prefix_cache(
         numbers: "fp32", or "bf16", which is stored as its bits (int16) and takes half of the disk.
 
     Returns:
-        (n, N, d), memory-mapped and read-only; `read_tokens` reads from it.
+        (n, N, d), memory-mapped and read-only; `tokens_as_float` makes numbers of them.
 
     Raises:
         LsclError: the disk is full, the cache folder cannot be written, LSCL_CACHE_GB leaves no room, or tokens are
@@ -83,19 +83,9 @@ def prefix_cache(
     return _open(folder, stored, shape)
 
 
-def read_tokens(stored: np.ndarray, index: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Read the tokens of some images.
-
-    Args:
-        stored: (n, N, d), as `prefix_cache` returned it.
-        index: (b,) positions of the images.
-        device: where the tokens go, in the type in which they are stored.
-
-    Returns:
-        (b, N, d) float32 on `device`.
-    """
-    tokens = torch.from_numpy(stored[index.numpy()]).to(device)
-    if stored.dtype == STORED["bf16"]:
+def tokens_as_float(tokens: torch.Tensor) -> torch.Tensor:
+    """Turn stored tokens into numbers: (b, N, d) float32, or the bits of bf16 in int16 -> (b, N, d) float32."""
+    if tokens.dtype == torch.int16:
         return tokens.view(torch.bfloat16).float()  # (b, N, d)
     return tokens
 

@@ -4,6 +4,8 @@ Scores, uploads and the server's work are always computed in float32 (closed for
 precision would tie.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +26,9 @@ class MixedPrecision:
         self.dtype, self.device = DTYPES[precision], device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
-    def forward(self) -> torch.autocast:
+    def forward(self) -> AbstractContextManager:
         """The context manager of a forward pass."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def step(self, loss: Tensor, optimiser: torch.optim.Optimizer, clip: float | None = None) -> None:
         """Run the backward pass, clip the gradient and step; a step whose scaled gradients overflow is skipped.

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 from zipfile import ZipFile
@@ -378,8 +378,13 @@ def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tupl
     images = images.permute(0, 3, 1, 2).float() / 255  # (b, 3, H, W)
     if images.shape[-1] != size:
         images = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
-    mean, std = (torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std))  # (1, 3, 1, 1)
-    return (images - mean) / std
+    return (images - _colours(tuple(mean), images.device)) / _colours(tuple(std), images.device)
+
+
+@lru_cache
+def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each colour, (1, 3, 1, 1); copied to the device once, because every batch needs it."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)  # (1, 3, 1, 1)
 
 
 RANDOM = "random/"  # in front of a timm name: the same architecture with random weights

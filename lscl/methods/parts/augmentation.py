@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lscl.config import PROFILES
+from lscl.models.transfer import send
 from lscl.registry import Parameters
 
 BLACK = -2.0  # black pixels in the CNN's input, see `federation.client.to_cnn_input`
@@ -65,7 +66,8 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, flip: bool = True,
     if flip:
         mirrored = torch.rand(n, generator=generator) < 0.5
         columns[mirrored] = columns[mirrored].flip(1)
-    which = torch.arange(n)[:, None, None]
+    which = torch.arange(n, device=images.device)[:, None, None]
+    rows, columns = (send(one, images.device) for one in (rows, columns))
     chosen = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]  # (n, H, W, 3)
     return chosen.permute(0, 3, 1, 2)  # (n, 3, H, W)
 
@@ -82,7 +84,7 @@ def change_brightness(images: Tensor, generator: torch.Generator, most: float) -
         (n, 3, H, W).
     """
     factor = 1 + most * (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1)
-    return from_unit_range((to_unit_range(images) * factor.to(images.device)).clamp(0, 1))
+    return from_unit_range((to_unit_range(images) * send(factor, images.device)).clamp(0, 1))
 
 
 def augmentation(

@@ -56,7 +56,7 @@ class ClosedForm(Method):
         """
         index = client.train_index
         features = map_batches(client.train, index, self.frozen_feature).double().cpu()
-        return features, client.train.batch(index).labels.cpu()
+        return features, client.train.batch(index).known_labels
 
     @cached_property
     def longest(self) -> float:
@@ -166,6 +166,11 @@ class RidgeMethod(ClosedForm):
         draw = torch_generator(self.config.seed, "ridge-features")
         return torch.randn(self.config.ridge_features, self.foundation.width, generator=draw)
 
+    @cached_property
+    def placed_projection(self) -> Tensor:
+        """R where the frozen ViT is."""
+        return self.projection.to(next(self.foundation.parameters()).device)
+
     def frozen_feature(self, batch: Batch) -> Tensor:
         """What the head reads.
 
@@ -176,7 +181,7 @@ class RidgeMethod(ClosedForm):
             f (b, d), or ReLU(R f) (b, n).
         """
         f = super().frozen_feature(batch)
-        return (f @ self.projection.to(f.device).T).relu() if self.config.ridge_features else f
+        return (f @ self.placed_projection.T).relu() if self.config.ridge_features else f
 
     @cached_property
     def longest(self) -> float:

@@ -55,13 +55,12 @@ def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature:
     Args:
         student: logits, (b, C).
         teacher: logits, (b, C).
-        classes: those that are compared, (k,).
+        classes: those that are compared, (k,), on the device of the logits.
         temperature: T.
 
     Returns:
         (); zero without classes.
     """
-    classes = classes.to(student.device)
     target = F.softmax(teacher[:, classes] / temperature, dim=1)
     return -(target * F.log_softmax(student[:, classes] / temperature, dim=1)).sum(1).mean()
 

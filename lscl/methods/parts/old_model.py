@@ -60,7 +60,8 @@ class OldModel(FedAvg):
 
     def old_columns(self, client: Client) -> Tensor:
         """O = U minus the classes of the client's task, (K,) labels: what is distilled, never what is being learnt."""
-        return (client.state[KNOWN] & ~self.holds(client)).nonzero().squeeze(1)
+        known = client.state[KNOWN]
+        return client.keep("old columns", lambda: labels_in(known & ~self.holds(client)), client.task, known)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
         return {**super().upload(client, stage), **({HOLDS: self.holds(client)} if is_first_exchange(stage) else {})}
@@ -78,11 +79,16 @@ class OldModel(FedAvg):
 
     def known_classes(self) -> Tensor:
         """The classes the server has been told of: (K,) labels."""
-        return self.server[KNOWN].nonzero().squeeze(1)
+        return labels_in(self.server[KNOWN])
 
     def teacher(self) -> nn.Module:
         """The global model, frozen, where the server computes."""
         return frozen_copy(self.new_model(0), model_part(self.server)).to(self.device)
+
+
+def labels_in(flags: Tensor) -> Tensor:
+    """The labels of the classes whose flag is set: (C,) bool -> (K,)."""
+    return flags.nonzero().squeeze(1)
 
 
 def frozen_copy(like: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

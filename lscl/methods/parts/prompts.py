@@ -73,7 +73,7 @@ def choose_keys(scores: Tensor, count: int, batchwise: bool) -> Tensor:
     """
     chosen = scores.topk(count, dim=1).indices
     if batchwise:
-        votes = torch.bincount(chosen.flatten(), minlength=scores.shape[1])  # (M,)
+        votes = F.one_hot(chosen.flatten(), scores.shape[1]).sum(0)  # (M,)
         chosen = votes.topk(count).indices.expand(len(scores), count)  # (b, count)
     return chosen
 

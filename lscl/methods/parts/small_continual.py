@@ -11,6 +11,7 @@ from lscl.federation.method import Method
 from lscl.federation.passes import map_batches
 from lscl.methods.parts.buffer import sample_buffer, sample_positions
 from lscl.methods.parts.continual import diagonal_fisher, distillation, ewc_penalty, replay_cross_entropy
+from lscl.models.transfer import send
 
 FISHER_IMAGES = 64  # of a task, for EWC
 LWF_TEMPERATURE = 2.0
@@ -65,8 +66,7 @@ class EWC(SmallContinual):
     def loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
         parameters = protected_parameters(client)
         fisher, before = (
-            {name: client.state[f"{kind}.{name}"].to(logits.device) for name in parameters}
-            for kind in ("fisher", "before")
+            {name: client.on_device(f"{kind}.{name}") for name in parameters} for kind in ("fisher", "before")
         )
         return self.method.config.ewc_weight * ewc_penalty(parameters, fisher, before)
 
@@ -97,10 +97,14 @@ class LwF(SmallContinual):
                 client.train, client.train_index, lambda batch: self.method.logits(client, batch)
             ).cpu()
 
+    def old_classes(self, client: Client) -> Tensor:
+        """Labels of the classes of earlier tasks, (k,)."""
+        return torch.tensor(client.partition.seen_classes(client.id, client.task - 1))
+
     def loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
         rows = torch.searchsorted(client.train_index, batch.index)  # index lists are in ascending order
-        before = client.state["previous.logits"][rows].to(logits.device)  # (b, C)
-        old = torch.tensor(client.partition.seen_classes(client.id, client.task - 1))
+        before = client.on_device("previous.logits")[send(rows, logits.device)]  # (b, C)
+        old = client.keep("lwf.classes", lambda: self.old_classes(client), client.task)
         return self.method.config.lwf_weight * distillation(logits, before, old, LWF_TEMPERATURE)
 
 

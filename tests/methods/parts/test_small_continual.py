@@ -20,8 +20,10 @@ class Images:
 def client():
     model = nn.ModuleDict({name: nn.Linear(1, 3) for name in ("cnn", "generator", "head")})
     seen = lambda k, task: list(range(task + 2))  # task 0 has the classes 0 and 1, task 1 the class 2
+    state = {"buffer": torch.tensor([0, 4, 7])}
     return SimpleNamespace(
-        id=0, task=1, model=model, state={"buffer": torch.tensor([0, 4, 7])}, train=Images(), classes=torch.arange(3),
+        id=0, task=1, model=model, state=state, train=Images(), classes=torch.arange(3),
+        on_device=lambda name: state[name], keep=lambda name, make, *sources: make(),
         train_index=torch.tensor([2, 5, 8, 11]), partition=SimpleNamespace(seen_classes=seen),
         rng=lambda purpose: torch.Generator().manual_seed(1), scratch={"replay": torch.Generator().manual_seed(1)},
     )  # fmt: skip
