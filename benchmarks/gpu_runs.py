@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -257,7 +256,7 @@ def prepare_images(setting: Setting) -> dict[str, Any]:
 
 
 def record_run(setting: Setting, method: str) -> dict[str, Any]:
-    """Make the record of a run where `lscl run` would, and copy it to the outcomes.
+    """Make the record of a run as `lscl run` does, in the folder results of the outcomes.
 
     Args:
         setting: where to run.
@@ -266,28 +265,10 @@ def record_run(setting: Setting, method: str) -> dict[str, Any]:
     Returns:
         accuracies, seconds and the record's name.
     """
-    config = wanted_run(setting, method)
-    if setting.dry:
-        with paths.scratch():
-            record = run(config)
-            copy_record(record, setting.out / "results")
-    else:
-        record = run(config)
-        copy_record(record, setting.out / "results")
+    os.environ["LSCL_ROOT"] = str(setting.out)  # of this process alone
+    record = run(wanted_run(setting, method))
     images, seconds = record["optimised_images"], record["seconds"]["train"]
     return {
         "method": method, "record": record["name"], "dirty": record["dirty"], "accuracy": final_scores(record),
         "run_seconds": record["seconds"], "images_per_second": round(images / seconds, 1) if seconds else None,
     }  # fmt: skip
-
-
-def copy_record(record: records.Record, target: Path) -> None:
-    """Copy a record, its partition and its sheets to another results folder."""
-    home = paths.results()
-    folder = records.folder(record["profile"], record["dirty"])
-    found = [folder / f"{record['name']}.json", *(folder / "sheets").glob(f"{record['name']}--task*.png")]
-    found += (home / "partitions").glob(f"{record['profile']}--*--s{record['seed']}--{record['partition_digest']}.json")
-    for path in found:
-        place = target / path.relative_to(home)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)

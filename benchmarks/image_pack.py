@@ -9,6 +9,7 @@ A pack has <split>_<number>.<webp, png or jxl> for train and test, lossless, 32 
 import importlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def read_split(folder: Path, split: str) -> ImageSet:
     """
     labels = np.load(folder / f"{split}_labels.npy").astype(np.int64)
     sheets = sorted(path for path in folder.glob(f"{split}_*") if path.suffix in (".webp", ".png", ".jxl"))
-    tiles = [read_sheet(path) for path in sheets]
+    with ThreadPoolExecutor() as pool:
+        tiles = list(pool.map(read_sheet, sheets))
     images = np.concatenate(tiles)[: len(labels)] if tiles else np.empty((0, TILE, TILE, 3), np.uint8)
     if len(images) != len(labels):
         raise LsclError(f"{folder}: {len(images)} {split} tiles for {len(labels)} labels")
