@@ -155,6 +155,9 @@ class Experiment(BaseModel):
         "fp32", description="arithmetic of the clients' training; fp16 scales its gradients"
     )
     tf32: bool = Field(False, description="let a CUDA GPU round products of float32 to TF32")
+    deterministic: bool = Field(
+        False, description="let a CUDA GPU repeat a run to the bit, which makes it slower; a CPU does so in any case"
+    )
     channels_last: bool = Field(False, description="convolutions in channels-last layout")
     activations: Literal["fp32", "bf16"] = Field(
         "fp32", description="numbers of the stored prefix activations; bf16 takes half of the disk"

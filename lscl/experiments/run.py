@@ -35,7 +35,12 @@ from lscl.federation.pipeline import free_memory, place_on_device
 from lscl.models.cache import limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
-from lscl.models.precision import prepare_device, to_channels_last
+from lscl.models.precision import (
+    one_line_if_unrepeatable,
+    prepare_device,
+    prepare_repetition,
+    to_channels_last,
+)
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
 
@@ -84,11 +89,9 @@ def build_experiment(
         LsclError: whatever is wrong with the data, the weights or the values.
     """
     torch.set_num_threads(config.cpu_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads what it has not written, and filling costs 5 %.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    prepare_device(config)
     device = device_of(config)
+    prepare_device(config)
+    prepare_repetition(config, device)
     kind = METHODS[config.method]
     if kind.trains_cnn(config):
         check_cnns(config, kind.start_of_cnn(config))
@@ -165,6 +168,8 @@ def check_affordable(configs: Collection[Experiment]) -> None:
     Raises:
         LsclError: a run needs more memory than the device has, or all together more disk.
     """
+    for config in configs:
+        prepare_repetition(config, device_of(config))  # before a GPU is asked for its memory
     large = [config for config in configs if config.profile in LARGE_PROFILES and cost_model.has_known_size(config)]
     if large:
         cost_model.check_costs(large, cost_model.this_machine(device_of(large[0])))
@@ -317,7 +322,8 @@ def _play(
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
     transport = InProcess(method, clients, progress.client)
-    reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
+    with one_line_if_unrepeatable(config):
+        reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
     return data, parts, method, reports, about
 
 

@@ -75,7 +75,7 @@ def _enter(method: Method, client: Client, stage: Stage, payload: Payload) -> No
 
 
 def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str = "fp32") -> int:
-    """Train the client's model for one phase, with a fresh Adam.
+    """Train the client's model for one phase, with a fresh Adam; in fp16 gradients are scaled as in the fit before.
 
     Args:
         client: the client.
@@ -89,7 +89,7 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
     client.model.train()
     optimiser = torch.optim.Adam(phase.groups)
     index = client.train_index if phase.index is None else phase.index
-    arithmetic = MixedPrecision(precision, client.device)
+    arithmetic = MixedPrecision(precision, client.device, client.state)
     with closing(batches(client.train, _steps(index, phase, generator))) as steps:
         for batch in steps:
             if phase.augment is not None:
@@ -97,6 +97,7 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
             with arithmetic.forward():
                 loss = phase.loss(client, batch)
             arithmetic.step(loss, optimiser, phase.clip)
+    client.state |= arithmetic.scaling()
     return len(index) * phase.epochs
 
 

@@ -4,13 +4,18 @@ Scores, uploads and the server's work are always computed in float32 (closed for
 precision would tie.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from lscl.config import Experiment
+from lscl.errors import LsclError, first_line
 
+SCALER = "scaler."  # in front of the names of what a client keeps of it: `scale` () float32, `growth` () int64
+WORKSPACE, REPEATING = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # with these, cuBLAS repeats its products
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -20,11 +25,22 @@ class MixedPrecision:
     Args:
         precision: "fp32", "bf16" or "fp16".
         device: where the client trains.
+        kept: a client's private state: scaling goes on from what `scaling` has left there; None = it starts anew.
     """
 
-    def __init__(self, precision: str, device: torch.device):
+    def __init__(self, precision: str, device: torch.device, kept: Mapping[str, Tensor] | None = None):
         self.dtype, self.device = DTYPES[precision], device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        if kept and self.scaler.is_enabled() and f"{SCALER}scale" in kept:
+            now = {"scale": float(kept[f"{SCALER}scale"]), "_growth_tracker": int(kept[f"{SCALER}growth"])}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **now})
+
+    def scaling(self) -> dict[str, Tensor]:
+        """What has to outlive a round for the scaling to go on: its scale and the steps since; nothing without fp16."""
+        if not self.scaler.is_enabled():
+            return {}
+        now = self.scaler.state_dict()
+        return {f"{SCALER}scale": torch.tensor(now["scale"]), f"{SCALER}growth": torch.tensor(now["_growth_tracker"])}
 
     def forward(self) -> AbstractContextManager:
         """The context manager of a forward pass."""
@@ -51,6 +67,50 @@ def prepare_device(config: Experiment) -> None:
     """Let a CUDA GPU use TF32 in matrix products and convolutions only if the config asks for it."""
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
+
+
+def prepare_repetition(config: Experiment, device: torch.device) -> None:
+    """Let a CUDA GPU repeat a run to the bit if the config asks for it; a CPU does so in any case.
+
+    It costs time: slower kernels where a GPU would add in any order, and attention without its quickest form.
+
+    Args:
+        config: the experiment.
+        device: where it runs.
+
+    Raises:
+        LsclError: CUDA has begun in this process without the setting that its products need to repeat.
+    """
+    wanted = config.deterministic and device.type == "cuda"
+    torch.use_deterministic_algorithms(wanted or device.type == "cpu", warn_only=not wanted)
+    # Nothing here reads what it has not written, and filling costs 5 %.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    # What is left is plain attention, and in half precision FlashAttention, whose way back has a form that repeats.
+    torch.backends.cuda.enable_mem_efficient_sdp(not wanted)
+    if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):  # torch from 2.5 on
+        torch.backends.cuda.enable_cudnn_sdp(not wanted)
+    if wanted and os.environ.get(WORKSPACE) not in REPEATING:
+        if torch.cuda.is_initialized():
+            raise LsclError(
+                f"deterministic = True: this process has used CUDA already; start a new one, or set {WORKSPACE} to "
+                f"{REPEATING[0]} in front of it"
+            )
+        os.environ[WORKSPACE] = REPEATING[0]
+
+
+@contextmanager
+def one_line_if_unrepeatable(config: Experiment) -> Iterator[None]:
+    """Turn torch's refusal of an operation that cannot repeat into one line.
+
+    Raises:
+        LsclError: an operation has no form that repeats on a GPU.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not config.deterministic or "deterministic" not in str(error):
+            raise
+        raise LsclError(f"deterministic = True: {first_line(error)}; leave it out for {config.method}") from error
 
 
 def to_channels_last(model: nn.Module, config: Experiment) -> nn.Module:

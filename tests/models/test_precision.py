@@ -1,13 +1,26 @@
 """Other arithmetics: nothing changes by default, and what changes stays near."""
 
+import os
+
 import pytest
 import torch
+from tests_root import compared
 
+from lscl.config import experiment
+from lscl.errors import LsclError
 from lscl.experiments.run import run
-from lscl.federation.method import Stage
+from lscl.federation.loop import InProcess, federate
+from lscl.federation.method import Phase, Stage
 from lscl.federation.training import fit
 from lscl.methods import METHODS
-from lscl.models.precision import MixedPrecision, prepare_device, to_channels_last
+from lscl.models.precision import (
+    WORKSPACE,
+    MixedPrecision,
+    one_line_if_unrepeatable,
+    prepare_device,
+    prepare_repetition,
+    to_channels_last,
+)
 from lscl.models.vit import FrozenViT
 
 CPU = torch.device("cpu")
@@ -92,3 +105,101 @@ def test_tf32_only_if_asked_for(smoke):
     for wanted in (True, False):
         prepare_device(smoke(tf32=wanted))
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == wanted
+
+
+def attention_backends():
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """Put back what `prepare_repetition` sets."""
+    monkeypatch.setenv(WORKSPACE, "nothing")  # so that it is put back
+    monkeypatch.delenv(WORKSPACE)
+    yield
+    prepare_repetition(experiment(profile="smoke"), CPU)
+
+
+def test_a_gpu_repeats_a_run_only_if_asked_for(smoke, untouched, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    gpu = torch.device("cuda")
+    for wanted in (False, True, False):
+        monkeypatch.delenv(WORKSPACE, raising=False)
+        prepare_repetition(smoke(deterministic=wanted), gpu)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert torch.is_deterministic_algorithms_warn_only_enabled() != wanted
+        assert attention_backends() == (True, True, not wanted, not wanted)
+        assert os.environ.get(WORKSPACE) == (":4096:8" if wanted else None)
+
+
+def test_on_a_cpu_the_option_changes_nothing_but_the_name_of_the_run(smoke, untouched):
+    def settings():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            attention_backends(),
+            os.environ.get(WORKSPACE),
+        )
+
+    prepare_repetition(smoke(), CPU)
+    plain = settings()
+    prepare_repetition(smoke(deterministic=True), CPU)
+    assert settings() == plain == (True, True, False, (True,) * 4, None)
+    one, other = (run(smoke(method="fed_lscl", **more), quiet=True) for more in ({}, {"deterministic": True}))
+    named = ("name", "config", "config_digest", "overrides")
+    assert compared(one, *named) == compared(other, *named) and "deterministic" not in one["name"]
+    assert "deterministic=True" in other["name"] and other["config"]["deterministic"] is True
+
+
+def test_what_comes_too_late_or_cannot_repeat_is_one_line(smoke, untouched, monkeypatch, one_line):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(LsclError) as caught:
+        prepare_repetition(smoke(deterministic=True), torch.device("cuda"))
+    one_line(caught, "deterministic = True", "start a new one", WORKSPACE)
+    monkeypatch.setenv(WORKSPACE, ":16:8")
+    prepare_repetition(smoke(deterministic=True), torch.device("cuda"))
+    said = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set"
+    with pytest.raises(LsclError) as caught, one_line_if_unrepeatable(smoke(method="target", deterministic=True)):
+        raise RuntimeError(said)
+    one_line(caught, said, "target")
+    for config in (smoke(), smoke(deterministic=True)):
+        with pytest.raises(RuntimeError, match="another"), one_line_if_unrepeatable(config):
+            raise RuntimeError("another error")
+
+
+# ---- the scale of fp16
+
+
+def fit_fp16(client, factor):
+    """Train a weight in fp16 on a loss of this size; -> the scale and the steps since, as the client keeps them."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    phase = Phase([{"params": [weight], "lr": 0.1}], lambda *_: (weight * factor).sum(), 1, 8)
+    fit(client, phase, torch.Generator().manual_seed(0), "fp16")
+    return float(client.state["scaler.scale"]), int(client.state["scaler.growth"])
+
+
+def test_the_scale_of_fp16_goes_on_in_the_next_fit_and_after_a_stop(federation, smoke):
+    client = federation(smoke())[1][0]
+    client.task = 0
+    steps = -(-len(client.train_index) // 8)
+    overflow = torch.finfo(torch.float32).max / 2**15
+    assert fit_fp16(client, overflow) == (2**15, steps - 1)  # the first step was left out, and halved the scale
+    assert fit_fp16(client, overflow) == (2**15, 2 * steps - 1)  # a new scale would have left one out again
+    resumed = federation(smoke())[1][0]
+    resumed.load_private_state(client.private_state())
+    resumed.task = 0
+    assert fit_fp16(resumed, 1.0) == (2**15, 3 * steps - 1)
+
+
+def test_without_fp16_nothing_of_a_scale_is_kept(federation, smoke):
+    for precision in ("fp32", "bf16"):
+        assert MixedPrecision(precision, CPU, {"scaler.scale": torch.tensor(2.0)}).scaling() == {}
+    method, clients = federation(smoke())
+    list(federate(method, InProcess(method, clients)))
+    assert not any(name.startswith("scaler") for client in clients for name in client.state)
+
+
+def test_a_stopped_run_in_fp16_goes_on_as_one_without_a_stop(smoke, in_pieces):
+    in_pieces(smoke(method="fed_lscl", precision="fp16"), 3)
