@@ -153,7 +153,7 @@ def report(name: str, outcome: dict[str, Any], setting: Setting) -> None:
 
 
 SHOWN = (
-    "seconds", "images_per_second", "ratio_to_bare", "waiting", "plan_to_peak", "points_apart", "differs", "accuracy",
+    "seconds", "images_per_second", "ratio_to_bare", "waiting", "plan_to_peak", "points_apart", "repeats", "accuracy",
     "steps_per_second", "gain", "gpu_seconds",
 )  # fmt: skip
 
