@@ -8,7 +8,8 @@ a   every system in the profile smoke: accuracies near the CPU's, and the same r
 c   a run killed in its second task goes on to the same record; fp16; out of memory is one clear line;
 d   papermill executes notebooks 01 to 04;
 b1  a training step of every system on ViT-B/16, batch 16 in fp32 and 64 in bf16, against its bare matrix products, the
-    plan of its memory, peft and the plain way; b2: Fed-LSCL in all arithmetics; b3: all others; b4: several processes;
+    plan of its memory, peft and the plain way; b4: several processes at once; b2: Fed-LSCL in all arithmetics; b3: all
+    other systems in all of them;
 e   with CIFAR-100 (--data-dir, --pack, or in the cache): records of the profile full, seed 42, Fed-LSCL and the best
     control first, then the cheapest.
 a, c and d run side by side, b alone. DIR gets a JSON file per check as it ends, logs, executed notebooks, records under
@@ -34,6 +35,7 @@ from typing import Any
 
 import gpu_runs
 import gpu_steps
+import measure
 import torch
 from gpu_setting import CheckFailed, Setting
 from image_pack import cached_cifar100, expand
@@ -45,7 +47,6 @@ from lscl.experiments import cost_model, records
 from lscl.methods import METHODS
 
 CONTROLS = ("fed_ridge", "fed_ncm", "local_ridge", "local_head")  # of the records, before all others
-AT_ONCE = 8  # runs side by side
 DRY_PROCESSES = 2
 STEP_SECONDS = 0.015  # a training step of the mini ViT while other processes use the GPU, expected
 SECONDS_OF_CASE = {"fp32": 4, "tf32": 4, "bf16": 4, "compiled": 60}
@@ -72,9 +73,9 @@ class Stage:
 # ---- the list
 
 
-def stages(setting: Setting) -> list[Stage]:
+def stages(setting: Setting, at_once: int) -> list[Stage]:
     """All checks in order of worth."""
-    found = [Stage(runs(setting), os.cpu_count() or 1), *steps(setting), *wanted_records(setting)]
+    found = [Stage(runs(setting), os.cpu_count() or 1), *steps(setting), *wanted_records(setting, at_once)]
     if setting.dry:  # few processes, for each takes seconds to start
         every = [check for stage in found for job in stage.jobs for check in job]
         return [Stage([every[k::DRY_PROCESSES] for k in range(DRY_PROCESSES)], DRY_PROCESSES)]
@@ -98,10 +99,10 @@ def steps(setting: Setting) -> list[Stage]:
     )
     b1, b2, b3 = ([case(part, one) for one in gpu_steps.cases(part)] for part in ("b1", "b2", "b3"))
     pace = Check("b4.concurrency", 45, partial(gpu_steps.concurrency, setting))
-    return [Stage([one], 1) for one in (b1, b2, [pace], b3[:: setting.every])]
+    return [Stage([one], 1) for one in (b1, [pace], b2, b3[:: setting.every])]
 
 
-def wanted_records(setting: Setting) -> list[Stage]:
+def wanted_records(setting: Setting, at_once: int) -> list[Stage]:
     """Checks e, several processes at once; none without the images."""
     if not setting.cifar100 and not setting.dry:
         return []
@@ -110,7 +111,7 @@ def wanted_records(setting: Setting) -> list[Stage]:
     order = [*first, *sorted((name for name in METHODS if name not in first), key=cost.__getitem__)]
     images = Check("e.images", 60, partial(gpu_runs.prepare_images, setting))
     every = [[Check(f"e.{name}", cost[name], partial(gpu_runs.record_run, setting, name))] for name in order]
-    return [Stage([[images]], 1), Stage(every, AT_ONCE)]
+    return [Stage([[images]], 1), Stage(every, at_once)]
 
 
 def seconds_of_run(setting: Setting, method: str) -> float:
@@ -147,7 +148,8 @@ def do(check: Check, deadline: float, patience: float = 1.0) -> dict[str, Any]:
 
 def report(name: str, outcome: dict[str, Any], setting: Setting) -> None:
     """Write the file of a check and print its line."""
-    about = {"check": name, **outcome, "machine": records.hardware(), "versions": records.versions()}
+    about = {"check": name, **outcome}
+    about |= {"machine": records.hardware(), "versions": records.versions(), **records.source()}
     write_atomic(setting.out / f"{name}.json", (json.dumps(about, indent=1) + "\n").encode())
     print(line_of(name, outcome), flush=True)
 
@@ -237,16 +239,20 @@ def end(process: subprocess.Popen) -> None:
 # ---- the outcome as a whole
 
 
+MACHINE = ("machine", "versions", "commit", "dirty", "code_digest")  # of each check, as its file says
+
+
 def summarise(setting: Setting) -> bool:
     """Write gpu--<card>.json with the outcomes of all checks in the folder; -> whether none failed."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(setting.out.glob("[abcde]*.json"))]
-    rows = [{key: value for key, value in one.items() if key not in ("machine", "versions")} for one in found]
+    rows = [{key: value for key, value in one.items() if key not in MACHINE} for one in found]
     counts = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("passed", "failed", "not run")}
-    card = (records.hardware()["gpu"] or "none").replace(" ", "-")
-    about = {"name": f"gpu--{card}", "card": card, "ratio": counts["failed"], "goal": 0, "better": "lower", **counts}
-    about |= {"machine": records.hardware(), "versions": records.versions(), **records.source(), "rows": rows}
-    write_atomic(setting.out / f"gpu--{card}.json", (json.dumps(about, indent=1) + "\n").encode())
     print(", ".join(f"{number} {kind}" for kind, number in counts.items()), flush=True)
+    if found:
+        made = {key: found[-1][key] for key in MACHINE}
+        card = (made["machine"]["gpu"] or "none").replace(" ", "-")
+        about = {"name": f"gpu--{card}", "ratio": counts["failed"], "goal": 0, "better": "lower", **counts, **made}
+        write_atomic(setting.out / f"gpu--{card}.json", (json.dumps({**about, "rows": rows}, indent=1) + "\n").encode())
     return counts["failed"] == 0
 
 
@@ -268,7 +274,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--archive", type=Path, help="also write that folder into this .tar.gz at the end")
     found.add_argument("--data-dir", type=Path, help="folder with CIFAR-100")
     found.add_argument("--pack", type=Path, help="folder with CIFAR-100 as sheets, see image_pack.py")
+    found.add_argument("--at-once", type=measure.count, default=5, help="runs of e side by side, see b4")
     found.add_argument("--only", default="", help="beginnings of names of checks, with commas")
+    found.add_argument("--summary", action="store_true", help="only write gpu--<card>.json of the files in --out")
     found.add_argument("--dry", action="store_true", help="toy sizes on the CPU")
     found.add_argument("--job", help=argparse.SUPPRESS)
     found.add_argument("--until", type=float, help=argparse.SUPPRESS)
@@ -309,9 +317,11 @@ def main() -> int:
     given = parser().parse_args()
     if given.job:
         setting, names = setting_of(given), given.job.split(",")
-        every = {check.name: check for stage in stages(setting) for job in stage.jobs for check in job}
+        every = {check.name: check for stage in stages(setting, given.at_once) for job in stage.jobs for check in job}
         work_through([every[name] for name in names], setting, given.until)
         return 0
+    if given.summary and given.out is not None:
+        return 0 if summarise(Setting(given.out)) else 1
     if given.out is None and not given.dry:
         raise LsclError("--out: give a folder for the outcomes")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -331,7 +341,7 @@ def conduct(given: argparse.Namespace, setting: Setting, deadline: float) -> int
     arguments += ["--data-dir", str(setting.data_dir)] if setting.data_dir else []
     good = False
     try:
-        for stage in (chosen(one, given.only) for one in stages(setting)):
+        for stage in (chosen(one, given.only) for one in stages(setting, given.at_once)):
             for job in stage.jobs:
                 for check in job:
                     (setting.out / f"{check.name}.json").unlink(missing_ok=True)
