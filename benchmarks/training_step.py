@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lscl.cli import one_line
 from lscl.config import experiment
-from lscl.data.partition import partition
+from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.experiments.run import read_inputs
 from lscl.federation.client import Client
@@ -38,17 +38,25 @@ from lscl.models.vit import FrozenViT, foundation
 CLASSES = 4  # few, so that a small batch has them all; they only make the head narrower
 METHOD_VALUES = {"vit_b": {"lorm": {"lorm_rank": 16, "batch": 8}}, "mini": {}}
 SHAPES = {
-    "vit_b": {"profile": "paper", "image_size": 224, "batch": 16},
-    "mini": {"profile": "mini", "image_size": 32, "batch": 32},
+    "vit_b": {"profile": "paper", "batch": 16},
+    "mini": {"profile": "mini", "batch": 32},
 }
 GOALS = {"fed_lscl": 1.12, "lorm": 1.4}  # at ViT-B/16
 OTHERS = 1.5  # all others there
 FASTER = {"vit_b": 1.3, "mini": 2.0}  # than the plain way
 
 
-def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch: int | None) -> tuple[Method, Client]:
-    """A method and its one client, holding as many random images as a batch has."""
-    values = {**SHAPES[shapes], **METHOD_VALUES[shapes].get(name, {}), **({"batch": batch} if batch else {})}
+def federation(
+    name: str,
+    vit: timm.models.VisionTransformer,
+    shapes: str,
+    batch: int | None,
+    device: str = "cpu",
+    count: int | None = None,
+    **more: object,
+) -> tuple[Method, Client]:
+    """A method and its one client, holding `count` random images, none = as many as a batch has."""
+    values = {**SHAPES[shapes], **METHOD_VALUES[shapes].get(name, {}), **({"batch": batch} if batch else {}), **more}
     config = experiment(
         method=name,
         dataset="cifar100",
@@ -57,20 +65,25 @@ def federation(name: str, vit: timm.models.VisionTransformer, shapes: str, batch
         tasks=1,
         classes_per_task=CLASSES,
         private_classes=CLASSES,
+        device=device,
         **values,
     )
-    draw = np.random.default_rng(0)
+    draw, count = np.random.default_rng(0), count or config.batch
     images = ImageSet(
-        draw.integers(0, 256, (config.batch, config.image_size, config.image_size, 3), np.uint8),
-        np.arange(config.batch) % CLASSES,
+        draw.integers(0, 256, (count, config.image_size, config.image_size, 3), np.uint8),
+        np.arange(count) % CLASSES,
         tuple(f"class{label}" for label in range(CLASSES)),
     )
-    kind, device = METHODS[name], torch.device("cpu")
-    frozen = FrozenViT(vit, kind.cut(config), (0.5,) * 3, (0.5,) * 3)
+    kind, place = METHODS[name], torch.device(device)
+    frozen = None
+    if kind.vit:
+        cut = kind.cut(config)
+        frozen = FrozenViT(vit, len(vit.blocks) if cut is None else cut, (0.5,) * 3, (0.5,) * 3)
     data = Dataset("random", images, images)
-    method = kind(config, frozen, len(data.classes))
-    both = read_inputs(kind, frozen, images, device)
-    return method, Client(0, method.new_model(0), partition(config, data), both, both, config.seed)
+    method, parts = kind(config, frozen, len(data.classes)), partition(config, data)
+    method.device, method.census = place, Census.count(parts, data)
+    both = read_inputs(kind, frozen, images, place, side=config.cnn_size)
+    return method, Client(0, method.new_model(0).to(place), parts, both, both, config.seed)
 
 
 def frozen_vit(shapes: str) -> timm.models.VisionTransformer:
@@ -111,12 +124,23 @@ class Products:
     """The bare matrix products of blocks `first` to the last on b samples of N tokens: run() does them all."""
 
     def __init__(
-        self, vit: timm.models.VisionTransformer, first: int, samples: int, tokens: int, minimal: bool = False
+        self,
+        vit: timm.models.VisionTransformer,
+        first: int,
+        samples: int,
+        tokens: int,
+        minimal: bool = False,
+        dtype: torch.dtype = torch.float32,
     ):
         self.blocks, self.minimal, self.b, self.n = list(vit.blocks)[first:], minimal, samples, tokens
         self.heads, self.d = vit.blocks[0].attn.num_heads, vit.embed_dim
         rows, hidden = samples * tokens, vit.blocks[0].mlp.fc1.out_features
-        draw = lambda *shape: torch.randn(*shape)
+        self.weights = {
+            layer: layer.weight.detach().to(dtype)
+            for block in self.blocks
+            for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+        }
+        draw = lambda *shape: torch.randn(*shape, device=vit.cls_token.device, dtype=dtype)
         self.at = {size: draw(rows, size) for size in (self.d, 3 * self.d, hidden)}
         self.out = {size: draw(rows, size) for size in (self.d, 3 * self.d, hidden)}
         per_head = self.d // self.heads
@@ -124,7 +148,7 @@ class Products:
         self.q_out, self.map_out = torch.empty_like(self.q), torch.empty_like(self.map)
 
     def linear(self, layer: torch.nn.Linear, forward: bool, rows: int, part: slice = slice(None)) -> None:
-        weight = layer.weight[part]  # (out, in)
+        weight = self.weights[layer][part]  # (out, in)
         inputs, outputs = (weight.shape[1], weight.shape[0]) if forward else weight.shape
         source, target = self.at[self._wide(inputs)][:rows, :inputs], self.out[self._wide(outputs)][:rows, :outputs]
         torch.mm(source, weight.T if forward else weight, out=target)
@@ -172,7 +196,7 @@ def plain_step(method: Method, client: Client) -> Callable[[], None]:
     """Fed-LSCL the plain way: the whole ViT in every step, and one qkv weight W + s B_i A_i formed for each sample."""
     config, vit, model = method.config, method.foundation.vit, client.model
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
-    pixels = method.foundation.preprocess(torch.from_numpy(client.train.images.images))
+    pixels = method.foundation.preprocess(torch.from_numpy(client.train.images.images).to(client.device))
     attention = vit.blocks[config.block].attn
 
     def one() -> None:
@@ -207,7 +231,7 @@ def peft_step(method: Method, client: Client, with_cnn: bool) -> Callable[[], No
     )
     head, pixels = (
         copy.deepcopy(client.model["head"]),
-        method.foundation.preprocess(torch.from_numpy(client.train.images.images)),
+        method.foundation.preprocess(torch.from_numpy(client.train.images.images).to(client.device)),
     )
     optimiser = torch.optim.Adam([*(p for p in lora.parameters() if p.requires_grad), *head.parameters()], lr=config.lr)
     labels, cnn = client.train.batch(client.train_index).labels, cnn_step(client)

@@ -34,6 +34,7 @@ from lscl.registry import DATASETS, METHODS, register, register_dataset
 LONGEST = (
     "tests/publish/test_site.py",
     "tests/flower/test_flower_processes.py",
+    "tests/test_gpu_benchmark.py",
     "notebooks/03_continual_finetuning.ipynb",
     "notebooks/04_one_by_one_distillation.ipynb",
     "notebooks/02_collaborative_training.ipynb",

@@ -6,6 +6,7 @@ from tests_root import ROOT
 OF_THE_WHOLE = {
     "test_bad_input": "wrong values, damaged files and full disks, as the commands tell of them",
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
+    "test_gpu_benchmark": "the checks of benchmarks/gpu.py",
     "test_imports": "the order of the packages",
     "test_mirror": "this",
     "test_readability": "docstrings and comments on shapes",
