@@ -262,7 +262,15 @@ def _best(trials: Sequence[Mapping[str, Any]], numbers: Collection[int], task: i
 
 
 def tuning_path(profile: str, dataset: str) -> Path:
-    """The file with all trials of a profile on a data set."""
+    """The file with all trials of a profile on a data set.
+
+    Args:
+        profile: its name.
+        dataset: name of the data set.
+
+    Returns:
+        where it is, or will be.
+    """
     return paths.results() / "tuning" / f"{profile}--{dataset}.json"
 
 
