@@ -330,13 +330,14 @@ def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> StoredToke
 
 
 def damaged_activations() -> Iterator[tuple[Path, bool]]:
-    """Read all activations of the cache as a whole.
+    """Read all activations of the cache as a whole, those of earlier versions left out, which nobody reads any more.
 
     Yields:
         Each folder, and whether it is damaged.
     """
     for path in sorted((paths.cache() / "prefix").glob(f"[!.]*/{DATA}")):
         try:
-            yield path.parent, bool(StoredTokens(path.parent).damaged())
+            if "sha256" not in json.loads((path.parent / ABOUT).read_text(encoding="utf-8")):
+                yield path.parent, bool(StoredTokens(path.parent).damaged())
         except Exception:
             yield path.parent, True

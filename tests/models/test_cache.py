@@ -264,6 +264,8 @@ def test_all_activations_are_compared_on_demand(cache, images, in_parts):
     assert list(damaged_activations()) == [(one, False), (other, True)]
     (one / "about.json").unlink()
     assert list(damaged_activations()) == [(one, True), (other, True)]
+    (other / "about.json").write_text('{"sha256": "of the whole file", "shape": [84, 17, 32]}')
+    assert list(damaged_activations()) == [(one, True)]
 
 
 def test_a_gpu_gets_chunks_that_hang_on_its_whole_memory_alone(monkeypatch):
