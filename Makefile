@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Packages are installed uncompiled; each module is then compiled when it is first imported, and not in every process anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test check benchmark clean help
 
 help:

@@ -23,6 +23,7 @@ from lscl.experiments.run import run
 from lscl.flower import local as flower
 
 SIZES = dict(profile="smoke", method="fed_lscl", clients=2, tasks=1, rounds=1)
+FREQUENT_HEARTBEATS = ROOT / "tests" / "flower" / "frequent_heartbeats"
 OPTIONS = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
 
 
@@ -78,11 +79,12 @@ def test_a_command_that_is_told_to_end_ends_every_process_it_started(left, monke
     assert end.value.code == code and left() == []
 
 
-def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, places, tmp_path):
+def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, places, monkeypatch, tmp_path):
     """SIGKILL to a SuperNode and its client app in round 1: that exchange goes on without it, a later one with it.
 
     SIGKILL to the SuperLink after round 1: the run ends with one line that says so; given again, it goes on at round 2.
     """
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (FREQUENT_HEARTBEATS, ROOT))))
     config, lines, ended = experiment(**SIZES | dict(rounds=2)), [], []
     settings = {"min-clients": config.clients - 1, "timeout": 300.0}
     first, second, private = tmp_path / "first", tmp_path / "second", tmp_path / "private"

@@ -1,6 +1,7 @@
 """The rendered book: links lead somewhere, and every page is readable in a browser, wide or narrow, light or dark."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,9 @@ DRAWN = (
 BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
 SERIOUS = ("serious", "critical")
 REPEATED = "[data-repeated]"
-# Mark the entries of the API whose elements (names with classes) all stand in an earlier entry of the page; count them.
+# Mark the entries of the API whose elements (names with classes) all stand in an earlier entry of the page.
 MARK_REPEATED = """() => {
+  for (const marked of document.querySelectorAll("[data-repeated]")) delete marked.dataset.repeated;
   const seen = new Set(), kind = (element) => element.tagName + " " + [...element.classList].sort().join(" ");
   for (const entry of document.querySelectorAll("dl.py"))
     if (!entry.closest("[data-repeated]")) {
@@ -36,6 +38,32 @@ MARK_REPEATED = """() => {
       if (kinds.every((one) => seen.has(one))) entry.dataset.repeated = "";
       else if (!entry.querySelector("dl.py")) kinds.forEach((one) => seen.add(one));
     }
+}"""
+# Mark the rows of tables and the pieces of code that hold plain text only and all of whose elements look (as the
+# browser draws them, with everything around them) like elements before them; count all that is marked.
+MARK_SAME_LOOKS = """() => {
+  const PLAIN = new Set(["TR", "TH", "TD", "P", "STRONG", "EM", "CODE", "PRE", "SPAN", "BR"]);
+  const STYLES = ["color", "backgroundColor", "backgroundImage", "opacity", "fontSize", "fontWeight", "textShadow",
+                  "filter", "mixBlendMode", "visibility"];
+  const numbers = new Map(), looks = new Map(), seen = new Set();
+  const number = (text) => numbers.set(text, numbers.get(text) ?? numbers.size + 1).get(text);
+  const own = (element) => {
+    const style = getComputedStyle(element), scrolls = element.scrollWidth > element.clientWidth;
+    const names = element.getAttributeNames().filter((name) => !["id", "style", "data-repeated"].includes(name));
+    return [element.tagName, scrolls, ...names.map((name) => name + element.getAttribute(name)),
+            ...STYLES.map((name) => style[name])].join();
+  };
+  const look = (element) => {
+    if (element === null) return 0;
+    if (!looks.has(element)) looks.set(element, number(look(element.parentElement) + own(element)));
+    return looks.get(element);
+  };
+  for (const part of document.querySelectorAll("tbody tr, pre")) {
+    const elements = [part, ...part.querySelectorAll("*")];
+    if (part.closest("[data-repeated]") || !elements.every((one) => PLAIN.has(one.tagName))) continue;
+    if (elements.map(look).every((one) => seen.has(one))) part.dataset.repeated = "";
+    else elements.map(look).forEach((one) => seen.add(one));
+  }
   return document.querySelectorAll("[data-repeated]").length;
 }"""
 # Without transitions a colour is there as soon as it is set.
@@ -135,9 +163,10 @@ def pictured(page, name):
 
 
 def grave(page, theme):
-    """The serious faults that axe finds in a theme, in all but the entries of the API that add no kind of element."""
+    """The serious faults that axe finds in a theme, in all but what repeats kinds and looks of elements before it."""
     page.evaluate(f"Object.assign(document.documentElement.dataset, {{theme: '{theme}', mode: '{theme}'}})")
-    where = {"exclude": [[REPEATED]]} if page.evaluate(MARK_REPEATED) else None
+    page.evaluate(MARK_REPEATED)
+    where = {"exclude": [[REPEATED]]} if page.evaluate(MARK_SAME_LOOKS) else None
     found = Axe().run(page, where, {"preload": False, "resultTypes": ["violations"]}).response["violations"]
     return [f"{theme}: {one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in SERIOUS]
 
@@ -197,6 +226,19 @@ def test_page_in_a_browser(page, dark, name):
         assert grave(page, "light") == []
         if name in dark:
             assert grave(page, "dark") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("book/configuration.html", "tr"), ("notebooks/01_data_partitioning.html", "pre")]
+)
+def test_what_cannot_be_read_is_found_among_what_repeats_looks(page, name, part):
+    """A single pale word in a row or in a piece of code that is left out as it is."""
+    visit(page, name)
+    page.add_style_tag(content=STILL)
+    assert grave(page, "light") == []
+    words = page.locator(f"{part}[data-repeated] :is(p, span)").filter(has_text=re.compile(r"^\s*\w{4,}\s*$"))
+    words.last.evaluate("(word) => { word.style.color = '#eeeeee' }")
+    assert any("color-contrast" in fault for fault in grave(page, "light"))
 
 
 def test_every_kind_of_element_is_looked_at_in_the_dark(soups, dark):
