@@ -41,6 +41,7 @@ from gpu_setting import CheckFailed, Setting
 from image_pack import cached_cifar100, expand
 
 from lscl.cli import one_line
+from lscl.data.glyphs import glyphs
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, shorten
 from lscl.experiments import cost_model, records
@@ -341,6 +342,7 @@ def conduct(given: argparse.Namespace, setting: Setting, deadline: float) -> int
     arguments += ["--data-dir", str(setting.data_dir)] if setting.data_dir else []
     good = False
     try:
+        glyphs()  # drawn once, before many processes want them
         for stage in (chosen(one, given.only) for one in stages(setting, given.at_once)):
             for job in stage.jobs:
                 for check in job:
