@@ -286,7 +286,7 @@ def main() -> None:
         extra = {"l2p": method.config.l2p_top_k * method.config.l2p_length, "fedmgp": method.config.mgp_length}.get(
             name, 0
         )
-        samples, tokens = len(client.train_index), client.train.prefix.shape[1] + extra
+        samples, tokens = len(client.train_index), method.foundation.tokens + extra
         for number, phase in enumerate(method.phases(client, stage)):
             bare = {
                 kind: Products(vit, method.foundation.block, samples, tokens, kind == "minimal")

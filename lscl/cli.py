@@ -454,11 +454,13 @@ def reproduce_command(
 
 
 @app.command("doctor")
-def doctor_command() -> None:
+def doctor_command(
+    deep: Annotated[bool, typer.Option("--deep", help="also compare the whole cache with its digests")] = False,
+) -> None:
     """Print versions, device, disk, weights and saved states: what is there and what is missing."""
     from lscl.experiments.doctor import doctor
 
-    for line in doctor():
+    for line in doctor(deep):
         print(line)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -309,6 +309,17 @@ def cache_splits(
         for part, index in parts.items():
             _describe(new / part, ImageSet(np.load(new / part / "images.npy", mmap_mode="r"), labels[index], classes))
     return tuple(_open(folder / part) for part in parts)
+
+
+def damaged_packs() -> Iterator[tuple[Path, bool]]:
+    """Read all image sets of the cache as a whole.
+
+    Yields:
+        Each folder, and whether it is damaged.
+    """
+    for path in sorted((paths.cache() / "images").rglob("images.npy")):
+        if not any(part.startswith(".") for part in path.relative_to(paths.cache()).parts):
+            yield path.parent, _found(path.parent) is None
 
 
 def _describe(folder: Path, made: ImageSet) -> None:

@@ -27,6 +27,7 @@ from lscl.models.cache import STORED, limit_bytes
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import check_weights
 from lscl.models.counting import FLOAT, NOTHING, Blocks, count_cnn, uncut_vit, vit_shape
+from lscl.models.vit import has_plain_embedding
 from lscl.registry import DATASETS, METHODS
 
 CUDA_CONTEXT = 6e8  # bytes that the driver and torch's kernels take, roughly
@@ -230,7 +231,7 @@ def cost(config: Experiment) -> Cost:
     images = counts.train + counts.test
     disk = images * config.image_size**2 * 3
     memory, download, steps = CUDA_CONTEXT, source.download, trained / config.batch
-    blocks, width, depth = Blocks(0, 1, 1, 1), 0, 0
+    blocks, width, depth, enlarged = Blocks(0, 1, 1, 1), 0, 0, 0
     if kind.vit:
         vit, stem = vit_shape(config.foundation)
         whole = uncut_vit(vit)
@@ -239,17 +240,22 @@ def cost(config: Experiment) -> Cost:
         every = replace(blocks, count=whole.depth, tokens=whole.tokens)
         surrogate = getattr(config, kind.surrogate) * source.classes if kind.surrogate else 0
         frozen = every.forward(cls_only=False) * (1 if kind.query else 1 - blocks.count / whole.depth)
-        dense += (images + surrogate) * (frozen + np.array([stem, 0.0]))
-        tokens = whole.tokens if blocks.count else 1
+        embeds = kind.cut(config) == 0 and has_plain_embedding(vit)
+        if embeds:  # the tokens are not stored but computed in every pass, from three copies of the enlarged pixels
+            enlarged = 3 * 3 * FLOAT * vit.patch_embed.img_size[0] ** 2
+        dense += (images + surrogate) * (frozen + np.array([0.0 if embeds and not kind.query else stem, 0.0]))
+        tokens = 0 if embeds else whole.tokens if blocks.count else 1
         disk += (
             (images + surrogate)
             * STORED[config.activations].itemsize
             * whole.width
             * (tokens + (1 if kind.query else 0))
         )
-        dense += trained * blocks.step() + costs.passes() * blocks.forward() * counts.epoch * config.rounds_run
+        again = costs.passes() * counts.epoch * config.rounds_run
+        dense += trained * blocks.step() + again * blocks.forward()
         tested = counts.evaluated + (counts.epoch if kind.has_features else 0)  # and the pass for the closed-form head
         dense += tested * blocks.forward() * costs.evaluations
+        dense += np.array([(trained + again + tested) * stem if embeds else 0.0, 0.0])
         weights = FLOAT * sum(p.numel() for p in vit.parameters())
         memory += weights
         download += weights if config.weights is None and config.foundation not in ("mini", "tiny") else 0
@@ -263,8 +269,8 @@ def cost(config: Experiment) -> Cost:
     steps += own.steps
     model = FLOAT * (source.classes * (width or config.features) + costs.parameters(planned) + cnn.weights / FLOAT)
     step = step_of(config, costs.cnn_images())
-    step_bytes = config.batch * (step.saved + blocks.passing())
-    pass_bytes = BATCH * (blocks.passing() + cnn.saved / 4)
+    step_bytes = config.batch * (step.saved + blocks.passing() + enlarged)
+    pass_bytes = BATCH * (blocks.passing() + enlarged + cnn.saved / 4)
     # All clients' models, one gradient, two moments and the server's copy.
     memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)
     disk += 3 * config.clients * model

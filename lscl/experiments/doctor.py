@@ -2,15 +2,18 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from lscl import paths
+from lscl.data.store import damaged_packs
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import state_folders
+from lscl.models.cache import damaged_activations
 from lscl.models.vit import WEIGHTS, read_weights
 
 OPTIONAL = {
@@ -22,8 +25,15 @@ OPTIONAL = {
 LEAST_FREE_GB = 3  # decoded images, prefix activations and the states of a mini run
 
 
-def doctor() -> Iterator[str]:
-    """One line per fact; lines that start with `missing` or `bad` need attention."""
+def doctor(deep: bool = False) -> Iterator[str]:
+    """One line per fact; lines that start with `missing` or `bad` need attention.
+
+    Args:
+        deep: read everything in the cache and compare it with its digests.
+
+    Yields:
+        The lines.
+    """
     yield "versions: " + ", ".join(f"{name} {number}" for name, number in records.versions().items())
     machine = records.hardware()
     gpu = machine["gpu"] or "none"
@@ -50,6 +60,19 @@ def doctor() -> Iterator[str]:
         or subprocess.run(["git", "--version"], capture_output=True, check=False).returncode != 0
     ):
         yield "missing git: records will not name their commit"
+    if deep:
+        yield from _cache_line("activations", damaged_activations(), "they are computed again when a run needs them")
+        yield from _cache_line("decoded images", damaged_packs(), "they are decoded again when a run needs them")
+
+
+def _cache_line(what: str, found: Iterable[tuple[Path, bool]], then: str) -> Iterator[str]:
+    """A line for each damaged folder, and one for all others."""
+    intact = 0
+    for folder, damaged in found:
+        intact += not damaged
+        if damaged:
+            yield f"bad {what}: {folder} is not as it was written; {then}"
+    yield f"{what}: {intact} folders are as they were written"
 
 
 def _code(commit: str | None, dirty: bool, code_digest: str) -> str:

@@ -32,7 +32,7 @@ from lscl.federation.loop import InProcess, Round, Transport, exchanges, federat
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
 from lscl.federation.pipeline import free_memory, place_on_device
-from lscl.models.cache import limit_bytes, prefix_cache, release
+from lscl.models.cache import embedded_tokens, limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
 from lscl.models.precision import (
@@ -149,11 +149,14 @@ def read_inputs(
         side: pixels of an image's side for the CNN; None = those of `images`.
 
     Returns:
-        images with their prefix activations, which are read from the disk if they lie there.
+        images with their prefix activations, which are read from the disk if they lie there; tokens in front of block 0
+        that are one convolution of the pixels are not stored.
     """
     if frozen is None:
         return Inputs(images, None, device, side=side)
     last = prefix_cache(frozen.recut(frozen.depth), images, device, watch, numbers) if kind.query else None
+    if frozen.embeds_at_once:
+        return Inputs(images, None, device, last, side, partial(embedded_tokens, frozen.to(device), numbers))
     return Inputs(images, prefix_cache(frozen, images, device, watch, numbers), device, last, side)
 
 

@@ -24,10 +24,12 @@ class Inputs:
 
     Args:
         images: the decoded images.
-        prefix: (n, N, d), the frozen ViT's tokens in front of its cut, as `prefix_cache` stores them; None = no ViT.
+        prefix: (n, N, d), the frozen ViT's tokens in front of its cut, as `prefix_cache` stores them; None = no ViT, or
+            `embed` computes them.
         device: where batches are computed.
         last_token: (n, 1, d), its CLS token behind the last block, nothing adapted, stored likewise; None = not needed.
         side: pixels a side of the CNN's input; None = as decoded.
+        embed: (b, H, W, 3) uint8 -> (b, N, d), the tokens in front of block 0, if nobody stores them.
         placed: those arrays of `stored` that lie on the device as a whole.
     """
 
@@ -36,6 +38,7 @@ class Inputs:
     device: torch.device
     last_token: np.ndarray | None = None
     side: int | None = None
+    embed: Callable[[Tensor], Tensor] | None = None
     placed: dict[str, Tensor] = field(default_factory=dict)
 
     def batch(self, index: Tensor) -> "Batch":
@@ -115,6 +118,8 @@ class Batch:
     @cached_property
     def prefix(self) -> Tensor:
         """(b, N, d) float32: the tokens in front of the adapted block."""
+        if self.inputs.embed is not None:
+            return self.inputs.embed(self.stored("pixels"))
         return tokens_as_float(self.stored("prefix"))
 
     @cached_property

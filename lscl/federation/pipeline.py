@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lscl.federation.client import Batch, Inputs
-from lscl.models.transfer import Shipment
+from lscl.models.transfer import Shipment, send
 
 AHEAD, THREADS = 2, 2  # batches that are read ahead, and by how many threads
+PIECE = 2**28  # bytes that are copied there at once
 SHARE = 0.5  # of the free memory of a GPU: the largest array that is copied there
 
 
@@ -72,8 +73,19 @@ def place_on_device(inputs: Inputs, free: Callable[[], int]) -> list[str]:
     """
     for name, array in sorted(inputs.stored.items(), key=lambda item: item[1].nbytes):
         if array.nbytes <= SHARE * free():
-            inputs.placed[name] = inputs.read(name, torch.arange(len(array))).to(inputs.device)
+            inputs.placed[name] = _copy_whole(inputs, name)
     return list(inputs.placed)
+
+
+def _copy_whole(inputs: Inputs, name: str) -> Tensor:
+    """A whole array on the device, copied piece by piece: it may be larger than the memory of the CPU."""
+    array = inputs.stored[name]
+    rows = max(1, PIECE * len(array) // max(1, array.nbytes))
+    copy = torch.empty(array.shape, dtype=inputs.read(name, torch.arange(0)).dtype, device=inputs.device)
+    for start in range(0, len(array), rows):
+        index = torch.arange(start, min(start + rows, len(array)))
+        copy[start : start + rows] = send(inputs.read(name, index), inputs.device)
+    return copy
 
 
 def free_memory(device: torch.device) -> int:

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +22,16 @@ import torch
 from lscl import paths
 from lscl.data.store import ImageSet, allocated_memmap, new_folder
 from lscl.errors import LsclError
-from lscl.files import check_regular
 from lscl.machine import hardware
+from lscl.models.precision import without_autocast
+from lscl.models.tokens import ABOUT, DATA, PartDigests, StoredTokens
+from lscl.models.transfer import send
 from lscl.models.vit import FrozenViT
 
 STORED = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.int16)}  # NumPy has no bfloat16, so its bits are stored
-CHUNK = 16  # images per forward pass; chunks always start at image 0, so values do not depend on what is asked for
+CHUNK = 16  # images per pass on a CPU; chunks always start at image 0, so values do not depend on what is asked for
+LARGEST_CHUNK = 512  # images per pass on a GPU
+LIVE = 16  # numbers that a pass holds at once for each number of its tokens
 
 
 def prefix_cache(
@@ -35,11 +40,12 @@ def prefix_cache(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     numbers: str = "fp32",
-) -> np.ndarray:
+) -> StoredTokens:
     """Compute the frozen ViT's tokens in front of the adapted block once; later calls read the file.
 
     The file's name is a digest of the model, the block, the normalisation, the images and whatever rounds the numbers.
-    A damaged file is noticed and computed again.
+    A damaged file is noticed and computed again: a small one when it is opened; of a large one each part when it is
+    first read, which ends the run with one line, and the next call computes it again.
 
     Args:
         foundation: the frozen ViT, with N tokens of width d.
@@ -49,13 +55,14 @@ def prefix_cache(
         numbers: "fp32", or "bf16", which is stored as its bits (int16) and takes half of the disk.
 
     Returns:
-        (n, N, d), memory-mapped and read-only; `tokens_as_float` makes numbers of them.
+        (n, N, d), read by indexing; `tokens_as_float` makes numbers of them.
 
     Raises:
         LsclError: the disk is full, the cache folder cannot be written, LSCL_CACHE_GB leaves no room, or tokens are
             not finite.
     """
-    folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers, device), STORED[numbers]
+    chunk = chunk_size(foundation, device)
+    folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers, device, chunk), STORED[numbers]
     shape = (len(images), foundation.tokens, foundation.width)
     hold(folder)
     found = _found(folder, stored, shape)
@@ -64,23 +71,103 @@ def prefix_cache(
     make_room(folder, stored.itemsize * math.prod(shape))
     foundation.to(device)
     with new_folder(folder) as new:
-        out = allocated_memmap(new / "tokens.npy", stored, shape)
-        for start in range(0, len(images), CHUNK):
-            pixels = torch.from_numpy(np.array(images.images[start : start + CHUNK])).to(device)
-            tokens = foundation.prefix(pixels).cpu()
-            if not tokens.isfinite().all():
-                some = f"some of the images {start + 1} to {start + len(pixels)}"
-                raise LsclError(f"the frozen ViT gives numbers that are not finite for {some}")
-            if numbers == "bf16":
-                tokens = tokens.bfloat16().view(torch.int16)  # (b, N, d), the bits
-            out[start : start + CHUNK] = tokens.numpy()
-            if progress is not None:
-                progress(min(start + CHUNK, len(images)), len(images))
-        out.flush()
-        (new / "about.json").write_text(
-            json.dumps({"sha256": _file_digest(new / "tokens.npy"), "shape": shape}), encoding="utf-8"
-        )
-    return _open(folder, stored, shape)
+        writer = TokenWriter(new, stored, shape)
+        with ThreadPoolExecutor(1, "lscl-cache") as thread:  # writes what was computed while the next is computed
+            writing = None
+            for start in range(0, len(images), chunk):
+                pixels = send(torch.from_numpy(np.array(images.images[start : start + chunk])), device)
+                tokens = foundation.prefix(pixels)
+                _finish(writing, len(images), progress)
+                writing = thread.submit(writer.add, tokens)
+            _finish(writing, len(images), progress)
+        writer.save()
+    return StoredTokens(folder)
+
+
+def _finish(writing: Future | None, total: int, progress: Callable[[int, int], None] | None) -> None:
+    """Wait until tokens are written, and tell how many there are by now."""
+    if writing is not None:
+        done = writing.result()
+        if progress is not None:
+            progress(done, total)
+
+
+class TokenWriter:
+    """Writes tokens to a folder in their order, and a digest for each part.
+
+    Args:
+        folder: where `tokens.npy` and its digests are written.
+        stored: type of the stored numbers, a value of `STORED`.
+        shape: (n, N, d), all of them.
+    """
+
+    def __init__(self, folder: Path, stored: np.dtype, shape: tuple[int, ...]):
+        self.folder, self.done = folder, 0
+        self.out, self.digests = allocated_memmap(folder / DATA, stored, shape), PartDigests(shape, stored)
+
+    def add(self, tokens: torch.Tensor) -> int:
+        """Write the tokens of the next images.
+
+        Args:
+            tokens: (b, N, d), on any device.
+
+        Returns:
+            The number of images that are written by now.
+
+        Raises:
+            LsclError: they are not finite.
+        """
+        tokens, end = tokens.cpu(), self.done + len(tokens)
+        if not tokens.isfinite().all():
+            some = f"some of the images {self.done + 1} to {end}"
+            raise LsclError(f"the frozen ViT gives numbers that are not finite for {some}")
+        if self.out.dtype == STORED["bf16"]:
+            tokens = tokens.bfloat16().view(torch.int16)  # (b, N, d), the bits
+        self.out[self.done : end] = tokens.numpy()
+        self.digests.add(tokens.numpy())
+        self.done = end
+        return end
+
+    def save(self) -> None:
+        """Write the rest to the disk, and the digests last, which show that the tokens are complete."""
+        self.out.flush()
+        self.digests.save(self.folder)
+
+
+def chunk_size(foundation: FrozenViT, device: torch.device) -> int:
+    """How many images go through the frozen part at once.
+
+    Values hang on it in their last bits. So it is the same at every start: on a CPU a constant, on a GPU what its whole
+    memory, not the free part of it, allows.
+
+    Args:
+        foundation: the frozen ViT.
+        device: where it computes.
+
+    Returns:
+        A power of 2.
+    """
+    if device.type != "cuda":
+        return CHUNK
+    tokens = foundation.vit.patch_embed.num_patches + foundation.vit.num_prefix_tokens
+    room = torch.cuda.get_device_properties(device).total_memory / 4
+    return min(LARGEST_CHUNK, 2 ** int(math.log2(max(CHUNK, room / (4 * LIVE * tokens * foundation.width)))))
+
+
+def embedded_tokens(foundation: FrozenViT, numbers: str, pixels: torch.Tensor) -> torch.Tensor:
+    """The tokens in front of block 0, as they would be read if they were stored; see `FrozenViT.embeds_at_once`.
+
+    Args:
+        foundation: the frozen ViT, cut in front of block 0.
+        numbers: as in `prefix_cache`.
+        pixels: (b, H, W, 3) uint8.
+
+    Returns:
+        (b, N, d) float32.
+    """
+    with without_autocast(pixels.device):
+        tokens = foundation.prefix(pixels)
+    return tokens.bfloat16().float() if numbers == "bf16" else tokens
 
 
 def tokens_as_float(tokens: torch.Tensor) -> torch.Tensor:
@@ -137,7 +224,7 @@ def make_room(folder: Path, needed: int) -> None:
     limit = limit_bytes()
     if limit is None:
         return
-    found = [path.parent for path in folder.parent.glob("[!.]*/about.json") if path.parent != folder]
+    found = [path.parent for path in folder.parent.glob(f"[!.]*/{ABOUT}") if path.parent != folder]
     sizes = {one: _size(one) for one in found}
     total = sum(sizes.values())
     for one in sorted(found, key=_last_use):
@@ -190,7 +277,7 @@ def _lock_file(folder: Path) -> Path:
 
 def _last_use(folder: Path) -> float:
     try:
-        return (folder / "about.json").stat().st_mtime
+        return (folder / ABOUT).stat().st_mtime
     except OSError:
         return 0.0  # another process has just removed it
 
@@ -199,15 +286,16 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.exists())
 
 
-def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.device) -> str:
+def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.device, chunk: int) -> str:
     about = [
         foundation.digest,
         foundation.block,
         foundation.mean,
         foundation.std,
         images.digest,
-        CHUNK,
+        chunk,
         numbers,
+        "parts",
         *rounding(device),
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
@@ -216,7 +304,8 @@ def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.de
 def rounding(device: torch.device) -> list[str | int | bool]:
     """Whatever decides how numbers are rounded on a device.
 
-    That is the version of torch, and either the GPU and its use of TF32 or the processor and the number of threads.
+    That is the version of torch, and either the GPU, its use of TF32 and its kinds of attention, or the processor and
+    the number of threads.
     """
     if device.type == "cuda":
         backends = torch.backends
@@ -225,31 +314,29 @@ def rounding(device: torch.device) -> list[str | int | bool]:
             torch.cuda.get_device_name(device),
             backends.cuda.matmul.allow_tf32,
             backends.cudnn.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
         ]
     return [torch.__version__, hardware()["cpu"], torch.get_num_threads()]
 
 
-def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:
+def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> StoredTokens | None:
     """The activations in a folder; None if they are absent or damaged in any way."""
     try:
-        return _open(folder, stored, shape)
+        found = StoredTokens(folder)
     except Exception:
         return None
+    return found if (found.dtype, found.shape) == (stored, shape) else None
 
 
-def _open(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    about, tokens = folder / "about.json", folder / "tokens.npy"
-    for path in (about, tokens):
-        check_regular(path)
-    if _file_digest(tokens) != json.loads(about.read_text(encoding="utf-8"))["sha256"]:
-        raise ValueError("digest")
-    found = np.load(tokens, mmap_mode="r")
-    if (found.dtype, found.shape) != (stored, shape):
-        raise ValueError("other tokens")
-    os.utime(about)  # the time of its last use
-    return found
+def damaged_activations() -> Iterator[tuple[Path, bool]]:
+    """Read all activations of the cache as a whole.
 
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    Yields:
+        Each folder, and whether it is damaged.
+    """
+    for path in sorted((paths.cache() / "prefix").glob(f"[!.]*/{DATA}")):
+        try:
+            yield path.parent, bool(StoredTokens(path.parent).damaged())
+        except Exception:
+            yield path.parent, True

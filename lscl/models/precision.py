@@ -63,6 +63,12 @@ class MixedPrecision:
         self.scaler.update()
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """The context manager of what is always computed in float32, whatever the arithmetic around it."""
+    usable = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if usable else nullcontext()
+
+
 def prepare_device(config: Experiment) -> None:
     """Let a CUDA GPU use TF32 in matrix products and convolutions only if the config asks for it."""
     torch.backends.cuda.matmul.allow_tf32 = config.tf32

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -197,6 +197,11 @@ class FrozenViT(nn.Module):
         """Number of tokens N that `prefix` returns: all, or behind the last block one (CLS or the pooled feature)."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
 
+    @property
+    def embeds_at_once(self) -> bool:
+        """Whether what `prefix` returns is one convolution of the pixels: cheaper to compute again than to store."""
+        return self.block == 0 and has_plain_embedding(self.vit)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all weights, 16 hex digits."""
@@ -288,6 +293,11 @@ def unfit(vit: nn.Module) -> str | None:
     if not vit.global_pool:
         return "it does not pool its tokens to one feature"
     return None
+
+
+def has_plain_embedding(vit: VisionTransformer) -> bool:
+    """Whether patches become tokens by one convolution, whose result does not depend on the other images of a batch."""
+    return type(vit.patch_embed) is PatchEmbed
 
 
 def plain_mlps(vit: VisionTransformer) -> bool:
@@ -384,7 +394,7 @@ def enlarge(images: Tensor, size: int, mean: tuple[float, ...] = MEAN, std: tupl
 @lru_cache
 def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
     """One number for each colour, (1, 3, 1, 1); copied to the device once, because every batch needs it."""
-    return torch.tensor(values, device=device).view(1, 3, 1, 1)  # (1, 3, 1, 1)
+    return torch.tensor(values).view(1, 3, 1, 1).to(device)  # (1, 3, 1, 1)
 
 
 RANDOM = "random/"  # in front of a timm name: the same architecture with random weights

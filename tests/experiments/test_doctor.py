@@ -42,3 +42,19 @@ def test_stopped_runs_are_told(weights, smoke, monkeypatch):
         run(smoke(), quiet=True)
     (line,) = [line for line in doctor() if line.startswith("stopped run")]
     assert line == f"stopped run: smoke {smoke().name}; the same command goes on"
+
+
+def test_the_cache_is_compared_only_if_asked_for(weights, smoke, monkeypatch, tmp_path):
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
+    run(smoke(), quiet=True)
+    assert not any("as they were written" in line for line in doctor())
+    assert [line for line in doctor(deep=True) if "written" in line] == [
+        "activations: 2 folders are as they were written",
+        "decoded images: 2 folders are as they were written",
+    ]
+    for path in (tmp_path / "cache").rglob("*.npy"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    bad = [line for line in doctor(deep=True) if line.startswith("bad") and "is not as it was written" in line]
+    assert len(bad) == 4 and all(str(tmp_path / "cache") in line for line in bad)

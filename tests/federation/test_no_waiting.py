@@ -6,9 +6,10 @@ import pytest
 import torch
 from far_device import FAR, FarDevice, to_far
 
-from lscl.federation import training
+from lscl.federation import masking, training
 from lscl.federation.method import Stage
 from lscl.federation.training import answer
+from lscl.models import vit
 from lscl.models.precision import MixedPrecision
 from lscl.registry import METHODS
 
@@ -20,6 +21,16 @@ VARIANTS = [
     *({"method": name, "augment": "crop_flip"} for name in ("fedavg", "glfc", "target", "mfcl")),
     *({"method": name, "prompt_batchwise": True} for name in ("l2p", "dualprompt")),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_sent_before():
+    """Other tests use the device that plays the far one, and constants are kept for every device."""
+    for kept in (vit._colours, masking._others):
+        kept.cache_clear()
+    yield
+    for kept in (vit._colours, masking._others):
+        kept.cache_clear()
 
 
 @pytest.fixture

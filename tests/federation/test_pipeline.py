@@ -22,7 +22,7 @@ class Watched(Inputs):
     broken = None  # the position whose reading fails
 
     def read(self, name, index):
-        self.__dict__.setdefault("reads", []).append((name, int(index[0]), threading.current_thread().name))
+        self.__dict__.setdefault("reads", []).append((name, *index[:1].tolist(), threading.current_thread().name))
         if self.broken in index.tolist():
             raise OSError("the disk is gone")
         return super().read(name, index)

@@ -1,18 +1,35 @@
 """Prefix activations on disk."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tests_root import compared
 
 from lscl.config import experiment
 from lscl.errors import LsclError
-from lscl.models.cache import CHUNK, _key, prefix_cache, release, tokens_as_float
+from lscl.experiments import records
+from lscl.experiments.run import run
+from lscl.models import tokens
+from lscl.models.cache import (
+    CHUNK,
+    _key,
+    chunk_size,
+    damaged_activations,
+    embedded_tokens,
+    prefix_cache,
+    release,
+    tokens_as_float,
+)
 from lscl.models.precision import prepare_device
-from lscl.models.vit import foundation
+from lscl.models.vit import FrozenViT, architecture, foundation
 
 CPU = torch.device("cpu")
 
@@ -41,19 +58,19 @@ def computed(*arguments):
 
 def test_tokens_are_the_prefix_of_every_image(cache, images):
     frozen = foundation("tiny", 1)
-    tokens, calls = computed(frozen, images)
-    assert tokens.shape == (84, 17, 32) and tokens.dtype == np.float32
+    found, calls = computed(frozen, images)
+    assert found.shape == (84, 17, 32) and found.dtype == np.float32
     starts = range(0, 84, CHUNK)
     assert calls == [(min(start + CHUNK, 84), 84) for start in starts]
     for part in (slice(start, start + CHUNK) for start in starts):
-        assert np.array_equal(tokens[part], frozen.prefix(torch.from_numpy(images.images[part])).numpy())
+        assert np.array_equal(found[part], frozen.prefix(torch.from_numpy(images.images[part])).numpy())
 
 
 def test_tokens_are_computed_once_then_mapped_from_disk(cache, images):
     first, _ = computed(foundation("tiny", 1), images)
     second, calls = computed(foundation("tiny", 1), images)
     assert calls == [] and np.array_equal(first, second)
-    assert isinstance(second, np.memmap) and not second.flags.writeable
+    assert isinstance(second.array, np.memmap) and not second[:5].flags.writeable
 
 
 def test_bf16_takes_half_of_the_disk_and_rounds_every_token_once(cache, images):
@@ -89,7 +106,7 @@ def test_device_tf32_threads_and_kind_of_processor_each_have_their_own_file(imag
     frozen, names = foundation("tiny", 1), {"card": "H100", "cpu": "one"}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names["card"])
     monkeypatch.setattr("lscl.models.cache.hardware", lambda: {"cpu": names["cpu"]})
-    keys = lambda: [_key(frozen, images, "fp32", torch.device(kind)) for kind in ("cpu", "cuda")]
+    keys = lambda: [_key(frozen, images, "fp32", torch.device(kind), CHUNK) for kind in ("cpu", "cuda")]
     prepare_device(experiment(profile="smoke"))
     start = keys()
     prepare_device(experiment(profile="smoke", tf32=True))
@@ -175,6 +192,89 @@ def test_damaged_tokens_are_computed_again(cache, images, damage):
     found, calls = computed(frozen, images)
     assert calls and np.array_equal(found, expected)
     assert computed(frozen, images)[1] == []
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Files of parts of ten images, none of which is read when it is opened."""
+    monkeypatch.setattr(tokens, "PART", 10 * 17 * 32 * 4)
+    monkeypatch.setattr(tokens, "SMALL", 0)
+
+
+def flip(folder, image):
+    """Damage the tokens of an image."""
+    with open(folder / "tokens.npy", "r+b") as file:
+        file.seek(128 + image * 17 * 32 * 4)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_each_part_of_a_large_file_is_compared_once_when_it_is_first_read(cache, images, in_parts, monkeypatch):
+    frozen = foundation("tiny", 1)
+    expected = np.array(prefix_cache(frozen, images, CPU))
+    (folder,) = entries(cache)
+    assert len(json.loads((folder / "about.json").read_text("utf-8"))["parts"]) == 9
+    os.utime(folder / "tokens.npy")  # as a file that this process has not read yet
+    seen = []
+    watched = SimpleNamespace(sha256=lambda data: seen.append(len(data)) or hashlib.sha256(data))
+    monkeypatch.setattr(tokens, "hashlib", watched)
+    found, calls = computed(frozen, images)
+    assert calls == [] and seen == []
+    for index, parts in (([3, 25, 27], [10, 10]), ([3, 21, 83], [4]), (slice(18, 22), [10]), (83, [])):
+        seen.clear()
+        assert np.array_equal(found[index], expected[index]) and seen == parts
+    again, calls = computed(frozen, images)
+    assert calls == [] and np.array_equal(again[[3, 83]], expected[[3, 83]]) and seen == []
+
+
+def test_a_damaged_part_of_a_large_file_is_one_line_and_then_computed_again(cache, images, in_parts, one_line):
+    frozen = foundation("tiny", 1)
+    expected = np.array(prefix_cache(frozen, images, CPU))
+    (folder,) = entries(cache)
+    flip(folder, 45)
+    found, calls = computed(frozen, images)
+    assert calls == [] and np.array_equal(found[[1, 83]], expected[[1, 83]])
+    with pytest.raises(LsclError) as caught:
+        found[[1, 41]]
+    one_line(caught, f"damaged activations {folder}", "part 5 of 9", "computes them again")
+    found, calls = computed(frozen, images)
+    assert calls and np.array_equal(found, expected)
+
+
+def test_a_run_stops_at_damaged_activations_and_the_next_call_mends_them(cache, smoke, in_parts, one_line):
+    whole = run(smoke(method="fed_lscl"), quiet=True)
+    (records.folder("smoke") / f"{whole['name']}.json").unlink()
+    for folder in entries(cache):
+        for image in range(5):
+            flip(folder, image)
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="fed_lscl"), quiet=True)
+    one_line(caught, "damaged activations")
+    with suppress(LsclError):  # training and test images lie in two files
+        run(smoke(method="fed_lscl"), quiet=True)
+    assert compared(run(smoke(method="fed_lscl"), quiet=True)) == compared(whole)
+
+
+def test_all_activations_are_compared_on_demand(cache, images, in_parts):
+    for block in (0, 1):
+        prefix_cache(foundation("tiny", block), images, CPU)
+    one, other = entries(cache)
+    flip(other, 80)
+    assert list(damaged_activations()) == [(one, False), (other, True)]
+    (one / "about.json").unlink()
+    assert list(damaged_activations()) == [(one, True), (other, True)]
+
+
+def test_a_gpu_gets_chunks_that_hang_on_its_whole_memory_alone(monkeypatch):
+    sizes = []
+    for name, memory in (("tiny", 2**34), ("vit_base_patch16_224", 15 * 2**30), ("vit_base_patch16_224", 80 * 2**30)):
+        card = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        with torch.device("meta"):
+            vit = architecture(name)
+        sizes.append(chunk_size(FrozenViT(vit, 1, (0.5,) * 3, (0.5,) * 3), torch.device("cuda")))
+    assert sizes == [512, 256, 512] and chunk_size(foundation("tiny", 1), CPU) == CHUNK
 
 
 def test_a_stopped_computation_leaves_nothing_behind(cache, images):
@@ -279,3 +379,42 @@ def test_locks_are_closed_when_the_process_ends(tmp_path):
     words = [sys.executable, "-W", "error::ResourceWarning", "-c", code, str(tmp_path / "prefix" / "a")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "unclosed" not in done.stderr, done.stderr
+
+
+# ---- what is computed again instead of stored
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["tiny", "random/vit_tiny_patch16_224"])
+def test_tokens_that_are_one_convolution_are_those_that_would_be_stored_to_the_bit(cache, images, name, threads):
+    torch.set_num_threads(threads)
+    frozen, draw = foundation(name, 0), torch.Generator().manual_seed(0)
+    assert frozen.embeds_at_once and not foundation(name, 1).embeds_at_once
+    for numbers in ("fp32", "bf16"):
+        stored = prefix_cache(frozen, images, CPU, numbers=numbers)
+        for size in (1, 5, 16, 50, 84):
+            index = torch.randperm(84, generator=draw)[:size]
+            found = embedded_tokens(frozen, numbers, torch.from_numpy(images.images[index.numpy()]))
+            assert torch.equal(found, tokens_as_float(torch.from_numpy(stored[index.numpy()])))
+    torch.set_num_threads(1)
+
+
+def test_tokens_of_a_stem_of_many_layers_are_stored():
+    assert not foundation("mini", 0).embeds_at_once
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_are_computed_in_float32_whatever_the_arithmetic_of_training(images, dtype):
+    frozen, pixels = foundation("tiny", 0), torch.from_numpy(images.images[:4])
+    with torch.autocast("cpu", dtype):
+        found = embedded_tokens(frozen, "fp32", pixels)
+    assert torch.equal(found, frozen.prefix(pixels))
+
+
+@pytest.mark.parametrize("name", ["l2p", "pilora"])
+def test_a_system_that_adapts_the_first_block_takes_its_tokens_from_the_pixels(federation, smoke, toy, name):
+    client = federation(smoke(method=name))[1][0]
+    index = torch.tensor([70, 3, 14])
+    stored = prefix_cache(foundation("tiny", 0), toy().train, CPU)
+    assert client.train.prefix is None and (client.train.last_token is None) == (name == "pilora")
+    assert torch.equal(client.train.batch(index).prefix, torch.from_numpy(stored[index.numpy()]))
