@@ -243,10 +243,16 @@ def plan_command(
     seeds: Annotated[str, typer.Option(help="seeds with commas, for a named set")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
     card: Annotated[
-        str, typer.Option(help="a GPU to plan for (t4, v100, a100, rtx3090, h100); none = this machine, measured")
+        str,
+        typer.Option(
+            help="a GPU to plan for (t4, v100, a100, rtx3090, h100, h200), or all; none = this machine, measured"
+        ),
     ] = "",
 ) -> None:
-    """Print what runs will need: memory, disk, download, FLOPs and hours; refuse runs that this machine cannot hold."""
+    """Print what runs will need: memory, disk, download, FLOPs and hours; refuse runs that this machine cannot hold.
+
+    Each row says whether its hours follow steps that were timed on the card, or are computed.
+    """
     from lscl.experiments import cost_model, sweeps
     from lscl.experiments.run import device_of
 
@@ -262,6 +268,9 @@ def plan_command(
         ]
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
+    if card == "all":
+        print(cost_model.cards_table([cost_model.cost(one) for one in runs]))
+        return
     machine = cost_model.find_card(card) if card else cost_model.measure_machine(device_of(config))
     print(cost_model.plan_table([cost_model.cost(one) for one in runs], machine))
     cost_model.check_costs(runs, machine)

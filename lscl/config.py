@@ -41,6 +41,23 @@ def readers(option: str) -> tuple[str, ...]:
     )
 
 
+def read_by(method: str) -> frozenset[str]:
+    """The fields that decide a run of a system: all but those that only other systems read.
+
+    Args:
+        method: its name.
+
+    Returns:
+        names of fields of `Experiment`.
+    """
+    return _read_by(method, METHODS.version)
+
+
+@lru_cache
+def _read_by(method: str, _version: int) -> frozenset[str]:
+    return frozenset(name for name in fields() if method in readers(name))
+
+
 def check_options(options: Iterable[str], methods: Iterable[str]) -> None:
     """Refuse options that no system reads: they would only give the same run another name.
 
@@ -213,9 +230,10 @@ class Experiment(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the values that decide the result and differ from the field's default, 12 hex digits.
 
-        A new parameter whose default changes nothing therefore keeps the digests of finished runs.
+        A new parameter whose default changes nothing therefore keeps the digests of finished runs, and so does whatever
+        changes in the parameters of other systems.
         """
-        values = self.model_dump(mode="json", exclude=WHERE_AND_HOW, exclude_defaults=True)
+        values = self.values_read(exclude_defaults=True)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -227,11 +245,22 @@ class Experiment(BaseModel):
             text = text[:150]
         return f"{text}--s{self.seed}--{self.digest}"
 
+    def values_read(self, exclude_defaults: bool = False) -> dict[str, Any]:
+        """The values that decide the result: those that its system reads, without places and devices.
+
+        Args:
+            exclude_defaults: leave out those that have the field's default.
+
+        Returns:
+            {field: value}, as JSON can hold it.
+        """
+        unread = set(fields()) - read_by(self.method)
+        return self.model_dump(mode="json", exclude=WHERE_AND_HOW | unread, exclude_defaults=exclude_defaults)
+
     def overrides(self) -> dict[str, Any]:
         """The values that differ from the profile's; the digest of a folder's images does not count."""
-        base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed)
-        ours, theirs = (one.model_dump(mode="json", exclude=WHERE_AND_HOW | {"folder_digest"}) for one in (self, base))
-        return {key: value for key, value in ours.items() if value != theirs[key]}
+        base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed).values_read()
+        return {name: v for name, v in self.values_read().items() if name != "folder_digest" and v != base[name]}
 
 
 METHODS.core = frozenset(Experiment.model_fields)

@@ -279,14 +279,6 @@ def register_dataset(name: str, load: Callable | None = None, **facts: Any) -> C
     return load
 
 
-def foreign_parameters(method: str) -> list[str]:
-    """Parameters of other packages' systems that neither this system nor one of ours has."""
-    own = METHODS[method].Parameters.model_fields
-    every = [(kind, name) for kind in METHODS.values() for name in kind.Parameters.model_fields]
-    ours = {name for kind, name in every if is_ours(kind)}
-    return sorted({name for _, name in every} - ours - set(own))
-
-
 def code_of(method: str) -> str | None:
     """Digest of the source of another package's system, 16 hex digits; None for ours, or if the source is not there.
 

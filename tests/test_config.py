@@ -150,7 +150,7 @@ COMMITTED = sorted((ROOT / "results" / "runs").glob("*/*.json"))
 
 
 def test_every_committed_record_lies_within_the_bounds():
-    assert len(COMMITTED) > 300
+    assert COMMITTED
     for path in COMMITTED:
         Experiment(**json.loads(path.read_bytes())["config"])
 
@@ -163,7 +163,7 @@ def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch
         config = experiment(**json.loads(path.read_bytes())["config"])
         assert config.digest == path.stem[-12:], path.name
         others += [path.name] if config.name != path.stem else []
-    assert len(others) < 40  # of 394
+    assert len(others) < len(COMMITTED) / 10
     for path in COMMITTED[::40]:
         record = records.read_record(path)
         assert records.find(experiment(**record["config"]))["name"] == path.stem
@@ -256,10 +256,13 @@ def other_value(name, now):
 
 
 @pytest.mark.parametrize("name", sorted(set(fields()) - WHERE_AND_HOW))
-def test_whatever_decides_the_result_is_in_the_digest(name):
-    base = experiment(dataset="folder")
-    changed = experiment(**{"dataset": "folder", name: other_value(name, getattr(base, name))})
-    assert changed.digest != base.digest
+def test_whatever_decides_the_result_is_in_the_digest_of_the_systems_that_read_it(name):
+    changes = set()
+    for method in METHODS:
+        base = experiment(dataset="folder", method=method)
+        given = {"dataset": "folder", "method": method, name: other_value(name, getattr(base, name))}
+        changes |= {method} if experiment(**given).digest != base.digest else set()
+    assert changes == set(METHODS) - {"lorm"} if name == "method" else changes == set(readers(name))
 
 
 @pytest.mark.parametrize("name", ["data_dir", "device", "threads"])

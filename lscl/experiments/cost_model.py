@@ -1,7 +1,8 @@
 """What a set of runs will need, before anything runs: memory, disk, download, FLOPs and hours, from a cost model.
 
 `lscl.models.counting` counts the networks, a system's `costs` say what it adds, and this module sums both up over runs.
-`benchmarks/cost_model.py` compares the sums with measured steps. The costs of a system without `costs` are unknown,
+`benchmarks/cost_model.py` compares the sums with measured steps. Where `benchmarks/gpu.py` has timed the steps of a
+system on a card, the hours follow those (`lscl.experiments.cards`). The costs of a system without `costs` are unknown,
 never 0.
 """
 
@@ -20,6 +21,7 @@ from torch import nn
 from lscl import paths
 from lscl.config import Experiment
 from lscl.errors import LsclError, unknown_name
+from lscl.experiments.cards import SHEETS, MeasuredStep, Sheet, arithmetic_of, seconds_like, step_like, steps_on
 from lscl.federation.costs import Planned
 from lscl.federation.passes import BATCH
 from lscl.machine import physical_memory
@@ -38,8 +40,9 @@ VISITS = 4  # of what is kept for the backward pass: written and read, and its g
 class Machine:
     """A device to plan for.
 
-    memory: bytes on the device; linear, attention, convolution: FLOP/s that are reached; traffic: bytes/s of
-    elementwise work; step: seconds that a step takes at least.
+    memory: bytes on the device; linear, attention, convolution: FLOP/s in fp32 that are reached; traffic: bytes/s of
+    elementwise work; step: seconds that a step takes at least; sheet: of a card, its rates in other arithmetics; steps:
+    those that were timed on this device.
     """
 
     name: str
@@ -49,21 +52,30 @@ class Machine:
     convolution: float
     traffic: float
     step: float
+    sheet: Sheet | None = None
+    steps: tuple[MeasuredStep, ...] = ()
+
+    def speedup(self, config: Experiment) -> float:
+        """How many times faster than in fp32 products are in a run's arithmetic; 1 where no data sheet says so."""
+        return self.sheet.peak(arithmetic_of(config)) / self.sheet.fp32 if self.sheet else 1.0
+
+    def timed_step(self, config: Experiment) -> MeasuredStep | None:
+        """The timed step that a run's hours follow; None = they are computed."""
+        return step_like(config, self.steps)
+
+    def basis(self, config: Experiment) -> str:
+        """Where a run's hours come from: "measured on" a card, or "computed"."""
+        step = self.timed_step(config)
+        return f"measured on {step.device}" if step else "computed"
 
 
-# From data sheets: GB, TFLOP/s in FP32, GB/s. The model expects half of that rate in linear layers and a third in
-# attention and convolutions; nobody has measured these shares here.
-SHEETS = {
-    "t4": (15, 8.1, 300),
-    "v100": (16, 15.7, 900),
-    "a100": (40, 19.5, 1555),
-    "rtx3090": (24, 35.6, 936),
-    "h100": (80, 67.0, 3350),
-}
-CARDS = {
-    name: Machine(name, memory * 2**30, peak * 0.5e12, peak * 0.33e12, peak * 0.33e12, bandwidth * 0.7e9, 0.02)
-    for name, (memory, peak, bandwidth) in SHEETS.items()
-}
+def _of_sheet(name: str, sheet: Sheet) -> Machine:
+    """A card by its sheet: half of its rate is expected in linear layers, a third in attention and convolutions."""
+    rates = (sheet.fp32 * 0.5e12, sheet.fp32 * 0.33e12, sheet.fp32 * 0.33e12, sheet.bandwidth * 0.7e9)
+    return Machine(name, sheet.memory * 2**30, *rates, 0.02, sheet)
+
+
+CARDS = {name: _of_sheet(name, sheet) for name, sheet in SHEETS.items()}  # computed; `find_card` has timed steps, too
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,8 @@ class Cost:
     """What one run needs; what a system does not say is NaN.
 
     linear, attention, convolution, server: FLOPs by kind; traffic: bytes of elementwise work; steps: their number;
-    memory, disk, download: bytes on the device, on the disk and over the network.
+    memory, disk, download: bytes on the device, on the disk and over the network; trained: the clients' training steps,
+    those of a system's own work not among them.
     """
 
     config: Experiment
@@ -84,6 +97,7 @@ class Cost:
     memory: float
     disk: float
     download: float
+    trained: float
 
     @property
     def is_known(self) -> bool:
@@ -96,13 +110,22 @@ class Cost:
         return self.linear + self.attention + self.convolution + self.server
 
     def hours(self, machine: Machine) -> float:
-        """Expected hours; all server work counts as convolutions (that of O2D is not, but it is small)."""
+        """Expected hours; all server work counts as convolutions (that of O2D is not, but it is small).
+
+        If a step of the system was timed on the machine, its training steps take as long as that one, and the rest as
+        computed: what lies in front of the cut, evaluation, and the system's own work.
+        """
         work = (
             self.linear / machine.linear
             + self.attention / machine.attention
             + (self.convolution + self.server) / machine.convolution
-        )
-        return (work + self.traffic / machine.traffic + self.steps * machine.step) / 3600
+        ) / machine.speedup(self.config)
+        computed = work + self.traffic / machine.traffic + self.steps * machine.step
+        timed = machine.timed_step(self.config) if self.is_known else None
+        if timed is None:
+            return computed / 3600
+        rest = max(0.0, computed - self.trained * seconds_of(self.config, machine))
+        return (rest + self.trained * seconds_like(self.config, timed)) / 3600
 
 
 # ---- one step
@@ -121,7 +144,7 @@ def blocks_of(config: Experiment) -> Blocks:
 
 
 def seconds_of(config: Experiment, machine: Machine) -> float:
-    """Seconds of one training step of the first task.
+    """Seconds of one training step of the first task, computed.
 
     Args:
         config: the run.
@@ -132,7 +155,7 @@ def seconds_of(config: Experiment, machine: Machine) -> float:
     """
     one = step_of(config)
     work = one.linear / machine.linear + one.attention / machine.attention + one.convolution / machine.convolution
-    return config.batch * (work + one.traffic / machine.traffic) + machine.step
+    return config.batch * (work / machine.speedup(config) + one.traffic / machine.traffic) + machine.step
 
 
 @dataclass(frozen=True)
@@ -219,7 +242,7 @@ def cost(config: Experiment) -> Cost:
     """
     kind, source, counts = METHODS[config.method], DATASETS[config.dataset], Counts.of(config)
     if kind.costs is None:
-        return Cost(config, *[math.nan] * 8, source.download)
+        return Cost(config, *[math.nan] * 8, source.download, math.nan)
     costs, cnn, cnn_trained = kind.costs(config), NOTHING, kind.trains_cnn(config)
     if cnn_trained:
         start = kind.start_of_cnn(config)
@@ -274,7 +297,18 @@ def cost(config: Experiment) -> Cost:
     # All clients' models, one gradient, two moments and the server's copy.
     memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)
     disk += 3 * config.clients * model
-    return Cost(config, *dense, convolution, own.server, trained * step.traffic, steps, memory, disk, download)
+    return Cost(
+        config,
+        *dense,
+        convolution,
+        own.server,
+        trained * step.traffic,
+        steps,
+        memory,
+        disk,
+        download,
+        trained / config.batch,
+    )
 
 
 # ---- a set of runs
@@ -282,11 +316,10 @@ def cost(config: Experiment) -> Cost:
 
 def this_machine(device: torch.device) -> Machine:
     """This machine's memory, its rates not measured."""
-    cuda = device.type == "cuda"
-    memory = torch.cuda.get_device_properties(device).total_memory if cuda else physical_memory()
-    return Machine(
-        torch.cuda.get_device_name(device) if cuda else "this machine", memory, *[math.nan] * 4, 0.02 if cuda else 0.002
-    )
+    if device.type != "cuda":
+        return Machine("this machine", physical_memory(), *[math.nan] * 4, 0.002)
+    name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
+    return Machine(name, memory, *[math.nan] * 4, 0.02, steps=steps_on(name))
 
 
 def measure_machine(device: torch.device) -> Machine:
@@ -321,14 +354,14 @@ def measure_machine(device: torch.device) -> Machine:
 
 
 def find_card(name: str) -> Machine:
-    """A GPU by its name in CARDS.
+    """A GPU by its name in CARDS, with the steps that were timed on it.
 
     Raises:
-        LsclError: no such name.
+        LsclError: no such name, or a damaged file of timed steps.
     """
     if name not in CARDS:
         raise unknown_name("card", name, CARDS)
-    return CARDS[name]
+    return replace(CARDS[name], steps=steps_on(SHEETS[name].device))
 
 
 def disk(costs: Collection[Cost]) -> float:
@@ -407,7 +440,7 @@ def plan_table(costs: Collection[Cost], machine: Machine) -> str:
         groups.setdefault((one.config.dataset, one.config.method, extra), []).append(one)
     lines = [
         f"{'data':11} {'system':22} {'runs':>4} {'memory GB':>9} {'disk GB':>8} "
-        f"{'PFLOP clients':>13} {'server':>8} {'hours':>7}"
+        f"{'PFLOP clients':>13} {'server':>8} {'hours':>7}  from"
     ]
     for (dataset, method, extra), group in groups.items():
         clients, server = (
@@ -417,7 +450,8 @@ def plan_table(costs: Collection[Cost], machine: Machine) -> str:
         name = f"{method} {extra}".strip()
         memory, room = max(one.memory for one in group) / 2**30, max(one.disk for one in group) / 1e9
         first = f"{dataset:11} {name:22} {len(group):4} {_number(memory, 9, 1)} {_number(room, 8, 1)}"
-        lines.append(f"{first} {_number(clients, 13, 2)} {_number(server, 8, 2)} {_number(hours, 7, 1)}")
+        work = f"{_number(clients, 13, 2)} {_number(server, 8, 2)} {_number(hours, 7, 1)}"
+        lines.append(f"{first} {work}  {machine.basis(group[0].config)}")
     download = sum({one.config.dataset: _images(one) for one in costs}.values())
     download += max((one.download - _images(one) for one in costs), default=0)
     total = sum(one.hours(machine) for one in costs if one.is_known)
@@ -429,6 +463,46 @@ def plan_table(costs: Collection[Cost], machine: Machine) -> str:
         f"{download / 1e9:.1f} GB to download, nothing cached before{without}"
     )
     return "\n".join(lines)
+
+
+def cards_table(costs: Collection[Cost]) -> str:
+    """The hours of a set of runs on every card, as text: a line per card.
+
+    Args:
+        costs: of the runs.
+
+    Returns:
+        lines of equal columns; systems without costs are left out of the hours, the last line names them.
+
+    Raises:
+        LsclError: a damaged file of timed steps.
+    """
+    known = [one for one in costs if one.is_known]
+    lines = [f"{'card':9} {'memory GB':>9} {'all fit':>7} {'hours':>8}  from"]
+    for name in CARDS:
+        machine = find_card(name)
+        fits = "yes" if all(one.memory <= machine.memory for one in known) else "no"
+        hours = sum(one.hours(machine) for one in known)
+        lines.append(f"{name:9} {machine.memory / 2**30:9.0f} {fits:>7} {hours:8.1f}  {basis_of(known, machine)}")
+    lacking = systems_lacking_costs(costs)
+    return "\n".join(lines + ([f"without {lacking}, whose class has no costs"] if lacking else []))
+
+
+def basis_of(costs: Collection[Cost], machine: Machine) -> str:
+    """Where the hours of a set of runs come from.
+
+    Args:
+        costs: of the runs.
+        machine: what the hours are expected on.
+
+    Returns:
+        "computed", or "measured on" a card and, if not all runs follow timed steps, how many do.
+    """
+    found = [step.device for one in costs if (step := machine.timed_step(one.config))]
+    if not found:
+        return "computed"
+    share = f" ({len(found)} of {len(costs)} runs, the rest computed)" if len(found) < len(costs) else ""
+    return f"measured on {', '.join(dict.fromkeys(found))}{share}"
 
 
 def _images(one: Cost) -> int:

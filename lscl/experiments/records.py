@@ -17,13 +17,13 @@ from pydantic_core import from_json
 
 import lscl
 from lscl import paths
-from lscl.config import PLACES, WHERE_AND_HOW, Experiment, ProfileName, fields
+from lscl.config import WHERE_AND_HOW, Experiment, ProfileName, fields, read_by
 from lscl.data.store import digest_of, read_regular, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import origin
 from lscl.federation.metrics import MASKS, RIDGE_MASKS, accuracy_per_class, accuracy_tensor
 from lscl.machine import hardware, versions
-from lscl.registry import DATASETS, METHODS, foreign_parameters
+from lscl.registry import DATASETS, METHODS
 
 SCHEMA = 1
 LARGEST_FILE = 64 * 2**20  # bytes of a record's file
@@ -70,12 +70,9 @@ def _config(values: Any) -> Experiment:
                 f"{known.kind} {str(name)[:80]!r}{brings} is not registered here: lscl.{call} makes it known "
                 f"(registered: {', '.join(known)})"
             )
-    unknown = sorted(set(map(str, values)) - set(fields()))
-    if unknown:
-        raise ValueError(
-            f"{', '.join(unknown)[:200]}: no registered system has these parameters; "
-            "lscl.register makes the one that does known"
-        )
+    unread = sorted(set(map(str, values)) - read_by(values.get("method", fields()["method"].default)) - WHERE_AND_HOW)
+    if unread:
+        raise ValueError(f"{', '.join(unread)[:200]}: its system has no such parameters")
     try:
         return Experiment(**values)
     except ValidationError as error:
@@ -308,7 +305,7 @@ def assemble_record(
         "profile": config.profile,
         "seed": config.seed,
         "name": config.name,
-        "config": {**_saved(config), "threads": config.cpu_threads},
+        "config": {**config.values_read(), "threads": config.cpu_threads},
         "config_digest": config.digest,
         **_scores(config, counts, seen, "correct", MASKS),
         **ridge,
@@ -326,16 +323,6 @@ def _scores(
     acc = accuracy_tensor(counts, config.classes_per_task, head)
     accuracy = {mask: np.where(np.isnan(acc[i]), None, np.round(acc[i], 6)).tolist() for i, mask in enumerate(masks)}
     return {"accuracy": accuracy, "per_class": accuracy_per_class(counts, seen, head)}
-
-
-def _saved(config: Experiment) -> dict[str, Any]:
-    """The config as a record has it, without parameters that systems of other packages brought for their own runs."""
-    values = config.model_dump(mode="json", exclude=PLACES)
-    known = fields()
-    others = {
-        name for name in foreign_parameters(config.method) if name in values and values[name] == known[name].default
-    }
-    return {name: value for name, value in values.items() if name not in others}
 
 
 def folder(profile: str, dirty: bool = False) -> Path:
@@ -428,7 +415,7 @@ def _understood(data: bytes, path: Path) -> Record:
         raise LsclError(
             f"record {path} says that its name is {record['name']}: rename it, or move it away to run again"
         )
-    return {**record, "config": _saved(config), "overrides": config.overrides()}
+    return {**record, "config": {**config.values_read(), "threads": config.threads}, "overrides": config.overrides()}
 
 
 def find(config: Experiment, dirty: bool = False, code_digest: str | None = None) -> Record | None:
@@ -451,7 +438,7 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
         record = _of_folder(read_record(path), config.profile, dirty, path)
         if code_digest not in (None, record["code_digest"]):
             return None
-        now = config.model_dump(mode="json", exclude=WHERE_AND_HOW)
+        now = config.values_read()
         changed = [
             f"{key} = {value}, now {now[key]}"
             for key, value in record["config"].items()

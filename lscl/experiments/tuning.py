@@ -273,29 +273,12 @@ def read_studies(path: Path) -> dict[str, dict[str, Any]]:
         path: the file.
 
     Returns:
-        {system: study, see `TrialsOfSystem`}; none if there is no such file, or one of the grids that came before.
+        {system: study, see `TrialsOfSystem`}; none if there is no such file.
 
     Raises:
         LsclError: a file that cannot be read, or of another shape.
     """
-    if not path.exists() or has_grids(path):
-        return {}
-    return files.read_json(path, TuningFile)["studies"]
-
-
-def has_grids(path: Path) -> bool:
-    """Whether a file has the grids that came before the trials; the first trial replaces it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        whether it has.
-
-    Raises:
-        LsclError: a file that cannot be read.
-    """
-    return "rows" in files.read_json(path, dict[str, Any])
+    return files.read_json(path, TuningFile)["studies"] if path.exists() else {}
 
 
 def unused_choices(profile: str, dataset: str) -> list[str]:

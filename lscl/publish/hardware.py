@@ -9,6 +9,7 @@ import pandas as pd
 from lscl import files, paths
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
+from lscl.experiments.cards import SHEETS, MeasuredStep, steps_on
 from lscl.experiments.records import Record, select
 from lscl.registry import METHODS
 from lscl.results import file_shapes
@@ -99,19 +100,17 @@ def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
 
 
 def planned_cards() -> pd.DataFrame:
-    """One row per card, by the cost model.
+    """One row per card: what the profile paper takes.
 
-    It has the hours of one run of Fed-LSCL and of the whole main table with its seeds, and whether the card holds every
-    run.
+    It has the hours of one run of Fed-LSCL and of the whole main table with its seeds, whether the card holds every
+    run, and whether the hours follow steps that were timed on it or are computed.
     """
     rows = {}
-    for name, machine in cost_model.CARDS.items():
+    for name in cost_model.CARDS:
+        machine = cost_model.find_card(name)
         rows[f"`{name}`"] = {"GPU memory GB": f"{machine.memory / 2**30:.0f}"}
         for dataset, seeds in sweeps.PLANS["paper"].items():
-            every = [
-                cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
-                for method, extra in sweeps.main_table()
-            ]
+            every = main_costs(dataset)
             ours = next(one for one in every if one.config.method == METHODS.find_role("own"))
             title = DATASET_LABELS[dataset]
             hours = len(seeds) * sum(one.hours(machine) for one in every)
@@ -119,8 +118,59 @@ def planned_cards() -> pd.DataFrame:
                 f"{title}: Fed-LSCL, hours": f"{ours.hours(machine):.1f}",
                 f"{title}: all, {len(seeds)} seeds, hours": f"{hours:.0f}",
                 f"{title}: all fit": "yes" if max(one.memory for one in every) <= machine.memory else "no",
+                f"{title}: hours are": cost_model.basis_of(every, machine),
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
+
+
+def main_costs(dataset: str) -> list[cost_model.Cost]:
+    """What each row of the main table costs with one seed in the profile paper on a data set, in the table's order."""
+    return [
+        cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+        for method, extra in sweeps.main_table()
+    ]
+
+
+def card_sheets() -> pd.DataFrame:
+    """One row per card: what its data sheet says, with the source and its date."""
+    rate = lambda value: "–" if value is None else f"{value:g}"
+    rows = {
+        f"`{name}`": {
+            "card": sheet.title,
+            "GB": f"{sheet.memory:g}",
+            "GB/s": f"{sheet.bandwidth:g}",
+            **{f"TFLOP/s, {kind}": rate(getattr(sheet, kind)) for kind in ("fp32", "tf32", "bf16", "fp16")},
+            "source": f"{sheet.source}, {sheet.dated}",
+        }
+        for name, sheet in SHEETS.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+def timed_steps() -> pd.DataFrame:
+    """One row per training step that `benchmarks/gpu.py` timed on a card: what it took, and what the model expects."""
+    return pd.DataFrame([_timed(step, name) for name, sheet in SHEETS.items() for step in steps_on(sheet.device)])
+
+
+def _timed(step: MeasuredStep, card: str) -> dict[str, str]:
+    """A timed step beside what the cost model expects of such a step in the profile paper."""
+    arithmetic = {"tf32": {"tf32": True}, "compiled": {"precision": "bf16", "compile": True}}
+    values = arithmetic.get(step.arithmetic, {"precision": step.arithmetic})
+    config = experiment(profile="paper", dataset="cifar100", method=step.method, batch=step.batch, **values)
+    alike = config.foundation.split(".")[0] == step.vit
+    computed = cost_model.seconds_of(config, cost_model.CARDS[card])
+    memory = None if step.peak is None or step.planned is None else f"{step.planned / 1e9:.1f} / {step.peak / 1e9:.1f}"
+    return {
+        "card": step.device,
+        "system": label_of(step.method),
+        "arithmetic": step.arithmetic,
+        "batch": str(step.batch),
+        "ms measured": f"{1e3 * step.seconds:.1f}",
+        "ms computed": f"{1e3 * computed:.1f}" if alike else "–",
+        "images/s": f"{step.images_per_second:.0f}",
+        "to bare products": "–" if step.ratio_to_bare is None else f"{step.ratio_to_bare:.2f}",
+        "GB planned / measured": memory or "–",
+    }
 
 
 def planned_systems(dataset: str, card: str = "t4") -> pd.DataFrame:
@@ -137,13 +187,13 @@ def planned_systems(dataset: str, card: str = "t4") -> pd.DataFrame:
         LsclError: no such card.
     """
     machine, rows = cost_model.find_card(card), {}
-    for method, extra in sweeps.main_table():
-        one = cost(experiment(profile="paper", dataset=dataset, method=method, **extra))
+    for one, (method, extra) in zip(main_costs(dataset), sweeps.main_table(), strict=True):
         rows[" ".join([label_of(method), *(f"({key} = {value})" for key, value in extra.items())])] = {
             "GPU memory GB": f"{one.memory / 2**30:.1f}",
             "disk GB": f"{one.disk / 1e9:.1f}",
             "PFLOP, clients": f"{(one.flops - one.server) / 1e15:.1f}",
             "PFLOP, server": f"{one.server / 1e15:.1f}",
             "hours": f"{one.hours(machine):.1f}",
+            "hours are": machine.basis(one.config),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

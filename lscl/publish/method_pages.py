@@ -311,12 +311,7 @@ def trial_table(points: pd.DataFrame) -> pd.DataFrame:
 
 def _choice(method: str, profile: str, dataset: str, tried: pd.DataFrame) -> str:
     """What the trials say is best, and what the profile uses."""
-    study = read_studies(tuning_path(profile, dataset)).get(method)
-    if study is None:
-        return (
-            "These points are of the grid that came before the search space; they were compared after two tasks. "
-            f"`lscl sweep tune --methods {method} --profile mini` makes the trials."
-        )
+    study = read_studies(tuning_path(profile, dataset))[method]
     if study["chosen"] is None:
         done = f"{int((tried['tasks'] > 0).sum())} of {len(tried)} trials are through the first task"
         return f"{done}, so nothing is chosen yet."

@@ -8,7 +8,7 @@ from pathlib import Path
 from lscl import files, paths
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
-from lscl.experiments import sweeps
+from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, all_records, select
 from lscl.publish import (
     api_pages,
@@ -53,12 +53,7 @@ def pieces() -> dict[str, str]:
         },
         "times.md": times(records),
         "notebooks.md": notebook_times(),
-        "cards.md": numbered_table(
-            hardware.planned_cards(),
-            "Expected by the cost model, profile `paper`; nobody has measured it",
-            "tab-cards",
-            markdown=["card"],
-        ),
+        "cards.md": cards_page(),
         "verified.md": verified.outcome("mini"),
         "status.md": status_tables(everything),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
@@ -162,9 +157,41 @@ def _short(text: str, most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def paper_plan(card: str = "t4") -> str:
+def cards_page() -> str:
+    """What the profile paper takes on every card, the steps that were timed, and the data sheets, as markdown."""
+    timed = hardware.timed_steps()
+    known = "hours follow timed steps where a row says so" if len(timed) else "computed, nobody has measured it"
+    tables = [
+        numbered_table(
+            hardware.planned_cards(), f"Expected of each card, profile `paper`; {known}", "tab-cards", markdown=["card"]
+        ),
+        numbered_table(
+            timed, "Training steps that were timed: profile `paper`, random weights", "tab-steps", index=False
+        )
+        if len(timed)
+        else "",
+        numbered_table(
+            hardware.card_sheets(),
+            "The cards by their data sheets: memory for programs, bandwidth, dense rates; – = no unit for it",
+            "tab-sheets",
+            markdown=["name"],
+        ),
+    ]
+    return "\n\n".join(one for one in tables if one)
+
+
+def planned_card() -> str:
+    """The card of the plan of the profile paper: the first one with timed steps of it, else a T4."""
+    every = hardware.main_costs(next(iter(sweeps.PLANS["paper"])))
+    timed = [
+        name for name in cost_model.CARDS if any(cost_model.find_card(name).timed_step(one.config) for one in every)
+    ]
+    return timed[0] if timed else "t4"
+
+
+def paper_plan() -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
-    caption = "{}, profile `paper`, one seed, by the cost model; hours expected on the card `{}`"
+    caption, card = "{}, profile `paper`, one seed, by the cost model; hours on the card `{}`", planned_card()
     return "\n\n".join(
         numbered_table(
             hardware.planned_systems(dataset, card),

@@ -159,24 +159,6 @@ class Components(Shape):
     dirty: bool
 
 
-class Point(Shape):
-    """A point of one of the tuning grids that came before the trials, and its scores."""
-
-    method: str
-    point: dict[str, int | float] = Field(default_factory=dict)
-    overrides: dict[str, int | float] = Field(default_factory=dict)  # the name of `point` in the first grids
-    class_incremental: float
-    task_masked: float
-    seed: int
-
-
-class Grid(Shape):
-    """All points of a profile on one data set, and the best of each method."""
-
-    rows: list[Point]
-    best: dict[str, dict[str, int | float]] = Field(default_factory=dict)
-
-
 class Ratio(Shape):
     """A measured ratio."""
 

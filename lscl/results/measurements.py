@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
-from lscl.experiments.tuning import TUNING_SEED, has_grids, read_studies, show_values, tuning_path
+from lscl.experiments.tuning import TUNING_SEED, read_studies, show_values, tuning_path
 from lscl.results import file_shapes
 from lscl.results.labels import DATASET_LABELS, label_of
 from lscl.results.markdown import commits_of, plain_text, seeds_of, small_print
@@ -41,7 +41,7 @@ def measured_rows(path: Path, shape: Any) -> list[dict[str, Any]]:
 
 
 def tuning_frame() -> pd.DataFrame:
-    """Every recorded trial of the tuning; of a file with the grids that came before, every point.
+    """Every recorded trial of the tuning.
 
     Returns:
         pandas.DataFrame: columns profile, dataset, method, seed, trial (its number), point (text), tasks (how many it
@@ -54,7 +54,7 @@ def tuning_frame() -> pd.DataFrame:
     rows = []
     for path in sorted((paths.results() / "tuning").glob("*.json")):
         profile, _, dataset = path.stem.partition("--")
-        rows += [{"profile": profile, "dataset": dataset, **row} for row in [*_trial_rows(path), *_grid_rows(path)]]
+        rows += [{"profile": profile, "dataset": dataset, **row} for row in _trial_rows(path)]
     columns = ["profile", "dataset", "method", "seed", "trial", "point", "tasks", "seen", "task", "failed", "chosen"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -74,30 +74,6 @@ def _trial_rows(path: Path) -> list[dict[str, Any]]:
         for method, study in read_studies(path).items()
         for number, trial in enumerate(study["trials"])
     ]
-
-
-def _grid_rows(path: Path) -> list[dict[str, Any]]:
-    """The points of the grids that came before; none in a file of trials."""
-    if not has_grids(path):
-        return []
-    saved, rows = files.read_json(path, file_shapes.Grid), []
-    best = saved.get("best", {})
-    for number, row in enumerate(saved["rows"]):
-        point = row.get("point", row.get("overrides", {}))
-        rows.append(
-            {
-                "method": row["method"],
-                "seed": row["seed"],
-                "trial": number,
-                "point": show_values(point),
-                "tasks": 2,
-                "seen": row["class_incremental"],
-                "task": row["task_masked"],
-                "failed": "",
-                "chosen": best.get(row["method"]) == row.get("point"),
-            }
-        )
-    return rows
 
 
 def trials_frame(profile: str, dataset: str, method: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests_root import ROOT
+from timed_steps import H100, row, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -276,6 +277,66 @@ def test_the_command_prints_every_system_and_a_total(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", "table1", "--profile", "mini", "--dataset", "glyphs", "--methods", "l2p", "--seeds", "1,2"])
     assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:-1]] == [["glyphs", "l2p", "2"]]
+
+
+def test_hours_follow_the_steps_that_were_timed_on_the_card(places):
+    """Each training step of that system takes as long as the timed one; all else, and other systems, as computed."""
+    base = {"profile": "paper", "dataset": "cifar100"}
+    ours, other = (experiment(**base, method=name) for name in ("fed_lscl", "l2p"))
+    card = cost_model.find_card("h100")
+    assert card == cost_model.CARDS["h100"] and card.basis(ours) == "computed"
+    seconds = 3 * cost_model.seconds_of(ours, card)
+    write(places / "results", [row("fed_lscl", seconds=seconds)])
+    measured = cost_model.find_card("h100")
+    assert (measured.basis(ours), measured.basis(other)) == (f"measured on {H100}", "computed")
+    larger = experiment(**base, batch=32)
+    for config, step in ((ours, seconds), (larger, 2 * seconds)):
+        one, computed = cost_model.cost(config), cost_model.seconds_of(config, card)
+        steps = config.rounds * config.epochs * cost_model.Counts.of(config).epoch / config.batch
+        assert one.hours(measured) == pytest.approx(one.hours(card) + steps * (step - computed) / 3600)
+        assert one.hours(measured) > steps * step / 3600
+    assert cost_model.cost(other).hours(measured) == cost_model.cost(other).hours(card)
+    write(places / "results", [row("local_head", seconds=1e-4)])
+    head = cost_model.cost(experiment(**base, method="local_head"))
+    assert 0 < head.hours(cost_model.find_card("h100")) < head.hours(card) - 0.9 * head.steps * card.step / 3600
+    assert cost_model.find_card("t4") == cost_model.CARDS["t4"]
+    costs = [cost_model.cost(ours), cost_model.cost(other)]
+    assert cost_model.basis_of(costs, measured) == f"measured on {H100} (1 of 2 runs, the rest computed)"
+    assert cost_model.basis_of(costs[:1], measured) == f"measured on {H100}"
+    assert cost_model.basis_of(costs, card) == "computed"
+
+
+def test_products_are_as_much_faster_as_the_sheet_says_of_a_runs_arithmetic():
+    card, plain = cost_model.CARDS["h100"], experiment(profile="paper", dataset="cifar100", method="l2p")
+    faster = plain.model_copy(update={"tf32": True})
+    assert (card.speedup(plain), card.speedup(faster)) == (1, pytest.approx(494.7 / 67))
+    assert cost_model.CARDS["t4"].speedup(faster) == 1  # it has no TF32
+    one = cost_model.cost(plain)
+    rest = one.traffic / card.traffic + one.steps * card.step  # which no arithmetic makes faster
+    hours = cost_model.cost(faster).hours(card)
+    assert 3600 * hours - rest == pytest.approx((3600 * one.hours(card) - rest) * 67 / 494.7)
+    assert cost_model.seconds_of(faster, card) < cost_model.seconds_of(plain, card)
+
+
+def test_every_row_says_where_its_hours_come_from(places, capsys):
+    write(places / "results", [row("l2p")])
+    words = ["plan", "table1", "--profile", "paper", "--dataset", "cifar100", "--seeds", "42", "--methods", "l2p,lorm"]
+    ours = cost_model.cost(experiment(profile="paper", dataset="cifar100", method="l2p"))
+    table = cost_model.plan_table([ours], cost_model.find_card("h100")).splitlines()
+    assert table[0].endswith("hours  from") and table[1].endswith(f"  measured on {H100}")
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--card", "all"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0 and [line.split()[0] for line in lines] == ["card", *cost_model.CARDS]
+    basis = {line.split()[0]: line.partition("  ")[2].split("  ")[-1] for line in lines[1:]}
+    assert basis.pop("h100") == f"measured on {H100} (1 of 2 runs, the rest computed)"
+    assert set(basis.values()) == {"computed"}
+
+
+def test_a_card_that_is_too_small_says_so(capsys):
+    big = cost_model.cost(experiment(profile="paper", dataset="cifar100", method="l2p", batch=256))
+    fits = {line.split()[0]: line.split()[2] for line in cost_model.cards_table([big]).splitlines()[1:]}
+    assert big.memory > cost_model.CARDS["t4"].memory and (fits["t4"], fits["h100"]) == ("no", "yes")
 
 
 @pytest.mark.parametrize(

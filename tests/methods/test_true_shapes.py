@@ -1,76 +1,97 @@
-"""Forward and backward of every system at the paper's shapes: ViT-B/16, ResNet-18, 224 px, drawn weights, a batch of 2.
+"""Every system at the shapes of the large profiles, on drawn ViTs and in batches of two.
+
+Forward and backward on ViT-B/16 at 224 px with ResNet-18, and five steps of every system that trains, with the learning
+rates of the profile; there the ViTs see 96 px, which leaves their widths and depth as they are and costs a fifth.
 
 pytest -m true_shapes runs these alone.
 """
 
-import numpy as np
 import pytest
+import timm
 import torch
+from drawn_vits import MOST, drawn_images, fit_watched, listed, one_client, update_share, values_at
 
-from lscl.config import experiment
-from lscl.data.partition import partition
-from lscl.data.store import Dataset, ImageSet
-from lscl.experiments.run import read_inputs
-from lscl.federation.client import Client
 from lscl.methods import METHODS
-from lscl.models.vit import FrozenViT, architecture
 
 pytestmark = pytest.mark.true_shapes
 BATCH = 2
-SIZE = {
-    "profile": "paper",
-    "dataset": "imagenet_r",
-    "eval_split": "official",
-    "clients": 1,
-    "tasks": 1,
-    "classes_per_task": 2,
-    "private_classes": 2,
-}
+VITS = {"colab": "vit_small_patch16_224", "paper": "vit_base_patch16_224"}
+STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def vit():
-    torch.manual_seed(0)
-    return architecture("vit_base_patch16_224")
+def drawn():
+    """drawn(profile, side): the profile's ViT for images of that size, drawn once."""
+    made = {}
+
+    def draw(profile, side):
+        if (profile, side) not in made:
+            torch.manual_seed(0)
+            made[profile, side] = timm.create_model(VITS[profile], img_size=side, num_classes=0)
+        return made[profile, side]
+
+    return draw
 
 
-@pytest.fixture(scope="module")
-def images():
-    draw = np.random.default_rng(0)
-    return ImageSet(draw.integers(0, 256, (BATCH, 224, 224, 3), np.uint8), np.arange(BATCH), ("a", "b"))
-
-
-@pytest.fixture(scope="module")
-def own_cache(tmp_path_factory):
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch, places):
     """Systems that cut the ViT at the same place share what lies in front."""
-    return tmp_path_factory.mktemp("true-shapes")
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path_factory.getbasetemp() / "true-shapes"))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_forward_and_backward_at_the_papers_shapes(name, vit, images, monkeypatch, own_cache):
-    monkeypatch.setenv("LSCL_CACHE", str(own_cache))
-    config, kind, device = experiment(method=name, **SIZE), METHODS[name], torch.device("cpu")
-    cut = kind.cut(config) if kind.cut(config) is not None else len(vit.blocks)
-    frozen = FrozenViT(vit, cut, (0.5,) * 3, (0.5,) * 3) if kind.vit else None
-    method, both = kind(config, frozen, len(images.classes)), read_inputs(kind, frozen, images, device)
-    client = Client(
-        0, method.new_model(0), partition(config, Dataset("drawn", images, images)), both, both, config.seed, task=0
-    )
-    if kind.vit:
-        shape = both.batch(torch.arange(BATCH)).prefix.shape
-        assert (frozen.width, frozen.depth) == (768, 12) and shape == (BATCH, 1 if frozen.block == 12 else 197, 768)
-        assert (both.prefix is None) == (frozen.block == 0)
-    stage, batch = method.stages(0)[0], client.train.batch(client.train_index)
-    method.start_task(client)
-    method.receive(client, method.broadcast(0, stage), stage)
+def test_forward_and_backward_at_the_papers_shapes(name, drawn):
+    method, client = one_client(values_at("paper", name), drawn("paper", 224), drawn_images(BATCH, 224))
+    frozen, batch = method.foundation, client.train.batch(client.train_index)
+    if frozen is not None:
+        tokens = 1 if frozen.block == 12 else 197
+        assert (frozen.width, frozen.depth) == (768, 12) and batch.prefix.shape == (BATCH, tokens, 768)
+        assert (client.train.prefix is None) == (frozen.block == 0)
     client.model.train()
-    for phase in method.phases(client, stage):
+    for phase in map(listed, method.phases(client, method.stages(0)[0])):
         loss = phase.loss(client, batch)
         loss.backward()
-        trained = [p for group in phase.groups for p in group["params"]]
-        assert loss.isfinite() and all(p.grad.isfinite().all() for p in trained if p.grad is not None)
-        assert sum(float(p.grad.abs().sum()) for p in trained if p.grad is not None) > 0
+        gradients = [p.grad for group in phase.groups for p in group["params"] if p.grad is not None]
+        assert loss.isfinite() and all(one.isfinite().all() for one in gradients)
+        assert sum(float(one.abs().sum()) for one in gradients) > 0
     client.model.eval()
     with torch.no_grad():
         logits = method.logits(client, batch)
     assert logits.shape == (BATCH, 2) and logits.isfinite().all()
+
+
+def numbers_of(module):
+    return {name: value.clone() for name, value in module.named_parameters()}
+
+
+def changed(before, module):
+    return {name for name, value in module.named_parameters() if not torch.equal(before[name], value)}
+
+
+@pytest.mark.parametrize("profile", VITS)
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].trains])
+def test_five_steps_are_finite_and_in_proportion(name, profile, drawn):
+    """What a system adds to the frozen ViT is small beside it at first, and what is frozen stays as it is."""
+    vit, side = drawn(profile, 96), 32 if profile == "colab" else 96
+    method, client = one_client(values_at(profile, name), vit, drawn_images(BATCH, side))
+    batch = client.train.batch(client.train_index)
+    frozen = numbers_of(vit)
+    features = lambda _: (method.features_of(client, batch), update_share(method, client, batch) if is_own else None)
+    is_own = METHODS[name].role == "own"
+    for phase in map(listed, method.phases(client, method.stages(0)[0])):
+        assert phase.batch == BATCH
+        before = numbers_of(client.model)
+        losses, found = fit_watched(client, phase, STEPS, features)
+        trained = {id(p) for group in phase.groups for p in group["params"] if p.grad is not None}
+        names = {name for name, p in client.model.named_parameters() if id(p) in trained}
+        assert len(losses) == STEPS and all(loss.isfinite() for loss in losses)
+        assert changed(before, client.model) == names != set()
+        start = found[0][0]
+        moved = {step: float((one - start).norm() / start.norm()) for step, (one, _) in found.items()}
+        assert all(torch.isfinite(one).all() for one, _ in found.values())
+        if METHODS[name].vit:
+            adapts = method.foundation.block < method.foundation.depth
+            assert (moved[STEPS] > 0) == adapts and all(moved[step] <= MOST[step] for step in (1, STEPS)), moved
+        if is_own:
+            assert all(0 < found[step][1] <= MOST[step] for step in (1, STEPS)), found
+    assert changed(frozen, vit) == set() and all(p.grad is None for p in vit.parameters())

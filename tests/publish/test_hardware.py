@@ -4,11 +4,12 @@ import json
 
 import pytest
 from made_records import record
+from timed_steps import H100, row, write
 
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
-from lscl.publish import hardware
-from lscl.results.labels import DATASET_LABELS
+from lscl.publish import hardware, pages
+from lscl.results.labels import DATASET_LABELS, label_of
 
 MACHINE = {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}
 
@@ -93,20 +94,44 @@ def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
             for method, extra in sweeps.main_table()
         ]
         for name, machine in cost_model.CARDS.items():
-            row = table.loc[f"`{name}`"]
-            assert row[f"{title}: Fed-LSCL, hours"] == f"{ours.hours(machine):.1f}"
+            found = table.loc[f"`{name}`"]
+            assert found[f"{title}: Fed-LSCL, hours"] == f"{ours.hours(machine):.1f}"
             assert (
-                row[f"{title}: all, {len(seeds)} seeds, hours"]
+                found[f"{title}: all, {len(seeds)} seeds, hours"]
                 == f"{len(seeds) * sum(one.hours(machine) for one in every):.0f}"
             )
-            assert row[f"{title}: all fit"] == ("yes" if all(one.memory <= machine.memory for one in every) else "no")
+            assert found[f"{title}: all fit"] == ("yes" if all(one.memory <= machine.memory for one in every) else "no")
     assert float(table.loc["`h100`"].iloc[1]) < float(table.loc["`t4`"].iloc[1])
+
+
+def test_measured_cards_and_steps_stand_beside_the_computed_ones(places):
+    assert hardware.timed_steps().empty and pages.planned_card() == "t4"
+    write(places / "results", [row("fed_lscl"), row("l2p", "bf16", 64, planned_mb=None), row("l2p", vit="vit_tiny")])
+    assert pages.planned_card() == "h100"
+    own = hardware.planned_systems("cifar100", "h100")["hours are"]
+    assert own.loc["Fed-LSCL"] == f"measured on {H100}" and own.loc[label_of("l2p")] == "computed"
+    rows = hardware.timed_steps().to_dict("records")
+    assert [one["system"] for one in rows] == [label_of(name) for name in ("fed_lscl", "l2p", "l2p")]
+    assert {one["card"] for one in rows} == {H100}
+    assert (rows[0]["ms measured"], rows[0]["images/s"], rows[0]["to bare products"]) == ("500.0", "32", "1.10")
+    assert rows[0]["GB planned / measured"] == "4.4 / 4.0" and rows[1]["GB planned / measured"] == "–"
+    computed = cost_model.seconds_of(experiment(profile="paper", dataset="cifar100"), cost_model.CARDS["h100"])
+    assert rows[0]["ms computed"] == f"{1e3 * computed:.1f}" and rows[2]["ms computed"] == "–"
+    text = pages.cards_page()
+    assert [f":name: tab-{name}" in text for name in ("cards", "steps", "sheets")] == [True] * 3
+    assert f"measured on {H100} (" in text and "nobody has measured" not in text
+
+
+def test_without_measurements_the_page_of_cards_says_so(places):
+    text = pages.cards_page()
+    assert "nobody has measured" in text and "tab-steps" not in text and "data sheet, 2019-03" in text
+    assert set(hardware.card_sheets().index) == {f"`{name}`" for name in cost_model.CARDS}
 
 
 def test_each_system_has_a_row_whose_parts_add_up():
     table = hardware.planned_systems("cifar100", "t4")
     assert len(table) == len(sweeps.main_table()) and table.index.is_unique
     one = hardware.cost(experiment(profile="paper", dataset="cifar100", method="target"))
-    row = table.loc["TARGET"]
-    assert float(row["PFLOP, clients"]) + float(row["PFLOP, server"]) == pytest.approx(one.flops / 1e15, abs=0.11)
-    assert float(row["PFLOP, server"]) > 0 and row["hours"] == f"{one.hours(cost_model.CARDS['t4']):.1f}"
+    found = table.loc["TARGET"]
+    assert float(found["PFLOP, clients"]) + float(found["PFLOP, server"]) == pytest.approx(one.flops / 1e15, abs=0.11)
+    assert float(found["PFLOP, server"]) > 0 and found["hours"] == f"{one.hours(cost_model.CARDS['t4']):.1f}"

@@ -105,15 +105,6 @@ def test_trials_and_choice_stand_beside_what_is_in_use(places):
     assert "Not yet in use: `mini` has lr = 0.003, prox_mu = 0.01." in text
 
 
-def test_the_grids_that_came_before_are_shown_until_there_are_trials(places):
-    row = {"method": "fedavg", "seed": 7, "task_masked": 30.0, "class_incremental": 20.0, "point": {"lr": 0.5}}
-    path = places / "results" / "tuning" / "mini--cifar100.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"rows": [row], "best": {"fedavg": {"lr": 0.5}}}), encoding="utf-8")
-    text = method_pages.tuning("fedavg")
-    assert "of the grid that came before the search space" in text and "lr = 0.5" in text
-
-
 def test_edges_are_told_on_every_axis():
     space = {"lr": {"log_range": [1e-4, 1]}, "lorm_rank": {"one_of": [1, 4]}, "lorm_alpha": {"range": [0, 1]}}
     assert method_pages.edges(space, {"lr": 0.9, "lorm_rank": 4, "lorm_alpha": 0.02}) == (
