@@ -206,7 +206,7 @@ def start(checks: list[Check], arguments: list[str], setting: Setting, deadline:
     names = ",".join(check.name for check in checks)
     command = [sys.executable, __file__, *arguments, "--job", names, "--until", str(deadline)]
     with open(log, "ab") as file:
-        return Job(checks, subprocess.Popen(command, stderr=file, start_new_session=True), log)
+        return Job(checks, subprocess.Popen(command, stderr=file, process_group=0), log)
 
 
 def left_over(job: Job, setting: Setting) -> list[list[Check]]:
