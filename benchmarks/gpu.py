@@ -41,6 +41,7 @@ from gpu_setting import CheckFailed, Setting
 from image_pack import cached_cifar100, expand
 
 from lscl.cli import one_line
+from lscl.data.glyphs import glyphs
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, shorten
 from lscl.experiments import cost_model, records
@@ -205,7 +206,7 @@ def start(checks: list[Check], arguments: list[str], setting: Setting, deadline:
     names = ",".join(check.name for check in checks)
     command = [sys.executable, __file__, *arguments, "--job", names, "--until", str(deadline)]
     with open(log, "ab") as file:
-        return Job(checks, subprocess.Popen(command, stderr=file, start_new_session=True), log)
+        return Job(checks, subprocess.Popen(command, stderr=file, process_group=0), log)
 
 
 def left_over(job: Job, setting: Setting) -> list[list[Check]]:
@@ -341,6 +342,7 @@ def conduct(given: argparse.Namespace, setting: Setting, deadline: float) -> int
     arguments += ["--data-dir", str(setting.data_dir)] if setting.data_dir else []
     good = False
     try:
+        glyphs()  # drawn once, before many processes want them
         for stage in (chosen(one, given.only) for one in stages(setting, given.at_once)):
             for job in stage.jobs:
                 for check in job:
