@@ -56,7 +56,7 @@ class DualPrompt(PromptedMethod):
         "smoke": {"dual_general_blocks": 1, "dual_task_blocks": 2},  # the tiny ViT has three blocks
         ("paper", "imagenet_r"): {"dual_task_length": 20, "lr": 0.005 * 16 / 256, "epochs": 10},  # see difference 7
     }
-    tuned = {"lr": 3e-2}
+    tuned = {"lr": 0.026, "dual_pull": 2}
     official = {"lr": OFFICIAL_LR}
     search_space = {"lr": LogRange(1e-4, 1), "dual_pull": LogRange(0.1, 10)}
     costs = DualPromptCosts

@@ -116,6 +116,15 @@ class FedLSCL(Method):
     name, label, paper_name, citation, role = "fed_lscl", "Fed-LSCL", "Fed-LSCL", "2508.09489", "own"
     place, turn, quick = 0, 8, ("demo", "colab")
     rows = ({}, {"o2d": "sgd"})  # O2D as we solve it, and by gradient steps as in the paper
+    tuned = {
+        "lr": 0.0027,
+        "lr_cnn": 0.00034,
+        "lr_generator": 1.4e-5,
+        "rank": 8,
+        "o2d_lambda": 0.17,
+        "alpha": 3.3,
+        "beta": 1.3,
+    }
     search_space = SEARCH_SPACE
     notes = {
         "o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}

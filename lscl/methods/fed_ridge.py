@@ -61,7 +61,7 @@ class FedRidge(RidgeMethod):
     name, label = "fed_ridge", "federated ridge"
     place, turn, quick = 15, 15, ("demo", "colab")
     rows = ({}, {"ridge_features": 2000, "ridge_lambda": 0.3})
-    tuned = {"ridge_lambda": 0.003}
+    tuned = {"ridge_lambda": 0.03}
     search_space = LAMBDAS
     costs = RidgeCosts
     head_names = ("weight",)

@@ -26,7 +26,7 @@ class FedAvgViT(Method):
 
     name, label, paper_name, citation = "fedavg_vit", "FedAvg + ViT", "FedAvg+ViT", "2010.11929"
     place, turn, quick = 3, 1, ("demo", "colab")
-    tuned = {"lr": 1e-1}
+    tuned = {"lr": 0.026}
     search_space = {"lr": LogRange(1e-4, 3)}
     costs = Costs
 

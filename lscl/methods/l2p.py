@@ -56,7 +56,7 @@ class L2P(PromptedMethod):
 
     name, label, paper_name, citation = "l2p", "FedAvg + L2P", "FedAvg+L2P", "2112.08654"
     place, turn = 4, 11
-    tuned = {"lr": 3e-2}
+    tuned = {"lr": 0.018, "l2p_pull": 0.02}
     official = {"lr": OFFICIAL_LR}
     search_space = {"lr": LogRange(1e-4, 1), "l2p_pull": LogRange(1e-2, 1)}
     costs = L2PCosts

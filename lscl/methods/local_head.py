@@ -21,7 +21,7 @@ class LocalHead(Method):
 
     name, label, role = "local_head", "own head only", "floor"
     place, turn, quick = 13, 0, ("demo", "colab")
-    tuned = {"lr": 3e-3}
+    tuned = {"lr": 0.003}
     search_space = {"lr": LogRange(1e-4, 1)}
     costs = Costs
 

@@ -43,7 +43,7 @@ class LocalRidge(RidgeMethod):
 
     name, label = "local_ridge", "own ridge head"
     place, turn, quick = 16, 16, ("demo", "colab")
-    tuned = {"ridge_lambda": 0.03}
+    tuned = {"ridge_lambda": 0.032}
     search_space = LAMBDAS
     costs = OwnRidgeCosts
 

@@ -93,7 +93,7 @@ class LoRM(Method):
 
     name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"
     place, turn = 11, 10
-    tuned = {"lorm_rank": 4}
+    tuned = {"lr": 0.0053, "lorm_rank": 2, "lorm_alpha": 0.34}
     official = {"lr": 3e-3}
     search_space = {
         "lr": LogRange(3e-5, 3e-1),

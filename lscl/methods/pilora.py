@@ -108,7 +108,7 @@ class PILoRA(Method):
     name, label, paper_name, citation = "pilora", "PILoRA", "PILoRA", "2401.02094"
     place, turn = 10, 9
     sizes = {profile: {"pilora_sparse": 0.0} for profile in PROFILES}  # see difference 8
-    tuned = {"lr": 1e-2, "pilora_lr_lora": 1e-3}
+    tuned = {"lr": 0.014, "pilora_lr_lora": 2.5e-6, "rank": 2, "pilora_orthogonal": 1}
     official = {"lr": 2e-2, "pilora_lr_lora": 1e-4}
     search_space = {
         "lr": LogRange(1e-3, 1),
