@@ -8,9 +8,10 @@ from lscl.data import imagenet_r
 from lscl.errors import MissingFile
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
+from lscl.experiments.tuning import TRIALS
 from lscl.models.vit import WEIGHTS
 from lscl.publish.hardware import cost
-from lscl.registry import METHODS
+from lscl.registry import DATASETS, METHODS
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
@@ -43,6 +44,9 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "main_hours": lambda: f"{sum(map(wall_minutes, records)) / 60:.1f}",
         "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
         "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
+        "full_test_images": lambda: str(PROFILES["full"]["test_images_per_class"]),
+        "full_server_images": lambda: str(_cifar100_tests() - PROFILES["full"]["test_images_per_class"]),
+        "trials": lambda: str(TRIALS),
         "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
         "weights_images": lambda: f"{files.read_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
@@ -55,6 +59,11 @@ def numbers(records: list[Record]) -> dict[str, str]:
         ),
     }
     return {name: _value(of) for name, of in found.items()}
+
+
+def _cifar100_tests() -> int:
+    """Official test images of a class of CIFAR-100."""
+    return DATASETS["cifar100"].images[1]
 
 
 def _value(of: Callable[[], str]) -> str:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("published")
 
 
 def test_accuracies_are_the_mean_over_the_seeds_of_fed_lscl_alone():
-    runs = [record(), record(seed=1999, score=82), record("local_head", score=99), record(values={"rank": 8}, score=99)]
+    runs = [record(), record(seed=1999, score=82), record("local_head", score=99), record(values={"rank": 5}, score=99)]
     found = numbers.numbers(runs)
     assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_cifar100_seen"].startswith("43.0 ± ")
     assert found["ours_cifar100_task"].endswith(" %") and found["ours_glyphs_task"] == numbers.NONE
@@ -29,6 +29,7 @@ def test_settings_are_those_of_the_code():
     assert found["mini_images"] == str(PROFILES["mini"]["images_per_class"]) and found["demo_images"] == str(
         PROFILES["demo"]["images_per_class"]
     )
+    assert (found["full_test_images"], found["full_server_images"], found["trials"]) == ("80", "20", "16")
     assert found["reported_seeds"] == "42, 1999 and 2024" and found["tuning_seed"] == str(sweeps.TUNING_SEED)
     assert found["published_cifar100"] == "89.4 %" and found["weights_images"].replace(",", "").isdigit()
     assert float(found["paper_hours"]) > float(found["colab_hours"]) > 0
