@@ -260,7 +260,7 @@ def put(places):
         config = variant_run({"profile": "mini", "dataset": "cifar100"}, variant or {}, seed)
         one = record(seed=seed, score=score, clients=5, **changes)
         one |= {
-            "config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1},
+            "config": {**config.values_read(), "threads": 1},
             "name": config.name,
         }
         one |= {"config_digest": config.digest, "trained_parameters": [1000 + k for k in range(5)]}

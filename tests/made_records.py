@@ -21,7 +21,7 @@ def record(method="fed_lscl", seed=42, score=80.0, tasks=5, clients=2, **changes
         "schema": records.SCHEMA, "method": method, "dataset": "cifar100", "profile": "mini", "seed": seed,
         "name": config.name,
         "overrides": {k: v for k, v in config.overrides().items() if k != "clients"},
-        "config": {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 2},
+        "config": {**config.values_read(), "threads": 2},
         "config_digest": config.digest,
         "accuracy": {"task": as_lists(acc), "seen": as_lists(acc - 30), "all": as_lists(acc - 40)},
         "per_class": {str(k): {str(c): list(masks) for c in range(k, k + 8 * tasks)} for k in range(clients)},

@@ -322,9 +322,9 @@ def test_what_a_method_needs_smaller_is_a_value_of_the_profile_for_that_method_o
 
 
 def test_the_name_has_every_override_and_the_seed():
-    config = experiment(profile="mini", dataset="cifar100", rank=8, o2d="sgd", seed=1999)
-    assert config.overrides() == {"o2d": "sgd", "rank": 8}
-    assert config.name == f"cifar100--fed_lscl--o2d=sgd--rank=8--s1999--{config.digest}"
+    config = experiment(profile="mini", dataset="cifar100", rank=16, o2d="sgd", seed=1999)
+    assert config.overrides() == {"o2d": "sgd", "rank": 16}
+    assert config.name == f"cifar100--fed_lscl--o2d=sgd--rank=16--s1999--{config.digest}"
 
 
 def test_a_value_equal_to_the_profiles_is_no_override():

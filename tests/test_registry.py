@@ -87,7 +87,7 @@ def test_a_plan_says_what_it_does_not_know(toys, capsys):
     ]
     code, out, err = call(capsys, *words)
     (line,) = [line for line in out.splitlines() if " toy " in line]
-    assert code == 0 and line.split()[2:] == ["1", *["unknown"] * 5]
+    assert code == 0 and line.split()[2:] == ["1", *["unknown"] * 5, "computed"]
     known, total = next(line for line in out.splitlines() if " local_head " in line), out.splitlines()[-1]
     assert "unknown" not in known and "without toy" in total and "nan" not in out
     assert "memory and disk are not checked for toy" in err and len(err.strip().splitlines()) == 1

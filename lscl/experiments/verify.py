@@ -53,7 +53,7 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
     Returns:
         name, equal, differs (names of entries), seconds, hardware, versions, recorded_at and verified_at (commits).
     """
-    file = weights if record["config"]["weights_sha256"] else None
+    file = weights if record["config"].get("weights_sha256") else None
     config = experiment(**{**record["config"], "data_dir": data_dir, "weights": file, "device": record["device"]})
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lscl import paths
-from lscl.config import WHERE_AND_HOW, check_profile
+from lscl.config import WHERE_AND_HOW, check_profile, fields
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments.records import Record, accuracy, all_records, folder, read_record, scores_of
 from lscl.experiments.sweeps import reportable_records
@@ -204,7 +204,9 @@ def _accuracies(record: Record, heads: Sequence[str]) -> list[tuple]:
 
 def _costs(record: Record) -> tuple:
     clients, exchanges = len(record["bytes_up"][0]), len(record["bytes_up"])
-    rounds = min(exchanges, len(record["accuracy"]["task"]) * record["config"]["rounds"])  # one a task without training
+    rounds = min(
+        exchanges, len(record["accuracy"]["task"]) * record["config"].get("rounds", 1)
+    )  # one a task without training
     up, down = (float(np.sum(record[side])) for side in ("bytes_up", "bytes_down"))
     seconds = record.get("cpu_seconds", np.nan)
     traffic = [up, down, up / clients / rounds / 1e6, down / clients / rounds / 1e6]
@@ -235,7 +237,7 @@ def _traffic(record: Record) -> list[tuple]:
 
 
 def _classes(record: Record, heads: Sequence[str]) -> list[tuple]:
-    names = [name.strip() for name in record["config"]["cnn"].split(",")]  # dealt out in turn
+    names = [name.strip() for name in record["config"].get("cnn", "none").split(",")]  # dealt out in turn
     about = lambda k: (k + 1, names[k % len(names)], record["trained_parameters"][k])
     found = [
         (head, int(k), classes)
@@ -264,13 +266,13 @@ def _tidy(
     found = check_comparable(runs_of_study(_records(runs), study, dataset), draft)
     parts = []
     for variant, record in found:
-        unknown_values = [name for name in values if name not in record["config"]]
+        unknown_values = [name for name in values if name not in fields()]
         if unknown_values:
-            raise unknown_name("parameter", unknown_values[0], record["config"])
+            raise unknown_name("parameter", unknown_values[0], fields())
         place = folder(record["profile"], record["dirty"]).relative_to(paths.results() / "runs") / record["name"]
         about = {name: record[name] for name in ("dataset", "profile", "method", "seed")}
         about |= {"variant": variant, "label": row_label(record), "run": str(place)} | {
-            name: record["config"][name] for name in values
+            name: record["config"].get(name, fields()[name].default) for name in values
         }
         parts.append(pd.DataFrame(rows_of(record), columns=columns).assign(**about))
     order = [*RUN, *values, *columns]
@@ -366,7 +368,7 @@ def _must_agree(record: Record) -> list[tuple[tuple, Any, str]]:
         (("images", dataset, *images), record["data_digest"], several.format("data_digest")),
         (("row", dataset, name), (same, record["weights_digest"]), differs),
         (
-            ("weights", dataset, config["foundation"], config["weights_sha256"]),
+            ("weights", dataset, config.get("foundation"), config.get("weights_sha256")),
             record["weights_digest"],
             several.format("weights_digest"),
         ),

@@ -47,7 +47,7 @@ def save(places):
         config = runs[0 if method else -1]
         one = record(config.method, seed, tasks=config.tasks_run, clients=config.clients)
         about = {"name": config.name, "config_digest": config.digest, "trained_parameters": [1] * config.clients}
-        about["config"] = {**config.model_dump(mode="json", exclude={"data_dir", "device", "weights"}), "threads": 1}
+        about["config"] = {**config.values_read(), "threads": 1}
         path = records.folder("mini") / f"{config.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

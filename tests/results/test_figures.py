@@ -69,6 +69,17 @@ GROWTH = pd.DataFrame(
     columns=["label", "grows", "size", "cpu_seconds"],
 )
 
+TRIED = pd.DataFrame(
+    {
+        "tasks": [1, 2, 2, 0],
+        "seen": [50.0, 40.0, 45.0, np.nan],
+        "chosen": [False, False, True, False],
+        "lr": [1e-3, 1e-2, 1e-1, 1.0],
+        "rank": [1, 2, 4, 8],
+    }
+)
+TRIED.attrs["log"] = ["lr"]
+
 FIGURES = {
     "partition_picture": lambda: figures.partition_picture(COUNTS),
     "shares": lambda: figures.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
@@ -82,7 +93,8 @@ FIGURES = {
     "losses": lambda: figures.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
     "grouped_bars": lambda: figures.grouped_bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),
-    "convergence": lambda: figures.log_lines({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
+    "trial_slices": lambda: figures.trial_slices({"LoRM": TRIED}, "class-incremental %"),
+    "log_lines": lambda: figures.log_lines({"lr 1": [1, 0.1, 0.01]}, [1, 10, 100], "gap"),
     "curves": lambda: figures.curves(accuracies({"x": draw.uniform(size=(3, 5)), "y": draw.uniform(size=(1, 5))})),
     "sheets": lambda: figures.sheets({"a": IMAGES[0], "b": IMAGES[1], "c": IMAGES[2]}),
     "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
@@ -463,16 +475,7 @@ class TestAttention:
 
 
 def test_trials_have_a_panel_for_every_axis_and_a_ring_around_the_choice():
-    trials = pd.DataFrame(
-        {
-            "tasks": [1, 2, 2, 0],
-            "seen": [50.0, 40.0, 45.0, np.nan],
-            "chosen": [False, False, True, False],
-            "lr": [1e-3, 1e-2, 1e-1, 1.0],
-            "rank": [1, 2, 4, 8],
-        }
-    )
-    trials.attrs["log"] = ["lr"]
+    trials = TRIED
     other = pd.DataFrame(trials.drop(columns="rank"))
     other.attrs = {}
     figure = figures.trial_slices({"LoRM": trials, "own head": other}, "class-incremental %", columns=2)

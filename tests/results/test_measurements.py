@@ -59,23 +59,8 @@ class TestGrowth:
             measurements.growth_frame()
 
 
-def test_tuning(places):
+def test_without_trials_the_frame_of_the_tuning_is_empty(places):
     assert measurements.tuning_frame().empty
-    scores = ((0.1, 50.0), (0.01, 55.0))
-    rows = [
-        {"method": "local_head", "point": {"lr": lr}, "seed": 7, "task_masked": 80.0, "class_incremental": score}
-        for lr, score in scores
-    ]
-    write(
-        places / "results" / "tuning" / "mini--cifar100.json",
-        json.dumps({"rows": rows, "best": {"local_head": {"lr": 0.01}}}),
-    )
-    table = measurements.tuning_frame()
-    assert set(table["profile"]) == {"mini"} and set(table["dataset"]) == {"cifar100"} and set(table["seed"]) == {7}
-    assert table[["point", "task", "seen", "chosen"]].to_numpy().tolist() == [
-        ["lr = 0.1", 80.0, 50.0, False],
-        ["lr = 0.01", 80.0, 55.0, True],
-    ]
 
 
 def study(axis, values, seen, chosen=None):
