@@ -10,12 +10,13 @@ from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
 from lscl.experiments.tuning import TRIALS
 from lscl.models.vit import WEIGHTS
+from lscl.publish.gpu_pages import measured_cards
 from lscl.publish.hardware import cost
 from lscl.registry import DATASETS, METHODS
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
-from lscl.results.markdown import wall_minutes
+from lscl.results.markdown import plain_text, wall_minutes
 from lscl.results.published import published_final
 from lscl.results.statistics import mean_with_interval
 
@@ -51,6 +52,10 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
         "weights_images": lambda: f"{files.read_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
+        "gpu_card": _gpu_cards,
+        "gpu_passed": lambda: _gpu_outcomes("passed"),
+        "gpu_failed": lambda: _gpu_outcomes("failed"),
+        "gpu_not_run": lambda: _gpu_outcomes("not run"),
         "colab_hours": lambda: (
             f"{sum(cost(one).hours(cost_model.find_card('t4')) for one in sweeps.plan('colab')):.1f}"
         ),
@@ -59,6 +64,17 @@ def numbers(records: list[Record]) -> dict[str, str]:
         ),
     }
     return {name: _value(of) for name, of in found.items()}
+
+
+def _gpu_cards() -> str:
+    """The cards that `benchmarks/gpu.py` has measured."""
+    return ", ".join(plain_text(one["machine"]["gpu"]) for one in measured_cards()) or NONE
+
+
+def _gpu_outcomes(outcome: str) -> str:
+    """How many checks on these cards ended in that way."""
+    rows = [row for one in measured_cards() for row in one["rows"]]
+    return str(sum(row["outcome"] == outcome for row in rows)) if rows else NONE
 
 
 def _cifar100_tests() -> int:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from made_records import record
+from timed_steps import H100, row, write
 
 from lscl.config import PROFILES
 from lscl.experiments import sweeps
@@ -51,6 +52,14 @@ def test_what_whole_profiles_took_is_read_from_their_file(places):
     (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
     found = numbers.numbers([])
     assert [found[f"demo_{name}"] for name in ("minutes", "cores", "task", "seen")] == ["4.5", "2", "80.0 %", "40.0 %"]
+
+
+def test_checks_on_a_gpu_are_counted_by_outcome(places):
+    names = ("gpu_card", "gpu_passed", "gpu_failed", "gpu_not_run")
+    assert [numbers.numbers([])[name] for name in names] == [numbers.NONE] * 4
+    left = {"check": "b2.l2p-fp32-64", "outcome": "not run", "reason": "no time"}
+    write(places / "results", [row("l2p"), row("lorm"), left])
+    assert [numbers.numbers([])[name] for name in names] == [H100, "2", "0", "1"]
 
 
 def test_every_number_is_a_text_in_json(places):
