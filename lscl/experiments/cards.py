@@ -140,7 +140,7 @@ class _Other(files.Shape):
     vit: None = None  # a row with a ViT must be a timed step
 
 
-class MeasuredCard(files.Shape):
+class _MeasuredCard(files.Shape):
     """results/benchmarks/gpu--<card>.json, as far as this module reads it."""
 
     machine: _Machine
@@ -162,7 +162,7 @@ def measured_steps() -> list[MeasuredStep]:
 
 def _steps_in(path: Path) -> list[MeasuredStep]:
     """The timed steps of a file; none if it was made without a GPU."""
-    found = MeasuredCard.model_validate(files.read_json(path, MeasuredCard))
+    found = _MeasuredCard.model_validate(files.read_json(path, _MeasuredCard))
     card, timed = found.machine.gpu, [row for row in found.rows if isinstance(row, _Timed)]
     return [_step(card, row) for row in timed if card and row.outcome == "passed"]
 

@@ -1,9 +1,9 @@
 """Small CNNs that start from pre-trained weights (cnn_start = pretrained). Heads and projections stay drawn.
 
-small:              shipped, made by `lscl pretrain --network small` from 32-pixel images in a run's own input.
-torchvision's five: IMAGENET1K_V1, trained on 224 pixels (EfficientNet-B3: 300) with ImageNet's mean and standard
-                    deviation of each channel.
-names of timm:      timm's default weights, trained with the mean and standard deviation of their `pretrained_cfg`.
+- small: shipped, made by `lscl pretrain --network small` from 32-pixel images in a run's own input.
+- torchvision's five: IMAGENET1K_V1, trained on 224 pixels (EfficientNet-B3: 300) with ImageNet's mean and standard
+  deviation of each channel.
+- names of timm: timm's default weights, trained with the mean and standard deviation of their `pretrained_cfg`.
 
 A run gives all CNNs the input of `lscl.models.cnn.to_cnn_input`. `Rescale` in front of the last two kinds turns it into
 the input that their weights were trained with. The size is not changed: `cnn_size` sets it.

@@ -31,7 +31,7 @@ def benchmark_table() -> pd.DataFrame:
         found = files.read_json(path, file_shapes.Benchmark)
         try:
             rows[found["name"]] = _benchmark(found) | {
-                "machine": found["machine"]["cpu"],
+                "machine": found["machine"].get("gpu") or found["machine"]["cpu"],
                 "commit": short_commit(found["commit"], "–"),
             }
             parts = {"": found}

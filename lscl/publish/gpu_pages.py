@@ -16,7 +16,7 @@ from lscl.publish import hardware
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORE_HEADS, SCORES, label_of, row_label
-from lscl.results.markdown import captioned_table, numbered_table, short_commit, small_print, wall_minutes
+from lscl.results.markdown import captioned_table, numbered_table, plain_text, short_commit, small_print, wall_minutes
 
 NOT_MEASURED = "Nobody has measured a GPU yet: `python benchmarks/gpu.py --minutes 8 --out DIR` does it."
 WITHIN = 1.25  # by this factor a plan's memory may be off
@@ -43,20 +43,24 @@ def gpu_page() -> str:
     tables = [
         (checks_table(cards), "Checks on a GPU: how many passed, and what they found", "tab-gpu-checks"),
         (hardware.timed_steps(), "Training steps that were timed: profile `paper`, random weights", "tab-steps"),
-        (summary_table(steps), f"{_STEPS}: the middle one, and from the least to the most", "tab-gpu-summary"),
-        (ways_table(cards), f"{_WAYS}: milliseconds of a training step", "tab-gpu-ways"),
-        (
-            pace_table(cards),
-            "Runs of the mini model at once on one card: steps a second of all",
-            "tab-gpu-pace",
-        ),
+        (summary_table(steps), "The timed steps by arithmetic and batch: the median, and the range", "tab-gpu-summary"),
+        (ways_table(cards), "Milliseconds of a training step, and of others beside it", "tab-gpu-ways"),
+        (pace_table(cards), "Runs of the mini model at once on one card: steps a second of all", "tab-gpu-pace"),
     ]
-    parts = [numbered_table(table, caption, name, index=False) for table, caption, name in tables if len(table)]
+    parts = [_numbered(table, caption, name) for table, caption, name in tables if len(table)]
     return "\n\n".join([*parts, *_kept_runs(cards), _note(cards)])
 
 
-_STEPS = "The timed steps by arithmetic and batch"
-_WAYS = "Fed-LSCL's step beside others that do less or do it otherwise"
+def _numbered(table: pd.DataFrame, caption: str, name: str) -> str:
+    return numbered_table(*_one_card(table, caption), name, index=False)
+
+
+def _one_card(table: pd.DataFrame, caption: str) -> tuple[pd.DataFrame, str]:
+    """A table and its caption; a single card is named in the caption and needs no column."""
+    named = table["card"].unique()
+    if len(named) > 1:
+        return table, caption
+    return table.drop(columns="card"), f"{caption}; {plain_text(named[0])}"
 
 
 def _note(cards: Iterable[dict[str, Any]]) -> str:
@@ -148,7 +152,7 @@ def _summary(steps: list[MeasuredStep]) -> dict[str, str]:
         "time to bare products": _spread([one.ratio_to_bare for one in steps], ".2f"),
         "GPU idle %": _spread([None if one.waiting is None else 100 * one.waiting for one in steps], ".0f"),
         "memory, planned to measured": _spread(plans, ".2f"),
-        f"plan off by at most {WITHIN:g} times": _count_within(plans),
+        f"plan within a factor of {WITHIN:g}": _count_within(plans),
     }
 
 
@@ -213,7 +217,7 @@ def _kept_runs(cards: Collection[dict[str, Any]]) -> list[str]:
     names = {one["machine"]["gpu"] for one in cards}
     kept = [one for one in select(all_records("full"), seed=sweeps.SEEDS[0]) if one["hardware"]["gpu"] in names]
     caption = "Runs of the profile `full` on a GPU, CIFAR-100; several shared a card, so one alone takes less time"
-    return [captioned_table(runs_table(kept), caption, "tab-gpu-full", kept)] if kept else []
+    return [captioned_table(*_one_card(runs_table(kept), caption), "tab-gpu-full", kept)] if kept else []
 
 
 def runs_table(records: Iterable[Record]) -> pd.DataFrame:
