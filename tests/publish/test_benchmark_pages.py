@@ -28,11 +28,14 @@ def test_benchmarks_are_told_from_their_goals(places, one_line):
         }
         (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
     (folder / "open.json").write_text(
-        json.dumps({"name": "open", "ratio": 2, "better": "lower", **about}), encoding="utf-8"
+        json.dumps(
+            {"name": "open", "ratio": 2, "better": "lower", **about, "machine": {"cpu": "c", "gpu": "some card"}}
+        ),
+        encoding="utf-8",
     )
     assert [line for line in benchmark_pages.benchmark_page().splitlines() if line.startswith("| ")][1:] == [
         "| fast | 120 | at least 100 | yes | some cpu | abcdef0123 |",
-        "| open | 2 | – | – | some cpu | abcdef0123 |",
+        "| open | 2 | – | – | some card | abcdef0123 |",
         "| slow | 1.3 | at most 1.25 | no | some cpu | abcdef0123 |",
         "| slow: l2p | 1.6 | at most 1.5 | no |  |  |",
         "| slow: none part of it | 3 | at least 2 | yes |  |  |",

@@ -107,7 +107,8 @@ def test_every_table_of_the_page_has_an_anchor_of_its_own(cards):
 
 
 def test_a_single_card_stands_in_the_captions_several_in_a_column(cards, places):
-    assert f"beside it; {H100}\n" in gpu_pages.gpu_page() and "| card |" not in gpu_pages.gpu_page()
+    text = gpu_pages.gpu_page()
+    assert f"beside it; {H100}\n" in text and "| card |" not in text
     write(places / "results", [row("fed_lscl", **WAYS)], gpu="Tesla T4", name="gpu--Tesla-T4")
     assert (
         "| card | system | arithmetic |" in gpu_pages.gpu_page() and "| Tesla T4 | Fed-LSCL |" in gpu_pages.gpu_page()
