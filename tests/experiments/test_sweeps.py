@@ -128,7 +128,7 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
     sizes = {regime["images_per_class"] for regime in fed_lscl_studies.REGIMES}
     adapting = (len(fed_lscl_studies.WRITERS) - 1) * len(fed_lscl_studies.REGIMES)
     assert len({config.digest for config in runs}) == len(runs) == 2 * (adapting + len(sizes))  # a head has no block
-    free = {"method", "collaboration", "lr_generator", "lr_cnn", "auxiliary"}
+    free = {"method", "collaboration", "lr_generator", "lr_cnn", "auxiliary", "cnn_start"}
     assert len({config.lr for config in runs}) == 1
     assert (
         max(
