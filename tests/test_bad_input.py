@@ -15,7 +15,18 @@ from tests_root import ROOT
 from lscl import cli, paths, results
 from lscl.errors import LsclError, MissingFile
 from lscl.experiments import doctor, records
-from lscl.publish import benchmark_pages, build, freshness, hardware, numbers, pages, readme, reference, verified
+from lscl.publish import (
+    benchmark_pages,
+    build,
+    freshness,
+    gpu_pages,
+    hardware,
+    numbers,
+    pages,
+    readme,
+    reference,
+    verified,
+)
 from lscl.results import frames, markdown, measurements, published, readings
 from lscl.results.tables import score_table
 
@@ -196,6 +207,7 @@ DESCRIBED = [
     ("results/benchmarks/scaling.json", benchmark_pages.benchmark_table),
     ("results/benchmarks/scaling.json", measurements.growth_frame),
     ("results/benchmarks/o2d.json", benchmark_pages.benchmark_table),
+    ("results/benchmarks/gpu--NVIDIA-H200.json", gpu_pages.measured_cards),
     ("results/federation/parity.json", benchmark_pages.wire_table),
     ("results/federation/faults.json", benchmark_pages.faults_table),
     ("results/federation/scale.json", lambda: benchmark_pages.federation_note("scale")),

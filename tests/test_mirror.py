@@ -18,6 +18,7 @@ OF_THE_WHOLE = {
     "methods/test_proportion": "how large the first steps of Fed-LSCL are beside the frozen model",
     "methods/test_readers": "which system reads which values of the config",
     "methods/test_true_shapes": "every system at the shapes of the large profiles",
+    "publish/test_differences": "the page of differences against the config",
     "publish/test_book": "pages and notebooks as committed",
     "publish/test_page_of_results": "notebook 05, which makes runs",
     "publish/test_site": "the rendered book",

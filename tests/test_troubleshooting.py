@@ -31,7 +31,7 @@ def said():
 def error_texts():
     for path in (ROOT / "lscl").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "LsclError":
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("LsclError", "RejectedPayload"):
                 parts = getattr(node.args[0], "values", [node.args[0]])
                 yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in parts)
 

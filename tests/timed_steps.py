@@ -19,5 +19,7 @@ def write(folder, rows, gpu=H100, name=None):
     path = folder / "benchmarks" / f"{name or 'gpu--NVIDIA-H100'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cpu": "some cpu", "cores": 16, "memory_gb": 128, "gpu": gpu}
-    path.write_text(json.dumps({"name": path.stem, "ratio": 0, "goal": 0, "machine": machine, "rows": rows}))
+    path.write_text(
+        json.dumps({"name": path.stem, "ratio": 0, "goal": 0, "machine": machine, "commit": "c", "rows": rows})
+    )
     return path

@@ -4,7 +4,8 @@ What is read of results/benchmarks/gpu--<card>.json: `machine.gpu`, the card as 
 outcome = passed and a time:
 
     method, mode ("fp32", "tf32", "bf16", "compiled"), batch, vit (timm's name), seconds of a training step,
-    images_per_second, ratio_to_bare (to the step's bare matrix products), peak_mb and planned_mb (10^6 bytes)
+    images_per_second, ratio_to_bare (to the step's bare matrix products), waiting (share of the time in which the GPU
+    does nothing), peak_mb and planned_mb (10^6 bytes)
 
 All other keys and rows are passed over.
 """
@@ -94,6 +95,7 @@ class MeasuredStep:
         seconds: of the step.
         images_per_second: of the batch.
         ratio_to_bare: seconds in those of the step's bare matrix products; None = it has none.
+        waiting: share of the time in which the GPU does nothing; None = not measured.
         peak: largest memory in bytes, without the driver's; None = not measured.
         planned: what the cost model expects of that.
     """
@@ -106,8 +108,14 @@ class MeasuredStep:
     seconds: float
     images_per_second: float
     ratio_to_bare: float | None
+    waiting: float | None
     peak: float | None
     planned: float | None
+
+    @property
+    def plan_to_peak(self) -> float | None:
+        """The planned memory in the measured one; None if one of them is not known."""
+        return self.planned / self.peak if self.planned and self.peak else None
 
 
 class _Machine(files.Shape):
@@ -123,6 +131,7 @@ class _Timed(files.Shape):
     seconds: PositiveFloat
     images_per_second: float
     ratio_to_bare: float | None = None
+    waiting: float | None = None
     peak_mb: float | None = None
     planned_mb: float | None = None
 
@@ -162,7 +171,7 @@ def _step(card: str, row: _Timed) -> MeasuredStep:
     in_bytes = lambda megabytes: None if megabytes is None else 1e6 * megabytes
     return MeasuredStep(
         card, row.method, row.mode, row.batch, row.vit, row.seconds, row.images_per_second, row.ratio_to_bare,
-        in_bytes(row.peak_mb), in_bytes(row.planned_mb),
+        row.waiting, in_bytes(row.peak_mb), in_bytes(row.planned_mb),
     )  # fmt: skip
 
 

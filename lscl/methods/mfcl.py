@@ -83,7 +83,8 @@ class MFCL(OldModel):
     8. smaller in demo, mini and full: a generator of 16 channels (64) that reads 100 numbers (1000), which makes it as
        large beside the small CNN as the official one is beside ResNet-18, and by the profile 5 rounds of 2 or fewer
        local epochs on all 5 clients (100 rounds of 10 on 5 of 50). The official 128 generated images beside 32 real
-       ones in a step, 100 steps and batches of 128 of the generator's training are kept.
+       ones in a step, 100 steps and batches of 128 of the generator's training are kept. In colab and paper they stand
+       beside 16 real ones, the size of a batch there.
     """
 
     name, label, paper_name, citation = "mfcl", "MFCL", "MFCL", "2311.07784"

@@ -169,6 +169,7 @@ def _timed(step: MeasuredStep, card: str) -> dict[str, str]:
         "ms computed": f"{1e3 * computed:.1f}" if alike else "–",
         "images/s": f"{step.images_per_second:.0f}",
         "to bare products": "–" if step.ratio_to_bare is None else f"{step.ratio_to_bare:.2f}",
+        "GPU idle %": "–" if step.waiting is None else f"{100 * step.waiting:.0f}",
         "GB planned / measured": memory or "–",
     }
 

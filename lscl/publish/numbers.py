@@ -8,13 +8,15 @@ from lscl.data import imagenet_r
 from lscl.errors import MissingFile
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
+from lscl.experiments.tuning import TRIALS
 from lscl.models.vit import WEIGHTS
+from lscl.publish.gpu_pages import measured_cards
 from lscl.publish.hardware import cost
-from lscl.registry import METHODS
+from lscl.registry import DATASETS, METHODS
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORES
-from lscl.results.markdown import wall_minutes
+from lscl.results.markdown import plain_text, wall_minutes
 from lscl.results.published import published_final
 from lscl.results.statistics import mean_with_interval
 
@@ -43,10 +45,17 @@ def numbers(records: list[Record]) -> dict[str, str]:
         "main_hours": lambda: f"{sum(map(wall_minutes, records)) / 60:.1f}",
         "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
         "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
+        "full_test_images": lambda: str(PROFILES["full"]["test_images_per_class"]),
+        "full_server_images": lambda: str(_cifar100_tests() - PROFILES["full"]["test_images_per_class"]),
+        "trials": lambda: str(TRIALS),
         "reported_seeds": lambda: f"{', '.join(map(str, sweeps.SEEDS[:-1]))} and {sweeps.SEEDS[-1]}",
         "tuning_seed": lambda: str(sweeps.TUNING_SEED),
         "weights_images": lambda: f"{files.read_json(WEIGHTS.with_suffix('.json'), file_shapes.Weights)['images']:,}",
         "imagenet_r_size": lambda: f"{imagenet_r.SIZE / 1e9:.1f} GB",
+        "gpu_card": _gpu_cards,
+        "gpu_passed": lambda: _gpu_outcomes("passed"),
+        "gpu_failed": lambda: _gpu_outcomes("failed"),
+        "gpu_not_run": lambda: _gpu_outcomes("not run"),
         "colab_hours": lambda: (
             f"{sum(cost(one).hours(cost_model.find_card('t4')) for one in sweeps.plan('colab')):.1f}"
         ),
@@ -55,6 +64,22 @@ def numbers(records: list[Record]) -> dict[str, str]:
         ),
     }
     return {name: _value(of) for name, of in found.items()}
+
+
+def _gpu_cards() -> str:
+    """The cards that `benchmarks/gpu.py` has measured."""
+    return ", ".join(plain_text(one["machine"]["gpu"]) for one in measured_cards()) or NONE
+
+
+def _gpu_outcomes(outcome: str) -> str:
+    """How many checks on these cards ended in that way."""
+    rows = [row for one in measured_cards() for row in one["rows"]]
+    return str(sum(row["outcome"] == outcome for row in rows)) if rows else NONE
+
+
+def _cifar100_tests() -> int:
+    """Official test images of a class of CIFAR-100."""
+    return DATASETS["cifar100"].images[1]
 
 
 def _value(of: Callable[[], str]) -> str:

@@ -14,6 +14,7 @@ from lscl.publish import (
     api_pages,
     benchmark_pages,
     explorer,
+    gpu_pages,
     hardware,
     method_pages,
     numbers,
@@ -53,6 +54,7 @@ def pieces() -> dict[str, str]:
         },
         "times.md": times(records),
         "notebooks.md": notebook_times(),
+        "gpu.md": gpu_pages.gpu_page(),
         "cards.md": cards_page(),
         "verified.md": verified.outcome("mini"),
         "status.md": status_tables(everything),
@@ -158,18 +160,13 @@ def _short(text: str, most: int = 100) -> str:
 
 
 def cards_page() -> str:
-    """What the profile paper takes on every card, the steps that were timed, and the data sheets, as markdown."""
-    timed = hardware.timed_steps()
-    known = "hours follow timed steps where a row says so" if len(timed) else "computed, nobody has measured it"
+    """What the profile paper takes on every card, and the data sheets, as markdown."""
+    timed = len(hardware.timed_steps()) > 0
+    known = "hours follow timed steps where a row says so" if timed else "computed, nobody has measured it"
     tables = [
         numbered_table(
             hardware.planned_cards(), f"Expected of each card, profile `paper`; {known}", "tab-cards", markdown=["card"]
         ),
-        numbered_table(
-            timed, "Training steps that were timed: profile `paper`, random weights", "tab-steps", index=False
-        )
-        if len(timed)
-        else "",
         numbered_table(
             hardware.card_sheets(),
             "The cards by their data sheets: memory for programs, bandwidth, dense rates; – = no unit for it",
@@ -177,7 +174,7 @@ def cards_page() -> str:
             markdown=["name"],
         ),
     ]
-    return "\n\n".join(one for one in tables if one)
+    return "\n\n".join(tables)
 
 
 def planned_card() -> str:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from annotated_types import Len
-from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from lscl.files import Shape
 from lscl.registry import METHODS
@@ -179,6 +179,61 @@ class Benchmark(Outcome):
     machine: MeasuredOn
     commit: str | None
     rows: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class SmokeOnGpu(Shape):
+    """A check that passed: a system on a GPU beside the CPU, and twice."""
+
+    check: str = Field(pattern=r"^a\.")
+    outcome: Literal["passed"]
+    points_apart: float
+    repeats: bool
+
+
+class StepOnGpu(Shape):
+    """A training step that was timed, and what was timed beside it."""
+
+    check: str = Field(pattern=r"^b[123]\.")
+    outcome: Literal["passed"]
+    method: System
+    mode: str
+    batch: int
+    seconds: float
+    placed_seconds: float | None = None
+    plain_seconds: float | None = None
+    peft_seconds: float | None = None
+    peft_and_cnn_seconds: float | None = None
+
+
+class PaceOnGpu(Shape):
+    """Steps a second of several processes together, by their number."""
+
+    check: str = Field(pattern=r"^b4\.")
+    outcome: Literal["passed"]
+    steps_per_second: dict[str, PositiveFloat] = Field(min_length=1)
+
+
+class OtherOnGpu(Shape):
+    """A check of which only the outcome is shown."""
+
+    check: str = Field(pattern=r"^[cde]\.")
+    outcome: Literal["passed"]
+
+
+class NotPassedOnGpu(Shape):
+    """A check that failed or was not made."""
+
+    check: str = Field(pattern=r"^[a-e]\d?\.")
+    outcome: Literal["failed", "not run"]
+    reason: str
+
+
+class GpuChecks(Shape):
+    """The checks of a card, results/benchmarks/gpu--<card>.json (see benchmarks/gpu.py)."""
+
+    machine: WholeMachine
+    commit: str | None
+    rows: list[SmokeOnGpu | StepOnGpu | PaceOnGpu | OtherOnGpu | NotPassedOnGpu]
 
 
 class MeasuredBenchmark(Shape):

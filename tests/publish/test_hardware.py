@@ -106,7 +106,10 @@ def test_every_card_has_the_hours_of_one_run_and_of_the_whole_table():
 
 def test_measured_cards_and_steps_stand_beside_the_computed_ones(places):
     assert hardware.timed_steps().empty and pages.planned_card() == "t4"
-    write(places / "results", [row("fed_lscl"), row("l2p", "bf16", 64, planned_mb=None), row("l2p", vit="vit_tiny")])
+    write(
+        places / "results",
+        [row("fed_lscl"), row("l2p", "bf16", 64, planned_mb=None, waiting=None), row("l2p", vit="vit_tiny")],
+    )
     assert pages.planned_card() == "h100"
     own = hardware.planned_systems("cifar100", "h100")["hours are"]
     assert own.loc["Fed-LSCL"] == f"measured on {H100}" and own.loc[label_of("l2p")] == "computed"
@@ -117,14 +120,15 @@ def test_measured_cards_and_steps_stand_beside_the_computed_ones(places):
     assert rows[0]["GB planned / measured"] == "4.4 / 4.0" and rows[1]["GB planned / measured"] == "–"
     computed = cost_model.seconds_of(experiment(profile="paper", dataset="cifar100"), cost_model.CARDS["h100"])
     assert rows[0]["ms computed"] == f"{1e3 * computed:.1f}" and rows[2]["ms computed"] == "–"
+    assert (rows[0]["GPU idle %"], rows[1]["GPU idle %"]) == ("10", "–")
     text = pages.cards_page()
-    assert [f":name: tab-{name}" in text for name in ("cards", "steps", "sheets")] == [True] * 3
+    assert [f":name: tab-{name}" in text for name in ("cards", "sheets")] == [True] * 2
     assert f"measured on {H100} (" in text and "nobody has measured" not in text
 
 
 def test_without_measurements_the_page_of_cards_says_so(places):
     text = pages.cards_page()
-    assert "nobody has measured" in text and "tab-steps" not in text and "data sheet, 2019-03" in text
+    assert "nobody has measured" in text and "data sheet, 2019-03" in text
     assert set(hardware.card_sheets().index) == {f"`{name}`" for name in cost_model.CARDS}
 
 

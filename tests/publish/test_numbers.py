@@ -4,6 +4,7 @@ import json
 
 import pytest
 from made_records import record
+from timed_steps import H100, row, write
 
 from lscl.config import PROFILES
 from lscl.experiments import sweeps
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("published")
 
 
 def test_accuracies_are_the_mean_over_the_seeds_of_fed_lscl_alone():
-    runs = [record(), record(seed=1999, score=82), record("local_head", score=99), record(values={"rank": 8}, score=99)]
+    runs = [record(), record(seed=1999, score=82), record("local_head", score=99), record(values={"rank": 5}, score=99)]
     found = numbers.numbers(runs)
     assert found["ours_cifar100_task"].startswith("73.0 ± ") and found["ours_cifar100_seen"].startswith("43.0 ± ")
     assert found["ours_cifar100_task"].endswith(" %") and found["ours_glyphs_task"] == numbers.NONE
@@ -29,6 +30,7 @@ def test_settings_are_those_of_the_code():
     assert found["mini_images"] == str(PROFILES["mini"]["images_per_class"]) and found["demo_images"] == str(
         PROFILES["demo"]["images_per_class"]
     )
+    assert (found["full_test_images"], found["full_server_images"], found["trials"]) == ("80", "20", "16")
     assert found["reported_seeds"] == "42, 1999 and 2024" and found["tuning_seed"] == str(sweeps.TUNING_SEED)
     assert found["published_cifar100"] == "89.4 %" and found["weights_images"].replace(",", "").isdigit()
     assert float(found["paper_hours"]) > float(found["colab_hours"]) > 0
@@ -50,6 +52,14 @@ def test_what_whole_profiles_took_is_read_from_their_file(places):
     (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
     found = numbers.numbers([])
     assert [found[f"demo_{name}"] for name in ("minutes", "cores", "task", "seen")] == ["4.5", "2", "80.0 %", "40.0 %"]
+
+
+def test_checks_on_a_gpu_are_counted_by_outcome(places):
+    names = ("gpu_card", "gpu_passed", "gpu_failed", "gpu_not_run")
+    assert [numbers.numbers([])[name] for name in names] == [numbers.NONE] * 4
+    left = {"check": "b2.l2p-fp32-64", "outcome": "not run", "reason": "no time"}
+    write(places / "results", [row("l2p"), row("lorm"), left])
+    assert [numbers.numbers([])[name] for name in names] == [H100, "2", "0", "1"]
 
 
 def test_every_number_is_a_text_in_json(places):

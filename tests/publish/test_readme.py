@@ -1,13 +1,17 @@
-"""The README's commands work as written."""
+"""The README's commands work as written, and its table of what to expect follows the records and timed steps."""
 
 import re
 import shlex
 
 import pytest
+from made_records import record
 from tests_root import ROOT
+from timed_steps import H100, row, write
 
 from lscl import cli
 from lscl.config import PROFILES, fields
+from lscl.experiments import records
+from lscl.publish import readme
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -60,3 +64,19 @@ def test_files_the_readme_names_exist():
         name = path[0] or path[1]
         if not name.startswith("http"):
             assert (ROOT / name).exists(), name
+
+
+def test_the_table_has_runs_of_both_profiles_and_only_the_paper_s_own_system(published, monkeypatch):
+    on_gpu = {"cpu": "some cpu", "cores": 16, "memory_gb": 128, "gpu": H100}
+    runs = {"mini": [record(), record("lorm")], "full": [record(profile="full", hardware=on_gpu)]}
+    monkeypatch.setattr(records, "all_records", runs.__getitem__)
+    head, rule, *rows = readme.expected_table().splitlines()
+    assert [line.split(" | ")[0] for line in rows[:2]] == ["| 2 cores, no GPU", f"| 16 cores, {H100}"]
+    assert "--profile full` | 3.0 | 72.0 % | 42.0 % |" in rows[1] and len(rows) == 3
+
+
+def test_cards_whose_steps_were_timed_stand_beside_the_t4(published, places):
+    cards = lambda: [line for line in readme.expected_table().splitlines() if "by the cost model" in line]
+    assert [line.split(" | ")[0] for line in cards()] == ["| one NVIDIA T4, by the cost model, not measured"]
+    write(places / "results", [row("fed_lscl")])
+    assert cards()[1].startswith("| one NVIDIA H100 SXM5 80 GB, by the cost model, from timed steps | ")

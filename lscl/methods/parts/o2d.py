@@ -2,7 +2,8 @@
 
     L_k(W) = mean over teachers j != k of mean_{f in F_j} || W [f; 1] - W_j [f; 1] ||^2 + lambda || W - W_k ||_F^2
 
-The generator is linear, so F_j enters only through its second moments C_j = mean of [f; 1][f; 1]^T:
+f is what a generator reads, so scaled features (`lscl.models.generator.scale_features`), and F_j are those that teacher
+j sent up. The generator is linear, so F_j enters only through its second moments C_j = mean of [f; 1][f; 1]^T:
 the first term is mean_j tr((W - W_j) C_j (W - W_j)^T). Shapes: W_j (P, m + 1), bias last; C_j (m + 1, m + 1).
 lambda is given in units of the mean eigenvalue of mean_j C_j, so that it carries over between CNNs.
 """
