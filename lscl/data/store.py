@@ -14,8 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from filelock import FileLock
 
 from lscl import paths
 from lscl.errors import LsclError
@@ -23,6 +25,8 @@ from lscl.files import check_regular
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 ZEROS = 2**24  # bytes written at once
+
+Stored = TypeVar("Stored")
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +150,7 @@ def new_folder(target: Path):
     made = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
         yield made
         if target.exists():
             shutil.rmtree(target)
@@ -156,6 +160,54 @@ def new_folder(target: Path):
     finally:
         if made is not None and made.exists():
             shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def only_builder(target: Path) -> Iterator[None]:
+    """Let one process at a time build a folder of the cache; the others wait here.
+
+    A killed process blocks nobody: the system frees its lock, and what it had written is removed.
+
+    Args:
+        target: the folder.
+
+    Raises:
+        LsclError: the cache folder cannot be written.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.building"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    try:
+        for left in target.parent.glob(f".{target.name}.new-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def found_or_built(folder: Path, find: Callable[[], Stored | None], build: Callable[[], Stored]) -> Stored:
+    """Read what a folder of the cache holds; only one of several processes builds what is absent.
+
+    Args:
+        folder: the folder.
+        find: reads it; None = it is absent or damaged.
+        build: makes the folder and reads it.
+
+    Returns:
+        What `find` or `build` returns.
+
+    Raises:
+        LsclError: the cache folder cannot be written.
+    """
+    found = find()
+    if found is not None:
+        return found
+    with only_builder(folder):
+        found = find()  # another process may have built it in the meantime
+        return build() if found is None else found
 
 
 def private_folder(path: Path) -> Path:
@@ -232,14 +284,15 @@ def cache_images(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
         LsclError: the disk is full or the cache folder cannot be written.
     """
     folder = paths.cache() / "images" / name
-    found = _found(folder)
-    if found is not None:
-        return found
-    made = decode()
-    with new_folder(folder) as new:
-        np.save(new / "images.npy", made.images)
-        _describe(new, made)
-    return _open(folder)
+
+    def build() -> ImageSet:
+        made = decode()
+        with new_folder(folder) as new:
+            np.save(new / "images.npy", made.images)
+            _describe(new, made)
+        return _open(folder)
+
+    return found_or_built(folder, lambda: _found(folder), build)
 
 
 def cache_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
@@ -256,12 +309,13 @@ def cache_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
         LsclError: the disk is full or the cache folder cannot be written.
     """
     folder = paths.cache() / "images" / name
-    found = _found(folder)
-    if found is not None:
-        return found
-    with new_folder(folder) as new:
-        _describe(new, write(new))
-    return _open(folder)
+
+    def build() -> ImageSet:
+        with new_folder(folder) as new:
+            _describe(new, write(new))
+        return _open(folder)
+
+    return found_or_built(folder, lambda: _found(folder), build)
 
 
 def cache_splits(
@@ -292,23 +346,42 @@ def cache_splits(
     """
     folder = paths.cache() / "images" / name
     parts = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
-    found = [_found(folder / part) for part in parts]
-    if None not in found:
-        return tuple(found)
-    with new_folder(folder) as new:
-        place = {}
-        for part, index in parts.items():
-            (new / part).mkdir()
-            pixels = allocated_memmap(new / part / "images.npy", np.uint8, (len(index), size, size, 3))
-            place |= {keys[i]: (pixels, row) for row, i in enumerate(index)}
-        for key, picture in decode():
-            pixels, row = place.pop(key)
-            pixels[row] = picture
-        if place:
-            raise LsclError(f"{name}: {len(place)} images did not come, the first is {next(iter(place))}")
-        for part, index in parts.items():
-            _describe(new / part, ImageSet(np.load(new / part / "images.npy", mmap_mode="r"), labels[index], classes))
-    return tuple(_open(folder / part) for part in parts)
+
+    def find() -> tuple[ImageSet, ImageSet] | None:
+        found = tuple(_found(folder / part) for part in parts)
+        return None if None in found else found
+
+    def build() -> tuple[ImageSet, ImageSet]:
+        with new_folder(folder) as new:
+            _decode_splits(new, name, keys, labels, classes, parts, size, decode())
+        return tuple(_open(folder / part) for part in parts)
+
+    return found_or_built(folder, find, build)
+
+
+def _decode_splits(
+    new: Path,
+    name: str,
+    keys: Sequence[str],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    parts: dict[str, np.ndarray],
+    size: int,
+    pictures: Iterable[tuple[str, np.ndarray]],
+) -> None:
+    """Write every picture to its place in the split that it belongs to."""
+    place = {}
+    for part, index in parts.items():
+        (new / part).mkdir()
+        pixels = allocated_memmap(new / part / "images.npy", np.uint8, (len(index), size, size, 3))
+        place |= {keys[i]: (pixels, row) for row, i in enumerate(index)}
+    for key, picture in pictures:
+        pixels, row = place.pop(key)
+        pixels[row] = picture
+    if place:
+        raise LsclError(f"{name}: {len(place)} images did not come, the first is {next(iter(place))}")
+    for part, index in parts.items():
+        _describe(new / part, ImageSet(np.load(new / part / "images.npy", mmap_mode="r"), labels[index], classes))
 
 
 def damaged_packs() -> Iterator[tuple[Path, bool]]:

@@ -121,7 +121,10 @@ def variants(name: str, profile: str) -> dict[str, dict[str, Any]]:
 
 
 def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
-    """Every variant of a study with every seed, without those that need more images of a class than there are."""
+    """Every variant of a study with every seed, without those that need more images of a class than there are.
+
+    A run that is two variants, because its system does not read what differs, is there once.
+    """
     images = DATASETS.find(values.get("dataset", "glyphs")).images
     most = images[0] if images else math.inf
     changes = [
@@ -129,7 +132,8 @@ def _study(name: str, values: dict[str, Any], seeds: list[int]) -> list[Experime
         for change in variants(name, values.get("profile", "demo")).values()
         if change.get("images_per_class", 0) <= most
     ]
-    return [variant_run(values, change, seed) for seed in seeds for change in changes]
+    runs = (variant_run(values, change, seed) for seed in seeds for change in changes)
+    return list({run.digest: run for run in runs}.values())
 
 
 def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> Experiment:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lscl.models.precision import in_float32
+
 
 def mask_logits(logits: Tensor, classes: Tensor) -> Tensor:
     """Leave out classes.
@@ -28,6 +30,7 @@ def _others(classes: tuple[int, ...], count: int, device: torch.device) -> Tenso
     return others.to(device)
 
 
+@in_float32
 def masked_cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy over some of the classes.
 

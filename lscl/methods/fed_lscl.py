@@ -35,6 +35,7 @@ from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import Start
 from lscl.models.cnn_weights import started_cnn
 from lscl.models.generator import Generator, scale_features
+from lscl.models.precision import in_float32
 from lscl.models.transfer import send
 from lscl.models.vit import LowRank
 from lscl.registry import register
@@ -412,8 +413,21 @@ def update_gap(ours: LowRank, teacher: LowRank) -> tuple[Tensor, Tensor]:
     """
     left = torch.cat([ours.B - teacher.B, teacher.B], dim=2)  # (b, 3d, 2r)
     right = torch.cat([ours.A, ours.A - teacher.A], dim=1)  # (b, 2r, d)
-    norm = lambda L, R: ((L.transpose(1, 2) @ L) * (R @ R.transpose(1, 2))).sum((1, 2))  # (b,)
-    return norm(left, right), norm(teacher.B, teacher.A)
+    return squared_norms(left, right), squared_norms(teacher.B, teacher.A)
+
+
+@in_float32
+def squared_norms(left: Tensor, right: Tensor) -> Tensor:
+    """||L R||_F^2 of every image.
+
+    Args:
+        left: L, (b, o, r).
+        right: R, (b, r, d).
+
+    Returns:
+        (b,).
+    """
+    return ((left.transpose(1, 2) @ left) * (right @ right.transpose(1, 2))).sum((1, 2))  # (b,)
 
 
 class Consistency(SmallContinual):
@@ -431,7 +445,7 @@ class Consistency(SmallContinual):
 
     def loss(self, client: Client, batch: Batch, logits: Tensor) -> Tensor:
         """Eq. 4 on as many images as the batch has, drawn from the buffer."""
-        config, state, model = self.method.config, client.state, client.model
+        state, model = client.state, client.model
         if "previous.features" not in state:
             return super().loss(client, batch, logits)
         chosen = sample_buffer(client, len(batch.index))
@@ -439,6 +453,21 @@ class Consistency(SmallContinual):
         with evaluation_mode(model):
             f = self.method.cnn_features(client, client.train.batch(state["buffer"][chosen]))
         before = client.on_device("previous.features")[send(chosen, client.device)]  # (b, m)
+        return self.distance(client, f, before)
+
+    @in_float32
+    def distance(self, client: Client, f: Tensor, before: Tensor) -> Tensor:
+        """Eq. 4 of images whose features are known.
+
+        Args:
+            client: with its generator and the previous one.
+            f: features, (b, m).
+            before: what they were at the end of the previous task, (b, m).
+
+        Returns:
+            ().
+        """
+        config, model = self.method.config, client.model
         gap, size = (f - before).square().sum(1), before.square().sum(1)  # (b,)
         term = config.alpha * self.scaled(gap, size, f.shape[1])
         if "generator" in model:
@@ -449,6 +478,7 @@ class Consistency(SmallContinual):
             term = term + config.beta * self.scaled(*update_gap(ours, teacher), 3 * generator.width**2)
         return term
 
+    @in_float32
     def scaled(self, gap: Tensor, size: Tensor, numbers: int) -> Tensor:
         """A squared distance on the scale that the parameter `consistency` names.
 

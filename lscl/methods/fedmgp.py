@@ -26,10 +26,13 @@ from lscl.methods.parts.prompts import (
     cosine_to_keys,
     insert_prompts,
 )
+from lscl.models.precision import in_float32
 from lscl.models.transfer import send
 from lscl.models.vit import Adapter
 from lscl.registry import register
 from lscl.seeding import torch_generator
+
+cosines = in_float32(F.cosine_similarity)
 
 
 class GlobalPrompt(nn.Module):
@@ -256,7 +259,7 @@ class FedMGP(Method):
         """
         coarse = client.model["coarse"]
         logits = client.model["head"](self.readout(batch, coarse.prompt))
-        pull = F.cosine_similarity(self.foundation.feature(batch.last_token), coarse.key[None]).mean()
+        pull = cosines(self.foundation.feature(batch.last_token), coarse.key[None]).mean()
         return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
 
     def fine_loss(self, client: Client, batch: Batch) -> Tensor:
@@ -273,7 +276,7 @@ class FedMGP(Method):
         """
         prompt, fine = client.model["coarse"].prompt.detach(), client.model["fine"]
         logits = client.model["local_head"](self.readout(batch, prompt, fine(batch.labels)))
-        pull = F.cosine_similarity(self.queries(client, batch), fine.keys[batch.labels]).mean()
+        pull = cosines(self.queries(client, batch), fine.keys[batch.labels]).mean()
         return masked_cross_entropy(logits, batch.labels, client.classes) - self.config.mgp_key * pull
 
     def queries(self, client: Client, batch: Batch) -> Tensor:

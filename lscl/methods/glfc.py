@@ -30,6 +30,7 @@ from lscl.methods.parts.inversion import (
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, is_first_exchange, model_part
 from lscl.methods.parts.synthesis import as_pixels
 from lscl.models.counting import network
+from lscl.models.precision import in_float32
 from lscl.models.transfer import send
 from lscl.registry import register
 from lscl.seeding import torch_generator
@@ -354,6 +355,7 @@ def labels_of(client: Client, index: Tensor) -> Tensor:
     return client.train.batch(index).known_labels
 
 
+@in_float32
 def binary_cross_entropy(logits: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
     """BCE(sigma(z_bc), y_bc) of every class on its own.
 
@@ -368,6 +370,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, columns: Tensor) -> Te
     return F.binary_cross_entropy_with_logits(logits[:, columns], targets[:, columns], reduction="none")
 
 
+@in_float32
 def gradient_compensation(logits: Tensor, labels: Tensor, new: Tensor) -> Tensor:
     """Weights of images: g_b = |sigma(z_y) - 1| divided by its mean over the batch's new, or its old, images.
 

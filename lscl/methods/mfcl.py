@@ -25,6 +25,7 @@ from lscl.methods.parts.synthesis import (
     generator_flops,
     kl_gap,
 )
+from lscl.models.precision import in_float32
 from lscl.models.transfer import send
 from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
@@ -214,7 +215,7 @@ class MFCL(OldModel):
         with torch.no_grad():
             before = old["cnn"](images)
         weight = old["head"].weight[columns]
-        return F.linear(f - before, weight).square().sum() / max(1, len(f) * len(columns))
+        return squared_outputs(f - before, weight) / max(1, len(f) * len(columns))
 
     # ---- server
 
@@ -259,6 +260,20 @@ class MFCL(OldModel):
             return None
         z = torch.randn(SHOWN, self.config.mfcl_latent, generator=torch_generator(self.config.seed, "sheet", task))
         return as_pixels(self.load_generator(self.server).eval()(z)).numpy()
+
+
+@in_float32
+def squared_outputs(x: Tensor, weight: Tensor) -> Tensor:
+    """||x W^T||_F^2.
+
+    Args:
+        x: (b, m).
+        weight: W, (K, m).
+
+    Returns:
+        ().
+    """
+    return F.linear(x, weight).square().sum()
 
 
 def imbalance(logits: Tensor) -> Tensor:

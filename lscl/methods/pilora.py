@@ -19,6 +19,7 @@ from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange, OneOf
 from lscl.methods.parts.lora import LoRARank
 from lscl.methods.parts.prototypes import class_means, merge_weights, prototype_distances
+from lscl.models.precision import in_float32
 from lscl.models.vit import LowRank
 from lscl.registry import register
 from lscl.seeding import seeded
@@ -217,7 +218,7 @@ class PILoRA(Method):
         A = client.model["lora"].A
         if "lora.A" not in client.state:
             return A.new_zeros(())
-        return (client.on_device("lora.A") @ A.transpose(1, 2)).abs().sum()  # (2, sum of r_s, r) -> ()
+        return row_overlap(client.on_device("lora.A"), A)
 
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         client.model["lora"].load_state_dict({"A": payload["A"], "B": payload["B"]})
@@ -327,3 +328,17 @@ class PILoRA(Method):
             untrained = self.server["prototypes"][label].expand(len(uploads) - len(holders), -1)  # (copies, d)
             copies = torch.cat([copies, untrained])
         return (merge_weights(copies, means, self.config.pilora_merge) @ copies.double()).to(copies.dtype)
+
+
+@in_float32
+def row_overlap(earlier: Tensor, A: Tensor) -> Tensor:
+    """The sum of the absolute products of all rows with all earlier ones.
+
+    Args:
+        earlier: (2, sum of r_s, d).
+        A: (2, r, d).
+
+    Returns:
+        ().
+    """
+    return (earlier @ A.transpose(1, 2)).abs().sum()  # (2, sum of r_s, r) -> ()

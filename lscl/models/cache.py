@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from lscl import paths
-from lscl.data.store import ImageSet, allocated_memmap, new_folder
+from lscl.data.store import ImageSet, allocated_memmap, found_or_built, new_folder
 from lscl.errors import LsclError
 from lscl.machine import hardware
 from lscl.models.precision import without_autocast
@@ -44,6 +44,7 @@ def prefix_cache(
     """Compute the frozen ViT's tokens in front of the adapted block once; later calls read the file.
 
     The file's name is a digest of the model, the block, the normalisation, the images and whatever rounds the numbers.
+    Of several processes that want the same tokens one computes them, and the others wait.
     A damaged file is noticed and computed again: a small one when it is opened; of a large one each part when it is
     first read, which ends the run with one line, and the next call computes it again.
 
@@ -64,24 +65,36 @@ def prefix_cache(
     chunk = chunk_size(foundation, device)
     folder, stored = paths.cache() / "prefix" / _key(foundation, images, numbers, device, chunk), STORED[numbers]
     shape = (len(images), foundation.tokens, foundation.width)
+
+    def build() -> StoredTokens:
+        make_room(folder, stored.itemsize * math.prod(shape))
+        with new_folder(folder) as new:
+            writer = TokenWriter(new, stored, shape)
+            _write_tokens(writer, foundation, images, device, progress)
+            writer.save()
+        return StoredTokens(folder)
+
     hold(folder)
-    found = _found(folder, stored, shape)
-    if found is not None:
-        return found
-    make_room(folder, stored.itemsize * math.prod(shape))
+    return found_or_built(folder, lambda: _found(folder, stored, shape), build)
+
+
+def _write_tokens(
+    writer: "TokenWriter",
+    foundation: FrozenViT,
+    images: ImageSet,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Compute the tokens of all images; one thread writes some of them while the next are computed."""
     foundation.to(device)
-    with new_folder(folder) as new:
-        writer = TokenWriter(new, stored, shape)
-        with ThreadPoolExecutor(1, "lscl-cache") as thread:  # writes what was computed while the next is computed
-            writing = None
-            for start in range(0, len(images), chunk):
-                pixels = send(torch.from_numpy(np.array(images.images[start : start + chunk])), device)
-                tokens = foundation.prefix(pixels)
-                _finish(writing, len(images), progress)
-                writing = thread.submit(writer.add, tokens)
+    chunk, writing = chunk_size(foundation, device), None
+    with ThreadPoolExecutor(1, "lscl-cache") as thread:
+        for start in range(0, len(images), chunk):
+            pixels = send(torch.from_numpy(np.array(images.images[start : start + chunk])), device)
+            tokens = foundation.prefix(pixels)
             _finish(writing, len(images), progress)
-        writer.save()
-    return StoredTokens(folder)
+            writing = thread.submit(writer.add, tokens)
+        _finish(writing, len(images), progress)
 
 
 def _finish(writing: Future | None, total: int, progress: Callable[[int, int], None] | None) -> None:

@@ -5,8 +5,10 @@ precision would tie.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from lscl.errors import LsclError, first_line
 SCALER = "scaler."  # in front of the names of what a client keeps of it: `scale` () float32, `growth` () int64
 WORKSPACE, REPEATING = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # with these, cuBLAS repeats its products
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = (torch.bfloat16, torch.float16)
+
+Anything = TypeVar("Anything")
 
 
 class MixedPrecision:
@@ -67,6 +72,26 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     """The context manager of what is always computed in float32, whatever the arithmetic around it."""
     usable = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if usable else nullcontext()
+
+
+def in_float32(function: Callable[..., Anything]) -> Callable[..., Anything]:
+    """Make a function compute in float32, whatever the arithmetic around it: for losses, norms and distances.
+
+    In fp16 a square of more than 256 is infinite, and 1e-8, which keeps a divisor from 0, is 0.
+    """
+
+    @wraps(function)
+    def computed(*given: Any, **named: Any) -> Anything:
+        device = next(value.device for value in given if isinstance(value, Tensor))
+        with without_autocast(device):
+            return function(*map(_widened, given), **named)
+
+    return computed
+
+
+def _widened(value: Any) -> Any:
+    """A tensor of half precision as float32; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
 def prepare_device(config: Experiment) -> None:

@@ -4,6 +4,9 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +28,11 @@ from lscl.errors import LsclError
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "images"
+
+
+def left(cache):
+    """What lies in the cache, the empty files that processes lock left out."""
+    return [path.name for path in cache.iterdir() if path.suffix != ".building"]
 
 
 @pytest.fixture
@@ -181,7 +189,7 @@ def test_a_stopped_decoder_leaves_nothing_behind(cache, images):
 
     with pytest.raises(KeyboardInterrupt):
         cache_images("toy", stopped)
-    assert not cache.exists() or not list(cache.iterdir())
+    assert left(cache) == []
     assert cache_images("toy", lambda: images).digest == images.digest
 
 
@@ -197,7 +205,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cache, images, small_files, 
     with small_files(1000), pytest.raises(LsclError) as caught:
         cache_images("toy", lambda: images)
     one_line(caught, "cannot write", cache / "toy", "free some space")
-    assert not list(cache.iterdir())
+    assert left(cache) == []
 
 
 def test_only_a_full_cache_disk_advises_another_cache(cache, tmp_path, small_files, one_line):
@@ -289,4 +297,65 @@ def test_a_disk_that_is_full_in_the_middle_is_one_line(cache, images, monkeypatc
             "toy", keys, images.labels, images.classes, images.labels == 0, 16, lambda: zip(keys, images.images)
         )
     one_line(caught, "cannot write", cache / "toy", os.strerror(errno.ENOSPC), "free some space")
-    assert not list(cache.iterdir())
+    assert left(cache) == []
+
+
+# ---- several processes at once
+
+DECODE = """
+import os, sys, time
+import numpy as np
+from lscl.data.store import ImageSet, cache_images, cache_splits
+
+def came():
+    with open(sys.argv[1], "a") as calls:
+        calls.write(f"{os.getpid()}\\n")
+    time.sleep(float(sys.argv[2]))
+
+pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+
+def decode():
+    came()
+    return ImageSet(pixels, np.arange(6), tuple("abcdef"))
+
+def pictures():
+    came()
+    yield from zip("abcdef", pixels)
+
+if sys.argv[3] == "one":
+    print(cache_images("toy", decode).digest)
+else:
+    both = cache_splits("toy", "abcdef", np.arange(6), tuple("abcdef"), np.arange(6) > 3, 4, pictures)
+    print(*(one.digest for one in both))
+"""
+
+
+def decoders(tmp_path, count, kind, seconds=0.5):
+    """Processes that want the same images, whose decoding takes a while; each writes its number when it begins."""
+    words = [sys.executable, "-c", DECODE, str(tmp_path / "calls"), str(seconds), kind]
+    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["one", "splits"])
+def test_of_several_processes_one_decodes_and_all_read_the_same(cache, tmp_path, kind):
+    started = decoders(tmp_path, 4, kind)
+    said = [process.communicate(timeout=100) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    assert len({digests for digests, _ in said}) == 1 and said[0][0]
+    assert len((tmp_path / "calls").read_text(encoding="utf-8").split()) == 1
+
+
+def test_a_killed_decoder_blocks_nobody(cache, tmp_path):
+    """It is killed after it has made its temporary folder, which the next one removes."""
+    (killed,) = decoders(tmp_path, 1, "splits", seconds=100)
+    while not (tmp_path / "calls").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    assert list(cache.glob(".toy.new-*"))
+    (waiting,) = decoders(tmp_path, 1, "splits", seconds=0)
+    killed.kill()
+    killed.communicate()
+    said = waiting.communicate(timeout=100)
+    assert waiting.returncode == 0, said
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == ["toy"]
+    assert len((tmp_path / "calls").read_text(encoding="utf-8").split()) == 2

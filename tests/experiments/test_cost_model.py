@@ -89,12 +89,12 @@ OWN_PARTS = {
     "fed_ridge": [({"ridge_features": 500}, "convolution"), ({"ridge_features": 500}, "server")],
     "local_ridge": [({"ridge_features": 500}, "convolution"), ({"ridge_features": 500}, "memory")],
     "fed_lscl": [
-        ({"rank": 8}, "disk"),
-        ({"rank": 8}, "convolution"),
+        ({"rank": 32}, "disk"),
+        ({"rank": 32}, "convolution"),
         ({"buffer_per_class": 40}, "convolution"),
         ({"o2d": "exact"}, "server"),
     ],
-    "local_lora": [({"rank": 8}, "disk")],
+    "local_lora": [({"rank": 32}, "disk")],
     "l2p": [({"l2p_pool": 20}, "disk"), ({"l2p_length": 10}, "linear"), ({"l2p_length": 10}, "attention")],
     "dualprompt": [({"dual_general_length": 10}, "disk"), ({"dual_task_length": 10}, "disk")],
     "fedmgp": [
@@ -102,7 +102,7 @@ OWN_PARTS = {
         ({"mgp_length": 30}, "linear"),
         ({"mgp_surrogate_epochs": 10}, "server"),
     ],
-    "pilora": [({"rank": 8}, "disk")],
+    "pilora": [({"rank": 32}, "disk")],
     "lorm": [({"lorm_rank": 64}, "disk")],
     "glfc": [
         ({"glfc_memory": 100}, "convolution"),

@@ -121,7 +121,7 @@ DAMAGE = {
     ),
     "nested reports": lambda step: (step / "rounds.json").write_text("[" * 100_000),
     "a changed score": lambda step: rewrite(
-        step, lambda saved: saved["rounds"][1]["scores"]["0"]["correct"][0].__setitem__(0, 2)
+        step, lambda saved: saved["rounds"][1]["scores"]["0"]["correct"][0].__setitem__(0, 1000)
     ),
     "another count of bytes": lambda step: rewrite(step, lambda saved: saved["rounds"][0].update(bytes_up=[1, 1, 1])),
     "a dropped round": lambda step: rewrite(step, lambda saved: saved["rounds"].pop(0)),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -420,3 +421,62 @@ def test_a_system_that_adapts_the_first_block_takes_its_tokens_from_the_pixels(f
     stored = prefix_cache(foundation("tiny", 0), toy().train, CPU)
     assert client.train.prefix is None and (client.train.last_token is None) == (name == "pilora")
     assert torch.equal(client.train.batch(index).prefix, torch.from_numpy(stored[index.numpy()]))
+
+
+# ---- several processes at once
+
+COMPUTE = """
+import hashlib, os, sys, time
+import numpy as np
+import torch
+from lscl.data.store import ImageSet
+from lscl.models.cache import prefix_cache
+from lscl.models.vit import foundation
+
+def look(done, total):
+    with open(sys.argv[1], "a") as calls:
+        calls.write(f"{os.getpid()}\\n")
+    time.sleep(float(sys.argv[2]))
+
+pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+images = ImageSet(pixels, np.arange(20), tuple("abcdefghijklmnopqrst"))
+found = prefix_cache(foundation("tiny", 1), images, torch.device("cpu"), look)
+print(hashlib.sha256(np.array(found)).hexdigest())
+"""
+
+
+def computers(tmp_path, count, seconds):
+    """Processes that want the same tokens; each writes its number when it has some, and then waits."""
+    words = [sys.executable, "-c", COMPUTE, str(tmp_path / "calls"), str(seconds)]
+    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+
+
+def computing(tmp_path):
+    """The numbers of the processes that have computed something."""
+    return set((tmp_path / "calls").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("bound", ["", "0.001"])
+def test_of_several_processes_one_computes_and_all_read_the_same(cache, tmp_path, monkeypatch, bound):
+    monkeypatch.setenv("LSCL_CACHE_GB", bound)
+    started = computers(tmp_path, 4, 0.5)
+    said = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    assert len({digest for digest, _ in said}) == 1 and said[0][0]
+    assert len(computing(tmp_path)) == 1 and len(entries(cache)) == 1
+
+
+def test_a_killed_computation_blocks_nobody_and_is_cleared_away(cache, tmp_path):
+    (killed,) = computers(tmp_path, 1, 100)
+    while not (tmp_path / "calls").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    assert len(entries(cache)) == 1  # the temporary folder
+    (waiting,) = computers(tmp_path, 1, 0)
+    killed.kill()
+    killed.communicate()
+    said = waiting.communicate(timeout=100)
+    assert waiting.returncode == 0, said
+    assert computing(tmp_path) == {str(killed.pid), str(waiting.pid)}
+    (folder,) = entries(cache)
+    assert (folder / "about.json").exists()

@@ -1,6 +1,7 @@
 """Other arithmetics: nothing changes by default, and what changes stays near."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,18 +11,28 @@ from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.experiments.run import run
 from lscl.federation.loop import InProcess, federate
+from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Phase, Stage
 from lscl.federation.training import fit
 from lscl.methods import METHODS
+from lscl.methods.fed_lscl import Consistency, update_gap
+from lscl.methods.fedmgp import cosines
+from lscl.methods.glfc import binary_cross_entropy, gradient_compensation
+from lscl.methods.mfcl import squared_outputs
+from lscl.methods.parts.continual import distillation, replay_cross_entropy
+from lscl.methods.parts.prompts import cosine_to_keys
+from lscl.methods.parts.prototypes import prototype_distances
+from lscl.methods.pilora import row_overlap
 from lscl.models.precision import (
     WORKSPACE,
     MixedPrecision,
+    in_float32,
     one_line_if_unrepeatable,
     prepare_device,
     prepare_repetition,
     to_channels_last,
 )
-from lscl.models.vit import FrozenViT
+from lscl.models.vit import FrozenViT, LowRank
 
 CPU = torch.device("cpu")
 
@@ -203,3 +214,91 @@ def test_without_fp16_nothing_of_a_scale_is_kept(federation, smoke):
 
 def test_a_stopped_run_in_fp16_goes_on_as_one_without_a_stop(smoke, in_pieces):
     in_pieces(smoke(method="fed_lscl", precision="fp16"), 3)
+
+
+# ---- losses in half precision
+
+HALF = torch.float16
+
+
+def drawn(*shape, size=1.0, seed=0):
+    return (size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(HALF)
+
+
+def updates(size):
+    """A written update and a teacher that is near it, (4, 2, 8) and (4, 24, 2)."""
+    A, B = drawn(4, 2, 8, size=size), drawn(4, 24, 2, size=size, seed=1)
+    return LowRank(A, B, 1.0), LowRank(A * 1.25, B * 0.75, 1.0)
+
+
+def eq_4(size):
+    """The generator term of Eq. 4, relative to the teacher."""
+    method = SimpleNamespace(config=SimpleNamespace(consistency="relative"))
+    return lambda cast: Consistency(method).scaled(
+        *update_gap(*(LowRank(cast(one.A), cast(one.B), 1.0) for one in updates(size))), 192
+    )
+
+
+LABELS, FIRST = torch.tensor([0, 1, 2, 0]), torch.tensor([True, True, False, False])
+LOSSES = {
+    "Eq. 4, generator, large": eq_4(300.0),
+    "Eq. 4, generator, small": eq_4(2e-3),
+    "cross-entropy": lambda cast: masked_cross_entropy(cast(drawn(4, 5, size=2e4)), LABELS, torch.arange(3)),
+    "replay": lambda cast: replay_cross_entropy(cast(drawn(4, 5, size=2e4)), LABELS, torch.arange(3)),
+    "distillation": lambda cast: distillation(
+        cast(drawn(4, 5, size=1e4)), cast(drawn(4, 5, size=1e4, seed=1)), torch.arange(3), 2.0
+    ),
+    "binary": lambda cast: binary_cross_entropy(
+        cast(drawn(4, 5, size=2e4)), cast(torch.ones(4, 5)), torch.arange(3)
+    ).mean(),
+    "compensation": lambda cast: gradient_compensation(cast(drawn(4, 5).abs() + 8), LABELS, FIRST)[0],
+    "prototypes, large": lambda cast: prototype_distances(cast(drawn(4, 8, size=400.0)), cast(drawn(3, 8))).mean(),
+    "prototypes, near": lambda cast: prototype_distances(
+        cast(drawn(4, 8)), cast(drawn(4, 8) + drawn(4, 8, size=0.01))
+    ).mean(),
+    "prototypes, the same": lambda cast: prototype_distances(cast(torch.zeros(2, 8)), cast(torch.zeros(3, 8))).mean(),
+    "overlap": lambda cast: row_overlap(cast(drawn(2, 3, 8, size=200.0)), cast(drawn(2, 2, 8, size=200.0, seed=1))),
+    "old head": lambda cast: squared_outputs(cast(drawn(4, 8, size=30.0)), cast(drawn(3, 8, seed=1))),
+    "keys, large": lambda cast: cosine_to_keys(cast(drawn(4, 8, size=2e4)), cast(drawn(3, 8, seed=1))).mean(),
+    "keys, small": lambda cast: cosine_to_keys(cast(drawn(4, 8, size=1e-5)), cast(drawn(3, 8, seed=1))).mean(),
+    "cosines": lambda cast: cosines(cast(drawn(4, 8, size=2e4)), cast(drawn(4, 8, size=1e-5, seed=1))).mean(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_numbers_in_half_precision_are_those_of_float64(name):
+    """Squares of these numbers overflow in fp16, or guards against a division by 0 vanish; so do the gradients."""
+    leaves = []
+
+    def leaf(numbers):
+        leaves.append(numbers.to(HALF).requires_grad_())
+        return leaves[-1]
+
+    with torch.autocast("cpu", HALF):
+        found = LOSSES[name](leaf)
+    exact = LOSSES[name](lambda numbers: numbers.to(HALF).double())
+    assert found.dtype == torch.float32 and found.isfinite()
+    assert found.item() == pytest.approx(exact.item(), rel=1e-3)
+    gradients = torch.autograd.grad(found, leaves, allow_unused=True)
+    assert all(one.isfinite().all() for one in gradients if one is not None)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_what_computes_in_float32_leaves_wider_numbers_as_they_are(given):
+    seen = []
+    x = torch.ones(2, dtype=given)
+    in_float32(lambda *values, **named: seen.append((*values, named)))(3, x, word=x)
+    assert seen[0][1] is x and seen[0][0] == 3 and seen[0][2]["word"] is x
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.trains])
+def test_training_in_fp16_has_finite_losses_in_the_second_task(name, federation, smoke, monkeypatch):
+    losses, step = [], MixedPrecision.step
+    monkeypatch.setattr(
+        MixedPrecision, "step", lambda self, loss, *rest: (losses.append(float(loss.detach())), step(self, loss, *rest))
+    )
+    method, clients = federation(smoke(method=name, precision="fp16"))
+    for report in federate(method, InProcess(method, clients)):
+        if report.task == 1:
+            break
+    assert losses and torch.tensor(losses).isfinite().all()

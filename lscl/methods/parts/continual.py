@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lscl.federation.masking import mask_logits
+from lscl.models.precision import in_float32
 
 
 def diagonal_fisher(
@@ -47,6 +48,7 @@ def ewc_penalty(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor], 
     return 0.5 * sum((fisher[name] * (value - before[name]).square()).sum() for name, value in parameters.items())
 
 
+@in_float32
 def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature: float) -> Tensor:
     """LwF's term, -mean_b sum_c softmax(teacher / T) log softmax(student / T) (Li and Hoiem 2016, arXiv 1606.09282).
 
@@ -65,6 +67,7 @@ def distillation(student: Tensor, teacher: Tensor, classes: Tensor, temperature:
     return -(target * F.log_softmax(student[:, classes] / temperature, dim=1)).sum(1).mean()
 
 
+@in_float32
 def replay_cross_entropy(logits: Tensor, labels: Tensor, seen: Tensor) -> Tensor:
     """Experience replay's term, a cross-entropy over all classes seen so far (Chaudhry et al. 2019, arXiv 1902.10486).
 

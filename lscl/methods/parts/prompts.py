@@ -9,6 +9,7 @@ from lscl.config import SCALE, Experiment
 from lscl.errors import LsclError
 from lscl.federation.client import Client
 from lscl.federation.method import Method, Phase, Stage
+from lscl.models.precision import in_float32
 from lscl.models.vit import FrozenViT
 from lscl.registry import Parameters
 
@@ -47,6 +48,7 @@ class PromptedMethod(Method):
         return [phase]
 
 
+@in_float32
 def cosine_to_keys(query: Tensor, keys: Tensor) -> Tensor:
     """Cosine of every query with every key.
 

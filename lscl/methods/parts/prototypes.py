@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from lscl.models.precision import in_float32
+
 LEAST = 1e-8  # below it, a squared distance has no useful gradient and a distance no useful inverse
 
 
+@in_float32
 def prototype_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     """D_c(x) = sqrt(||x - m_c||^2 / d).
 
