@@ -22,13 +22,15 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments.cards import SHEETS, MeasuredStep, Sheet, arithmetic_of, seconds_like, step_like, steps_on
-from lscl.federation.costs import Planned
+from lscl.federation.costs import Costs, Planned
 from lscl.federation.passes import BATCH
+from lscl.federation.pipeline import AHEAD
 from lscl.machine import physical_memory
 from lscl.models.cache import STORED, limit_bytes
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import check_weights
-from lscl.models.counting import FLOAT, NOTHING, Blocks, count_cnn, uncut_vit, vit_shape
+from lscl.models.counting import FLOAT, HALF, NOTHING, Blocks, Network, count_cnn, uncut_vit, vit_shape
+from lscl.models.precision import DTYPES
 from lscl.models.vit import has_plain_embedding
 from lscl.registry import DATASETS, METHODS
 
@@ -191,6 +193,73 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
     )
 
 
+# ---- memory on the device
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the networks are given, in bytes of one image.
+
+    Args:
+        pixels: the CNN's input.
+        ahead: stored tokens of the batches that are read ahead.
+        enlarged: the enlarged pixels while tokens are made of them.
+    """
+
+    pixels: float = 0
+    ahead: float = 0
+    enlarged: float = 0
+
+
+def step_bytes(config: Experiment, costs: Costs, blocks: Blocks, cnn: Network, given: Given) -> float:
+    """Bytes that a training step takes beside weights, gradients and moments.
+
+    They are the largest at the beginning of the backward pass, first of the ViT and then of the CNN, when nothing of
+    what was kept is free yet. In half precision the norms' inputs stay float32, and all frozen weights are there a
+    second time. From the second task on more images than those of a batch may pass the CNN. Measured on an H200, see
+    `pass_bytes`.
+
+    Args:
+        config: the run.
+        costs: of its system.
+        blocks: of the ViT, behind the cut.
+        cnn: of a client.
+        given: their inputs.
+
+    Returns:
+        Bytes of a whole batch.
+    """
+    number = FLOAT if DTYPES[config.precision] is None else HALF
+    several, length = costs.in_front()
+    images = costs.cnn_images() if config.tasks_run > 1 else 1
+    vit = blocks.saved(costs.every_input, number) + blocks.turning(number) + several * blocks.fronted(length, number)
+    share = number / FLOAT
+    one = images * cnn.saved * share + max(vit, images * cnn.passing * share)
+    return config.batch * (max(one, given.enlarged) + images * given.pixels + given.ahead) + blocks.copies(number)
+
+
+def pass_bytes(costs: Costs, blocks: Blocks, cnn: Network, given: Given) -> float:
+    """Bytes that a pass without gradients takes, in float32 and with BATCH images whatever the training does.
+
+    With batches of 16 it needs more memory than a training step. Against the largest memory of 32 cases on an H200 at
+    ViT-B/16 (results/benchmarks/gpu--NVIDIA-H200.json) the plan is 3 % below to 11 % above; but for LoRM in bf16 (36 %
+    above: only its first round was measured, which keeps fewer inputs) and FedAvg + ViT (23 % below, not explained).
+    Left out are the driver, for which CUDA_CONTEXT stands, memory that torch holds and does not use, and the frozen
+    part, whose batches are as large as a card allows.
+
+    Args:
+        costs: of the system.
+        blocks: of the ViT, behind the cut.
+        cnn: of a client.
+        given: their inputs.
+
+    Returns:
+        Bytes of a whole batch.
+    """
+    vit = max(blocks.passing() + blocks.fronted(costs.in_front()[1]), given.enlarged)
+    return BATCH * (max(vit + given.pixels, cnn.passing) + given.ahead)
+
+
 # ---- one run
 
 
@@ -254,7 +323,7 @@ def cost(config: Experiment) -> Cost:
     images = counts.train + counts.test
     disk = images * config.image_size**2 * 3
     memory, download, steps = CUDA_CONTEXT, source.download, trained / config.batch
-    blocks, width, depth, enlarged = Blocks(0, 1, 1, 1), 0, 0, 0
+    blocks, width, depth, given = Blocks(0, 0, 0, 0), 0, 0, Given()
     if kind.vit:
         vit, stem = vit_shape(config.foundation)
         whole = uncut_vit(vit)
@@ -264,8 +333,9 @@ def cost(config: Experiment) -> Cost:
         surrogate = getattr(config, kind.surrogate) * source.classes if kind.surrogate else 0
         frozen = every.forward(cls_only=False) * (1 if kind.query else 1 - blocks.count / whole.depth)
         embeds = kind.cut(config) == 0 and has_plain_embedding(vit)
-        if embeds:  # the tokens are not stored but computed in every pass, from three copies of the enlarged pixels
-            enlarged = 3 * 3 * FLOAT * vit.patch_embed.img_size[0] ** 2
+        # Stored tokens are read ahead; others are computed in every pass, from three copies of the enlarged pixels.
+        stored = STORED[config.activations].itemsize * whole.tokens * whole.width if blocks.count else 0
+        given = Given(enlarged=9 * FLOAT * vit.patch_embed.img_size[0] ** 2) if embeds else Given(ahead=AHEAD * stored)
         dense += (images + surrogate) * (frozen + np.array([0.0 if embeds and not kind.query else stem, 0.0]))
         tokens = 0 if embeds else whole.tokens if blocks.count else 1
         disk += (
@@ -292,10 +362,12 @@ def cost(config: Experiment) -> Cost:
     steps += own.steps
     model = FLOAT * (source.classes * (width or config.features) + costs.parameters(planned) + cnn.weights / FLOAT)
     step = step_of(config, costs.cnn_images())
-    step_bytes = config.batch * (step.saved + blocks.passing() + enlarged)
-    pass_bytes = BATCH * (blocks.passing() + enlarged + cnn.saved / 4)
-    # All clients' models, one gradient, two moments and the server's copy.
-    memory += (config.clients + 4) * model + max(step_bytes, pass_bytes)
+    if cnn_trained:
+        given = replace(given, pixels=3 * FLOAT * config.side**2)
+    # All clients' models and one that a client compares with; in training a gradient and two moments.
+    memory += (config.clients + 1) * model
+    training = 3 * model + step_bytes(config, costs, blocks, cnn, given) if kind.trains else 0.0
+    memory += max(training, pass_bytes(costs, blocks, cnn, given))
     disk += 3 * config.clients * model
     return Cost(
         config,

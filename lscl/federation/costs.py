@@ -81,6 +81,10 @@ class Costs:
         """Images that pass the CNN for each image of a batch."""
         return 1
 
+    def in_front(self) -> tuple[int, int]:
+        """In how many blocks keys and values are put in front of the block's own, and how many at most."""
+        return 0, 0
+
     def passes(self) -> float:
         """Extra passes without gradients over the task's images in a round."""
         return 0

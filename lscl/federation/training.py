@@ -97,6 +97,7 @@ def fit(client: Client, phase: Phase, generator: torch.Generator, precision: str
             with arithmetic.forward():
                 loss = phase.loss(client, batch)
             arithmetic.step(loss, optimiser, phase.clip)
+    optimiser.zero_grad(set_to_none=True)  # else the gradients of all clients would lie on the device
     client.state |= arithmetic.scaling()
     return len(index) * phase.epochs
 

@@ -19,6 +19,12 @@ from lscl.registry import register
 class DualPromptCosts(Costs):
     """The general prefix, and one for each task."""
 
+    def in_front(self) -> tuple[int, int]:
+        config = self.config
+        return config.dual_general_blocks + config.dual_task_blocks, max(
+            config.dual_general_length, config.dual_task_length
+        )
+
     def parameters(self, run: Planned) -> float:
         config = self.config
         slot = config.dual_task_blocks * config.dual_task_length

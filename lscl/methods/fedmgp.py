@@ -67,6 +67,9 @@ class FedMGPCosts(Costs):
     def tokens(self) -> int:
         return self.config.mgp_length
 
+    def in_front(self) -> tuple[int, int]:
+        return self.config.mgp_blocks, self.config.mgp_local_length
+
     def passes(self) -> float:
         return 1
 

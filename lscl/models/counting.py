@@ -5,20 +5,25 @@ its input; trained weights need a third product, frozen ones do not. Attention c
 backward, at a rate of its own.
 """
 
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lscl.config import Experiment
 from lscl.models.cnn import Start, small_cnn
 from lscl.models.vit import FrozenViT, architecture
 
-FLOAT = 4  # bytes
+FLOAT, HALF = 4, 2  # bytes
 # How often the narrow products of a low-rank update read or write the layer's inputs and outputs, on average; memory
 # and not FLOPs bounds them. Forward: the input is read, the output copied, read and written again. Backward: the
 # output's gradient is read; the input's is written, then read with another one, added to it and written; and one of the
@@ -62,17 +67,43 @@ class Blocks:
         linear = 2 * (2 * n * d * d + 2 * rows * d * d + 2 * rows * d * self.hidden)
         return np.array([linear, 4.0 * rows * n * d])
 
-    def saved(self, every_input: bool = False) -> float:
+    def saved(self, every_input: bool = False, number: int = FLOAT) -> float:
         """Bytes kept for the backward pass, per image.
 
         A whole block keeps the inputs of both norms, q, k, v, attention's output and the hidden layer. The last one
-        keeps only what all tokens give: the first norm's input, k and v. With an update on every layer
-        (`every_input`), the layers' inputs are kept, too.
+        keeps only what all tokens give: the first norm's input, k and v. FlashAttention keeps no (N, N) matrix.
+
+        Args:
+            every_input: whether every layer has an update, so that the layers' inputs are kept, too.
+            number: bytes of a number in products; what the norms read is float32 in any case.
+
+        Returns:
+            Bytes of one image.
         """
-        whole, last = 6 * self.width + self.hidden, 3 * self.width
+        whole, last = 4 * self.width + self.hidden, 2 * self.width
         if every_input:
             whole, last = whole + 2 * self.width + self.hidden, last + 2 * self.width
-        return self._all(whole, last)
+        return self._all(2 * self.width, self.width) + self._all(whole, last) * number / FLOAT
+
+    def turning(self, number: int = FLOAT) -> float:
+        """Bytes that a backward pass needs beside what is kept: the gradients around an MLP's activation, per image."""
+        return self.tokens * (FLOAT * self.width + 2 * number * self.hidden) if self.count else 0
+
+    def copies(self, number: int) -> float:
+        """Bytes of the copies of frozen weights in half precision, which the backward pass reads."""
+        return number * self.count * (4 * self.width**2 + 2 * self.width * self.hidden) if number < FLOAT else 0
+
+    def fronted(self, length: int, number: int = FLOAT) -> float:
+        """Bytes of the keys and values of a block that has some put in front, per image.
+
+        Args:
+            length: how many are put in front.
+            number: bytes of a number.
+
+        Returns:
+            Bytes of one image; 0 if there are none.
+        """
+        return 2 * number * (self.tokens + length) * self.width if length else 0
 
     def low_rank(self) -> float:
         """Bytes that updates of all linear layers move in a step, per image.
@@ -88,8 +119,12 @@ class Blocks:
         return FLOAT * self.tokens * ((self.count - short) * whole + short * last)
 
     def passing(self) -> float:
-        """Bytes that live at once in a forward pass without gradients, per image."""
-        return FLOAT * self.tokens * (3 * self.width + 2 * self.hidden)
+        """Bytes that live at once in a forward pass without gradients, per image.
+
+        These are, in an MLP: the prefix, the block's input, the tokens behind attention, their norm, q, k, v, and the
+        hidden layer in front of its activation and behind it. Without blocks there is one token.
+        """
+        return FLOAT * self.tokens * (7 * self.width + 2 * self.hidden) if self.count else FLOAT * self.width
 
 
 @dataclass(frozen=True)
@@ -100,11 +135,13 @@ class Network:
         flops: FLOPs of a forward pass, per image.
         saved: bytes kept for the backward pass, per image.
         weights: bytes of its weights.
+        passing: bytes that live at once in a forward pass without gradients, its input included, per image.
     """
 
     flops: float
     saved: float
     weights: float
+    passing: float = 0
 
 
 NOTHING = Network(0, 0, 0)
@@ -135,7 +172,55 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
     flops = _flops(model, *inputs)
     for hook in hooks:
         hook.remove()
-    return Network(flops / count, FLOAT * sum(sizes) / count, FLOAT * sum(p.numel() for p in model.parameters()))
+    weights = FLOAT * sum(p.numel() for p in model.parameters())
+    return Network(flops / count, FLOAT * sum(sizes) / count, weights, live_bytes(model, *inputs) / count)
+
+
+def live_bytes(model: nn.Module, *inputs: Tensor) -> int:
+    """The most bytes that inputs and results of a pass without gradients take at once; nothing need be computed.
+
+    Args:
+        model: a network, on the meta device or another.
+        inputs: a batch of inputs.
+
+    Returns:
+        Bytes of the whole batch, without the network's weights.
+    """
+    with torch.no_grad(), Live([*model.parameters(), *model.buffers()]) as live:
+        live.watch(inputs)
+        model(*inputs)
+    return live.most
+
+
+class Live(TorchDispatchMode):
+    """Watches in a `with` block how many bytes of tensors live at once, by when their storages come and go.
+
+    Args:
+        others: tensors that do not count, nor do views of them.
+    """
+
+    def __init__(self, others: Iterable[Tensor]):
+        super().__init__()
+        self.others = [one.untyped_storage() for one in others]  # kept, so that no other storage gets their place
+        self.known, self.now, self.most = {id(one) for one in self.others}, 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        self.watch(tree_leaves(out))
+        return out
+
+    def watch(self, values: Iterable[Any]) -> None:
+        """Count the storages of tensors that are new."""
+        for storage in (value.untyped_storage() for value in values if isinstance(value, Tensor)):
+            if id(storage) not in self.known:
+                self.known.add(id(storage))
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._forget, id(storage), storage.nbytes())
+
+    def _forget(self, place: int, size: int) -> None:
+        self.known.discard(place)
+        self.now -= size
 
 
 @lru_cache
