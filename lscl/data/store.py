@@ -162,6 +162,11 @@ def new_folder(target: Path):
             shutil.rmtree(made, ignore_errors=True)
 
 
+def builder_lock(target: Path) -> FileLock:
+    """The lock that a process has while it builds a folder of the cache."""
+    return FileLock(target.with_name(f".{target.name}.building"))
+
+
 @contextmanager
 def only_builder(target: Path) -> Iterator[None]:
     """Let one process at a time build a folder of the cache; the others wait here.
@@ -174,7 +179,7 @@ def only_builder(target: Path) -> Iterator[None]:
     Raises:
         LsclError: the cache folder cannot be written.
     """
-    lock = FileLock(target.with_name(f".{target.name}.building"))
+    lock = builder_lock(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -18,9 +18,10 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from filelock import Timeout
 
 from lscl import paths
-from lscl.data.store import ImageSet, allocated_memmap, found_or_built, new_folder
+from lscl.data.store import ImageSet, allocated_memmap, builder_lock, found_or_built, new_folder, only_builder
 from lscl.errors import LsclError
 from lscl.machine import hardware
 from lscl.models.precision import without_autocast
@@ -67,9 +68,10 @@ def prefix_cache(
     shape = (len(images), foundation.tokens, foundation.width)
 
     def build() -> StoredTokens:
-        make_room(folder, stored.itemsize * math.prod(shape))
         with new_folder(folder) as new:
-            writer = TokenWriter(new, stored, shape)
+            with only_builder(folder.with_name("room")):  # nobody else counts until the space is taken
+                make_room(folder, stored.itemsize * math.prod(shape))
+                writer = TokenWriter(new, stored, shape)
             _write_tokens(writer, foundation, images, device, progress)
             writer.save()
         return StoredTokens(folder)
@@ -225,7 +227,7 @@ atexit.register(release)
 def make_room(folder: Path, needed: int) -> None:
     """Remove activations, least recently used first, until new ones fit into LSCL_CACHE_GB.
 
-    Activations that a process holds are never removed.
+    Activations that a process holds are never removed, and those that one is computing count, too.
 
     Args:
         folder: the folder of the new activations.
@@ -239,7 +241,7 @@ def make_room(folder: Path, needed: int) -> None:
         return
     found = [path.parent for path in folder.parent.glob(f"[!.]*/{ABOUT}") if path.parent != folder]
     sizes = {one: _size(one) for one in found}
-    total = sum(sizes.values())
+    total = sum(sizes.values()) + _unfinished(folder)
     for one in sorted(found, key=_last_use):
         if total + needed <= limit:
             return
@@ -250,6 +252,21 @@ def make_room(folder: Path, needed: int) -> None:
             f"LSCL_CACHE_GB = {limit / 1e9:g}: {needed / 1e9:.3g} GB of activations are needed in addition to "
             f"{total / 1e9:.3g} GB in use; raise it"
         )
+
+
+def _unfinished(folder: Path) -> int:
+    """Bytes of activations that other processes are computing; those that a killed process has left are removed."""
+    total = 0
+    for path in folder.parent.glob(".*.new-*"):
+        target = folder.with_name(path.name[1:].rsplit(".new-", 1)[0])
+        if target == folder:
+            continue
+        try:
+            with builder_lock(target).acquire(timeout=0):
+                shutil.rmtree(path, ignore_errors=True)
+        except Timeout:
+            total += _size(path)
+    return total
 
 
 def limit_bytes() -> float | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class StoredTokens:
     def __init__(self, folder: Path):
         self.folder = folder
         stamps = [check_regular(folder / name) for name in (ABOUT, DATA)][1]
+        self.inode = stamps.st_ino
         self.array = np.load(folder / DATA, mmap_mode="r")
         self.parts = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["parts"]
         self.rows, self.places = rows_of_part(self.shape, self.dtype), np.arange(len(self.array))
@@ -112,12 +114,18 @@ class StoredTokens:
         """
         bad = self.damaged(np.unique(self.places[index] // self.rows))
         if bad:
-            (self.folder / ABOUT).unlink(missing_ok=True)  # so that nobody takes the array for a finished one
+            self._disown()
             raise LsclError(
                 f"damaged activations {self.folder}: part {bad[0] + 1} of {len(self.parts)} is not as it was written; "
                 "the same command computes them again"
             )
         return self.array[index]
+
+    def _disown(self) -> None:
+        """Let nobody take the damaged array for a finished one; one that another process has computed since stays."""
+        with suppress(FileNotFoundError):
+            if (self.folder / DATA).stat().st_ino == self.inode:
+                (self.folder / ABOUT).unlink()
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self[:], dtype=dtype)

@@ -243,6 +243,20 @@ def test_a_damaged_part_of_a_large_file_is_one_line_and_then_computed_again(cach
     assert calls and np.array_equal(found, expected)
 
 
+def test_who_reads_damage_leaves_what_another_has_computed_since(cache, images, in_parts):
+    frozen = foundation("tiny", 1)
+    expected = np.array(prefix_cache(frozen, images, CPU))
+    (folder,) = entries(cache)
+    flip(folder, 45)
+    old, _ = computed(frozen, images)
+    (folder / "about.json").unlink()  # as another reader does
+    computed(frozen, images)
+    with pytest.raises(LsclError):
+        old[41]
+    found, calls = computed(frozen, images)
+    assert calls == [] and np.array_equal(found, expected)
+
+
 def test_a_run_stops_at_damaged_activations_and_the_next_call_mends_them(cache, smoke, in_parts, one_line):
     whole = run(smoke(method="fed_lscl"), quiet=True)
     (records.folder("smoke") / f"{whole['name']}.json").unlink()
@@ -480,3 +494,24 @@ def test_a_killed_computation_blocks_nobody_and_is_cleared_away(cache, tmp_path)
     assert computing(tmp_path) == {str(killed.pid), str(waiting.pid)}
     (folder,) = entries(cache)
     assert (folder / "about.json").exists()
+
+
+def test_what_another_process_is_computing_takes_room_until_it_is_killed(
+    cache, images, tmp_path, monkeypatch, one_line
+):
+    few, size = images.subset(np.arange(20)), 20 * 17 * 32 * 4
+    monkeypatch.setenv("LSCL_CACHE_GB", str(1.5 * size / 1e9))
+    (other,) = computers(tmp_path, 1, 100)
+    while not (tmp_path / "calls").exists():
+        assert other.poll() is None, other.communicate()
+        time.sleep(0.01)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 0), few, CPU)
+    one_line(caught, "LSCL_CACHE_GB", "in use", "raise it")
+    assert len(entries(cache)) == 1  # what the other one has
+    other.kill()
+    other.communicate()
+    assert len(prefix_cache(foundation("tiny", 0), few, CPU)) == 20
+    (folder,) = entries(cache)
+    assert (folder / "about.json").exists()
+    release()
