@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_records import record
 from test_cli import call
-from tests_root import ROOT
+from tests_root import ROOT, measured
 
 from lscl import cli, paths, results
 from lscl.errors import LsclError, MissingFile
@@ -139,7 +139,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("failure", "says"), FAILURES, ids=[type(failure).__name__ for failure, _ in FAILURES])
 def test_a_failure_of_values_is_one_line_with_what_helps(capsys, monkeypatch, failure, says):
-    def fail():
+    def fail(*_):
         raise failure
 
     monkeypatch.setattr(doctor, "doctor", fail)
@@ -165,7 +165,7 @@ def test_a_real_array_that_no_machine_holds(capsys, monkeypatch):
     [KeyError("a"), RuntimeError("shape mismatch"), ValueError("x"), AttributeError("y"), TypeError("z"), IndexError()],
 )
 def test_a_bug_keeps_its_traceback(monkeypatch, bug):
-    def fail():
+    def fail(*_):
         raise bug
 
     monkeypatch.setattr(doctor, "doctor", fail)
@@ -240,7 +240,7 @@ def repository(places):
     def put(name, change):
         target = places / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(change((ROOT / name).read_bytes()))
+        target.write_bytes(change(measured(name).read_bytes()))
         return target
 
     for other in (
@@ -443,7 +443,7 @@ MEASURED = (
 def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
     """All free texts of records, measurements and probes are the hostile one, and the pages show none of its signs."""
     for name in MEASURED:
-        whole = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        whole = json.loads(measured(f"results/{name}.json").read_text(encoding="utf-8"))
         path = places / "results" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

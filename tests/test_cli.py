@@ -88,7 +88,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(capsys, words, says):
 
 
 def test_ctrl_c_is_no_traceback_and_exit_code_130(capsys, monkeypatch):
-    def stop():
+    def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lscl.experiments.doctor.doctor", stop)

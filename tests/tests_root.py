@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from lscl.experiments import records
 from lscl.federation.loop import InProcess
 from lscl.federation.payload import seal
@@ -32,3 +34,20 @@ class Recorder(InProcess):
     def uploads(self):
         """The uploads of every training round."""
         return [sent for stage, _, sent in self.log if stage.name == "train"]
+
+
+def note_trained(monkeypatch):
+    """The parameters with a gradient in a step of Adam from now on, by their ids: a set that grows."""
+    found, step = set(), torch.optim.Adam.step
+
+    def noted(self, *rest):
+        found.update(id(p) for group in self.param_groups for p in group["params"] if p.grad is not None)
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    return found
+
+
+def measured(name):
+    """A committed file of results, or where none is measured at present, a sample of its shape."""
+    return ROOT / name if (ROOT / name).exists() else ROOT / "tests" / "samples" / "--".join(name.split("/")[-2:])

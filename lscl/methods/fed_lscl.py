@@ -78,9 +78,12 @@ class FedLSCLCosts(Costs):
             / 2
             * config.rounds
         )
-        visits = {"exact": 2, "sgd": config.o2d_epochs * (config.clients - 1)}.get(config.o2d, 0)
-        solve = q**3 / 3 if config.o2d == "exact" else 0
-        return OwnWork(clients + kept * f, run.rounds * config.clients * (visits * 2.0 * numbers * q * q + solve))
+        steps, rows = config.o2d_epochs * (config.clients - 1), config.clients * q
+        server = {
+            "exact": 4.0 * numbers * q * q + q**3 / 3,
+            "sgd": 2.0 * steps * rows * q * q + 2.0 * config.clients * numbers * q * q,
+        }
+        return OwnWork(clients + kept * f, run.rounds * config.clients * server.get(config.o2d, 0.0))
 
 
 @register

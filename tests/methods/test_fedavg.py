@@ -65,9 +65,11 @@ def test_the_features_are_not_normalised(federation, smoke):
 
 def noted_images(method, client, monkeypatch):
     """The CNN's images in the steps of a round, and in the test behind it."""
-    seen, plain = [], method.logits
+    seen, plain = [], method.features_of
     monkeypatch.setattr(
-        method, "logits", lambda client, batch: (seen.append((client.model.training, batch)), plain(client, batch))[1]
+        method,
+        "features_of",
+        lambda client, batch: (seen.append((client.model.training, batch)), plain(client, batch))[1],
     )
     for name in ("train", "finish"):
         answer(method, client, Stage(0, 0, name), method.broadcast(client.id, Stage(0, 0)))

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from drawn_vits import MOST, drawn_images, fit_watched, listed, one_client, update_share, values_at
+from tests_root import note_trained
 
 from lscl.methods import METHODS
 
@@ -70,7 +71,7 @@ def changed(before, module):
 
 @pytest.mark.parametrize("profile", VITS)
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].trains])
-def test_five_steps_are_finite_and_in_proportion(name, profile, drawn):
+def test_five_steps_are_finite_and_in_proportion(name, profile, drawn, monkeypatch):
     """What a system adds to the frozen ViT is small beside it at first, and what is frozen stays as it is."""
     vit, side = drawn(profile, 96), 32 if profile == "colab" else 96
     method, client = one_client(values_at(profile, name), vit, drawn_images(BATCH, side))
@@ -80,9 +81,8 @@ def test_five_steps_are_finite_and_in_proportion(name, profile, drawn):
     is_own = METHODS[name].role == "own"
     for phase in map(listed, method.phases(client, method.stages(0)[0])):
         assert phase.batch == BATCH
-        before = numbers_of(client.model)
+        before, trained = numbers_of(client.model), note_trained(monkeypatch)
         losses, found = fit_watched(client, phase, STEPS, features)
-        trained = {id(p) for group in phase.groups for p in group["params"] if p.grad is not None}
         names = {name for name, p in client.model.named_parameters() if id(p) in trained}
         assert len(losses) == STEPS and all(loss.isfinite() for loss in losses)
         assert changed(before, client.model) == names != set()

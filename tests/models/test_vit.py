@@ -145,7 +145,6 @@ def test_adapters_of_every_linear_layer_equal_merged_weights(keep):
         assert (found - frozen.suffix(z, keep=keep)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("batch", [None, 4])
 def test_the_share_of_an_update_is_that_of_the_matrix_that_is_never_formed():
     frozen = foundation("tiny", 1)
     z, draw = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
@@ -156,6 +155,7 @@ def test_the_share_of_an_update_is_that_of_the_matrix_that_is_never_formed():
     assert frozen.update_share(z, update) == pytest.approx(float(written.norm() / (y @ W.T).norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("batch", [None, 4])
 def test_prefix_tuning_lets_tokens_attend_to_keys_and_values_in_front(batch):
     """By hand: with keys far away from every query nothing changes; with equal logits the values are mixed in."""
     frozen = foundation("tiny", 1)

@@ -128,6 +128,9 @@ def o2d_sgd_of_client(
     proportion to the teachers' distance and need no scale of their own. Nesterov's momentum averages over the teachers;
     the step falls linearly to zero, so that the last teacher has no more say than the first.
 
+    Every row of W takes the same steps, and they are linear: W ends as sum_i W_i S_i, with matrices S_i that depend on
+    the moments alone. So the steps are taken by the S_i, which have K (m + 1) rows and not P.
+
     Args:
         k: the client's place in the lists.
         weights: the uploaded generators, (P, m + 1) each.
@@ -140,20 +143,21 @@ def o2d_sgd_of_client(
         The distilled generator, (P, m + 1); the own one of a client alone, or if no teacher has features.
     """
     own, teachers = weights[k], [j for j in range(len(weights)) if j != k]
-    student = own.clone()
     pull = float(_lambda(k, moments, strength)) if teachers else 0.0
     if pull == 0:
-        return student
+        return own.clone()
+    size = len(moments[k])
+    start = torch.eye(len(weights) * size, dtype=moments[k].dtype).split(size, dim=1)  # each (K (m + 1), m + 1)
+    student = start[k].clone()
     steepest = max(float(torch.linalg.eigvalsh(moments[j])[-1]) for j in teachers) + pull
     optimiser = torch.optim.SGD([student], lr=lr, momentum=MOMENTUM, nesterov=True)
-    moments_like = [moment.to(own.dtype) for moment in moments]
     steps = epochs * len(teachers)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = lr / (2 * steepest) * (1 - step / steps)
         j = teachers[step % len(teachers)]
-        student.grad = 2 * (student - weights[j]) @ moments_like[j] + 2 * pull * (student - own)
+        student.grad = 2 * (student - start[j]) @ moments[j] + 2 * pull * (student - start[k])
         optimiser.step()
-    return student
+    return sum(weight @ share.to(own.dtype) for weight, share in zip(weights, student.split(size), strict=True))
 
 
 def _lambda(k: int, moments: Sequence[Tensor], strength: float) -> Tensor:

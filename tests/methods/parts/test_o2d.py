@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from lscl.methods.parts.o2d import o2d_exact, o2d_loss, o2d_sgd, pack_triangle, second_moments, unpack_triangle
+from lscl.methods.parts.o2d import (
+    MOMENTUM,
+    o2d_exact,
+    o2d_loss,
+    o2d_sgd,
+    pack_triangle,
+    second_moments,
+    unpack_triangle,
+)
 
 
 def problem(clients=4, outputs=6, m=3, strength=0.5, seed=0, dtype=torch.float64):
@@ -79,6 +87,23 @@ def test_the_size_of_features_does_not_matter_to_the_gradient_steps(scale):
     for k, found in enumerate(o2d_sgd(weights, moments, strength, lr=1.0, epochs=100)):
         loss = lambda weight, k=k: o2d_loss(k, weight, weights, moments, strength)
         assert loss(found) <= min(1.05 * loss(exact[k]), loss(weights[k]))
+
+
+def test_the_steps_are_those_that_every_row_of_the_generator_would_take():
+    weights, _, moments, strength = problem()
+    found = o2d_sgd(weights, moments, strength, 0.7, 3)
+    for k in range(4):
+        teachers = [j for j in range(4) if j != k]
+        mean = sum(moments[j] for j in teachers) / 3
+        pull = strength * float(mean.trace()) / len(mean)
+        steepest = max(float(torch.linalg.eigvalsh(moments[j])[-1]) for j in teachers) + pull
+        student, velocity = weights[k].clone(), torch.zeros_like(weights[k])
+        for step in range(9):
+            j = teachers[step % 3]
+            slope = 2 * (student - weights[j]) @ moments[j] + 2 * pull * (student - weights[k])
+            velocity = slope if step == 0 else MOMENTUM * velocity + slope
+            student = student - 0.7 / (2 * steepest) * (1 - step / 9) * (slope + MOMENTUM * velocity)
+        assert torch.allclose(found[k], student, rtol=1e-10, atol=1e-12)
 
 
 def test_gradient_steps_leave_the_uploads_as_they_were():
