@@ -71,7 +71,7 @@ def fit_own_ridge(method: Method, client: Client) -> Tensor | None:
     Client state: `ridge.gram` (d, d) and `ridge.products` (d, C), in float64, private.
 
     Args:
-        method: the system, see `lscl.federation.method.Method.features_of`.
+        method: the system, see `Method.features_of`.
         client: the client, at the end of its task.
 
     Returns:

@@ -15,6 +15,7 @@ from lscl.experiments.records import Record, find, select
 from lscl.experiments.run import run
 from lscl.experiments.sweeps import PLANS, SEEDS, main_table, runs_of, variant_run, variants
 from lscl.methods.parts.fed_lscl_studies import REGIMES, WRITERS, regime_change
+from lscl.registry import METHODS
 from lscl.results.labels import DATASET_LABELS, notes_of
 
 AUDITED = "lscl.study"  # the audit event (`sys.audit`) of reading a set of runs: its profile and name, "" for all runs
@@ -160,6 +161,20 @@ def rows_in_order(study: str, profile: str) -> list[str]:
     if study == "table1":
         return []
     return list(WRITERS if study == "regimes" else variants(study, profile))
+
+
+def beside_every_block(table: pd.DataFrame) -> pd.DataFrame:
+    """The writers by regime, sorted; one that adapts nothing has no block and stands beside every block.
+
+    Args:
+        table: rows of the study "regimes" with the columns images_per_class and block.
+
+    Returns:
+        pandas.DataFrame: the rows by data set, images and block, those without a block once for each.
+    """
+    regime, adapts = ["dataset", "images_per_class", "block"], table["method"] == METHODS.find_role("own")
+    beside = table[~adapts].drop(columns="block").merge(table.loc[adapts, regime].drop_duplicates())
+    return pd.concat([table[adapts], beside]).sort_values(regime, kind="stable")
 
 
 # ---- Table 2: the components of Fed-LSCL

@@ -35,7 +35,7 @@ def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
     assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes the records" in text
     tuned = len(METHODS[method].search_space) > 0
     assert (f"`lscl sweep tune --methods {method} --profile mini`" in text) == tuned
-    assert ("It has no grid" in text) == (not tuned)
+    assert ("It has nothing to tune" in text) == (not tuned)
     assert ("published |" in text) == (method not in CONTROLS)
 
 

@@ -130,6 +130,14 @@ def wide(study="ablations"):
     )
 
 
+def test_a_writer_that_adapts_nothing_stands_beside_every_block():
+    rows = [("a", "fed_lscl", 5, 3), ("a", "fed_lscl", 5, 6), ("a", "local_head", 5, 3), ("b", "local_head", 5, 3)]
+    table = pd.DataFrame(rows, columns=["dataset", "method", "images_per_class", "block"])
+    found = studies.beside_every_block(table)
+    assert sorted(found[found["method"] == "local_head"]["block"]) == [3, 6] and len(found) == 4
+    assert found["block"].tolist() == [3, 3, 6, 6] and set(found["dataset"]) == {"a"}
+
+
 class TestDifferences:
     """What the notebooks make of a study: every variant minus one of them, seed by seed."""
 

@@ -157,7 +157,8 @@ def o2d_sgd_of_client(
         j = teachers[step % len(teachers)]
         student.grad = 2 * (student - start[j]) @ moments[j] + 2 * pull * (student - start[k])
         optimiser.step()
-    return sum(weight @ share.to(own.dtype) for weight, share in zip(weights, student.split(size), strict=True))
+    shares = student.split(size)  # S_i, each (m + 1, m + 1)
+    return sum(weight @ share.to(own.dtype) for weight, share in zip(weights, shares, strict=True))
 
 
 def _lambda(k: int, moments: Sequence[Tensor], strength: float) -> Tensor:
