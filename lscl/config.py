@@ -391,6 +391,23 @@ def experiment(**values: Any) -> Experiment:
     return _with_images(made)
 
 
+def run_of_set(values: Mapping[str, Any], own: Mapping[str, Any]) -> Experiment:
+    """A run of a set: its own values, and those of the whole set that its system reads.
+
+    Args:
+        values: what the config of the whole set has.
+        own: the run's, the method among them.
+
+    Returns:
+        the run.
+
+    Raises:
+        LsclError: as `experiment`.
+    """
+    shared = {name: value for name, value in values.items() if name in read_by(own["method"])}
+    return experiment(**{**shared, **own})
+
+
 def _with_images(config: Experiment) -> Experiment:
     """The config with the facts about its images: the one size that a data set has, the digest of a folder."""
     source = DATASETS[config.dataset]

@@ -21,6 +21,7 @@ from lscl.config import (
     experiment,
     fields,
     readers,
+    run_of_set,
 )
 from lscl.errors import LsclError
 from lscl.experiments import records
@@ -270,6 +271,13 @@ def test_where_it_is_computed_is_not_in_the_digest_or_the_name(name):
     base = experiment()
     changed = experiment(**{name: other_value(name, getattr(base, name))})
     assert changed != base and changed.digest == base.digest and changed.name == base.name
+
+
+def test_a_run_of_a_set_has_its_own_values_first_and_none_of_another_system():
+    values = {"profile": "mini", "rank": 4, "lr": 0.1, "l2p_pool": 3}
+    run = run_of_set(values, {"method": "fed_lscl", "rank": 2, "seed": 7})
+    assert (run.rank, run.lr, run.seed, run.overrides()) == (2, 0.1, 7, {"rank": 2, "lr": 0.1})
+    assert run.l2p_pool == experiment(profile="mini").l2p_pool
 
 
 def test_the_digest_depends_on_values_not_on_how_they_were_given():

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from lscl.config import Experiment, check_options, check_profile, experiment, readers
+from lscl.config import Experiment, check_options, check_profile, run_of_set
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments import records
 from lscl.experiments.run import RunBusy, check_affordable, run
@@ -24,11 +24,6 @@ PLANS: dict[str, dict[str, list[int]]] = {
     "colab": {"cifar100": [42]},
     "paper": {"cifar100": SEEDS, "imagenet_r": SEEDS},
 }
-
-
-def _run(values: dict[str, Any], own: dict[str, Any]) -> Experiment:
-    """A run of a set: its own values, and those of the whole set that its system reads."""
-    return experiment(**{name: value for name, value in values.items() if own["method"] in readers(name)} | own)
 
 
 def reportable_records(found: Iterable[records.Record]) -> list[records.Record]:
@@ -70,7 +65,7 @@ def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None
     """
     check_profile(profile)
     return [
-        _run(
+        run_of_set(
             {"dataset": dataset, "profile": profile, "data_dir": data_dir, "weights": weights},
             {**extra, "method": method, "seed": seed},
         )
@@ -147,7 +142,7 @@ def variant_run(values: dict[str, Any], variant: dict[str, Any], seed: int) -> E
     Returns:
         the run.
     """
-    return _run(values, {"method": METHODS.find_role("own"), **variant, "seed": seed})
+    return run_of_set(values, {"method": METHODS.find_role("own"), **variant, "seed": seed})
 
 
 @lru_cache
@@ -280,7 +275,11 @@ def table1(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:
     Returns:
         the runs, seed by seed.
     """
-    return [_run(values, {**extra, "method": method, "seed": seed}) for seed in seeds for method, extra in main_table()]
+    return [
+        run_of_set(values, {**extra, "method": method, "seed": seed})
+        for seed in seeds
+        for method, extra in main_table()
+    ]
 
 
 def tune(values: dict[str, Any], seeds: list[int]) -> list[Experiment]:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from pydantic import Field, field_validator, model_validator
 
 from lscl import files, paths
-from lscl.config import Experiment, check_profile, experiment, fields, readers, values_of
+from lscl.config import Experiment, check_profile, experiment, fields, run_of_set, values_of
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, RejectedPayload, shorten
 from lscl.experiments import records
@@ -134,10 +134,6 @@ def first_values(method: str, values: Mapping[str, Any]) -> dict[str, Value]:
         if value not in space[name]:
             raise LsclError(f"method {method!r}: {name} = {value}, its first value, is not in {space[name]}")
     return found
-
-
-def _read_by(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if method in readers(name)}
 
 
 def draw_trials(method: str, first: Mapping[str, Value]) -> list[dict[str, Value]]:
@@ -363,7 +359,7 @@ class Tuner:
         return [trial["values"] for trial in saved["trials"]]
 
     def _config(self, method: str, trial: Mapping[str, Value]) -> Experiment:
-        return experiment(**{**_read_by(method, self.values), **trial, "method": method, "seed": TUNING_SEED})
+        return run_of_set(self.values, {**trial, "method": method, "seed": TUNING_SEED})
 
     def _check(self, method: str, saved: Mapping | None) -> None:
         if saved and [one["config_digest"] for one in saved["trials"]] != [one.digest for one in self.configs[method]]:
