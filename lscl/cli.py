@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
@@ -17,13 +17,15 @@ from click.exceptions import NoArgsIsHelpError
 from typer.core import TyperCommand, TyperOption
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, check_options, check_profile, experiment, fields
+from lscl.config import PROFILES, Experiment, check_profile, experiment, fields
 from lscl.errors import LsclError, explain, make_printable
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
 app.add_typer(data_app, name="data")
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs, compare them, and write them to files.")
+app.add_typer(config_app, name="config")
 
 
 def config_command(group: typer.Typer, name: str, *leave_out: str):
@@ -74,31 +76,106 @@ def _option(name: str) -> TyperOption:
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
-    """Turn texts of the command line into config values; `none` stands for no limit, unless it is a choice."""
-    choices = {name: get_args(fields()[name].annotation) for name in given if name in fields()}
-    return {
-        name: None if text.lower() == "none" and "none" not in choices.get(name, ()) else text
-        for name, text in given.items()
-        if text is not None
-    }
+    """The config values of the options that were given."""
+    from lscl.experiments.config_files import parse_texts
+
+    return parse_texts({name: text for name, text in given.items() if text is not None})
+
+
+Start = Annotated[
+    Path | None, typer.Option("--from", help="a record (.json) or a YAML file whose run it is; options change values")
+]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, as the option of that name; repeatable")]
+
+
+def _one(values: dict[str, Any], start: Path | None = None, changes: list[str] | None = None) -> Experiment:
+    """The experiment of the command line; options that its system never reads are refused."""
+    from lscl.experiments.config_files import config_from, parse_changes
+
+    more = parse_changes(changes or [])
+    twice = sorted(set(more) & set(values))
+    if twice:
+        raise LsclError(f"{twice[0]} is given twice, by --set and by its option: leave one of the two out")
+    config, lines = config_from(start, {**values, **more})
+    for line in lines:
+        print(f"lscl: {make_printable(line)}", file=sys.stderr)
+    return config
 
 
 @config_command(app, "run")
-def run_command(values: dict) -> None:
+def run_command(
+    values: dict,
+    start: Start = None,
+    changes: Changes = None,
+    write_config: Annotated[
+        Path | None, typer.Option("--write-config", help="YAML file to write, from which --from makes this run again")
+    ] = None,
+) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
-    from lscl.experiments.records import folder
+    from lscl.experiments import config_files, records
     from lscl.experiments.run import run
 
-    record = run(_one(values))
-    print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
+    config = _one(values, start, changes)
+    if write_config is not None:
+        config_files.check_writable_config(write_config)
+    record = run(config)
+    print(f"{record['name']}: {records.folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+    if write_config is not None:
+        done = config.model_copy(update={"threads": record["config"]["threads"]})
+        print(f"wrote {config_files.write_config(write_config, done, record['device'])}")
 
 
-def _one(values: dict[str, Any]) -> Experiment:
-    """The experiment of the command line; options that its system never reads are refused."""
-    config = experiment(**values)
-    check_options(values, [config.method])
-    return config
+@config_command(config_app, "show")
+def config_show(values: dict, start: Start = None, changes: Changes = None) -> None:
+    """Print every value that decides a run, as YAML that `lscl run --from` reads, and where the value comes from."""
+    from lscl.experiments.config_files import config_yaml
+
+    print(config_yaml(_one(values, start, changes)), end="")
+
+
+@config_command(config_app, "save")
+def config_save(
+    values: dict,
+    file: Annotated[Path, typer.Argument(help="the YAML file to write")],
+    start: Start = None,
+    changes: Changes = None,
+) -> None:
+    """Write every value that decides a run to a YAML file; `lscl run --from` reads it."""
+    from lscl.experiments.config_files import write_config
+
+    print(f"wrote {write_config(file, _one(values, start, changes))}")
+
+
+@config_app.command("diff")
+def config_diff(
+    one: Annotated[Path, typer.Argument(help="a record (.json) or a YAML file")],
+    other: Annotated[
+        Path | None, typer.Argument(help="another one; none given = the values of the first one's profile")
+    ] = None,
+) -> None:
+    """Print the values in which two runs differ, one a line: name, the first, the second."""
+    from lscl.experiments.config_files import config_from, different_values
+
+    nowhere = {"data_dir": None, "weights": None}  # a comparison of values needs no images
+    first, _ = config_from(one, nowhere)
+    names = {name: getattr(first, name) for name in ("method", "dataset", "profile", "seed")}
+    second = experiment(**names) if other is None else config_from(other, nowhere)[0]
+    found = different_values(first.values_read(), second.values_read())
+    for name, here, there in found:
+        print(f"{name}: {here} | {there}")
+    if not found:
+        print("no value differs")
+
+
+@app.command("explain")
+def explain_command(record: Annotated[Path, typer.Argument(help="the file of a record")]) -> None:
+    """Print what a record is, what tells it from its profile, where it stands, and how to make it again."""
+    from lscl.experiments.records import read_record
+    from lscl.publish.explanation import explain_record
+
+    for line in explain_record(read_record(record), record):
+        print(line)
 
 
 def _show_accuracy(record: dict) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -200,13 +201,24 @@ def _entry(path: Path, name: str, kind: type, value: str) -> Any:
     return entry
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice[:100]} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        LsclError: the file cannot be read, or it is not YAML.
+        LsclError: the file cannot be read, it is not YAML, or a name stands twice in a mapping.
     """
     try:
-        return yaml.safe_load(read_text(path))
+        return yaml.load(read_text(path), _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise LsclError(f"cannot read {path}: no valid YAML ({' '.join(str(error).split())})") from error

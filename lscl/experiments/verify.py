@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lscl import paths
-from lscl.config import experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import records
+from lscl.experiments.config_files import config_of_record
 from lscl.experiments.run import run
 from lscl.experiments.sweeps import reportable_records
 from lscl.seeding import numpy_generator
@@ -53,8 +53,7 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
     Returns:
         name, equal, differs (names of entries), seconds, hardware, versions, recorded_at and verified_at (commits).
     """
-    file = weights if record["config"].get("weights_sha256") else None
-    config = experiment(**{**record["config"], "data_dir": data_dir, "weights": file, "device": record["device"]})
+    config = config_of_record(record, data_dir, weights)
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again = run(config)

@@ -10,6 +10,7 @@ from lscl import files, paths
 from lscl.config import experiment
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.cards import SHEETS, MeasuredStep, steps_on
+from lscl.experiments.config_files import command_of
 from lscl.experiments.records import Record, select
 from lscl.registry import METHODS
 from lscl.results import file_shapes
@@ -81,12 +82,6 @@ def measured_times(records: Iterable[Record]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def command_of(record: Record) -> str:
-    """The command that makes a record, but for its seed."""
-    options = "".join(f" --{key} {value}" for key, value in record["overrides"].items())
-    return f"lscl run --method {record['method']} --dataset {record['dataset']} --profile {record['profile']}{options}"
 
 
 def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, records, sweeps
 from lscl.experiments.cards import SHEETS
+from lscl.experiments.config_files import command_of
 from lscl.publish import hardware
 from lscl.registry import METHODS
 from lscl.results.frames import final_accuracy
@@ -61,7 +62,7 @@ def expected_table() -> str:
         rows.append(f"| {_machine(row['hardware'])} | {code_text(row['command'])} | {row['minutes']} | {scores} |")
     made = [one for profile in SHOWN for one in records.all_records(profile)]
     for record in records.select(made, method=METHODS.find_role("own"), seed=sweeps.SEEDS[0], overrides={}):
-        command = hardware.command_of(record)
+        command = command_of(record)
         scores = " | ".join(f"{_mean([record], mask)} %" for mask in SCORES)
         rows.append(
             f"| {_machine(record['hardware'])} | {code_text(command)} | {wall_minutes(record):.1f} | {scores} |"
