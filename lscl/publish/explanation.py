@@ -70,9 +70,9 @@ def _changes(config) -> list[str]:
 def _made(record: records.Record, code: dict) -> list[str]:
     machine, versions = record["hardware"], record["versions"]
     gpu = f", {machine['gpu']}" if record["device"] == "cuda" else ""
-    same = (
-        "the code here is the same" if record["code_digest"] == code["code_digest"] else "the code here is another one"
-    )
+    same = "the same" if record["code_digest"] == code["code_digest"] else "another one"
+    threads = f"{record['config']['threads']} threads, device {record['device']}"
+    changed = ", with uncommitted changes" if record["dirty"] else ""
     which = record["commit"][:10] if record["commit"] else "an installed package or no commit"
     faults = sum(map(len, record.get("faults", [])))
     return [
