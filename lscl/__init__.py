@@ -23,6 +23,7 @@ _FACE = {
     "register": ("lscl.registry", "register"),
     "register_dataset": ("lscl.registry", "register_dataset"),
     "run": ("lscl.experiments.run", "run"),
+    "load_model": ("lscl.experiments.prediction", "load_model"),
     "results": ("lscl.results", None),
 }
 

@@ -110,20 +110,55 @@ def run_command(
     write_config: Annotated[
         Path | None, typer.Option("--write-config", help="YAML file to write, from which --from makes this run again")
     ] = None,
+    keep_model: Annotated[
+        bool, typer.Option("--keep-model", help="keep the trained models beside the record, for lscl predict")
+    ] = False,
 ) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
-    from lscl.experiments import config_files, records
+    from lscl.experiments import config_files, kept_models, records
     from lscl.experiments.run import run
 
     config = _one(values, start, changes)
     if write_config is not None:
         config_files.check_writable_config(write_config)
-    record = run(config)
+    record = run(config, keep_model=keep_model)
     print(f"{record['name']}: {records.folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+    if keep_model:
+        print(f"kept {kept_models.model_path(record)}")
     if write_config is not None:
         done = config.model_copy(update={"threads": record["config"]["threads"]})
         print(f"wrote {config_files.write_config(write_config, done, record['device'])}")
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[
+        Path, typer.Argument(help="what lscl run --keep-model has kept: the .safetensors file or its card")
+    ],
+    pictures: Annotated[list[Path], typer.Argument(help="image files")],
+    client: Annotated[int, typer.Option(help="whose models look, from 0")] = 0,
+    task: Annotated[
+        int | None, typer.Option(help="only the classes of this task compete, from 0; none given = all that it has met")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="how many classes to print")] = 5,
+    weights: Annotated[
+        Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs with a local one")
+    ] = None,
+    device: Annotated[str, typer.Option(help="where to compute: auto, cpu or cuda")] = "auto",
+    figure: Annotated[Path | None, typer.Option(help="picture file to write: the first image and its scores")] = None,
+) -> None:
+    """Let a client of a finished run say what it sees in image files."""
+    from lscl.experiments.prediction import load_model
+
+    found = load_model(model, weights, device).predict(pictures, client, task=task)
+    for number, path in enumerate(pictures):
+        scores = ", ".join(f"{make_printable(name, 60)} {100 * score:.1f} %" for name, score in found.best(number, top))
+        print(f"{make_printable(str(path))}: {scores}")
+    if figure is not None:
+        from lscl.results.figures import class_scores, save_figure
+
+        print(f"wrote {save_figure(class_scores(found.images[0], found.best(0, top)), figure)}")
 
 
 @config_command(config_app, "show")

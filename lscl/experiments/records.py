@@ -53,8 +53,8 @@ class Hardware(BaseModel):
     gpu: Text | None
 
 
-def _config(values: Any) -> Experiment:
-    """The config of a record.
+def checked_config(values: Any) -> Experiment:
+    """The config of a record or of kept models.
 
     Raises:
         ValueError: a system or data set that is not registered, the fields of one, or an impossible value.
@@ -135,7 +135,7 @@ class RecordFile(BaseModel):
     @field_validator("config", mode="plain")
     @classmethod
     def _of_what_is_registered(cls, values: Any) -> Experiment:
-        return _config(values)
+        return checked_config(values)
 
     @model_validator(mode="after")
     def _agrees(self) -> "RecordFile":

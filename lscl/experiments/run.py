@@ -25,6 +25,8 @@ from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
+from lscl.experiments.kept_models import ModelKeeper, final_mean, is_kept, write_models
+from lscl.experiments.prediction import check_models, load_model
 from lscl.experiments.progress import Progress
 from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
 from lscl.federation.client import Client, Inputs
@@ -36,6 +38,7 @@ from lscl.models.cache import embedded_tokens, limit_bytes, prefix_cache, releas
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
 from lscl.models.precision import (
+    device_of,
     one_line_if_unrepeatable,
     prepare_device,
     prepare_repetition,
@@ -44,16 +47,7 @@ from lscl.models.precision import (
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
 
-
-def device_of(config: Experiment) -> torch.device:
-    """The device to compute on.
-
-    Raises:
-        LsclError: device = cuda without a GPU.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise LsclError("device = cuda: no CUDA GPU found (allowed here: auto, cpu)")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+Played = tuple[Dataset, Partition, Method, list[Round], dict]  # what `make_record` takes
 
 
 def prepare(config: Experiment, progress: Progress | None = None) -> tuple[Dataset, Partition, Method, list[Client]]:
@@ -182,7 +176,7 @@ class RunBusy(LsclError):
     """Another process is computing this run."""
 
 
-def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.Record:
+def run(config: Experiment, quiet: bool = False, wait: bool = True, keep_model: bool = False) -> records.Record:
     """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
     One process at a time computes a run; a second one waits for the first and then reads its record.
@@ -191,6 +185,8 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
         config: the run.
         quiet: show no progress.
         wait: wait for another process that is computing this run.
+        keep_model: keep what server and clients end with beside the record (`lscl.experiments.kept_models`). If there
+            is a record without its models, the run is computed again for them; the record stays as it is.
 
     Returns:
         the record.
@@ -203,12 +199,16 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     limit_bytes()  # refuses a bound that is no number, before anything else
     code = records.source()
     existing = _finished(config, code)
-    if existing is not None:
+    if existing is not None and not (keep_model and not is_kept(existing)):
         return existing
     state = state_folder(config)
     with claim(state, wait):
         try:
-            return _finished(config, code) or _compute(config, code, read_state(state), quiet)
+            keeper = ModelKeeper() if keep_model else None
+            record = _finished(config, code) or _compute(config, code, read_state(state), quiet, keeper)
+            if keep_model and not is_kept(record):
+                _compute_models(config, code, record, quiet)
+            return record
         finally:
             release()
 
@@ -306,17 +306,72 @@ def settle_device(config: Experiment, saved: SavedState) -> Experiment:
     return config.model_copy(update={"device": device_of(config).type, "threads": threads})
 
 
-def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
-    """Make the record, starting after the last finished round."""
-    record = make_record(*_play(config, code, saved, quiet))
-    record = records.read_record(records.save(record))  # as every later call will read it
+def _compute(
+    config: Experiment, code: dict, saved: SavedState, quiet: bool, keeper: ModelKeeper | None
+) -> records.Record:
+    """Make the record, starting after the last finished round, and keep the models if wanted."""
+    played = _play(config, code, saved, quiet, keeper=keeper)
+    record = records.read_record(records.save(make_record(*played)))  # as every later call will read it
     shutil.rmtree(saved.folder, ignore_errors=True)
+    if keeper and keeper.tensors:  # a state that is behind the last test has nothing to keep
+        keep_models(record, record, played, keeper)
     return record
 
 
+def _compute_models(config: Experiment, code: dict, record: records.Record, quiet: bool) -> None:
+    """Compute a finished run again, from nothing and in a folder of its own, to keep its models beside its record."""
+    if not quiet:
+        print(f"{record['name']}: its models were not kept, so it is computed again for them", file=sys.stderr)
+    same, keeper = (
+        config.model_copy(update={"threads": record["config"]["threads"], "device": record["device"]}),
+        ModelKeeper(),
+    )
+    with paths.scratch():
+        played = _play(same, code, SavedState(state_folder(same), {}, [], []), quiet, keeper=keeper)
+        made = make_record(*played)
+    keep_models(record, made, played, keeper)
+    if made["accuracy"] != record["accuracy"]:
+        gaps = (f"{mask} {final_mean(made, mask) - final_mean(record, mask):+.2f}" for mask in record["accuracy"])
+        why = "the models are of other code or of another processor than the record"
+        print(
+            f"{record['name']}: {why}; their accuracies are apart from its by {', '.join(gaps)} points", file=sys.stderr
+        )
+
+
+def keep_models(record: records.Record, made: records.Record, played: Played, keeper: ModelKeeper) -> Path:
+    """Write the models of a run beside its record, and read them once to see that they answer as they did in its test.
+
+    Args:
+        record: the record.
+        made: the record of the run that the models are from.
+        played: that run.
+        keeper: what it kept.
+
+    Returns:
+        the path of the safetensors file.
+
+    Raises:
+        LsclError: they do not, because the system needs more for its tests than is kept; nothing stays written.
+    """
+    data, parts, method, *_ = played
+    path = write_models(record, made, method, data, parts, keeper.tensors)
+    try:
+        check_models(load_model(path, method.config.weights, method.device.type), keeper)
+    except LsclError as error:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        raise LsclError(f"the models of {record['name']} cannot be kept, its record is there: {error}") from error
+    return path
+
+
 def _play(
-    config: Experiment, code: dict, saved: SavedState, quiet: bool, until: int | None = None
-) -> tuple[Dataset, Partition, Method, list[Round], dict]:
+    config: Experiment,
+    code: dict,
+    saved: SavedState,
+    quiet: bool,
+    until: int | None = None,
+    keeper: ModelKeeper | None = None,
+) -> Played:
     """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
     config = settle_device(config, saved)
     progress = Progress(config, quiet)
@@ -324,7 +379,7 @@ def _play(
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
-    transport = InProcess(method, clients, progress.client)
+    transport = InProcess(method, clients, progress.client, partial(keeper.keep, method) if keeper else None)
     with one_line_if_unrepeatable(config):
         reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
     return data, parts, method, reports, about

@@ -47,11 +47,13 @@ class InProcess:
         method: the system.
         clients: all clients.
         progress: called with the stage and the client's number after each answer; None = nobody is told.
+        before_test: called with each client as it is tested at the end of a task, see `training.answer`.
     """
 
     method: Method
     clients: list[Client]
     progress: Callable[[Stage, int], None] | None = None
+    before_test: Callable[[Client], None] | None = None
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
         """Let each client answer its payload.
@@ -65,7 +67,7 @@ class InProcess:
         """
         answers = {}
         for client in self.clients:
-            answers[client.id] = answer(self.method, client, stage, downloads[client.id])
+            answers[client.id] = answer(self.method, client, stage, downloads[client.id], self.before_test)
             if self.progress is not None:
                 self.progress(stage, client.id)
         return answers

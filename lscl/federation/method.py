@@ -454,5 +454,11 @@ class Method:
         """
         raise NotImplementedError
 
+    def prepare_test(self, client: Client) -> None:
+        """Make what the tests need besides the client's model and state, and put it into `client.scratch`.
+
+        It is called before every test, and for a client whose model and state were read from a file.
+        """
+
     def end_task(self, client: Client) -> None:
         """Do the client's work after it was tested at the end of the task."""

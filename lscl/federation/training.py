@@ -1,6 +1,6 @@
 """A client's part of an exchange: receive the payload, train or evaluate, answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import torch
@@ -15,7 +15,13 @@ from lscl.models.precision import MixedPrecision
 from lscl.seeding import seeded
 
 
-def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Payload:
+def answer(
+    method: Method,
+    client: Client,
+    stage: Stage,
+    payload: Payload,
+    before_test: Callable[[Client], None] | None = None,
+) -> Payload:
     """Carry out one exchange on the client.
 
     Args:
@@ -23,6 +29,7 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
         client: the client.
         stage: the exchange.
         payload: what the server sent.
+        before_test: called with the client as it is tested; it must change nothing. None = nobody is told.
 
     Returns:
         The upload of a training stage, or the right answers (see `evaluate`) at the end of the task.
@@ -30,6 +37,9 @@ def answer(method: Method, client: Client, stage: Stage, payload: Payload) -> Pa
     with seeded(client.seed, stage.name, client.id, stage.task, stage.round), _exchange(client):
         _enter(method, client, stage, payload)
         if stage.name == "finish":
+            method.prepare_test(client)
+            if before_test is not None:
+                before_test(client)
             scores = evaluate(method, client, fit_own_ridge(method, client))
             method.end_task(client)
             return scores

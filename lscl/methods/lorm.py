@@ -172,9 +172,12 @@ class LoRM(Method):
         client.scratch.pop("merged", None)
         if stage.name == "finish":
             self.store_task(client, payload)
-            client.scratch["merged"] = self.merge_stored_tasks(client)
         else:
             client.model.load_state_dict(payload, strict=False)
+
+    def prepare_test(self, client: Client) -> None:
+        """Merge the tasks that are stored by now."""
+        client.scratch["merged"] = self.merge_stored_tasks(client)
 
     def adapters(self, client: Client) -> dict[int, Adapter]:
         """W_0 + B A in every linear layer: a task starts from W_0."""

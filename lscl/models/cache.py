@@ -149,6 +149,31 @@ class TokenWriter:
         self.digests.save(self.folder)
 
 
+@torch.no_grad()
+def compute_tokens(
+    foundation: FrozenViT, images: np.ndarray, device: torch.device, numbers: str = "fp32"
+) -> np.ndarray:
+    """The frozen ViT's tokens of a few images, as `prefix_cache` would store them; nothing is written.
+
+    Args:
+        foundation: the frozen ViT, with N tokens of width d.
+        images: (n, H, W, 3) uint8.
+        device: where to compute.
+        numbers: as in `prefix_cache`.
+
+    Returns:
+        (n, N, d) float32, or for bf16 its bits in int16.
+    """
+    foundation.to(device)
+    chunk = chunk_size(foundation, device)
+    parts = [
+        foundation.prefix(send(torch.from_numpy(images[start : start + chunk]), device)).cpu()
+        for start in range(0, len(images), chunk)
+    ]
+    tokens = torch.cat(parts)  # (n, N, d)
+    return (tokens.bfloat16().view(torch.int16) if numbers == "bf16" else tokens).numpy()  # (n, N, d)
+
+
 def chunk_size(foundation: FrozenViT, device: torch.device) -> int:
     """How many images go through the frozen part at once.
 

@@ -94,6 +94,17 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
+def device_of(config: Experiment) -> torch.device:
+    """The device to compute on.
+
+    Raises:
+        LsclError: device = cuda without a GPU.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise LsclError("device = cuda: no CUDA GPU found (allowed here: auto, cpu)")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def prepare_device(config: Experiment) -> None:
     """Let a CUDA GPU use TF32 in matrix products and convolutions only if the config asks for it."""
     torch.backends.cuda.matmul.allow_tf32 = config.tf32

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +23,8 @@ from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import Tensor
 
-from lscl.errors import LsclError
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError, shorten
 from lscl.models.vit import FrozenViT, LowRank
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, is_training_free
 from lscl.results.statistics import estimate, interval_of
@@ -229,6 +231,54 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8, size
     for place, pixels, title in zip(axes.flat, images, titles):
         _picture(place, pixels, title)
     return figure
+
+
+@house_style
+def class_scores(image: np.ndarray, scores: Sequence[tuple[str, float]], truth: str = "") -> Figure:
+    """An image beside what a client sees in it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        scores: (name of a class, score between 0 and 1), the highest first.
+        truth: the true class, written above the image; empty = unknown.
+
+    Returns:
+        the image on the left, a bar for each class on the right.
+    """
+    figure, axes = _figure(6.0, 0.6 + 0.28 * max(4, len(scores)), 1, 2, width_ratios=(1, 2))
+    left, right = axes[0]
+    _picture(left, image, truth)
+    names, values = [shorten(name, 30) for name, _ in scores], [value for _, value in scores]
+    places = np.arange(len(scores))
+    bars = right.barh(places, values, color=COLOURS[0])
+    right.bar_label(bars, [f"{100 * value:.1f} %" for value in values], padding=3, fontsize=9)
+    right.set_yticks(places, names)
+    right.invert_yaxis()
+    right.set_xlim(0, 1.15 * max(values, default=1))
+    right.set_xlabel("score")
+    right.grid(False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure to a file, in the format of its ending.
+
+    Args:
+        figure: what to write.
+        path: the file, such as a .png, .svg or .pdf.
+
+    Returns:
+        the path.
+
+    Raises:
+        LsclError: an unknown ending, or the file cannot be written.
+    """
+    known, data = figure.canvas.get_supported_filetypes(), io.BytesIO()
+    if path.suffix[1:].lower() not in known:
+        raise LsclError(f"cannot write {path}: a figure ends in {', '.join('.' + ending for ending in sorted(known))}")
+    figure.savefig(data, format=path.suffix[1:].lower(), bbox_inches="tight")
+    write_atomic(path, data.getvalue())
+    return path
 
 
 # ---- 02 collaboration

@@ -85,6 +85,7 @@ FIGURES = {
     "shares": lambda: figures.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
     "concentration": lambda: figures.concentration({"1": draw.dirichlet(np.ones(3), 9)}),
     "image_grid": lambda: figures.image_grid(IMAGES, list("abcd"), columns=3),
+    "class_scores": lambda: figures.class_scores(IMAGES[0], [("a", 0.7), ("b", 0.2), ("b", 0.1)], "a"),
     "update_heatmaps": lambda: figures.update_heatmaps(IMAGES, draw.normal(size=(4, 72, 24))),
     "similarity_heatmap": lambda: figures.similarity_heatmap(np.eye(4), IMAGES, "cosine"),
     "update_sizes": lambda: figures.update_sizes({"A": draw.uniform(size=5), "B": draw.uniform(size=5)}),
@@ -341,6 +342,21 @@ def test_every_image_has_its_title():
         assert [axes.get_title() for axes in places] == ["a", "b", "c", ""]
         assert all(np.array_equal(shown(axes), pixels) for axes, pixels in zip(places, IMAGES[:3]))
         assert shown(places[3]) is None
+
+
+def test_a_score_stands_beside_its_class_and_the_image_on_the_left():
+    left, right = figures.class_scores(IMAGES[1], [("a", 0.75), ("b", 0.25)], "b").axes
+    assert (np.asarray(left.images[0].get_array()) == IMAGES[1]).all() and left.get_title() == "b"
+    assert [bar.get_width() for bar in right.patches] == [0.75, 0.25]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["a", "b"] and right.yaxis_inverted()
+
+
+def test_a_figure_is_written_in_the_format_of_its_ending(tmp_path, one_line):
+    figure = FIGURES["losses"]()
+    assert figures.save_figure(figure, tmp_path / "new" / "one.svg").read_text("utf-8").startswith("<?xml")
+    with pytest.raises(LsclError) as caught:
+        figures.save_figure(figure, tmp_path / "one.txt")
+    one_line(caught, "one.txt", ".png")
 
 
 def test_an_update_stands_below_its_image_in_three_parts():
