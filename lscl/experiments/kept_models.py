@@ -148,7 +148,7 @@ def write_models(
             stored[name] = value
         else:
             same_as[name] = known
-    written = tensors_to_bytes(stored, lscl=SCHEMA, record=record["name"])
+    written = tensors_to_bytes(stored, lscl=SCHEMA)  # of several entries the order would be random
     if len(written) > LARGEST_MODEL:
         raise LsclError(f"cannot keep the models of {record['name']}: {len(written)} bytes, at most {LARGEST_MODEL}")
     config = method.config

@@ -23,8 +23,10 @@ from lscl.experiments.run import check_affordable, run
 from lscl.experiments.sweeps import plan
 from lscl.models.cache import limit_bytes
 from lscl.publish import freshness, pages, readme, watched_kernel
+from lscl.registry import METHODS
 
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
+KEPT = ("smoke", "demo")  # profiles in which `lscl reproduce` keeps the models of the paper's own system
 UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is; it need not even exist
 
 
@@ -83,7 +85,7 @@ def reproduce(
     check_affordable(missing)
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
-        done.append(run(config))
+        done.append(run(config, keep_model=profile in KEPT and METHODS[config.method].role == "own"))
     runs_seconds, seconds = time.perf_counter() - started, {}
     pages.write_pages()
     places = {

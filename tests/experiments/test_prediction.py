@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_cli import call
 from test_run import stopped
+from tests_root import compared
 
 import lscl
 from lscl.data.picture import read_picture
@@ -114,7 +115,7 @@ def test_models_of_a_record_of_other_code_say_so(smoke, capsys):
     raw["accuracy"]["seen"][-1][0][0] = 99.0
     path.write_text(json.dumps(raw), "utf-8")
     found = run(config, keep_model=True)
-    assert not load_model(found).card.equal_to_record and "the accuracies are apart" in capsys.readouterr().err
+    assert not load_model(found).card.equal_to_record and "their accuracies are apart" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_keeps_its_models(smoke):
@@ -315,5 +316,6 @@ def test_the_command_line(kept, tree, tmp_path, capsys):
     assert f"{pictures[1]}: {name} {100 * score:.1f} %, " in out
     code, _, err = call(capsys, "predict", str(kept[2]), pictures[0], "--figure", str(tmp_path / "one.exe"))
     assert code == 2 and "a figure ends in" in err and len(err.strip().splitlines()) == 1
-    code, out, _ = call(capsys, "run", "--profile", "smoke", "--method", "local_head", "--keep-model")
+    images = ("--dataset", "folder", "--data-dir", str(tree), "--image-size", "16")
+    code, out, _ = call(capsys, "run", "--profile", "smoke", "--method", "local_head", *images, "--keep-model")
     assert code == 0 and "kept " in out
