@@ -260,7 +260,7 @@ def class_scores(image: np.ndarray, scores: Sequence[tuple[str, float]], truth: 
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure to a file, in the format of its ending.
 
     Args:
@@ -273,7 +273,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     Raises:
         LsclError: an unknown ending, or the file cannot be written.
     """
-    known, data = figure.canvas.get_supported_filetypes(), io.BytesIO()
+    path, known, data = Path(path), figure.canvas.get_supported_filetypes(), io.BytesIO()
     if path.suffix[1:].lower() not in known:
         raise LsclError(f"cannot write {path}: a figure ends in {', '.join('.' + ending for ending in sorted(known))}")
     figure.savefig(data, format=path.suffix[1:].lower(), bbox_inches="tight")

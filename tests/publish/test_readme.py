@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from made_records import record
+from PIL import Image
 from tests_root import ROOT
 from timed_steps import H100, row, write
 
@@ -42,10 +43,36 @@ def test_long_commands_name_real_commands_options_and_profiles(line, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
     assert end.value.code == 0
+    named = capsys.readouterr().out
     for word in rest:
         if word.startswith("--"):
-            assert word[2:].replace("-", "_") in fields()
-    assert any(word in PROFILES for word in rest)
+            assert word[2:].replace("-", "_") in fields() or word in named
+    assert any(word in PROFILES or word.endswith((".json", ".yaml")) for word in rest)
+
+
+def small(text):
+    """The same with the smallest profile."""
+    return text.replace("demo", "smoke")
+
+
+def test_the_commands_around_a_config_file_work_one_after_the_other(tmp_path, monkeypatch, capsys, places):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in COMMANDS if "demo.yaml" in line]
+    assert len(lines) == 3
+    for line in lines:
+        with pytest.raises(SystemExit) as end:
+            cli.main(shlex.split(small(line))[1:])
+        assert end.value.code == 0
+    assert capsys.readouterr().out.endswith("no value differs\n") and len(records.all_records("smoke")) == 2
+    assert (tmp_path / "smoke.yaml").exists() and list(places.rglob("models/*.safetensors"))
+
+
+def test_the_python_of_the_readme_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 32), "red").save("glyph.png")
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    exec(small(block), {})
+    assert capsys.readouterr().out.startswith("['") and (tmp_path / "seen.png").stat().st_size > 1000
 
 
 def test_make_targets_exist():
