@@ -264,7 +264,7 @@ def federate_command(
         from lscl.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(
-            f"no package {error.name}: lscl federate needs the extra flower, pip install 'lscl[flower]'"
+            f"no package {error.name}: lscl federate needs the extra flower, pip install 'fed-lscl[flower]'"
         ) from None
     from lscl.experiments.records import differing_entries, find
     from lscl.experiments.run import run

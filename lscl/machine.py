@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+import lscl
+
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the packages that its numbers depend on."""
-    names = ("lscl", "torch", "torchvision", "timm", "numpy", "safetensors")
-    found = {"python": platform.python_version()}
+    names = ("torch", "torchvision", "timm", "numpy", "safetensors")
+    found = {"python": platform.python_version(), "lscl": lscl.__version__}
     for name in names:
         try:
             found[name] = version(name)

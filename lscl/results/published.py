@@ -1,6 +1,7 @@
 """The numbers that the paper prints, and our tables with them."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 
@@ -133,8 +134,16 @@ def coverage(methods: Iterable[str]) -> str:
 
 
 def _read_published(name: str, columns: dict[str, type]) -> pd.DataFrame:
-    path = paths.results() / "published" / name
+    path = _place(name)
     table = files.read_table(path, {**columns, "accuracy": float})
     if not table["accuracy"].between(0, 100).all():
         raise LsclError(f"cannot read {path}: an accuracy is not in 0 to 100 percent")
     return table
+
+
+def _place(name: str) -> Path:
+    """A file of published numbers: among the results, else as setup.py packs it, else in the package's repository."""
+    own, packed = paths.results() / "published" / name, Path(__file__).with_name("published_numbers") / name
+    around = paths.repository()
+    others = [packed, *([around / "results" / "published" / name] if around else [])]
+    return own if own.exists() else next((path for path in others if path.exists()), own)

@@ -588,14 +588,16 @@ def installed(tmp_path, monkeypatch):
     """A package lscl in a site-packages, with the RECORD of its distribution, in a repository that ignores it."""
     site = tmp_path / "project" / "venv" / "site-packages"
     (site / "lscl" / "part").mkdir(parents=True)
-    (site / "lscl-0.1.0.dist-info").mkdir()
-    (site / "lscl-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: lscl\nVersion: 0.1.0\n")
+    (site / "fed_lscl-0.1.0.dist-info").mkdir()
+    (site / "fed_lscl-0.1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: fed-lscl\nVersion: 0.1.0\n"
+    )
     lines = []
     for name in ("lscl/__init__.py", "lscl/part/b.json"):
         (site / name).write_text("1")
         found = base64.urlsafe_b64encode(hashlib.sha256(b"1").digest()).decode().rstrip("=")
         lines.append(f"{name},sha256={found},1\n")
-    (site / "lscl-0.1.0.dist-info" / "RECORD").write_text("".join(lines) + "lscl-0.1.0.dist-info/RECORD,,\n")
+    (site / "fed_lscl-0.1.0.dist-info" / "RECORD").write_text("".join(lines) + "fed_lscl-0.1.0.dist-info/RECORD,,\n")
     (tmp_path / "project" / ".gitignore").write_text("venv")
     git = git_in(tmp_path / "project")
     git("init", "-q")
@@ -616,7 +618,7 @@ def test_an_installed_package_that_was_changed_is_dirty(installed, name):
 
 
 def test_an_installed_package_that_lost_its_list_of_files_is_dirty(installed):
-    (installed.parent / "lscl-0.1.0.dist-info" / "RECORD").unlink()
+    (installed.parent / "fed_lscl-0.1.0.dist-info" / "RECORD").unlink()
     assert source(installed)["dirty"] is True
 
 

@@ -132,7 +132,7 @@ def test_without_optuna_it_is_one_line(monkeypatch, one_line):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(LsclError) as caught:
         drawn("fedavg")
-    one_line(caught, "no package optuna", "pip install 'lscl[tune]'")
+    one_line(caught, "no package optuna", "pip install 'fed-lscl[tune]'")
 
 
 # ---- thinning

