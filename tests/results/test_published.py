@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from made_records import record
 
-from lscl import results
+from lscl import paths, results
 from lscl.errors import LsclError
 from lscl.results import frames, labels, published, statistics
 
@@ -30,16 +30,18 @@ def test_a_number():
     )
 
 
-def test_missing_file_and_unknown_system(places, one_line):
+def test_missing_file_and_unknown_system(places, one_line, monkeypatch):
     path = places / "results" / "published" / "paper_table1.csv"
     path.write_text(path.read_text("utf-8").replace("GLFC", "GLF"), "utf-8")
     with pytest.raises(LsclError) as caught:
         published.published_table1()
     one_line(caught, "unknown system GLF")
     path.unlink()
+    assert len(published.published_table1()) == 120  # those of the repository, or of the package
+    monkeypatch.setattr(paths, "repository", lambda: None)
     with pytest.raises(LsclError) as caught:
         published.published_table1()
-    one_line(caught, "paper_table1.csv")
+    one_line(caught, path)
 
 
 def table1(group, dataset="cifar100"):
