@@ -467,14 +467,23 @@ def verify_command(
     weights: Annotated[
         Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")
     ] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="one cell by its name, such as table1/cifar100/fed_lscl/42, in place of a draw")
+    ] = None,
 ) -> None:
-    """Compute some recorded runs again from scratch and compare them with the records, bit for bit."""
-    from lscl.experiments.verify import verify_sample
+    """Compute recorded runs again from scratch: equal to the bit, equal within rounding, or different (exit code 2).
+
+    On the same kind of CPU, with as many threads and the same torch, nothing but equality to the bit will do.
+    """
+    from lscl.experiments.verify import check_outcomes, find_cell, verify_records, verify_sample
     from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
     describe = lambda record: "; ".join(cells(record)) or "in no table"
-    print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
+    if cell is None:
+        print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
+    else:
+        check_outcomes(verify_records([find_cell(profile, cell)], data_dir, weights, describe))
 
 
 @config_command(data_app, "show", "method")

@@ -23,10 +23,11 @@ from lscl.data.partition import Partition
 from lscl.data.store import Dataset, digest_of, read_regular, write_atomic
 from lscl.errors import LsclError, first_line
 from lscl.experiments import records
+from lscl.experiments.rounding import final_accuracies
 from lscl.federation.checkpoint import tensors_to_bytes
 from lscl.federation.client import Client
 from lscl.federation.method import Method
-from lscl.federation.metrics import MASKS, average_so_far
+from lscl.federation.metrics import MASKS
 from lscl.registry import code_of
 
 SCHEMA = "lscl model 1"
@@ -161,7 +162,7 @@ def write_models(
         "bytes": len(written),
         "sha256": hashlib.sha256(written).hexdigest(),
         "same_as": same_as,
-        "accuracy": {mask: round(final_mean(made, mask), 4) for mask in MASKS},
+        "accuracy": {mask: round(value, 4) for mask, value in final_accuracies(made).items()},
         "equal_to_record": made["accuracy"] == record["accuracy"],
         "data_digest": data.digest,
         "partition_digest": parts.digest,
@@ -182,19 +183,6 @@ def write_models(
 
 def _bytes_of(value: Tensor) -> bytes:
     return tensors_to_bytes({"x": value})
-
-
-def final_mean(record: Mapping[str, Any], mask: str) -> float:
-    """The accuracy after the last task, mean over clients and all their tasks.
-
-    Args:
-        record: a record.
-        mask: a name in `metrics.MASKS`.
-
-    Returns:
-        percent.
-    """
-    return float(average_so_far(records.accuracy(dict(record), mask))[-1])
 
 
 def read_card(path: Path) -> ModelCard:

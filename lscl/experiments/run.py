@@ -25,9 +25,10 @@ from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
-from lscl.experiments.kept_models import ModelKeeper, final_mean, is_kept, write_models
+from lscl.experiments.kept_models import ModelKeeper, is_kept, write_models
 from lscl.experiments.prediction import check_models, load_model
 from lscl.experiments.progress import Progress
+from lscl.experiments.rounding import accuracy_gaps
 from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
@@ -331,7 +332,7 @@ def _compute_models(config: Experiment, code: dict, record: records.Record, quie
         made = make_record(*played)
     keep_models(record, made, played, keeper)
     if made["accuracy"] != record["accuracy"]:
-        gaps = (f"{mask} {final_mean(made, mask) - final_mean(record, mask):+.2f}" for mask in record["accuracy"])
+        gaps = (f"{mask} {value:+.2f}" for mask, value in accuracy_gaps(made, record).items())
         why = "the models are of other code or of another processor than the record"
         print(
             f"{record['name']}: {why}; their accuracies are apart from its by {', '.join(gaps)} points", file=sys.stderr

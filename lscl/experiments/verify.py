@@ -1,21 +1,33 @@
-"""Compute recorded runs again from nothing and compare: on the CPU, with as many threads, all is equal to the bit."""
+"""Compute recorded runs again from nothing and compare. There are three outcomes:
+
+- equal: every entry but times and machine is equal to the bit. That is required on the same kind of CPU, with as many
+  threads and the same version of torch;
+- rounding: on another processor, a GPU among them, the accuracies lie within `rounding.ALLOWED` points, and all else
+  that is compared is equal;
+- different: anything else.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lscl import paths
 from lscl.data.store import write_atomic
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shorten
 from lscl.experiments import records
 from lscl.experiments.config_files import config_of_record
+from lscl.experiments.rounding import ALLOWED, accuracy_gaps, largest_gap
 from lscl.experiments.run import run
-from lscl.experiments.sweeps import reportable_records
+from lscl.experiments.sweeps import reportable_records, rows_of
 from lscl.seeding import numpy_generator
 
 # Parameters that came later are completed, not compared.
 IGNORED = {*records.MAY_DIFFER, "overrides", "name", "config", "config_digest"}
+ROUNDED = {"accuracy", "per_class", "ridge", "device"}  # entries in which another processor may differ
 
 
 def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> list[records.Record]:
@@ -43,7 +55,7 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
 
 
 def verify(record: records.Record, data_dir: Path | None = None, weights: Path | None = None) -> dict[str, Any]:
-    """Compute a record again from nothing but what lies in the cache.
+    """Compute a record again from nothing but what lies in the cache, on the CPU if there is no GPU for it.
 
     Args:
         record: the run.
@@ -51,23 +63,59 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
         weights: a local checkpoint of the frozen ViT, for records that were made with one.
 
     Returns:
-        name, equal, differs (names of entries), seconds, hardware, versions, recorded_at and verified_at (commits).
+        name, outcome ("equal", "rounding" or "different"), equal (to the bit), differs (names of entries), gaps (points
+        by mask that it lies above the record), allowed (points), seconds, hardware, versions, recorded_at and
+        verified_at (commits).
     """
     config = config_of_record(record, data_dir, weights)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        config = config.model_copy(update={"device": "cpu"})
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again = run(config)
-    differs = records.differing_entries(record, again, IGNORED)
     return {
         "name": record["name"],
-        "equal": not differs,
-        "differs": differs,
+        **compare_records(record, again),
         "seconds": round(sum(again["seconds"].values()), 1),
         "hardware": again["hardware"],
         "versions": again["versions"],
         "recorded_at": record["commit"],
         "verified_at": code["commit"],
     }
+
+
+def compare_records(record: records.Record, again: records.Record) -> dict[str, Any]:
+    """Tell the three outcomes apart.
+
+    Args:
+        record: the recorded run.
+        again: the same run, computed again.
+
+    Returns:
+        outcome, equal, differs, gaps and allowed, as `verify` gives them.
+    """
+    differs = records.differing_entries(record, again, IGNORED)
+    gaps = {mask: round(value, 4) for mask, value in accuracy_gaps(again, record).items()}
+    rounded = not same_rounding(record, again) and not set(differs) - ROUNDED and largest_gap(gaps) <= ALLOWED
+    outcome = "rounding" if differs and rounded else "different" if differs else "equal"
+    return {"outcome": outcome, "equal": not differs, "differs": differs, "gaps": gaps, "allowed": ALLOWED}
+
+
+def same_rounding(record: records.Record, again: records.Record) -> bool:
+    """Whether two runs must be equal to the bit: on one kind of CPU, with as many threads and one version of torch.
+
+    Args:
+        record: a run.
+        again: another one.
+
+    Returns:
+        False if one of them is from a GPU.
+    """
+    places = [
+        (one["device"], one["hardware"]["cpu"], one["config"]["threads"], one["versions"].get("torch"))
+        for one in (record, again)
+    ]
+    return places[0] == places[1] and record["device"] == "cpu"
 
 
 def verify_sample(
@@ -94,22 +142,96 @@ def verify_sample(
         the path of the outcome.
 
     Raises:
-        LsclError: a record is not equal; the outcome is written all the same.
+        LsclError: a record differs by more than rounding; the outcome is written all the same.
     """
-    found = []
-    for record in sample(profile, count, seed, dataset):
-        found.append(verify(record, data_dir, weights))
-        print(f"{describe(record)}: {describe_outcome(found[-1])} ({record['name']})", flush=True)
+    found = verify_records(sample(profile, count, seed, dataset), data_dir, weights, describe)
     path = paths.results() / "verified" / f"{profile}.json"
     write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
-    unequal = [one["name"] for one in found if not one["equal"]]
+    check_outcomes(found)
+    return path
+
+
+def verify_records(
+    chosen: Iterable[records.Record],
+    data_dir: Path | None = None,
+    weights: Path | None = None,
+    describe: Callable[[records.Record], str] = lambda record: record["name"],
+) -> list[dict[str, Any]]:
+    """Verify records and print a line for each.
+
+    Args:
+        chosen: the records.
+        data_dir: where the images lie.
+        weights: a local checkpoint of the frozen ViT.
+        describe: what a line calls its record.
+
+    Returns:
+        what `verify` gives for each.
+    """
+    found = []
+    for record in chosen:
+        found.append(verify(record, data_dir, weights))
+        print(f"{describe(record)}: {describe_outcome(found[-1])} ({record['name']})", flush=True)
+    return found
+
+
+def check_outcomes(found: list[dict[str, Any]]) -> None:
+    """Refuse records that differ by more than rounding.
+
+    Args:
+        found: as `verify_records` gives them.
+
+    Raises:
+        LsclError: at least one differs.
+    """
+    unequal = [one["name"] for one in found if one["outcome"] == "different"]
     if unequal:
         raise LsclError(
-            f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}"
+            f"{len(unequal)} of {len(found)} records differ from what this machine computes: {', '.join(unequal)}"
         )
-    return path
+
+
+def cell_names(record: records.Record) -> list[str]:
+    """The names of the cells that a record stands in, such as table1/cifar100/fed_lscl/42: set, data set, row and seed.
+
+    A row of the main table is a system, followed by what it changes of the profile.
+    """
+    changes = "".join(f" {name}={value}" for name, value in sorted(record["overrides"].items()))
+    rows = {name: row + (changes if name == "table1" else "") for name, row in rows_of(record).items()}
+    return [f"{name}/{record['dataset']}/{row}/{record['seed']}" for name, row in rows.items()]
+
+
+def find_cell(profile: str, name: str) -> records.Record:
+    """The record behind a cell of a table or figure.
+
+    Args:
+        profile: of the record.
+        name: as `cell_names` gives it; capitals and blanks at the ends do not matter.
+
+    Returns:
+        the record.
+
+    Raises:
+        LsclError: no such cell; the line has the nearest one.
+    """
+    plain = lambda text: "/".join(part.strip().lower() for part in text.split("/"))
+    known = {cell: one for one in reportable_records(records.all_records(profile)) for cell in cell_names(one)}
+    for cell, one in known.items():
+        if plain(cell) == plain(name):
+            return one
+    near = get_close_matches(plain(name), map(plain, known), n=3, cutoff=0.4)
+    nearest = f"; the nearest are {', '.join(near)}" if near else f"; there are {len(known)} recorded cells"
+    raise LsclError(
+        f"no recorded cell {shorten(repr(name), 100)} in profile {profile}: a cell is set/data set/row/seed, such as "
+        f"table1/cifar100/fed_lscl/42{nearest}"
+    )
 
 
 def describe_outcome(one: dict[str, Any]) -> str:
     """The outcome of one comparison (`verify`) in words."""
-    return "equal to the bit" if one["equal"] else f"differs in {', '.join(one['differs'])}"
+    if one["equal"]:
+        return "equal to the bit"
+    gaps = ", ".join(f"{mask} {value:+.2f}" for mask, value in one.get("gaps", {}).items())
+    if one.get("outcome") == "rounding":
+        return f"equal within rounding (points apart: {gaps}; allowed on another processor: {one['allowed']:g})"
+    return f"differs in {', '.join(one['differs'])}" + (f" (points apart: {gaps})" if gaps else "")

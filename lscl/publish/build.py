@@ -108,6 +108,8 @@ def reproduce(
     if store and len(missing) == len(runs):
         readme.expect(profile, minutes, done, runs_seconds, seconds)
         pages.write_pages()
+    for line in readme.compare_with_expected(profile, done):
+        say(line)
     say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
 
 

@@ -7,6 +7,7 @@ from lscl.config import experiment
 from lscl.errors import shorten
 from lscl.experiments import records
 from lscl.experiments.config_files import command_of, config_of_record, different_values
+from lscl.experiments.verify import cell_names
 from lscl.federation.metrics import average_so_far, forgetting
 from lscl.publish.verified import cells
 from lscl.registry import METHODS
@@ -93,5 +94,6 @@ def _again(record: records.Record, config, path: Path) -> list[str]:
         f"{command_of(record)}{seed}{images}{weights}",
         *([f"FOLDER: the images whose digest is {config.folder_digest}"] if images else []),
         *([f"FILE: the checkpoint whose SHA-256 is {config.weights_sha256}"] if weights else []),
-        *(["a finished record is read, not made again: name another folder of results by LSCL_ROOT"]),
+        *(f"lscl verify --profile {record['profile']} --cell {shlex.quote(cell)}" for cell in cell_names(record)[:1]),
+        "lscl run reads a finished record: name another folder of results by LSCL_ROOT, or let lscl verify compare",
     ]

@@ -12,6 +12,7 @@ from lscl.experiments import cost_model, sweeps
 from lscl.experiments.cards import SHEETS, MeasuredStep, steps_on
 from lscl.experiments.config_files import command_of
 from lscl.experiments.records import Record, select
+from lscl.experiments.rounding import expected_range
 from lscl.registry import METHODS
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
@@ -91,7 +92,8 @@ def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:
 
 
 def _found(minutes: float, task: float, seen: float) -> dict[str, str]:
-    return {"minutes": f"{minutes:.1f}", "task-masked %": f"{task:.1f}", "class-incremental %": f"{seen:.1f}"}
+    accuracies = {"task-masked %": expected_range(task), "class-incremental %": expected_range(seen)}
+    return {"minutes": f"{minutes:.1f}", **accuracies}
 
 
 def planned_cards() -> pd.DataFrame:

@@ -8,6 +8,7 @@ from lscl.data import imagenet_r
 from lscl.errors import MissingFile
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
+from lscl.experiments.rounding import ALLOWED, describe_pairs, expected_range
 from lscl.experiments.tuning import TRIALS
 from lscl.models.vit import WEIGHTS
 from lscl.publish.gpu_pages import measured_cards
@@ -33,8 +34,10 @@ def numbers(records: list[Record]) -> dict[str, str]:
     found: dict[str, Callable[[], str]] = {
         "demo_minutes": lambda: f"{_expected('demo')['minutes']:g}",
         "demo_cores": lambda: str(_expected("demo")["hardware"]["cores"]),
-        "demo_task": lambda: f"{_expected('demo')['task']:.1f} %",
-        "demo_seen": lambda: f"{_expected('demo')['seen']:.1f} %",
+        "demo_task": lambda: f"{expected_range(_expected('demo')['task'])} %",
+        "demo_seen": lambda: f"{expected_range(_expected('demo')['seen'])} %",
+        "rounding_points": lambda: f"{ALLOWED:g}",
+        "rounding_pairs": lambda: describe_pairs(_rounding_pairs()),
         **{
             f"ours_{dataset}_{mask}": lambda group=group, mask=mask: _final(group, mask)
             for dataset, group in ours.items()
@@ -96,6 +99,11 @@ def _final(group: list[Record], mask: str) -> str:
 def _published(dataset: str) -> str:
     found = published_final(dataset)
     return NONE if found is None else f"{found:.1f} %"
+
+
+def _rounding_pairs() -> list[dict]:
+    """The runs that were made on two processors."""
+    return files.read_json(paths.results() / "rounding" / "pairs.json", file_shapes.RoundingPairs)["rows"]
 
 
 def _expected(profile: str) -> dict:

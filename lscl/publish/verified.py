@@ -57,4 +57,6 @@ def outcome(profile: str) -> str:
     command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
     caption = f"`{command}`: cells drawn at random, their records computed again from nothing"
     table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{profile}", index=False)
-    return f"{equal} of {len(rows)} were equal to the bit.\n\n{table}"
+    rounded = sum(one.get("outcome") == "rounding" for one in saved["runs"])
+    also = f", {rounded} within rounding" if rounded else ""
+    return f"{equal} of {len(rows)} were equal to the bit{also}.\n\n{table}"

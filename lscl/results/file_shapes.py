@@ -74,6 +74,30 @@ class VerifiedRun(Shape):
     hardware: MeasuredOn
     recorded_at: str | None
     verified_at: str | None
+    outcome: Literal["equal", "rounding", "different"] = "equal"  # came later
+    gaps: dict[str, int | float] = Field(default_factory=dict)  # likewise
+    allowed: int | float = 0  # likewise
+
+
+class RoundingPair(Shape):
+    """A run on two processors (`experiments.rounding.pair_row`)."""
+
+    name: str
+    method: str
+    profile: str
+    dataset: str
+    seed: int
+    code: str
+    machines: Annotated[list[str], Len(2, 2)]
+    gaps: Annotated[dict[str, int | float], Len(1)]
+    note: str
+
+
+class RoundingPairs(Rows[RoundingPair]):
+    """Runs on two processors (results/rounding/pairs.json)."""
+
+    rows: Annotated[list[RoundingPair], Len(1)]
+    allowed: int | float
 
 
 class VerifiedProfile(Shape):

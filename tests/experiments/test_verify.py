@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
+from made_records import record
 from safetensors.torch import save_file
 
 from lscl import cli
 from lscl.errors import LsclError
-from lscl.experiments import records, verify
+from lscl.experiments import records, rounding, verify
 from lscl.experiments.run import run
 from lscl.models.vit import foundation
 
@@ -95,6 +96,102 @@ def test_a_record_that_is_none_is_not_called_equal(recorded, tree, how, one_line
         verify.verify_sample("smoke", 2, 0, tree)
     one_line(caught, path, words)
     assert not (path.parents[2] / "verified").exists()
+
+
+def moved(record, points, **changes):
+    """The record with other accuracies, and whatever else is changed."""
+    accuracy = {
+        mask: [[[None if value is None else value + points for value in row] for row in task] for task in found]
+        for mask, found in record["accuracy"].items()
+    }
+    return {**record, "accuracy": accuracy, **changes}
+
+
+@pytest.fixture
+def made():
+    """A record made by hand."""
+    return record(score=70)
+
+
+XEON = {"cpu": "another cpu", "cores": 2, "memory_gb": 8, "gpu": None}
+GPU = {"cpu": "another cpu", "cores": 16, "memory_gb": 8, "gpu": "a card"}
+OUTCOMES = {
+    "nothing differs": (0, {}, "equal"),
+    "nothing differs on another processor": (0, {"hardware": XEON}, "equal"),
+    "the same processor": (0.1, {}, "different"),
+    "another processor": (0.1, {"hardware": XEON}, "rounding"),
+    "another processor, as far as is allowed": (rounding.ALLOWED, {"hardware": XEON}, "rounding"),
+    "another processor, farther": (-rounding.ALLOWED - 0.1, {"hardware": XEON}, "different"),
+    "a GPU": (-1, {"hardware": GPU, "device": "cuda"}, "rounding"),
+    "another torch": (1, {"versions": {"torch": "3.0"}}, "rounding"),
+    "other bytes on another processor": (0, {"hardware": XEON, "bytes_up": [[1, 2]]}, "different"),
+    "other images on a GPU": (0, {"hardware": GPU, "device": "cuda", "data_digest": "d2"}, "different"),
+    "more parameters": (0, {"hardware": XEON, "trained_parameters": [1, 2]}, "different"),
+    "other classes alone": (0, {"hardware": XEON, "per_class": {}}, "rounding"),
+}
+
+
+@pytest.mark.parametrize("what", OUTCOMES)
+def test_three_outcomes(made, what):
+    points, changes, outcome = OUTCOMES[what]
+    found = verify.compare_records(made, moved(made, points, **changes))
+    assert (found["outcome"], found["equal"]) == (outcome, outcome == "equal")
+    assert found["gaps"]["seen"] == pytest.approx(points, abs=1e-3)
+    words = {"equal": "equal to the bit", "rounding": "equal within rounding", "different": "differs in"}
+    assert verify.describe_outcome(found).startswith(words[outcome])
+
+
+def test_other_threads_are_another_rounding(made):
+    other = moved(made, 1, config={**made["config"], "threads": 1})
+    assert verify.compare_records(made, other)["outcome"] == "rounding"
+
+
+def test_two_runs_on_one_gpu_need_not_be_equal(made):
+    one = {**made, "hardware": GPU, "device": "cuda"}
+    assert verify.compare_records(one, moved(one, 1))["outcome"] == "rounding"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_record_of_a_gpu_is_verified_on_the_cpu(recorded, tree, capsys):
+    path = records.folder("smoke") / f"{recorded[0]['name']}.json"
+    raw = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**raw, "device": "cuda", "hardware": GPU}), "utf-8")
+    verify.verify_sample("smoke", 2, 0, tree)
+    out = capsys.readouterr().out
+    assert out.count("equal within rounding (points apart: task +0.00") == 1 and out.count("equal to the bit") == 1
+
+
+def test_a_record_of_another_processor_passes_within_the_tolerance_alone(recorded, tree, one_line):
+    path = records.folder("smoke") / f"{recorded[0]['name']}.json"
+    raw = {**json.loads(path.read_text("utf-8")), "hardware": XEON}
+    change = lambda of: {
+        mask: [[[None if value is None else of(value) for value in row] for row in task] for task in found]
+        for mask, found in raw["accuracy"].items()
+    }
+    path.write_text(json.dumps({**raw, "accuracy": change(lambda value: min(value + 1, 100.0))}), "utf-8")
+    saved = json.loads(verify.verify_sample("smoke", 2, 0, tree).read_text("utf-8"))
+    assert sorted(one["outcome"] for one in saved["runs"]) == ["equal", "rounding"]
+    path.write_text(json.dumps({**raw, "accuracy": change(lambda value: 100.0)}), "utf-8")
+    with pytest.raises(LsclError) as caught:
+        verify.verify_sample("smoke", 2, 0, tree)
+    one_line(caught, "1 of 2 records differ")
+
+
+def test_a_record_is_found_by_the_name_of_its_cell(put, one_line):
+    put(70.0), put(60.0, {"block": 6}), put(50.0, {"rank": 5}, seed=1999)
+    plain = verify.find_cell("mini", "table1/cifar100/fed_lscl/42")
+    assert "table1/cifar100/fed_lscl/42" in verify.cell_names(plain) and plain["overrides"] == {}
+    assert verify.find_cell("mini", " Blocks/CIFAR100/block 6 /42")["config"]["block"] == 6
+    for name in ("table1/cifar100/fed_lscl/7", "table1/cifar100/fed_lsc/42", "table1", "", "a/b/c/d/e", "\n" * 300):
+        with pytest.raises(LsclError) as caught:
+            verify.find_cell("mini", name)
+        one_line(caught, "no recorded cell", "table1/cifar100/fed_lscl/42")
+
+
+def test_a_cell_without_records_is_one_line(one_line):
+    with pytest.raises(LsclError) as caught:
+        verify.find_cell("mini", "table1/cifar100/fed_lscl/42")
+    one_line(caught, "there are 0 recorded cells")
 
 
 def test_the_servers_images_are_compared(smoke, tree):

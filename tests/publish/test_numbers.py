@@ -4,10 +4,12 @@ import json
 
 import pytest
 from made_records import record
+from tests_root import ROOT
 from timed_steps import H100, row, write
 
 from lscl.config import PROFILES
 from lscl.experiments import sweeps
+from lscl.experiments.rounding import expected_range
 from lscl.publish import numbers
 
 pytestmark = pytest.mark.usefixtures("published")
@@ -51,7 +53,19 @@ def test_what_whole_profiles_took_is_read_from_their_file(places):
     assert numbers.numbers([])["demo_minutes"] == numbers.NONE
     (places / "results" / "expected" / "demo.json").write_text(json.dumps(about))
     found = numbers.numbers([])
-    assert [found[f"demo_{name}"] for name in ("minutes", "cores", "task", "seen")] == ["4.5", "2", "80.0 %", "40.0 %"]
+    ranges = [f"{expected_range(value)} %" for value in (80.04, 40.0)]
+    assert [found[f"demo_{name}"] for name in ("minutes", "cores", "task", "seen")] == ["4.5", "2", *ranges]
+
+
+def test_what_another_processor_moves_is_told_with_its_pairs(places):
+    assert numbers.numbers([])["rounding_pairs"] == numbers.NONE
+    path = places / "results" / "rounding" / "pairs.json"
+    path.parent.mkdir()
+    path.write_bytes((ROOT / "results" / "rounding" / "pairs.json").read_bytes())
+    found = numbers.numbers([])
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    assert found["rounding_pairs"].startswith(f"{len(rows)} pairs of equal runs")
+    assert found["rounding_pairs"].endswith(f"allowed are {found['rounding_points']}")
 
 
 def test_checks_on_a_gpu_are_counted_by_outcome(places):

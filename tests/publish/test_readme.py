@@ -1,5 +1,6 @@
 """The README's commands work as written, and its table of what to expect follows the records and timed steps."""
 
+import json
 import re
 import shlex
 
@@ -12,6 +13,7 @@ from timed_steps import H100, row, write
 from lscl import cli
 from lscl.config import PROFILES, fields
 from lscl.experiments import records
+from lscl.experiments.rounding import ALLOWED, expected_range
 from lscl.publish import readme
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,6 +77,27 @@ def test_the_python_of_the_readme_works(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("['") and (tmp_path / "seen.png").stat().st_size > 1000
 
 
+def reached(places, task, runs):
+    about = {"profile": "demo", "command": "make demo", "minutes": 4, "runs_seconds": 1, "notebooks": {}, "seen": 42.0}
+    about["hardware"] = {"cpu": "some cpu", "cores": 2, "memory_gb": 8, "gpu": None}
+    path = places / "results" / "expected" / "demo.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**about, "task": task}), "utf-8")
+    return readme.compare_with_expected("demo", runs)
+
+
+def test_a_demo_says_what_it_reached_and_what_is_expected(places):
+    runs = [record(), record("local_head", score=10)]  # 72 and 42 percent
+    lines = reached(places, 72.5, runs)
+    assert lines[0] == f"Fed-LSCL (O2D exact), task-masked: 72.0 %, expected {expected_range(72.5)} %" or lines[0] == (
+        f"Fed-LSCL, task-masked: 72.0 %, expected {expected_range(72.5)} %"
+    )
+    assert len(lines) == 2 and "class-incremental: 42.0 %, expected 42.0" in lines[1]
+    assert len(reached(places, 72.0 - ALLOWED, runs)) == 2
+    assert "more than the" in reached(places, 72.1 + ALLOWED, runs)[2]
+    assert reached(places, 72.0, runs[1:]) == [] == readme.compare_with_expected("mini", runs)
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in COMMANDS:
@@ -99,7 +122,8 @@ def test_the_table_has_runs_of_both_profiles_and_only_the_paper_s_own_system(pub
     monkeypatch.setattr(records, "all_records", runs.__getitem__)
     head, rule, *rows = readme.expected_table().splitlines()
     assert [line.split(" | ")[0] for line in rows[:2]] == ["| 2 cores, no GPU", f"| 16 cores, {H100}"]
-    assert "--profile full` | 3.0 | 72.0 % | 42.0 % |" in rows[1] and len(rows) == 3
+    ends = f"--profile full` | 3.0 | {expected_range(72.0)} % | {expected_range(42.0)} % |"
+    assert rows[1].endswith(ends) and len(rows) == 3
 
 
 def test_cards_whose_steps_were_timed_stand_beside_the_t4(published, places):

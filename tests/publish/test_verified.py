@@ -41,3 +41,19 @@ def test_the_page_shows_the_outcome_that_is_kept(recorded, tree):
     path = records.folder("smoke") / f"{recorded[0]['name']}.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "commit": "0" * 40}))
     assert verified.outcome("smoke").count(f"| {verified.MADE_AGAIN} |") == 1
+
+
+def test_a_record_that_was_equal_within_rounding_is_counted_apart(recorded, tree):
+    path = verify.verify_sample("smoke", 2, 5, tree)
+    saved = json.loads(path.read_text("utf-8"))
+    saved["runs"][0] |= {
+        "equal": False,
+        "outcome": "rounding",
+        "differs": ["accuracy"],
+        "gaps": {"task": 0.5},
+        "allowed": 5,
+    }
+    path.write_text(json.dumps(saved), "utf-8")
+    text = verified.outcome("smoke")
+    assert text.startswith("1 of 2 were equal to the bit, 1 within rounding.")
+    assert "equal within rounding (points apart: task +0.50; allowed on another processor: 5)" in text
