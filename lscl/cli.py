@@ -468,7 +468,7 @@ def verify_command(
         Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")
     ] = None,
     cell: Annotated[
-        str | None, typer.Option(help="one cell by its name, such as table1/cifar100/fed_lscl/42, in place of a draw")
+        str | None, typer.Option(help="one cell by its name, set/data set/row/seed, in place of a draw")
     ] = None,
 ) -> None:
     """Compute recorded runs again from scratch: equal to the bit, equal within rounding, or different (exit code 2).

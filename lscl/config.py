@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
@@ -263,7 +263,7 @@ class Experiment(BaseModel):
         return {name: v for name, v in self.values_read().items() if name != "folder_digest" and v != base[name]}
 
 
-METHODS.core = frozenset(Experiment.model_fields)
+METHODS.core, METHODS.profiles = frozenset(Experiment.model_fields), get_args(ProfileName)
 
 
 def experiment_class() -> type[Experiment]:

@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from lscl.errors import LsclError, first_line, unknown_name
 
@@ -30,8 +30,8 @@ class Parameters(BaseModel):
     A field name must therefore be unique, unless several systems share the field through a common base class.
     """
 
-    # Values of these fields that a profile, or a profile on a data set, sets whichever system runs. They enter the
-    # digests of all our records, so systems of other packages may only use `sizes`, `tuned` and `official`.
+    # Values of the fields that this very class defines which a profile, or a profile on a data set, sets:
+    # {"demo": {"rank": 2}, ("paper", "cifar100"): {"rank": 8}}. A run has them if its system reads the fields.
     profile_values: ClassVar[Mapping[str | tuple[str, str], Mapping[str, Any]]] = {}
 
 
@@ -159,6 +159,7 @@ class Systems(Registry):
     """The registered systems: {name: class}."""
 
     core: frozenset[str] = frozenset()  # config fields that belong to no system; lscl.config sets it
+    profiles: tuple[str, ...] = ()  # the profiles; likewise
     _homes: tuple[int, list[type[Parameters]]] = -1, []  # the version that the list belongs to, and the list
 
     def check(self, entry: Any) -> None:
@@ -181,14 +182,41 @@ class Systems(Registry):
                 known = other.Parameters.model_fields
                 if other.name != entry.name and name in known and home_of(other.Parameters, name) is not home:
                     raise LsclError(f"{what} has the name of one of {other.name}, give it another one")
-        if any(not is_ours(home) for home in bases_of(entry.Parameters) if "profile_values" in vars(home)):
-            raise LsclError(
-                f"method {entry.name!r}: Parameters.profile_values would change all other runs, "
-                "give sizes, tuned or official"
-            )
+        for home in bases_of(entry.Parameters):
+            if "profile_values" in vars(home):
+                self.check_profile_values(entry, home)
         if entry.role is not None and not is_ours(entry):
             what = f"method {entry.name!r}: role = {entry.role!r}"
             raise LsclError(f"{what} is for the paper's own system and the floor, leave it out")
+
+    def check_profile_values(self, entry: Any, home: type[Parameters]) -> None:
+        """Check that a class sets only fields that it defines, to values that they may have, in known profiles.
+
+        Args:
+            entry: the system.
+            home: the class of its parameters, or a base class of it.
+
+        Raises:
+            LsclError: it does not.
+        """
+        what, given = f"method {entry.name!r}: Parameters.profile_values", vars(home)["profile_values"]
+        for key, values in given.items() if isinstance(given, Mapping) else [(None, None)]:
+            profile = key[0] if isinstance(key, tuple) and len(key) == 2 else key
+            if profile not in self.profiles or not isinstance(values, Mapping):
+                raise LsclError(
+                    f"{what}: {key!r:.80} must be a profile, or a pair of profile and data set, with a dictionary of "
+                    f"values (profiles: {', '.join(self.profiles)})"
+                )
+            for name, value in values.items():
+                if name not in home.model_fields or home_of(entry.Parameters, name) is not home:
+                    raise LsclError(
+                        f"{what}: {str(name)[:80]} is no field that {home.__qualname__} defines: give sizes, tuned or "
+                        "official"
+                    )
+                try:
+                    home.model_validate({name: value})
+                except ValidationError as error:
+                    raise LsclError(f"{what}: {name} = {value!r:.80}: {error.errors()[0]['msg']}") from error
 
     def find_role(self, role: str) -> str:
         """The name of the system with a role: "own" is the paper's, "floor" is the reference for all others.

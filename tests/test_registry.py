@@ -209,6 +209,51 @@ class Everywhere(Method):
         profile_values = {"mini": {"lr": 1.0}}  # noqa: RUF012
 
 
+def with_values(name, given):
+    """A system with a field of its own and values for profiles."""
+    fields = {
+        "__annotations__": {f"{name}_width": int},
+        f"{name}_width": Field(8, ge=1, le=64),
+        "profile_values": given,
+    }
+    return type(name, (Method,), {"name": name, "Parameters": type("Parameters", (Method.Parameters,), fields)})
+
+
+def test_a_system_of_another_package_sets_its_own_fields_by_profile():
+    before = {method: experiment(method=method, profile="demo").digest for method in METHODS}
+    register(with_values("broad", {"demo": {"broad_width": 2}, ("paper", "cifar100"): {"broad_width": 32}}))
+    try:
+        made = lambda **values: experiment(method="broad", **values).broad_width
+        assert (made(profile="demo"), made(profile="mini"), made(profile="demo", broad_width=3)) == (2, 8, 3)
+        assert (made(profile="paper"), made(profile="paper", dataset="cifar100")) == (8, 32)
+        assert experiment(method="broad", profile="demo").overrides() == {}
+        assert before == {method: experiment(method=method, profile="demo").digest for method in before}
+    finally:
+        METHODS.remove("broad")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dmo": {"odd_width": 2}}, "'dmo' must be a profile"),
+        ({("demo", "glyphs", 1): {"odd_width": 2}}, "must be a profile"),
+        ({3: {"odd_width": 2}}, "3 must be a profile"),
+        ({"demo": 2}, "'demo' must be a profile"),
+        ([1], "None must be a profile"),
+        ({"demo": {"lr": 2}}, "lr is no field that Parameters defines"),
+        ({"demo": {"rank": 2}}, "rank is no field that Parameters defines"),
+        ({"demo": {3: 2}}, "3 is no field"),
+        ({"demo": {"odd_width": 0}}, "odd_width = 0: Input should be greater than or equal to 1"),
+        ({"demo": {"odd_width": "wide"}}, "odd_width = 'wide'"),
+    ],
+)
+def test_values_of_profiles_that_a_system_cannot_set(given, words, one_line):
+    with pytest.raises(LsclError) as caught:
+        register(with_values("odd", given))
+    one_line(caught, "method 'odd': Parameters.profile_values", words)
+    assert "odd" not in METHODS
+
+
 class Role(Method):
     name, role = "role", "own"
 
@@ -228,7 +273,7 @@ class Role(Method):
         (Clash, ["'clash'", "glfc_memory has the name of one of glfc"]),
         (Core, ["'core'", "rounds has the name of one that every system has"]),
         (Required, ["required_weight has no default"]),
-        (Everywhere, ["'everywhere'", "would change all other runs"]),
+        (Everywhere, ["'everywhere'", "lr is no field that"]),
         (Role, ["role = 'own'"]),
     ],
     ids=str,

@@ -98,7 +98,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise LsclError(f"cannot read {path}: it has {size} bytes, a config has at most {LARGEST_YAML}")
     found = files.read_yaml(path)
     if not isinstance(found, dict) or not found:
-        raise LsclError(f"cannot read {path} as a config: it must have lines such as `method: fed_lscl`")
+        raise LsclError(f"cannot read {path} as a config: it must have lines such as `profile: demo`")
     for name, value in found.items():
         if name not in fields():
             error = unknown_name("parameter", name, fields())

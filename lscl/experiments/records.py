@@ -19,7 +19,7 @@ import lscl
 from lscl import paths
 from lscl.config import WHERE_AND_HOW, Experiment, ProfileName, fields, read_by
 from lscl.data.store import digest_of, read_regular, write_atomic
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shorten
 from lscl.experiments import origin
 from lscl.federation.metrics import MASKS, RIDGE_MASKS, accuracy_per_class, accuracy_tensor
 from lscl.machine import hardware, versions
@@ -391,11 +391,12 @@ def _understood(data: bytes, path: Path) -> Record:
         record = from_json(data, allow_inf_nan=False)
         found = record["schema"]
     except (ValueError, LookupError, TypeError) as error:
-        raise LsclError(f"cannot read the record {path}: {type(error).__name__} {error}") from error
+        why = shorten(f"{type(error).__name__} {error}", 300)
+        raise LsclError(f"cannot read the record {path}: {why}; move it away to run again") from error
     if isinstance(found, bool) or found != SCHEMA:
         raise LsclError(
             f"record {path} has schema {found!r:.80}, this version reads schema {SCHEMA}: "
-            "run it again or use another version"
+            "move it away to run again, or use another version"
         )
     if isinstance(record.get("hardware"), dict):
         record = {
@@ -411,7 +412,7 @@ def _understood(data: bytes, path: Path) -> Record:
         where = ".".join(map(str, first["loc"]))
         what = "a config that this version cannot read" if where == "config" else "an entry that is missing or wrong"
         why = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()[:400]
-        raise LsclError(f"record {path} has {what}: {why}") from error
+        raise LsclError(f"record {path} has {what}: {why}; move it away to run again") from error
     if record["name"] != path.stem:
         raise LsclError(
             f"record {path} says that its name is {record['name']}: rename it, or move it away to run again"

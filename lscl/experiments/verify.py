@@ -22,7 +22,8 @@ from lscl.experiments import records
 from lscl.experiments.config_files import config_of_record
 from lscl.experiments.rounding import ALLOWED, accuracy_gaps, largest_gap
 from lscl.experiments.run import run
-from lscl.experiments.sweeps import reportable_records, rows_of
+from lscl.experiments.sweeps import SEEDS, reportable_records, rows_of
+from lscl.registry import METHODS
 from lscl.seeding import numpy_generator
 
 # Parameters that came later are completed, not compared.
@@ -192,9 +193,9 @@ def check_outcomes(found: list[dict[str, Any]]) -> None:
 
 
 def cell_names(record: records.Record) -> list[str]:
-    """The names of the cells that a record stands in, such as table1/cifar100/fed_lscl/42: set, data set, row and seed.
+    """The names of the cells that a record stands in, by set, data set, row and seed.
 
-    A row of the main table is a system, followed by what it changes of the profile.
+    For example table1/cifar100/<system>/42. A row of the main table is a system, followed by what it changes of the profile.
     """
     changes = "".join(f" {name}={value}" for name, value in sorted(record["overrides"].items()))
     rows = {name: row + (changes if name == "table1" else "") for name, row in rows_of(record).items()}
@@ -221,9 +222,10 @@ def find_cell(profile: str, name: str) -> records.Record:
             return one
     near = get_close_matches(plain(name), map(plain, known), n=3, cutoff=0.4)
     nearest = f"; the nearest are {', '.join(near)}" if near else f"; there are {len(known)} recorded cells"
+    example = f"table1/cifar100/{METHODS.find_role('own')}/{SEEDS[0]}"
     raise LsclError(
         f"no recorded cell {shorten(repr(name), 100)} in profile {profile}: a cell is set/data set/row/seed, such as "
-        f"table1/cifar100/fed_lscl/42{nearest}"
+        f"{example}{nearest}"
     )
 
 

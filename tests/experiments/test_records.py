@@ -127,7 +127,7 @@ def test_a_damaged_record_is_one_line(tmp_path, content, one_line):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(LsclError) as caught:
         records.read_record(path)
-    one_line(caught, f"cannot read the record {path}")
+    one_line(caught, f"cannot read the record {path}", "move it away to run again")
 
 
 def test_a_missing_record_is_one_line(tmp_path, one_line):
@@ -141,7 +141,7 @@ def test_a_record_of_another_schema_is_refused(make, one_line):
     path.write_text(json.dumps({**make(), "schema": SCHEMA + 1}))
     with pytest.raises(LsclError) as caught:
         records.read_record(path)
-    one_line(caught, path, f"has schema {SCHEMA + 1}, this version reads schema {SCHEMA}")
+    one_line(caught, path, f"has schema {SCHEMA + 1}, this version reads schema {SCHEMA}", "move it away to run again")
 
 
 def test_runs_of_uncommitted_code_are_filed_apart(make):
@@ -206,7 +206,7 @@ def test_a_record_with_a_parameter_that_is_gone_is_refused(make, one_line):
     path.write_text(json.dumps({**record, "config": {**record["config"], "temperature": 2.0}}))
     with pytest.raises(LsclError) as caught:
         records.read_record(path)
-    one_line(caught, path, "config that this version cannot read")
+    one_line(caught, path, "config that this version cannot read", "move it away to run again")
 
 
 def test_a_run_with_many_overrides_can_be_looked_for(smoke):
