@@ -195,7 +195,8 @@ def check_outcomes(found: list[dict[str, Any]]) -> None:
 def cell_names(record: records.Record) -> list[str]:
     """The names of the cells that a record stands in, by set, data set, row and seed.
 
-    For example table1/cifar100/<system>/42. A row of the main table is a system, followed by what it changes of the profile.
+    For example table1/cifar100/<system>/42. A row of the main table is a system, followed by what it changes of the
+    profile.
     """
     changes = "".join(f" {name}={value}" for name, value in sorted(record["overrides"].items()))
     rows = {name: row + (changes if name == "table1" else "") for name, row in rows_of(record).items()}
