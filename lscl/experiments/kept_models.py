@@ -67,8 +67,8 @@ class ModelKeeper:
     """Copies what every client is tested with at the end of a run; its `keep` is told of each test (`training.answer`).
 
     Args:
-        tensors: {name: tensor} of server and clients: "server.*", "client0.model.*", "client0.state.*"; empty before
-            the last test.
+        tensors: {name: tensor} of server and clients: "server.NAME", "client0.model.NAME", "client0.state.NAME"; empty
+            before the last test.
         probes: by client the first test images of its last task, (n, H, W, 3) uint8, and what it sees there, (n, C).
     """
 
