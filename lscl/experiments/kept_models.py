@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lscl.data.partition import Partition
 from lscl.data.store import Dataset, digest_of, read_regular, write_atomic
-from lscl.errors import LsclError, first_line
+from lscl.errors import LsclError, first_line, make_printable
 from lscl.experiments import records
 from lscl.experiments.rounding import final_accuracies
 from lscl.federation.checkpoint import tensors_to_bytes
@@ -157,7 +157,7 @@ def write_models(
         "schema": SCHEMA,
         "name": record["name"],
         "config": {**config.values_read(), "threads": config.cpu_threads},
-        "classes": list(data.classes),
+        "classes": [make_printable(name, 1000) for name in data.classes],
         "tasks": [[list(task.classes) for task in stream[: config.tasks_run]] for stream in parts.tasks],
         "bytes": len(written),
         "sha256": hashlib.sha256(written).hexdigest(),

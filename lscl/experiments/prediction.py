@@ -140,11 +140,12 @@ class KeptModel:
         pixels = self._pixels(images)
         one = self.clients[client]
         with torch.no_grad(), _threads(self.config.cpu_threads):
-            inputs = self._inputs(pixels)
-            parts = torch.arange(len(pixels)).split(BATCH)  # (BATCH,) each
-            logits = torch.cat(
-                [mask_logits(self.method.logits(one, Batch(inputs, part)).cpu(), allowed) for part in parts]
-            )
+            found = []
+            for start in range(0, len(pixels), BATCH):
+                inputs = self._inputs(pixels[start : start + BATCH])
+                batch = Batch(inputs, torch.arange(len(inputs.images)))
+                found.append(mask_logits(self.method.logits(one, batch).cpu(), allowed))
+            logits = torch.cat(found)  # (n, C)
         return Prediction(pixels, logits.double().numpy(), self.classes)
 
     def _labels(self, client: int, mask: str, task: int | None) -> list[int]:

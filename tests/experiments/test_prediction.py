@@ -163,6 +163,13 @@ def test_pictures_come_in_many_ways(kept, tree, tmp_path):
     assert model.predict([tmp_path / "larger.png", path]).images.shape == (2, 16, 16, 3)
 
 
+def test_many_images_go_through_in_batches(kept, monkeypatch):
+    model, images = load_model(kept[2]), np.random.default_rng(1).integers(0, 256, (7, 16, 16, 3), np.uint8)
+    whole = model.predict(images).logits
+    monkeypatch.setattr("lscl.experiments.prediction.BATCH", 3)
+    assert model.predict(images).logits == pytest.approx(whole, abs=1e-4)
+
+
 def test_the_threads_of_the_caller_stay(smoke):
     record = run(smoke(method="fedavg", threads=2), quiet=True, keep_model=True)
     torch.set_num_threads(1)
