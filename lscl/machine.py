@@ -29,7 +29,7 @@ def physical_memory() -> int:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPU of this machine."""
+    """Processor, the widest instructions that torch uses on it, cores, memory and GPU of this machine."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -37,4 +37,10 @@ def hardware() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(physical_memory() / 2**30), "gpu": gpu}
+    return {
+        "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(physical_memory() / 2**30),
+        "gpu": gpu,
+    }

@@ -30,6 +30,7 @@ def test_the_hardware_is_this_machines():
         and found["cpu"]
         and found["memory_gb"] == round(machine.physical_memory() / 2**30) > 0
     )
+    assert found["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert found["gpu"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 

@@ -49,6 +49,7 @@ class Hardware(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
     cpu: Text
+    instructions: Text | None = None  # such as AVX512; came later
     cores: Count | None
     memory_gb: Amount
     gpu: Text | None

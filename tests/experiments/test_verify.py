@@ -141,6 +141,15 @@ def test_three_outcomes(made, what):
     assert verify.describe_outcome(found).startswith(words[outcome])
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "outcome"), [("a", "b", "rounding"), ("a", "a", "different"), (None, "a", "different")]
+)
+def test_processors_of_one_name_with_other_instructions_are_two_kinds(made, here, there, outcome):
+    one, other = ({**made["hardware"], **({"instructions": name} if name else {})} for name in (here, there))
+    found = verify.compare_records({**made, "hardware": one}, moved(made, 1, hardware=other))
+    assert found["outcome"] == outcome
+
+
 def test_other_threads_are_another_rounding(made):
     other = moved(made, 1, config={**made["config"], "threads": 1})
     assert verify.compare_records(made, other)["outcome"] == "rounding"
