@@ -158,8 +158,9 @@ def config_from(path: Path | None, changes: Mapping[str, Any]) -> tuple[Experime
         LsclError: as `read_config` and `experiment`, or an option that the system does not read; a line about a value
             of the file names the file.
     """
-    values, lines = (dict(changes), []) if path is None else change_config(read_config(path), changes)
+    found = None if path is None else read_config(path)
     try:
+        values, lines = (dict(changes), []) if found is None else change_config(found, changes)
         config = experiment(**values)
         check_options(values, [config.method])
     except LsclError as error:

@@ -16,7 +16,7 @@ from lscl.config import Experiment, experiment
 from lscl.data.partition import Census, Partition, Task
 from lscl.data.picture import Picture, read_picture
 from lscl.data.store import ImageSet
-from lscl.errors import LsclError, first_line, shorten
+from lscl.errors import LsclError, explain, first_line, shorten
 from lscl.experiments import records
 from lscl.experiments.kept_models import ENDING, ModelCard, ModelKeeper, model_path, read_card, read_tensors
 from lscl.federation.checkpoint import DAMAGES
@@ -144,9 +144,18 @@ class KeptModel:
             for start in range(0, len(pixels), BATCH):
                 inputs = self._inputs(pixels[start : start + BATCH])
                 batch = Batch(inputs, torch.arange(len(inputs.images)))
-                found.append(mask_logits(self.method.logits(one, batch).cpu(), allowed))
+                found.append(mask_logits(self._logits(one, batch), allowed))
             logits = torch.cat(found)  # (n, C)
         return Prediction(pixels, logits.double().numpy(), self.classes)
+
+    def _logits(self, client: Client, batch: Batch) -> Tensor:
+        try:
+            return self.method.logits(client, batch).cpu()
+        except DAMAGES as error:
+            if explain(error) is not None:  # too little memory is no damage
+                raise
+            why = f"{type(error).__name__}: {first_line(error)[:200]}"
+            raise LsclError(f"the models of {self.card.name} cannot look at images ({why})") from error
 
     def _labels(self, client: int, mask: str, task: int | None) -> list[int]:
         tasks = self.card.tasks
@@ -280,10 +289,8 @@ def check_models(model: KeptModel, keeper: ModelKeeper) -> None:
     for k, (images, seen) in keeper.probes.items():
         try:
             again = torch.from_numpy(model.predict(images, k, "all").logits)
-        except LsclError:
-            raise
-        except Exception as error:  # whatever a system misses
-            raise LsclError(f"{needs} ({type(error).__name__}: {first_line(error)[:200]})") from error
+        except LsclError as error:
+            raise LsclError(f"{needs} ({error})") from error
         if not torch.allclose(again, seen.double(), rtol=CLOSE, atol=CLOSE * float(seen.abs().max()), equal_nan=True):
             raise LsclError(f"{needs} (client {k} sees something else in an image)")
 
@@ -307,7 +314,7 @@ def _config_of(card: ModelCard, place: Path, weights: Path | None, device: str) 
     try:
         records.checked_config(card.config)
         local = weights if card.config.get("weights_sha256") else None
-        config = experiment(**{**card.config, "weights": local, "device": device})
+        config = experiment(**{**card.config, "data_dir": None, "weights": local, "device": device})
     except (ValueError, LsclError) as error:
         raise LsclError(f"cannot read the models {place}: {shorten(error)}") from error
     labels = [[label for task in stream for label in task] for stream in card.tasks]

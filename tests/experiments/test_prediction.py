@@ -1,5 +1,6 @@
 """Kept models read again: they predict as they were tested."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_cli import call
 from test_run import stopped
 from tests_root import compared
@@ -288,6 +289,19 @@ def test_the_card_of_another_system_is_one_line(kept, smoke, one_line):
     with pytest.raises(LsclError) as caught:
         load_model(other)
     one_line(caught, "its tensors are not those of local_head")
+
+
+def test_tensors_of_another_shape_are_one_line(smoke, one_line):
+    path = model_path(run(smoke(method="pilora"), quiet=True, keep_model=True))
+    card = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("state.lora.A"))
+    save_file({**tensors, name: torch.zeros(3, 3)}, path)
+    data = path.read_bytes()
+    rewritten(card, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())(path)
+    with pytest.raises(LsclError) as caught:
+        load_model(path).predict(np.zeros((16, 16, 3), np.uint8), client=int(name[6]))
+    one_line(caught, "cannot look at images")
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors", "model.json"])
