@@ -7,7 +7,7 @@
 What can take the place of each of them is in `parts.collaboration`, `parts.small_continual` and `parts.fusion`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -110,7 +110,8 @@ class FedLSCL(Method):
        serves its bias and its weights at every m, and the first steps change the frozen ViT in proportion. Eq. 5 and
        what goes up are in these features.
     5. Eq. 4 compares what two updates do, B A with B' A', and not their numbers: A has nearly all of ||omega||^2 from
-       the start, so that B could grow unpenalised.
+       the start, so that B could grow unpenalised. consistency_compares = matrices compares A and B apart, each on its
+       own scale; the ablations have both.
     6. every CNN starts from weights of its own draw. cnn_start = pretrained starts it from trained ones, the same on
        all clients that have this CNN, and gives it the input that they were trained with
        (`lscl.models.cnn_weights`); head, projection to m and generator start as otherwise. The paper does not say
@@ -172,6 +173,9 @@ class FedLSCL(Method):
         beta: float = Field(1.0, **WEIGHT, description="weight of the generator term of Eq. 4")
         consistency: Literal["relative", "mean", "sum"] = Field(
             "relative", description="scale of Eq. 4: relative, mean- or sum-squared error"
+        )
+        consistency_compares: Literal["product", "matrices"] = Field(
+            "product", description="what the generator term of Eq. 4 compares: the product B A, or A and B apart"
         )
         buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
         o2d: Literal["exact", "sgd", "average", "none"] = Field(
@@ -402,7 +406,10 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-def update_gap(ours: LowRank, teacher: LowRank) -> tuple[Tensor, Tensor]:
+Gap = tuple[Tensor, Tensor, int]  # squared distances (b,), squared norms of what they are measured from (b,), numbers
+
+
+def product_gap(ours: LowRank, teacher: LowRank) -> list[Gap]:
     """How far two written updates are apart in what they do, without forming a (3d, d) matrix.
 
     B A - B' A' = [B - B', B'] [A; A - A'] = L R and ||L R||_F^2 = tr((L^T L) (R R^T)), where nothing large cancels.
@@ -412,11 +419,26 @@ def update_gap(ours: LowRank, teacher: LowRank) -> tuple[Tensor, Tensor]:
         teacher: A' and B', of the same shapes.
 
     Returns:
-        ||B A - B' A'||_F^2 and ||B' A'||_F^2, (b,) each.
+        One gap: ||B A - B' A'||_F^2 and ||B' A'||_F^2, (b,) each, of 3d x d numbers.
     """
     left = torch.cat([ours.B - teacher.B, teacher.B], dim=2)  # (b, 3d, 2r)
     right = torch.cat([ours.A, ours.A - teacher.A], dim=1)  # (b, 2r, d)
-    return squared_norms(left, right), squared_norms(teacher.B, teacher.A)
+    numbers = teacher.B.shape[1] * teacher.A.shape[2]
+    return [(squared_norms(left, right), squared_norms(teacher.B, teacher.A), numbers)]
+
+
+def matrices_gap(ours: LowRank, teacher: LowRank) -> list[Gap]:
+    """How far the matrices of two written updates are apart, each on its own.
+
+    Args:
+        ours: A (b, r, d) and B (b, 3d, r).
+        teacher: A' and B', of the same shapes.
+
+    Returns:
+        Two gaps: ||A - A'||_F^2 and ||A'||_F^2 of r x d numbers, ||B - B'||_F^2 and ||B'||_F^2 of 3d x r.
+    """
+    pairs = ((ours.A, teacher.A), (ours.B, teacher.B))
+    return [((x - y).square().sum((1, 2)), y.square().sum((1, 2)), y[0].numel()) for x, y in pairs]
 
 
 @in_float32
@@ -437,6 +459,8 @@ class Consistency(SmallContinual):
     """Eq. 4: on images of the buffer, CNN and generator stay close to what they were at the end of the previous task.
 
         alpha ||f - f'||^2 + beta ||B A - B' A'||^2,    f = theta(x), (A, B) = phi(f)
+
+    (or beta / 2 (||A - A'||^2 + ||B - B'||^2), with consistency_compares = matrices)
 
     with f', A' and B' of the previous CNN and generator; both sides with BatchNorm in evaluation mode, so that the sum
     is zero as long as nothing changes. Its features of the buffer never change, so they are stored instead of the
@@ -478,7 +502,8 @@ class Consistency(SmallContinual):
             generator = model["generator"]
             teacher = generator.split(F.linear(scale_features(before), weight, bias))  # A' (b, r, d), B' (b, 3d, r)
             ours = generator.split(generator(scale_features(f)))  # A (b, r, d), B (b, 3d, r)
-            term = term + config.beta * self.scaled(*update_gap(ours, teacher), 3 * generator.width**2)
+            gaps = COMPARED[config.consistency_compares](ours, teacher)
+            term = term + config.beta * sum(self.scaled(*gap) for gap in gaps) / len(gaps)
         return term
 
     @in_float32
@@ -570,7 +595,8 @@ class OneByOneExact(OneByOne):
         return o2d_exact(weights, moments, self.method.config.o2d_lambda)
 
 
-# By the values of the parameters `continual` and `o2d`.
+# By the values of the parameters `consistency_compares`, `continual` and `o2d`.
+COMPARED: dict[str, Callable[[LowRank, LowRank], list[Gap]]] = {"product": product_gap, "matrices": matrices_gap}
 CONTINUAL: dict[str, type[SmallContinual]] = {
     "consistency": Consistency,
     "ewc": EWC,

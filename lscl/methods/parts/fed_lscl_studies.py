@@ -34,6 +34,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "CNN alone, no SM-CF": {"collaboration": "cnn", "continual": "none"},
     "generators averaged for O2D": {"o2d": "average"},
     "O2D by gradient": {"o2d": "sgd"},
+    "A and B apart in SM-CF": {"consistency_compares": "matrices"},
     "EWC for SM-CF": {"continual": "ewc"},
     "LwF for SM-CF": {"continual": "lwf"},
     "replay for SM-CF": {"continual": "replay"},
