@@ -156,6 +156,11 @@ class Method:
         return cls.cnn
 
     @classmethod
+    def trains_in(cls, config: Experiment, task: int) -> bool:
+        """Whether clients train anything in this task, from 0, under this config."""
+        return cls.trains
+
+    @classmethod
     def start_of_cnn(cls, config: Experiment) -> Start:
         """What the clients' CNNs start from: drawn or pretrained weights."""
         return "drawn"
