@@ -142,7 +142,7 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     place, turn, rows = 17, 17, ()
     sizes = {"smoke": {"o2d": "average"}}
     tuned = {**OWN_RATES, **SHARED, **RANDOM}
-    official = {**SHARED, **RANDOM}
+    official = {**SHARED, **RANDOM, "cnn_size": 224}  # as the weights of the profiles' CNN were trained
     search_space = {
         "lr": LogRange(1e-4, 1e-1),
         "lr_generator": LogRange(1e-5, 1e-1),
