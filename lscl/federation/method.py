@@ -157,7 +157,15 @@ class Method:
 
     @classmethod
     def trains_in(cls, config: Experiment, task: int) -> bool:
-        """Whether clients train anything in this task, from 0, under this config."""
+        """Whether clients train anything in a task.
+
+        Args:
+            config: the experiment.
+            task: number of the task, from 0.
+
+        Returns:
+            Whether they do; by default whether the system trains at all.
+        """
         return cls.trains
 
     @classmethod

@@ -211,6 +211,15 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
         return model
 
     def cnn_features(self, client: Client, batch: Batch) -> Tensor:
+        """f = theta(x); of a frozen CNN as it is at the test, without a gradient.
+
+        Args:
+            client: the one whose CNN looks.
+            batch: b images.
+
+        Returns:
+            (b, m); with a static LoRA m = 0.
+        """
         if not self.config.freeze_cnn or "cnn" not in client.model:
             return super().cnn_features(client, batch)
         with torch.no_grad(), evaluation_mode(client.model["cnn"]):
@@ -256,6 +265,7 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     # -- server
     @property
     def shares_generator(self) -> bool:
+        """Whether there is a generator to share, a fusion that shares it, and a task that trains it."""
         return self.config.adapt != "none" and super().shares_generator
 
     def dtype(self, name: str) -> torch.dtype:
