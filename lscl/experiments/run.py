@@ -479,7 +479,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "trained_parameters": [
             sum(p.numel() for p in method.new_model(k).parameters() if p.requires_grad) for k in range(config.clients)
         ],
-        "trained_images": method.passes * config.epochs * config.rounds * images,
+        "trained_images": method.passes * config.epochs * config.rounds * images if images else 0,
         "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),

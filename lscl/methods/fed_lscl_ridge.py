@@ -23,7 +23,6 @@ from lscl.federation.search_space import LogRange, OneOf
 from lscl.methods.fed_lscl import FedLSCL, FedLSCLCosts, evaluation_mode
 from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeHead, RidgeParameters, SummedRidge
 from lscl.methods.parts.fed_lscl_studies import with_weights
-from lscl.methods.parts.fusion import GENERATOR_PARTS
 from lscl.methods.parts.lora import check_adapted_block
 from lscl.models.vit import FrozenViT
 from lscl.registry import register
@@ -151,6 +150,7 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     }
     studies = {"repaired": repaired}
     costs = FedLSCLRidgeCosts
+    head_name = "head"
 
     class Parameters(RidgeParameters, FedLSCL.Parameters):
         """See `lscl.registry.Parameters`."""
@@ -242,7 +242,7 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
         head = stage.name == "finish"
         super().receive(client, {} if head else payload, stage)
         if head:
-            client.model["ridge"].load_state_dict(payload)
+            client.model["ridge"].load_state_dict({"weight": payload[self.head_name]})
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
         """Head and generator, and the CNN if it is not frozen; nothing for the sums."""
@@ -268,16 +268,13 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
         """Whether there is a generator to share, a fusion that shares it, and a task that trains it."""
         return self.config.adapt != "none" and super().shares_generator
 
-    def dtype(self, name: str) -> torch.dtype:
-        return torch.float32 if name in GENERATOR_PARTS else super().dtype(name)
-
     def initial_server(self) -> dict[str, Tensor]:
         return {**super().initial_server(), **self.zero_sums()}
 
     def broadcast(self, client: int, stage: Stage) -> Payload:
         """The generator while its task adapts, the head for the test."""
         if stage.name == "finish":
-            return {"weight": self.server["weight"]}
+            return {self.head_name: self.server[self.head_name]}
         return super().broadcast(client, stage) if self.adapts(stage) else {}
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:

@@ -9,9 +9,11 @@ from lscl.config import PROFILES, experiment
 from lscl.errors import LsclError
 from lscl.experiments.run import run
 from lscl.experiments.sweeps import runs_of, variant_run, variants
+from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.ridge import ridge_head, ridge_sums
+from lscl.federation.training import answer
 from lscl.methods.fed_lscl_ridge import SUMS
 
 RIDGE = {"method": "fed_lscl_ridge", "ridge_features": 40, "ridge_lambda": 0.1}
@@ -34,8 +36,8 @@ def head_inputs(method, client, index):
 def test_with_nothing_adapted_it_is_federated_ridge(played, smoke, values):
     ours, clients, _ = played(smoke(method="fed_lscl_ridge", adapt="none", **values))
     control, others, _ = played(smoke(method="fed_ridge", **values))
-    for name in ("gram", "products", "weight"):
-        assert torch.allclose(ours.server[name], control.server[name], rtol=0, atol=1e-10)
+    for name, theirs in {"gram": "gram", "products": "products", "head": "weight"}.items():
+        assert torch.allclose(ours.server[name], control.server[theirs], rtol=0, atol=1e-10)
     one, other = run(smoke(method="fed_lscl_ridge", adapt="none", **values), quiet=True), control
     same = run(smoke(method="fed_ridge", **values), quiet=True)
     assert all(one[key] == same[key] for key in ("accuracy", "per_class", "bytes_up", "bytes_down"))
@@ -53,8 +55,8 @@ def test_behind_the_first_task_the_head_is_the_solution_on_all_clients_and_tasks
     ]
     features, labels = (torch.cat(parts) for parts in zip(*every, strict=True))
     wanted = ridge_head(*ridge_sums(features, labels, 14), 0.1)
-    assert torch.allclose(method.server["weight"], wanted, rtol=0, atol=1e-6)  # of float32 features, batch by batch
-    assert all(torch.equal(client.model["ridge"].weight, method.server["weight"]) for client in clients)
+    assert torch.allclose(method.server["head"], wanted, rtol=0, atol=1e-6)  # of float32 features, batch by batch
+    assert all(torch.equal(client.model["ridge"].weight, method.server["head"]) for client in clients)
 
 
 def test_sums_of_a_generator_that_trains_on_go_stale(played, smoke):
@@ -82,6 +84,27 @@ def test_what_is_tested_is_the_head_of_the_server_and_not_the_trained_one(played
         assert torch.equal(method.logits(client, batch), before)
         client.model["ridge"].weight.zero_()
         assert not method.logits(client, batch).any()
+
+
+def test_the_trained_head_serves_the_training(federation, smoke):
+    """Eq. 3 by the client's own head; nothing of the server's is in the loss."""
+    method, (client, *_) = federation(smoke(**RIDGE, epochs=15, lr=1e-2))
+    stage, batch = Stage(0, 0), client.train.batch(torch.tensor(client.partition.tasks[0][0].train))
+    client.task = 0
+    method.receive(client, method.broadcast(0, stage), stage)
+
+    def loss():
+        client.model.eval()
+        with torch.no_grad():
+            logits = client.model["head"](method.features_of(client, batch))
+            assert torch.allclose(
+                method.loss(client, batch), masked_cross_entropy(logits, batch.labels, client.classes)
+            )
+            return float(method.loss(client, batch))
+
+    before = loss()
+    answer(method, client, stage, method.broadcast(0, stage))
+    assert loss() < 0.9 * before
 
 
 # ---- one function on all clients

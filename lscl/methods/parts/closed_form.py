@@ -226,15 +226,17 @@ class RidgeFeatures(TaskSums):
 class SummedRidge(RidgeFeatures):
     """A ridge regression whose Gram matrix and products the server sums over clients and tasks.
 
-    Server: `gram` (D, D), `products` (D, C) and the head `weight` (C, D), all float64. In an upload: `gram`, the upper
-    triangle of sum [h; y][h; y]^T, ((D + k)(D + k + 1) / 2,) float64.
+    Server: `gram` (D, D), `products` (D, C) and the head (C, D), all float64. In an upload: `gram`, the upper triangle
+    of sum [h; y][h; y]^T, ((D + k)(D + k + 1) / 2,) float64.
     """
+
+    head_name = "weight"  # of the head on the server and on its way to the clients
 
     def zero_sums(self) -> dict[str, Tensor]:
         """The server's tensors before the first sums."""
         zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)
         D, C = self.size, self.num_classes
-        return {"gram": zeros(D, D), "products": zeros(D, C), "weight": zeros(C, D)}
+        return {"gram": zeros(D, D), "products": zeros(D, C), self.head_name: zeros(C, D)}
 
     def packed_sums(self, client: Client, feature: Callable[[Batch], Tensor]) -> Payload:
         """The sums over the images of a client's task.
@@ -278,7 +280,7 @@ class SummedRidge(RidgeFeatures):
             gram += moments[:size, :size]
             products.index_add_(1, self.classes(k, stage), moments[:size, size:])
         weight = ridge_head(gram, products, self.config.ridge_lambda)
-        self.server.update({"gram": gram, "products": products, "weight": weight})
+        self.server.update({"gram": gram, "products": products, self.head_name: weight})
 
 
 class RidgeMethod(RidgeFeatures, ClosedForm):
