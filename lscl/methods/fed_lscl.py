@@ -30,7 +30,7 @@ from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
 from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
-from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
+from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, o2d_shared, pack_triangle, second_moments, unpack_triangle
 from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import Start
 from lscl.models.cnn_weights import started_cnn
@@ -68,7 +68,7 @@ class FedLSCLCosts(Costs):
         config, f = self.config, run.cnn.flops
         numbers, q = 4 * config.rank * run.width, config.features + 1
         again = run.later if self.trains_on_buffer() else 0.0
-        clients = run.trained * (self.step_flops(run.width) * (1 + again) + 3 * f * again)
+        clients = run.trained * (self.step_flops(run.width) * (1 + again) + self.cnn_passes() * f * again)
         kept = (
             config.clients
             * config.buffer_per_class
@@ -81,6 +81,7 @@ class FedLSCLCosts(Costs):
         steps, rows = config.o2d_epochs * (config.clients - 1), config.clients * q
         server = {
             "exact": 4.0 * numbers * q * q + q**3 / 3,
+            "shared": 2.0 * numbers * q * q + q**3 / 3,
             "sgd": 2.0 * steps * rows * q * q + 2.0 * config.clients * numbers * q * q,
         }
         return OwnWork(clients + kept * f, run.rounds * config.clients * server.get(config.o2d, 0.0))
@@ -99,8 +100,8 @@ class FedLSCL(Method):
 
     Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all
     images, which is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4),
-    ewc, lwf, replay, none; o2d = exact, sgd, average (FedAvg of the generators, up 4 P (m + 1) + 8), none (nothing
-    travels).
+    ewc, lwf, replay, none; o2d = exact, sgd, shared (one generator for all, by Eq. 5 over all uploads), average (FedAvg
+    of the generators, up 4 P (m + 1) + 8), none (nothing travels).
 
     Choices where the paper is silent, beside those in the config table:
     1. an upload in task t also has the lowest-loss images of task t so far; else nothing could be distilled in task 1.
@@ -132,7 +133,13 @@ class FedLSCL(Method):
     }
     search_space = SEARCH_SPACE
     notes = {
-        "o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}
+        "o2d": {
+            "exact": "O2D exact",
+            "sgd": "O2D gradient",
+            "shared": "one generator by O2D",
+            "average": "generators averaged",
+            "none": "nothing fused",
+        }
     }
     studies = STUDIES
     costs = FedLSCLCosts
@@ -178,10 +185,10 @@ class FedLSCL(Method):
             "product", description="what the generator term of Eq. 4 compares: the product B A, or A and B apart"
         )
         buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
-        o2d: Literal["exact", "sgd", "average", "none"] = Field(
+        o2d: Literal["exact", "sgd", "shared", "average", "none"] = Field(
             "exact",
-            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the "
-            "generators, or nothing",
+            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or one generator for all "
+            "clients, by Eq. 5 over all of them (shared) or by FedAvg; or nothing",
         )
         o2d_lambda: float = Field(
             1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments"
@@ -285,6 +292,18 @@ class FedLSCL(Method):
 
     def head_logits(self, client: Client, features: Tensor) -> Tensor:
         """h(F_omega(x)); with the CNN alone h(f)."""
+        return self.trained_logits(client, features)
+
+    def trained_logits(self, client: Client, features: Tensor) -> Tensor:
+        """The scores that the losses compare, whatever head is tested.
+
+        Args:
+            client: the one whose head is trained.
+            features: what `features_of` made, (b, d).
+
+        Returns:
+            (b, C).
+        """
         return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
@@ -300,7 +319,7 @@ class FedLSCL(Method):
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Eq. 3 plus, from the second task on, Eq. 4 or what stands in for it."""
         f = self.cnn_features(client, batch)
-        logits = self.head_logits(client, self.adapted_features(client, batch, f))
+        logits = self.trained_logits(client, self.adapted_features(client, batch, f))
         losses = masked_cross_entropy(logits, batch.labels, client.classes, reduction="none")
         client.scratch["losses"][batch.place] = losses.detach()
         total = losses.mean()
@@ -319,7 +338,7 @@ class FedLSCL(Method):
     def end_task(self, client: Client) -> None:
         """Keep the lowest-loss images of the task, then what the term against forgetting needs of CNN and generator."""
         loss = lambda batch: masked_cross_entropy(
-            self.logits(client, batch), batch.labels, client.classes, reduction="none"
+            self.trained_logits(client, self.features_of(client, batch)), batch.labels, client.classes, reduction="none"
         )
         index = send(client.train_index, client.device)
         client.scratch["losses"][index] = map_batches(client.train, client.train_index, loss)
@@ -595,6 +614,22 @@ class OneByOneExact(OneByOne):
         return o2d_exact(weights, moments, self.method.config.o2d_lambda)
 
 
+class OneForAll(OneByOne):
+    """Eq. 5 over all uploads, without a student of its own: one generator for all clients, in closed form (ours)."""
+
+    def distil(self, weights: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+        """The generator whose outputs are nearest to those of all, each on its own client's features.
+
+        Args:
+            weights: the uploaded generators with the bias as last column, (P, m + 1) each.
+            moments: the second moments of the uploaded features, (m + 1, m + 1) each.
+
+        Returns:
+            The same one for every client, (P, m + 1) each.
+        """
+        return [o2d_shared(weights, moments, self.method.config.o2d_lambda)] * len(weights)
+
+
 # By the values of the parameters `consistency_compares`, `continual` and `o2d`.
 COMPARED: dict[str, Callable[[LowRank, LowRank], list[Gap]]] = {"product": product_gap, "matrices": matrices_gap}
 CONTINUAL: dict[str, type[SmallContinual]] = {
@@ -607,6 +642,7 @@ CONTINUAL: dict[str, type[SmallContinual]] = {
 FUSIONS: dict[str, type[Fusion]] = {
     "exact": OneByOneExact,
     "sgd": OneByOne,
+    "shared": OneForAll,
     "average": Averaging,
     "none": Fusion,
 }
