@@ -32,6 +32,13 @@ SUMS = "sums"  # name of the exchange behind the last round of a task
 RANDOM = {"ridge_features": 2000, "ridge_lambda": 0.3}  # those of the control `fed_ridge`
 SHARED: dict[str, Any] = {"cnn_start": "pretrained", "o2d": "average"}
 OWN_RATES = {"lr": 3e-3, "lr_generator": 1e-3, "rank": 4}
+# The tiny CNN of smoke has no weights; those of the large profiles' CNN were trained with images of 224 pixels.
+_WHOLE = {**SHARED, "ridge_features": RANDOM["ridge_features"]}
+_LARGE = {**_WHOLE, "cnn_size": 224}
+SIZES: dict[str, dict[str, Any]] = {
+    "smoke": {"o2d": "average"},
+    **{"demo": _WHOLE, "mini": _WHOLE, "full": _WHOLE, "colab": _LARGE, "paper": _LARGE},
+}
 
 
 def repaired(profile: str) -> dict[str, dict[str, Any]]:
@@ -127,7 +134,7 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     every (the generator trains on, and the sums of earlier tasks are of features that no longer are); none (the control
     `fed_ridge`, to the bit). freeze_cnn, cnn_start, o2d, collaboration (written, static), continual: as in `fed_lscl`.
 
-    Choices, beside those of `fed_lscl`:
+    Choices where the sources are silent, beside those of `fed_lscl`:
     1. the CNN is frozen in evaluation mode, and its projection to m is drawn once for all clients. With
        freeze_cnn = false each client trains a CNN of its own, and the server adds sums of unlike features.
     2. heads h_k start equal and stay private; they train under the task's mask as in Eq. 3 and are never tested.
@@ -139,9 +146,9 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
 
     name, label = "fed_lscl_ridge", "Fed-LSCL + ridge"
     place, turn, rows = 17, 17, ()
-    sizes = {"smoke": {"o2d": "average"}}
-    tuned = {**OWN_RATES, **SHARED, **RANDOM}
-    official = {**SHARED, **RANDOM, "cnn_size": 224}  # as the weights of the profiles' CNN were trained
+    sizes = SIZES
+    tuned = {**OWN_RATES, "ridge_lambda": RANDOM["ridge_lambda"]}
+    official = {"ridge_lambda": RANDOM["ridge_lambda"]}
     search_space = {
         "lr": LogRange(1e-4, 1e-1),
         "lr_generator": LogRange(1e-5, 1e-1),
