@@ -95,7 +95,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**31, "less than or equal to 2147483647"),
         ("threads", 0, "greater than or equal to 1"),
-        ("o2d", "newton", "'exact', 'sgd', 'average' or 'none'"),
+        ("o2d", "newton", "'exact', 'sgd', 'shared', 'average' or 'none'"),
         ("consistency", "l1", "'relative', 'mean' or 'sum'"),
         ("eval_split", "train", "'official' or 'holdout'"),
         ("head_merge", "max", "'plain' or 'holders'"),
