@@ -39,6 +39,7 @@ LONGEST = (
     "notebooks/04_one_by_one_distillation.ipynb",
     "notebooks/02_collaborative_training.ipynb",
     "tests/publish/test_page_of_results.py",
+    "tests/test_wheel.py",
     "tests/flower/test_grid.py",
     "tests/flower/test_server_app.py",
     "tests/test_bad_input.py",
