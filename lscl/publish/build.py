@@ -86,7 +86,8 @@ def reproduce(
     check_affordable(missing)
     for number, config in enumerate(runs, 1):
         say(f"run {number}/{len(runs)}: {config.name}")
-        done.append(run(config, keep_model=profile in KEPT and METHODS[config.method].role == "own"))
+        ours = METHODS[config.method].role == "own" and config.overrides() == {}
+        done.append(run(config, keep_model=profile in KEPT and ours))
     runs_seconds, seconds = time.perf_counter() - started, {}
     pages.write_pages()
     places = {
