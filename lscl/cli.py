@@ -84,12 +84,21 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 
 
 @config_command(app, "run")
-def run_command(values: dict) -> None:
+def run_command(
+    values: dict,
+    keep_payloads: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder that gets all that travels, as safetensors, per round and client (`lscl plan` says how much); "
+            "none = nothing is kept"
+        ),
+    ] = None,
+) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
     from lscl.experiments.records import folder
     from lscl.experiments.run import run
 
-    record = run(_one(values))
+    record = run(_one(values), keep_payloads=keep_payloads)
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
 
@@ -255,6 +264,7 @@ def plan_command(
     """
     from lscl.experiments import cost_model, sweeps
     from lscl.experiments.run import device_of
+    from lscl.experiments.traffic import traffic_table
 
     config = experiment(**values)
     if name:
@@ -273,6 +283,7 @@ def plan_command(
         return
     machine = cost_model.find_card(card) if card else cost_model.measure_machine(device_of(config))
     print(cost_model.plan_table([cost_model.cost(one) for one in runs], machine))
+    print(traffic_table(runs))
     cost_model.check_costs(runs, machine)
 
 
