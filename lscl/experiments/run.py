@@ -25,6 +25,7 @@ from lscl.data.sources import load, surrogate
 from lscl.data.store import Dataset, ImageSet, write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
+from lscl.experiments.privacy.account import account_of, check_accountant
 from lscl.experiments.progress import Progress
 from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
 from lscl.federation.client import Client, Inputs
@@ -354,6 +355,7 @@ def _play(
     config = settle_device(config, saved)
     progress = Progress(config, quiet)
     check_affordable([config])
+    check_accountant(config)
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
@@ -474,7 +476,7 @@ def tile_images(images: np.ndarray) -> np.ndarray:
 
 
 def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
-    """The record of a finished run; it has "faults" only if there were any.
+    """The record of a finished run; it has "faults" only if there were any, and "privacy" only with added noise.
 
     Args:
         data: its images.
@@ -516,6 +518,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
+        **({"privacy": account} if (account := account_of(method)) else {}),
         **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),
     }
     return records.assemble_record(config, counts, seen, facts)

@@ -229,6 +229,15 @@ class Method:
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
 
+    def releases(self) -> tuple[str, int]:
+        """What an account of added noise has to know (`lscl.methods.parts.noise`).
+
+        Returns:
+            Whose presence the noise hides, "client" or "image", and how many noisy tensors each of these is in, over
+            all exchanges of a run; none by default.
+        """
+        return "client", 0
+
     def dtype(self, name: str) -> torch.dtype:
         """The type of a tensor in a valid upload: that of the server's tensor of this name, else float32."""
         fixed = {IMAGES: torch.int64, HOLDS: torch.bool}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, Check, gram_check
+from lscl.federation.limits import LIMIT, STEP, Check, gram_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
@@ -30,6 +30,7 @@ from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
 from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
+from lscl.methods.parts.noise import Noise, noisy_upload
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
 from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import Start
@@ -139,7 +140,7 @@ class FedLSCL(Method):
     cnn = True  # beside the ViT
     check_foundation = staticmethod(check_adapted_block)
 
-    class Parameters(OneBlock):
+    class Parameters(OneBlock, Noise):
         """See `lscl.registry.Parameters`."""
 
         profile_values: ClassVar = {
@@ -362,6 +363,7 @@ class FedLSCL(Method):
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         if payload:
             client.model["generator"].load_state_dict(payload)
+            client.scratch["received"] = payload
         client.scratch["replay"] = client.rng("replay")
         # by position; filled while training
         client.scratch["losses"] = torch.zeros(len(client.train.images), device=client.device)
@@ -383,7 +385,22 @@ class FedLSCL(Method):
         return torch.float64 if name == "gram" else super().dtype(name)
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        return self.fusion.upload(client, self.shared(client.model)) if self.shares_generator else {}
+        if not self.shares_generator:
+            return {}
+        sent = self.fusion.upload(client, self.shared(client.model))
+        if self.config.dp_noise == 0:
+            return sent
+        sent = {name: value.detach().cpu() for name, value in sent.items()}
+        reach = STEP * self.config.lr_generator * self.steps(client.id, client.task)
+        config, start = self.config, client.scratch["received"]
+        return noisy_upload(client, sent, start, config.dp_clip, config.dp_noise, reach)
+
+    def releases(self) -> tuple[str, int]:
+        """In every exchange the generator goes up, and with O2D what it is distilled on."""
+        if not self.shares_generator:
+            return "client", 0
+        beside = 0 if self.config.o2d == "average" else 1
+        return "client", (1 + beside) * sum(len(self.stages(task)) for task in range(self.config.tasks_run))
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Eq. 5 for every client, or what stands in for it."""

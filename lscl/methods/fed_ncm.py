@@ -12,6 +12,7 @@ from lscl.federation.limits import Check, class_sums_check, equality_check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.closed_form import ClosedForm
+from lscl.methods.parts.noise import Noise, clip_length, noisy_sums
 from lscl.registry import register
 
 
@@ -84,6 +85,7 @@ class FedNCM(ClosedForm):
     place, turn, quick = 14, 14, ("demo", "colab")
     costs = NearestMeanCosts
     head_names = ("sums", "counts")
+    Parameters = Noise
 
     def build(self, client: int) -> nn.Module:
         return ClassMeans(self.num_classes, self.foundation.width)
@@ -94,7 +96,15 @@ class FedNCM(ClosedForm):
     def upload(self, client: Client, stage: Stage) -> Payload:
         features, labels = self.features_and_labels(client)
         members = (labels == client.classes[:, None]).double()  # (k, n)
-        return {"sums": members @ features, "counts": members.sum(1).long()}
+        config, counts = self.config, members.sum(1).long()
+        if config.dp_noise == 0:
+            return {"sums": members @ features, "counts": counts}
+        sums = members @ clip_length(features, config.dp_clip)
+        return {"sums": noisy_sums(sums, config.dp_clip, config.dp_noise, client.rng("noise-sums")), "counts": counts}
+
+    def releases(self) -> tuple[str, int]:
+        """An image is in the sums of one task, which go up once."""
+        return "image", 1
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         k = self.config.classes_per_task

@@ -10,7 +10,8 @@ from lscl.federation.limits import Check, joint_moments_check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.ridge import ridge_head
-from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod
+from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod, RidgeParameters
+from lscl.methods.parts.noise import Noise, clip_length, noisy_joint_moments
 from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
 from lscl.registry import register
 
@@ -67,13 +68,26 @@ class FedRidge(RidgeMethod):
     costs = RidgeCosts
     head_names = ("weight",)
 
+    class Parameters(RidgeParameters, Noise):
+        """See `lscl.registry.Parameters`."""
+
     def initial_server(self) -> dict[str, Tensor]:
         zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)
         products = zeros(self.size, self.num_classes)
         return {"gram": zeros(self.size, self.size), "products": products, **super().initial_server()}
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        return {"gram": pack_triangle(joint_moments(*self.features_and_labels(client), client.classes))}
+        (features, labels), config = self.features_and_labels(client), self.config
+        if config.dp_noise == 0:
+            return {"gram": pack_triangle(joint_moments(features, labels, client.classes))}
+        moments = joint_moments(clip_length(features, config.dp_clip), labels, client.classes)
+        counts = moments.diagonal()[-len(client.classes) :]
+        noisy = noisy_joint_moments(moments, counts, config.dp_clip, config.dp_noise, client.rng("noise-gram"))
+        return {"gram": pack_triangle(noisy)}
+
+    def releases(self) -> tuple[str, int]:
+        """An image is in the sums of one task, which go up once."""
+        return "image", 1
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         both = self.size + self.config.classes_per_task
