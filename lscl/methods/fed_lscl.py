@@ -7,7 +7,7 @@
 What can take the place of each of them is in `parts.collaboration`, `parts.small_continual` and `parts.fusion`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, STEP, Check, gram_check
+from lscl.federation.limits import LIMIT, SLACK, STEP, Check, gram_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
@@ -136,6 +136,12 @@ class FedLSCL(Method):
     }
     studies = STUDIES
     costs = FedLSCLCosts
+    defences: ClassVar = {
+        "Gram matrix": {"o2d_upload": "gram"},
+        "5 kept images": {"buffer_per_class": 5},
+        "1 kept image": {"buffer_per_class": 1},
+        **{f"noise {noise:g}": {"dp_noise": noise} for noise in (1e-5, 1e-4, 1e-3, 1e-2)},
+    }
 
     cnn = True  # beside the ViT
     check_foundation = staticmethod(check_adapted_block)
@@ -384,6 +390,10 @@ class FedLSCL(Method):
     def dtype(self, name: str) -> torch.dtype:
         return torch.float64 if name == "gram" else super().dtype(name)
 
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """All of averaged generators. O2D multiplies each teacher with its own second moments: it needs single ones."""
+        return set(self.upload_shapes(0, stage)) if self.config.o2d == "average" else set()
+
     def upload(self, client: Client, stage: Stage) -> Payload:
         if not self.shares_generator:
             return {}
@@ -391,9 +401,13 @@ class FedLSCL(Method):
         if self.config.dp_noise == 0:
             return sent
         sent = {name: value.detach().cpu() for name, value in sent.items()}
-        reach = STEP * self.config.lr_generator * self.steps(client.id, client.task)
+        reach = (1 - SLACK) * STEP * self.config.lr_generator * self.steps(client.id, client.task)
         config, start = self.config, client.scratch["received"]
         return noisy_upload(client, sent, start, config.dp_clip, config.dp_noise, reach)
+
+    def shown_images(self, client: Client) -> Tensor:
+        """The images whose features, or their Gram matrix, go up."""
+        return self.update_buffer(client)
 
     def releases(self) -> tuple[str, int]:
         """In every exchange the generator goes up, and with O2D what it is distilled on."""

@@ -1,6 +1,6 @@
 """Control: ridge regression on the frozen features of all clients' images, by Gram matrices that the server adds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class FedRidge(RidgeMethod):
     tuned = {"ridge_lambda": 0.03}
     search_space = LAMBDAS
     costs = RidgeCosts
+    defences = {f"noise {noise:g}": {"dp_noise": noise} for noise in (0.003, 0.01, 0.03, 0.1, 1.0)}
     head_names = ("weight",)
 
     class Parameters(RidgeParameters, Noise):
@@ -96,6 +97,10 @@ class FedRidge(RidgeMethod):
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         """It is a Gram matrix, of as many images as the server knows, with features no longer than frozen ones are."""
         return {"gram": joint_moments_check(unpack_triangle, self.counts(client, stage), self.longest)}
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """All, if a client sends a row for every class of the data set instead of those of its task."""
+        return {"gram"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Add the sums and solve."""

@@ -138,21 +138,6 @@ def align(received: Tensor, own: Tensor, known: Tensor) -> Tensor:
     return (x @ torch.linalg.solve(gram + pull, x[known].T @ own[known].double())).float()
 
 
-def find_rows(received: Tensor, encode: Encoder, gallery: Gallery) -> Tensor:
-    """Which image of the client each received feature belongs to: the truth, by the client's own CNN.
-
-    Args:
-        received: (n, m).
-        encode: the client's CNN.
-        gallery: with the client's images.
-
-    Returns:
-        (n,) positions in the gallery.
-    """
-    mine = gallery.held.nonzero().squeeze(1)
-    return mine[torch.cdist(received.double(), encode(gallery.pixels[mine]).double()).argmin(1)]
-
-
 def score_reconstructions(
     found: Tensor, rows: Tensor, gallery: Gallery, draw: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
@@ -203,7 +188,7 @@ def invert_features(observed: Observed, steps: int = STEPS) -> tuple[list[Findin
     config, gallery = observed.config, observed.gallery
     received = observed.up["features"].float() * observed.up["features"].shape[1]
     true, own = encoder_of(observed.client.model["cnn"], config.side), train_stand_in(observed)
-    rows = find_rows(received, true, gallery)
+    rows = observed.kept
     known = torch.arange(len(rows)) % 2 == 0
     public = as_unit_images(observed.public.images)
     of_own = train_decoder(own(public), public, config.seed, "own", steps)

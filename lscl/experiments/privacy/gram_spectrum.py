@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lscl.experiments.privacy.decoder import Encoder, encoder_of, find_rows, train_stand_in
+from lscl.experiments.privacy.decoder import Encoder, encoder_of, train_stand_in
 from lscl.experiments.privacy.observed import Gallery, Observed
 from lscl.experiments.privacy.scores import Finding, membership_rates
-from lscl.methods.parts.o2d import second_moments
+from lscl.methods.parts.o2d import second_moments, unpack_triangle
 
 KEPT = (1, 5, 20)  # kept images of a class, the first of each: what smaller buffers would have sent
 
@@ -66,6 +66,25 @@ def first_of_class(rows: Tensor, gallery: Gallery, count: int) -> Tensor:
     return chosen
 
 
+def gram_matrices_sent(observed: Observed) -> list[tuple[Tensor, Tensor]]:
+    """The Gram matrix in a payload, or those of the features in it: of all of them, and as smaller buffers have them.
+
+    Args:
+        observed: the client under attack.
+
+    Returns:
+        (n,) bool, which kept images it is made of, and C (m + 1, m + 1); empty if the payload has neither.
+    """
+    up, rows = observed.up, observed.kept
+    if "features" in up:
+        buffers = [first_of_class(rows, observed.gallery, count) for count in KEPT]
+        different = {int(chosen.sum()): chosen for chosen in buffers}
+        return [(chosen, second_moments(up["features"].float()[chosen])) for chosen in different.values()]
+    if "gram" in up and "weight" in up:  # beside a generator: of features that a CNN makes
+        return [(torch.ones(len(rows), dtype=torch.bool), unpack_triangle(up["gram"]))]
+    return []
+
+
 def _of_pixels(gallery: Gallery, rows: Tensor) -> dict[str, float]:
     """The control: the Gram matrix of the images themselves, which are more numbers than images."""
     pixels = gallery.pixels.flatten(1)  # (k c, 3 H W)
@@ -84,19 +103,17 @@ def read_gram(observed: Observed) -> list[Finding]:
         observed: the client under attack.
 
     Returns:
-        The findings; nothing if no features are sent.
+        The findings; nothing if neither is sent.
     """
-    if "features" not in observed.up:
+    matrices = gram_matrices_sent(observed)
+    if not matrices:
         return []
-    config, gallery, sent = observed.config, observed.gallery, observed.up["features"].float()
-    m = sent.shape[1]
+    config, gallery, rows = observed.config, observed.gallery, observed.kept
+    m = len(matrices[0][1]) - 1
     true, own = encoder_of(observed.client.model["cnn"], config.side), train_stand_in(observed)
-    rows = find_rows(sent * m, true, gallery)
     others, findings = (~gallery.held).nonzero().squeeze(1), []
     halves = others[observed.rng("halves").permutation(len(others))].tensor_split(2)  # (o / 2,) each
-    for count in KEPT:
-        chosen = first_of_class(rows, gallery, count)
-        moments = second_moments(sent[chosen])
+    for chosen, moments in matrices:
         design = _of_pixels(gallery, rows[chosen])
         for knows, encode in {"own CNN": own, "true CNN (upper bound)": true}.items():
             scores = -leverage(encode(gallery.pixels) / m, moments)

@@ -37,6 +37,8 @@ class Exchange:
         uploads: {client: payload}.
         server: the server's tensors before it aggregated.
         states: {client: its private state after its training}; no server sees this.
+        images: {client: positions of the training images that its upload is made from}; no server sees this, too.
+        earlier: {client: tensors of other names, as they went up last before this exchange}.
     """
 
     stage: Stage
@@ -44,6 +46,8 @@ class Exchange:
     uploads: Mapping[int, Payload]
     server: Payload
     states: Mapping[int, Payload]
+    images: Mapping[int, Tensor]
+    earlier: Mapping[int, Payload]
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Witness(InProcess):
     """A transport that remembers the last training exchange."""
 
     last: Exchange | None = field(default=None, init=False)
+    seen: dict[int, Payload] = field(default_factory=dict, init=False)  # {client: all that went up, the newest}
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
         """As `InProcess.ask`.
@@ -72,7 +77,13 @@ class Witness(InProcess):
                 client.id: {name: value.clone() for name, value in client.private_state().items()}
                 for client in self.clients
             }
-            self.last = Exchange(stage, dict(downloads), copied, before, states)
+            images = {client.id: self.method.shown_images(client).clone() for client in self.clients}
+            self.seen = {k: {**self.seen.get(k, {}), **payload} for k, payload in copied.items()}
+            earlier = {
+                k: {name: value for name, value in self.seen[k].items() if name not in payload}
+                for k, payload in copied.items()
+            }
+            self.last = Exchange(stage, dict(downloads), copied, before, states, images, earlier)
         return answers
 
 
@@ -162,7 +173,8 @@ class Observed:
         method: the system, at the server's side.
         stage: the exchange.
         down: what the client got.
-        up: what it sent.
+        up: what it sent, and tensors of other names that it sent before.
+        kept: which images of the gallery stand behind the rows of `features`, or behind their sums, (n,).
         client: the client itself, with its state after the training: truth, for scores and upper bounds only.
         gallery: images to be found, or not.
         public: images that the attacker has.
@@ -174,6 +186,7 @@ class Observed:
     stage: Stage
     down: Payload
     up: Payload
+    kept: Tensor
     client: Client
     gallery: Gallery
     public: ImageSet
@@ -209,14 +222,16 @@ def observe(
     client.task, client.round = exchange.stage.task, exchange.stage.round
     client.model.eval()
     others = {k: payload for k, payload in exchange.uploads.items() if k != number}
+    gallery = make_gallery(method, client, count)
     return Observed(
         config,
         method,
         exchange.stage,
         dict(exchange.downloads[number]),
-        dict(exchange.uploads[number]),
+        {**exchange.earlier[number], **exchange.uploads[number]},
+        places_of(exchange.images[number], client, gallery),
         client,
-        make_gallery(method, client, count),
+        gallery,
         public_images(config, client.partition.seen_classes(number, exchange.stage.task)),
         others,
     )
@@ -259,6 +274,22 @@ def make_gallery(method: Method, client: Client, count: int = CANDIDATES) -> Gal
     images = every.subset(np.concatenate(list(of_class.values())))
     inputs = read_inputs(type(method), method.foundation, images, client.train.device, side=method.config.cnn_size)
     return Gallery(inputs, torch.tensor(held), classes)
+
+
+def places_of(index: Tensor, client: Client, gallery: Gallery) -> Tensor:
+    """Where training images of a client stand in the gallery.
+
+    Args:
+        index: positions in the training images, all of classes in the gallery, (n,).
+        client: whose images.
+        gallery: of its classes.
+
+    Returns:
+        (n,) positions in the gallery.
+    """
+    labels, rank = client.train.images.labels[index.numpy()], _ranks(client.train.images.labels)[index.numpy()]
+    of_class = torch.searchsorted(gallery.classes, torch.from_numpy(labels))
+    return of_class * gallery.per_class + torch.from_numpy(rank)
 
 
 def _ranks(labels: np.ndarray) -> np.ndarray:

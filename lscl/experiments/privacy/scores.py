@@ -44,12 +44,12 @@ class Finding:
         return {**asdict(self), **rounded}
 
 
-def _metrics() -> Any:
+def _metrics() -> tuple[Any, Any]:
     try:
-        from torchmetrics import functional
+        from torchmetrics.functional import classification, image
     except ModuleNotFoundError as error:
         raise LsclError(f"no package {error.name}: pip install 'lscl[privacy]'") from None
-    return functional
+    return classification, image
 
 
 def image_quality(found: Tensor, true: Tensor) -> dict[str, float]:
@@ -65,9 +65,9 @@ def image_quality(found: Tensor, true: Tensor) -> dict[str, float]:
     Raises:
         LsclError: torchmetrics is not installed.
     """
-    functional = _metrics()
-    psnr = functional.peak_signal_noise_ratio(found, true, data_range=1.0, dim=(1, 2, 3), reduction="none")
-    ssim = functional.structural_similarity_index_measure(
+    _, image = _metrics()
+    psnr = image.peak_signal_noise_ratio(found, true, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    ssim = image.structural_similarity_index_measure(
         found, true, data_range=1.0, kernel_size=min(11, 2 * ((found.shape[-1] - 1) // 2) - 1), reduction="none"
     )
     return {"psnr": float(psnr.clamp(max=100).mean()), "ssim": float(ssim.mean())}
@@ -101,10 +101,10 @@ def membership_rates(members: Tensor, others: Tensor) -> dict[str, float]:
     Raises:
         LsclError: torchmetrics is not installed.
     """
-    functional = _metrics()
+    classification, _ = _metrics()
     scores = torch.cat([members, others]).double()
     scores = scores.unique(return_inverse=True)[1].double() / len(scores)  # ranks in 0 to 1, as the metric wants them
     used = torch.cat([torch.ones(len(members)), torch.zeros(len(others))]).long()
-    wrong, right, _ = functional.roc(scores, used, task="binary")
-    auc = float(functional.auroc(scores, used, task="binary"))
+    wrong, right, _ = classification.binary_roc(scores, used)
+    auc = float(classification.binary_auroc(scores, used))
     return {"auc": auc, "tpr": float(right[wrong <= FALSE_POSITIVES].max())}
