@@ -306,6 +306,30 @@ def _seeds(text: str) -> list[int]:
         ) from None
 
 
+@app.command("privacy")
+def privacy_command(
+    dataset: Annotated[str, typer.Option(help="data set that is attacked")] = "glyphs",
+    profile: Annotated[str, typer.Option(help="profile whose values the runs have")] = "mini",
+    seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all that send")] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads")] = 1,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="only print which runs there are and which are missing")
+    ] = False,
+) -> None:
+    """Attack what runs send in their first task; record what was found, what it cost, and what a bad client did.
+
+    Finished records are skipped; several of these commands may share the work. Needs the extra `privacy`.
+    """
+    from lscl.experiments.privacy.measure import attacked_runs, measure_all
+
+    _check_names(profile, dataset)
+    measure_all(attacked_runs(dataset, profile, _seeds(seeds), _names(methods), data_dir, threads), list_only)
+
+
 @app.command("table")
 def table_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
@@ -366,12 +390,17 @@ def verify_command(
     weights: Annotated[
         Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")
     ] = None,
+    privacy: Annotated[bool, typer.Option("--privacy", help="the records of lscl privacy instead")] = False,
 ) -> None:
     """Compute some recorded runs again from scratch and compare them with the records, bit for bit."""
+    from lscl.experiments.privacy.measure import verify_privacy_sample
     from lscl.experiments.verify import verify_sample
     from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
+    if privacy:
+        print(f"wrote {verify_privacy_sample(profile, sample, seed, data_dir, dataset)}")
+        return
     describe = lambda record: "; ".join(cells(record)) or "in no table"
     print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
 

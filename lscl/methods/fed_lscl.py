@@ -140,7 +140,7 @@ class FedLSCL(Method):
         "Gram matrix": {"o2d_upload": "gram"},
         "5 kept images": {"buffer_per_class": 5},
         "1 kept image": {"buffer_per_class": 1},
-        **{f"noise {noise:g}": {"dp_noise": noise} for noise in (1e-5, 1e-4, 1e-3, 1e-2)},
+        **{f"noise {noise:g}": {"dp_noise": noise} for noise in (1e-4, 1e-3, 1e-2, 1.0)},
     }
 
     cnn = True  # beside the ViT

@@ -100,8 +100,9 @@ class FedNCM(ClosedForm):
         config, counts = self.config, members.sum(1).long()
         if config.dp_noise == 0:
             return {"sums": members @ features, "counts": counts}
-        sums = members @ clip_length(features, config.dp_clip)
-        return {"sums": noisy_sums(sums, config.dp_clip, config.dp_noise, client.rng("noise-sums")), "counts": counts}
+        clip = min(config.dp_clip, self.longest)
+        sums = members @ clip_length(features, clip)
+        return {"sums": noisy_sums(sums, counts, clip, config.dp_noise, client.rng("noise-sums")), "counts": counts}
 
     def releases(self) -> tuple[str, int]:
         """An image is in the sums of one task, which go up once."""

@@ -81,9 +81,10 @@ class FedRidge(RidgeMethod):
         (features, labels), config = self.features_and_labels(client), self.config
         if config.dp_noise == 0:
             return {"gram": pack_triangle(joint_moments(features, labels, client.classes))}
-        moments = joint_moments(clip_length(features, config.dp_clip), labels, client.classes)
+        clip = min(config.dp_clip, self.longest)
+        moments = joint_moments(clip_length(features, clip), labels, client.classes)
         counts = moments.diagonal()[-len(client.classes) :]
-        noisy = noisy_joint_moments(moments, counts, config.dp_clip, config.dp_noise, client.rng("noise-gram"))
+        noisy = noisy_joint_moments(moments, counts, clip, config.dp_noise, client.rng("noise-gram"))
         return {"gram": pack_triangle(noisy)}
 
     def releases(self) -> tuple[str, int]:

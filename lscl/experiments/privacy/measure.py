@@ -54,7 +54,12 @@ UNEQUAL = (*records.MAY_DIFFER, "sheet")  # what may differ between equal measur
 
 
 def attacked_runs(
-    dataset: str, profile: str, seeds: Collection[int], methods: Collection[str] = (), data_dir: Path | None = None
+    dataset: str,
+    profile: str,
+    seeds: Collection[int],
+    methods: Collection[str] = (),
+    data_dir: Path | None = None,
+    threads: int = 1,
 ) -> list[Experiment]:
     """The runs that are attacked: every system that sends something, and its defences.
 
@@ -64,26 +69,28 @@ def attacked_runs(
         seeds: of the runs.
         methods: only these systems; empty = all.
         data_dir: where the images lie.
+        threads: of the CPU.
 
     Returns:
-        The runs, seed by seed.
+        The runs, seed by seed; those of the systems as they are come first.
 
     Raises:
         LsclError: an unknown name, or an impossible value.
     """
     for name in methods:
         METHODS.find(name)
-    found = []
+    shared = {"dataset": dataset, "profile": profile, "data_dir": data_dir, "threads": threads, "stop_after": 1}
+    plain, defended = [], []
     for seed in seeds:
         for name in dict.fromkeys(method for method, _ in main_table()):
             kind = METHODS[name]
-            if (methods and name not in methods) or kind.surrogate or not sends_something(name, profile):
+            if (methods and name not in methods) or not sends_something(name, profile):
                 continue
             few = {} if kind.role == "own" or not kind.trains else {"rounds": FEW_ROUNDS}
             for change in ({}, *kind.defences.values()):
-                values = {"dataset": dataset, "profile": profile, "data_dir": data_dir, "seed": seed, "stop_after": 1}
-                found.append(experiment(method=name, **values, **{**few, **change}))
-    return found
+                run = experiment(method=name, seed=seed, **shared, **{**few, **change})
+                (defended if change else plain).append(run)
+    return plain + defended
 
 
 def sends_something(method: str, profile: str) -> bool:

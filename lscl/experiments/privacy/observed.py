@@ -39,6 +39,7 @@ class Exchange:
         states: {client: its private state after its training}; no server sees this.
         images: {client: positions of the training images that its upload is made from}; no server sees this, too.
         earlier: {client: tensors of other names, as they went up last before this exchange}.
+        starts: {client: what the client had got under the names in `earlier`, when these went up}.
     """
 
     stage: Stage
@@ -48,6 +49,7 @@ class Exchange:
     states: Mapping[int, Payload]
     images: Mapping[int, Tensor]
     earlier: Mapping[int, Payload]
+    starts: Mapping[int, Payload]
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Witness(InProcess):
 
     last: Exchange | None = field(default=None, init=False)
     seen: dict[int, Payload] = field(default_factory=dict, init=False)  # {client: all that went up, the newest}
+    before: dict[int, Payload] = field(default_factory=dict, init=False)  # {client: what it had got then}
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
         """As `InProcess.ask`.
@@ -67,7 +70,7 @@ class Witness(InProcess):
         Returns:
             {client: its answer}.
         """
-        before = dict(self.method.server)
+        server = dict(self.method.server)
         answers = super().ask(stage, downloads)
         if stage.name != "finish":
             copied = {
@@ -78,12 +81,15 @@ class Witness(InProcess):
                 for client in self.clients
             }
             images = {client.id: self.method.shown_images(client).clone() for client in self.clients}
-            self.seen = {k: {**self.seen.get(k, {}), **payload} for k, payload in copied.items()}
-            earlier = {
-                k: {name: value for name, value in self.seen[k].items() if name not in payload}
-                for k, payload in copied.items()
-            }
-            self.last = Exchange(stage, dict(downloads), copied, before, states, images, earlier)
+            for k, payload in copied.items():
+                got = {name: value for name, value in downloads[k].items() if name in payload}
+                self.seen[k] = {**self.seen.get(k, {}), **payload}
+                self.before[k] = {**self.before.get(k, {}), **got}
+            earlier, starts = (
+                {k: {name: value for name, value in known[k].items() if name not in copied[k]} for k in copied}
+                for known in (self.seen, self.before)
+            )
+            self.last = Exchange(stage, dict(downloads), copied, server, states, images, earlier, starts)
         return answers
 
 
@@ -227,7 +233,7 @@ def observe(
         config,
         method,
         exchange.stage,
-        dict(exchange.downloads[number]),
+        {**exchange.downloads[number], **exchange.starts[number]},
         {**exchange.earlier[number], **exchange.uploads[number]},
         places_of(exchange.images[number], client, gallery),
         client,

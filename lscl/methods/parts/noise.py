@@ -128,13 +128,14 @@ def noisy_upload(client: Client, sent: Payload, start: Payload, clip: float, noi
     return {name: out[name] for name in sent}
 
 
-def noisy_sums(sums: Tensor, clip: float, noise: float, draw: torch.Generator) -> Tensor:
-    """Sums of clipped features by class, with noise.
+def noisy_sums(sums: Tensor, counts: Tensor, clip: float, noise: float, draw: torch.Generator) -> Tensor:
+    """Sums of clipped features by class, with noise, and then no longer than so many features can make them.
 
     Another image in the place of one moves the sum of one class by at most 2 clip, or those of two by clip each.
 
     Args:
         sums: of clipped features, (k, d).
+        counts: images of each class, (k,).
         clip: length of a feature.
         noise: multiplier.
         draw: of the noise.
@@ -142,7 +143,8 @@ def noisy_sums(sums: Tensor, clip: float, noise: float, draw: torch.Generator) -
     Returns:
         (k, d).
     """
-    return add_noise(sums, 2 * clip * noise, draw)
+    noisy, longest = add_noise(sums, 2 * clip * noise, draw), clip * counts[:, None].to(sums.dtype)
+    return noisy * (longest / noisy.norm(dim=1, keepdim=True).clamp(min=torch.finfo(sums.dtype).tiny)).clamp(max=1)
 
 
 def noisy_joint_moments(moments: Tensor, counts: Tensor, clip: float, noise: float, draw: torch.Generator) -> Tensor:
@@ -158,7 +160,7 @@ def noisy_joint_moments(moments: Tensor, counts: Tensor, clip: float, noise: flo
         draw: of the noise.
 
     Returns:
-        The noisy sums; a Gram matrix with the same numbers of images.
+        The noisy sums: a Gram matrix with the same numbers of images, no larger than so many features can make it.
     """
     k = len(counts)
     sensitivity = math.sqrt(2 * clip**4 + 4 * clip**2)
@@ -166,5 +168,9 @@ def noisy_joint_moments(moments: Tensor, counts: Tensor, clip: float, noise: flo
     products = noisy[:-k, -k:] * (counts > 0)
     explained = (products / counts.clamp(min=1)) @ products.T
     rest = unpack_triangle(nearest_gram(pack_triangle(noisy[:-k, :-k] - explained)))
-    top = torch.cat([explained + rest, products], 1)
-    return torch.cat([top, torch.cat([products.T, torch.diag(counts.to(moments.dtype))], 1)])
+    squares = explained + rest
+    shrink = min(
+        1.0, math.sqrt(clip**2 * float(counts.sum()) / max(float(squares.trace()), 1e-300))
+    )  # of every feature
+    top = torch.cat([shrink**2 * squares, shrink * products], 1)
+    return torch.cat([top, torch.cat([shrink * products.T, torch.diag(counts.to(moments.dtype))], 1)])
