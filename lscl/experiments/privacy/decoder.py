@@ -9,6 +9,7 @@ The attacker trains a network on pairs (feature, image) of public images, as Dos
 - true CNN: the upper bound, an attacker who has stolen the client's CNN.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,13 +31,14 @@ Encoder = Callable[[Tensor], Tensor]  # images (n, 3, H, W) in 0 to 1 -> feature
 class ImageDecoder(nn.Module):
     """A linear layer, then blocks of upsampling, convolution, BatchNorm and ReLU: (n, m) -> (n, 3, side, side)."""
 
-    def __init__(self, features: int, side: int, widths: tuple[int, ...] = (96, 48, 24)):
+    def __init__(self, features: int, side: int):
         super().__init__()
+        widths = [max(24, 96 >> number) for number in range(max(1, math.ceil(math.log2(side / 4))))]
         self.side, self.width = side, widths[0]
         self.first = nn.Linear(features, widths[0] * 16)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths, (*widths[1:], widths[-1]))
+            for a, b in zip(widths, [*widths[1:], widths[-1]])
         )
         self.last = nn.Conv2d(widths[-1], 3, 3, padding=1)
 

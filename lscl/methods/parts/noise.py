@@ -169,8 +169,7 @@ def noisy_joint_moments(moments: Tensor, counts: Tensor, clip: float, noise: flo
     explained = (products / counts.clamp(min=1)) @ products.T
     rest = unpack_triangle(nearest_gram(pack_triangle(noisy[:-k, :-k] - explained)))
     squares = explained + rest
-    shrink = min(
-        1.0, math.sqrt(clip**2 * float(counts.sum()) / max(float(squares.trace()), 1e-300))
-    )  # of every feature
+    most = clip**2 * float(counts.sum())
+    shrink = math.sqrt(most / max(most, float(squares.trace()))) if most > 0 else 0.0  # of every feature
     top = torch.cat([shrink**2 * squares, shrink * products], 1)
     return torch.cat([top, torch.cat([shrink * products.T, torch.diag(counts.to(moments.dtype))], 1)])

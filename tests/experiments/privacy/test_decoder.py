@@ -9,8 +9,8 @@ from lscl.experiments.privacy.decoder import align, invert_features, score_recon
 def test_a_decoder_learns_to_turn_features_back_into_images():
     draw = torch.Generator().manual_seed(0)
     features = torch.rand(256, 3, generator=draw)
-    images = features[:, :, None, None].expand(-1, -1, 16, 16).contiguous()
-    decoder = train_decoder(features, images, 0, "test", 150)
+    images = features[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
+    decoder = train_decoder(features, images, 0, "test", 60)
     before = train_decoder(features, images, 0, "test", 1)
     gap = lambda made: float((made(features) - images).square().mean().detach())
     assert gap(decoder) < 0.02 < gap(before)
