@@ -253,7 +253,12 @@ class Method:
             Names; by default all, if the server averages by `Method.aggregate`, and none if it does not.
         """
         plain = type(self).aggregate is Method.aggregate and getattr(self.config, "averaging", "mean") == "mean"
-        return set(self.upload_shapes(0, stage)) if plain else set()
+        return self._averaged_names(stage) if plain else set()
+
+    def _averaged_names(self, stage: Stage) -> set[str]:
+        """All names of an upload but those of counters, of which the largest is taken."""
+        names = self.upload_shapes(0, stage)
+        return {name for name in names if name in (IMAGES, HOLDS) or self.dtype(name).is_floating_point}
 
     def shown_images(self, client: Client) -> Tensor:
         """The images that an upload is made from, for those who measure what it tells; asked right behind `upload`.

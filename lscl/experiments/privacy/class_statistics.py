@@ -139,7 +139,7 @@ def _decoded(observed: Observed, name: str, codes: Tensor, means: Tensor, steps:
     features = frozen_features(observed, inputs)
     centre, scale = features.mean(0), features.std(0).clamp(min=1e-6)
     decoder = train_decoder((features - centre) / scale, pixels, seed, "frozen", steps)
-    identity = train_decoder(pixels.flatten(1) - 0.5, pixels, seed, "design", steps)  # (n, 3 H W)
+    identity = train_decoder(pixels.flatten(1) - 0.5, pixels, seed, "design", 2 * steps)  # (n, 3 H W)
     first = torch.arange(len(gallery.classes)) * gallery.per_class
     rows = torch.stack([one + gallery.held[one : one + gallery.per_class].nonzero()[0, 0] for one in first.tolist()])
     findings = []

@@ -170,7 +170,9 @@ def _design(observed: Observed, rows: Tensor, steps: int) -> dict[str, tuple[flo
     """The control: the same decoder for a payload that is the image itself, pixel by pixel."""
     pixels = as_unit_images(observed.public.images)
     with torch.enable_grad():
-        decoder = train_decoder(pixels.flatten(1) - 0.5, pixels, observed.config.seed, "design", steps)  # (n, 3 H W)
+        decoder = train_decoder(
+            pixels.flatten(1) - 0.5, pixels, observed.config.seed, "design", 2 * steps
+        )  # (n, 3 H W)
     found = decoder(observed.gallery.pixels[rows].flatten(1) - 0.5)  # (n, 3 H W)
     return score_reconstructions(found, rows, observed.gallery, observed.rng("decoder"))
 

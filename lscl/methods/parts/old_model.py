@@ -79,7 +79,7 @@ class OldModel(FedAvg):
 
     def summed_names(self, stage: Stage) -> Collection[str]:
         """All of the model; and of the flags the server needs no more than how many clients have a class."""
-        return set(self.upload_shapes(0, stage)) if self.config.averaging == "mean" else {HOLDS}
+        return self._averaged_names(stage) if self.config.averaging == "mean" else {HOLDS}
 
     def known_classes(self) -> Tensor:
         """The classes the server has been told of: (K,) labels."""
