@@ -254,7 +254,11 @@ def sweep(
 
 
 def check_code() -> None:
-    """Refuse code whose runs could not be used."""
+    """Refuse code whose runs could not be used.
+
+    Raises:
+        LsclError: it is of no known commit.
+    """
     code = records.source()
     if code["dirty"] and code["commit"]:
         raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")

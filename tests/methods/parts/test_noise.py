@@ -50,7 +50,7 @@ def test_the_nearest_gram_matrix_has_no_negative_eigenvalue_and_is_the_matrix_it
 
 
 def test_neighbouring_sums_are_no_farther_apart_than_the_noise_assumes():
-    """Another image in the place of one, the worst of many draws, against the sensitivity that the noise is made for."""
+    """Another image in the place of one: the worst of many draws against the sensitivity of the noise."""
     clip, worst, classes = 1.3, {"sums": 0.0, "gram": 0.0}, torch.arange(3)
     for seed in range(200):
         one = torch.Generator().manual_seed(seed)
