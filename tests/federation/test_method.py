@@ -182,11 +182,9 @@ def shifted(uploads, names, weights, size):
     for name in names:
         delta = size * torch.randn(uploads[0][name].shape, generator=draw, dtype=torch.float64)
         for k, sign in ((0, 1), (1, -1)):
-            value = uploads[k][name].double().clone()
-            rows = min(len(value), len(delta)) if value.ndim else ...  # features of as many images as both have
-            value[... if value.ndim == 0 else slice(rows)] += (
-                sign * (delta if value.ndim == 0 else delta[:rows]) / weights[k]
-            )
+            value, step = uploads[k][name].double().clone(), sign * delta / weights[k]
+            rows = ... if value.ndim == 0 else slice(min(len(value), len(step)))  # features: as many as both have
+            value[rows] += step[rows]
             moved[k][name] = value.to(uploads[k][name].dtype)
     return moved
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lscl.data.store import digest_of
 from lscl.experiments.privacy.observed import Gallery, Observed, as_unit_images
 from lscl.experiments.privacy.scores import Finding, image_quality, top1_rate
 from lscl.federation.client import resize
@@ -25,6 +26,8 @@ from lscl.seeding import seeded, torch_generator
 
 STEPS, BATCH_SIZE, RATE_OF_DECODER = 400, 64, 2e-3
 CNN_EPOCHS = 2
+MOST_DECODERS = 12  # that a process keeps
+_TRAINED: dict[str, nn.Module] = {}
 Encoder = Callable[[Tensor], Tensor]  # images (n, 3, H, W) in 0 to 1 -> features (n, m)
 
 
@@ -33,7 +36,7 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, features: int, side: int):
         super().__init__()
-        widths = [max(24, 96 >> number) for number in range(max(1, math.ceil(math.log2(side / 4))))]
+        widths = [max(16, 64 >> number) for number in range(max(1, math.ceil(math.log2(side / 4))))]
         self.side, self.width = side, widths[0]
         self.first = nn.Linear(features, widths[0] * 16)
         self.blocks = nn.ModuleList(
@@ -63,6 +66,9 @@ def train_decoder(features: Tensor, images: Tensor, seed: int, name: str, steps:
     Returns:
         The decoder, in evaluation mode.
     """
+    key = digest_of(features.numpy(), images.numpy(), f"{seed}/{name}/{steps}".encode())
+    if key in _TRAINED:  # the attackers of other systems and defences train on the same pairs
+        return _TRAINED[key]
     with seeded(seed, "decoder", name):
         decoder = ImageDecoder(features.shape[1], images.shape[-1])
     optimiser, draw = torch.optim.Adam(decoder.parameters(), RATE_OF_DECODER), torch_generator(seed, "pairs", name)
@@ -72,7 +78,10 @@ def train_decoder(features: Tensor, images: Tensor, seed: int, name: str, steps:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return decoder.eval()
+    if len(_TRAINED) >= MOST_DECODERS:
+        del _TRAINED[next(iter(_TRAINED))]
+    _TRAINED[key] = decoder.eval()
+    return decoder
 
 
 def encoder_of(cnn: nn.Module, side: int) -> Encoder:
