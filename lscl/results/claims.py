@@ -10,8 +10,8 @@ from lscl.experiments.sweeps import variants
 from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
 from lscl.registry import METHODS
 from lscl.results.frames import final_by_seed
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES
-from lscl.results.privacy import UPPER
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, label_of
+from lscl.results.privacy import best_membership
 from lscl.results.published import published_losses
 from lscl.results.statistics import Estimate, differences_from, estimate
 from lscl.results.studies import FACTORS, Study, component_effects
@@ -287,10 +287,9 @@ def _beside_others(findings: pd.DataFrame) -> pd.Series:
 
     No attacker has more than a server has.
     """
-    rows = findings[(findings["score"] == "auc") & (findings["defence"] == "")]
-    rows = rows[~rows["knows"].str.contains(UPPER, regex=False)]
-    best = rows.pivot_table("value", "seed", "method", "max")
-    own = METHODS.find_role("own")
+    best = best_membership(findings[findings["defence"] == ""]).reset_index()
+    best = best.pivot_table("auc", "seed", "label")
+    own = label_of(METHODS.find_role("own"))
     others = best.drop(columns=own, errors="ignore")
     return (best[own] - others.mean(1)).dropna() if own in best and len(others.columns) else pd.Series(dtype=float)
 

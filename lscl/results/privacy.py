@@ -12,6 +12,7 @@ from PIL import Image
 from lscl import paths
 from lscl.errors import LsclError
 from lscl.experiments.privacy.measure import read_privacy
+from lscl.registry import METHODS
 from lscl.results.labels import label_of, methods_in_order
 from lscl.results.markdown import commits_of, join_distinct, seeds_of, small_print
 from lscl.results.statistics import mean_with_interval
@@ -76,8 +77,16 @@ def attacked_records(profile: str) -> list[dict[str, Any]]:
         raise LsclError(
             f"record {dirty[0]} of results/privacy was made with uncommitted code: commit, then run it again"
         )
-    order = {name: place for place, name in enumerate(methods_in_order())}
-    return sorted(found, key=lambda one: (one["dataset"], order.get(one["method"], len(order)), one["seed"]))
+    return sorted(found, key=_place)
+
+
+def _place(record: dict[str, Any]) -> tuple[Any, ...]:
+    """The order of the tables: data set, system, without a defence and then as the system lists them, seed."""
+    systems = methods_in_order()
+    known = record["method"] in systems
+    defences = ["", *(METHODS[record["method"]].defences if known else ())]
+    place = defences.index(record["defence"]) if record["defence"] in defences else len(defences)
+    return record["dataset"], systems.index(record["method"]) if known else len(systems), place, record["seed"]
 
 
 def _folder(profile: str) -> Path:
@@ -167,6 +176,19 @@ def fewer_digits(form: str) -> Callable[[pd.Series], str]:
         return " ± ".join(format(float(one) / 100, form) if one != "–" else one for one in found)
 
     return text
+
+
+def best_membership(findings: pd.DataFrame) -> pd.Series:
+    """The highest membership AUC of a server on every run: no attacker has more than a server has.
+
+    Args:
+        findings: rows of `findings_frame`.
+
+    Returns:
+        the AUC by label, defence, dataset and seed; nothing for runs on which no such attack has a place.
+    """
+    rows = findings[(findings["score"] == "auc") & ~findings["knows"].str.contains(UPPER, regex=False)]
+    return rows.groupby(["label", "defence", "dataset", "seed"])["value"].max().rename("auc")
 
 
 def sent_table(profile: str) -> pd.DataFrame:
