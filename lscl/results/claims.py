@@ -291,7 +291,7 @@ def _beside_others(findings: pd.DataFrame) -> pd.Series:
     best = best.pivot_table("auc", "seed", "label")
     own = label_of(METHODS.find_role("own"))
     others = best.drop(columns=own, errors="ignore")
-    return (best[own] - others.mean(1)).dropna() if own in best and len(others.columns) else pd.Series(dtype=float)
+    return (best[own] - others.mean(axis=1)).dropna() if own in best and len(others.columns) else pd.Series(dtype=float)
 
 
 PRIVACY_CLAIMS = (

@@ -172,7 +172,7 @@ def fewer_digits(form: str) -> Callable[[pd.Series], str]:
     """A mean with half of its 95 % interval over the seeds, in a form of numbers, for `agg` of pandas."""
 
     def text(values: pd.Series) -> str:
-        found = mean_with_interval(100 * values).split(" ± ")
+        found = mean_with_interval(100 * np.asarray(values, float)).split(" ± ")
         return " ± ".join(format(float(one) / 100, form) if one != "–" else one for one in found)
 
     return text

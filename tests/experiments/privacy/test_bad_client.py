@@ -6,6 +6,7 @@ import torch
 from lscl.experiments.privacy.bad_client import (
     accuracy_of_others,
     answers_against,
+    farthest_inside,
     is_let_through,
     measure_damage,
     negative_gram,
@@ -76,3 +77,16 @@ def test_averages_that_withstand_a_client_move_less(played, averaging):
 
     assert moved(averaging=averaging) < 0.2 * moved()
     assert torch.isfinite(torch.tensor(moved(averaging=averaging)))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg_vit", "fed_lscl", "pilora"])
+def test_the_farthest_answer_is_inside_the_checks_and_one_step_more_is_not(played, name):
+    method, _, exchange, _ = played(name)
+    found, up, down = farthest_inside(method, exchange, 1), exchange.uploads[1], exchange.downloads[1]
+    assert is_let_through(method, exchange, 1, found) is None
+    moved = max((one for one in up if one in down and up[one].is_floating_point()), key=lambda one: up[one].numel())
+    factor = float(
+        ((found[moved] - down[moved]) * (up[moved] - down[moved])).sum() / (up[moved] - down[moved]).square().sum()
+    )
+    assert factor < 0 and is_let_through(method, exchange, 1, turn_round(up, down, 1.6 * factor)) is not None
+    assert all(torch.equal(found[one], up[one]) for one in up if "running_" in one)
