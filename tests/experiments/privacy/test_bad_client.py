@@ -85,8 +85,7 @@ def test_the_farthest_answer_is_inside_the_checks_and_one_step_more_is_not(playe
     found, up, down = farthest_inside(method, exchange, 1), exchange.uploads[1], exchange.downloads[1]
     assert is_let_through(method, exchange, 1, found) is None
     moved = max((one for one in up if one in down and up[one].is_floating_point()), key=lambda one: up[one].numel())
-    factor = float(
-        ((found[moved] - down[moved]) * (up[moved] - down[moved])).sum() / (up[moved] - down[moved]).square().sum()
-    )
+    trained, bad = (sent[moved] - down[moved] for sent in (up, found))
+    factor = float((bad * trained).sum() / trained.square().sum())
     assert factor < 0 and is_let_through(method, exchange, 1, turn_round(up, down, 1.6 * factor)) is not None
     assert all(torch.equal(found[one], up[one]) for one in up if "running_" in one)
