@@ -36,7 +36,7 @@ class Noise(Parameters):
         1.0, **SCALE, description="length that what goes up, or a feature in it, is clipped to; only with dp_noise > 0"
     )
     dp_delta: float = Field(
-        1e-5, gt=0, lt=1, description="delta of the (epsilon, delta) account; only with dp_noise > 0"
+        1e-5, ge=1e-12, lt=1, description="delta of the (epsilon, delta) account; only with dp_noise > 0"
     )
 
 
