@@ -101,6 +101,9 @@ def run_command(
     record = run(_one(values), keep_payloads=keep_payloads)
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+    if account := record.get("privacy"):
+        said = f"epsilon {account['epsilon']:.4g} at delta {account['delta']:g}"
+        print(f"  noise: {said} for each {account['unit']}, {account['releases']} releases")
 
 
 def _one(values: dict[str, Any]) -> Experiment:

@@ -90,6 +90,7 @@ def build_experiment(
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
     """
+    check_accountant(config)
     torch.set_num_threads(config.cpu_threads)
     device = device_of(config)
     prepare_device(config)
@@ -355,7 +356,6 @@ def _play(
     config = settle_device(config, saved)
     progress = Progress(config, quiet)
     check_affordable([config])
-    check_accountant(config)
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}

@@ -98,6 +98,9 @@ class FedLSCL(Method):
     Payload in bytes, n kept images: up 4 P (m + 1) + 4 n m, or 4 P (m + 1) + 4 (m + 1)(m + 2) with o2d_upload = gram;
     down 4 P (m + 1).
 
+    With dp_noise > 0 each client clips the change of phi_k and what goes up beside it and adds noise to both
+    (`lscl.methods.parts.noise`); the bytes are the same.
+
     Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all
     images, which is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4),
     ewc, lwf, replay, none; o2d = exact, sgd, average (FedAvg of the generators, up 4 P (m + 1) + 8), none (nothing

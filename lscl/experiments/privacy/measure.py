@@ -32,7 +32,7 @@ from lscl.experiments.privacy import (
     model_inversion,
     shadow_clients,
 )
-from lscl.experiments.privacy.account import account_of, check_accountant
+from lscl.experiments.privacy.account import account_of
 from lscl.experiments.privacy.bad_client import measure_damage
 from lscl.experiments.privacy.observed import Observed, Witness, observe
 from lscl.experiments.privacy.scores import CANDIDATES, Finding
@@ -200,7 +200,6 @@ def measure(config: Experiment, steps: float = 1.0, candidates: int = CANDIDATES
         LsclError: bad values or data.
     """
     started, cpu = time.perf_counter(), time.process_time()
-    check_accountant(config)
     config = settle_device(config, SavedState(Path(), {}, [], []))
     data, parts, method, clients = prepare(config)
     witness = Witness(method, clients)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from lscl import cli
 from lscl.errors import LsclError
 from lscl.experiments.privacy.account import account_of, adds_noise, epsilon_of
 from lscl.experiments.run import run
@@ -40,3 +41,12 @@ def test_without_the_accountant_a_run_with_noise_does_not_begin(smoke, monkeypat
     with pytest.raises(LsclError, match=r"dp_noise > 0 needs the extra privacy, pip install 'lscl\[privacy\]'"):
         run(smoke(method="fed_ncm", dp_noise=1.0), quiet=True)
     run(smoke(method="fed_ncm"), quiet=True)
+
+
+def test_the_command_says_the_epsilon_of_a_run_with_noise(capsys):
+    words = ["run", "--method", "fed_ncm", "--profile", "smoke", "--stop-after", "1"]
+    cli.main([*words, "--dp-noise", "1"])
+    said = f"noise: epsilon {epsilon_of(1.0, 1, 1e-5):.4g} at delta 1e-05 for each image, 1 releases"
+    assert said in capsys.readouterr().out
+    cli.main(words)
+    assert "noise" not in capsys.readouterr().out
