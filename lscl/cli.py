@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperOption
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_options, check_profile, experiment, fields
-from lscl.errors import LsclError, explain, make_printable
+from lscl.errors import LsclError, explain, make_printable, pluralize
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -103,7 +103,7 @@ def run_command(
     _show_accuracy(record)
     if account := record.get("privacy"):
         said = f"epsilon {account['epsilon']:.4g} at delta {account['delta']:g}"
-        print(f"  noise: {said} for each {account['unit']}, {account['releases']} releases")
+        print(f"  noise: {said} for each {account['unit']}, {pluralize(account['releases'], 'release')}")
 
 
 def _one(values: dict[str, Any]) -> Experiment:
