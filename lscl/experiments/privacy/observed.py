@@ -16,6 +16,7 @@ from lscl.config import Experiment
 from lscl.data.glyphs import glyphs
 from lscl.data.sources import first_per_class, load
 from lscl.data.store import ImageSet
+from lscl.errors import LsclError
 from lscl.experiments.privacy.scores import CANDIDATES
 from lscl.experiments.run import read_inputs
 from lscl.federation.client import Client, Inputs
@@ -270,6 +271,9 @@ def make_gallery(method: Method, client: Client, count: int = CANDIDATES) -> Gal
 
     Returns:
         The gallery.
+
+    Raises:
+        LsclError: of a class the client has every image that there is, so that none is left for the controls.
     """
     train, every = client.train.images, training_images(method.config, count)
     classes = torch.tensor(sorted(client.current.classes))
@@ -277,6 +281,13 @@ def make_gallery(method: Method, client: Client, count: int = CANDIDATES) -> Gal
     rank = _ranks(train.labels)
     had = {(int(train.labels[i]), int(rank[i])) for i in client.current.train}
     held = [(label, place) in had for label, places in of_class.items() for place in range(len(places))]
+    by_class = np.array(held).reshape(len(classes), -1)  # (k, c)
+    if by_class.all(1).any():
+        label = every.classes[int(classes[by_class.all(1).argmax()])]
+        raise LsclError(
+            f"images_per_class = {method.config.images_per_class}: client {client.id} has all {by_class.shape[1]} images "
+            f"of class {label!r} among which its own are to be found: use fewer, or a larger data set"
+        )
     images = every.subset(np.concatenate(list(of_class.values())))
     inputs = read_inputs(type(method), method.foundation, images, client.train.device, side=method.config.cnn_size)
     return Gallery(inputs, torch.tensor(held), classes)

@@ -1,10 +1,12 @@
 """What the server sees of a client, and the truth beside it."""
 
 import numpy as np
+import pytest
 import torch
 
 from lscl.config import experiment
-from lscl.experiments.privacy.observed import public_images
+from lscl.errors import LsclError
+from lscl.experiments.privacy.observed import make_gallery, public_images
 
 
 def test_what_is_held_is_exactly_what_the_client_trained_on(attacked):
@@ -58,3 +60,10 @@ def test_tensors_that_went_up_earlier_are_seen_too(attacked, played):
     observed = attacked("glfc")
     assert {"gradients", "holds"} <= set(observed.up)
     assert "gradients" not in played("glfc")[2].uploads[0]
+
+
+def test_without_images_that_the_client_never_had_there_is_no_control(played):
+    method, clients, _, _ = played()
+    clients[0].task = 0
+    with pytest.raises(LsclError, match="images_per_class = 6: client 0 has all 6 images of class"):
+        make_gallery(method, clients[0], 6)
