@@ -285,8 +285,8 @@ def make_gallery(method: Method, client: Client, count: int = CANDIDATES) -> Gal
     if by_class.all(1).any():
         label = every.classes[int(classes[by_class.all(1).argmax()])]
         raise LsclError(
-            f"images_per_class = {method.config.images_per_class}: client {client.id} has all {by_class.shape[1]} images "
-            f"of class {label!r} among which its own are to be found: use fewer, or a larger data set"
+            f"images_per_class = {method.config.images_per_class}: client {client.id} has all {by_class.shape[1]} "
+            f"images of class {label!r} among which its own are to be found: use fewer, or a larger data set"
         )
     images = every.subset(np.concatenate(list(of_class.values())))
     inputs = read_inputs(type(method), method.foundation, images, client.train.device, side=method.config.cnn_size)
