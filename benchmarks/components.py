@@ -12,9 +12,11 @@ task given:
   of all clients'; and how far the server's step moves a generator, as a share of how far the round's training had
   moved it, for bias and weights.
 
-The runs must give the accuracies of the records, if there are any; a difference ends the benchmark.
+The runs must give the accuracies of the records, if there are any; a difference ends the benchmark. On a GPU, whose
+kernels do not repeat, it ends only if the mean accuracy is more than two points away.
 
     python benchmarks/components.py [--dataset cifar100 --data-dir FOLDER] [--seeds 42,1999,2024] [--tasks 2]
+        [--device cuda]
 
 writes results/components/<profile>--<dataset>.json, a row per seed and task; seeds that lie there are not run again.
 """
@@ -63,7 +65,10 @@ def accuracy(method: FedLSCL, client: Client, inputs: Inputs, index: Tensor, fea
     """
     right, place = 0, 0
     for part in index.split(BATCH):  # (b,) each
-        batch, f = inputs.batch(part), None if features is None else features[place : place + len(part)]
+        batch, f = (
+            inputs.batch(part),
+            None if features is None else features[place : place + len(part)].to(client.device),
+        )
         z = method.foundation.suffix(batch.prefix, None if f is None else method.update(client, f))
         right += int((mask_logits(client.model["head"](z), client.classes).argmax(1) == batch.labels).sum())
         place += len(part)
@@ -92,6 +97,11 @@ def accuracies_by_update(method: FedLSCL, client: Client) -> dict[str, dict[str,
     return found
 
 
+def on_cpu(payload: Payload) -> Payload:
+    """A payload for comparison, wherever server and clients compute."""
+    return {name: value.detach().cpu() for name, value in payload.items()}
+
+
 class Watched(InProcess):
     """Looks at the clients' generators around each server step, and at the updates at the end of each task."""
 
@@ -104,14 +114,14 @@ class Watched(InProcess):
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
         if self.uploads and self.method.shares_generator:
-            self.moved += [self.server_step(k, downloads[k]) for k in downloads]
+            self.moved += [self.server_step(k, on_cpu(downloads[k])) for k in downloads]
         if stage.name == "finish":
             self.rows.append({"task": stage.task + 1, **self.measure(stage, downloads)})
             self.moved = []
-        self.received, self.uploads = dict(downloads), {}
+        self.received, self.uploads = {k: on_cpu(sent) for k, sent in downloads.items()}, {}
         answers = super().ask(stage, downloads)
         if stage.name != "finish":
-            self.uploads = answers
+            self.uploads = {k: on_cpu(sent) for k, sent in answers.items()}
         return answers
 
     def server_step(self, k: int, fused: Payload) -> dict[str, float]:
@@ -158,11 +168,14 @@ class Watched(InProcess):
         return round(float(np.mean(found)), 3)
 
 
+POINTS_APART = 2.0  # of a mean accuracy on a GPU from that of its record
+
+
 def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, tasks: int) -> bool | None:
     """Whether the accuracies after some tasks are those of the record of the whole run, to the bit; None = no record.
 
     Raises:
-        SystemExit: they differ.
+        SystemExit: they differ; on a GPU, by more than POINTS_APART in the mean over clients and tasks.
     """
     record = records.find(config)
     if record is None:
@@ -171,9 +184,12 @@ def same_as_record(config: Experiment, clients: list[Client], method: FedLSCL, t
         [task_accuracies(evaluate(method, client), config.classes_per_task) for client in clients]
     )  # (k, mask, u)
     theirs = np.array([records.accuracy(record, mask)[tasks - 1, :, :tasks] for mask in MASKS])  # (mask, k, u)
-    if not np.array_equal(ours.transpose(1, 0, 2), theirs):
-        raise SystemExit(f"{config.name}: the accuracies after task {tasks} are not those of its record")
-    return True
+    found = ours.transpose(1, 0, 2)  # (mask, k, u)
+    same = np.array_equal(found, theirs)
+    apart = np.abs(np.nanmean(found, (1, 2)) - np.nanmean(theirs, (1, 2))).max()
+    if not same and (clients[0].device.type == "cpu" or apart > POINTS_APART):
+        raise SystemExit(f"{config.name}: the accuracies after task {tasks} are {apart:.2f} points from its record's")
+    return same
 
 
 def measure_run(config: Experiment, tasks: int) -> list[dict]:
@@ -199,6 +215,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=measure.count, default=1, help="those of the records, or the comparison with them fails"
     )
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     name = f"{given.profile}--{given.dataset}"
     path = paths.results() / "components" / f"{name}.json"
@@ -209,7 +226,7 @@ def main() -> None:
                 continue
             config = experiment(
                 method="fed_lscl", profile=given.profile, dataset=given.dataset, data_dir=given.data_dir,
-                seed=seed, threads=given.threads, collaboration=collaboration,
+                seed=seed, threads=given.threads, collaboration=collaboration, device=given.device,
             )  # fmt: skip
             rows += measure_run(config, given.tasks)
             measure.write(name, {"tasks": given.tasks, "rows": rows}, folder="components")

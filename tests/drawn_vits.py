@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lscl.config import Experiment, experiment
+from lscl.config import Experiment, experiment, readers
 from lscl.data.partition import partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.experiments.run import read_inputs
@@ -27,8 +27,9 @@ DATA = {  # whose images the CNN sees as they are, tested on images of their own
 
 
 def values_at(profile: str, method: str) -> Experiment:
-    """The profile's values for a system with one client, one task, two classes and steps on two images."""
-    return experiment(**{"profile": profile, "method": method, "batch": 2, **DATA[profile], **ONE_TASK})
+    """The profile's values for a system with one client, one task, two classes and steps on two images; no download."""
+    start = {"cnn_start": "drawn"} if method in readers("cnn_start") else {}
+    return experiment(**{"profile": profile, "method": method, "batch": 2, **DATA[profile], **ONE_TASK, **start})
 
 
 def drawn_images(count: int, side: int) -> ImageSet:

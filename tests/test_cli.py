@@ -97,15 +97,15 @@ def test_ctrl_c_is_no_traceback_and_exit_code_130(capsys, monkeypatch):
 
 FOREIGN = {
     ("fed_lscl", "--glfc-memory", "5"): "glfc_memory is an option of glfc, not of fed_lscl",
-    ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, pilora, local_lora, not of fedavg",
+    ("fedavg", "--rank", "8"): "rank is an option of fed_lscl, pilora, local_lora, fed_lscl_ridge, not of fedavg",
     ("fedavg", "--weights", __file__): "weights is an option of fed_lscl, fedavg_vit",
     (
         "local_head",
         "--cnn",
         "resnet18",
-    ): "cnn is an option of fed_lscl, fedavg, fedprox, glfc, target, mfcl, not of local_head",
-    ("local_head", "--block", "1"): "block is an option of fed_lscl, local_lora, not of local_head",
-    ("l2p", "--o2d", "none"): "o2d is an option of fed_lscl, not of l2p",
+    ): "cnn is an option of fed_lscl, fedavg, fedprox, glfc, target, mfcl, fed_lscl_ridge, not of local_head",
+    ("local_head", "--block", "1"): "block is an option of fed_lscl, local_lora, fed_lscl_ridge, not of local_head",
+    ("l2p", "--o2d", "none"): "o2d is an option of fed_lscl, fed_lscl_ridge, not of l2p",
     ("lorm", "--prompt-batchwise", "true"): "prompt_batchwise is an option of l2p, dualprompt, not of lorm",
 }
 

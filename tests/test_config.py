@@ -95,7 +95,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**31, "less than or equal to 2147483647"),
         ("threads", 0, "greater than or equal to 1"),
-        ("o2d", "newton", "'exact', 'sgd', 'average' or 'none'"),
+        ("o2d", "newton", "'exact', 'sgd', 'shared', 'average' or 'none'"),
         ("consistency", "l1", "'relative', 'mean' or 'sum'"),
         ("eval_split", "train", "'official' or 'holdout'"),
         ("head_merge", "max", "'plain' or 'holders'"),
@@ -385,7 +385,7 @@ def test_the_digest_of_a_folder_is_filled_in_or_checked(smoke, tree, one_line):
 
 
 def test_options_of_other_systems_are_named():
-    assert readers("glfc_memory") == ("glfc",) and readers("o2d_lr") == readers("lr_cnn") == ("fed_lscl",)
+    assert readers("glfc_memory") == ("glfc",) and readers("o2d_lr") == ("fed_lscl", "fed_lscl_ridge")
     assert readers("head") == ("fedavg_vit", "fedmgp") and set(readers("prompt_clip")) - set(
         readers("prompt_batchwise")
     ) == {"fedmgp"}
@@ -410,7 +410,9 @@ def test_an_option_that_no_system_reads_is_one_line(one_line):
     check_options(["lr", "rank"], ["lorm", "pilora"])
     with pytest.raises(LsclError) as caught:
         check_options(["lr", "rank"], ["lorm", "fedavg"])
-    one_line(caught, "rank is an option of fed_lscl, pilora, local_lora, not of fedavg, lorm: leave it out")
+    one_line(
+        caught, "rank is an option of fed_lscl, pilora, local_lora, fed_lscl_ridge, not of fedavg, lorm: leave it out"
+    )
 
 
 def test_none_lifts_the_limits_of_a_profile():

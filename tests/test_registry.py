@@ -117,7 +117,10 @@ def test_pages_of_all_systems_are_made(toys, published):
 def test_an_option_of_it_has_a_panel_and_is_refused_elsewhere(toys, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     code, out, _ = call(capsys, "run", "--help")
-    places = [out.index(text) for text in ("--seed", "─ Fed-LSCL ─", "--o2d-lambda", "─ Toy ─", "--toy-scale")]
+    places = [
+        out.index(text)
+        for text in ("--seed", "─ Fed-LSCL, Fed-LSCL + ridge ─", "--o2d-lambda", "─ Toy ─", "--toy-scale")
+    ]
     assert code == 0 and places == sorted(places)
     code, _, err = call(capsys, "run", "--profile", "smoke", "--method", "fedavg", "--toy-scale", "2")
     assert code == 2 and "toy_scale is an option of toy, not of fedavg" in err and len(err.strip().splitlines()) == 1

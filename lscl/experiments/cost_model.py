@@ -189,7 +189,11 @@ def step_of(config: Experiment, cnn_images: float = 1) -> Step:
     saved = blocks.saved(costs.every_input) + cnn.saved * cnn_images
     linear += costs.step_flops(blocks.width)
     return Step(
-        linear, attention, 3 * cnn.flops, saved, VISITS * saved + (blocks.low_rank() if costs.every_input else 0)
+        linear,
+        attention,
+        costs.cnn_passes() * cnn.flops,
+        saved,
+        VISITS * saved + (blocks.low_rank() if costs.every_input else 0),
     )
 
 
@@ -318,7 +322,8 @@ def cost(config: Experiment) -> Cost:
         check_cnns(config, start)
         check_weights(config, start)
         cnn = count_cnn(config, start=start)
-    trained = kind.passes * config.rounds * config.epochs * counts.epoch if kind.trains else 0.0
+    share = sum(kind.trains_in(config, task) for task in range(config.tasks_run)) / config.tasks_run
+    trained = kind.passes * config.rounds * config.epochs * counts.epoch * share
     dense, convolution = np.zeros(2), 0.0  # dense: in linear layers and in attention
     images = counts.train + counts.test
     disk = images * config.image_size**2 * 3
@@ -354,7 +359,8 @@ def cost(config: Experiment) -> Cost:
         download += weights if config.weights is None and config.foundation not in ("mini", "tiny") else 0
     if cnn_trained:
         convolution += (
-            3 * trained * cnn.flops + (counts.evaluated + counts.epoch * config.tasks_run / config.tasks) * cnn.flops
+            costs.cnn_passes() * trained * cnn.flops
+            + (counts.evaluated + counts.epoch * config.tasks_run / config.tasks) * cnn.flops
         )
     planned = Planned(config, cnn, blocks, width, depth, source.classes, counts.epoch, trained)
     own = costs.own_work(planned)
@@ -366,7 +372,7 @@ def cost(config: Experiment) -> Cost:
         given = replace(given, pixels=3 * FLOAT * config.side**2)
     # All clients' models and one that a client compares with; in training a gradient and two moments.
     memory += (config.clients + 1) * model
-    training = 3 * model + step_bytes(config, costs, blocks, cnn, given) if kind.trains else 0.0
+    training = 3 * model + step_bytes(config, costs, blocks, cnn, given) if trained else 0.0
     memory += max(training, pass_bytes(costs, blocks, cnn, given))
     disk += 3 * config.clients * model
     return Cost(

@@ -499,7 +499,12 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
     ]
     counts = [[end.get(k) for k in range(config.clients)] for end in ends]
     seen = [list(parts.seen_classes(k, config.tasks_run - 1)) for k in range(config.clients)]
-    images = sum(len(task.train) for stream in parts.tasks for task in stream[: config.tasks_run])
+    images = sum(
+        len(stream[task].train)
+        for stream in parts.tasks
+        for task in range(config.tasks_run)
+        if method.trains_in(config, task)
+    )
     phases = {name: round(sum(report.seconds[name] for report in reports), 3) for name in reports[0].seconds}
     # The threads stand in the config, and our own systems have no digest.
     left_out = {("threads", config.cpu_threads), ("system_digest", None)}
@@ -511,8 +516,10 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         },
         "bytes_up": [report.bytes_up for report in reports],
         "bytes_down": [report.bytes_down for report in reports],
-        "trained_parameters": [sum(p.numel() for p in method.new_model(k).parameters()) for k in range(config.clients)],
-        "trained_images": method.passes * config.epochs * config.rounds * images if method.trains else 0,
+        "trained_parameters": [
+            sum(p.numel() for p in method.new_model(k).parameters() if p.requires_grad) for k in range(config.clients)
+        ],
+        "trained_images": method.passes * config.epochs * config.rounds * images if images else 0,
         "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),

@@ -81,6 +81,10 @@ class Costs:
         """Images that pass the CNN for each image of a batch."""
         return 1
 
+    def cnn_passes(self) -> float:
+        """How many forward passes of the CNN a training step costs: its own, and twice as much on the way back."""
+        return 3
+
     def in_front(self) -> tuple[int, int]:
         """In how many blocks keys and values are put in front of the block's own, and how many at most."""
         return 0, 0

@@ -167,6 +167,19 @@ class Method:
         return cls.cnn
 
     @classmethod
+    def trains_in(cls, config: Experiment, task: int) -> bool:
+        """Whether clients train anything in a task.
+
+        Args:
+            config: the experiment.
+            task: number of the task, from 0.
+
+        Returns:
+            Whether they do; by default whether the system trains at all.
+        """
+        return cls.trains
+
+    @classmethod
     def start_of_cnn(cls, config: Experiment) -> Start:
         """What the clients' CNNs start from: drawn or pretrained weights."""
         return "drawn"

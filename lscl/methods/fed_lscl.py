@@ -7,7 +7,7 @@
 What can take the place of each of them is in `parts.collaboration`, `parts.small_continual` and `parts.fusion`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -31,7 +31,7 @@ from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
 from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
 from lscl.methods.parts.noise import Noise, noisy_upload
-from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, pack_triangle, second_moments, unpack_triangle
+from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, o2d_shared, pack_triangle, second_moments, unpack_triangle
 from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import Start
 from lscl.models.cnn_weights import started_cnn
@@ -69,7 +69,7 @@ class FedLSCLCosts(Costs):
         config, f = self.config, run.cnn.flops
         numbers, q = 4 * config.rank * run.width, config.features + 1
         again = run.later if self.trains_on_buffer() else 0.0
-        clients = run.trained * (self.step_flops(run.width) * (1 + again) + 3 * f * again)
+        clients = run.trained * (self.step_flops(run.width) * (1 + again) + self.cnn_passes() * f * again)
         kept = (
             config.clients
             * config.buffer_per_class
@@ -82,6 +82,7 @@ class FedLSCLCosts(Costs):
         steps, rows = config.o2d_epochs * (config.clients - 1), config.clients * q
         server = {
             "exact": 4.0 * numbers * q * q + q**3 / 3,
+            "shared": 2.0 * numbers * q * q + q**3 / 3,
             "sgd": 2.0 * steps * rows * q * q + 2.0 * config.clients * numbers * q * q,
         }
         return OwnWork(clients + kept * f, run.rounds * config.clients * server.get(config.o2d, 0.0))
@@ -103,8 +104,8 @@ class FedLSCL(Method):
 
     Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all
     images, which is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4),
-    ewc, lwf, replay, none; o2d = exact, sgd, average (FedAvg of the generators, up 4 P (m + 1) + 8), none (nothing
-    travels).
+    ewc, lwf, replay, none; o2d = exact, sgd, shared (one generator for all, by Eq. 5 over all uploads), average (FedAvg
+    of the generators, up 4 P (m + 1) + 8), none (nothing travels).
 
     Choices where the paper is silent, beside those in the config table:
     1. an upload in task t also has the lowest-loss images of task t so far; else nothing could be distilled in task 1.
@@ -114,7 +115,8 @@ class FedLSCL(Method):
        serves its bias and its weights at every m, and the first steps change the frozen ViT in proportion. Eq. 5 and
        what goes up are in these features.
     5. Eq. 4 compares what two updates do, B A with B' A', and not their numbers: A has nearly all of ||omega||^2 from
-       the start, so that B could grow unpenalised.
+       the start, so that B could grow unpenalised. consistency_compares = matrices compares A and B apart, each on its
+       own scale; the ablations have both.
     6. every CNN starts from weights of its own draw. cnn_start = pretrained starts it from trained ones, the same on
        all clients that have this CNN, and gives it the input that they were trained with
        (`lscl.models.cnn_weights`); head, projection to m and generator start as otherwise. The paper does not say
@@ -135,7 +137,13 @@ class FedLSCL(Method):
     }
     search_space = SEARCH_SPACE
     notes = {
-        "o2d": {"exact": "O2D exact", "sgd": "O2D gradient", "average": "generators averaged", "none": "nothing fused"}
+        "o2d": {
+            "exact": "O2D exact",
+            "sgd": "O2D gradient",
+            "shared": "one generator by O2D",
+            "average": "generators averaged",
+            "none": "nothing fused",
+        }
     }
     studies = STUDIES
     costs = FedLSCLCosts
@@ -183,11 +191,14 @@ class FedLSCL(Method):
         consistency: Literal["relative", "mean", "sum"] = Field(
             "relative", description="scale of Eq. 4: relative, mean- or sum-squared error"
         )
+        consistency_compares: Literal["product", "matrices"] = Field(
+            "product", description="what the generator term of Eq. 4 compares: the product B A, or A and B apart"
+        )
         buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
-        o2d: Literal["exact", "sgd", "average", "none"] = Field(
+        o2d: Literal["exact", "sgd", "shared", "average", "none"] = Field(
             "exact",
-            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or FedAvg of the "
-            "generators, or nothing",
+            description="One-by-One Distillation: closed form (ours), gradient steps (paper); or one generator for all "
+            "clients, by Eq. 5 over all of them (shared) or by FedAvg; or nothing",
         )
         o2d_lambda: float = Field(
             1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments"
@@ -291,6 +302,18 @@ class FedLSCL(Method):
 
     def head_logits(self, client: Client, features: Tensor) -> Tensor:
         """h(F_omega(x)); with the CNN alone h(f)."""
+        return self.trained_logits(client, features)
+
+    def trained_logits(self, client: Client, features: Tensor) -> Tensor:
+        """The scores that the losses compare, whatever head is tested.
+
+        Args:
+            client: the one whose head is trained.
+            features: what `features_of` made, (b, d).
+
+        Returns:
+            (b, C).
+        """
         return client.model["head"](features)
 
     def phases(self, client: Client, stage: Stage) -> list[Phase]:
@@ -306,7 +329,7 @@ class FedLSCL(Method):
     def loss(self, client: Client, batch: Batch) -> Tensor:
         """Eq. 3 plus, from the second task on, Eq. 4 or what stands in for it."""
         f = self.cnn_features(client, batch)
-        logits = self.head_logits(client, self.adapted_features(client, batch, f))
+        logits = self.trained_logits(client, self.adapted_features(client, batch, f))
         losses = masked_cross_entropy(logits, batch.labels, client.classes, reduction="none")
         client.scratch["losses"][batch.place] = losses.detach()
         total = losses.mean()
@@ -325,7 +348,7 @@ class FedLSCL(Method):
     def end_task(self, client: Client) -> None:
         """Keep the lowest-loss images of the task, then what the term against forgetting needs of CNN and generator."""
         loss = lambda batch: masked_cross_entropy(
-            self.logits(client, batch), batch.labels, client.classes, reduction="none"
+            self.trained_logits(client, self.features_of(client, batch)), batch.labels, client.classes, reduction="none"
         )
         index = send(client.train_index, client.device)
         client.scratch["losses"][index] = map_batches(client.train, client.train_index, loss)
@@ -436,7 +459,10 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-def update_gap(ours: LowRank, teacher: LowRank) -> tuple[Tensor, Tensor]:
+Gap = tuple[Tensor, Tensor, int]  # squared distances (b,), squared norms of what they are measured from (b,), numbers
+
+
+def product_gap(ours: LowRank, teacher: LowRank) -> list[Gap]:
     """How far two written updates are apart in what they do, without forming a (3d, d) matrix.
 
     B A - B' A' = [B - B', B'] [A; A - A'] = L R and ||L R||_F^2 = tr((L^T L) (R R^T)), where nothing large cancels.
@@ -446,11 +472,26 @@ def update_gap(ours: LowRank, teacher: LowRank) -> tuple[Tensor, Tensor]:
         teacher: A' and B', of the same shapes.
 
     Returns:
-        ||B A - B' A'||_F^2 and ||B' A'||_F^2, (b,) each.
+        One gap: ||B A - B' A'||_F^2 and ||B' A'||_F^2, (b,) each, of 3d x d numbers.
     """
     left = torch.cat([ours.B - teacher.B, teacher.B], dim=2)  # (b, 3d, 2r)
     right = torch.cat([ours.A, ours.A - teacher.A], dim=1)  # (b, 2r, d)
-    return squared_norms(left, right), squared_norms(teacher.B, teacher.A)
+    numbers = teacher.B.shape[1] * teacher.A.shape[2]
+    return [(squared_norms(left, right), squared_norms(teacher.B, teacher.A), numbers)]
+
+
+def matrices_gap(ours: LowRank, teacher: LowRank) -> list[Gap]:
+    """How far the matrices of two written updates are apart, each on its own.
+
+    Args:
+        ours: A (b, r, d) and B (b, 3d, r).
+        teacher: A' and B', of the same shapes.
+
+    Returns:
+        Two gaps: ||A - A'||_F^2 and ||A'||_F^2 of r x d numbers, ||B - B'||_F^2 and ||B'||_F^2 of 3d x r.
+    """
+    pairs = ((ours.A, teacher.A), (ours.B, teacher.B))
+    return [((x - y).square().sum((1, 2)), y.square().sum((1, 2)), y[0].numel()) for x, y in pairs]
 
 
 @in_float32
@@ -471,6 +512,8 @@ class Consistency(SmallContinual):
     """Eq. 4: on images of the buffer, CNN and generator stay close to what they were at the end of the previous task.
 
         alpha ||f - f'||^2 + beta ||B A - B' A'||^2,    f = theta(x), (A, B) = phi(f)
+
+    (or beta / 2 (||A - A'||^2 + ||B - B'||^2), with consistency_compares = matrices)
 
     with f', A' and B' of the previous CNN and generator; both sides with BatchNorm in evaluation mode, so that the sum
     is zero as long as nothing changes. Its features of the buffer never change, so they are stored instead of the
@@ -512,7 +555,8 @@ class Consistency(SmallContinual):
             generator = model["generator"]
             teacher = generator.split(F.linear(scale_features(before), weight, bias))  # A' (b, r, d), B' (b, 3d, r)
             ours = generator.split(generator(scale_features(f)))  # A (b, r, d), B (b, 3d, r)
-            term = term + config.beta * self.scaled(*update_gap(ours, teacher), 3 * generator.width**2)
+            gaps = COMPARED[config.consistency_compares](ours, teacher)
+            term = term + config.beta * sum(self.scaled(*gap) for gap in gaps) / len(gaps)
         return term
 
     @in_float32
@@ -604,7 +648,24 @@ class OneByOneExact(OneByOne):
         return o2d_exact(weights, moments, self.method.config.o2d_lambda)
 
 
-# By the values of the parameters `continual` and `o2d`.
+class OneForAll(OneByOne):
+    """Eq. 5 over all uploads, without a student of its own: one generator for all clients, in closed form (ours)."""
+
+    def distil(self, weights: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+        """The generator whose outputs are nearest to those of all, each on its own client's features.
+
+        Args:
+            weights: the uploaded generators with the bias as last column, (P, m + 1) each.
+            moments: the second moments of the uploaded features, (m + 1, m + 1) each.
+
+        Returns:
+            The same one for every client, (P, m + 1) each.
+        """
+        return [o2d_shared(weights, moments, self.method.config.o2d_lambda)] * len(weights)
+
+
+# By the values of the parameters `consistency_compares`, `continual` and `o2d`.
+COMPARED: dict[str, Callable[[LowRank, LowRank], list[Gap]]] = {"product": product_gap, "matrices": matrices_gap}
 CONTINUAL: dict[str, type[SmallContinual]] = {
     "consistency": Consistency,
     "ewc": EWC,
@@ -615,6 +676,7 @@ CONTINUAL: dict[str, type[SmallContinual]] = {
 FUSIONS: dict[str, type[Fusion]] = {
     "exact": OneByOneExact,
     "sgd": OneByOne,
+    "shared": OneForAll,
     "average": Averaging,
     "none": Fusion,
 }

@@ -2,37 +2,19 @@
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor
 
 from lscl.federation.client import Client
-from lscl.federation.limits import Check, joint_moments_check
+from lscl.federation.limits import Check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.federation.ridge import ridge_head
-from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod, RidgeParameters
-from lscl.methods.parts.noise import Noise, clip_length, noisy_joint_moments
-from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
+from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod, RidgeParameters, SummedRidge
+from lscl.methods.parts.noise import Noise
 from lscl.registry import register
 
 
-def joint_moments(features: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-    """The sums sum [h; y][h; y]^T over images, with y the one-hot label among some classes.
-
-    Args:
-        features: h, (n, D) float64.
-        labels: (n,), each in `classes`.
-        classes: (k,).
-
-    Returns:
-        (D + k, D + k) float64: the Gram matrix of the features, their sums by class, and the numbers of images.
-    """
-    both = torch.cat([features, (labels[:, None] == classes).double()], dim=1)  # (n, D + k)
-    return both.T @ both
-
-
 @register
-class FedRidge(RidgeMethod):
+class FedRidge(RidgeMethod, SummedRidge):
     """Nothing is trained: the server solves one ridge regression from frozen features to classes.
     It needs no images, only sums over them, so every task counts as much as the last one, and nothing is forgotten.
 
@@ -73,42 +55,24 @@ class FedRidge(RidgeMethod):
         """See `lscl.registry.Parameters`."""
 
     def initial_server(self) -> dict[str, Tensor]:
-        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)
-        products = zeros(self.size, self.num_classes)
-        return {"gram": zeros(self.size, self.size), "products": products, **super().initial_server()}
+        return self.zero_sums()
 
     def upload(self, client: Client, stage: Stage) -> Payload:
-        (features, labels), config = self.features_and_labels(client), self.config
-        if config.dp_noise == 0:
-            return {"gram": pack_triangle(joint_moments(features, labels, client.classes))}
-        clip = min(config.dp_clip, self.longest)
-        moments = joint_moments(clip_length(features, clip), labels, client.classes)
-        counts = moments.diagonal()[-len(client.classes) :]
-        noisy = noisy_joint_moments(moments, counts, clip, config.dp_noise, client.rng("noise-gram"))
-        return {"gram": pack_triangle(noisy)}
+        return self.packed_sums(client, self.frozen_feature)
 
     def releases(self) -> tuple[str, int]:
         """An image is in the sums of one task, which go up once."""
         return "image", 1
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
-        both = self.size + self.config.classes_per_task
-        return {"gram": (both * (both + 1) // 2,)}
+        return self.shapes_of_sums()
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
-        """It is a Gram matrix, of as many images as the server knows, with features no longer than frozen ones are."""
-        return {"gram": joint_moments_check(unpack_triangle, self.counts(client, stage), self.longest)}
+        return self.checks_of_sums(client, stage)
 
     def summed_names(self, stage: Stage) -> Collection[str]:
         """All, if a client sends a row for every class of the data set instead of those of its task."""
         return {"gram"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
-        """Add the sums and solve."""
-        size, gram, products = self.size, self.server["gram"].clone(), self.server["products"].clone()
-        for k, payload in uploads.items():
-            moments = unpack_triangle(payload["gram"])
-            gram += moments[:size, :size]
-            products.index_add_(1, self.classes(k, stage), moments[:size, size:])
-        weight = ridge_head(gram, products, self.config.ridge_lambda)
-        self.server.update({"gram": gram, "products": products, "weight": weight})
+        self.add_sums(uploads, stage)

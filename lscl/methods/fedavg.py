@@ -38,7 +38,7 @@ class FedAvg(Method):
     name, label, paper_name, citation = "fedavg", "FedAvg", "FedAvg", "1602.05629"
     place, turn, quick = 1, 2, ("colab",)
     sizes = AUGMENTED
-    tuned = {"lr": 3e-3}
+    tuned = {"lr": 8.8e-4}
     search_space = {"lr": LogRange(1e-4, 1e-1)}
     costs = Costs
     defences = {"clipped changes": {"averaging": "clipped"}, "median": {"averaging": "median"}}

@@ -134,13 +134,13 @@ class FedMGP(Method):
             "mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2,
         },
         # fewer steps, larger ones
-        "demo": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 1, "mgp_surrogate_lr": 1e-2},
-        "mini": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2, "mgp_surrogate_lr": 1e-2},
-        "full": {"mgp_surrogate_epochs": 1, "mgp_surrogate_lr": 1e-2},
+        "demo": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 1},
+        "mini": {"mgp_surrogate_per_class": 1, "mgp_surrogate_epochs": 2},
+        "full": {"mgp_surrogate_epochs": 1},
         ("full", "glyphs"): {"mgp_surrogate_per_class": 1},
         "colab": {"test_images_per_class": 80},
     }  # fmt: skip
-    tuned = {"lr": 3e-2}
+    tuned = {"lr": 0.072, "mgp_surrogate_lr": 0.056, "mgp_key": 0.22}
     official = {"lr": OFFICIAL_LR, "head": "mlp"}
     search_space = {
         "lr": LogRange(1e-4, 1),

@@ -30,6 +30,7 @@ class FedProx(FedAvg):
     name, label, paper_name, citation = "fedprox", "FedProx", "FedProx", "1812.06127"
     place, turn = 2, 3
     sizes = AUGMENTED
+    tuned = {"lr": 4.9e-4, "prox_mu": 3.8e-3}
     search_space = {"lr": LogRange(1e-4, 1e-1), "prox_mu": LogRange(1e-3, 10)}
     costs = Costs
 

@@ -97,7 +97,7 @@ class MFCL(OldModel):
         "full": {"mfcl_latent": 100, "mfcl_width": 16},  # as large beside the CNN, which is that of mini
         **AUGMENTED,
     }
-    tuned = {"lr": 1e-3}
+    tuned = {"lr": 8e-4, "mfcl_lr": 5.2e-4, "mfcl_kd": 0.14, "mfcl_ft": 3.1}
     search_space = {
         "lr": LogRange(1e-4, 1e-1),
         "mfcl_lr": LogRange(1e-4, 1e-2),

@@ -115,7 +115,7 @@ class TARGET(OldModel):
         "full": {"target_width": 16, "target_student_steps": 50},
         **AUGMENTED,
     }  # fmt: skip
-    tuned = {"lr": 3e-4}
+    tuned = {"lr": 1.8e-4, "target_lr": 7.9e-3, "target_kd": 13.0}
     search_space = {"lr": LogRange(1e-5, 1e-1), "target_lr": LogRange(1e-4, 1e-1), "target_kd": LogRange(0.25, 250)}
     costs = TARGETCosts
 

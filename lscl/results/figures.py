@@ -18,7 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -830,6 +830,7 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6
         axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
         axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_minor_formatter(NullFormatter())  # on a short log axis their labels would overlap
         if place % columns == 0:
             axes.set_ylabel(label)
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

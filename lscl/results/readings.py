@@ -44,6 +44,45 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
     return " ".join(text)
 
 
+LEADS = {  # what a system's differences from the best other one come to
+    "none": "It reaches the best under no score.",
+    "some": "It is ahead under one score and behind under another.",
+    "unsure": "It is ahead under every score, by less than these seeds can tell.",
+    "partly": "It is ahead under every score; under one of them the seeds can tell.",
+    "sure": "It is ahead under every score, and the seeds can tell.",
+}
+
+
+def read_lead(end: pd.DataFrame, name: str) -> str:
+    """Whether a system reaches the best of all others under every score.
+
+    Args:
+        end: final accuracies (%), index (mask, seed), a column per system.
+        name: the system; its seeds are compared, with the systems that have all of them.
+
+    Returns:
+        a verdict, and its difference from the best other system under each score; empty without a seed of its own.
+    """
+    gaps, said = [], []
+    for mask, by_seed in end.groupby(level="mask", sort=False):
+        ours = by_seed[name].dropna() if name in by_seed else pd.Series(dtype=float)
+        others = by_seed.loc[ours.index].drop(columns=name, errors="ignore").dropna(axis=1)
+        if ours.empty or others.empty:
+            return ""
+        best = others.mean().idxmax()
+        gaps.append(estimate(ours - others[best]))
+        said.append(
+            f"{MASK_LABELS[mask]} {ours.mean():.1f} %, {gaps[-1].mean:+.1f} points from {plain_text(best)} "
+            f"(n = {gaps[-1].n}, 95 % interval {gaps[-1].interval})"
+        )
+    ahead, told = sum(gap.mean > 0 for gap in gaps), sum(gap.side > 0 for gap in gaps)
+    if ahead < len(gaps):
+        verdict = LEADS["some" if ahead else "none"]
+    else:
+        verdict = LEADS["sure" if told == len(gaps) else "partly" if told else "unsure"]
+    return f"{verdict} Against the best of all others: {'; '.join(said)}."
+
+
 def _points_behind(gap: Estimate) -> str:
     spread = f" (95 % interval {gap.interval})" if gap.n > 1 else ""
     return f"{gap.mean:.1f} points behind{spread}"

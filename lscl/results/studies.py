@@ -219,4 +219,6 @@ def _marks(change: dict[str, Any]) -> dict[str, str]:
         title: "✓" if change.get(key, usual) == usual else names.get(change[key], change[key])
         for key, usual, title in kinds
     }
+    if change.get("consistency_compares") == "matrices":
+        marks["SM-CF"] = "✓ A and B apart"
     return marks | ({"O2D": "–"} if change.get("collaboration") == "cnn" else {})  # no generator, nothing to fuse

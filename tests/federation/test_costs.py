@@ -33,7 +33,7 @@ def test_every_system_of_ours_says_what_it_costs(name):
     kind = METHODS[name]
     assert issubclass(kind.costs, Costs)
     found = kind.costs(planned(method=name).config)
-    assert found.tokens() >= 0 and found.cnn_images() >= 1 and found.passes() >= 0
+    assert found.tokens() >= 0 and found.cnn_images() >= (name != "fed_lscl_ridge") and found.passes() >= 0
 
 
 def test_prompts_stand_beside_the_tokens():

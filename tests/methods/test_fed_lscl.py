@@ -12,7 +12,7 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
-from lscl.methods.fed_lscl import CONTINUAL, FUSIONS, FedLSCL, update_gap
+from lscl.methods.fed_lscl import CONTINUAL, FUSIONS, FedLSCL, product_gap
 from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fusion import Fusion
 from lscl.methods.parts.o2d import o2d_exact, second_moments
@@ -191,16 +191,17 @@ def test_dropout_acts_in_training_only(after_task_0):
 
 
 def written(state, f, generator):
-    """B A of one image in float64, from the features f (m,) of a generator with these weights."""
+    """B and A of one image in float64, from the features f (m,) of a generator with these weights."""
     omega = state["weight"] @ (f / len(f)) + state["bias"]
     cut, rank, width = generator.rank * generator.width, generator.rank, generator.width
-    return omega[cut:].reshape(3 * width, rank) @ omega[:cut].reshape(rank, width)
+    return omega[cut:].reshape(3 * width, rank), omega[:cut].reshape(rank, width)
 
 
+@pytest.mark.parametrize("compares", ["product", "matrices"])
 @pytest.mark.parametrize("form", ["relative", "mean", "sum"])
 @pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.3), (1.0, 0.0), (0.0, 2.0)])
-def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
-    method, clients = after_task_0(consistency=form, alpha=alpha, beta=beta)
+def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta, compares):
+    method, clients = after_task_0(consistency=form, alpha=alpha, beta=beta, consistency_compares=compares)
     client = clients[0]
     old = {key: value.clone() for key, value in client.model["generator"].state_dict().items()}
     buffer = client.state["buffer"]
@@ -219,14 +220,12 @@ def test_eq_4_equals_a_computation_by_hand(after_task_0, form, alpha, beta):
     old = {key: value.double().numpy() for key, value in old.items()}
     total = 0.0
     for i in drawn:
-        product, product_old = (written(*one, client.model["generator"]) for one in ((new, new_f[i]), (old, old_f[i])))
-        scale = {
-            "relative": (np.sum(old_f[i] ** 2), np.sum(product_old**2)),
-            "mean": (len(old_f[i]), product.size),
-            "sum": (1, 1),
-        }[form]
-        gaps = np.sum((new_f[i] - old_f[i]) ** 2), np.sum((product - product_old) ** 2)
-        total += alpha * gaps[0] / scale[0] + beta * gaps[1] / scale[1]
+        (B, A), (B_old, A_old) = (
+            written(*one, client.model["generator"]) for one in ((new, new_f[i]), (old, old_f[i]))
+        )
+        pairs = {"product": [(B @ A, B_old @ A_old)], "matrices": [(A, A_old), (B, B_old)]}[compares]
+        scaled = lambda x, y: np.sum((x - y) ** 2) / {"relative": np.sum(y**2), "mean": y.size, "sum": 1}[form]
+        total += alpha * scaled(new_f[i], old_f[i]) + beta * np.mean([scaled(*pair) for pair in pairs])
     assert found == pytest.approx(total / 5, rel=1e-4)
     assert found > 0
 
@@ -274,11 +273,12 @@ def test_eq_4_measures_what_an_update_does():
     """Other factors of the same product are no change; a doubled B is one, though A has most of omega."""
     draw = torch.Generator().manual_seed(0)
     A, B = torch.randn(5, 3, 8, generator=draw), 1e-3 * torch.randn(5, 24, 3, generator=draw)
-    same, size = update_gap(LowRank(2 * A, B / 2, 1.0), LowRank(A, B, 1.0))
+    [(same, size, numbers)] = product_gap(LowRank(2 * A, B / 2, 1.0), LowRank(A, B, 1.0))
+    assert numbers == 24 * 8
     assert torch.allclose(size, (B @ A).square().sum((1, 2))) and (same / size).max() < 1e-10
-    doubled, size = update_gap(LowRank(A, 2 * B, 1.0), LowRank(A, B, 1.0))
+    [(doubled, size, _)] = product_gap(LowRank(A, 2 * B, 1.0), LowRank(A, B, 1.0))
     assert torch.allclose(doubled, size, rtol=1e-4)
-    assert (update_gap(LowRank(A, B, 1.0), LowRank(A, B, 1.0))[0] == 0).all()
+    assert (product_gap(LowRank(A, B, 1.0), LowRank(A, B, 1.0))[0][0] == 0).all()
 
 
 def test_the_teacher_is_the_personalised_generator_of_the_last_server_step(federation, smoke):

@@ -1,7 +1,7 @@
 """Every system at the shapes of the large profiles, on drawn ViTs and in batches of two.
 
 Forward and backward on ViT-B/16 at 224 px with ResNet-18, and five steps of every system that trains, with the learning
-rates of the profile; there the ViTs see 96 px, which leaves their widths and depth as they are and costs a fifth.
+rates of the profile; there the ViTs see 64 px, which leaves their widths and depth as they are and costs a tenth.
 
 pytest -m true_shapes runs these alone.
 """
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.true_shapes
 BATCH = 2
 VITS = {"colab": "vit_small_patch16_224", "paper": "vit_base_patch16_224"}
 STEPS = 5
+SIDE = 64  # pixels of the ViTs that take several steps
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def changed(before, module):
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].trains])
 def test_five_steps_are_finite_and_in_proportion(name, profile, drawn, monkeypatch):
     """What a system adds to the frozen ViT is small beside it at first, and what is frozen stays as it is."""
-    vit, side = drawn(profile, 96), 32 if profile == "colab" else 96
+    vit, side = drawn(profile, SIDE), 32 if profile == "colab" else SIDE
     method, client = one_client(values_at(profile, name), vit, drawn_images(BATCH, side))
     batch = client.train.batch(client.train_index)
     frozen = numbers_of(vit)

@@ -148,3 +148,40 @@ def test_growth():
         "**more slowly than that**: Fed-LSCL with the number of classes in a task (0.81)."
     )
     assert readings.read_growth(growth_frame()) == ""
+
+
+class TestLead:
+    def end(self, task, seen):
+        """Two rivals at 80, and a system that is so many points above or below them, seed by seed."""
+        rows = {
+            (mask, seed): {"first": 80.0, "second": 79.0, "ours": 80.0 + gap}
+            for mask, gaps in (("task", task), ("seen", seen))
+            for seed, gap in enumerate(gaps)
+        }
+        index = pd.MultiIndex.from_tuples(rows, names=["mask", "seed"])
+        return pd.DataFrame(list(rows.values()), index=index)
+
+    @pytest.mark.parametrize(
+        ("task", "seen", "verdict"),
+        [
+            ((-1, -2, -1), (-3, -2, -3), "none"),
+            ((1, 1.1, 1.2), (-1, -1, -1), "some"),
+            ((0.1, 2, -1), (1, -0.5, 1), "unsure"),
+            ((1, 1.1, 1.2), (1, -0.5, 1), "partly"),
+            ((1, 1.1, 1.2), (2, 2.1, 2.2), "sure"),
+        ],
+    )
+    def test_each_outcome_has_its_sentence(self, task, seen, verdict):
+        said = readings.read_lead(self.end(task, seen), "ours")
+        assert said.startswith(readings.LEADS[verdict])
+        assert f"{sum(task) / 3:+.1f} points from first" in said and f"{sum(seen) / 3:+.1f} points from first" in said
+
+    def test_only_systems_with_all_its_seeds_are_rivals(self):
+        end = self.end((1, 1, 1), (1, 1, 1))
+        end.loc[("task", 0), "first"] = float("nan")
+        assert "+2.0 points from second" in readings.read_lead(end, "ours")
+
+    def test_a_system_without_a_seed_says_nothing(self):
+        end = self.end((1, 1), (1, 1))
+        assert readings.read_lead(end.drop(columns="ours"), "ours") == ""
+        assert readings.read_lead(end.assign(ours=float("nan")), "ours") == ""

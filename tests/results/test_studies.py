@@ -23,7 +23,7 @@ class TestCollect:
         study = collect()
         assert study.found == [] and len(study.missing) == 3 * len(fed_lscl_studies.ABLATIONS)
         assert studies.describe_state(study) == (
-            "- CIFAR-100, profile `mini`: **Not yet measured: 48 of 48 runs of this study.** "
+            "- CIFAR-100, profile `mini`: **Not yet measured: 51 of 51 runs of this study.** "
             "`lscl sweep ablations --dataset cifar100 --profile mini` makes them."
         )
 
@@ -31,8 +31,8 @@ class TestCollect:
         for seed in (42, 1999):
             put(80, seed=seed)
         first, second = studies.describe_state(studies.collect("ablations", "mini")).splitlines()
-        assert "46 of 48" in first and "the tables have 2 runs, and no row for: no O2D, no SM-CF, " in first
-        assert second.startswith("- Glyphs") and "48 of 48" in second and "row" not in second
+        assert "49 of 51" in first and "the tables have 2 runs, and no row for: no O2D, no SM-CF, " in first
+        assert second.startswith("- Glyphs") and "51 of 51" in second and "row" not in second
         with pytest.raises(LsclError) as caught:
             studies.collect("ablations", "min")
         one_line(caught, "unknown profile 'min'")

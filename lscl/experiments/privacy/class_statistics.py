@@ -32,7 +32,11 @@ def frozen_features(observed: Observed, inputs: Inputs) -> Tensor:
         (n, d).
     """
     method = observed.method
-    of = getattr(method, "frozen_feature", None) or (lambda batch: method.foundation.suffix(batch.prefix))
+    of = lambda batch: method.foundation.suffix(batch.prefix)
+    if hasattr(method, "frozen_feature"):
+        of = method.frozen_feature
+    elif observed.sends_label_sums:  # of features that a generator and a public CNN adapt
+        of = lambda batch: method.head_inputs(method.features_of(observed.client, batch))
     return map_batches(inputs, torch.arange(len(inputs.images)), of).float().cpu()
 
 
@@ -62,7 +66,7 @@ def class_means_sent(observed: Observed, width: int) -> tuple[str, Tensor] | Non
 
 
 def _joint(observed: Observed, width: int) -> bool:
-    """Whether `gram` is that of features and labels together."""
+    """Whether `gram` is that of features of this length and labels together."""
     size = width + len(observed.gallery.classes)
     return "gram" in observed.up and len(observed.up["gram"]) == size * (size + 1) // 2
 

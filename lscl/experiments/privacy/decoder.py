@@ -210,7 +210,7 @@ def invert_features(observed: Observed, steps: int = STEPS) -> tuple[list[Findin
     attempts = {  # what the attacker compares and decodes, its encoder, its decoder, the rows that count
         "own CNN": (received, own, of_own, torch.ones_like(known)),
         "aligned CNN, half of the kept images": (aligned, own, of_own, ~known),
-        "true CNN (upper bound)": (received, true, of_true, torch.ones_like(known)),
+        observed.true_cnn: (received, true, of_true, torch.ones_like(known)),
     }
     design, findings, shown = _design(observed, rows, steps), [], {"true image": gallery.pixels[rows[~known]]}
     for knows, (features, encode, decoder, counted) in attempts.items():

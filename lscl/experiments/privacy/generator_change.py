@@ -68,7 +68,7 @@ def read_generator(observed: Observed) -> list[Finding]:
     design = _design(observed)
     encoders = {
         "own CNN": train_stand_in(observed),
-        "true CNN (upper bound)": encoder_of(observed.client.model["cnn"], side),
+        observed.true_cnn: encoder_of(observed.client.model["cnn"], side),
     }
     for knows, encode in encoders.items() if change.shape[1] else ():
         g = scale_features(encode(gallery.pixels))

@@ -150,22 +150,25 @@ def _encoder_gradients(observed: Observed, searches: int) -> list[Finding]:
     The control is the gradient of an image that was not disguised before, by the same search.
     """
     classes, seed = observed.method.num_classes, observed.config.seed
-    network, draw, found, places = build_encoder(classes, seed), torch_generator(seed, "encoder attack"), [], []
+    network, draw = build_encoder(classes, seed), torch_generator(seed, "encoder attack")
     mine = observed.gallery.classes.tolist()
-    for received in observed.up["gradients"]:
-        label = recover_class(received, classes)
-        if label not in mine:
-            continue
-        start = torch.randn(1, 3, SIDE, SIDE, generator=draw)
-        made = reconstruct_images(network, received, label, searches, L_BFGS_ITERATIONS, 1, start)
-        found.append(resize(made, observed.gallery.pixels.shape[-1]))
-        places.append(mine.index(label))
-    if not found:
+    labels = torch.tensor([recover_class(received, classes) for received in observed.up["gradients"]])
+    inside = torch.tensor([int(label) in mine for label in labels])
+    places = torch.tensor([mine.index(int(label)) for label in labels[inside]])
+    side = observed.gallery.pixels.shape[-1]
+
+    def search(received: Tensor, labels: Tensor) -> Tensor:
+        start = torch.randn(len(labels), 3, SIDE, SIDE, generator=draw)
+        made = reconstruct_images(network, received, labels, searches, L_BFGS_ITERATIONS, 1, start)
+        return resize(made[:, 0], side)
+
+    if not inside.any():
         return []
+    found = search(observed.up["gradients"][inside], labels[inside])
     share, absent = observed.gallery.held_rate(
-        _standardised(torch.cat(found)),
+        _standardised(found),
         _standardised(observed.gallery.pixels),
-        torch.tensor(places),
+        places,
         observed.rng("side"),
     )
     images = observed.gallery.pixels
@@ -173,9 +176,7 @@ def _encoder_gradients(observed: Observed, searches: int) -> list[Finding]:
     true = resize((images[mine_first] - MEAN_OF_INPUT) / STD_OF_INPUT, SIDE)
     label = observed.gallery.classes[mine_first // observed.gallery.per_class]
     single = parameter_gradient(network, true, label)
-    start = torch.randn(1, 3, SIDE, SIDE, generator=draw)
-    made = reconstruct_images(network, single, int(label), searches, L_BFGS_ITERATIONS, 1, start)
-    undisguised = _top1(resize(made, images.shape[-1]), mine_first, observed, "encoder")[0]
+    undisguised = _top1(search(single[None], label), mine_first, observed, "encoder")[0]
     return [Finding("gradient search", "gradients", "nothing", "held", share, absent, undisguised, 0.5, len(found))]
 
 

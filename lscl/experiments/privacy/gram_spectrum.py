@@ -80,7 +80,7 @@ def gram_matrices_sent(observed: Observed) -> list[tuple[Tensor, Tensor]]:
         buffers = [first_of_class(rows, observed.gallery, count) for count in KEPT]
         different = {int(chosen.sum()): chosen for chosen in buffers}
         return [(chosen, second_moments(up["features"].float()[chosen])) for chosen in different.values()]
-    if "gram" in up and "weight" in up:  # beside a generator: of features that a CNN makes
+    if "gram" in up and not observed.sends_label_sums:  # beside a generator: of features that a CNN makes
         return [(torch.ones(len(rows), dtype=torch.bool), unpack_triangle(up["gram"]))]
     return []
 
@@ -115,7 +115,7 @@ def read_gram(observed: Observed) -> list[Finding]:
     halves = others[observed.rng("halves").permutation(len(others))].tensor_split(2)  # (o / 2,) each
     for chosen, moments in matrices:
         design = _of_pixels(gallery, rows[chosen])
-        for knows, encode in {"own CNN": own, "true CNN (upper bound)": true}.items():
+        for knows, encode in {"own CNN": own, observed.true_cnn: true}.items():
             scores = -leverage(encode(gallery.pixels) / m, moments)
             found = membership_rates(scores[rows[chosen]], scores[others])
             absent = membership_rates(*(scores[half] for half in halves))

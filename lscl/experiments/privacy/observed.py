@@ -81,7 +81,9 @@ class Witness(InProcess):
                 client.id: {name: value.clone() for name, value in client.private_state().items()}
                 for client in self.clients
             }
-            images = {client.id: self.method.shown_images(client).clone() for client in self.clients}
+            images = self.last.images if self.last is not None else {}
+            if not images or any({"features", "weight", "sums"} & set(sent) for sent in copied.values()):
+                images = {client.id: self.method.shown_images(client).clone() for client in self.clients}
             for k, payload in copied.items():
                 got = {name: value for name, value in downloads[k].items() if name in payload}
                 self.seen[k] = {**self.seen.get(k, {}), **payload}
@@ -198,6 +200,22 @@ class Observed:
     gallery: Gallery
     public: ImageSet
     others: Mapping[int, Payload]
+
+    @property
+    def sends_label_sums(self) -> bool:
+        """Whether `gram` is that of features and labels together, and not that of what a generator reads."""
+        if "gram" not in self.up:
+            return False
+        q = self.up["weight"].shape[-1] + 1 if "weight" in self.up else 0
+        return len(self.up["gram"]) != q * (q + 1) // 2
+
+    @property
+    def true_cnn(self) -> str:
+        """What an attacker with the client's CNN is called: it is a public one if it never leaves its start."""
+        made = self.method.new_model(self.client.id)["cnn"].state_dict()
+        own = self.client.model["cnn"].state_dict()
+        is_public = all(torch.equal(value.cpu(), own[name].cpu()) for name, value in made.items())
+        return "the public CNN" if is_public else "true CNN (upper bound)"
 
     def rng(self, *names: object) -> np.random.Generator:
         """A generator of the attacker for one purpose."""

@@ -1,5 +1,6 @@
-"""What the controls share that train nothing: a frozen feature and a head in closed form."""
+"""A head in closed form: of the controls that train nothing, and of what solves one on adapted features."""
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -9,19 +10,70 @@ from torch import Tensor, nn
 from lscl.config import SCALE
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT
+from lscl.federation.limits import LIMIT, Check, joint_moments_check
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
-from lscl.federation.payload import Payload
-from lscl.federation.ridge import LAMBDA
+from lscl.federation.payload import Payload, Shapes
+from lscl.federation.ridge import LAMBDA, ridge_head
 from lscl.federation.search_space import LogRange
+from lscl.methods.parts.noise import clip_length, noisy_joint_moments
+from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
 from lscl.registry import Parameters
 from lscl.seeding import torch_generator
 
 LAMBDAS = {"ridge_lambda": LogRange(1e-4, 10)}
 
 
-class ClosedForm(Method):
+def features_and_labels(client: Client, feature: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
+    """All images of a client's task.
+
+    Args:
+        client: whose.
+        feature: a batch of b images -> (b, D).
+
+    Returns:
+        Features (n, D) in float64 and labels (n,), on the CPU.
+    """
+    index = client.train_index
+    features = map_batches(client.train, index, feature).double().cpu()
+    return features, client.train.batch(index).known_labels
+
+
+class TaskSums(Method):
+    """A system whose clients send sums over the images of a task, which the server can check."""
+
+    @cached_property
+    def longest(self) -> float:
+        """A bound for the length of what the head reads: of a feature of the ViT, frozen or adapted."""
+        return min(self.foundation.largest_feature, LIMIT * self.foundation.width**0.5)
+
+    def classes(self, client: int, stage: Stage) -> Tensor:
+        """The classes of a client's task, in the order of its sums.
+
+        Args:
+            client: its number.
+            stage: of the task.
+
+        Returns:
+            (k,).
+        """
+        return torch.tensor(self.census.parts.tasks[client][stage.task].classes)
+
+    def counts(self, client: int, stage: Stage) -> Tensor:
+        """A client's images of each of these classes, as the server knows them.
+
+        Args:
+            client: its number.
+            stage: of the task.
+
+        Returns:
+            (k,) int64.
+        """
+        classes = self.classes(client, stage)
+        return torch.from_numpy(self.census.train[client, stage.task])[classes].long()
+
+
+class ClosedForm(TaskSums):
     """A system that trains nothing: one exchange per task, in which sums may travel, and a head made of them.
 
     The sums are in float64, so that their order matters in the last digits only.
@@ -54,39 +106,7 @@ class ClosedForm(Method):
         Returns:
             Features (n, d) in float64 and labels (n,), on the CPU.
         """
-        index = client.train_index
-        features = map_batches(client.train, index, self.frozen_feature).double().cpu()
-        return features, client.train.batch(index).known_labels
-
-    @cached_property
-    def longest(self) -> float:
-        """A bound for the length of what `frozen_feature` gives."""
-        return min(self.foundation.largest_feature, LIMIT * self.foundation.width**0.5)
-
-    def classes(self, client: int, stage: Stage) -> Tensor:
-        """The classes of a client's task, in the order of its sums.
-
-        Args:
-            client: its number.
-            stage: of the task.
-
-        Returns:
-            (k,).
-        """
-        return torch.tensor(self.census.parts.tasks[client][stage.task].classes)
-
-    def counts(self, client: int, stage: Stage) -> Tensor:
-        """A client's images of each of these classes, as the server knows them.
-
-        Args:
-            client: its number.
-            stage: of the task.
-
-        Returns:
-            (k,) int64.
-        """
-        classes = self.classes(client, stage)
-        return torch.from_numpy(self.census.train[client, stage.task])[classes].long()
+        return features_and_labels(client, self.frozen_feature)
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float64
@@ -94,6 +114,21 @@ class ClosedForm(Method):
     def broadcast(self, client: int, stage: Stage) -> Payload:
         """Nothing before the sums are up; the head for the test."""
         return {name: self.server[name] for name in self.head_names} if stage.name == "finish" else {}
+
+
+def joint_moments(features: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """The sums sum [h; y][h; y]^T over images, with y the one-hot label among some classes.
+
+    Args:
+        features: h, (n, D) float64.
+        labels: (n,), each in `classes`.
+        classes: (k,).
+
+    Returns:
+        (D + k, D + k) float64: the Gram matrix of the features, their sums by class, and the numbers of images.
+    """
+    both = torch.cat([features, (labels[:, None] == classes).double()], dim=1)  # (n, D + k)
+    return both.T @ both
 
 
 class RidgeParameters(Parameters):
@@ -147,13 +182,12 @@ class RidgeCosts(Costs):
         return OwnWork(self.sums(run), run.config.tasks_run * self.solution(run))
 
 
-class RidgeMethod(ClosedForm):
-    """Ridge regression on the frozen feature f, or on D = n random features ReLU(R f), R (n, d) standard normal.
+class RidgeFeatures(TaskSums):
+    """What a ridge regression reads: a feature f of the ViT, or D = n random features ReLU(R f).
 
-    Random features are those of RanPAC (arXiv 2307.02251); every client draws the same R from the seed of the run.
+    R (n, d) is standard normal, and every client draws the same one from the seed of the run, as RanPAC has it (arXiv
+    2307.02251).
     """
-
-    Parameters = RidgeParameters
 
     @property
     def size(self) -> int:
@@ -171,6 +205,96 @@ class RidgeMethod(ClosedForm):
         """R where the frozen ViT is."""
         return self.projection.to(next(self.foundation.parameters()).device)
 
+    def head_inputs(self, f: Tensor) -> Tensor:
+        """What the head reads of a feature.
+
+        Args:
+            f: (b, d).
+
+        Returns:
+            f itself, or ReLU(R f) (b, n).
+        """
+        return (f @ self.placed_projection.T).relu() if self.config.ridge_features else f
+
+    @cached_property
+    def longest(self) -> float:
+        """A bound for the length of what the head reads: that of f, times the largest singular value of R."""
+        if not self.config.ridge_features:
+            return super().longest
+        return super().longest * float(torch.linalg.matrix_norm(self.projection.double(), 2))
+
+
+class SummedRidge(RidgeFeatures):
+    """A ridge regression whose Gram matrix and products the server sums over clients and tasks.
+
+    Server: `gram` (D, D), `products` (D, C) and the head (C, D), all float64. In an upload: `gram`, the upper triangle
+    of sum [h; y][h; y]^T, ((D + k)(D + k + 1) / 2,) float64.
+    """
+
+    head_name = "weight"  # of the head on the server and on its way to the clients
+
+    def zero_sums(self) -> dict[str, Tensor]:
+        """The server's tensors before the first sums."""
+        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)
+        D, C = self.size, self.num_classes
+        return {"gram": zeros(D, D), "products": zeros(D, C), self.head_name: zeros(C, D)}
+
+    def packed_sums(self, client: Client, feature: Callable[[Batch], Tensor]) -> Payload:
+        """The sums over the images of a client's task; with dp_noise > 0 of clipped features, and noisy.
+
+        Args:
+            client: whose.
+            feature: what the head reads of a batch of b images -> (b, D).
+
+        Returns:
+            `gram`.
+        """
+        (features, labels), noise = features_and_labels(client, feature), self.config.dp_noise
+        if noise == 0:
+            return {"gram": pack_triangle(joint_moments(features, labels, client.classes))}
+        clip = min(self.config.dp_clip, self.longest)
+        moments = joint_moments(clip_length(features, clip), labels, client.classes)
+        counts = moments.diagonal()[-len(client.classes) :]
+        return {"gram": pack_triangle(noisy_joint_moments(moments, counts, clip, noise, client.rng("noise-gram")))}
+
+    def shapes_of_sums(self) -> Shapes:
+        """Name and shape of the sums in an upload."""
+        both = self.size + self.config.classes_per_task
+        return {"gram": (both * (both + 1) // 2,)}
+
+    def checks_of_sums(self, client: int, stage: Stage) -> dict[str, Check]:
+        """They are a Gram matrix, of as many images as the server knows, with features no longer than the ViT's are.
+
+        Args:
+            client: its number.
+            stage: of the task.
+
+        Returns:
+            The check of `gram`.
+        """
+        return {"gram": joint_moments_check(unpack_triangle, self.counts(client, stage), self.longest)}
+
+    def add_sums(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
+        """Add the sums of the clients and solve.
+
+        Args:
+            uploads: of the clients by their numbers.
+            stage: of the task.
+        """
+        size, gram, products = self.size, self.server["gram"].clone(), self.server["products"].clone()
+        for k, payload in uploads.items():
+            moments = unpack_triangle(payload["gram"])
+            gram += moments[:size, :size]
+            products.index_add_(1, self.classes(k, stage), moments[:size, size:])
+        weight = ridge_head(gram, products, self.config.ridge_lambda)
+        self.server.update({"gram": gram, "products": products, self.head_name: weight})
+
+
+class RidgeMethod(RidgeFeatures, ClosedForm):
+    """A system that trains nothing and whose head is a ridge regression on the frozen feature."""
+
+    Parameters = RidgeParameters
+
     def frozen_feature(self, batch: Batch) -> Tensor:
         """What the head reads.
 
@@ -180,15 +304,7 @@ class RidgeMethod(ClosedForm):
         Returns:
             f (b, d), or ReLU(R f) (b, n).
         """
-        f = super().frozen_feature(batch)
-        return (f @ self.placed_projection.T).relu() if self.config.ridge_features else f
-
-    @cached_property
-    def longest(self) -> float:
-        """A bound for the length of what `frozen_feature` gives: that of f, times the largest singular value of R."""
-        if not self.config.ridge_features:
-            return super().longest
-        return super().longest * float(torch.linalg.matrix_norm(self.projection.double(), 2))
+        return self.head_inputs(super().frozen_feature(batch))
 
     def build(self, client: int) -> nn.Module:
         return RidgeHead(self.num_classes, self.size)

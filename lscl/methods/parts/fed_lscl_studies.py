@@ -34,6 +34,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "CNN alone, no SM-CF": {"collaboration": "cnn", "continual": "none"},
     "generators averaged for O2D": {"o2d": "average"},
     "O2D by gradient": {"o2d": "sgd"},
+    "A and B apart in SM-CF": {"consistency_compares": "matrices"},
     "EWC for SM-CF": {"continual": "ewc"},
     "LwF for SM-CF": {"continual": "lwf"},
     "replay for SM-CF": {"continual": "replay"},
@@ -63,9 +64,17 @@ REGIMES: list[dict[str, Any]] = [{"images_per_class": images, "block": block} fo
 REGIMES += [{"images_per_class": images, "block": 3} for images in (60, 200, 500)]
 
 
-def _with_weights(change: dict[str, Any], profile: str) -> dict[str, Any]:
-    """A change, and if its CNN starts pre-trained, also what that needs in the profile."""
-    return change | _WITH_WEIGHTS.get(profile, {}) if "cnn_start" in change else change
+def with_weights(change: dict[str, Any], profile: str) -> dict[str, Any]:
+    """Add to a change what a pre-trained CNN needs in the profile, if there is one.
+
+    Args:
+        change: parameters by name.
+        profile: the profile of the run.
+
+    Returns:
+        Parameters by name.
+    """
+    return change | _WITH_WEIGHTS.get(profile, {}) if change.get("cnn_start") == "pretrained" else change
 
 
 def regime_change(regime: dict[str, Any], writer: str, profile: str = "mini") -> dict[str, Any]:
@@ -79,7 +88,7 @@ def regime_change(regime: dict[str, Any], writer: str, profile: str = "mini") ->
     Returns:
         Parameters by name.
     """
-    return _with_weights({**_ALONE, **WRITERS[writer], **regime}, profile)
+    return with_weights({**_ALONE, **WRITERS[writer], **regime}, profile)
 
 
 def _regimes(profile: str) -> dict[str, dict[str, Any]]:
@@ -93,7 +102,7 @@ def _regimes(profile: str) -> dict[str, dict[str, Any]]:
 
 
 STUDIES: dict[str, Callable[[str], dict[str, dict[str, Any]]]] = {
-    "ablations": lambda profile: {label: _with_weights(change, profile) for label, change in ABLATIONS.items()},
+    "ablations": lambda profile: {label: with_weights(change, profile) for label, change in ABLATIONS.items()},
     "blocks": lambda profile: {f"block {block}": {"block": block} for block in range(BLOCKS[profile])},
     "buffers": lambda profile: {f"{size} per class": {"buffer_per_class": size} for size in BUFFERS},
     "cnns": lambda profile: dict(

@@ -100,6 +100,33 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
     return merged
 
 
+def o2d_shared(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> Tensor:
+    """Eq. 5 with every client as a teacher and the mean of all generators in the place of the own one:
+
+        W* = (mean_j W_j C_j + lambda mean_j W_j) (mean_j C_j + lambda I)^{-1}
+
+    With equal C_j, or lambda to infinity, this is the mean of the generators.
+
+    Args:
+        weights: the uploaded generators, (P, m + 1) each.
+        moments: their features' second moments, (m + 1, m + 1) each, float64.
+        strength: lambda, in mean eigenvalues of mean_j C_j.
+
+    Returns:
+        W*, (P, m + 1), in the type of the uploads; the mean if there are no features.
+    """
+    mean_moment = sum(moments) / len(moments)
+    mean = sum(weight.double() for weight in weights) / len(weights)
+    if mean_moment.trace() == 0:
+        return mean.to(weights[0].dtype)
+    pull = strength * mean_moment.trace() / len(mean_moment)
+    right = pull * mean
+    for weight, moment in zip(weights, moments, strict=True):
+        right += weight.double() @ moment / len(weights)
+    factor = torch.linalg.cholesky(mean_moment + pull * torch.eye(len(mean_moment), dtype=torch.float64))
+    return torch.cholesky_solve(right.T, factor).T.to(weights[0].dtype)
+
+
 def o2d_sgd(
     weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float, lr: float, epochs: int
 ) -> list[Tensor]:

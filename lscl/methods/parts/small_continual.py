@@ -26,10 +26,22 @@ class SmallContinual:
     a registered subclass of `FedLSCL` whose property `continual` returns it.
 
     Args:
-        method: the system; its config, its `logits` and its counter `optimised` are at hand.
+        method: the system; its config, its `trained_logits` and its counter `optimised` are at hand.
     """
 
     method: Method
+
+    def logits(self, client: Client, batch: Batch) -> Tensor:
+        """The scores of the head that is trained.
+
+        Args:
+            client: the one that trains.
+            batch: b images.
+
+        Returns:
+            (b, C).
+        """
+        return self.method.trained_logits(client, self.method.features_of(client, batch))
 
     def start_task(self, client: Client) -> None:
         """Before the first round of a task."""
@@ -52,8 +64,12 @@ class SmallContinual:
 
 
 def protected_parameters(client: Client) -> dict[str, nn.Parameter]:
-    """The parameters of CNN and generator, by name: what must not forget."""
-    return {name: p for name, p in client.model.named_parameters() if name.startswith(("cnn.", "generator."))}
+    """The parameters of CNN and generator that are trained, by name: what must not forget."""
+    return {
+        name: p
+        for name, p in client.model.named_parameters()
+        if p.requires_grad and name.startswith(("cnn.", "generator."))
+    }
 
 
 class EWC(SmallContinual):
@@ -76,7 +92,7 @@ class EWC(SmallContinual):
 
         def log_likelihood(i: int) -> Tensor:
             batch = client.train.batch(chosen[i : i + 1])
-            return -masked_cross_entropy(self.method.logits(client, batch), batch.labels, client.classes)
+            return -masked_cross_entropy(self.logits(client, batch), batch.labels, client.classes)
 
         fisher = diagonal_fisher(parameters, log_likelihood, len(chosen))
         for name, value in parameters.items():
@@ -94,7 +110,7 @@ class LwF(SmallContinual):
         if client.task > 0:
             client.model.eval()
             client.state["previous.logits"] = map_batches(
-                client.train, client.train_index, lambda batch: self.method.logits(client, batch)
+                client.train, client.train_index, lambda batch: self.logits(client, batch)
             ).cpu()
 
     def old_classes(self, client: Client) -> Tensor:
@@ -120,5 +136,5 @@ class Replay(SmallContinual):
         kept = client.train.batch(client.state["buffer"][sample_buffer(client, len(batch.index))])
         self.method.optimised += len(kept.index)
         seen = torch.tensor(client.partition.seen_classes(client.id, client.task))
-        term = replay_cross_entropy(self.method.logits(client, kept), kept.labels, seen)
+        term = replay_cross_entropy(self.logits(client, kept), kept.labels, seen)
         return self.method.config.replay_weight * term

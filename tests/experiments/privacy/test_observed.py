@@ -62,6 +62,11 @@ def test_tensors_that_went_up_earlier_are_seen_too(attacked, played):
     assert "gradients" not in played("glfc")[2].uploads[0]
 
 
+def test_a_cnn_that_is_public_is_no_upper_bound(attacked):
+    assert attacked("fed_lscl_ridge").true_cnn == "the public CNN"
+    assert attacked().true_cnn == "true CNN (upper bound)"
+
+
 def test_without_images_that_the_client_never_had_there_is_no_control(played):
     method, clients, _, _ = played()
     clients[0].task = 0

@@ -8,6 +8,7 @@ from lscl.methods.parts.o2d import (
     o2d_exact,
     o2d_loss,
     o2d_sgd,
+    o2d_shared,
     pack_triangle,
     second_moments,
     unpack_triangle,
@@ -202,3 +203,28 @@ def test_packing_is_undone_by_unpacking(size):
 def test_packed_second_moments_are_the_second_moments_bit_for_bit(n, m):
     moments = second_moments(torch.randn(n, m, generator=torch.Generator().manual_seed(n)))
     assert torch.equal(unpack_triangle(pack_triangle(moments)), moments)
+
+
+# ---- one generator for all
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1.0])
+def test_the_shared_generator_is_where_the_loss_over_all_uploads_is_flat(strength):
+    weights, features, moments, _ = problem()
+    at = o2d_shared(weights, moments, strength).requires_grad_()
+    ones = [torch.cat([f, torch.ones(len(f), 1, dtype=torch.float64)], dim=1) for f in features]
+    fits = [((at - one) @ x.T).square().sum() / len(x) for one, x in zip(weights, ones, strict=True)]
+    eigenvalue = sum(float(x.square().sum()) / len(x) / x.shape[1] for x in ones) / len(ones)
+    loss = sum(fits) / len(fits) + strength * eigenvalue * (at - sum(weights) / len(weights)).square().sum()
+    (slope,) = torch.autograd.grad(loss, at)
+    assert slope.abs().max() < 1e-10 and loss.detach() > 0
+
+
+def test_the_shared_generator_is_the_mean_where_all_see_the_same_or_nothing():
+    weights, _, moments, _ = problem(dtype=torch.float64)
+    mean = sum(weights) / len(weights)
+    assert torch.allclose(o2d_shared(weights, [moments[0]] * 4, 0.5), mean, atol=1e-10)
+    assert torch.allclose(o2d_shared(weights, moments, 1e9), mean, atol=1e-6)
+    assert torch.equal(o2d_shared(weights, [torch.zeros(4, 4, dtype=torch.float64)] * 4, 0.5), mean)
+    assert not torch.allclose(o2d_shared(weights, moments, 1e-3), mean, atol=1e-2)
+    assert o2d_shared([one.float() for one in weights], moments, 0.5).dtype == torch.float32

@@ -38,7 +38,8 @@ def system():
         return sum(part(x) for part in client.model.values())
 
     config = SimpleNamespace(ewc_weight=3.0, lwf_weight=5.0, replay_weight=7.0)
-    return SimpleNamespace(config=config, logits=logits, optimised=0)
+    whole = {"features_of": lambda client, batch: batch, "trained_logits": logits}  # a batch stands for its features
+    return SimpleNamespace(config=config, logits=logits, optimised=0, **whole)
 
 
 def test_the_interface_itself_does_nothing(client, system):
@@ -53,6 +54,8 @@ def test_the_interface_itself_does_nothing(client, system):
 def test_cnn_and_generator_are_protected_and_nothing_else(client):
     names = [f"{part}.{name}" for part in ("cnn", "generator") for name in ("weight", "bias")]
     assert list(protected_parameters(client)) == names
+    client.model["cnn"].requires_grad_(False)
+    assert list(protected_parameters(client)) == names[2:]  # what is frozen needs no protection
 
 
 def test_ewc_sums_the_fisher_information_and_keeps_the_last_weights(client, system):
