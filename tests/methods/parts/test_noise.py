@@ -7,7 +7,7 @@ import torch
 from tests_root import compared
 
 from lscl.experiments.run import run
-from lscl.methods.fed_ridge import joint_moments
+from lscl.methods.parts.closed_form import joint_moments
 from lscl.methods.parts.noise import (
     add_noise,
     clip_length,
