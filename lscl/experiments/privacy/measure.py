@@ -82,7 +82,7 @@ def attacked_runs(
     shared = {"dataset": dataset, "profile": profile, "data_dir": data_dir, "threads": threads, "stop_after": 1}
     plain, defended = [], []
     for seed in seeds:
-        for name in dict.fromkeys(method for method, _ in main_table()):
+        for name in dict.fromkeys([*(method for method, _ in main_table()), *METHODS]):
             kind = METHODS[name]
             if (methods and name not in methods) or not sends_something(name, profile):
                 continue
