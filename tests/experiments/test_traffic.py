@@ -34,3 +34,11 @@ def test_the_table_sums_up_the_seeds_of_a_system():
     assert "--keep-payloads" in head
     assert fedavg.split()[1:4] == ["fedavg", "2", f"{2 * planned_traffic(runs[0])[0] / 1e9:.3f}"]
     assert target.split()[-1] == "unknown"
+
+
+def test_a_cnn_that_starts_from_trained_weights_needs_none_for_a_plan():
+    drawn, trained = (
+        planned_traffic(experiment(profile="mini", dataset="cifar100", stop_after=1, cnn_start=start))
+        for start in ("drawn", "pretrained")
+    )
+    assert drawn == trained
