@@ -330,6 +330,6 @@ def test_a_node_without_flower_is_one_line(capsys, monkeypatch, tmp_path):
 def test_none_is_no_limit_but_where_it_is_a_choice_it_is_that_choice(capsys, monkeypatch, words, name, value):
     """It stood for the profile's value there, so that `--o2d none` ran O2D."""
     asked = []
-    monkeypatch.setattr("lscl.experiments.run.run", lambda config: asked.append(config) or sys.exit(0))
+    monkeypatch.setattr("lscl.experiments.run.run", lambda config, **_: asked.append(config) or sys.exit(0))
     call(capsys, "run", "--profile", "mini", "--dataset", "glyphs", *words)
     assert getattr(asked[0], name) == value

@@ -1,6 +1,6 @@
 """GLFC: replay of kept images, balanced losses, and an old model that a proxy server picks on reconstructed images."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -282,6 +282,10 @@ class GLFC(OldModel):
         """With the best model of the previous task, if a proxy server chooses it."""
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}
         return {**super().once_per_task(stage), **old}
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """Not the gradients: the proxy server makes an image of each."""
+        return set(super().summed_names(stage)) - {"gradients"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Average; the proxy server reconstructs what is new and keeps the model if none of the task was better."""
