@@ -324,7 +324,7 @@ class GLFC(OldModel):
             config.glfc_steps, config.glfc_iterations, config.glfc_images, start.to(device),
         )  # fmt: skip
         return {
-            "proxy.images": as_pixels(found.flatten(0, 1)),
+            "proxy.images": as_pixels(found.flatten(0, 1)),  # (n k, 3, 32, 32) -> (n k, 32, 32, 3)
             "proxy.labels": labels.repeat_interleave(found.shape[1]),
         }
 

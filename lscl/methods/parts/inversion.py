@@ -125,9 +125,9 @@ def reconstruct_images(
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         gaps, slopes = gradient_gaps(network, received, labels, x.view(start.shape))  # (n, 3072) -> (n, 3, 32, 32)
-        return gaps, slopes.flatten(1)
+        return gaps, slopes.flatten(1)  # (n,), (n, 3, 32, 32) -> (n, 3072)
 
-    search = ManyLBFGS(start.flatten(1), objective, lr=0.1, iterations=iterations)
+    search = ManyLBFGS(start.flatten(1), objective, lr=0.1, iterations=iterations)  # (n, 3072)
     iterates, kept, ended = [], search.x, torch.zeros(len(start), dtype=torch.bool, device=start.device)
     for _ in range(steps):
         search.step()
