@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperOption
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_profile, experiment, fields
-from lscl.errors import LsclError, explain, make_printable
+from lscl.errors import LsclError, explain, make_printable, pluralize
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -113,6 +113,13 @@ def run_command(
     keep_model: Annotated[
         bool, typer.Option("--keep-model", help="keep the trained models beside the record, for lscl predict")
     ] = False,
+    keep_payloads: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder that gets all that travels, as safetensors, per round and client (`lscl plan` says how much); "
+            "none = nothing is kept"
+        ),
+    ] = None,
 ) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
     from lscl.experiments import config_files, kept_models, records
@@ -121,9 +128,12 @@ def run_command(
     config = _one(values, start, changes)
     if write_config is not None:
         config_files.check_writable_config(write_config)
-    record = run(config, keep_model=keep_model)
+    record = run(config, keep_payloads=keep_payloads, keep_model=keep_model)
     print(f"{record['name']}: {records.folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+    if account := record.get("privacy"):
+        said = f"epsilon {account['epsilon']:.4g} at delta {account['delta']:g}"
+        print(f"  noise: {said} for each {account['unit']}, {pluralize(account['releases'], 'release')}")
     if keep_model:
         print(f"kept {kept_models.model_path(record)}")
     if write_config is not None:
@@ -367,6 +377,7 @@ def plan_command(
     """
     from lscl.experiments import cost_model, sweeps
     from lscl.experiments.run import device_of
+    from lscl.experiments.traffic import traffic_table
 
     config = experiment(**values)
     if name:
@@ -385,6 +396,7 @@ def plan_command(
         return
     machine = cost_model.find_card(card) if card else cost_model.measure_machine(device_of(config))
     print(cost_model.plan_table([cost_model.cost(one) for one in runs], machine))
+    print(traffic_table(runs))
     cost_model.check_costs(runs, machine)
 
 
@@ -405,6 +417,30 @@ def _seeds(text: str) -> list[int]:
         raise LsclError(
             f"seeds = {text!r}: give whole numbers with commas between them, for example 42,1999,2024"
         ) from None
+
+
+@app.command("privacy")
+def privacy_command(
+    dataset: Annotated[str, typer.Option(help="data set that is attacked")] = "glyphs",
+    profile: Annotated[str, typer.Option(help="profile whose values the runs have")] = "mini",
+    seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all that send")] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads")] = 1,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="only print which runs there are and which are missing")
+    ] = False,
+) -> None:
+    """Attack what runs send in their first task; record what was found, what it cost, and what a bad client did.
+
+    Finished records are skipped; several of these commands may share the work. Needs the extra `privacy`.
+    """
+    from lscl.experiments.privacy.measure import attacked_runs, measure_all
+
+    _check_names(profile, dataset)
+    measure_all(attacked_runs(dataset, profile, _seeds(seeds), _names(methods), data_dir, threads), list_only)
 
 
 @app.command("table")
@@ -470,15 +506,20 @@ def verify_command(
     cell: Annotated[
         str | None, typer.Option(help="one cell by its name, set/data set/row/seed, in place of a draw")
     ] = None,
+    privacy: Annotated[bool, typer.Option("--privacy", help="the records of lscl privacy instead")] = False,
 ) -> None:
     """Compute recorded runs again from scratch: equal to the bit, equal within rounding, or different (exit code 2).
 
     On the same kind of CPU, with as many threads and the same torch, nothing but equality to the bit will do.
     """
+    from lscl.experiments.privacy.measure import verify_privacy_sample
     from lscl.experiments.verify import check_outcomes, find_cell, verify_records, verify_sample
     from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
+    if privacy:
+        print(f"wrote {verify_privacy_sample(profile, sample, seed, data_dir, dataset)}")
+        return
     describe = lambda record: "; ".join(cells(record)) or "in no table"
     if cell is None:
         print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")

@@ -250,6 +250,7 @@ def other_value(name, now):
         "generator_dropout": 0.1,
         "lorm_alpha": 0.1,
         "o2d_lr": 0.1,
+        "dp_delta": 0.1,
     }
     if name in special:
         return special[name]

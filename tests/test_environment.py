@@ -27,6 +27,7 @@ def required() -> set[str]:
         *extras["pretrain"],
         *extras["flower"],
         *extras["tune"],
+        *extras["privacy"],
         *extras["test"],
     ]
     return {name_of(name) for name in names} - {"fed_lscl"}

@@ -216,7 +216,7 @@ register_dataset(
     fixed=True, values={"paper": {"cnn_size": 224}},  # stored at 32 pixels, enlarged for the CNN
 )  # fmt: skip
 register_dataset(
-    "glyphs", _glyphs, label="Glyphs", images=(24, PER_CLASS - 24), classes=200, pixels=32, fixed=True,
+    "glyphs", _glyphs, label="Glyphs", images=(PER_CLASS, 8), classes=200, pixels=32, fixed=True,
     values={
         "smoke": {"private_classes": 6}, "demo": {"private_classes": 40}, "mini": _FEW_GLYPHS, "full": _FEW_GLYPHS,
         "colab": _FEW_GLYPHS, "paper": {"private_classes": 40},

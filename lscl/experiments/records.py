@@ -97,6 +97,17 @@ class Ridge(BaseModel):
     per_class: PerClass
 
 
+class Account(BaseModel):
+    """What added noise guarantees (`lscl.experiments.privacy.account`)."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+    unit: Literal["client", "image"]
+    releases: Count
+    noise: Amount
+    delta: Amount
+    epsilon: Amount
+
+
 class RecordFile(BaseModel):
     """The shape of every record: all entries are there, of the right type and size, and agree with each other."""
 
@@ -126,6 +137,7 @@ class RecordFile(BaseModel):
     peak_memory_mb: Amount
     device: Literal["cpu", "cuda"] = "cpu"  # came later
     faults: list[list[str]] = []
+    privacy: Account | None = None  # only of runs with added noise
     ridge: Ridge | None = None  # came later; only of systems with features of their own
     commit: Digest | None
     dirty: bool

@@ -27,10 +27,12 @@ from lscl.errors import LsclError
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.kept_models import ModelKeeper, is_kept, write_models
 from lscl.experiments.prediction import check_models, load_model
+from lscl.experiments.privacy.account import account_of, check_accountant
 from lscl.experiments.progress import Progress
 from lscl.experiments.rounding import accuracy_gaps
 from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
 from lscl.federation.client import Client, Inputs
+from lscl.federation.kept_payloads import PayloadKeeper, lacks_payloads
 from lscl.federation.loop import InProcess, Round, Transport, exchanges, federate
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
@@ -83,6 +85,7 @@ def build_experiment(
     Raises:
         LsclError: whatever is wrong with the data, the weights or the values.
     """
+    check_accountant(config)
     torch.set_num_threads(config.cpu_threads)
     device = device_of(config)
     prepare_device(config)
@@ -177,7 +180,13 @@ class RunBusy(LsclError):
     """Another process is computing this run."""
 
 
-def run(config: Experiment, quiet: bool = False, wait: bool = True, keep_model: bool = False) -> records.Record:
+def run(
+    config: Experiment,
+    quiet: bool = False,
+    wait: bool = True,
+    keep_payloads: Path | None = None,
+    keep_model: bool = False,
+) -> records.Record:
     """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
     One process at a time computes a run; a second one waits for the first and then reads its record.
@@ -186,6 +195,8 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True, keep_model: 
         config: the run.
         quiet: show no progress.
         wait: wait for another process that is computing this run.
+        keep_payloads: write what travels to a folder here that has the run's name, see
+            `lscl.federation.kept_payloads`; None = nothing is written.
         keep_model: keep what server and clients end with beside the record (`lscl.experiments.kept_models`). If there
             is a record without its models, the run is computed again for them; the record stays as it is.
 
@@ -194,19 +205,24 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True, keep_model: 
 
     Raises:
         RunBusy: another process is computing this run, and `wait` is False.
-        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed stays.
+        LsclError: bad values, data or files, or a record or saved state of another origin; what was computed stays. Or
+            rounds are computed already whose payloads were not kept.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
     limit_bytes()  # refuses a bound that is no number, before anything else
     code = records.source()
+    keep = None if keep_payloads is None else keep_payloads / config.name
     existing = _finished(config, code)
-    if existing is not None and not (keep_model and not is_kept(existing)):
-        return existing
+    if existing is not None:
+        if keep is not None and not (keep / KEPT).is_file():
+            raise _nothing_again(keep, "this run is finished")
+        if not keep_model or is_kept(existing):
+            return existing
     state = state_folder(config)
     with claim(state, wait):
         try:
             keeper = ModelKeeper() if keep_model else None
-            record = _finished(config, code) or _compute(config, code, read_state(state), quiet, keeper)
+            record = _finished(config, code) or _compute(config, code, read_state(state), quiet, keep, keeper)
             if keep_model and not is_kept(record):
                 _compute_models(config, code, record, quiet)
             return record
@@ -243,6 +259,21 @@ def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = T
             return saved
         finally:
             release()
+
+
+KEPT = "run.json"  # beside the kept payloads of a finished run: its config
+
+
+def _nothing_again(keep: Path, why: str) -> LsclError:
+    return LsclError(
+        f"keep_payloads = {keep.parent}: {why}, and its payloads are not in {keep}; nothing is sent a second time: set "
+        "LSCL_ROOT to an empty folder to play the run again"
+    )
+
+
+def _finish_keeping(config: Experiment, keep: Path) -> None:
+    """Write beside the payloads which run they are of."""
+    write_atomic(keep / KEPT, (json.dumps({"name": config.name, "config": config.values_read()}) + "\n").encode())
 
 
 def state_folder(config: Experiment) -> Path:
@@ -308,11 +339,19 @@ def settle_device(config: Experiment, saved: SavedState) -> Experiment:
 
 
 def _compute(
-    config: Experiment, code: dict, saved: SavedState, quiet: bool, keeper: ModelKeeper | None
+    config: Experiment,
+    code: dict,
+    saved: SavedState,
+    quiet: bool,
+    keep: Path | None = None,
+    keeper: ModelKeeper | None = None,
 ) -> records.Record:
-    """Make the record, starting after the last finished round, and keep the models if wanted."""
-    played = _play(config, code, saved, quiet, keeper=keeper)
-    record = records.read_record(records.save(make_record(*played)))  # as every later call will read it
+    """Make the record, starting after the last finished round; write what travels and the models, if wanted."""
+    played = _play(config, code, saved, quiet, keep=keep, keeper=keeper)
+    record = make_record(*played)
+    if keep is not None:
+        _finish_keeping(config, keep)
+    record = records.read_record(records.save(record))  # as every later call will read it
     shutil.rmtree(saved.folder, ignore_errors=True)
     if keeper and keeper.tensors:  # a state that is behind the last test has nothing to keep
         keep_models(record, record, played, keeper)
@@ -371,6 +410,7 @@ def _play(
     saved: SavedState,
     quiet: bool,
     until: int | None = None,
+    keep: Path | None = None,
     keeper: ModelKeeper | None = None,
 ) -> Played:
     """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
@@ -380,7 +420,12 @@ def _play(
     started = time.perf_counter()
     data, parts, method, clients = prepare(config, progress)
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
-    transport = InProcess(method, clients, progress.client, partial(keeper.keep, method) if keeper else None)
+    transport: Transport = InProcess(method, clients, progress.client, partial(keeper.keep, method) if keeper else None)
+    if keep is not None:
+        done = [stage for stage in exchanges(method) if stage.name != "finish"][: len(saved.rounds)]
+        if lacks_payloads(keep, done, config.clients):
+            raise _nothing_again(keep, f"this run has {len(done)} finished rounds")
+        transport = PayloadKeeper(transport, keep)
     with one_line_if_unrepeatable(config):
         reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
     return data, parts, method, reports, about
@@ -492,7 +537,7 @@ def tile_images(images: np.ndarray) -> np.ndarray:
 
 
 def make_record(data: Dataset, parts: Partition, method: Method, reports: list[Round], about: dict) -> records.Record:
-    """The record of a finished run; it has "faults" only if there were any.
+    """The record of a finished run; it has "faults" only if there were any, and "privacy" only with added noise.
 
     Args:
         data: its images.
@@ -541,6 +586,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
+        **({"privacy": account} if (account := account_of(method)) else {}),
         **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),
     }
     return records.assemble_record(config, counts, seen, facts)

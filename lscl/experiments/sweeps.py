@@ -241,7 +241,7 @@ def sweep(
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
         return
-    _check_code()
+    check_code()
     check_affordable([config for config in runs if not records.find(config)])
     busy = []
     for config in runs:
@@ -253,8 +253,12 @@ def sweep(
         run(config)
 
 
-def _check_code() -> None:
-    """Refuse code whose runs could not be used."""
+def check_code() -> None:
+    """Refuse code whose runs could not be used.
+
+    Raises:
+        LsclError: it is of no known commit.
+    """
     code = records.source()
     if code["dirty"] and code["commit"]:
         raise LsclError("uncommitted changes in lscl/: commit them first, runs of a dirty tree can never enter a table")
@@ -307,7 +311,7 @@ def _tune(values: dict[str, Any], list_only: bool, methods: Collection[str], ind
     check_options(values, methods or METHODS)
     tuner = Tuner(values, share_of_runs(_tunable(methods), index, count))
     if not list_only:
-        _check_code()
+        check_code()
         check_affordable([config for configs in tuner.configs.values() for config in configs])
         tuner.tune()
     for line in tuner.lines():

@@ -54,3 +54,50 @@ def average_rows(
     merged = before.clone()
     merged[trained] = (summed[trained] / total[trained].view(-1, *[1] * (before.ndim - 1))).to(before.dtype)
     return merged
+
+
+def clip_changes(
+    states: Mapping[int, Mapping[str, Tensor]], before: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Shorten the changes that are longer than the median one, each taken as one vector (Sun et al. 2019, 1911.07963).
+
+    Args:
+        states: {client: {name: tensor}}.
+        before: what the clients started from, by the same names.
+
+    Returns:
+        {client: {name: tensor}}; tensors of integers stay as they are.
+    """
+    changes = {
+        k: {name: value.double() - before[name].double() for name, value in state.items() if value.is_floating_point()}
+        for k, state in states.items()
+    }
+    lengths = {k: float(sum(value.square().sum() for value in change.values())) ** 0.5 for k, change in changes.items()}
+    allowed = float(torch.tensor(list(lengths.values()), dtype=torch.float64).median())
+    clipped = {}
+    for k, state in states.items():
+        factor = min(1.0, allowed / lengths[k]) if lengths[k] > 0 else 1.0
+        clipped[k] = {
+            name: (before[name].double() + factor * changes[k][name]).to(value.dtype) if name in changes[k] else value
+            for name, value in state.items()
+        }
+    return clipped
+
+
+def coordinate_median(states: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The median over the clients of every number (Yin et al. 2018, arXiv 1803.01498); no client has a weight.
+
+    Args:
+        states: {client: {name: tensor}}, the same names and shapes on all clients.
+
+    Returns:
+        {name: tensor}; with an even number of clients the mean of the two in the middle.
+    """
+    merged = {}
+    for name, value in next(iter(states.values())).items():
+        stacked = torch.stack([state[name] for state in states.values()])
+        if value.is_floating_point():
+            merged[name] = stacked.double().quantile(0.5, dim=0).to(value.dtype)
+        else:
+            merged[name] = stacked.amax(0)
+    return merged

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.data.partition import Census
-from lscl.federation.averaging import average, average_rows
+from lscl.federation.averaging import average, average_rows, clip_changes, coordinate_median
 from lscl.federation.client import Batch, Client, Inputs
 from lscl.federation.costs import Costs
 from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_check, reach_check
@@ -79,11 +79,21 @@ class HeadMerge(Parameters):
     )
 
 
+class Averaged(HeadMerge):
+    """For systems whose server makes one model of the uploads by `Method.average_uploads`."""
+
+    averaging: Literal["mean", "clipped", "median"] = Field(
+        "mean",
+        description="the server's model: the mean of the uploads weighted by images, the same with changes longer than "
+        "the median one shortened, or the median of every number",
+    )
+
+
 # The facts of a system and their defaults. They are not inherited: a system built on another one has its own.
 FACTS: dict[str, Any] = {
     "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000,
     "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": {}, "notes": {},
-    "studies": {}, "costs": None,
+    "studies": {}, "costs": None, "defences": {},
 }  # fmt: skip
 
 
@@ -116,6 +126,7 @@ class Method:
     search_space: ClassVar[Mapping[str, Axis]]  # what `lscl sweep tune` varies: {field: axis}
     notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always shows: {name: {value: text}}
     studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # profile -> {label: {field: value}}
+    defences: ClassVar[Mapping[str, dict[str, Any]]]  # for `lscl privacy`: {label: {field: value}} that protect clients
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
 
     Parameters: ClassVar[type[Parameters]] = Parameters  # its own parameters, and those that it shares
@@ -242,6 +253,46 @@ class Method:
         about = {IMAGES: (), HOLDS: (self.num_classes,)} if self.by_holders else {IMAGES: ()}
         return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
 
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """The tensors of an upload of which the server needs nothing but sums over the clients.
+
+        A weighted mean is made of two sums, of the weighted tensors and of the weights. Secure aggregation can hide
+        these tensors of single clients, and no others.
+
+        Args:
+            stage: the exchange.
+
+        Returns:
+            Names; by default all, if the server averages by `Method.aggregate`, and none if it does not.
+        """
+        plain = type(self).aggregate is Method.aggregate and getattr(self.config, "averaging", "mean") == "mean"
+        return self._averaged_names(stage) if plain else set()
+
+    def _averaged_names(self, stage: Stage) -> set[str]:
+        """All names of an upload but those of counters, of which the largest is taken."""
+        names = self.upload_shapes(0, stage)
+        return {name for name in names if name in (IMAGES, HOLDS) or self.dtype(name).is_floating_point}
+
+    def shown_images(self, client: Client) -> Tensor:
+        """The images that an upload is made from, for those who measure what it tells; asked right behind `upload`.
+
+        Args:
+            client: who sent it.
+
+        Returns:
+            (n,) positions of training images, in the order of the rows that go up; by default all of the task.
+        """
+        return client.train_index
+
+    def releases(self) -> tuple[str, int]:
+        """What an account of added noise has to know (`lscl.methods.parts.noise`).
+
+        Returns:
+            Whose presence the noise hides, "client" or "image", and how many noisy tensors each of these is in, over
+            all exchanges of a run; none by default.
+        """
+        return "client", 0
+
     def dtype(self, name: str) -> torch.dtype:
         """The type of a tensor in a valid upload: that of the server's tensor of this name, else float32."""
         fixed = {IMAGES: torch.int64, HOLDS: torch.bool}
@@ -319,18 +370,24 @@ class Method:
     def average_uploads(self, uploads: Mapping[int, Payload]) -> dict[str, Tensor]:
         """Average the uploaded tensors whose names are in `server`, weighted by the numbers of training images.
 
-        With head_merge = holders, a row of the head is averaged only over the clients whose task has its class.
+        With head_merge = holders, a row of the head is averaged only over the clients whose task has its class. With
+        averaging = median every number is the median of the clients', rows of the head too.
         """
         weights = {k: float(payload[IMAGES]) for k, payload in uploads.items()}
         states = {
             k: {name: value for name, value in payload.items() if name in self.server} for k, payload in uploads.items()
         }
+        averaging = getattr(self.config, "averaging", "mean")
+        if averaging == "median":
+            return coordinate_median(states)
+        if averaging == "clipped":
+            states = clip_changes(states, self.server)
         merged = average(states, weights)
         if self.by_holders:
             holders = {k: payload[HOLDS] for k, payload in uploads.items()}
             for name in self.head_rows:
                 merged[name] = average_rows(
-                    self.server[name], {k: payload[name] for k, payload in uploads.items()}, holders, weights
+                    self.server[name], {k: state[name] for k, state in states.items()}, holders, weights
                 )
         return merged
 

@@ -8,7 +8,7 @@ from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import HeadMerge, Phase, Stage
+from lscl.federation.method import Averaged, Phase, Stage
 from lscl.federation.payload import Payload
 from lscl.federation.search_space import LogRange
 from lscl.methods.parts.prompts import OFFICIAL_LR, PromptedMethod, PromptVote, cosine_to_keys
@@ -67,7 +67,7 @@ class DualPrompt(PromptedMethod):
     search_space = {"lr": LogRange(1e-4, 1), "dual_pull": LogRange(0.1, 10)}
     costs = DualPromptCosts
 
-    class Parameters(PromptVote, HeadMerge):
+    class Parameters(PromptVote, Averaged):
         """See `lscl.registry.Parameters`."""
 
         dual_general_blocks: int = Field(

@@ -7,7 +7,7 @@
 What can take the place of each of them is in `parts.collaboration`, `parts.small_continual` and `parts.fusion`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
-from lscl.federation.limits import LIMIT, Check, gram_check
+from lscl.federation.limits import LIMIT, SLACK, STEP, Check, gram_check
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
@@ -30,6 +30,7 @@ from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
 from lscl.methods.parts.fusion import GENERATOR_PARTS, Averaging, Fusion
 from lscl.methods.parts.lora import OneBlock, check_adapted_block
+from lscl.methods.parts.noise import Noise, noisy_upload
 from lscl.methods.parts.o2d import o2d_exact, o2d_sgd, o2d_shared, pack_triangle, second_moments, unpack_triangle
 from lscl.methods.parts.small_continual import EWC, LwF, Replay, SmallContinual
 from lscl.models.cnn import Start
@@ -98,6 +99,9 @@ class FedLSCL(Method):
     Payload in bytes, n kept images: up 4 P (m + 1) + 4 n m, or 4 P (m + 1) + 4 (m + 1)(m + 2) with o2d_upload = gram;
     down 4 P (m + 1).
 
+    With dp_noise > 0 each client clips the change of phi_k and what goes up beside it and adds noise to both
+    (`lscl.methods.parts.noise`); the bytes are the same.
+
     Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all
     images, which is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4),
     ewc, lwf, replay, none; o2d = exact, sgd, shared (one generator for all, by Eq. 5 over all uploads), average (FedAvg
@@ -143,11 +147,17 @@ class FedLSCL(Method):
     }
     studies = STUDIES
     costs = FedLSCLCosts
+    defences: ClassVar = {
+        "Gram matrix": {"o2d_upload": "gram"},
+        "5 kept images": {"buffer_per_class": 5},
+        "1 kept image": {"buffer_per_class": 1},
+        **{f"noise {noise:g}": {"dp_noise": noise} for noise in (1e-4, 1e-3, 1e-2, 1.0)},
+    }
 
     cnn = True  # beside the ViT
     check_foundation = staticmethod(check_adapted_block)
 
-    class Parameters(OneBlock):
+    class Parameters(OneBlock, Noise):
         """See `lscl.registry.Parameters`."""
 
         profile_values: ClassVar = {
@@ -385,6 +395,7 @@ class FedLSCL(Method):
     def receive(self, client: Client, payload: Payload, stage: Stage) -> None:
         if payload:
             client.model["generator"].load_state_dict(payload)
+            client.scratch["received"] = payload
         client.scratch["replay"] = client.rng("replay")
         # by position; filled while training
         client.scratch["losses"] = torch.zeros(len(client.train.images), device=client.device)
@@ -405,8 +416,31 @@ class FedLSCL(Method):
     def dtype(self, name: str) -> torch.dtype:
         return torch.float64 if name == "gram" else super().dtype(name)
 
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """All of averaged generators. O2D multiplies each teacher with its own second moments: it needs single ones."""
+        return set(self.upload_shapes(0, stage)) if self.config.o2d == "average" else set()
+
     def upload(self, client: Client, stage: Stage) -> Payload:
-        return self.fusion.upload(client, self.shared(client.model)) if self.shares_generator else {}
+        if not self.shares_generator:
+            return {}
+        sent = self.fusion.upload(client, self.shared(client.model))
+        if self.config.dp_noise == 0:
+            return sent
+        sent = {name: value.detach().cpu() for name, value in sent.items()}
+        reach = (1 - SLACK) * STEP * self.config.lr_generator * self.steps(client.id, client.task)
+        config, start = self.config, client.scratch["received"]
+        return noisy_upload(client, sent, start, config.dp_clip, config.dp_noise, reach)
+
+    def shown_images(self, client: Client) -> Tensor:
+        """The images whose features, or their Gram matrix, go up."""
+        return self.update_buffer(client)
+
+    def releases(self) -> tuple[str, int]:
+        """In every exchange the generator goes up, and with O2D what it is distilled on."""
+        if not self.shares_generator:
+            return "client", 0
+        beside = 0 if self.config.o2d == "average" else 1
+        return "client", (1 + beside) * sum(len(self.stages(task)) for task in range(self.config.tasks_run))
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Eq. 5 for every client, or what stands in for it."""

@@ -4,7 +4,7 @@
 that the server solves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -184,6 +184,12 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
                 f"cnn = {config.cnn!r}: with freeze_cnn = true all clients have the same CNN, give one name"
             )
 
+        if config.dp_noise > 0:
+            raise LsclError(
+                f"dp_noise = {config.dp_noise:g}: sums of features that the same images have adapted have no account, "
+                "leave it out (fed_lscl and fed_ridge have one)"
+            )
+
     @classmethod
     def trains_in(cls, config: Experiment, task: int) -> bool:
         return config.adapt == "every" or (config.adapt == "first" and task == 0)
@@ -289,6 +295,10 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         return self.checks_of_sums(client, stage) if stage.name == SUMS else super().checks(client, stage)
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """The sums, and the generators if they are averaged."""
+        return {"gram"} if stage.name == SUMS else super().summed_names(stage)
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Fuse the generators; behind the rounds of the task, add the sums and solve."""

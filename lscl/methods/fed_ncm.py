@@ -1,6 +1,6 @@
 """Control: the class means of all clients' frozen features; the nearest one, by the cosine, names the class."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from lscl.federation.limits import Check, class_sums_check, equality_check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.methods.parts.closed_form import ClosedForm
+from lscl.methods.parts.noise import Noise, clip_length, noisy_sums
 from lscl.registry import register
 
 
@@ -83,7 +84,9 @@ class FedNCM(ClosedForm):
     name, label = "fed_ncm", "federated class means"
     place, turn, quick = 14, 14, ("demo", "colab")
     costs = NearestMeanCosts
+    defences = {f"noise {noise:g}": {"dp_noise": noise} for noise in (0.03, 0.1, 0.3, 1.0, 3.0)}
     head_names = ("sums", "counts")
+    Parameters = Noise
 
     def build(self, client: int) -> nn.Module:
         return ClassMeans(self.num_classes, self.foundation.width)
@@ -94,7 +97,16 @@ class FedNCM(ClosedForm):
     def upload(self, client: Client, stage: Stage) -> Payload:
         features, labels = self.features_and_labels(client)
         members = (labels == client.classes[:, None]).double()  # (k, n)
-        return {"sums": members @ features, "counts": members.sum(1).long()}
+        config, counts = self.config, members.sum(1).long()
+        if config.dp_noise == 0:
+            return {"sums": members @ features, "counts": counts}
+        clip = min(config.dp_clip, self.longest)
+        sums = members @ clip_length(features, clip)
+        return {"sums": noisy_sums(sums, counts, clip, config.dp_noise, client.rng("noise-sums")), "counts": counts}
+
+    def releases(self) -> tuple[str, int]:
+        """An image is in the sums of one task, which go up once."""
+        return "image", 1
 
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         k = self.config.classes_per_task
@@ -107,6 +119,10 @@ class FedNCM(ClosedForm):
         """Numbers of images are known; no sum is longer than so many features can make it."""
         counts = self.counts(client, stage)
         return {"sums": class_sums_check(counts, self.longest), "counts": equality_check(counts)}
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """All, if a client sends a row for every class of the data set instead of those of its task."""
+        return {"sums", "counts"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Add the sums."""

@@ -1,6 +1,6 @@
 """Control: ridge regression on the frozen features of all clients' images, by Gram matrices that the server adds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -8,7 +8,8 @@ from lscl.federation.client import Client
 from lscl.federation.limits import Check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
-from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod, SummedRidge
+from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod, RidgeParameters, SummedRidge
+from lscl.methods.parts.noise import Noise
 from lscl.registry import register
 
 
@@ -47,7 +48,11 @@ class FedRidge(RidgeMethod, SummedRidge):
     tuned = {"ridge_lambda": 0.03}
     search_space = LAMBDAS
     costs = RidgeCosts
+    defences = {f"noise {noise:g}": {"dp_noise": noise} for noise in (0.003, 0.01, 0.03, 0.1, 1.0)}
     head_names = ("weight",)
+
+    class Parameters(RidgeParameters, Noise):
+        """See `lscl.registry.Parameters`."""
 
     def initial_server(self) -> dict[str, Tensor]:
         return self.zero_sums()
@@ -55,11 +60,19 @@ class FedRidge(RidgeMethod, SummedRidge):
     def upload(self, client: Client, stage: Stage) -> Payload:
         return self.packed_sums(client, self.frozen_feature)
 
+    def releases(self) -> tuple[str, int]:
+        """An image is in the sums of one task, which go up once."""
+        return "image", 1
+
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return self.shapes_of_sums()
 
     def checks(self, client: int, stage: Stage) -> dict[str, Check]:
         return self.checks_of_sums(client, stage)
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """All, if a client sends a row for every class of the data set instead of those of its task."""
+        return {"gram"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         self.add_sums(uploads, stage)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import HeadMerge, Method, Phase, Stage
+from lscl.federation.method import Averaged, Method, Phase, Stage
 from lscl.federation.search_space import LogRange
 from lscl.methods.parts.augmentation import AUGMENTED, Augmentation, augmentation
 from lscl.models.cnn import small_cnn
@@ -41,8 +41,9 @@ class FedAvg(Method):
     tuned = {"lr": 8.8e-4}
     search_space = {"lr": LogRange(1e-4, 1e-1)}
     costs = Costs
+    defences = {"clipped changes": {"averaging": "clipped"}, "median": {"averaging": "median"}}
 
-    class Parameters(HeadMerge, Augmentation):
+    class Parameters(Averaged, Augmentation):
         """See `lscl.registry.Parameters`."""
 
     vit, cnn = False, True

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
-from lscl.federation.method import HeadMerge, Method
+from lscl.federation.method import Averaged, Method
 from lscl.federation.search_space import LogRange
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.registry import register
@@ -29,8 +29,9 @@ class FedAvgViT(Method):
     tuned = {"lr": 0.026}
     search_space = {"lr": LogRange(1e-4, 3)}
     costs = Costs
+    defences = {"clipped changes": {"averaging": "clipped"}, "median": {"averaging": "median"}}
 
-    class Parameters(HeadShape, HeadMerge):
+    class Parameters(HeadShape, Averaged):
         """See `lscl.registry.Parameters`."""
 
     head_rows = ("out.weight", "out.bias")

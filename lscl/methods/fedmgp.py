@@ -1,6 +1,6 @@
 """FedMGP: a global prompt that the server fuses by distillation, and local prompts of each class that never travel."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -336,6 +336,10 @@ class FedMGP(Method):
     # -- server
     def upload_shapes(self, client: int, stage: Stage) -> Shapes:
         return {name: tuple(value.shape) for name, value in self.server.items()}
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """The key; each prompt has to pass through the frozen model by itself."""
+        return {"key"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Distil the clients' prompts into one; the key is the mean of theirs."""

@@ -1,6 +1,6 @@
 """GLFC: replay of kept images, balanced losses, and an old model that a proxy server picks on reconstructed images."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -283,6 +283,10 @@ class GLFC(OldModel):
         old = {name.replace(BEST, OLD, 1): value for name, value in self.server.items() if name.startswith(BEST)}
         return {**super().once_per_task(stage), **old}
 
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """Not the gradients: the proxy server makes an image of each."""
+        return set(super().summed_names(stage)) - {"gradients"}
+
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Average; the proxy server reconstructs what is new and keeps the model if none of the task was better."""
         super().aggregate(uploads, stage)
@@ -311,16 +315,18 @@ class GLFC(OldModel):
         config, device = self.config, self.device
         network = build_encoder(self.num_classes, config.seed).to(device)
         draw = torch_generator(config.seed, "reconstruction", task)
-        images, labels = [torch.empty(0, SIDE, SIDE, 3, dtype=torch.uint8)], []
-        for received in gradients.to(device):
-            label = recover_class(received, self.num_classes)
-            start = torch.randn(1, 3, SIDE, SIDE, generator=draw).to(device)
-            found = reconstruct_images(
-                network, received, label, config.glfc_steps, config.glfc_iterations, config.glfc_images, start
-            )
-            images.append(as_pixels(found))
-            labels += [label] * len(images[-1])
-        return {"proxy.images": torch.cat(images), "proxy.labels": torch.tensor(labels, dtype=torch.int64)}
+        labels = torch.tensor([recover_class(one, self.num_classes) for one in gradients], dtype=torch.int64)
+        if not len(labels):
+            return {"proxy.images": torch.empty(0, SIDE, SIDE, 3, dtype=torch.uint8), "proxy.labels": labels}
+        start = torch.cat([torch.randn(1, 3, SIDE, SIDE, generator=draw) for _ in labels])
+        found = reconstruct_images(
+            network, gradients.to(device), labels.to(device),
+            config.glfc_steps, config.glfc_iterations, config.glfc_images, start.to(device),
+        )  # fmt: skip
+        return {
+            "proxy.images": as_pixels(found.flatten(0, 1)),  # (n k, 3, 32, 32) -> (n k, 32, 32, 3)
+            "proxy.labels": labels.repeat_interleave(found.shape[1]),
+        }
 
     @torch.no_grad()
     def score(self) -> Tensor:

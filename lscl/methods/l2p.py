@@ -8,7 +8,7 @@ from lscl.config import WEIGHT
 from lscl.errors import LsclError
 from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
-from lscl.federation.method import HeadMerge
+from lscl.federation.method import Averaged
 from lscl.federation.search_space import LogRange
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
@@ -61,7 +61,7 @@ class L2P(PromptedMethod):
     search_space = {"lr": LogRange(1e-4, 1), "l2p_pull": LogRange(1e-2, 1)}
     costs = L2PCosts
 
-    class Parameters(PromptVote, HeadMerge):
+    class Parameters(PromptVote, Averaged):
         """See `lscl.registry.Parameters`."""
 
         l2p_pool: int = Field(10, ge=1, le=10**4, description="prompts in L2P's pool")

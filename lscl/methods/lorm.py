@@ -1,6 +1,6 @@
 """LoRM: one LoRA factor per round, so that the merge that best keeps every client's layer outputs has a closed form."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -291,6 +291,10 @@ class LoRM(Method):
         return (
             found if stage.name == GRAM else {**found, f"{GRAM}.head": gram_check(unpack_triangle, images * LIMIT**2)}
         )
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """The diagonals behind the last round; before it, factors are multiplied with their own client's."""
+        return set(self.upload_shapes(0, stage)) if stage.name == GRAM else {IMAGES, HOLDS, "head.bias"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Merge the factor that moved and the head; behind the last round, sum the diagonals."""

@@ -1,7 +1,7 @@
 """PILoRA: one LoRA per task, nearly orthogonal to the earlier ones, and class prototypes instead of a classifier."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from pydantic import Field
@@ -298,6 +298,10 @@ class PILoRA(Method):
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.int64 if name == "classes" else super().dtype(name)
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """The LoRA; copies of a prototype are weighed by their distances."""
+        return {IMAGES, "A", "B"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
         """Average LoRA_t by the number of images; weigh the copies of every prototype that somebody trained."""

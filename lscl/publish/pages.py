@@ -26,6 +26,7 @@ from lscl.publish import (
 from lscl.results.frames import costs_frame, final_by_seed, frame, main_records
 from lscl.results.labels import DATASET_LABELS, methods_in_order
 from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, source_note
+from lscl.results.privacy import sent_table
 from lscl.results.readings import read_ranking
 from lscl.results.tables import cost_table, score_table
 
@@ -59,6 +60,7 @@ def pieces() -> dict[str, str]:
         "cards.md": cards_page(),
         "verified.md": verified.outcome("mini"),
         "status.md": status_tables(everything),
+        "privacy.md": sent_by_systems(),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
         "explore.html": explorer.explorer_page(records),
         "explore.md": sources(records),
@@ -73,6 +75,15 @@ def pieces() -> dict[str, str]:
         | notebook_heads()
         | contents()
     )
+
+
+def sent_by_systems() -> str:
+    """What each system sends and what the server reads from it, by the records of attacked runs."""
+    table = sent_table("mini")
+    if table.empty:
+        return "Not yet measured: `lscl privacy` does it."
+    caption = "What each system sends in its first task, one client, and whether its server needs more than sums"
+    return numbered_table(table, caption, "tab-privacy-systems", index=False)
 
 
 def contents() -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""What the paper states about its studies, and what our records say to each statement."""
+"""What the paper states about its studies and about privacy, and what our records say to each statement."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -7,8 +8,10 @@ import pandas as pd
 from lscl.errors import unknown_name
 from lscl.experiments.sweeps import variants
 from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
+from lscl.registry import METHODS
 from lscl.results.frames import final_by_seed
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, label_of
+from lscl.results.privacy import best_membership
 from lscl.results.published import published_losses
 from lscl.results.statistics import Estimate, differences_from, estimate
 from lscl.results.studies import FACTORS, Study, component_effects
@@ -218,3 +221,129 @@ def compare_losses(scores: pd.DataFrame) -> str:
         f"{min(theirs):.1f} to {max(theirs):.1f} points below its whole one. Of the {len(gaps)} variants measured here "
         f"the lowest beside ours is *{gaps.idxmin()}*, {gaps.min():+.1f} points."
     )
+
+
+# ---- privacy
+
+EVEN = 0.05  # share; what still counts as no better than chance
+
+
+@dataclass(frozen=True)
+class PrivacyClaim:
+    """A statement of the paper about privacy (section 5.3.1, in our words), as we test it: the gap is below a margin.
+
+    statement: in words; tested: what is measured; gap: findings of one data set -> the gap of every seed; margin: of
+    the gap, as a share.
+    """
+
+    statement: str
+    tested: str
+    gap: Callable[[pd.DataFrame], pd.Series]
+    margin: float = EVEN
+
+    def verdict(self, found: pd.Series) -> str:
+        """What the 95 % interval of the gap says to the statement: an entry of JUDGEMENTS, or MISSING.
+
+        Args:
+            found: the gap of every seed.
+        """
+        if found.empty:
+            return MISSING
+        gap = estimate(found)
+        if gap.n == 1:
+            return OPEN
+        if gap.mean + gap.half_width < self.margin:
+            return AGREES
+        return CONTRADICTS if gap.mean - gap.half_width > self.margin else OPEN
+
+
+def _own_system(findings: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the paper's system without a defence."""
+    return findings[(findings["method"] == METHODS.find_role("own")) & (findings["defence"] == "")]
+
+
+def _above_chance(payload: str, knows: str, score: str) -> Callable[[pd.DataFrame], pd.Series]:
+    """The largest value minus chance, seed by seed, of one kind of attack on the paper's system.
+
+    Args:
+        payload: the tensors.
+        knows: how what the attacker knows begins.
+        score: which one.
+
+    Returns:
+        findings -> the gap by seed.
+    """
+
+    def gap(findings: pd.DataFrame) -> pd.Series:
+        rows = _own_system(findings)
+        rows = rows[(rows["payload"] == payload) & (rows["score"] == score) & rows["knows"].str.startswith(knows)]
+        return (rows["value"] - rows["chance"]).groupby(rows["seed"]).max()
+
+    return gap
+
+
+def _beside_others(findings: pd.DataFrame) -> pd.Series:
+    """The best membership attack on the paper's system minus the mean over the other systems of theirs, by seed.
+
+    No attacker has more than a server has.
+    """
+    best = best_membership(findings[findings["defence"] == ""]).reset_index()
+    best = best.pivot_table("auc", "seed", "label")
+    own = label_of(METHODS.find_role("own"))
+    others = best.drop(columns=own, errors="ignore")
+    return (best[own] - others.mean(axis=1)).dropna() if own in best and len(others.columns) else pd.Series(dtype=float)
+
+
+PRIVACY_CLAIMS = (
+    PrivacyClaim(
+        "what goes up does not show the images",
+        "right image of 100 from the features, without the client's CNN, minus chance",
+        _above_chance("features", "own CNN", "top1"),
+    ),
+    PrivacyClaim(
+        "what goes up does not show the images",
+        "the same for a server that also knows half of the kept images",
+        _above_chance("features", "aligned CNN", "top1"),
+    ),
+    PrivacyClaim(
+        "since the CNN stays, the generator says nothing of the data",
+        "membership by the generator's change, AUC minus one half",
+        _above_chance("weight", "own CNN", "auc"),
+    ),
+    PrivacyClaim(
+        "since the CNN stays, the generator says nothing of the data",
+        "classes of the task guessed from the generator's bias, minus chance",
+        _above_chance("bias", "", "classes"),
+    ),
+    PrivacyClaim(
+        "the protection is strong, beside that of other systems",
+        "best membership AUC of a server on it, minus the mean of those on the other systems",
+        _beside_others,
+        0.0,
+    ),
+)
+
+
+def judge_privacy(findings: pd.DataFrame) -> str:
+    """The paper's statements on privacy, sorted by what the records say to them, for each data set.
+
+    Args:
+        findings: see `lscl.results.privacy.findings_frame`.
+
+    Returns:
+        markdown; every statement as not yet measured if there are no rows.
+    """
+    parts = []
+    for dataset, part in findings.groupby("dataset") if len(findings) else [("", findings)]:
+        lines = []
+        for claim in PRIVACY_CLAIMS:
+            values = claim.gap(part)
+            line = f"- **{claim.verdict(values)}:** {claim.statement}. *Tested:* {claim.tested}"
+            if len(values):
+                gap = estimate(100 * values)
+                spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
+                line += f": {gap.mean:+.1f} points ({spread}); it would have to stay below {100 * claim.margin:g}"
+            lines.append(f"{line}.")
+        title = f"**{DATASET_LABELS[dataset]}**\n\n" if dataset else ""
+        parts.append(title + "\n".join(lines))
+    return "\n\n".join(parts)

@@ -19,7 +19,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -880,6 +880,7 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6
         axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
         axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_minor_formatter(NullFormatter())  # on a short log axis their labels would overlap
         if place % columns == 0:
             axes.set_ylabel(label)
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -909,4 +910,51 @@ def stacked_bars(rows: pd.DataFrame, label: str) -> Figure:
     axes.grid(axis="x")
     axes.grid(False, axis="y")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    return figure
+
+
+# ---- privacy
+
+
+@house_style
+def reconstructions_by_attacker(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Rows of images: the true ones, what attackers make of a payload, and images that nobody had.
+
+    Args:
+        rows: {name: images beside each other, (H, n W, 3) uint8}.
+
+    Returns:
+        a panel per row, its name above it.
+    """
+    height, width, _ = next(iter(rows.values())).shape
+    figure, axes = _figure(7.2, (7.2 * height / width + 0.25) * len(rows), len(rows))
+    for place, (name, pixels) in zip(axes.flat, rows.items()):
+        _picture(place, pixels, name, 9)
+    return figure
+
+
+@house_style
+def price_of_noise(rows: pd.DataFrame, column: str, label: str) -> Figure:
+    """Accuracy against the epsilon of the noise, a line per system, with 95 % intervals; a level without noise.
+
+    Args:
+        rows: one per run: label, seed, epsilon (NaN without noise), and `column`.
+        column: what stands at the vertical axis.
+        label: its name.
+
+    Returns:
+        one panel.
+    """
+    figure, ((axes,),) = _figure(6.8, 3.6)
+    for number, (name, own) in enumerate(rows.groupby("label", sort=False)):
+        style = line_style(number)
+        noisy = own.dropna(subset="epsilon")
+        found = noisy.groupby("epsilon")[column].agg(estimate)
+        spread = [0.0 if math.isnan(one.half_width) else one.half_width for one in found]
+        axes.errorbar(list(found.index), [one.mean for one in found], spread, label=name, capsize=2, **style)
+        plain = own[own["epsilon"].isna()][column]
+        if len(plain):
+            axes.axhline(plain.mean(), color=style["color"], linewidth=0.8, alpha=0.6)
+    axes.set(xscale="log", xlabel="epsilon of a run's first task (smaller is more private)", ylabel=label)
+    axes.legend()
     return figure

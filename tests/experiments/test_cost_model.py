@@ -291,10 +291,13 @@ def test_the_command_prints_every_system_and_a_total(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", "--profile", "mini", "--card", "h100"])
     lines = capsys.readouterr().out.splitlines()
-    assert end.value.code == 0 and len(lines) == 2 + 2 * len(sweeps.main_table()) and "all on h100" in lines[-1]
+    rows = 2 * len(sweeps.main_table())
+    assert end.value.code == 0 and len(lines) == 2 + rows + 1 + rows and "all on h100" in lines[1 + rows]
+    assert lines[2 + rows].endswith("what --keep-payloads writes")
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", "table1", "--profile", "mini", "--dataset", "glyphs", "--methods", "l2p", "--seeds", "1,2"])
-    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:-1]] == [["glyphs", "l2p", "2"]]
+    _, needs, _, _, sends = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert needs == sends == ["glyphs", "l2p", "2"]
 
 
 def test_hours_follow_the_steps_that_were_timed_on_the_card(places):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lscl.federation.averaging import average, average_rows
+from lscl.federation.averaging import average, average_rows, clip_changes, coordinate_median
 
 
 def test_the_average_is_weighted_by_hand():
@@ -75,3 +75,25 @@ def test_without_a_positive_sum_of_weights_all_count_the_same(weights):
     assert average(states, weights)["w"].tolist() == [2.0, 4.0]
     rows, holders = {k: state["w"] for k, state in states.items()}, {k: torch.ones(2, dtype=torch.bool) for k in states}
     assert average_rows(torch.tensor([7.0, 8.0]), rows, holders, weights).tolist() == [7.0, 8.0]
+
+
+def test_changes_longer_than_the_median_one_are_shortened_to_it():
+    before = {"w": torch.zeros(2), "n": torch.tensor(1)}
+    states = {k: {"w": torch.tensor([length, 0.0]), "n": torch.tensor(k)} for k, length in enumerate((1.0, 2.0, -90.0))}
+    clipped = clip_changes(states, before)
+    assert [clipped[k]["w"].tolist() for k in range(3)] == [[1.0, 0.0], [2.0, 0.0], [-2.0, 0.0]]
+    assert [int(clipped[k]["n"]) for k in range(3)] == [0, 1, 2]
+
+
+def test_the_median_is_taken_number_by_number():
+    states = {
+        k: {"w": torch.tensor(row), "n": torch.tensor(k)} for k, row in enumerate(([1.0, 9], [2, -1e9], [1e9, 5]))
+    }
+    merged = coordinate_median(states)
+    assert merged["w"].tolist() == [2.0, 5.0] and int(merged["n"]) == 2
+    assert coordinate_median({k: states[k] for k in (0, 1)})["w"].tolist()[0] == 1.5
+
+
+def test_unchanged_states_stay_as_they_are():
+    before = {"w": torch.ones(3)}
+    assert torch.equal(clip_changes({0: before, 1: before}, before)[1]["w"], before["w"])

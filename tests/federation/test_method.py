@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from lscl.experiments.run import run
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
-from lscl.federation.method import Stage
+from lscl.federation.method import HOLDS, IMAGES, Stage
 from lscl.federation.payload import seal
 from lscl.federation.training import answer
 from lscl.methods import METHODS
@@ -181,3 +182,67 @@ def test_no_image_is_ever_uploaded(federation, smoke, name):
             client.round = number
             for value in answer(method, client, stage, seal(method.broadcast(client.id, stage), "server")).values():
                 assert value.numel() != pixels and (value.ndim < 2 or value[0].numel() != pixels)
+
+
+def shifted(uploads, names, weights, size):
+    """The uploads with something moved from client 1 to client 0: every weighted sum stays."""
+    draw = torch.Generator().manual_seed(0)
+    moved = {k: dict(payload) for k, payload in uploads.items()}
+    for name in names:
+        delta = size * torch.randn(uploads[0][name].shape, generator=draw, dtype=torch.float64)
+        for k, sign in ((0, 1), (1, -1)):
+            value, step = uploads[k][name].double().clone(), sign * delta / weights[k]
+            rows = ... if value.ndim == 0 else slice(min(len(value), len(step)))  # features: as many as both have
+            value[rows] += step[rows]
+            moved[k][name] = value.to(uploads[k][name].dtype)
+    return moved
+
+
+def aggregated(method, server, uploads, stage):
+    method.server = dict(server)
+    method.aggregate({k: dict(payload) for k, payload in uploads.items()}, stage)
+    return {name: value.double() for name, value in method.server.items() if value.is_floating_point()}
+
+
+def same_server(method, server, uploads, stage, names, size):
+    """Whether the server cannot tell the shifted uploads from the true ones, with sums or with means of images."""
+    plain, alike = aggregated(method, server, uploads, stage), []
+    for weights in ({0: 1.0, 1: 1.0}, {k: float(payload.get(IMAGES, 1)) for k, payload in uploads.items()}):
+        other = aggregated(method, server, shifted(uploads, names, weights, size), stage)
+        alike.append(all(torch.allclose(plain[name], other[name], atol=3e-6) for name in plain))
+    return any(alike)
+
+
+SUMS = [*without("glfc", "mfcl", "target", "fedmgp"), "target"]  # the others add images of the server's own
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_names_that_only_need_sums_are_exactly_those_that_are_declared(federation, smoke, name, monkeypatch):
+    method, clients = federation(smoke(method=name))
+    if hasattr(method, "classes"):  # sums by class: both clients' rows are of the same classes
+        first = method.classes
+        monkeypatch.setattr(method, "classes", lambda client, stage: first(0, stage))
+    stage, server = Stage(0, 0), dict(method.server)
+    uploads = InProcess(method, clients).ask(stage, {k: seal(method.broadcast(k, stage), "server") for k in range(3)})
+    uploads = {k: seal(payload, "test") for k, payload in uploads.items()}
+    floating = {name for name, value in uploads[0].items() if value.is_floating_point()}
+    declared = set(method.summed_names(stage))
+    assert declared <= set(uploads[0]) | {HOLDS}
+    if floating & declared:
+        assert same_server(method, server, uploads, stage, sorted(floating & declared), 1e-3)
+    if floating - declared:
+        assert not same_server(method, server, uploads, stage, sorted(floating - declared), 0.5)
+
+
+def test_a_median_needs_single_uploads_and_averaged_generators_only_sums(federation, smoke):
+    declared = lambda **values: set(federation(smoke(**values))[0].summed_names(Stage(0, 0)))
+    assert declared(method="fedavg", averaging="median") == set()
+    assert declared() == set() and declared(o2d="average") == {IMAGES, "weight", "bias"}
+    assert "gradients" not in declared(method="glfc") and "head.weight" in declared(method="glfc")
+
+
+@pytest.mark.parametrize("averaging", ["clipped", "median"])
+def test_an_average_that_withstands_a_client_trains_too(smoke, averaging):
+    for name in ("fedavg", "fedavg_vit", "l2p", "dualprompt", "target"):
+        record = run(smoke(method=name, averaging=averaging, stop_after=1), quiet=True)
+        assert "faults" not in record

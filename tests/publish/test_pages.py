@@ -254,3 +254,7 @@ def test_the_books_contents_list_the_page_of_every_system(toys, places):
     (text,) = pages.contents().values()
     listed = [line.rpartition("/")[2] for line in text.splitlines() if "book/methods/" in line]
     assert listed == list(METHODS) and listed[-1] == "toy" and text.count("book/api/") == 8
+
+
+def test_without_attacked_runs_the_table_of_what_is_sent_says_so(places):
+    assert pages.sent_by_systems() == "Not yet measured: `lscl privacy` does it."

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 from lscl import results
@@ -10,6 +11,7 @@ from lscl.experiments import sweeps
 from lscl.methods.parts import fed_lscl_studies
 from lscl.results import claims, frames, studies
 from lscl.results.claims import AGREES, CONTRADICTS, OPEN, Claim
+from lscl.results.labels import label_of
 from lscl.results.statistics import Estimate
 
 pytestmark = pytest.mark.usefixtures("published")
@@ -132,3 +134,43 @@ def test_without_records_nothing_is_claimed():
 def test_losses_need_a_published_table_and_a_variant(put):
     put(80)
     assert claims.compare_losses(results.frame("mini", study="ablations")) == ""
+
+
+class TestPrivacy:
+    """The paper's sentences on privacy against findings made by hand."""
+
+    def findings(self, method, values, payload="features", knows="own CNN", score="top1", chance=0.01):
+        about = {"dataset": "glyphs", "profile": "mini", "method": method, "defence": "", "label": label_of(method)}
+        row = {**about, "payload": payload, "knows": knows, "score": score, "chance": chance}
+        return [{**row, "seed": seed, "value": value} for seed, value in enumerate(values)]
+
+    @pytest.mark.parametrize(
+        ("values", "verdict"),
+        [
+            ((0.01, 0.012, 0.011), claims.AGREES),
+            ((0.5, 0.52, 0.51), claims.CONTRADICTS),
+            ((0.01, 0.3, 0.0), claims.OPEN),
+            ((0.01,), claims.OPEN),
+            ((), claims.MISSING),
+        ],
+    )
+    def test_the_interval_decides(self, values, verdict):
+        rows = pd.DataFrame(self.findings("fed_lscl", values) or self.findings("fedavg", (0.5, 0.6)))
+        first = claims.PRIVACY_CLAIMS[0]
+        assert first.verdict(first.gap(rows)) == verdict
+        assert f"**{verdict}:** {first.statement}" in claims.judge_privacy(rows)
+
+    def test_defended_runs_and_upper_bounds_judge_nothing(self):
+        rows = pd.DataFrame(self.findings("fed_lscl", (0.9, 0.9), knows="true CNN (upper bound)"))
+        assert claims.PRIVACY_CLAIMS[0].gap(rows).empty
+        rows = pd.DataFrame(self.findings("fed_lscl", (0.9, 0.9))).assign(defence="Gram matrix")
+        assert claims.PRIVACY_CLAIMS[0].gap(rows).empty
+
+    def test_systems_are_compared_seed_by_seed(self):
+        auc = {"payload": "weight", "score": "auc", "chance": 0.5}
+        rows = self.findings("fed_lscl", (0.50, 0.51, 0.52), **auc)
+        rows += self.findings("fedavg", (0.60, 0.61, 0.62), **auc) + self.findings("l2p", (0.70, 0.71, 0.72), **auc)
+        last = claims.PRIVACY_CLAIMS[-1]
+        gap = last.gap(pd.DataFrame(rows))
+        assert gap.tolist() == pytest.approx([-0.15] * 3) and last.verdict(gap) == claims.AGREES
+        assert last.gap(pd.DataFrame(rows[:3])).empty  # nobody to compare with

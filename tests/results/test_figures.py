@@ -511,3 +511,26 @@ def test_trials_have_a_panel_for_every_axis_and_a_ring_around_the_choice():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 task", "2 tasks", "chosen"]
     with pytest.raises(LsclError, match="no trial has a score yet"):
         figures.trial_slices({"LoRM": trials.iloc[3:]}, "class-incremental %")
+
+
+def test_rows_of_reconstructions_have_their_names():
+    rows = {name: np.full((4, 12, 3), value, np.uint8) for name, value in (("true image", 9), ("own CNN", 200))}
+    figure = figures.reconstructions_by_attacker(rows)
+    assert [axes.get_title() for axes in figure.axes] == ["true image", "own CNN"]
+    assert [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes] == [9, 200]
+
+
+def test_noise_has_a_line_per_system_over_epsilon_and_a_level_without():
+    rows = pd.DataFrame(
+        [("A", seed, epsilon, 50 + 10 * (epsilon > 1) + seed) for seed in (0, 1) for epsilon in (0.1, 10.0)]
+        + [("A", 0, np.nan, 75.0), ("B", 0, 3.0, 20.0)],
+        columns=["label", "seed", "epsilon", "seen"],
+    )
+    (axes,) = figures.price_of_noise(rows, "seen", "class-incremental, %").axes
+    means, _, bars = axes.containers[0].lines
+    assert means.get_xdata().tolist() == [0.1, 10.0] and means.get_ydata().tolist() == [50.5, 60.5]
+    assert bars[0].get_segments()[0][:, 1] == pytest.approx([50.5 - 6.353, 50.5 + 6.353], abs=0.01)
+    assert axes.get_xscale() == "log" and axes.get_xlabel().startswith("epsilon")
+    level = next(line for line in axes.lines if list(line.get_ydata()) == [75.0, 75.0])
+    assert level.get_color() == means.get_color()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["A", "B"]

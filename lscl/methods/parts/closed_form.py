@@ -16,6 +16,7 @@ from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.ridge import LAMBDA, ridge_head
 from lscl.federation.search_space import LogRange
+from lscl.methods.parts.noise import clip_length, noisy_joint_moments
 from lscl.methods.parts.o2d import pack_triangle, unpack_triangle
 from lscl.registry import Parameters
 from lscl.seeding import torch_generator
@@ -239,7 +240,7 @@ class SummedRidge(RidgeFeatures):
         return {"gram": zeros(D, D), "products": zeros(D, C), self.head_name: zeros(C, D)}
 
     def packed_sums(self, client: Client, feature: Callable[[Batch], Tensor]) -> Payload:
-        """The sums over the images of a client's task.
+        """The sums over the images of a client's task; with dp_noise > 0 of clipped features, and noisy.
 
         Args:
             client: whose.
@@ -248,7 +249,13 @@ class SummedRidge(RidgeFeatures):
         Returns:
             `gram`.
         """
-        return {"gram": pack_triangle(joint_moments(*features_and_labels(client, feature), client.classes))}
+        (features, labels), noise = features_and_labels(client, feature), self.config.dp_noise
+        if noise == 0:
+            return {"gram": pack_triangle(joint_moments(features, labels, client.classes))}
+        clip = min(self.config.dp_clip, self.longest)
+        moments = joint_moments(clip_length(features, clip), labels, client.classes)
+        counts = moments.diagonal()[-len(client.classes) :]
+        return {"gram": pack_triangle(noisy_joint_moments(moments, counts, clip, noise, client.rng("noise-gram")))}
 
     def shapes_of_sums(self) -> Shapes:
         """Name and shape of the sums in an upload."""

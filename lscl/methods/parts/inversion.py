@@ -3,7 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, grad, grad_and_value, vmap
 
+from lscl.methods.parts.lbfgs import ManyLBFGS
 from lscl.seeding import seeded
 
 SIDE = 32  # pixels a side that the encoder sees, whatever the images have: larger ones cannot be reconstructed
@@ -45,20 +47,19 @@ def build_encoder(num_classes: int, seed: int) -> Encoder:
         return Encoder(num_classes)
 
 
-def parameter_gradient(network: Encoder, image: Tensor, label: Tensor, differentiable: bool = False) -> Tensor:
+def parameter_gradient(network: Encoder, image: Tensor, label: Tensor) -> Tensor:
     """d CE(encoder(x), y) / d parameters, flat, the linear layer's weights and biases last.
 
     Args:
         network: the encoder.
         image: x, (1, 3, 32, 32).
         label: y, (1,).
-        differentiable: whether the gradient is itself to be differentiated.
 
     Returns:
         (E,).
     """
     loss = F.cross_entropy(network(image), label)
-    parts = torch.autograd.grad(loss, list(network.parameters()), create_graph=differentiable)
+    parts = torch.autograd.grad(loss, list(network.parameters()))
     return torch.cat([part.flatten() for part in parts])  # (E,)
 
 
@@ -77,38 +78,60 @@ def recover_class(received: Tensor, num_classes: int) -> int:
     return int(rows.sum(1).argmin())
 
 
-def reconstruct_images(
-    network: Encoder, received: Tensor, label: int, steps: int, iterations: int, keep: int, start: Tensor
-) -> Tensor:
-    """Images whose gradient is the received one, by L-BFGS on ||gradient(x) - received||^2.
-
-    A step that leaves the finite numbers is undone and ends the search.
+def gradient_gaps(network: Encoder, received: Tensor, labels: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """||gradient(x) - received||^2 of every image, and what it changes by with the image.
 
     Args:
         network: the encoder.
-        received: a client's gradient, (E,).
-        label: the one behind it.
-        steps: of L-BFGS.
-        iterations: in a step.
-        keep: how many images, those after the last steps.
-        start: noise, (1, 3, 32, 32).
+        received: gradients, (n, E).
+        labels: those behind them, (n,).
+        images: x, (n, 3, 32, 32).
 
     Returns:
-        (min(keep, steps), 3, 32, 32).
+        (n,) and (n, 3, 32, 32).
     """
-    image, target = start.clone().requires_grad_(), torch.tensor([label], device=start.device)
-    optimiser = torch.optim.LBFGS([image], lr=0.1, max_iter=iterations)
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
 
-    def closure() -> Tensor:
-        loss = (parameter_gradient(network, image, target, differentiable=True) - received).square().sum()
-        (image.grad,) = torch.autograd.grad(loss, [image])
-        return loss.detach()
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(network, parameters, (image[None],)), label[None])
 
-    iterates = []
+    def gap(image: Tensor, label: Tensor, wanted: Tensor) -> Tensor:
+        parts = grad(loss)(parameters, image, label)
+        return (torch.cat([parts[name].flatten() for name in parameters]) - wanted).square().sum()  # (E,) - (E,)
+
+    slopes, gaps = vmap(grad_and_value(gap))(images, labels, received)
+    return gaps, slopes
+
+
+def reconstruct_images(
+    network: Encoder, received: Tensor, labels: Tensor, steps: int, iterations: int, keep: int, start: Tensor
+) -> Tensor:
+    """Images whose gradients are the received ones, by L-BFGS on ||gradient(x) - received||^2, all at once.
+
+    A step that leaves the finite numbers is undone and ends the search of that image.
+
+    Args:
+        network: the encoder.
+        received: clients' gradients, (n, E).
+        labels: those behind them, (n,).
+        steps: of L-BFGS.
+        iterations: in a step.
+        keep: how many images of each search, those after the last steps.
+        start: noise, (n, 3, 32, 32).
+
+    Returns:
+        (n, min(keep, steps), 3, 32, 32).
+    """
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        gaps, slopes = gradient_gaps(network, received, labels, x.view(start.shape))  # (n, 3072) -> (n, 3, 32, 32)
+        return gaps, slopes.flatten(1)  # (n,), (n, 3, 32, 32) -> (n, 3072)
+
+    search = ManyLBFGS(start.flatten(1), objective, lr=0.1, iterations=iterations)  # (n, 3072)
+    iterates, kept, ended = [], search.x, torch.zeros(len(start), dtype=torch.bool, device=start.device)
     for _ in range(steps):
-        optimiser.step(closure)
-        if not image.isfinite().all():
-            iterates += [iterates[-1] if iterates else start.clone()] * (steps - len(iterates))
-            break
-        iterates.append(image.detach().clone())
-    return torch.cat(iterates[-keep:])
+        search.step()
+        ended = ended | ~search.x.isfinite().all(1)
+        kept = torch.where(ended[:, None], kept, search.x)  # (n, 3072)
+        iterates.append(kept)
+    return torch.stack(iterates[-keep:], 1).unflatten(2, start.shape[1:])  # (n, k, 3072) -> (n, k, 3, 32, 32)

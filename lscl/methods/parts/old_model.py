@@ -1,7 +1,7 @@
 """What GLFC, TARGET and MFCL share: a frozen old global model on every client, and the classes it knows."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,10 @@ class OldModel(FedAvg):
             self.server[KNOWN] = torch.stack(
                 [self.server[KNOWN], *(payload[HOLDS] for payload in uploads.values())]
             ).any(0)
+
+    def summed_names(self, stage: Stage) -> Collection[str]:
+        """All of the model; and of the flags the server needs no more than how many clients have a class."""
+        return self._averaged_names(stage) if self.config.averaging == "mean" else {HOLDS}
 
     def known_classes(self) -> Tensor:
         """The classes the server has been told of: (K,) labels."""

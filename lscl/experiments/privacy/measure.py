@@ -1,0 +1,396 @@
+"""One record per run that is attacked: what an attacker found, what a bad client did, accuracy and bytes beside it.
+
+A run is played up to the end of its first task, with the values of its profile, and then attacked as it is. Systems
+that train play fewer rounds than usual, unless they are the paper's own: attacks need a round, not the best accuracy.
+Finished records are read, so that a stopped command goes on with the next run.
+"""
+
+import json
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+from pydantic import Field
+
+from lscl import files, paths
+from lscl.config import Experiment, experiment
+from lscl.data.store import write_atomic
+from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.experiments.privacy import (
+    class_guess,
+    class_statistics,
+    decoder,
+    generator_change,
+    gradient_matching,
+    gram_spectrum,
+    model_inversion,
+    shadow_clients,
+)
+from lscl.experiments.privacy.account import account_of
+from lscl.experiments.privacy.bad_client import measure_damage
+from lscl.experiments.privacy.observed import Observed, Witness, observe
+from lscl.experiments.privacy.scores import CANDIDATES, Finding
+from lscl.experiments.run import prepare, settle_device
+from lscl.experiments.sweeps import check_code, main_table
+from lscl.experiments.traffic import planned_traffic
+from lscl.federation.checkpoint import SavedState
+from lscl.federation.loop import federate
+from lscl.federation.metrics import MASKS, task_accuracies
+from lscl.machine import hardware, versions
+from lscl.registry import METHODS
+from lscl.seeding import numpy_generator
+
+SCHEMA_OF_PRIVACY = 1
+FEW_ROUNDS = 2  # of a task, of systems other than the paper's own
+VICTIM, BAD = 0, 1  # numbers of the client under attack and of the bad one
+SHOWN = 8  # images of a reconstruction that are kept as a picture
+UNEQUAL = (*records.MAY_DIFFER, "sheet")  # what may differ between equal measurements
+
+
+def attacked_runs(
+    dataset: str,
+    profile: str,
+    seeds: Collection[int],
+    methods: Collection[str] = (),
+    data_dir: Path | None = None,
+    threads: int = 1,
+) -> list[Experiment]:
+    """The runs that are attacked: every system that sends something, and its defences.
+
+    Args:
+        dataset: name of the data set.
+        profile: whose values the runs have.
+        seeds: of the runs.
+        methods: only these systems; empty = all.
+        data_dir: where the images lie.
+        threads: of the CPU.
+
+    Returns:
+        The runs, seed by seed; those of the systems as they are come first.
+
+    Raises:
+        LsclError: an unknown name, or an impossible value.
+    """
+    for name in methods:
+        METHODS.find(name)
+    shared = {"dataset": dataset, "profile": profile, "data_dir": data_dir, "threads": threads, "stop_after": 1}
+    plain, defended = [], []
+    for seed in seeds:
+        for name in dict.fromkeys([*(method for method, _ in main_table()), *METHODS]):
+            kind = METHODS[name]
+            if (methods and name not in methods) or not sends_something(name, profile):
+                continue
+            few = {} if kind.role == "own" or not kind.trains else {"rounds": FEW_ROUNDS}
+            for change in ({}, *kind.defences.values()):
+                run = experiment(method=name, seed=seed, **shared, **{**few, **change})
+                (defended if change else plain).append(run)
+    return plain + defended
+
+
+def sends_something(method: str, profile: str) -> bool:
+    """Whether anything of a system goes up.
+
+    Args:
+        method: its name.
+        profile: whose values count.
+
+    Returns:
+        False for systems whose clients are alone.
+    """
+    up, _ = planned_traffic(experiment(method=method, profile=profile, dataset="glyphs"))
+    return up != 0
+
+
+def describe_defence(config: Experiment) -> str:
+    """The label of the defence that a run has; empty without one."""
+    changed = config.overrides()
+    for label, change in METHODS[config.method].defences.items():
+        if all(changed.get(name) == value for name, value in change.items()):
+            return label
+    return ""
+
+
+def record_path(config: Experiment, dirty: bool = False) -> Path:
+    """Where the record of an attacked run lies.
+
+    Args:
+        config: the run.
+        dirty: among those of uncommitted code.
+
+    Returns:
+        The path of its file, which need not exist.
+    """
+    base = paths.results() / "privacy" / config.profile
+    return (base / "dirty" if dirty else base) / f"{config.name}.json"
+
+
+def read_privacy(path: Path) -> dict[str, Any]:
+    """Read the record of an attacked run.
+
+    Raises:
+        LsclError: no such file, damaged, or of another schema.
+    """
+    found = files.read_json(path, PrivacyRecord)
+    if found["name"] != path.stem:
+        raise LsclError(f"record {path} says that its name is {found['name']!r:.80}: rename it, or move it away")
+    return found
+
+
+class FoundRow(files.Shape):
+    """A finding as a record has it, see `scores.Finding`."""
+
+    attack: str
+    payload: str
+    knows: str
+    score: str
+    value: float
+    never_had: float
+    by_design: float
+    chance: float | None
+    count: int
+
+
+class DamageRow(files.Shape):
+    """A damage as a record has it, see `bad_client.Damage`."""
+
+    answer: str
+    checks: bool
+    outcome: str
+    honest: dict[str, float]
+    attacked: dict[str, float]
+
+
+class PrivacyRecord(files.Shape):
+    """The shape of the record of an attacked run."""
+
+    schema_: Literal[SCHEMA_OF_PRIVACY] = Field(alias="schema")
+    name: str
+    method: str
+    dataset: str
+    profile: str
+    seed: int
+    defence: str
+    accuracy: dict[str, float]
+    findings: list[FoundRow]
+    damages: list[DamageRow]
+    sent: dict[str, list[int]]
+    summed: list[str]
+    bytes_up: int
+    bytes_down: int
+
+
+def measure(config: Experiment, steps: float = 1.0, candidates: int = CANDIDATES) -> tuple[dict[str, Any], dict]:
+    """Play a run and attack it.
+
+    Args:
+        config: the run; only its last task is attacked.
+        steps: share of the steps that the attacks take; smaller for a test.
+        candidates: images of a class.
+
+    Returns:
+        The record, and images to look at by name, (n, 3, H, W) in 0 to 1 each.
+
+    Raises:
+        LsclError: bad values or data.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    config = settle_device(config, SavedState(Path(), {}, [], []))
+    data, parts, method, clients = prepare(config)
+    witness = Witness(method, clients)
+    reports = list(federate(method, witness))
+    exchange = witness.last
+    scores = [task_accuracies(found, config.classes_per_task).mean(1) for found in reports[-1].scores.values()]
+    played = time.perf_counter()
+    account, summed = account_of(method), sorted(method.summed_names(exchange.stage))
+    observed = observe(method, clients, exchange, VICTIM, candidates)
+    findings, shown = attack(observed, steps)
+    attacked = time.perf_counter()
+    damages = measure_damage(method, clients, exchange, min(BAD, config.clients - 1))
+    code = records.source()
+    record = {
+        "schema": SCHEMA_OF_PRIVACY,
+        "name": config.name,
+        "method": config.method,
+        "dataset": config.dataset,
+        "profile": config.profile,
+        "seed": config.seed,
+        "defence": describe_defence(config),
+        "config": {**config.values_read(), "threads": config.cpu_threads},
+        "config_digest": config.digest,
+        "steps": steps,
+        "candidates": candidates,
+        "data_digest": data.digest,
+        "partition_digest": parts.digest,
+        "accuracy": {mask: round(float(value), 4) for mask, value in zip(MASKS, np.mean(scores, 0))},
+        "privacy": account,
+        "sent": {name: list(value.shape) for name, value in observed.up.items()},
+        "summed": [name for name in summed if name in observed.up],
+        "bytes_up": sum(map(sum, (report.bytes_up for report in reports))),
+        "bytes_down": sum(map(sum, (report.bytes_down for report in reports))),
+        "findings": [finding.row() for finding in findings],
+        "damages": [damage.row() for damage in damages],
+        "seconds": {
+            "run": round(played - started, 1),
+            "attacks": round(attacked - played, 1),
+            "bad client": round(time.perf_counter() - attacked, 1),
+        },
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+        **code,
+    }
+    return record, shown
+
+
+def attack(observed: Observed, steps: float = 1.0) -> tuple[list[Finding], dict]:
+    """Every attack that a payload has room for.
+
+    Args:
+        observed: the client under attack.
+        steps: share of the steps.
+
+    Returns:
+        The findings, and images to look at by name.
+    """
+    few = lambda count: max(2, round(steps * count))
+    findings, shown = decoder.invert_features(observed, few(decoder.STEPS))
+    findings += gram_spectrum.read_gram(observed)
+    findings += generator_change.read_generator(observed)
+    findings += class_statistics.read_class_statistics(observed, few(decoder.STEPS))
+    findings += gradient_matching.match_gradients(
+        observed, few(gradient_matching.MATCHING_STEPS), few(gradient_matching.L_BFGS_STEPS)
+    )
+    findings += model_inversion.invert_model(observed, few(model_inversion.INVERSION_STEPS))
+    findings += shadow_clients.infer_membership(observed)
+    findings += class_guess.guess_classes(observed)
+    return findings, shown
+
+
+def save_privacy(record: dict[str, Any], shown: dict) -> Path:
+    """Write a record and, if there are images to look at, their picture beside it: a row per name.
+
+    Args:
+        record: of an attacked run.
+        shown: {name: (n, 3, H, W) in 0 to 1}.
+
+    Returns:
+        The path of the record.
+
+    Raises:
+        LsclError: the disk is full, or the folder cannot be written.
+    """
+    folder = paths.results() / "privacy" / record["profile"]
+    path = (folder / "dirty" if record["dirty"] else folder) / f"{record['name']}.json"
+    if shown:
+        rows = [value[:SHOWN] for value in shown.values()]
+        picture = np.concatenate([np.concatenate(list(_pixels(row)), 1) for row in rows])  # (rows H, n W, 3)
+        record = {**record, "sheet": {"rows": list(shown), "images": len(rows[0])}}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path.with_suffix(".png"))
+    write_atomic(path, (json.dumps(record, separators=(",", ":")) + "\n").encode())
+    return path
+
+
+def _pixels(images: Any) -> np.ndarray:
+    """(n, 3, H, W) in 0 to 1 -> (n, H, W, 3) uint8."""
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (n, H, W, 3)
+
+
+def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path]:
+    """Measure what is missing of some runs, one after another; several processes may share the work.
+
+    Args:
+        configs: the runs.
+        list_only: print which are missing, and measure nothing.
+
+    Returns:
+        The paths of all records that are there.
+
+    Raises:
+        LsclError: code of no known commit, bad data, or a damaged record.
+    """
+    if not list_only:
+        check_code()
+    found = []
+    for config in configs:
+        path = record_path(config)
+        if not path.exists() and not list_only:
+            lock = FileLock(f"{path}.lock", timeout=0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with lock:
+                    if not path.exists():
+                        save_privacy(*measure(config))
+                Path(lock.lock_file).unlink(missing_ok=True)
+            except Timeout:
+                print(f"busy    {config.name}", flush=True)
+                continue
+        if path.exists():
+            read_privacy(path)
+            found.append(path)
+        print(f"{'done   ' if path.exists() else 'missing'} {config.name}", flush=True)
+    return found
+
+
+def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> list[str]:
+    """Measure a record again from nothing and compare.
+
+    Args:
+        record: of an attacked run.
+        data_dir: where the images lie.
+
+    Returns:
+        Names of the entries that differ; none if it is equal to the bit.
+
+    Raises:
+        LsclError: bad data.
+    """
+    config = experiment(**{**record["config"], "data_dir": data_dir, "device": "cpu"})
+    with paths.scratch():
+        again, _ = measure(config, record["steps"], record["candidates"])
+    return records.differing_entries(record, json.loads(json.dumps(again)), UNEQUAL)
+
+
+def verify_privacy_sample(
+    profile: str, count: int, seed: int, data_dir: Path | None = None, dataset: str | None = None
+) -> Path:
+    """Verify some records, print a line each, and write the outcome to results/verified/privacy-<profile>.json.
+
+    Args:
+        profile: of the records.
+        count: how many to draw.
+        seed: of the draw.
+        data_dir: where the images lie.
+        dataset: only records on this data set.
+
+    Returns:
+        The path of the outcome.
+
+    Raises:
+        LsclError: there are not so many records, or one is not equal; the outcome is written all the same.
+    """
+    every = [read_privacy(path) for path in sorted((paths.results() / "privacy" / profile).glob("*.json"))]
+    every = [one for one in every if dataset in (None, one["dataset"])]
+    if not 1 <= count <= len(every):
+        raise LsclError(
+            f"sample = {count}: there are {len(every)} privacy records of profile {profile} to verify; lscl privacy "
+            "makes them"
+        )
+    outcome = []
+    for number in sorted(numpy_generator(seed, "verify privacy").choice(len(every), count, replace=False)):
+        differs = verify_privacy(every[number], data_dir)
+        outcome.append({"name": every[number]["name"], "equal": not differs, "differs": differs})
+        print(f"{every[number]['name']}: {'equal to the bit' if not differs else f'differs in {differs}'}", flush=True)
+    path = paths.results() / "verified" / f"privacy-{profile}.json"
+    write_atomic(path, (json.dumps({"seed": seed, "runs": outcome}, indent=1) + "\n").encode())
+    unequal = [one["name"] for one in outcome if not one["equal"]]
+    if unequal:
+        raise LsclError(f"{len(unequal)} of {count} privacy records differ from what this machine computes: {unequal}")
+    return path

@@ -1,0 +1,136 @@
+"""One record per attacked run, from the command to the comparison with a second measurement."""
+
+import json
+
+import pytest
+
+from lscl import cli
+from lscl.config import experiment
+from lscl.errors import LsclError
+from lscl.experiments.privacy import measure as measuring
+from lscl.experiments.privacy.measure import (
+    attacked_runs,
+    describe_defence,
+    measure,
+    measure_all,
+    read_privacy,
+    record_path,
+    save_privacy,
+    verify_privacy,
+    verify_privacy_sample,
+)
+from lscl.methods import METHODS
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Attacks of a few steps among 24 candidates, whoever asks."""
+    monkeypatch.setattr(measuring, "measure", lambda config, *_: measure(config, 0.01, 24))
+
+
+def small(name, **values):
+    return experiment(method=name, profile="smoke", stop_after=1, threads=1, **values)
+
+
+def test_every_kind_of_payload_is_attacked_with_both_controls(quick):
+    """The smoke version of the whole: what the notebook shows, from runs of seconds."""
+    rows = []
+    for name in ("fed_lscl", "glfc", "fed_ridge", "pilora"):
+        path = save_privacy(*measuring.measure(small(name)))
+        rows += read_privacy(path)["findings"]
+        assert path.with_suffix(".png").is_file() == (name == "fed_lscl")
+    assert {row["payload"] for row in rows} >= {
+        *("features", "gram", "weight", "bias", "gradients", "cnn", "means", "whole model", "holds", "classes")
+    }
+    for row in rows:
+        if row["score"] in ("auc", "classes") or row["attack"] == "matching":
+            assert row["by_design"] > 0.95, row
+        if row["score"] == "auc":
+            assert 0.15 < row["never_had"] < 0.85, row
+
+
+def test_a_second_measurement_is_equal_to_the_bit(quick):
+    path = save_privacy(*measuring.measure(small("fed_ncm", dp_noise=1.0)))
+    record = read_privacy(path)
+    assert record["privacy"]["unit"] == "image" and verify_privacy(record) == []
+    changed = {**record, "accuracy": {**record["accuracy"], "task": 1.0}}
+    assert verify_privacy(changed) == ["accuracy"]
+
+
+def test_finished_records_are_read_and_missing_ones_are_listed(quick, capsys):
+    configs = [small("fed_ncm"), small("fed_ridge")]
+    assert measure_all(configs[:1]) == [record_path(configs[0])]
+    before = record_path(configs[0]).stat().st_mtime_ns
+    assert len(measure_all(configs, list_only=True)) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"done    {configs[0].name}", f"missing {configs[1].name}"]
+    measure_all(configs)
+    assert record_path(configs[0]).stat().st_mtime_ns == before and record_path(configs[1]).is_file()
+
+
+def test_verification_says_what_differs_and_writes_the_outcome_all_the_same(quick, places):
+    measure_all([small("fed_ncm")])
+    path = record_path(small("fed_ncm"))
+    outcome = verify_privacy_sample("smoke", 1, 0)
+    assert json.loads(outcome.read_text("utf-8"))["runs"][0]["equal"]
+    record = json.loads(path.read_text("utf-8"))
+    record["findings"][0]["value"] += 0.25
+    path.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(LsclError, match="1 of 1 privacy records differ"):
+        verify_privacy_sample("smoke", 1, 0)
+    assert json.loads(outcome.read_text("utf-8"))["runs"][0]["differs"] == ["findings"]
+    with pytest.raises(LsclError, match="there are 1 privacy records"):
+        verify_privacy_sample("smoke", 2, 0)
+
+
+def test_every_system_that_sends_is_attacked_and_its_defences_come_last():
+    runs = attacked_runs("cifar100", "mini", [42, 1999])
+    plain = [one.method for one in runs if not describe_defence(one)]
+    silent = {"local_head", "local_lora", "local_ridge"}
+    assert set(plain) == set(METHODS) - silent and len(plain) == 2 * len(set(plain))
+    assert [bool(describe_defence(one)) for one in runs] == sorted(bool(describe_defence(one)) for one in runs)
+    assert {one.tasks_run for one in runs} == {1} and len({one.digest for one in runs}) == len(runs)
+    assert {describe_defence(one) for one in runs if one.method == "fedavg"} == {"", "clipped changes", "median"}
+    for name, kind in METHODS.items():
+        for label, change in kind.defences.items():
+            assert any(one.method == name and describe_defence(one) == label for one in runs), (name, label, change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: "{", "no valid JSON"),
+        (lambda text: text.replace('"schema":1', '"schema":9'), "schema"),
+        (lambda text: text.replace('"findings":[', '"findings":[{"attack":1},'), "findings"),
+        (lambda text: text.replace('"name":"glyphs', '"name":"other'), "rename it"),
+    ],
+)
+def test_a_damaged_record_is_one_line(quick, damage, says):
+    path = save_privacy(*measuring.measure(small("fed_ncm")))
+    path.write_text(damage(path.read_text("utf-8")), "utf-8")
+    with pytest.raises(LsclError, match=says):
+        read_privacy(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--methods", "no"], "unknown method 'no'"),
+        (["--dataset", "no"], "unknown data set 'no'"),
+        (["--profile", "no"], "unknown profile 'no'"),
+        (["--seeds", "a"], "give whole numbers"),
+        (["--seeds", "-1"], "seed = -1"),
+        (["--data-dir", "/no", "--dataset", "cifar100", "--seeds", "42", "--methods", "fed_ncm"], "no data folder /no"),
+    ],
+)
+def test_bad_words_of_the_command_are_one_line(words, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["privacy", *words])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and len(error) == 1 and says in error[0]
+
+
+def test_uncommitted_code_measures_nothing(monkeypatch):
+    source = {"commit": "abc", "dirty": True, "code_digest": "x"}
+    monkeypatch.setattr(measuring.records, "source", lambda: source)
+    with pytest.raises(LsclError, match="uncommitted changes"):
+        measure_all([small("fed_ncm")])
