@@ -440,6 +440,33 @@ def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="tra
         print(f"{key}: {value}")
 
 
+@app.command("backbones")
+def backbones_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="timm names to try, none given = those of the book's table")
+    ] = None,
+    vit_size: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="pixels a side of what they see, none given = their own")
+    ] = None,
+    store: Annotated[bool, typer.Option(help="for maintainers: write results/backbones.json")] = False,
+) -> None:
+    """Try which networks can be the frozen ViT, and with which systems; nothing is downloaded.
+
+    A refusal is a result, not an error: the exit code is 0.
+    """
+    from lscl.experiments.backbones import TRIED, backbone_lines, save_backbones, try_backbone
+
+    if store and (names or vit_size):
+        raise LsclError("store: the book's table has its own names and sizes; leave out yours")
+    wanted = [(name, vit_size) for name in names] if names else [(name, vit_size or size) for name, size in TRIED]
+    tried = []
+    for name, size in wanted:
+        tried.append(try_backbone(name, size))
+        print(*backbone_lines(tried[-1:]), sep="\n", flush=True)
+    if store:
+        print(f"wrote {save_backbones(tried)}")
+
+
 @app.command("reproduce")
 def reproduce_command(
     profile: Annotated[str, typer.Argument(help="profile: " + ", ".join(PROFILES))] = "demo",

@@ -326,6 +326,8 @@ def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.de
         chunk,
         numbers,
         "parts",
+        # the digest tells the size by the positions
+        *([] if foundation.vit.pos_embed is not None else foundation.vit.patch_embed.img_size),
         *rounding(device),
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]

@@ -46,6 +46,7 @@ def pieces() -> dict[str, str]:
         ),
         "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
+        "backbones.md": reference.backbone_table(),
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmark_pages.benchmark_page(),
