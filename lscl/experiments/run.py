@@ -3,12 +3,11 @@
 import io
 import json
 import math
-import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.data.partition import Census, Partition, partition
 from lscl.data.sources import load, surrogate
-from lscl.data.store import Dataset, ImageSet, write_atomic
-from lscl.errors import LsclError
+from lscl.data.store import NO_LOCK, Dataset, ImageSet, cannot_write, write_atomic
+from lscl.errors import LsclError, first_line
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.progress import Progress
 from lscl.federation.checkpoint import Checkpointed, SavedState, load_state, read_state, save_state
@@ -32,6 +31,7 @@ from lscl.federation.loop import InProcess, Round, Transport, exchanges, federat
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
 from lscl.federation.pipeline import free_memory, place_on_device
+from lscl.machine import peak_memory
 from lscl.models.cache import embedded_tokens, limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
@@ -43,6 +43,8 @@ from lscl.models.precision import (
 )
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
+
+Observer = Callable[[Experiment, Sequence[Round]], None]
 
 
 def device_of(config: Experiment) -> torch.device:
@@ -182,7 +184,7 @@ class RunBusy(LsclError):
     """Another process is computing this run."""
 
 
-def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.Record:
+def run(config: Experiment, quiet: bool = False, wait: bool = True, on_round: Observer | None = None) -> records.Record:
     """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
     One process at a time computes a run; a second one waits for the first and then reads its record.
@@ -191,6 +193,8 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
         config: the run.
         quiet: show no progress.
         wait: wait for another process that is computing this run.
+        on_round: called with the config and the reports of all rounds so far whenever a round is finished and saved; a
+            run that is read from its record calls nobody. `lscl.experiments.watch` has two ready ones.
 
     Returns:
         the record.
@@ -208,7 +212,7 @@ def run(config: Experiment, quiet: bool = False, wait: bool = True) -> records.R
     state = state_folder(config)
     with claim(state, wait):
         try:
-            return _finished(config, code) or _compute(config, code, read_state(state), quiet)
+            return _finished(config, code) or _compute(config, code, read_state(state), quiet, on_round)
         finally:
             release()
 
@@ -272,11 +276,12 @@ def claim(state: Path, wait: bool):
         lock.acquire()
     except Timeout:
         raise RunBusy(f"{state.name}: another process is computing this run") from None
-    except OSError as error:
-        raise LsclError(f"cannot write {lock.lock_file}: {error.strerror or error}") from error
+    except NO_LOCK as error:
+        raise cannot_write(Path(lock.lock_file), error) from error
     try:
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes re-read the record
+        with suppress(PermissionError):  # Windows keeps it until it is released
+            Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes re-read the record
     finally:
         lock.release()
 
@@ -306,16 +311,23 @@ def settle_device(config: Experiment, saved: SavedState) -> Experiment:
     return config.model_copy(update={"device": device_of(config).type, "threads": threads})
 
 
-def _compute(config: Experiment, code: dict, saved: SavedState, quiet: bool) -> records.Record:
+def _compute(
+    config: Experiment, code: dict, saved: SavedState, quiet: bool, on_round: Observer | None
+) -> records.Record:
     """Make the record, starting after the last finished round."""
-    record = make_record(*_play(config, code, saved, quiet))
+    record = make_record(*_play(config, code, saved, quiet, on_round=on_round))
     record = records.read_record(records.save(record))  # as every later call will read it
     shutil.rmtree(saved.folder, ignore_errors=True)
     return record
 
 
 def _play(
-    config: Experiment, code: dict, saved: SavedState, quiet: bool, until: int | None = None
+    config: Experiment,
+    code: dict,
+    saved: SavedState,
+    quiet: bool,
+    until: int | None = None,
+    on_round: Observer | None = None,
 ) -> tuple[Dataset, Partition, Method, list[Round], dict]:
     """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
     config = settle_device(config, saved)
@@ -326,7 +338,7 @@ def _play(
     about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
     transport = InProcess(method, clients, progress.client)
     with one_line_if_unrepeatable(config):
-        reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
+        reports, about = run_rounds(method, transport, clients, saved, about, progress, until, on_round)
     return data, parts, method, reports, about
 
 
@@ -338,6 +350,7 @@ def run_rounds(
     about: dict,
     progress: Progress,
     until: int | None = None,
+    on_round: Observer | None = None,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
     """Run all rounds that are not in the saved state yet, and save the state after each of them.
@@ -350,13 +363,14 @@ def run_rounds(
         about: the code that runs, its origin, and the seconds of its preparation.
         progress: shows the rounds.
         until: stop behind this task, from 1; None = the last. The saved state must be of an earlier round.
+        on_round: as for `run`.
         rules: `least` and `limit` of `federate`.
 
     Returns:
         the reports of all rounds, and `about` as the first call for this run had it.
 
     Raises:
-        LsclError: the saved state is damaged or of another origin.
+        LsclError: the saved state is damaged or of another origin, or `on_round` fails.
     """
     config = method.config
     if saved.about:
@@ -375,6 +389,8 @@ def run_rounds(
                     progress.sheet(sheet, report)
             save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
+            if on_round is not None:
+                _tell(on_round, config, reports)
             if report.scores and report.task + 1 == until:
                 break
     except KeyboardInterrupt:
@@ -383,6 +399,18 @@ def run_rounds(
     finally:
         progress.close()
     return reports, about
+
+
+def _tell(on_round: Observer, config: Experiment, reports: Sequence[Round]) -> None:
+    """Call an observer; its errors are of any type."""
+    try:
+        on_round(config, tuple(reports))
+    except LsclError:
+        raise
+    except Exception as error:
+        raise LsclError(
+            f"on_round: {type(error).__name__}: {first_line(error)}; the rounds so far are saved, the same call goes on"
+        ) from error
 
 
 def save_sheet(
@@ -476,7 +504,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mb": round(peak_memory() / 2**20),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
         **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),
     }
