@@ -187,8 +187,9 @@ class Experiment(BaseModel):
     compile: bool = Field(
         False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where to compute; auto = as the record or saved state, else a GPU if any"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto",
+        description="where to compute; auto = as the record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; none = as the record or saved state has it, else 2 (smoke: 1)"

@@ -27,6 +27,7 @@ def required() -> set[str]:
         *extras["pretrain"],
         *extras["flower"],
         *extras["tune"],
+        *extras["track"],
         *extras["test"],
     ]
     return {name_of(name) for name in names} - {"lscl"}

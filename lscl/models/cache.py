@@ -214,7 +214,7 @@ def hold(folder: Path) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = ReadWriteLock(path)
+        lock = ReadWriteLock(path, is_singleton=False)
         lock.acquire_read()
     except (OSError, sqlite3.Error) as error:
         raise cannot_write(path, error) from error
@@ -299,7 +299,7 @@ def _remove(folder: Path) -> bool:
     path = _lock_file(folder)
     if path in _held:
         return False
-    lock = ReadWriteLock(path)
+    lock = ReadWriteLock(path, is_singleton=False)
     try:
         with lock.write_lock(blocking=False):
             shutil.rmtree(folder, ignore_errors=True)
