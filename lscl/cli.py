@@ -84,14 +84,27 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 
 
 @config_command(app, "run")
-def run_command(values: dict) -> None:
+def run_command(
+    values: dict,
+    track: Annotated[
+        Path | None,
+        typer.Option(help="folder for TensorBoard, which shows the run while it goes on; needs the extra `track`"),
+    ] = None,
+) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
     from lscl.experiments.records import folder
     from lscl.experiments.run import run
 
-    record = run(_one(values))
+    config = _one(values)
+    record = run(config, on_round=None if track is None else _tensorboard(track))
     print(f"{record['name']}: {folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
+
+
+def _tensorboard(folder: Path) -> Any:
+    from lscl.experiments.watch import TensorBoard
+
+    return TensorBoard(folder)
 
 
 def _one(values: dict[str, Any]) -> Experiment:

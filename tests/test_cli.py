@@ -333,3 +333,18 @@ def test_none_is_no_limit_but_where_it_is_a_choice_it_is_that_choice(capsys, mon
     monkeypatch.setattr("lscl.experiments.run.run", lambda config: asked.append(config) or sys.exit(0))
     call(capsys, "run", "--profile", "mini", "--dataset", "glyphs", *words)
     assert getattr(asked[0], name) == value
+
+
+def test_backbones_are_tried_and_a_refusal_is_a_result(capsys, places):
+    code, out, _ = call(capsys, "backbones", "tiny", "resnet18", "--vit-size", "64")
+    first, second = out.splitlines()
+    assert code == 0 and first.startswith("tiny: works with every system (64 pixels, 65 tokens of width 32")
+    assert second.startswith("resnet18: refused: ") and not (places / "results").exists()
+    code, _, err = call(capsys, "backbones", "tiny", "--store")
+    assert code == 2 and err.count("\n") == 1 and "store: " in err
+
+
+def test_a_run_can_be_tracked(capsys, tmp_path):
+    code, out, _ = call(capsys, "run", *SMOKE, "--method", "local_head", "--track", str(tmp_path / "board"))
+    (folder,) = (tmp_path / "board").iterdir()
+    assert code == 0 and out.startswith(folder.name) and [path.name[:7] for path in folder.iterdir()] == ["events."]
