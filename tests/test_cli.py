@@ -336,9 +336,9 @@ def test_none_is_no_limit_but_where_it_is_a_choice_it_is_that_choice(capsys, mon
 
 
 def test_backbones_are_tried_and_a_refusal_is_a_result(capsys, places):
-    code, out, _ = call(capsys, "backbones", "tiny", "resnet18", "--vit-size", "64")
+    code, out, _ = call(capsys, "backbones", "vit_tiny_patch16_224", "resnet18", "--vit-size", "32")
     first, second = out.splitlines()
-    assert code == 0 and first.startswith("tiny: works with every system (64 pixels, 65 tokens of width 32")
+    assert code == 0 and first.startswith("vit_tiny_patch16_224: works with every system (32 pixels, 5 tokens")
     assert second.startswith("resnet18: refused: ") and not (places / "results").exists()
     code, _, err = call(capsys, "backbones", "tiny", "--store")
     assert code == 2 and err.count("\n") == 1 and "store: " in err
