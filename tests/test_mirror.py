@@ -5,6 +5,7 @@ from tests_root import ROOT
 # Test files that belong to no single module, and what they are about.
 OF_THE_WHOLE = {
     "test_bad_input": "wrong values, damaged files and full disks, as the commands tell of them",
+    "test_colab": "the bootstrap of Colab, and Colab's packages",
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
     "test_gpu_benchmark": "the checks of benchmarks/gpu.py",
     "test_imports": "the order of the packages",
