@@ -139,12 +139,14 @@ def test_notebooks_show_and_the_library_computes(path):
     code = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
     of_results = path.name >= "05"  # filter, group, mean, plot: in view, and small
     for cell in code:
-        limit = 10 if of_results and "hide-input" not in cell["metadata"]["tags"] else 16
+        tags = cell["metadata"]["tags"]
+        own = "own-code" in tags and path.stem == "10_build_on_it"  # what a reader would write: a method takes about 20
+        limit = 22 if own else 10 if of_results and "hide-input" not in tags else 16
         statements = ast.parse(source(cell)).body
         imported = [one for one in statements if isinstance(one, ast.Import | ast.ImportFrom)]
         lines = len(source(cell).splitlines()) - sum(one.end_lineno - one.lineno + 1 for one in imported)
         assert lines <= limit, source(cell)[:80]
-        assert not any(isinstance(one, ast.ClassDef) for one in statements)
+        assert own or not any(isinstance(one, ast.ClassDef) for one in statements)
 
 
 def first_cell(path):
