@@ -11,10 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
-import click
 import typer
-from click.exceptions import NoArgsIsHelpError
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_options, check_profile, experiment, fields
@@ -22,6 +20,8 @@ from lscl.errors import LsclError, explain, make_printable
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+# Of click, or of the copy of it that typer has from 0.26 on.
+ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
 app.add_typer(data_app, name="data")
 
@@ -39,18 +39,23 @@ def config_command(group: typer.Typer, name: str, *leave_out: str):
     """
 
     class ConfigCommand(TyperCommand):
-        def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        def get_params(self, ctx: typer.Context) -> list[Any]:
             *own, helping = super().get_params(ctx)
-            return [*own, *(_option(field) for field in fields() if field not in leave_out), helping]
+            return [*own, *_options([field for field in fields() if field not in leave_out]), helping]
+
+        def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+            left = super().parse_args(ctx, args)
+            ctx.obj = {field: ctx.params.pop(field) for field in fields() if field not in leave_out}
+            return left
 
     def decorate(command):
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "values"]
 
-        def wrapped(**given: Any) -> None:
-            mine = {p.name: given.pop(p.name) for p in own}
-            command(values=_parse(given), **mine)
+        def wrapped(ctx: typer.Context, **mine: Any) -> None:
+            command(values=_parse(ctx.obj), **mine)
 
-        wrapped.__signature__ = inspect.Signature(own)
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        wrapped.__signature__ = inspect.Signature([context, *own])
         wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
         group.command(name, cls=ConfigCommand)(wrapped)
         return command
@@ -58,19 +63,27 @@ def config_command(group: typer.Typer, name: str, *leave_out: str):
     return decorate
 
 
-def _option(name: str) -> TyperOption:
+def _options(names: list[str]) -> list[Any]:
+    """The options of fields, as typer makes them of a function's parameters."""
+
+    def carrier(**values: str | None) -> None:
+        """Its signature is all that is used."""
+
+    only = inspect.Parameter.KEYWORD_ONLY
+    taken = [inspect.Parameter(name, only, default=None, annotation=_option(name)) for name in names]
+    carrier.__signature__ = inspect.Signature(taken)
+    made = typer.Typer(add_completion=False)
+    made.command()(carrier)
+    return list(typer.main.get_command(made).params)
+
+
+def _option(name: str) -> Any:
     """The option of a field, in the panel of the systems that own it."""
     field, labels = fields()[name], Labels(METHODS)
     panel = ", ".join(labels[owner] for owner in METHODS.owners(name)) or None
     text = f"{field.description} [{field.default}]"
-    return TyperOption(
-        param_decls=[name, "--" + name.replace("_", "-")],
-        type=str,
-        default=None,
-        help=text,
-        rich_help_panel=panel,
-        show_default=False,
-    )
+    declared = typer.Option("--" + name.replace("_", "-"), help=text, rich_help_panel=panel, show_default=False)
+    return Annotated[str | None, declared]
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
@@ -520,10 +533,10 @@ def one_line():
         yield
     except BrokenPipeError:
         raise
-    except NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except (LsclError, OSError, click.ClickException) as error:
+    except (LsclError, OSError, ClickException) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # whose name has no public place
+            error.show()
+            sys.exit(2)
         _end(error)
     except Exception as error:
         line = explain(error)
@@ -533,12 +546,12 @@ def one_line():
 
 
 def _end(error: Exception) -> NoReturn:
-    text = _usage(error) if isinstance(error, click.ClickException) else str(error)
+    text = _usage(error) if isinstance(error, ClickException) else str(error)
     print(f"lscl: {make_printable(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     return error.format_message() + (f" ({context.command_path} --help says what is allowed)" if context else "")
 
