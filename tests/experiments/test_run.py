@@ -192,6 +192,15 @@ def stopped(config, rounds):
     return step
 
 
+def test_a_run_in_folders_with_blanks_and_other_letters_is_the_same_run(smoke, monkeypatch, tmp_path):
+    whole = run(smoke(), quiet=True)
+    for name, folder in (("LSCL_ROOT", "Ergebnisse für mich"), ("LSCL_CACHE", "缓存 of mine")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    again = run(smoke(), quiet=True)
+    assert compared(again) == compared(whole)
+    assert (tmp_path / "Ergebnisse für mich" / "results" / "runs" / "smoke" / f"{again['name']}.json").exists()
+
+
 def test_a_stop_says_how_to_go_on(smoke, capsys):
     stopped(smoke(), 2)
     assert capsys.readouterr().err.strip() == "stopped after round 2; the same command goes on from there"
