@@ -93,8 +93,8 @@ def test_the_packages_that_are_held_are_on_colabs_list(colab):
     assert any(line.startswith("numpy==") for line in colab.held_versions())
 
 
-def cell(served, drive=None):
-    """The first cell of a notebook with the address of `served`; on a Drive if one is given."""
+def cell(served):
+    """The first cell of a notebook with the address of `served`."""
     notebook = nbformat.read(ROOT / "notebooks" / "01_data_partitioning.ipynb", 4)
     (found,) = [one.source for one in notebook.cells if "setup" in one.metadata.tags]
     assert found.count("RELEASE = ") == 1 and f'RELEASE = "{RELEASE}"' in found
