@@ -11,10 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
-from click.exceptions import NoArgsIsHelpError
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand
 
 from lscl import paths
 from lscl.config import PROFILES, Experiment, check_profile, experiment, fields
@@ -22,6 +20,8 @@ from lscl.errors import LsclError, explain, make_printable, pluralize
 from lscl.registry import DATASETS, METHODS, Labels
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+# Of click, or of the copy of it that typer has from 0.26 on.
+ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets and partitions.")
 app.add_typer(data_app, name="data")
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs, compare them, and write them to files.")
@@ -41,18 +41,23 @@ def config_command(group: typer.Typer, name: str, *leave_out: str):
     """
 
     class ConfigCommand(TyperCommand):
-        def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        def get_params(self, ctx: typer.Context) -> list[Any]:
             *own, helping = super().get_params(ctx)
-            return [*own, *(_option(field) for field in fields() if field not in leave_out), helping]
+            return [*own, *_options([field for field in fields() if field not in leave_out]), helping]
+
+        def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+            left = super().parse_args(ctx, args)
+            ctx.obj = {field: ctx.params.pop(field) for field in fields() if field not in leave_out}
+            return left
 
     def decorate(command):
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "values"]
 
-        def wrapped(**given: Any) -> None:
-            mine = {p.name: given.pop(p.name) for p in own}
-            command(values=_parse(given), **mine)
+        def wrapped(ctx: typer.Context, **mine: Any) -> None:
+            command(values=_parse(ctx.obj), **mine)
 
-        wrapped.__signature__ = inspect.Signature(own)
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        wrapped.__signature__ = inspect.Signature([context, *own])
         wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
         group.command(name, cls=ConfigCommand)(wrapped)
         return command
@@ -60,19 +65,27 @@ def config_command(group: typer.Typer, name: str, *leave_out: str):
     return decorate
 
 
-def _option(name: str) -> TyperOption:
+def _options(names: list[str]) -> list[Any]:
+    """The options of fields, as typer makes them of a function's parameters."""
+
+    def carrier(**values: str | None) -> None:
+        """Its signature is all that is used."""
+
+    only = inspect.Parameter.KEYWORD_ONLY
+    taken = [inspect.Parameter(name, only, default=None, annotation=_option(name)) for name in names]
+    carrier.__signature__ = inspect.Signature(taken)
+    made = typer.Typer(add_completion=False)
+    made.command()(carrier)
+    return list(typer.main.get_command(made).params)
+
+
+def _option(name: str) -> Any:
     """The option of a field, in the panel of the systems that own it."""
     field, labels = fields()[name], Labels(METHODS)
     panel = ", ".join(labels[owner] for owner in METHODS.owners(name)) or None
     text = f"{field.description} [{field.default}]"
-    return TyperOption(
-        param_decls=[name, "--" + name.replace("_", "-")],
-        type=str,
-        default=None,
-        help=text,
-        rich_help_panel=panel,
-        show_default=False,
-    )
+    declared = typer.Option("--" + name.replace("_", "-"), help=text, rich_help_panel=panel, show_default=False)
+    return Annotated[str | None, declared]
 
 
 def _parse(given: dict[str, str | None]) -> dict[str, Any]:
@@ -120,6 +133,10 @@ def run_command(
             "none = nothing is kept"
         ),
     ] = None,
+    track: Annotated[
+        Path | None,
+        typer.Option(help="folder for TensorBoard, which shows the run while it goes on; needs the extra `track`"),
+    ] = None,
 ) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
     from lscl.experiments import config_files, kept_models, records
@@ -128,7 +145,8 @@ def run_command(
     config = _one(values, start, changes)
     if write_config is not None:
         config_files.check_writable_config(write_config)
-    record = run(config, keep_payloads=keep_payloads, keep_model=keep_model)
+    observer = None if track is None else _tensorboard(track)
+    record = run(config, keep_payloads=keep_payloads, keep_model=keep_model, on_round=observer)
     print(f"{record['name']}: {records.folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
     if account := record.get("privacy"):
@@ -139,6 +157,12 @@ def run_command(
     if write_config is not None:
         done = config.model_copy(update={"threads": record["config"]["threads"]})
         print(f"wrote {config_files.write_config(write_config, done, record['device'])}")
+
+
+def _tensorboard(folder: Path) -> Any:
+    from lscl.experiments.watch import TensorBoard
+
+    return TensorBoard(folder)
 
 
 @app.command("predict")
@@ -602,6 +626,33 @@ def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="tra
         print(f"{key}: {value}")
 
 
+@app.command("backbones")
+def backbones_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="timm names to try, none given = those of the book's table")
+    ] = None,
+    vit_size: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="pixels a side of what they see, none given = their own")
+    ] = None,
+    store: Annotated[bool, typer.Option(help="for maintainers: write results/backbones.json")] = False,
+) -> None:
+    """Try which networks can be the frozen ViT, and with which systems; nothing is downloaded.
+
+    A refusal is a result, not an error: the exit code is 0.
+    """
+    from lscl.experiments.backbones import TRIED, backbone_lines, save_backbones, try_backbone
+
+    if store and (names or vit_size):
+        raise LsclError("store: the book's table has its own names and sizes; leave out yours")
+    wanted = [(name, vit_size) for name in names] if names else [(name, vit_size or size) for name, size in TRIED]
+    tried = []
+    for name, size in wanted:
+        tried.append(try_backbone(name, size))
+        print(*backbone_lines(tried[-1:]), sep="\n", flush=True)
+    if store:
+        print(f"wrote {save_backbones(tried)}")
+
+
 @app.command("reproduce")
 def reproduce_command(
     profile: Annotated[str, typer.Argument(help="profile: " + ", ".join(PROFILES))] = "demo",
@@ -642,10 +693,10 @@ def one_line():
         yield
     except BrokenPipeError:
         raise
-    except NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except (LsclError, OSError, click.ClickException) as error:
+    except (LsclError, OSError, ClickException) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # whose name has no public place
+            error.show()
+            sys.exit(2)
         _end(error)
     except Exception as error:
         line = explain(error)
@@ -655,12 +706,12 @@ def one_line():
 
 
 def _end(error: Exception) -> NoReturn:
-    text = _usage(error) if isinstance(error, click.ClickException) else str(error)
+    text = _usage(error) if isinstance(error, ClickException) else str(error)
     print(f"lscl: {make_printable(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     return error.format_message() + (f" ({context.command_path} --help says what is allowed)" if context else "")
 

@@ -6,6 +6,7 @@ they become fields of an `Experiment`, too.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ WHERE_AND_HOW = PLACES | {"threads"}  # the digest leaves them out; lscl.experim
 # Options that only systems with the frozen ViT, or with a CNN on each client, or with something to train read.
 NEEDS = {
     "trains": ("rounds", "epochs", "batch", "lr", "precision"),
-    "vit": ("foundation", "weights", "weights_sha256", "normalize", "activations", "compile"),
+    "vit": ("foundation", "vit_size", "weights", "weights_sha256", "normalize", "activations", "compile"),
     "cnn": ("cnn", "cnn_size", "features", "channels_last"),
 }
 
@@ -147,7 +148,11 @@ class Experiment(BaseModel):
         min_length=1,
         max_length=200,
         pattern=NAME,
-        description="frozen ViT: mini (shipped), tiny (random, for tests), a timm name, or random/<timm name>",
+        description="frozen ViT: mini (shipped), tiny (random, for tests), a timm name, hf-hub:<owner>/<model>, or "
+        "random/<timm name>",
+    )
+    vit_size: int | None = Field(
+        None, ge=8, le=1024, description="pixels a side of what the ViT sees, none = its own; positions are resampled"
     )
     weights: Path | None = Field(
         None, description="local checkpoint of the frozen ViT: .safetensors, or .npz of the original release"
@@ -182,8 +187,9 @@ class Experiment(BaseModel):
     compile: bool = Field(
         False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where to compute; auto = as the record or saved state, else a GPU if any"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto",
+        description="where to compute; auto = as the record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; none = as the record or saved state has it, else 2 (smoke: 1)"
@@ -240,7 +246,7 @@ class Experiment(BaseModel):
     def name(self) -> str:
         """File name of the record: data set, system, values that differ from the profile's, seed, digest."""
         differs = [f"{key}={value}" for key, value in sorted(self.overrides().items())]
-        text = "--".join([self.source, self.method, *differs]).replace("/", "_")
+        text = re.sub("[/:]", "_", "--".join([self.source, self.method, *differs]))  # Windows has no : in names
         if len(text) > 150:  # a file name has room for 255 bytes
             text = text[:150]
         return f"{text}--s{self.seed}--{self.digest}"

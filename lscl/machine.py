@@ -2,10 +2,12 @@
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 import lscl
@@ -24,8 +26,24 @@ def versions() -> dict[str, str]:
 
 
 def physical_memory() -> int:
-    """Bytes of this machine's memory; 0 if the system does not say."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    """Bytes of this machine's memory."""
+    return psutil.virtual_memory().total
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held so far.
+
+    psutil knows that on Windows only; elsewhere the system does, in kilobytes on Linux and in bytes on macOS.
+    """
+    now = psutil.Process().memory_info()
+    if hasattr(now, "peak_wset"):
+        return now.peak_wset
+    try:
+        import resource  # Windows has no such module
+    except ImportError:
+        return now.rss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def hardware() -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 
 import pytest
+import typer
 from made_records import record
 from PIL import Image
+from tests_root import ROOT
 
 from lscl import cli
 from lscl.experiments import records
@@ -333,3 +336,25 @@ def test_none_is_no_limit_but_where_it_is_a_choice_it_is_that_choice(capsys, mon
     monkeypatch.setattr("lscl.experiments.run.run", lambda config, **_: asked.append(config) or sys.exit(0))
     call(capsys, "run", "--profile", "mini", "--dataset", "glyphs", *words)
     assert getattr(asked[0], name) == value
+
+
+def test_backbones_are_tried_and_a_refusal_is_a_result(capsys, places):
+    code, out, _ = call(capsys, "backbones", "vit_tiny_patch16_224", "resnet18", "--vit-size", "32")
+    first, second = out.splitlines()
+    assert code == 0 and first.startswith("vit_tiny_patch16_224: works with every system (32 pixels, 5 tokens")
+    assert second.startswith("resnet18: refused: ") and not (places / "results").exists()
+    code, _, err = call(capsys, "backbones", "tiny", "--store")
+    assert code == 2 and err.count("\n") == 1 and "store: " in err
+
+
+def test_a_run_can_be_tracked(capsys, tmp_path):
+    code, out, _ = call(capsys, "run", *SMOKE, "--method", "local_head", "--track", str(tmp_path / "board"))
+    (folder,) = (tmp_path / "board").iterdir()
+    assert code == 0 and out.startswith(folder.name) and [path.name[:7] for path in folder.iterdir()] == ["events."]
+
+
+def test_the_command_line_needs_no_click_of_its_own():
+    """Typer has its own copy from 0.26 on, whose exceptions are not click's; both kinds end in one line."""
+    text = (ROOT / "lscl" / "cli.py").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) click\b", text, re.MULTILINE)
+    assert issubclass(typer.BadParameter, cli.ClickException) and not issubclass(ValueError, cli.ClickException)

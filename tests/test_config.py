@@ -100,7 +100,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(values, words, one_lin
         ("eval_split", "train", "'official' or 'holdout'"),
         ("head_merge", "max", "'plain' or 'holders'"),
         ("o2d_upload", "images", "'features' or 'gram'"),
-        ("device", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("device", "tpu", "'auto', 'cpu', 'cuda' or 'mps'"),
         ("normalize", "perhaps", "boolean"),
         ("foundation", "", "at least 1 character"),
         ("cnn", "", "at least 1 character"),

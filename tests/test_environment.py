@@ -28,6 +28,7 @@ def required() -> set[str]:
         *extras["flower"],
         *extras["tune"],
         *extras["privacy"],
+        *extras["track"],
         *extras["test"],
     ]
     return {name_of(name) for name in names} - {"fed_lscl"}

@@ -140,6 +140,29 @@ def test_what_counts_as_a_public_name():
     assert doubled([("a", one), ("b", other)]) == {"shown": ["a", "b"]}
 
 
+def test_everything_can_be_imported_where_unix_modules_are_missing():
+    """As on Windows: no module of ours imports them when it is imported itself."""
+    code = """
+import builtins, importlib, pkgutil
+real = builtins.__import__
+def guarded(name, globals=None, *others, **named):
+    who = (globals or {}).get("__name__", "")
+    if name in ("fcntl", "grp", "pwd", "resource", "termios") and who.startswith("lscl"):
+        raise ImportError(f"{who} imports {name}")
+    return real(name, globals, *others, **named)
+builtins.__import__ = guarded
+import lscl
+modules = [found.name for found in pkgutil.walk_packages(lscl.__path__, "lscl.")]
+for name in modules:
+    importlib.import_module(name)
+from lscl.machine import peak_memory
+print(len(modules), peak_memory() > 10**7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    count, measured = done.stdout.split() or (done.stderr, "")
+    assert int(count) >= len(sources()) - 1 and measured == "True"
+
+
 @pytest.mark.parametrize(("own", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_torchs_threads_sleep_while_they_wait_unless_the_user_says_otherwise(own, found):
     """The variable is read when torch is imported, so it has to be set before anything of lscl imports torch."""

@@ -3,7 +3,9 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from lscl import machine
@@ -37,3 +39,22 @@ def test_the_hardware_is_this_machines():
 def test_without_proc_the_processor_is_what_python_calls_it(monkeypatch):
     monkeypatch.setattr(machine.Path, "read_text", lambda *_, **__: "no model here")
     assert machine.hardware()["cpu"] == (platform.processor() or platform.machine())
+
+
+def test_memory_is_counted_in_bytes(monkeypatch):
+    """A block of 200 MB moves the peak by so much; macOS gives bytes where Linux gives kilobytes."""
+    before = machine.peak_memory()
+    block = torch.ones(50_000_000)
+    after = machine.peak_memory()
+    assert len(block) and after >= before and 10**7 < after < machine.physical_memory()
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    assert machine.peak_memory() * 1024 == pytest.approx(after, rel=0.1)
+
+
+def test_windows_tells_its_peak_itself(monkeypatch):
+    class Process:
+        def memory_info(self):
+            return SimpleNamespace(rss=1, peak_wset=2)
+
+    monkeypatch.setattr(machine.psutil, "Process", Process)
+    assert machine.peak_memory() == 2

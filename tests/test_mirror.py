@@ -5,11 +5,13 @@ from tests_root import ROOT
 # Test files that belong to no single module, and what they are about.
 OF_THE_WHOLE = {
     "test_bad_input": "wrong values, damaged files and full disks, as the commands tell of them",
+    "test_colab": "the bootstrap of Colab, and Colab's packages",
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
     "test_gpu_benchmark": "the checks of benchmarks/gpu.py",
     "test_imports": "the order of the packages",
     "test_mirror": "this",
     "test_readability": "docstrings and comments on shapes",
+    "test_repository": "workflows, issue forms, Docker image, Makefile",
     "test_troubleshooting": "the page of errors",
     "test_wheel": "the package as it is installed, without a clone",
     "experiments/test_planned_memory": "the memory that the plan counts, against the measured one",
@@ -20,6 +22,7 @@ OF_THE_WHOLE = {
     "methods/test_proportion": "how large the first steps of Fed-LSCL are beside the frozen model",
     "methods/test_readers": "which system reads which values of the config",
     "methods/test_true_shapes": "every system at the shapes of the large profiles",
+    "publish/test_build_on_it": "the page on methods, data, models and machines of one's own",
     "publish/test_differences": "the page of differences against the config",
     "publish/test_book": "pages and notebooks as committed",
     "publish/test_page_of_results": "notebook 05, which makes runs",

@@ -20,11 +20,13 @@ import numpy as np
 from filelock import FileLock
 
 from lscl import paths
-from lscl.errors import LsclError
+from lscl.errors import LsclError, first_line
 from lscl.files import check_regular
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 ZEROS = 2**24  # bytes written at once
+
+NO_LOCK = (OSError, NotImplementedError)  # the second: the disk has no locks, as some mounted from elsewhere
 
 Stored = TypeVar("Stored")
 
@@ -123,12 +125,12 @@ def allocated_memmap(path: Path, dtype: np.dtype | type, shape: tuple[int, ...])
     return mapped
 
 
-def cannot_write(path: Path, error: OSError) -> LsclError:
+def cannot_write(path: Path, error: Exception) -> LsclError:
     """Make the error for a file or folder that cannot be written.
 
     Args:
         path: the file or folder.
-        error: what the system said.
+        error: what the system said, or that the disk has no locks.
 
     Returns:
         The error, with what helps: another cache folder, or the same command once more.
@@ -137,7 +139,8 @@ def cannot_write(path: Path, error: OSError) -> LsclError:
         helps = "free some space or set LSCL_CACHE to another folder"
     else:
         helps = "once that is mended, the same command goes on"
-    return LsclError(f"cannot write {path}: {error.strerror or error}; {helps}")
+    said = getattr(error, "strerror", None) or first_line(error)
+    return LsclError(f"cannot write {path}: {said}; {helps}")
 
 
 @contextmanager
@@ -183,7 +186,7 @@ def only_builder(target: Path) -> Iterator[None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
+    except NO_LOCK as error:
         raise cannot_write(target, error) from error
     try:
         for left in target.parent.glob(f".{target.name}.new-*"):

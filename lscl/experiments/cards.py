@@ -203,8 +203,11 @@ def step_like(config: Experiment, steps: tuple[MeasuredStep, ...]) -> MeasuredSt
         steps: to choose from.
 
     Returns:
-        a step of its system on its ViT in its arithmetic, of the nearest batch; None if there is none.
+        a step of its system on its ViT in its arithmetic, of the nearest batch; None if there is none, or if the ViT
+        has another size than its own, at which nothing was timed.
     """
+    if config.vit_size is not None:
+        return None
     vit = config.foundation.removeprefix("random/").split(".")[0]
     alike = [
         one for one in steps if (one.method, one.vit, one.arithmetic) == (config.method, vit, arithmetic_of(config))

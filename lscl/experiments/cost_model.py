@@ -135,7 +135,7 @@ class Cost:
 
 def blocks_of(config: Experiment) -> Blocks:
     """The transformer blocks that a method computes in a training step, with the tokens that it adds."""
-    kind, (vit, _) = METHODS[config.method], vit_shape(config.foundation)
+    kind, (vit, _) = METHODS[config.method], vit_shape(config.foundation, config.vit_size)
     cut = kind.cut(config)
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens + kind.costs(config).tokens()
     mlp = sum(layer.weight.numel() for layer in vit.blocks[0].mlp.modules() if isinstance(layer, nn.Linear))
@@ -330,7 +330,7 @@ def cost(config: Experiment) -> Cost:
     memory, download, steps = CUDA_CONTEXT, source.download, trained / config.batch
     blocks, width, depth, given = Blocks(0, 0, 0, 0), 0, 0, Given()
     if kind.vit:
-        vit, stem = vit_shape(config.foundation)
+        vit, stem = vit_shape(config.foundation, config.vit_size)
         whole = uncut_vit(vit)
         kind.check_foundation(config, whole)
         blocks, width, depth = blocks_of(config), vit.embed_dim, len(vit.blocks)

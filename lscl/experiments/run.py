@@ -3,12 +3,11 @@
 import io
 import json
 import math
-import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from lscl import paths
 from lscl.config import Experiment
 from lscl.data.partition import Census, Partition, partition
 from lscl.data.sources import load, surrogate
-from lscl.data.store import Dataset, ImageSet, write_atomic
-from lscl.errors import LsclError
+from lscl.data.store import NO_LOCK, Dataset, ImageSet, cannot_write, write_atomic
+from lscl.errors import LsclError, first_line
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.kept_models import ModelKeeper, is_kept, write_models
 from lscl.experiments.prediction import check_models, load_model
@@ -37,6 +36,7 @@ from lscl.federation.loop import InProcess, Round, Transport, exchanges, federat
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
 from lscl.federation.pipeline import free_memory, place_on_device
+from lscl.machine import peak_memory
 from lscl.models.cache import embedded_tokens, limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
@@ -50,6 +50,7 @@ from lscl.models.precision import (
 from lscl.models.vit import FrozenViT, foundation_of
 from lscl.registry import METHODS
 
+Observer = Callable[[Experiment, Sequence[Round]], None]
 Played = tuple[Dataset, Partition, Method, list[Round], dict]  # what `make_record` takes
 
 
@@ -186,6 +187,7 @@ def run(
     wait: bool = True,
     keep_payloads: Path | None = None,
     keep_model: bool = False,
+    on_round: Observer | None = None,
 ) -> records.Record:
     """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
@@ -199,6 +201,8 @@ def run(
             `lscl.federation.kept_payloads`; None = nothing is written.
         keep_model: keep what server and clients end with beside the record (`lscl.experiments.kept_models`). If there
             is a record without its models, the run is computed again for them; the record stays as it is.
+        on_round: called with the config and the reports of all rounds so far whenever a round is finished and saved; a
+            run that is read from its record calls nobody. `lscl.experiments.watch` has two ready ones.
 
     Returns:
         the record.
@@ -222,7 +226,7 @@ def run(
     with claim(state, wait):
         try:
             keeper = ModelKeeper() if keep_model else None
-            record = _finished(config, code) or _compute(config, code, read_state(state), quiet, keep, keeper)
+            record = _finished(config, code) or _compute(config, code, read_state(state), quiet, keep, keeper, on_round)
             if keep_model and not is_kept(record):
                 _compute_models(config, code, record, quiet)
             return record
@@ -304,11 +308,12 @@ def claim(state: Path, wait: bool):
         lock.acquire()
     except Timeout:
         raise RunBusy(f"{state.name}: another process is computing this run") from None
-    except OSError as error:
-        raise LsclError(f"cannot write {lock.lock_file}: {error.strerror or error}") from error
+    except NO_LOCK as error:
+        raise cannot_write(Path(lock.lock_file), error) from error
     try:
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes re-read the record
+        with suppress(PermissionError):  # Windows keeps it until it is released
+            Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes re-read the record
     finally:
         lock.release()
 
@@ -345,9 +350,10 @@ def _compute(
     quiet: bool,
     keep: Path | None = None,
     keeper: ModelKeeper | None = None,
+    on_round: Observer | None = None,
 ) -> records.Record:
     """Make the record, starting after the last finished round; write what travels and the models, if wanted."""
-    played = _play(config, code, saved, quiet, keep=keep, keeper=keeper)
+    played = _play(config, code, saved, quiet, keep=keep, keeper=keeper, on_round=on_round)
     record = make_record(*played)
     if keep is not None:
         _finish_keeping(config, keep)
@@ -412,6 +418,7 @@ def _play(
     until: int | None = None,
     keep: Path | None = None,
     keeper: ModelKeeper | None = None,
+    on_round: Observer | None = None,
 ) -> Played:
     """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
     config = settle_device(config, saved)
@@ -427,7 +434,7 @@ def _play(
             raise _nothing_again(keep, f"this run has {len(done)} finished rounds")
         transport = PayloadKeeper(transport, keep)
     with one_line_if_unrepeatable(config):
-        reports, about = run_rounds(method, transport, clients, saved, about, progress, until)
+        reports, about = run_rounds(method, transport, clients, saved, about, progress, until, on_round)
     return data, parts, method, reports, about
 
 
@@ -439,6 +446,7 @@ def run_rounds(
     about: dict,
     progress: Progress,
     until: int | None = None,
+    on_round: Observer | None = None,
     **rules: int | None,
 ) -> tuple[list[Round], dict]:
     """Run all rounds that are not in the saved state yet, and save the state after each of them.
@@ -451,13 +459,14 @@ def run_rounds(
         about: the code that runs, its origin, and the seconds of its preparation.
         progress: shows the rounds.
         until: stop behind this task, from 1; None = the last. The saved state must be of an earlier round.
+        on_round: as for `run`.
         rules: `least` and `limit` of `federate`.
 
     Returns:
         the reports of all rounds, and `about` as the first call for this run had it.
 
     Raises:
-        LsclError: the saved state is damaged or of another origin.
+        LsclError: the saved state is damaged or of another origin, or `on_round` fails.
     """
     config = method.config
     if saved.about:
@@ -476,6 +485,8 @@ def run_rounds(
                     progress.sheet(sheet, report)
             save_state(saved.folder, reports, method, kept, about)
             progress.round(report)
+            if on_round is not None:
+                _tell(on_round, config, reports)
             if report.scores and report.task + 1 == until:
                 break
     except KeyboardInterrupt:
@@ -484,6 +495,18 @@ def run_rounds(
     finally:
         progress.close()
     return reports, about
+
+
+def _tell(on_round: Observer, config: Experiment, reports: Sequence[Round]) -> None:
+    """Call an observer; its errors are of any type."""
+    try:
+        on_round(config, tuple(reports))
+    except LsclError:
+        raise
+    except Exception as error:
+        raise LsclError(
+            f"on_round: {type(error).__name__}: {first_line(error)}; the rounds so far are saved, the same call goes on"
+        ) from error
 
 
 def save_sheet(
@@ -584,7 +607,7 @@ def make_record(data: Dataset, parts: Partition, method: Method, reports: list[R
         "optimised_images": sum(report.images for report in reports),
         "seconds": {"prepare": round(about["prepare"], 3), **phases},
         "cpu_seconds": round(sum(report.cpu_seconds for report in reports), 3),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mb": round(peak_memory() / 2**20),
         **{key: about[key] for key in ("commit", "dirty", "code_digest")},
         **({"privacy": account} if (account := account_of(method)) else {}),
         **({"faults": [report.faults for report in reports]} if any(report.faults for report in reports) else {}),

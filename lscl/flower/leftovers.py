@@ -6,7 +6,6 @@ mark in their environment, which processes inherit, and removes the folder. If t
 command on the machine cleans up: a folder whose lock is free has no owner.
 """
 
-import fcntl
 import os
 import shutil
 import signal
@@ -101,7 +100,7 @@ def remove_abandoned() -> None:
                 continue
             if not (folder / "lock").exists() and time.time() - about.st_mtime < EXPIRY:
                 continue
-            lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = _lock(folder, wait=False)
             try:
                 end_marked(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -114,21 +113,23 @@ def _locked() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         with suppress(FileNotFoundError):  # another command took it for an abandoned one before the lock was taken
-            lock = _lock(folder, fcntl.LOCK_EX)
+            lock = _lock(folder, wait=True)
             if (folder / "lock").exists():
                 return folder, lock
             os.close(lock)
 
 
-def _lock(folder: Path, how: int) -> int:
-    """Take the lock of a folder and return its descriptor.
+def _lock(folder: Path, wait: bool) -> int:
+    """Take the lock of a folder and return its descriptor; unlike FileLock, it never makes a folder that has gone.
 
     Raises:
         OSError: another process has it, or the folder is gone.
     """
+    import fcntl  # Linux and macOS have it, see `node.check_system`
+
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(lock, how)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(lock)
         raise

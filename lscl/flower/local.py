@@ -405,8 +405,9 @@ def federate_locally(
         its record.
 
     Raises:
-        LsclError: as `submit`.
+        LsclError: as `submit` and `node.check_system`.
     """
+    node.check_system()
     state = paths.results() / "federation" / "state"
     private, config = state / f"{config.name}-private", settle_device(config, read_state(state / config.name))
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk

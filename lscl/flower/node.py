@@ -30,6 +30,19 @@ LOOPBACK = "127.0.0.1"
 RESTART_DELAY = 5  # seconds before a SuperNode that ended is started again
 
 
+def check_system() -> None:
+    """Refuse to start Flower's processes where they cannot be ended as this package does it.
+
+    Raises:
+        LsclError: this is neither Linux nor macOS.
+    """
+    if not hasattr(os, "killpg"):
+        raise LsclError(
+            f"system = {sys.platform}: a federation of processes starts on Linux and macOS; on Windows use WSL, the "
+            "Windows Subsystem for Linux, or lscl run, which computes the same in one process"
+        )
+
+
 def environment() -> dict[str, str]:
     """The environment of Flower's programs: a quiet Flower, and a path to its other programs beside this Python."""
     return {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -106,7 +119,11 @@ def serve(node: Node) -> None:
 
     The SuperLink refuses a node that it believes to be connected, and it notices the end of a killed one only after two
     missing heartbeats, up to a minute later. Until then a new start fails and is tried again.
+
+    Raises:
+        LsclError: as `check_system`.
     """
+    check_system()
     from lscl.flower import leftovers
 
     restrict_private_folders()

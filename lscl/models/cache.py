@@ -5,23 +5,30 @@ run holds a shared lock on the activations that it uses, so that no other proces
 """
 
 import atexit
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import Timeout
+from filelock import ReadWriteLock, Timeout
 
 from lscl import paths
-from lscl.data.store import ImageSet, allocated_memmap, builder_lock, found_or_built, new_folder, only_builder
+from lscl.data.store import (
+    ImageSet,
+    allocated_memmap,
+    builder_lock,
+    cannot_write,
+    found_or_built,
+    new_folder,
+    only_builder,
+)
 from lscl.errors import LsclError
 from lscl.machine import hardware
 from lscl.models.precision import without_autocast
@@ -146,6 +153,7 @@ class TokenWriter:
     def save(self) -> None:
         """Write the rest to the disk, and the digests last, which show that the tokens are complete."""
         self.out.flush()
+        del self.out  # Windows does not rename a folder with an open file
         self.digests.save(self.folder)
 
 
@@ -217,7 +225,7 @@ def tokens_as_float(tokens: torch.Tensor) -> torch.Tensor:
     return tokens
 
 
-_held: dict[Path, BinaryIO] = {}  # open lock files, until `release`
+_held: dict[Path, ReadWriteLock] = {}  # until `release`
 
 
 def hold(folder: Path) -> None:
@@ -231,12 +239,11 @@ def hold(folder: Path) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _held[path] = open(path, "ab")  # noqa: SIM115, `release` closes it
-        fcntl.flock(_held[path], fcntl.LOCK_SH)
-    except OSError as error:
-        raise LsclError(
-            f"cannot write {path}: {error.strerror or error}; free some space or set LSCL_CACHE to another folder"
-        ) from error
+        lock = ReadWriteLock(path, is_singleton=False)
+        lock.acquire_read()
+    except (OSError, sqlite3.Error) as error:
+        raise cannot_write(path, error) from error
+    _held[path] = lock
 
 
 def release() -> None:
@@ -317,13 +324,15 @@ def _remove(folder: Path) -> bool:
     path = _lock_file(folder)
     if path in _held:
         return False
-    with open(path, "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
-        return not folder.exists()
+    lock = ReadWriteLock(path, is_singleton=False)
+    try:
+        with lock.write_lock(blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
+            return not folder.exists()
+    except Timeout:
+        return False
+    finally:
+        lock.close()
 
 
 def _lock_file(folder: Path) -> Path:
@@ -351,6 +360,8 @@ def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.de
         chunk,
         numbers,
         "parts",
+        # the digest tells the size by the positions
+        *([] if foundation.vit.pos_embed is not None else foundation.vit.patch_embed.img_size),
         *rounding(device),
     ]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]

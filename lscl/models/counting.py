@@ -148,10 +148,18 @@ NOTHING = Network(0, 0, 0)
 
 
 @lru_cache
-def vit_shape(name: str) -> tuple[VisionTransformer, float]:
-    """A ViT on the meta device, which takes no memory, and the FLOPs of its patch embedding per image."""
+def vit_shape(name: str, size: int | None = None) -> tuple[VisionTransformer, float]:
+    """A ViT on the meta device, which takes no memory, and the FLOPs of its patch embedding per image.
+
+    Args:
+        name: of the ViT.
+        size: pixels a side of its inputs; None = its own.
+
+    Returns:
+        The network and the FLOPs.
+    """
     with torch.device("meta"):
-        vit = architecture(name)
+        vit = architecture(name, size)
         images = torch.empty(1, 3, *vit.patch_embed.img_size)
     return vit, _flops(vit.patch_embed, images)
 

@@ -98,8 +98,13 @@ def device_of(config: Experiment) -> torch.device:
     """The device to compute on.
 
     Raises:
-        LsclError: device = cuda without a GPU.
+        LsclError: device = cuda without a CUDA GPU; device = mps, whatever the machine.
     """
+    if config.device == "mps":
+        raise LsclError(
+            "device = mps: a Mac's GPU has no float64, which closed forms and scores need (allowed here: auto, cpu"
+            + (", cuda)" if torch.cuda.is_available() else ")")
+        )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise LsclError("device = cuda: no CUDA GPU found (allowed here: auto, cpu)")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """A linear probe: the quality of the frozen features by themselves."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
         )
     result = {
         "foundation": config.foundation,
+        **({"vit_size": config.vit_size} if config.vit_size else {}),
         "weights_digest": model.digest,
         "dataset": config.dataset,
         "data_digest": data.digest,
@@ -67,8 +69,9 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
         "accuracy_8": round(float(np.mean(eight)), 2),
         "weight_decay": max(held, key=held.get),
     }
+    size = f"--{config.vit_size}px" if config.vit_size else ""
     file = f"--{config.weights_sha256[:12]}" if config.weights_sha256 else ""
-    name = f"{config.foundation}{file}--{config.dataset}--{count}.json".replace("/", "_")
+    name = re.sub("[/:]", "_", f"{config.foundation}{size}{file}--{config.dataset}--{count}.json")
     write_atomic(paths.results() / "probe" / name, (json.dumps(result, indent=1) + "\n").encode())
     return result
 

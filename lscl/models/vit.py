@@ -292,6 +292,8 @@ def unfit(vit: nn.Module) -> str | None:
         return "its attention has a gate"
     if not vit.global_pool:
         return "it does not pool its tokens to one feature"
+    if vit.global_pool == "token" and not vit.has_class_token:
+        return "it has no class token, and pools by none"
     return None
 
 
@@ -398,24 +400,29 @@ def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 RANDOM = "random/"  # in front of a timm name: the same architecture with random weights
+HUB = "hf-hub:"  # in front of <owner>/<model>: architecture and weights from a repository of the Hugging Face Hub
 OURS = ("mini", "tiny")
 
 
-def foundation(name: str, block: int | None, normalize: bool = True, weights: Path | None = None) -> FrozenViT:
+def foundation(
+    name: str, block: int | None, normalize: bool = True, weights: Path | None = None, size: int | None = None
+) -> FrozenViT:
     """Load a frozen ViT by its name.
 
     Args:
-        name: mini, tiny, a timm name, or random/<timm name> for random weights.
+        name: mini, tiny, a timm name, hf-hub:<owner>/<model>, or random/<timm name> for random weights.
         block: the block in front of which it is cut; None = behind the last.
         normalize: normalise inputs with the checkpoint's mean and standard deviation; False = only scale them to 0..1.
         weights: a local checkpoint; None = the one that belongs to the name.
+        size: pixels a side of its inputs; its position embeddings are resampled. None = its own.
 
     Returns:
         The frozen ViT, tested on an image of noise unless it is ours.
 
     Raises:
-        LsclError: an unknown name or block, a network that cannot be cut and adapted, a weight file that is damaged or
-            of another network, a failed download, or numbers that are not finite.
+        LsclError: an unknown name or block, a network that cannot be cut and adapted, a size that its patches do not
+            divide, a weight file that is damaged or of another network, a failed download, or numbers that are not
+            finite.
     """
     drawn = name.startswith(RANDOM)
     if weights is not None and drawn:
@@ -423,40 +430,75 @@ def foundation(name: str, block: int | None, normalize: bool = True, weights: Pa
             f"foundation = {name!r}: has drawn weights, so weights = {str(weights)!r} cannot be used with it"
         )
     if name == "mini" and weights is None:
-        vit = _mini()
+        vit = set_vit_size(_mini(), size, name)
     elif weights is None and not drawn and name not in OURS:
         with torch.device("meta"):
-            architecture(name)  # refuses an unfit network before anything is downloaded
-        vit = _timm(name, pretrained=True)
+            architecture(name, size)  # refuses an unfit network before its weights are downloaded
+        vit = set_vit_size(_timm(name, pretrained=True), size, name)
     else:
-        vit = architecture(name)
+        vit = architecture(name, size)
     if weights is not None:
         load_checkpoint(vit, weights, name)
     mean, std = (MEAN, STD) if name in OURS else (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
     if not normalize:
         mean, std = (0.0,) * 3, (1.0,) * 3
     frozen = FrozenViT(vit, len(vit.blocks) if block is None else block, mean, std)
-    if name not in OURS or weights is not None:
+    if name not in OURS or weights is not None or size is not None:
         check_frozen_vit(frozen, name if weights is None else f"{name} with weights = {weights}")
     return frozen
 
 
-def architecture(name: str) -> VisionTransformer:
-    """Make the untrained network of a name: mini, tiny, a timm name, or random/<timm name>.
+def architecture(name: str, size: int | None = None) -> VisionTransformer:
+    """Make the untrained network of a name.
+
+    Args:
+        name: as in `foundation`.
+        size: pixels a side of its inputs; None = its own.
+
+    Returns:
+        The network.
 
     Raises:
-        LsclError: an unknown name, or a network that cannot be cut and adapted.
+        LsclError: an unknown name, a network that cannot be cut and adapted, or a size that its patches do not divide.
     """
     if name == "mini":
-        return mini_vit()
+        return set_vit_size(mini_vit(), size, name)
     if name == "tiny":
         with seeded(0, "tiny-vit"):
-            return VisionTransformer(
+            tiny = VisionTransformer(
                 img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=0, mlp_ratio=2
             )
-    if not timm.is_model(name.removeprefix(RANDOM)):
+        return set_vit_size(tiny, size, name)
+    of_timm = name.removeprefix(RANDOM)
+    if not of_timm.startswith(HUB) and not timm.is_model(of_timm):
         raise unknown_name("foundation model", name, [*OURS, *timm.list_models("vit_*_patch16_224")])
-    return _timm(name, pretrained=False)
+    return set_vit_size(_timm(name, pretrained=False), size, name)
+
+
+def set_vit_size(vit: VisionTransformer, size: int | None, name: str) -> VisionTransformer:
+    """Let a ViT take inputs of another size: its position embeddings are resampled to the new grid of patches.
+
+    Args:
+        vit: the network, changed in place.
+        size: pixels a side; None = it stays as it is.
+        name: its name in messages.
+
+    Returns:
+        The network.
+
+    Raises:
+        LsclError: the size is not a multiple of the patches' side.
+    """
+    if size is None or vit.patch_embed.img_size == (size, size):
+        return vit
+    patch = vit.patch_embed.feat_ratio()
+    if size % patch:
+        raise LsclError(f"vit_size = {size}: the patches of {name} have {patch} pixels a side, allowed are multiples")
+    try:
+        vit.set_input_size(img_size=(size, size))
+    except Exception as error:  # another library's networks fail in many ways
+        raise LsclError(f"vit_size = {size}: {name} cannot have this size: {first_line(error)}") from error
+    return vit
 
 
 def check_frozen_vit(frozen: FrozenViT, name: str) -> None:
@@ -520,7 +562,7 @@ def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
             f"weights_sha256 = {config.weights_sha256}: this run uses a local checkpoint; "
             "say by weights where the file is"
         )
-    return foundation(config.foundation, block, config.normalize, config.weights)
+    return foundation(config.foundation, block, config.normalize, config.weights, config.vit_size)
 
 
 def _timm(name: str, pretrained: bool) -> VisionTransformer:
@@ -531,6 +573,11 @@ def _timm(name: str, pretrained: bool) -> VisionTransformer:
         if pretrained:
             raise LsclError(
                 f"cannot get the weights of {name}: {first_line(error)}; give a local file by weights"
+            ) from error
+        if HUB in name:
+            raise LsclError(
+                f"cannot get the description of {name}: {first_line(error)}; give its timm name, and a local file by "
+                "weights"
             ) from error
         raise LsclError(f"foundation = {name!r}: timm cannot make it: {first_line(error)}") from error
     if reason := unfit(vit):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lscl.registry import METHODS
 
 BOOK_PARTS = ("book", "_config.yml", "results/tables", "results/figures")
 KEPT = ("smoke", "demo")  # profiles in which `lscl reproduce` keeps the models of the paper's own system
+NO_BOOK = "the book needs jupyter-book: pip install 'fed-lscl[book]', then the same command builds it"
 UTF8 = {"PYTHONUTF8": "1", "LC_ALL": "C"}  # text is UTF-8 whatever the machine's locale is; it need not even exist
 
 
@@ -66,7 +68,7 @@ def reproduce(
         profile: its name.
         data_dir: where the images lie.
         weights: a local checkpoint of the frozen ViT.
-        book: build the book.
+        book: build the book; without the package jupyter-book one line at the end says how to get it.
         force: execute every notebook, changed or not.
         store: write the executed notebooks back to notebooks/ without papermill's notes. If no run was there before,
             also write what all of it took and gave to results/expected/: minutes of a part are not those of the whole.
@@ -104,7 +106,7 @@ def reproduce(
             seconds[notebook.stem] = executed.metadata.papermill.duration
             freshness.store_digest(executed, profile, places)
             write_atomic(notebook, _clean(executed).encode())
-    page = build_book(profile) if book else None
+    page = build_book(profile) if book and find_spec("jupyter_book") else None
     minutes = (time.perf_counter() - started) / 60
     if store and len(missing) == len(runs):
         readme.expect(profile, minutes, done, runs_seconds, seconds)
@@ -112,6 +114,12 @@ def reproduce(
     for line in readme.compare_with_expected(profile, done):
         say(line)
     say(f"done in {minutes:.1f} minutes" + (f"; open {page}" if page else ""))
+    if book and page is None:
+        say(
+            f"executed notebooks are in {paths.results() / 'executed' / profile}; {NO_BOOK}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | None]) -> None:

@@ -5,7 +5,7 @@ import re
 from itertools import zip_longest
 from pathlib import Path
 
-from lscl import files, paths
+from lscl import __version__, files, paths
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, sweeps
@@ -48,6 +48,7 @@ def pieces() -> dict[str, str]:
         ),
         "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
+        "backbones.md": reference.backbone_table(),
         "headline.md": headline(records),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmark_pages.benchmark_page(),
@@ -100,19 +101,21 @@ def contents() -> dict[str, str]:
 
 
 def notebook_heads() -> dict[str, str]:
-    """Every notebook with the measured time and the repository's public address in its first cells.
+    """Every notebook with the measured time, the repository's public address and the release in its first cells.
 
-    The address is a setting of _config.yml and stands nowhere else; the time comes from results/expected/demo.json.
+    The address is a setting of _config.yml and stands nowhere else; the release is the tag of this version; the time
+    comes from results/expected/demo.json.
     """
     found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     if not found:
         return {}
     address = _address(paths.root() / "_config.yml")
-    cell = re.compile(r'(REPOSITORY = \\")[^"\\]*')  # as JSON has it
+    cell = re.compile(r'((?P<name>REPOSITORY|RELEASE) = \\")[^"\\]*')  # as JSON has it
+    values = {"REPOSITORY": address, "RELEASE": f"v{__version__}"}
     time = re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")
     heads = {}
     for path in found:
-        text = cell.sub(lambda kept: kept[1] + address, files.read_text(path))
+        text = cell.sub(lambda kept: kept[1] + values[kept["name"]], files.read_text(path))
         heads[f"notebooks/{path.name}"] = time.sub(lambda kept, name=path.stem: _time(kept, name), text)
     return heads
 

@@ -6,6 +6,7 @@ import pandas as pd
 
 from lscl import files, paths
 from lscl.config import OFFICIAL, PROFILES, chosen_values, experiment, fields
+from lscl.experiments.backbones import outcome_of, read_backbones
 from lscl.models.cnn_weights import SMALL_WEIGHTS
 from lscl.models.vit import WEIGHTS
 from lscl.registry import DATASETS, METHODS
@@ -49,6 +50,26 @@ def method_values() -> pd.DataFrame:
         ]
         rows += sorted(mine, key=lambda row: row["why"])
     return pd.DataFrame(rows)
+
+
+def backbone_table() -> str:
+    """The networks that were tried as the frozen ViT, as markdown; see `lscl.experiments.backbones`."""
+    found = read_backbones()
+    if found is None:
+        return "Nobody has tried yet: `lscl backbones --store` does."
+    timm, tried = found
+    rows = [
+        {
+            "network": f"`{one.name}`",
+            "pixels": show(one.pixels or one.vit_size) if one.pixels or one.vit_size else "–",
+            "tokens": show(one.tokens) if one.tokens else "–",
+            "reads": one.reads or "–",
+            "outcome": outcome_of(one),
+        }
+        for one in tried
+    ]
+    caption = f"Networks of timm {timm} that were tried as the frozen ViT"
+    return numbered_table(pd.DataFrame(rows), caption, "tab-backbones", index=False, markdown=("network",))
 
 
 def show(value: Any) -> str:

@@ -69,6 +69,8 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
 def refuse_undeclared(notebook: str, reads: list[str], makes: list[str]) -> None:
     """From now on, in this process, refuse to read what is not declared; this cannot be undone.
 
+    The folder of today's results is watched; a notebook that keeps its own runs in a folder of its own may read them.
+
     Args:
         notebook: its name, for the message.
         reads: what it declares.
@@ -78,6 +80,8 @@ def refuse_undeclared(notebook: str, reads: list[str], makes: list[str]) -> None
         LsclError: not here, but wherever the process later reads something else.
     """
 
+    results = str(paths.results())
+
     def refuse(event: str, given: tuple[Any, ...]) -> None:
         if event == AUDITED:
             profile, name = given
@@ -85,7 +89,7 @@ def refuse_undeclared(notebook: str, reads: list[str], makes: list[str]) -> None
                 what = f"{STUDY}{profile}/{name}" if name else f"runs/{profile}/*.json"
                 raise LsclError(f"{notebook} reads {what}, which it does not declare in its metadata (lscl.reads)")
         elif event == "open":
-            place = _place_read(*given)
+            place = _place_read(results, *given)
             if place is not None and not is_declared(place, reads, makes):
                 raise LsclError(
                     f"{notebook} reads results/{place}, which it does not declare in its metadata (lscl.reads)"
@@ -94,11 +98,11 @@ def refuse_undeclared(notebook: str, reads: list[str], makes: list[str]) -> None
     sys.addaudithook(refuse)
 
 
-def _place_read(path: Any, _mode: str | None, flags: int) -> str | None:
+def _place_read(results: str, path: Any, _mode: str | None, flags: int) -> str | None:
     """The place below results/ of a file that is opened to be read; None for everything else."""
     if not isinstance(path, str | bytes | os.PathLike) or flags & (os.O_WRONLY | os.O_RDWR):
         return None
-    full, results = os.path.abspath(os.fsdecode(path)), str(paths.results())
+    full = os.path.abspath(os.fsdecode(path))
     if not full.startswith(results + os.sep) or os.path.isdir(full):
         return None
     return Path(full).relative_to(results).as_posix()

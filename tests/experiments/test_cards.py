@@ -76,6 +76,7 @@ def test_a_run_follows_the_step_of_its_system_vit_and_arithmetic_with_the_neares
     assert cards.seconds_like(paper(batch=48), steps[1]) == pytest.approx(1.2)
     for other in (paper(method="lorm"), paper(precision="bf16"), paper(foundation="mini")):
         assert cards.step_like(other, steps) is None
+    assert cards.step_like(paper(vit_size=384), steps) is None  # timed at the ViT's own size
 
 
 def test_the_reader_needs_no_more_than_it_says(places):

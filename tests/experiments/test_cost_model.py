@@ -463,3 +463,11 @@ def test_blocks_know_whether_the_vit_pools():
     }
     assert [one.pooled for one in found.values()] == [False, True, True]
     assert found["vitamin_small_224"].hidden == 3 * 384  # three layers of 2 d x d, as two of 3 d x d
+
+
+def test_a_larger_vit_costs_more_and_no_timed_step_is_like_its_own():
+    """At twice the side it has four times the patches."""
+    own, large = (
+        cost_model.blocks_of(experiment(profile="paper", dataset="cifar100", vit_size=size)) for size in (None, 448)
+    )
+    assert (own.tokens - 1) * 4 == large.tokens - 1

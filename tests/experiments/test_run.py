@@ -142,6 +142,12 @@ def test_a_gpu_is_found_and_gives_about_the_same_scores(smoke, monkeypatch, tmp_
     assert on_gpu["config_digest"] == on_cpu["config_digest"] and on_gpu["bytes_up"] == on_cpu["bytes_up"]
 
 
+def test_the_gpu_of_a_mac_is_refused_in_one_line(smoke, one_line):
+    with pytest.raises(LsclError) as caught:
+        run(smoke(device="mps"), quiet=True)
+    one_line(caught, "device = mps", "float64", "auto, cpu")
+
+
 def test_unknown_parts_are_one_line(smoke, one_line):
     for values, words in (
         ({"cnn": "tinny"}, "unknown cnn 'tinny'"),
@@ -186,6 +192,15 @@ def stopped(config, rounds):
     return step
 
 
+def test_a_run_in_folders_with_blanks_and_other_letters_is_the_same_run(smoke, monkeypatch, tmp_path):
+    whole = run(smoke(), quiet=True)
+    for name, folder in (("LSCL_ROOT", "Ergebnisse für mich"), ("LSCL_CACHE", "缓存 of mine")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    again = run(smoke(), quiet=True)
+    assert compared(again) == compared(whole)
+    assert (tmp_path / "Ergebnisse für mich" / "results" / "runs" / "smoke" / f"{again['name']}.json").exists()
+
+
 def test_a_stop_says_how_to_go_on(smoke, capsys):
     stopped(smoke(), 2)
     assert capsys.readouterr().err.strip() == "stopped after round 2; the same command goes on from there"
@@ -214,6 +229,44 @@ def test_a_run_that_another_process_is_at_is_waited_for(smoke):
     lock.release()
     thread.join()
     assert found == [records.find(config)] and state_folders() == []
+
+
+def test_a_disk_without_locks_is_one_line(smoke, monkeypatch, one_line):
+    def acquire(lock):
+        raise NotImplementedError("this file system has no flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="local_head"), quiet=True)
+    one_line(caught, "cannot write", ".lock: this file system has no flock")
+
+
+def test_an_observer_hears_of_every_finished_round_once_it_is_saved(smoke):
+    config, heard = smoke(method="fedavg"), []
+
+    def hear(of, reports):
+        saved = [path for path in state_folders() if any(path.iterdir())]
+        heard.append((of.digest, [(one.task, one.round) for one in reports], len(saved)))
+
+    record = run(config, quiet=True, on_round=hear)
+    rounds = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert heard == [(config.digest, rounds[:number], 1) for number in (1, 2, 3, 4)]
+    assert run(config, quiet=True, on_round=hear) == record and len(heard) == 4  # read, not computed
+
+
+def test_an_observer_that_fails_is_one_line_and_loses_nothing(smoke, one_line, monkeypatch, tmp_path):
+    def fail(config, reports):
+        if len(reports) == 3:
+            raise ZeroDivisionError("division by zero\nmore")
+
+    with pytest.raises(LsclError) as caught:
+        run(smoke(method="fedavg"), quiet=True, on_round=fail)
+    one_line(caught, "on_round: ZeroDivisionError: division by zero", "are saved")
+    heard = []
+    record = run(smoke(method="fedavg"), quiet=True, on_round=lambda config, reports: heard.append(len(reports)))
+    assert heard == [4]
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "other"))
+    assert compared(run(smoke(method="fedavg"), quiet=True)) == compared(record)
 
 
 def test_other_values_do_not_go_on_from_the_state(smoke):

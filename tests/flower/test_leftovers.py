@@ -149,11 +149,11 @@ def test_a_new_folder_that_was_taken_for_a_left_one_is_made_again(started, monke
     """Between its making and its lock."""
     taken, lock = [], leftovers._lock
 
-    def too_late(folder, how):
+    def too_late(folder, wait):
         if not taken:
             taken.append(folder)
             folder.rmdir()
-        return lock(folder, how)
+        return lock(folder, wait)
 
     monkeypatch.setattr(leftovers, "_lock", too_late)
     with key_folder() as folder:

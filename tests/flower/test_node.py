@@ -1,5 +1,6 @@
 """One client of a federation over several machines: what it is given is checked before anything starts."""
 
+import os
 import socket
 import stat
 
@@ -101,3 +102,11 @@ def test_a_node_tightens_what_an_earlier_version_left(tmp_path, monkeypatch):
     node.restrict_private_folders()
     assert (mode(state), mode(state.parent), mode(state.parents[1])) == (0o600, 0o700, 0o700)
     assert (mode(other), mode(tmp_path / "private")) == (0o644, 0o755)  # not a client's
+
+
+def test_where_processes_cannot_be_ended_one_line_says_so(monkeypatch, one_line):
+    node.check_system()
+    monkeypatch.delattr(os, "killpg")
+    with pytest.raises(LsclError) as caught:
+        node.check_system()
+    one_line(caught, "system = ", "WSL", "lscl run")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from filelock import ReadWriteLock
 from tests_root import compared
 
 from lscl.config import experiment
@@ -22,6 +24,8 @@ from lscl.models import tokens
 from lscl.models.cache import (
     CHUNK,
     _key,
+    _lock_file,
+    _remove,
     chunk_size,
     damaged_activations,
     embedded_tokens,
@@ -443,6 +447,7 @@ COMPUTE = """
 import hashlib, os, sys, time
 import numpy as np
 import torch
+from filelock import ReadWriteLock
 from lscl.data.store import ImageSet
 from lscl.models.cache import prefix_cache
 from lscl.models.vit import foundation
@@ -515,3 +520,26 @@ def test_what_another_process_is_computing_takes_room_until_it_is_killed(
     (folder,) = entries(cache)
     assert (folder / "about.json").exists()
     release()
+
+
+def test_a_folder_that_another_process_holds_is_not_removed_and_then_it_is(tmp_path):
+    """Two readers at once; who removes needs the folder for itself."""
+    folder, read = tmp_path / "prefix" / "a", []
+    folder.mkdir(parents=True)
+    for _ in range(2):
+        read.append(ReadWriteLock(_lock_file(folder), is_singleton=False))
+        read[-1].acquire_read()
+    for lock in read:
+        assert not _remove(folder) and folder.exists()
+        lock.release()
+    assert _remove(folder) and not folder.exists()
+
+
+def test_a_cache_without_locks_is_one_line(cache, images, monkeypatch, one_line):
+    def acquire_read(lock):
+        raise sqlite3.OperationalError("locking protocol")
+
+    monkeypatch.setattr(ReadWriteLock, "acquire_read", acquire_read)
+    with pytest.raises(LsclError) as caught:
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    one_line(caught, f"cannot write {cache}", "locking protocol", "LSCL_CACHE")

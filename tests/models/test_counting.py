@@ -36,3 +36,7 @@ def test_a_pre_trained_resnet_on_small_images_has_its_own_first_layers():
     drawn, pretrained = (counting.count_cnn(config, start=start) for start in ("drawn", "pretrained"))
     assert pretrained.flops < drawn.flops / 8  # a stride and a max-pool in front, on 32 pixels
     assert pretrained.weights - drawn.weights == 4 * 3 * 64 * (7 * 7 - 3 * 3)
+
+
+def test_a_larger_vit_has_more_tokens():
+    assert [counting.vit_shape("mini", size)[0].patch_embed.num_patches for size in (None, 96, 192)] == [36, 36, 144]

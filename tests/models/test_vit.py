@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import os
 import zipfile
 
@@ -713,3 +714,86 @@ def test_no_feature_is_longer_than_the_last_norm_lets_it_be(name, untrained_mini
         assert frozen.largest_feature == float("inf")
     else:
         assert longest <= frozen.largest_feature < 20 * longest
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens"), [("mini", 128, 65), ("tiny", 64, 65), ("random/test_vit2", 96, 37)]
+)
+def test_another_size_has_another_grid_of_patches(name, size, tokens):
+    """The network is the same but for its positions, which timm resamples."""
+    own, other = foundation(name, 0), foundation(name, 0, size=size)
+    assert other.tokens == tokens and other.preprocess(random_images()).shape == (3, 3, size, size)
+    assert other.digest != own.digest
+    differs = {
+        key for key, value in own.vit.state_dict().items() if not torch.equal(value, other.vit.state_dict()[key])
+    }
+    assert differs == {"pos_embed"}
+    with torch.no_grad():
+        expected = other.vit.forward_head(
+            other.vit.forward_features(other.preprocess(random_images())), pre_logits=True
+        )
+        assert torch.allclose(other.suffix(other.prefix(random_images())), expected, atol=1e-5)
+
+
+def test_its_own_size_changes_nothing():
+    assert foundation("tiny", 0, size=32).digest == foundation("tiny", 0).digest
+
+
+@pytest.mark.parametrize(("name", "size", "patch"), [("mini", 100, 16), ("tiny", 33, 8), ("random/test_vit2", 40, 16)])
+def test_a_size_that_the_patches_do_not_divide_is_refused(name, size, patch, one_line):
+    with pytest.raises(LsclError) as caught:
+        foundation(name, 0, size=size)
+    one_line(caught, f"vit_size = {size}", name, f"{patch} pixels a side")
+
+
+def test_a_local_checkpoint_of_any_size_is_resampled_once(tmp_path):
+    """A checkpoint that was tuned at the wanted size keeps its positions; one of the own size gets new ones."""
+    large = foundation("tiny", 0, size=64).vit
+    for vit, same in ((large, True), (foundation("tiny", 0).vit, False)):
+        save_file(vit.state_dict(), tmp_path / "tiny.safetensors")
+        found = foundation("tiny", 0, weights=tmp_path / "tiny.safetensors", size=64)
+        assert torch.allclose(found.vit.pos_embed, large.pos_embed, atol=1e-6)
+        assert torch.equal(found.vit.pos_embed, vit.pos_embed) if same else found.tokens == 65
+
+
+def test_a_model_of_the_hub_is_made_from_its_description_and_weights(monkeypatch, tmp_path, one_line):
+    """As timm reads a repository of the hub, with files of this machine in the place of its downloads."""
+    asked, vit = [], timm.create_model("test_vit2", pretrained=False, num_classes=0)
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    about = {"architecture": "test_vit2", "num_classes": 0, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1] * 3}}
+    about["pretrained_cfg"] |= {"input_size": [3, 160, 160], "num_classes": 0, "first_conv": "", "classifier": "head"}
+    (tmp_path / "config.json").write_text(json.dumps(about), encoding="utf-8")
+
+    def download(repo_id, filename, **_):
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    found = foundation("hf-hub:somebody/their-vit", 1, size=96)
+    assert set(asked) == {("somebody/their-vit", "config.json"), ("somebody/their-vit", "model.safetensors")}
+    assert torch.equal(found.vit.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
+    assert found.mean == (0.1, 0.2, 0.3) and found.vit.patch_embed.img_size == (96, 96)
+    name = experiment(foundation="hf-hub:somebody/their-vit").name
+    assert ":" not in name and "/" not in name
+    (tmp_path / "config.json").write_text(json.dumps({**about, "architecture": "resnet18"}), encoding="utf-8")
+    with pytest.raises(LsclError) as caught:
+        foundation("hf-hub:somebody/their-vit", 1)
+    one_line(caught, "hf-hub:somebody/their-vit", "ResNet")
+
+
+def test_what_is_not_on_the_hub_is_one_line(monkeypatch, one_line):
+    def download(**_):
+        raise OSError("no such repository\nsecond line")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    with pytest.raises(LsclError) as caught:
+        foundation("hf-hub:somebody/nothing", 0)
+    one_line(caught, "hf-hub:somebody/nothing", "local file by weights")
+
+
+def test_a_vit_that_pools_by_a_class_token_needs_one(one_line):
+    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0)
+    vit.has_class_token = False
+    with pytest.raises(LsclError) as caught:
+        FrozenViT(vit, 0, MEAN, STD)
+    one_line(caught, "no class token")

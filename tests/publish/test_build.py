@@ -184,3 +184,20 @@ sys.exit(sys.flags.utf8_mode != 1)
     monkeypatch.setattr(subprocess, "run", run)
     build.build_book("demo")
     assert found[0].returncode == 0 and os.environ["LC_ALL"] == "no_such_locale"
+
+
+def test_without_jupyter_book_everything_else_is_done_and_one_line_says_how_to_get_it(
+    places, notebook, monkeypatch, capsys
+):
+    (places / "notebooks").mkdir(parents=True)
+    notebook("print(profile)").rename(places / "notebooks" / "01_one.ipynb")
+    monkeypatch.setattr(build, "plan", lambda *_: [])
+    monkeypatch.setattr(build.pages, "pieces", dict)
+    monkeypatch.setattr(build, "find_spec", {"jupyter_book": None}.get)
+    build.reproduce("smoke")
+    assert outputs(places / "results" / "executed" / "smoke" / "01_one.ipynb") == ["smoke\n"]
+    done, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert done.startswith("done in ") and "open" not in done
+    assert "lscl[book]" in hint and str(places / "results" / "executed" / "smoke") in hint
+    build.reproduce("smoke", book=False)
+    assert "lscl[book]" not in capsys.readouterr().err
