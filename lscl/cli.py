@@ -359,7 +359,7 @@ def node_command(
 def sweep_command(
     values: dict,
     name: Annotated[
-        str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, tune")
+        str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, repaired, tune")
     ] = "table1",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
     methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
