@@ -15,7 +15,7 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Phase, Stage
 from lscl.federation.training import fit
 from lscl.methods import METHODS
-from lscl.methods.fed_lscl import Consistency, update_gap
+from lscl.methods.fed_lscl import Consistency, product_gap
 from lscl.methods.fedmgp import cosines
 from lscl.methods.glfc import binary_cross_entropy, gradient_compensation
 from lscl.methods.mfcl import squared_outputs
@@ -235,7 +235,7 @@ def eq_4(size):
     """The generator term of Eq. 4, relative to the teacher."""
     method = SimpleNamespace(config=SimpleNamespace(consistency="relative"))
     return lambda cast: Consistency(method).scaled(
-        *update_gap(*(LowRank(cast(one.A), cast(one.B), 1.0) for one in updates(size))), 192
+        *product_gap(*(LowRank(cast(one.A), cast(one.B), 1.0) for one in updates(size)))[0]
     )
 
 
