@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lscl.cli import one_line
-from lscl.config import experiment
+from lscl.config import experiment, readers
 from lscl.data.partition import Census, partition
 from lscl.data.store import Dataset, ImageSet
 from lscl.experiments.run import read_inputs
@@ -57,6 +57,8 @@ def federation(
 ) -> tuple[Method, Client]:
     """A method and its one client, holding `count` random images, none = as many as a batch has."""
     values = {**SHAPES[shapes], **METHOD_VALUES[shapes].get(name, {}), **({"batch": batch} if batch else {}), **more}
+    if name in readers("cnn_start"):
+        values["cnn_start"] = "drawn"  # trained weights would have to be downloaded, and cost the same
     config = experiment(
         method=name,
         dataset="cifar100",
@@ -186,7 +188,9 @@ def cnn_step(client: Client) -> Callable[[], None]:
 
     def one() -> None:
         optimiser.zero_grad(set_to_none=True)
-        network(images).square().mean().backward()
+        loss = network(images).square().mean()
+        if loss.requires_grad:  # a frozen CNN only looks
+            loss.backward()
         optimiser.step()
 
     return one

@@ -151,7 +151,7 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
     assert all(config.tasks == 1 and config.o2d == "none" for config in runs)
 
 
-@pytest.mark.parametrize(("name", "count"), [("ablations", 16), ("blocks", 8), ("buffers", 6), ("cnns", 2)])
+@pytest.mark.parametrize(("name", "count"), [("ablations", 17), ("blocks", 8), ("buffers", 6), ("cnns", 2)])
 def test_studies_hold_the_whole_system_once_and_differ_in_one_respect(name, count):
     runs = sweeps.named_sets()[name]({"profile": "mini", "dataset": "cifar100"}, [42])
     assert len({config.digest for config in runs}) == len(runs) == count

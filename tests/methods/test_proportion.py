@@ -14,7 +14,7 @@ from lscl.experiments.run import prepare
 from lscl.federation.method import Stage
 
 ONE = {"method": "fed_lscl", "clients": 1, "tasks": 1, "threads": 1}
-FEW = {"images_per_class": 24, "test_images_per_class": 8}
+FEW = {"images_per_class": 12, "test_images_per_class": 6}
 
 
 def trained_for(method, client, steps):

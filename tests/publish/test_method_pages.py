@@ -98,11 +98,12 @@ def test_trials_and_choice_stand_beside_what_is_in_use(places):
     assert [line.split("|")[3].strip() for line in lines if "lr =" in line] == ["2", "1", "0, then diverged"]
     put_trials(places, 1)
     text = method_pages.tuning("fedprox")
-    assert "Chosen: lr = 0.003, prox_mu = 0.01.\n" in text and "✓" in text
+    used = experiment(profile="mini", dataset="cifar100", method="fedprox")
+    assert f"Chosen: lr = {used.lr:g}, prox_mu = {used.prox_mu:g}.\n" in text and "✓" in text
     put_trials(places, 0)
     text = method_pages.tuning("fedprox")
     assert "Chosen: lr = 0.1, prox_mu = 10. At an edge of the search space:" in text
-    assert "Not yet in use: `mini` has lr = 0.003, prox_mu = 0.01." in text
+    assert f"Not yet in use: `mini` has lr = {used.lr:g}, prox_mu = {used.prox_mu:g}." in text
 
 
 def test_edges_are_told_on_every_axis():

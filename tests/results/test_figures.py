@@ -80,6 +80,15 @@ TRIED = pd.DataFrame(
 )
 TRIED.attrs["log"] = ["lr"]
 
+NOISY = pd.DataFrame(
+    {
+        "label": ["a"] * 5,
+        "seed": [1, 2, 1, 2, 1],
+        "epsilon": [1.0, 1.0, 10.0, 10.0, np.nan],
+        "seen": [50, 52, 60, 64, 70],
+    }
+)
+
 FIGURES = {
     "partition_picture": lambda: figures.partition_picture(COUNTS),
     "shares": lambda: figures.shares(COUNTS.sum(1)[:, 4:], ["e", "f"]),
@@ -91,6 +100,10 @@ FIGURES = {
     "update_sizes": lambda: figures.update_sizes({"A": draw.uniform(size=5), "B": draw.uniform(size=5)}),
     "attention": lambda: figures.attention(IMAGES, draw.uniform(size=(4, 3, 3)), draw.uniform(size=(4, 3, 3))),
     "feature_change": lambda: figures.feature_change(*draw.normal(size=(2, 9, 5)), np.arange(9) % 3, list("abc")),
+    "reconstructions_by_attacker": lambda: figures.reconstructions_by_attacker(
+        {"true": np.hstack(IMAGES), "attacker": np.hstack(IMAGES[::-1])}
+    ),
+    "price_of_noise": lambda: figures.price_of_noise(NOISY, "seen", "class-incremental, %"),
     "losses": lambda: figures.losses({"a": [3, 2, 1], "b": [1, 2, 3]}),
     "forgetting_curves": lambda: figures.forgetting_curves({"with": ACC, "without": ACC}, "task-masked"),
     "grouped_bars": lambda: figures.grouped_bars({"one": {"a": 1, "b": 2}, "two": {"a": 3, "b": 4}}, "kB"),

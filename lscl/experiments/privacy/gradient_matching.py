@@ -67,7 +67,7 @@ def match_gradient(
         steps: of Adam.
 
     Returns:
-        (n, *shape) in -2 to 2.
+        (n, 3, H, W) in -2 to 2.
     """
     images = (0.5 * torch.randn(len(labels), *shape, generator=draw)).requires_grad_()
     optimiser = torch.optim.Adam([images], 0.1)

@@ -41,7 +41,7 @@ def invert_classifier(
         steps: of Adam.
 
     Returns:
-        (n, *shape) in -2 to 2.
+        (n, 3, H, W) in -2 to 2.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     images = torch.randn(len(labels), *shape, generator=draw).requires_grad_()

@@ -38,7 +38,7 @@ def test_it_stands_in_the_record_of_a_run_with_noise_and_in_no_other(smoke):
 
 def test_without_the_accountant_a_run_with_noise_does_not_begin(smoke, monkeypatch, places):
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
-    with pytest.raises(LsclError, match=r"dp_noise > 0 needs the extra privacy, pip install 'lscl\[privacy\]'"):
+    with pytest.raises(LsclError, match=r"dp_noise > 0 needs the extra privacy, pip install 'fed-lscl\[privacy\]'"):
         run(smoke(method="fed_ncm", dp_noise=1.0), quiet=True)
     run(smoke(method="fed_ncm"), quiet=True)
 

@@ -43,7 +43,7 @@ def test_equal_scores_say_nothing():
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(LsclError, match=r"pip install 'lscl\[privacy\]'"):
+    with pytest.raises(LsclError, match=r"pip install 'fed-lscl\[privacy\]'"):
         image_quality(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
 
 
