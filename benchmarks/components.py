@@ -44,7 +44,7 @@ from lscl.federation.masking import mask_logits
 from lscl.federation.method import Stage
 from lscl.federation.metrics import MASKS, evaluate, task_accuracies
 from lscl.federation.passes import BATCH, map_batches
-from lscl.federation.payload import Payload
+from lscl.federation.payload import Payload, seal
 from lscl.methods.fed_lscl import FedLSCL
 from lscl.seeding import torch_generator
 
@@ -97,11 +97,6 @@ def accuracies_by_update(method: FedLSCL, client: Client) -> dict[str, dict[str,
     return found
 
 
-def on_cpu(payload: Payload) -> Payload:
-    """A payload for comparison, wherever server and clients compute."""
-    return {name: value.detach().cpu() for name, value in payload.items()}
-
-
 class Watched(InProcess):
     """Looks at the clients' generators around each server step, and at the updates at the end of each task."""
 
@@ -114,14 +109,14 @@ class Watched(InProcess):
 
     def ask(self, stage: Stage, downloads: Mapping[int, Payload]) -> dict[int, Payload]:
         if self.uploads and self.method.shares_generator:
-            self.moved += [self.server_step(k, on_cpu(downloads[k])) for k in downloads]
+            self.moved += [self.server_step(k, downloads[k]) for k in downloads]
         if stage.name == "finish":
             self.rows.append({"task": stage.task + 1, **self.measure(stage, downloads)})
             self.moved = []
-        self.received, self.uploads = {k: on_cpu(sent) for k, sent in downloads.items()}, {}
+        self.received, self.uploads = dict(downloads), {}
         answers = super().ask(stage, downloads)
         if stage.name != "finish":
-            self.uploads = {k: on_cpu(sent) for k, sent in answers.items()}
+            self.uploads = {k: seal(sent, f"client {k}") for k, sent in answers.items()}
         return answers
 
     def server_step(self, k: int, fused: Payload) -> dict[str, float]:

@@ -368,10 +368,8 @@ def _compute_models(config: Experiment, code: dict, record: records.Record, quie
     """Compute a finished run again, from nothing and in a folder of its own, to keep its models beside its record."""
     if not quiet:
         print(f"{record['name']}: its models were not kept, so it is computed again for them", file=sys.stderr)
-    same, keeper = (
-        config.model_copy(update={"threads": record["config"]["threads"], "device": record["device"]}),
-        ModelKeeper(),
-    )
+    same = config.model_copy(update={"threads": record["config"]["threads"], "device": record["device"]})
+    keeper = ModelKeeper()
     with paths.scratch():
         played = _play(same, code, SavedState(state_folder(same), {}, [], []), quiet, keeper=keeper)
         made = make_record(*played)

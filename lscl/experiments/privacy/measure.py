@@ -80,12 +80,12 @@ def attacked_runs(
     for name in methods:
         METHODS.find(name)
     shared = {"dataset": dataset, "profile": profile, "data_dir": data_dir, "threads": threads, "stop_after": 1}
+    every = dict.fromkeys([*(method for method, _ in main_table()), *METHODS])
+    senders = [name for name in every if (not methods or name in methods) and sends_something(name, profile)]
     plain, defended = [], []
     for seed in seeds:
-        for name in dict.fromkeys([*(method for method, _ in main_table()), *METHODS]):
+        for name in senders:
             kind = METHODS[name]
-            if (methods and name not in methods) or not sends_something(name, profile):
-                continue
             few = {} if kind.role == "own" or not kind.trains else {"rounds": FEW_ROUNDS}
             for change in ({}, *kind.defences.values()):
                 run = experiment(method=name, seed=seed, **shared, **{**few, **change})

@@ -22,7 +22,7 @@ from lscl.experiments.run import read_inputs
 from lscl.federation.client import Client, Inputs
 from lscl.federation.loop import InProcess
 from lscl.federation.method import Method, Stage
-from lscl.federation.payload import Payload
+from lscl.federation.payload import Payload, seal
 from lscl.seeding import numpy_generator
 
 PUBLIC_PER_CLASS = 24  # images of a public class
@@ -74,9 +74,7 @@ class Witness(InProcess):
         server = dict(self.method.server)
         answers = super().ask(stage, downloads)
         if stage.name != "finish":
-            copied = {
-                k: {name: value.detach().cpu().clone() for name, value in one.items()} for k, one in answers.items()
-            }
+            copied = {k: seal(one, f"client {k}") for k, one in answers.items()}
             states = {
                 client.id: {name: value.clone() for name, value in client.private_state().items()}
                 for client in self.clients
