@@ -24,6 +24,7 @@ from lscl.federation.limits import LIMIT, STEP, Check, equality_check, range_che
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import Axis
+from lscl.federation.sketch import Sketch
 from lscl.models.cnn import Start
 from lscl.models.vit import FrozenViT
 from lscl.registry import Parameters
@@ -93,7 +94,7 @@ class Averaged(HeadMerge):
 FACTS: dict[str, Any] = {
     "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000,
     "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": {}, "notes": {},
-    "studies": {}, "costs": None, "defences": {},
+    "studies": {}, "costs": None, "defences": {}, "sketch": None,
 }  # fmt: skip
 
 
@@ -128,6 +129,7 @@ class Method:
     studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # profile -> {label: {field: value}}
     defences: ClassVar[Mapping[str, dict[str, Any]]]  # for `lscl privacy`: {label: {field: value}} that protect clients
     costs: ClassVar[type[Costs] | None]  # for `lscl plan`; None = unknown
+    sketch: ClassVar[Sketch | None]  # for the diagram on its page of the book; None = no diagram
 
     Parameters: ClassVar[type[Parameters]] = Parameters  # its own parameters, and those that it shares
     trains = True  # whether clients train; without training a task has one round, and the options of training are idle

@@ -11,6 +11,7 @@ from lscl.federation.costs import Costs, Planned
 from lscl.federation.method import Averaged, Phase, Stage
 from lscl.federation.payload import Payload
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.prompts import OFFICIAL_LR, PromptedMethod, PromptVote, cosine_to_keys
 from lscl.models.vit import Adapter
 from lscl.registry import register
@@ -33,27 +34,38 @@ class DualPromptCosts(Costs):
 
 @register
 class DualPrompt(PromptedMethod):
-    """A general prefix in the first blocks is always on; a task's own prefix follows, found at test time by its key.
+    r"""The ViT gets learned keys and values, called prefixes, in its attention layers. A general prefix in the first
+    blocks serves all tasks, and a second prefix in the next blocks belongs to one task. At test time an image takes
+    the task prefix whose key is most similar to its frozen feature.
 
-    Wang et al. 2022 (arXiv 2204.04799), averaged by FedAvg. Trained in task t, uploaded, returned: general prefix
-    (G blocks, 2, l_g, d), the prefix of task t (E blocks, 2, l_e, d), its key (d,), head W (C, d), b (C,). Slots of
-    earlier tasks lie still and do not travel again: averaging them would change nothing.
-    Payload: up 4 (2 G l_g d + 2 E l_e d + d + d C + C) + 8 bytes, down the same without the 8; with head_merge =
-    holders C bytes more up.
+    In an adapted block the prefix $(P_K, P_V)$ extends the keys and values of the attention:
+
+    $$\mathrm{Attention}\big(Q,\; [P_K; K],\; [P_V; V]\big).$$
+
+    In task $t$ the general prefix, the task prefix, its key $\kappa_t$ and the head are trained on
+
+    $$L = \mathrm{CE} - \lambda\,\frac1b\sum_x \cos\big(\phi(x), \kappa_t\big).$$
+
+    - Source: Wang et al. 2022 (arXiv 2204.04799), averaged by FedAvg.
+    - Trained in task $t$, up and down: the general prefix $(G, 2, l_g, d)$ in $G$ blocks, the prefix of task $t$
+      $(E, 2, l_e, d)$ in $E$ blocks, its key $(d)$, and the head, weights $(C, d)$ and bias $(C)$. Slots of earlier
+      tasks do not change and do not travel again.
+    - Payload: up $4(2Gl_gd + 2El_ed + d + dC + C) + 8$ bytes, down 8 bytes fewer. With `head_merge = holders` another
+      $C$ bytes go up.
 
     Differences from the PyTorch code that most people use (JH-LEE-KR/dualprompt-pytorch) and its descendants:
-    1. there, gathered prefixes are reshaped without moving the axes, so that a sample's prefix depends on its place in
-       the batch (keys as values and values as keys); here each sample gets its own.
-    2. only slots of tasks met so far compete at test time; there, untrained keys do too.
-    3. the slot is chosen per sample, or by vote of the batch (option prompt_batchwise).
-    4. slots are numbered by the client's own tasks: the same slot holds other classes on each client
-       (Fed-LSCL's setting).
-    5. as many slots as tasks; there, 10.
-    6. no augmentation (there, random resized crops and mirroring): the frozen feature and what the first block gets are
-       computed once.
-    7. on ImageNet-R the profile paper has the official prefixes of length 20, rate 0.005 B / 256 and 50 epochs a task
-       (as 5 rounds of 10); all else has the values for CIFAR-100, with rounds and epochs of the profile (there, 5
-       epochs a task).
+    1. The official code reshapes the gathered prefixes without moving the axes. So the prefix of an image depends on
+       its place in the batch, keys are used as values and values as keys. Here each image gets its own prefix.
+    2. Only the slots of tasks met so far compete at test time. In the official code untrained keys compete too.
+    3. Each image chooses its own slot, or the batch votes (option `prompt_batchwise`).
+    4. Slots are numbered by the client's own tasks, so the same slot holds different classes on each client, as
+       Fed-LSCL's setting asks.
+    5. There are as many slots as tasks (official: 10).
+    6. There is no augmentation (official: random resized crops and mirroring). The frozen feature and the input of
+       the first block are computed once.
+    7. On ImageNet-R the profile `paper` has the official prefixes of length 20, the rate 0.005 B / 256 and 50 epochs
+       per task (5 rounds of 10). Everything else has the values for CIFAR-100, with rounds and epochs of the profile
+       (official: 5 epochs per task).
     """
 
     name, label, paper_name, citation = "dualprompt", "FedAvg + DualPrompt", "FedAvg+DualP", "2204.04799"
@@ -66,6 +78,17 @@ class DualPrompt(PromptedMethod):
     official = {"lr": OFFICIAL_LR}
     search_space = {"lr": LogRange(1e-4, 1), "dual_pull": LogRange(0.1, 10)}
     costs = DualPromptCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, HEAD, CLASS),
+        helpers=(
+            Part("key picks the task prefix", "trained", arrow="right", fed=True),
+            Part("general and task prefix", "trained"),
+        ),
+        up="general prefix, the prefix and key of this task, head",
+        server="average them, weighted by the number of images",
+        down="the average",
+        stays="prefixes and keys of earlier tasks, unchanged",
+    )
 
     class Parameters(PromptVote, Averaged):
         """See `lscl.registry.Parameters`."""

@@ -25,6 +25,7 @@ from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.buffer import lowest_loss, sample_buffer
 from lscl.methods.parts.collaboration import REPLACED_MODELS
 from lscl.methods.parts.fed_lscl_studies import SEARCH_SPACE, STUDIES
@@ -90,37 +91,60 @@ class FedLSCLCosts(Costs):
 
 @register
 class FedLSCL(Method):
-    """A CNN on each client writes a LoRA for the frozen ViT, per image; the server distils the writers into each other.
+    r"""A small CNN on each client looks at an image and writes a low-rank update (a LoRA) for the frozen ViT. The
+    updated ViT classifies that image, and its loss trains the CNN and the generator that writes the update. The
+    server pulls the generators of all clients towards each other, and each client gets its own generator back.
 
-    Trained: CNN theta_k, generator phi_k (P x (m + 1), P = 4 r d), head h_k. Up: phi_k and either the features f of the
-    kept images (n x m floats) or their Gram matrix ((m + 1)(m + 2) / 2 doubles). Down: phi_k, personalised. CNN, head
-    and images stay.
+    With $g = f/m$, where $f = \theta_k(x)$ are the layer-normalised CNN features, client $k$ writes and applies (Eq.
+    2)
 
-    Payload in bytes, n kept images: up 4 P (m + 1) + 4 n m, or 4 P (m + 1) + 4 (m + 1)(m + 2) with o2d_upload = gram;
-    down 4 P (m + 1).
+    $$[A, B] = W_k\,[g;\,1], \qquad \mathrm{qkv}(z) = W_{\mathrm{qkv}}\,z + s\,B A z.$$
 
-    With dp_noise > 0 each client clips the change of phi_k and what goes up beside it and adds noise to both
-    (`lscl.methods.parts.noise`); the bytes are the same.
+    Eq. 3 is the cross-entropy of the updated ViT. From the second task on, Eq. 4 keeps features and products $BA$ of
+    the buffer's images close to those of the previous task:
 
-    Each component can be replaced, as the paper promises: collaboration = written (paper), static (one LoRA for all
-    images, which is a generator of m = 0 features), cnn (no ViT, nothing travels); continual = consistency (Eq. 4),
-    ewc, lwf, replay, none; o2d = exact, sgd, shared (one generator for all, by Eq. 5 over all uploads), average (FedAvg
-    of the generators, up 4 P (m + 1) + 8), none (nothing travels).
+    $$L_{\mathrm{cl}} = \frac{1}{|M_k|}\sum_{x \in M_k} \alpha\,D(f, f') + \beta\,D(BA, B'A'), \qquad
+    D(u, v) = \frac{\lVert u - v\rVert^2}{\lVert v\rVert^2}.$$
 
-    Choices where the paper is silent, beside those in the config table:
-    1. an upload in task t also has the lowest-loss images of task t so far; else nothing could be distilled in task 1.
+    The server solves one ridge regression for each client (Eq. 5). The teachers are the other clients' generators:
+
+    $$W_k^{*} = \arg\min_W \frac{1}{K-1}\sum_{j \neq k}\frac{1}{n_j}\sum_{g \in G_j}\lVert (W - W_j)[g;\,1]\rVert^2
+    + \lambda \lVert W - W_k\rVert_F^2.$$
+
+    - Source: Fed-LSCL (arXiv 2508.09489).
+    - Trained: the CNN $\theta_k$; the generator $\phi_k$ with weights $W_k$ of shape $P \times (m+1)$, $P = 4rd$; the
+      head $h_k$.
+    - Up: $\phi_k$, and either the features of the $n$ kept images or their Gram matrix.
+    - Down: the client's own distilled $\phi_k$.
+    - Stays on the client: the CNN, the head and all images.
+    - Payload: up $4P(m+1) + 4nm$ bytes with features, or $4P(m+1) + 4(m+1)(m+2)$ bytes with `o2d_upload = gram`; down
+      $4P(m+1)$ bytes.
+
+    With `dp_noise` above 0 each client clips the change of $\phi_k$ and the features it uploads, and adds noise to
+    both (`lscl.methods.parts.noise`). The number of bytes stays the same.
+
+    Each component can be replaced, as the paper promises:
+    - `collaboration`: `written` (the paper); `static` (one LoRA for all images, that is, a generator of $m = 0$
+      features); `cnn` (no ViT, nothing travels).
+    - `continual`: `consistency` (Eq. 4), `ewc`, `lwf`, `replay` or `none`.
+    - `o2d`: `exact`; `sgd`; `shared` (one generator for all clients, by Eq. 5 over all uploads); `average` (FedAvg of
+      the generators, up $4P(m+1) + 8$ bytes); `none` (nothing travels).
+
+    Choices where the paper is silent, in addition to the parameters below:
+    1. The upload in task $t$ includes the lowest-loss images of task $t$ so far. Without them the server would have
+       nothing to distil in task 1.
     2. Eq. 4 compares with the CNN and generator at the end of the previous task, after the last server step.
-    3. teachers are the generators as uploaded, not the already distilled ones, so the order of clients does not matter.
-    4. the generator reads g = f / m, where f is layer-normalised, and its weights start at zero: then one learning rate
-       serves its bias and its weights at every m, and the first steps change the frozen ViT in proportion. Eq. 5 and
-       what goes up are in these features.
-    5. Eq. 4 compares what two updates do, B A with B' A', and not their numbers: A has nearly all of ||omega||^2 from
-       the start, so that B could grow unpenalised. consistency_compares = matrices compares A and B apart, each on its
-       own scale; the ablations have both.
-    6. every CNN starts from weights of its own draw. cnn_start = pretrained starts it from trained ones, the same on
-       all clients that have this CNN, and gives it the input that they were trained with
-       (`lscl.models.cnn_weights`); head, projection to m and generator start as otherwise. The paper does not say
-       which it used.
+    3. The teachers are the uploaded generators, not the distilled ones, so the order of the clients does not matter.
+    4. The generator reads $g = f/m$, and its weights start at zero. So one learning rate serves its bias and its
+       weights at every $m$, and the first steps change the frozen ViT in proportion. Eq. 5 and the upload use these
+       features.
+    5. Eq. 4 compares the products $BA$ and $B'A'$, not the numbers in the factors. $A$ holds nearly all of the norm
+       of an update from the start, so $B$ could grow without a penalty. With `consistency_compares = matrices` $A$
+       and $B$ are compared separately, each on its own scale; the ablations include both.
+    6. Every CNN starts from its own random weights. With `cnn_start = pretrained` it starts from trained weights, the
+       same on all clients with this CNN, and gets the input those weights were trained with
+       (`lscl.models.cnn_weights`). The head, the projection to $m$ and the generator start as before. The paper does
+       not say which start it used.
     """
 
     name, label, paper_name, citation, role = "fed_lscl", "Fed-LSCL", "Fed-LSCL", "2508.09489", "own"
@@ -147,6 +171,14 @@ class FedLSCL(Method):
     }
     studies = STUDIES
     costs = FedLSCLCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, HEAD, CLASS),
+        helpers=(Part("small CNN", "trained", "right", fed=True), Part("generator writes A and B", "trained")),
+        up="the generator, and features of the kept images",
+        server="pull each client's generator towards the others' (Eq. 5)",
+        down="the client's own distilled generator",
+        stays="the kept images of each class, and what CNN and generator gave for them (Eq. 4)",
+    )
     defences: ClassVar = {
         "Gram matrix": {"o2d_upload": "gram"},
         "5 kept images": {"buffer_per_class": 5},

@@ -20,6 +20,7 @@ from lscl.federation.limits import Check
 from lscl.federation.method import Phase, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange, OneOf
+from lscl.federation.sketch import CLASS, FROZEN_VIT, IMAGE, Part, Sketch
 from lscl.methods.fed_lscl import FedLSCL, FedLSCLCosts, evaluation_mode
 from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeHead, RidgeParameters, SummedRidge
 from lscl.methods.parts.fed_lscl_studies import with_weights
@@ -112,36 +113,48 @@ class FedLSCLRidgeCosts(FedLSCLCosts):
 
 @register
 class FedLSCLRidge(SummedRidge, FedLSCL):
-    """Fed-LSCL whose head is solved by the server, from sums of the adapted features over all clients and tasks.
-    Such sums are of one function of the image only if all clients adapt alike, now and later. So the CNN is a public
-    one, the same on all clients, and frozen; there is one generator for all; and only the first task trains it.
+    r"""The clients train one generator of written updates together, and only in the first task. After that the adapted
+    features of an image never change, so the server can add up statistics over clients and tasks. It solves the
+    classifier from these sums by ridge regression, as the control federated ridge does for frozen features.
 
-    RanPAC (McDonnell et al. 2023, arXiv 2307.02251) adapts on the first task, and its head reads random features; AFL
-    (He et al. 2024, arXiv 2405.16240) sums the statistics of such a head over clients. Here the adapter is Fed-LSCL's
-    generator, which writes another update for every image, and clients train it together.
-    Trained: generator phi (P x (m + 1), P = 4 r d) and on each client a head h_k, which only serves this training. Up,
-    in the rounds of a task that adapts: phi_k. Up, behind them in every task: the upper triangle of sum [h; y][h; y]^T,
-    with h (D,) what the head reads of an adapted feature and y (k,) the one-hot label among the classes of the client's
-    task. Down: phi, the same for all; for the test the head W (C, D). CNN, h_k and images stay.
-    D = d, the width of the ViT, or ridge_features = n > 0 random features.
-    Privacy: the server learns the generators, and class means and covariances of the adapted features; of a client with
-    few images nearly the features themselves. It gets no image and nothing of a CNN: the frozen one is public.
+    Sums over clients and tasks are valid only if all clients adapt an image in the same way, now and later. So the
+    CNN is public, frozen and the same everywhere, and there is one generator. With adapted features $h(x)$ and
+    one-hot labels $y$
 
-    Payload in bytes: in a round up 4 P (m + 1) + 8, down 4 P (m + 1); for the sums up 4 (D + k)(D + k + 1), down
-    4 P (m + 1) if the task adapts, else 0; for the test down 8 C D.
+    $$W = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda I\Big)^{-1}.$$
 
-    Every step from Fed-LSCL is a setting, and so are the steps back: `lscl sweep repaired` runs them. adapt = first;
-    every (the generator trains on, and the sums of earlier tasks are of features that no longer are); none (the control
-    `fed_ridge`, to the bit). freeze_cnn, cnn_start, o2d, collaboration (written, static), continual: as in `fed_lscl`.
+    RanPAC (McDonnell et al. 2023, arXiv 2307.02251) adapts in the first task, and its head reads random features. AFL
+    (He et al. 2024, arXiv 2405.16240) sums the statistics of such a head over clients. Here Fed-LSCL's generator
+    adapts the ViT: it writes a different update for every image, and the clients train it together.
 
-    Choices where the sources are silent, beside those of `fed_lscl`:
-    1. the CNN is frozen in evaluation mode, and its projection to m is drawn once for all clients. With
-       freeze_cnn = false each client trains a CNN of its own, and the server adds sums of unlike features.
-    2. heads h_k start equal and stay private; they train under the task's mask as in Eq. 3 and are never tested.
-    3. o2d = average: FedAvg. o2d = shared is Eq. 5 over all uploads, with no student that has a generator of its own.
-       The personalised forms, exact and sgd, are allowed; then the features of clients differ.
-    4. random features and the unit of lambda are those of `fed_ridge`.
-    5. no class means and no choice of lambda in every task, as RanPAC has it.
+    - Trained: the generator $\phi$ of shape $P \times (m+1)$, $P = 4rd$, and on each client a head $h_k$ that only
+      serves this training.
+    - Up in the rounds of a task that adapts: $\phi$.
+    - Up after the last round of every task: the upper triangle of $\sum [h; y][h; y]^\top$, with $h$ of length $D$
+      and $y$ over the $k$ classes of the client's task.
+    - Down: $\phi$, the same for all clients; for the test the head $W$ of shape $C \times D$.
+    - Stays on the client: the CNN, $h_k$ and all images.
+    - Payload: in a round up $4P(m+1) + 8$ bytes, down $4P(m+1)$ bytes. For the sums up $4(D+k)(D+k+1)$ bytes, down
+      $4P(m+1)$ bytes if the task adapts, else 0. For the test down $8CD$ bytes.
+    - Privacy: the server learns the generators, and class means and covariances of the adapted features. For a client
+      with few images these come close to the features themselves. The server gets no image and no private CNN.
+
+    $D = d$, the width of the ViT, or `ridge_features` random features. This system is ours and not in the paper.
+
+    Every step from Fed-LSCL to this system is a setting, and so is every step back. `lscl sweep repaired` runs them
+    all:
+    `adapt = first`; `every` (the generator keeps training, and the sums of earlier tasks describe features that no
+    longer exist); `none` (equal to the control `fed_ridge` to the bit). The options `freeze_cnn`, `cnn_start`, `o2d`,
+    `collaboration` (written, static) and `continual` work as in `fed_lscl`.
+
+    Choices where the sources are silent, in addition to those of `fed_lscl`:
+    1. The CNN is frozen in evaluation mode, and all clients share one random projection to $m$. With
+       `freeze_cnn = false` each client trains its own CNN, and the server adds sums of different features.
+    2. The heads $h_k$ start equal and stay private. They train under the task mask as in Eq. 3 and are never tested.
+    3. `o2d = average` is FedAvg. `o2d = shared` is Eq. 5 over all uploads, without a student that has its own
+       generator. The personalised forms `exact` and `sgd` are allowed; then clients have different features.
+    4. Random features and the unit of $\lambda$ are those of `fed_ridge`.
+    5. RanPAC's class means and its choice of $\lambda$ in every task are left out.
     """
 
     name, label = "fed_lscl_ridge", "Fed-LSCL + ridge"
@@ -157,6 +170,16 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     }
     studies = {"repaired": repaired}
     costs = FedLSCLRidgeCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, Part("solved head"), CLASS),
+        helpers=(
+            Part("public frozen CNN", "frozen", arrow="right", fed=True),
+            Part("generator, trained in task 1", "trained"),
+        ),
+        up="the generator in task 1; after every task sums of the adapted features",
+        server="average the generators; add the sums and solve the head",
+        down="the same generator and head for all",
+    )
     head_name = "head"
 
     class Parameters(RidgeParameters, FedLSCL.Parameters):

@@ -11,6 +11,7 @@ from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.limits import Check, class_sums_check, equality_check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.sketch import CLASS, FROZEN_VIT, IMAGE, Part, Sketch
 from lscl.methods.parts.closed_form import ClosedForm
 from lscl.methods.parts.noise import Noise, clip_length, noisy_sums
 from lscl.registry import register
@@ -62,28 +63,41 @@ class NearestMeanCosts(Costs):
 
 @register
 class FedNCM(ClosedForm):
-    """Nothing is trained: the server adds up the class means of all clients, and the nearest one names the class.
-    What the frozen features already know, told by a single vector per class.
+    r"""This control trains nothing: it measures what the frozen features already know. The clients send the sum of the
+    features of each class, and the server adds the sums of all clients. An image gets the class whose mean feature
+    has the highest cosine similarity with its own.
 
-    Nearest class mean on a frozen model, as SimpleCIL (Zhou et al. 2023, arXiv 2303.07338), with the mean of all images
-    subtracted. Up, once a task: for each of the k classes of the client's task the sum of its features (d,) and its
-    number of images. Down, for the test: sums and numbers of all C classes. Kept on the server: these sums. The result
-    does not depend on the order of tasks and clients. What the server learns: class means; of a class of one image its
-    feature.
-    Payload: up 8 k d + 8 k bytes, once a task; down 8 C d + 8 C bytes, once a task.
+    With the mean feature $\mu_c$ of class $c$ over all clients and the mean $\bar\mu$ of all images,
 
-    It measures what the questions asked here need at this scale, and so what a system has to add; a system that stays
-    below it is not refuted for other models, more images or other data. Not in the paper.
+    $$\hat y(x) = \arg\max_c \cos\big(\phi(x) - \bar\mu,\; \mu_c - \bar\mu\big).$$
+
+    - Source: nearest class mean on a frozen model, as in SimpleCIL (Zhou et al. 2023, arXiv 2303.07338).
+    - Trained: nothing.
+    - Up, once per task: for each of the $k$ classes of the client's task the sum of its features, of length $d$, and
+      its number of images.
+    - Down, for the test: sums and numbers of all $C$ classes.
+    - Stays on the server: these sums. The result does not depend on the order of tasks or clients.
+    - Payload: up $8kd + 8k$ bytes, once per task; down $8Cd + 8C$ bytes, once per task.
+    - Privacy: the server learns class means. The mean of a class with one image is that image's feature.
+
+    The control shows how much a system must add at this scale. A system below it is not refuted for other models,
+    more images or other data. The paper has no such control.
 
     Differences from SimpleCIL:
-    1. the mean of all images is subtracted before the cosine: features of a frozen ViT share a large mean, which makes
-       all cosines alike.
-    2. sums over clients, with all images of a class in one mean whoever has them.
+    1. The mean of all images is subtracted before the cosine. Features of a frozen ViT share a large mean, which
+       makes all cosines nearly equal.
+    2. The sums run over clients. All images of a class count in one mean, whichever client holds them.
     """
 
     name, label = "fed_ncm", "federated class means"
     place, turn, quick = 14, 14, ("demo", "colab")
     costs = NearestMeanCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, Part("nearest class mean"), CLASS),
+        up="for each class the sum of features and the number of images",
+        server="add the sums of all clients",
+        down="the sums of all classes",
+    )
     defences = {f"noise {noise:g}": {"dp_noise": noise} for noise in (0.03, 0.1, 0.3, 1.0, 3.0)}
     head_names = ("sums", "counts")
     Parameters = Noise

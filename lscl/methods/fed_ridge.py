@@ -8,6 +8,7 @@ from lscl.federation.client import Client
 from lscl.federation.limits import Check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
+from lscl.federation.sketch import CLASS, FROZEN_VIT, IMAGE, Part, Sketch
 from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod, RidgeParameters, SummedRidge
 from lscl.methods.parts.noise import Noise
 from lscl.registry import register
@@ -15,31 +16,40 @@ from lscl.registry import register
 
 @register
 class FedRidge(RidgeMethod, SummedRidge):
-    """Nothing is trained: the server solves one ridge regression from frozen features to classes.
-    It needs no images, only sums over them, so every task counts as much as the last one, and nothing is forgotten.
+    r"""This control trains nothing: the server fits one linear classifier to the frozen features of all clients. The
+    clients send sums over their images, from which the server solves a ridge regression exactly. Sums do not depend
+    on the order of tasks, so nothing is forgotten.
 
-    The sums make it the exact solution of ridge regression on all images of all clients and tasks so far, whatever
-    their order: recursive in ACIL (Zhuang et al. 2022, arXiv 2205.14922), federated in AFL (He et al. 2024,
-    arXiv 2405.16240), on random ReLU features in RanPAC (McDonnell et al. 2023, arXiv 2307.02251). Up, once a task: the
-    upper triangle of sum [h; y][h; y]^T, with h (D,) the features and y (k,) the one-hot label among the classes of the
-    client's task. Down, for the test: the head W (C, D). Kept on the server: the summed Gram matrix (D, D), products
-    (D, C) and W. D = d, the width of the frozen ViT, or ridge_features = n > 0 random features. What the server learns:
-    class means and covariances of the frozen features; of a client with few images nearly the features themselves.
-    Payload: up 4 (D + k)(D + k + 1) bytes, once a task; down 8 C D bytes, once a task.
+    With features $h(x)$ of length $D$ and one-hot labels $y$, over all images of all clients and tasks so far,
 
-    It measures what the questions asked here need at this scale, and so what a system has to add; a system that stays
-    below it is not refuted for other models, more images or other data. Not in the paper.
+    $$W = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda I\Big)^{-1}.$$
 
-    lambda on the features themselves was chosen on the tuning seed 7 by the trials that every system gets; on 2,000
-    random ones it is 0.3, the best of a few values on that seed after two tasks. RanPAC chooses it anew in every task,
-    on a fifth of the task's images.
+    - Source: recursive in ACIL (Zhuang et al. 2022, arXiv 2205.14922), federated in AFL (He et al. 2024, arXiv
+      2405.16240), on random ReLU features in RanPAC (McDonnell et al. 2023, arXiv 2307.02251).
+    - Trained: nothing.
+    - Up, once per task: the upper triangle of $\sum [h; y][h; y]^\top$, with $y$ over the $k$ classes of the client's
+      task.
+    - Down, for the test: the head $W$ of shape $C \times D$.
+    - Stays on the server: the summed Gram matrix $(D, D)$, the products $(D, C)$ and $W$.
+    - Payload: up $4(D+k)(D+k+1)$ bytes, once per task; down $8CD$ bytes, once per task.
+    - Privacy: the server learns class means and covariances of the frozen features. For a client with few images
+      these come close to the features themselves.
+
+    $D = d$, the width of the frozen ViT, or `ridge_features` random features.
+
+    The control shows how much a system must add at this scale. A system below it is not refuted for other models,
+    more images or other data. The paper has no such control.
+
+    $\lambda$ for the features themselves was chosen on the tuning seed 7, by the trials that every system gets. For
+    2,000 random features it is 0.3, the best of a few values on that seed after two tasks. RanPAC chooses it in every
+    task, on a fifth of the task's images.
 
     Differences from the sources:
-    1. lambda is in units of the mean eigenvalue of the Gram matrix, so that one value serves any number of images.
-    2. sums travel, not solutions (AFL merges the clients' solutions, with the same result); labels of a class that
-       nobody has shown yet are zero for all images.
-    3. with random features: 2,000 of them here, 10,000 in RanPAC, and no adapter is trained on the first task.
-    4. 64-bit numbers throughout.
+    1. $\lambda$ is in units of the mean eigenvalue of the Gram matrix, so one value serves any number of images.
+    2. Clients send sums, not solutions. AFL merges the clients' solutions, with the same result. Labels of a class
+       that no client has shown yet are zero for all images.
+    3. There are 2,000 random features here and 10,000 in RanPAC, and no adapter is trained in the first task.
+    4. All numbers are 64-bit.
     """
 
     name, label = "fed_ridge", "federated ridge"
@@ -48,6 +58,12 @@ class FedRidge(RidgeMethod, SummedRidge):
     tuned = {"ridge_lambda": 0.03}
     search_space = LAMBDAS
     costs = RidgeCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, Part("solved head"), CLASS),
+        up="sums of products of features and labels",
+        server="add the sums and solve one ridge regression",
+        down="the solved head",
+    )
     defences = {f"noise {noise:g}": {"dp_noise": noise} for noise in (0.003, 0.01, 0.03, 0.1, 1.0)}
     head_names = ("weight",)
 

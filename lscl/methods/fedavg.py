@@ -7,6 +7,7 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs
 from lscl.federation.method import Averaged, Method, Phase, Stage
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, CNN, HEAD, IMAGE, Sketch
 from lscl.methods.parts.augmentation import AUGMENTED, Augmentation, augmentation
 from lscl.models.cnn import small_cnn
 from lscl.registry import register
@@ -14,25 +15,35 @@ from lscl.registry import register
 
 @register
 class FedAvg(Method):
-    """Local training of a small CNN, weighted averaging of all its parameters; no memory, nothing against forgetting.
+    r"""Each client trains a whole small CNN on the images of its current task. The server averages all parameters,
+    weighted by the number of images, and sends the average to every client. Nothing protects earlier tasks, so this
+    is the baseline that shows how much plain averaging forgets.
 
-    McMahan et al. 2017 (arXiv 1602.05629). Trained, uploaded, returned: CNN (P numbers, BatchNorm means and variances
-    with them, one int64 counter for each of its L BatchNorm layers) and head W (C, m), b (C,).
-    Payload: up 4 (P + m C + C) + 8 L + 8 bytes, down 4 (P + m C + C) + 8 L bytes; with head_merge = holders C bytes
-    more up.
+    With $n_k$ images on client $k$ and parameters $\theta_k$ after local training,
 
-    Differences from the official codes of this field:
-    1. BatchNorm means and variances are averaged too (fed-mammoth exchanges parameters only, so that its server model
-       keeps the statistics of an untrained network); of the integer counters the largest is kept.
-    2. the cross-entropy runs over the classes of the client's task, as in the code bases of the paper's authors.
-    3. the CNN starts untrained: nothing in the paper says otherwise.
-    4. Adam at `lr` with a fresh state each round, without weight decay or schedule (there mostly SGD with both).
-    5. random crops by an eighth of the side, which are the official 4 of 32 pixels; glyphs are not mirrored, because
-       that can make one the other, and images of a data set that is not ours are not augmented unless `augment` says so
-       (`lscl.methods.parts.augmentation`).
+    $$\theta = \sum_k \frac{n_k}{\sum_j n_j}\,\theta_k.$$
 
-    In the profiles demo and mini a client takes some 80 Adam steps in a task, too few to train a CNN: there FedAvg, and
-    what is built on it, shows what 60 images of a class allow, not what the system can do. In full it takes some 310.
+    - Source: McMahan et al. 2017 (arXiv 1602.05629).
+    - Trained, up and down: the CNN with $|\theta|$ numbers, which include the means and variances of BatchNorm; an
+      int64 counter for each of its $L$ BatchNorm layers; the head, weights $(C, m)$ and bias $(C)$.
+    - Payload: up $4(|\theta| + mC + C) + 8L + 8$ bytes, down $4(|\theta| + mC + C) + 8L$ bytes. With
+      `head_merge = holders` another $C$ bytes go up.
+
+    Differences from common code for this method:
+    1. The server averages BatchNorm means and variances too. The fed-mammoth code exchanges parameters only, so its
+       server model keeps the statistics of an untrained network. Of the integer counters the server keeps the
+       largest.
+    2. The cross-entropy runs over the classes of the client's task, as in the code of the paper's authors.
+    3. The CNN starts untrained. The paper does not say otherwise.
+    4. Adam runs at `lr` with a fresh state in each round, without weight decay or schedule. The other codes mostly
+       use SGD with both.
+    5. Training images are cropped at random by an eighth of the side, which is the official 4 of 32 pixels. Glyphs
+       are not mirrored, because a mirrored glyph can be another class. Images of other people's data sets are not
+       augmented unless `augment` says so (`lscl.methods.parts.augmentation`).
+
+    In `demo` and `mini` a client takes about 80 Adam steps in a task, too few to train a CNN. There FedAvg and the
+    systems built on it show what 60 images per class allow, not what the system can do. In `full` a client takes
+    about 310 steps.
     """
 
     name, label, paper_name, citation = "fedavg", "FedAvg", "FedAvg", "1602.05629"
@@ -41,6 +52,12 @@ class FedAvg(Method):
     tuned = {"lr": 8.8e-4}
     search_space = {"lr": LogRange(1e-4, 1e-1)}
     costs = Costs
+    sketch = Sketch(
+        row=(IMAGE, CNN, HEAD, CLASS),
+        up="CNN and head",
+        server="average them, weighted by the number of images",
+        down="the average",
+    )
     defences = {"clipped changes": {"averaging": "clipped"}, "median": {"averaging": "median"}}
 
     class Parameters(Averaged, Augmentation):

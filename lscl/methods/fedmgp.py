@@ -17,6 +17,7 @@ from lscl.federation.method import Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.heads import HeadShape, classifier
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
@@ -88,40 +89,58 @@ class FedMGPCosts(Costs):
 
 @register
 class FedMGP(Method):
-    """A coarse global prompt that the server fuses by distillation, then fine prompts of each client on top of it.
-    With the global prompt frozen, each client trains fine prompts of its own, one per class, chosen by the label in
-    training and by the nearest key at test.
+    r"""Each client trains two kinds of prompts for the frozen ViT, one after the other. A global prompt is shared: the
+    server fuses the clients' prompts into one that makes the ViT respond as they do. Local prompts, one for each
+    class, stay on the client, and an image takes the one whose key is nearest.
 
-    Yu et al. 2024 (arXiv 2407.00113). Trained: phase 1, global prompt (l, d), key (d,) and global head; phase 2, local
-    prompts (C, blocks, 2, l', d), keys (C, d) and local head. Up and down: global prompt and key. Everything else stays
-    on the client. Server: surrogate images, `mgp_surrogate_per_class` of each class, from the official test split, on
-    which nobody is tested.
-    Payload: up 4 (l d + d) bytes, down 4 (l d + d) bytes.
+    Let $F(x; p)$ be the output tokens of the frozen ViT for image $x$ with prompt $p$, and $q(x)$ the mean of the
+    prompt's output tokens. Phase 1 trains the global prompt, its key $\kappa$ and the global head. Phase 2 freezes
+    the global prompt and trains the local prompts, their keys $\kappa_c$ and the local head:
+
+    $$L_1 = \mathrm{CE} - \lambda \operatorname{mean}_x \cos\big(\phi(x), \kappa\big), \qquad
+    L_2 = \mathrm{CE} - \lambda \operatorname{mean}_x \cos\big(q(x), \kappa_{y}\big).$$
+
+    In training the label picks the local prompt, at test time the nearest key does. The server starts from client 0's
+    prompt $p_0$ and distils the others into it, on public images $x$:
+
+    $$p = \arg\min_p \sum_{j > 0}\sum_x \lVert F(x; p) - F(x; p_j)\rVert^2.$$
+
+    - Source: Yu et al. 2024 (arXiv 2407.00113).
+    - Trained in phase 1: the global prompt $(l, d)$, its key $(d)$ and the global head.
+    - Trained in phase 2: the local prompts $(C, \text{blocks}, 2, l', d)$, their keys $(C, d)$ and the local head.
+    - Up and down: the global prompt and its key.
+    - Stays on the client: everything else.
+    - Stays on the server: `mgp_surrogate_per_class` public images of each class from the official test split, on
+      which no client is tested.
+    - Payload: up $4(ld + d)$ bytes, down $4(ld + d)$ bytes.
 
     Differences from the official code:
-    1. the server really distils: its student prompt is the tensor that the optimiser holds (the released code trains a
-       copy, so that the "global" prompt is always client 0's upload).
-    2. the global head does not go up, as in the paper: the released server fuses it and never sends it, 4 (d C + C)
-       bytes for nothing. Without it the surrogate images need no labels.
-    3. the local head is linear, with a row for each class. As the classes of a client's tasks are disjoint and the
-       cross-entropy runs over those of the task, this equals the official fresh head per task; which rows compete is up
-       to the evaluation's mask (officially always those of the test task). Official heads have 512 hidden units (option
-       head = mlp, global head only).
-    4. each sample gets the slot of its own nearest key, among the classes the client has met (official: one majority
-       vote for the whole batch, which tells a batch of one task its task, over all slots, trained or not).
-    5. keys and values are picked per sample (the official reshape without permutation mixes them up across the batch).
-    6. the optimiser of a phase has only its parameters, no weight decay (officially all of them, so that decay moves
-       frozen prompts); every client has its own copy of heads and prompts (officially client k starts from client k -
-       1's trained head).
-    7. surrogate images are not tested on (officially they are part of the test set).
-    8. all clients' prompts are fused (the selection by a threshold is commented out in the released code).
-    9. no augmentation (official: random crops and mirroring): what the first block gets is computed once.
-    10. smaller in demo and mini: one surrogate image of each class (20), and 1 or 2 passes over them at a higher rate
-       in each fusion (5 at 0.001875). In full there are the official 20, and one pass at the rate of mini: its 63 steps
-       of 0.01 reach as far as the official 313 of 0.001875, at a fifth of the cost.
+    1. The server really distils: its student prompt is the tensor that the optimiser holds. The released code trains
+       a copy, so its "global" prompt is always client 0's upload.
+    2. The global head does not travel, as in the paper. The released server fuses it and never sends it, which costs
+       $4(dC + C)$ bytes for nothing. Without it the public images need no labels.
+    3. The local head is linear, with a row for each class. The classes of a client's tasks are disjoint and the
+       cross-entropy runs over those of the task, so this equals the official fresh head per task. The mask of the
+       evaluation decides which rows compete (official: always those of the test task). Official heads have 512 hidden
+       units (option `head = mlp`, global head only).
+    4. Each image takes the slot of its own nearest key, among the classes that the client has met. The official code
+       takes one majority vote for the whole batch over all slots, trained or not. That reveals the task of a batch
+       from one task.
+    5. Keys and values are picked for each image. The official reshape without a permutation mixes them across the
+       batch.
+    6. The optimiser of a phase has only its own parameters and no weight decay. In the official code it has all of
+       them, so decay moves frozen prompts. Every client has its own copy of heads and prompts; in the official code
+       client $k$ starts from the trained head of client $k - 1$.
+    7. No client is tested on the public images (official: they are part of the test set).
+    8. The server fuses the prompts of all clients. The selection by a threshold is commented out in the released
+       code.
+    9. There is no augmentation (official: random crops and mirroring). The input of the first block is computed once.
+    10. `demo` and `mini` are smaller: one public image of each class (official: 20), and 1 or 2 passes over them at a
+        higher rate in each fusion (5 at 0.001875). In `full` there are the official 20, and one pass at the rate of
+        `mini`: its 63 steps of 0.01 reach as far as the official 313 of 0.001875, at a fifth of the cost.
 
-    Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens, like
-    phase 1.
+    Choice where the sources are silent: phase 2 keeps the global prompt in the input and reads its output tokens,
+    like phase 1.
     """
 
     name, label, paper_name, citation = "fedmgp", "FedMGP", "FedMGP", "2407.00113"
@@ -148,6 +167,17 @@ class FedMGP(Method):
         "mgp_key": LogRange(1e-2, 1),
     }
     costs = FedMGPCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, HEAD, CLASS),
+        helpers=(
+            Part("key picks the local prompt", "trained", arrow="right", fed=True),
+            Part("global and local prompt", "trained"),
+        ),
+        up="the global prompt and its key",
+        server="distil the clients' global prompts into one, on public images",
+        down="the fused global prompt, the same for all",
+        stays="local prompts, one for each class, and both heads",
+    )
 
     class Parameters(PromptClip, HeadShape):
         """See `lscl.registry.Parameters`."""

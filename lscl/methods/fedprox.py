@@ -9,6 +9,7 @@ from lscl.federation.costs import Costs
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, CNN, HEAD, IMAGE, Part, Sketch
 from lscl.methods.fedavg import FedAvg
 from lscl.methods.parts.augmentation import AUGMENTED
 from lscl.registry import register
@@ -16,15 +17,23 @@ from lscl.registry import register
 
 @register
 class FedProx(FedAvg):
-    """The local loss gains (mu / 2) ||w - w_received||^2, so that clients with other data drift apart less.
+    r"""FedProx is FedAvg with one more term in the local loss. The term pulls every weight of the client towards the
+    weights that it received from the server. So clients with different data drift apart less within a round.
 
-    Li et al. 2020 (arXiv 1812.06127). Trained, uploaded, returned, payload: as FedAvg; a client keeps w_received for
-    the round.
+    With the received weights $w_{\mathrm{r}}$ each client minimises
+
+    $$L = \mathrm{CE} + \frac{\mu}{2}\,\lVert w - w_{\mathrm{r}}\rVert^2.$$
+
+    - Source: Li et al. 2020 (arXiv 1812.06127).
+    - Trained, up and down: as in FedAvg.
+    - Stays on the client: $w_{\mathrm{r}}$, for the round.
+    - Payload: as in FedAvg, up $4(|\theta| + mC + C) + 8L + 8$ bytes, down 8 bytes fewer.
 
     Differences from other codes:
-    1. the norm is squared (the FedProx of the released MFCL code sums norms that are not, a pull that never weakens).
-    2. BatchNorm means and variances are no parameters and are not pulled.
-    3. optimiser, augmentation and start as in FedAvg (its differences 3 to 5).
+    1. The norm is squared. The FedProx in the released MFCL code adds norms without the square, and such a pull never
+       weakens near the received weights.
+    2. BatchNorm means and variances are not parameters, so nothing pulls them.
+    3. Optimiser, augmentation and start are those of FedAvg (its differences 3 to 5).
     """
 
     name, label, paper_name, citation = "fedprox", "FedProx", "FedProx", "1812.06127"
@@ -33,6 +42,13 @@ class FedProx(FedAvg):
     tuned = {"lr": 4.9e-4, "prox_mu": 3.8e-3}
     search_space = {"lr": LogRange(1e-4, 1e-1), "prox_mu": LogRange(1e-3, 10)}
     costs = Costs
+    sketch = Sketch(
+        row=(IMAGE, CNN, HEAD, CLASS),
+        helpers=(None, Part("received weights pull", "kept")),
+        up="CNN and head",
+        server="average them, weighted by the number of images",
+        down="the average",
+    )
 
     class Parameters(FedAvg.Parameters):
         """See `lscl.registry.Parameters`."""

@@ -17,6 +17,7 @@ from lscl.federation.method import Phase, Stage
 from lscl.federation.passes import BATCH, map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, CNN, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.augmentation import AUGMENTED, BRIGHTNESS, from_unit_range, to_unit_range
 from lscl.methods.parts.buffer import first_of_each_class, herding, random_per_class
 from lscl.methods.parts.inversion import (
@@ -59,52 +60,73 @@ class GLFCCosts(Costs):
 
 @register
 class GLFC(OldModel):
-    """Clients replay exemplars of old classes and imitate the best global model of the previous task.
-    The loss is a binary cross-entropy per class, old and new images weighted apart, half of it with the old model's
-    answers as targets. A proxy server chooses the best model on images that it reconstructs from gradients of one
-    disguised image per new class.
+    r"""Each client keeps a few images of its old classes and trains on them again together with the new images. It also
+    imitates the best global model of the previous task, so that old classes keep their scores. A proxy server finds
+    this best model without seeing an image: it tests on pictures that it reconstructs from gradients.
 
-    Dong et al. 2022 (arXiv 2203.11473). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client
-    keeps positions of its exemplars, at most glfc_memory in all, and for the task the old model and `known`. The server
-    keeps the reconstructed images of the task at hand, the best model so far and its score. A memory larger than the
-    data keeps every image, one smaller than the number of classes none; a class without images on a client has no
-    exemplar and no gradient there.
-    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C + 4 q E with q
-    classes of the task and E = 8136 + 769 C numbers of an encoder gradient; down M, in round 0 of every task but the
-    first 2 M + C; without the proxy neither gradients nor the second M; with head_merge = holders C more in every later
-    upload.
+    Every class has its own binary cross-entropy $\mathrm{BCE}_c$. In the first task the loss is its mean. Later it
+    has two halves:
+
+    $$L = \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\, w_i\,\mathrm{BCE}_c(z_i, y_i)}_{\text{gradient
+    compensation}} + \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\,\mathrm{BCE}_c(z_i, \tilde y_i)}_{\text{relation
+    distillation}}.$$
+
+    The weight $w_i = g_i / \bar g$ with $g_i = |\sigma(z_{i,y_i}) - 1|$ divides by the mean over the new, or over the
+    old, images of the batch. So both groups count equally. The targets $\tilde y_i$ are the labels, except in the
+    columns of old classes: there they are the old model's answers $\sigma(z^{\mathrm{old}}_i)$.
+
+    At the start of a task each client picks the image nearest to the mean of each new class and disguises it by a few
+    gradient steps on its pixels. It sends the gradient of a small encoder network for the disguised image. The proxy
+    server searches for an image with the same gradient. The global model that classifies most of these images
+    correctly becomes the old model of the next task.
+
+    - Source: Dong et al. 2022 (arXiv 2203.11473).
+    - Trained, averaged: the CNN and the head ($|\theta|$, $L$ and $m$ as in FedAvg).
+    - Up: the model. In round 0 of a task also the classes of the client's task and one encoder gradient per class.
+    - Down: the model. In round 0 of every task but the first also the best model of the previous task and the known
+      classes.
+    - Stays on the client: the positions of its exemplars, at most `glfc_memory` in all; for the task the old model
+      and the known classes. A memory larger than the data keeps every image; one smaller than the number of classes
+      keeps none. A class without images on a client has no exemplar and no gradient there.
+    - Stays on the server: the reconstructed images of the current task, the best model so far and its score.
+    - Payload: the model has $M = 4(|\theta| + mC + C) + 8L$ bytes. Up $M + 8$; in round 0 of a task $M + 8 + C + 4qE$
+      with $q$ classes of the task and $E = 8136 + 769C$ numbers of an encoder gradient. Down $M$; in round 0 of every
+      task but the first $2M + C$. Without the proxy neither the gradients nor the second $M$ travel. With
+      `head_merge = holders` another $C$ bytes go up in every later upload.
 
     Differences from the official code:
-    1. task boundaries are known to all (the entropy signal, 1.2 nats for 10 new classes of everybody, is left out: with
-       private streams of 8 classes it fires late or never). So every client has the best model of the previous task in
-       every round, and it is sent once per task (there two old models every round).
-    2. classes are sets: what is distilled are the columns that the old model knows minus those of the client's task;
-       the loss runs over the classes the client has seen and those the old model knows (glfc_columns = local: only the
-       former). The server knows them from the flags that come up in round 0 of a task.
-    3. the score to beat starts afresh in each task (there it never does: once at 100 % later tasks rarely get a new
-       model).
-    4. all reconstructed images of the task are scored (there batches of 64, the rest dropped: with few images none at
-       all).
-    5. herding takes no image twice, and picks with the averaged model of the task's end (there with replacement, before
-       averaging).
-    6. 800 exemplars per client by default (there 2000), as many as 20 for each of 40 classes.
-    7. a prototype is disguised by steps on its pixels between 0 and 1, as officially, but the CNN sees them normalised
-       like all it sees (there, in this step alone, it does not). The encoder and the search have the CNN's normalised
-       input (there the pixels): the search then starts from noise of the images' own scale and is nearer at first. The
-       encoder sees 32 x 32 pixels whatever the images have; reconstructions are kept with 8 bits and enlarged for
-       scoring (there they are augmented for it).
-    8. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state
-       each round (there SGD at 2.0, divided by 5 three times in a task, weight decay 1e-5); the small CNN of this
-       experiment (the attention of the released ResNet-18 is never applied there either).
-    9. all clients train in every round, and none recomputes anything while idle.
-    10. crops go by an eighth of the side, which are the official 4 of 32 pixels; glyphs are not mirrored.
-    11. smaller in demo and mini: 30 steps of the search (250) of which the last 5 images are kept (20), and by the
-       profile 5 rounds of 2 or fewer local epochs (10 of 20). After 30 steps a reconstruction has a correlation of 0.55
-       to 0.83 with the disguised image (four images of CIFAR-100; after 5 steps 0.25 to 0.52, after 100 0.74 to 0.99).
-       With 60 images of a class 800 exemplars are much: in its second task a client replays all that it has had, in the
-       fifth still 25 of 60 images of a private class (officially 2000 exemplars of classes with up to 500 images). In
-       full they are 20 of up to 500 images of each of 40 classes, as officially, and the search has 100 steps of which
-       the last 20 images are kept: 250 would take twice the time.
+    1. All parties know where a task begins. The official entropy signal (1.2 nats for 10 new classes that everybody
+       gets) fires late or never with private streams of 8 classes. So every client has the best model of the previous
+       task in every round, and the server sends it once per task (official: two old models in every round).
+    2. Classes are sets. Distilled are the columns that the old model knows minus those of the client's task. The loss
+       runs over the classes that the client has seen and those that the old model knows (`glfc_columns = local`: only
+       the former). The server learns them from the flags in round 0 of a task.
+    3. The score to beat is reset in each task. In the official code it never restarts: once it reaches 100 %, later
+       tasks rarely get a new model.
+    4. All reconstructed images of the task are scored. The official code scores batches of 64 and drops the rest, so
+       with few images it scores none.
+    5. Herding takes no image twice and picks with the averaged model at the end of the task (official: with
+       replacement, before averaging).
+    6. A client keeps 800 exemplars by default (official: 2000), that is, 20 for each of 40 classes.
+    7. A prototype is disguised by steps on its pixels between 0 and 1, as in the official code, but the CNN sees it
+       normalised like every image. The official code skips the normalisation in this step. The encoder and the search
+       use the CNN's normalised input (official: pixels), so the search starts from noise of the images' own scale and
+       is closer at first. The encoder sees 32 x 32 pixels for every image size. Reconstructions are kept with 8 bits
+       and enlarged for scoring (official: augmented).
+    8. Averages are weighted by the number of images and include the BatchNorm statistics. Adam runs at `lr` with a
+       fresh state in each round (official: SGD at 2.0, divided by 5 three times in a task, weight decay 1e-5). The
+       CNN is the small CNN of this experiment. The released ResNet-18 has an attention module that its code never
+       applies.
+    9. All clients train in every round, and none computes anything while it waits.
+    10. Crops move by an eighth of the side, which is the official 4 of 32 pixels. Glyphs are not mirrored.
+    11. `demo` and `mini` are smaller: 30 steps of the search (official: 250), of which the last 5 images are kept
+        (20), and 5 rounds of at most 2 local epochs (10 of 20). After 30 steps a reconstruction has a correlation of
+        0.55 to 0.83 with the disguised image (four images of CIFAR-100; 0.25 to 0.52 after 5 steps, 0.74 to 0.99
+        after 100). With 60 images per class 800 exemplars are many: in its second task a client replays everything it
+        has had, in the fifth still 25 of 60 images of a private class. Officially there are 2000 exemplars for
+        classes of up to 500 images. In `full` there are 20 of up to 500 images of each of 40 classes, as in the
+        official code. There the search takes 100 steps, of which the last 20 images are kept, because 250 steps would
+        double the time.
     """
 
     name, label, paper_name, citation = "glfc", "GLFC", "GLFC", "2203.11473"
@@ -124,6 +146,14 @@ class GLFC(OldModel):
     }
     search_space = {"lr": LogRange(1e-4, 1e-1), "glfc_gc": LogRange(0.05, 5), "glfc_rd": LogRange(0.05, 5)}
     costs = GLFCCosts
+    sketch = Sketch(
+        row=(IMAGE, CNN, HEAD, CLASS),
+        helpers=(Part("kept old images", "kept"), None, Part("old model's answers", "frozen")),
+        up="CNN and head; once per task a gradient for one disguised image of each new class",
+        server="average; reconstruct images from the gradients; find the best model on them",
+        down="the average; once per task the best model of the task before",
+        stays="the kept images",
+    )
     brightness = BRIGHTNESS
 
     class Parameters(OldModel.Parameters):

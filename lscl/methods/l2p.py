@@ -10,6 +10,7 @@ from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, Planned
 from lscl.federation.method import Averaged
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.prompts import (
     OFFICIAL_LR,
     PromptedMethod,
@@ -34,24 +35,33 @@ class L2PCosts(Costs):
 
 @register
 class L2P(PromptedMethod):
-    """Each image picks the k prompts whose keys are most similar to its frozen CLS feature; they join its tokens.
+    r"""A pool holds learned tokens, called prompts, and each prompt has a key. Each image takes the prompts whose keys
+    are most similar to its frozen feature, and the ViT reads them with the image. The server averages the prompts,
+    the keys and the head.
 
-    Wang et al. 2022 (arXiv 2112.08654), averaged by FedAvg. Trained, uploaded, returned: prompts (M, l, d), keys (M, d)
-    and the head W (C, d), b (C,). The frozen feature is computed once per image.
-    Payload: up 4 (M l d + M d + d C + C) + 8 bytes, down 4 (M l d + M d + d C + C); with head_merge = holders C bytes
-    more up.
+    The query $\phi(x)$ is the frozen CLS feature. Image $x$ takes the set $S(x)$ of the $k$ keys $\kappa_i$ with the
+    highest cosine. The head reads the mean of the prompts' output tokens. The second term moves the keys:
+
+    $$L = \mathrm{CE} - \lambda\,\frac1b\sum_x \sum_{i \in S(x)} \cos\big(\phi(x), \kappa_i\big).$$
+
+    - Source: Wang et al. 2022 (arXiv 2112.08654), averaged by FedAvg.
+    - Trained, up and down: $M$ prompts of $l$ tokens $(M, l, d)$, their keys $(M, d)$, and the head, weights $(C, d)$
+      and bias $(C)$.
+    - Payload: up $4(Mld + Md + dC + C) + 8$ bytes, down 8 bytes fewer. With `head_merge = holders` another $C$ bytes
+      go up.
 
     Differences from the PyTorch code that most people use (JH-LEE-KR/l2p-pytorch) and its descendants:
-    1. prompts are chosen per sample; the official majority vote of a batch (option prompt_batchwise) tells the task
-       when a test batch comes from one task.
-    2. CLS and the prompts have the position of CLS, the patches keep theirs (in one descendant the tables do not line
-       up).
-    3. only prompts, keys and head travel, not the ViT.
-    4. no prompt mask per task and no frequency term; neither is used for CIFAR-100 there.
-    5. no augmentation (there, random resized crops and mirroring): the frozen feature and what the first block gets are
-       computed once.
-    6. a fresh optimiser in each round (there, in each task), and the profile's rounds and epochs (there, 5 epochs a
-       task).
+    1. Each image chooses its own prompts. The official code takes a majority vote of the batch (option
+       `prompt_batchwise`), which reveals the task when a test batch comes from one task.
+    2. CLS and the prompts have the position of CLS, and the patches keep theirs. In one descendant the tables do not
+       line up.
+    3. Only prompts, keys and head travel, not the ViT.
+    4. There is no prompt mask per task and no frequency term. The official code uses neither for CIFAR-100.
+    5. There is no augmentation (official: random resized crops and mirroring). The frozen feature and the input of
+       the first block are computed once.
+    6. The optimiser is fresh in each round (official: in each task). Rounds and epochs are those of the profile
+       (official:
+       5 epochs per task).
     """
 
     name, label, paper_name, citation = "l2p", "FedAvg + L2P", "FedAvg+L2P", "2112.08654"
@@ -60,6 +70,16 @@ class L2P(PromptedMethod):
     official = {"lr": OFFICIAL_LR}
     search_space = {"lr": LogRange(1e-4, 1), "l2p_pull": LogRange(1e-2, 1)}
     costs = L2PCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, HEAD, CLASS),
+        helpers=(
+            Part("keys nearest to the image", "trained", arrow="right", fed=True),
+            Part("their prompts", "trained"),
+        ),
+        up="prompts, keys and head",
+        server="average them, weighted by the number of images",
+        down="the average",
+    )
 
     class Parameters(PromptVote, Averaged):
         """See `lscl.registry.Parameters`."""

@@ -9,21 +9,34 @@ from lscl.federation.costs import Costs
 from lscl.federation.method import Method, Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Sketch
 from lscl.registry import register
 
 
 @register
 class LocalHead(Method):
-    """What a client reaches alone with the frozen features: the honest floor for every system that adapts or shares.
+    r"""Each client trains only a linear classifier on the frozen features, and no client sends anything. This control
+    is the baseline for every system that adapts the ViT or shares something. A system that does not beat it has
+    gained nothing from the federation.
 
-    Trained: head W (C, d), b (C,). Uploaded and returned: nothing. Not in the paper.
+    Client $k$ minimises the cross-entropy of a linear head over the classes of its task, as in Eq. 3 without an
+    update:
+
+    $$L = \frac1b\sum_i \mathrm{CE}\big(W_k\,\phi(x_i) + b_k,\; y_i\big).$$
+
+    - Trained: the head, weights $(C, d)$ and bias $(C)$.
+    - Up and down: nothing.
+    - Payload: up 0 bytes, down 0 bytes.
+
+    The paper has no such control.
     """
 
-    name, label, role = "local_head", "own head only", "floor"
+    name, label, role = "local_head", "local head", "floor"
     place, turn, quick = 13, 0, ("demo", "colab")
     tuned = {"lr": 0.003}
     search_space = {"lr": LogRange(1e-4, 1)}
     costs = Costs
+    sketch = Sketch(row=(IMAGE, FROZEN_VIT, HEAD, CLASS))
 
     def build(self, client: int) -> nn.Module:
         return nn.Linear(self.foundation.width, self.num_classes)

@@ -7,6 +7,7 @@ from lscl.config import RATE, Experiment
 from lscl.federation.client import Batch, Client
 from lscl.federation.method import Phase, Stage
 from lscl.federation.search_space import LogRange, OneOf
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Part, Sketch
 from lscl.methods.local_head import LocalHead
 from lscl.methods.parts.lora import OneBlock, OneBlockCosts, StaticLoRA, check_adapted_block
 from lscl.registry import register
@@ -14,18 +15,27 @@ from lscl.registry import register
 
 @register
 class LocalLoRA(LocalHead):
-    """Tells whether writing an update per image adds anything to having one update per client.
+    r"""Each client trains one LoRA for all its images and a linear head, and no client sends anything. The LoRA has the
+    same rank and sits in the same block as the update that Fed-LSCL writes for each image. The comparison shows
+    whether a separate update for every image adds anything.
 
-    Trained: LoRA A, B in one block and the head, each at a learning rate of its own. Uploaded and returned: nothing.
-    Not in the paper.
+    $$\mathrm{qkv}(z) = W_{\mathrm{qkv}}\,z + s\,B_k A_k z
+    \qquad \text{with the same } A_k, B_k \text{ for all images.}$$
+
+    - Trained: $A_k$, $B_k$ in one block, and the head, each with its own learning rate.
+    - Up and down: nothing.
+    - Payload: up 0 bytes, down 0 bytes.
+
+    The paper has no such control.
     """
 
-    name, label = "local_lora", "own static LoRA"
+    name, label = "local_lora", "local LoRA"
     place, turn, quick = 12, 7, ("demo", "colab")
     tuned = {"lr": 0.0032, "lr_lora": 2.4e-5, "rank": 2}
     official = {"lr_lora": 1e-3}  # the rate of everything in the code bases of the paper's authors
     search_space = {"lr": LogRange(1e-4, 1e-1), "lr_lora": LogRange(1e-5, 1e-2), "rank": OneOf((1, 2, 4, 8, 16, 32))}
     costs = OneBlockCosts
+    sketch = Sketch(row=(IMAGE, FROZEN_VIT, HEAD, CLASS), helpers=(None, Part("one LoRA for all images", "trained")))
 
     class Parameters(OneBlock):
         """See `lscl.registry.Parameters`."""

@@ -10,6 +10,7 @@ from lscl.federation.limits import Check
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.ridge import ridge_head, ridge_sums
+from lscl.federation.sketch import CLASS, FROZEN_VIT, IMAGE, Part, Sketch
 from lscl.methods.parts.closed_form import LAMBDAS, RidgeCosts, RidgeMethod
 from lscl.registry import register
 
@@ -28,24 +29,33 @@ class OwnRidgeCosts(RidgeCosts):
 
 @register
 class LocalRidge(RidgeMethod):
-    """Nothing is trained and nothing sent: each client solves a ridge regression on the frozen features of its images.
-    Beside an own head that is trained by Adam under a task mask, it tells what such a head never learns: the scale of
-    one task's scores against another's.
+    r"""This control trains nothing and sends nothing: each client fits a ridge regression to its own frozen features.
+    The regression covers all tasks of the client so far, so the scores of different tasks share one scale. Compared
+    with the trained local head it shows what a head never learns under a task mask.
 
-    Closed form as in `fed_ridge`, on the sums of the client's own images; as continual learning it is ACIL (Zhuang et
-    al. 2022, arXiv 2205.14922), with ridge_features = n the head of RanPAC (McDonnell et al. 2023, arXiv 2307.02251).
-    Kept on the client: Gram matrix (D, D) and products (D, C) of all its images so far. Uploaded and returned: nothing.
-    Payload: up 0 bytes, down 0 bytes.
+    The closed form is that of `fed_ridge`, on the sums of the client's own images:
 
-    It measures what the questions asked here need at this scale, and so what a federation has to add; it is no verdict
-    on a system elsewhere. lambda was chosen on the tuning seed 7 alone. Not in the paper.
+    $$W_k = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda I\Big)^{-1}.$$
+
+    - Source: ACIL (Zhuang et al. 2022, arXiv 2205.14922); with `ridge_features` above 0 the head of RanPAC (McDonnell
+      et al. 2023, arXiv 2307.02251).
+    - Trained: nothing.
+    - Up and down: nothing.
+    - Stays on the client: the Gram matrix $(D, D)$ and the products $(D, C)$ of all its images so far.
+    - Payload: up 0 bytes, down 0 bytes.
+
+    The control shows how much a federation must add at this scale. It says nothing about a system elsewhere.
+    $\lambda$ was chosen on the tuning seed 7 alone. The paper has no such control.
     """
 
-    name, label = "local_ridge", "own ridge head"
+    name, label = "local_ridge", "local ridge head"
     place, turn, quick = 16, 16, ("demo", "colab")
     tuned = {"ridge_lambda": 0.032}
     search_space = LAMBDAS
     costs = OwnRidgeCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, Part("solved head"), CLASS), stays="sums of products of features and labels"
+    )
 
     def initial_server(self) -> dict[str, Tensor]:
         return {}

@@ -17,6 +17,7 @@ from lscl.federation.method import HOLDS, IMAGES, HeadMerge, Method, Phase, Stag
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange, OneOf, Range
+from lscl.federation.sketch import CLASS, FROZEN_VIT, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.gram import (
     InputSquares,
     damp_off_diagonal,
@@ -55,40 +56,58 @@ class LoRMCosts(Costs):
 
 @register
 class LoRM(Method):
-    """Clients train B or A of a LoRA on every linear layer, in turn; the server merges by regression.
-    It regresses on the layers' inputs, of which only Gram matrices travel. The same regression merges the tasks,
-    instead of a mean of their updates.
+    r"""Every linear layer of the ViT gets a LoRA, and in each round the clients train only one of its two factors. The
+    server merges the trained factors so that each merged layer gives nearly the outputs that the clients' layers
+    gave. That merge has a closed form, for which a client sends only sums of squares of its layer inputs, never the
+    inputs.
 
-    Salami et al. 2025 (arXiv 2410.17961). Trained: one factor of each LoRA (rank r) and the head. Up: both, the
-    diagonal Gram of each layer's inputs (all tokens), the head's Gram (upper triangle), the number of images; behind
-    the last round of a task the diagonals under the merged model. Down: the factor merged last and the head; for the
-    test the diagonals summed over the clients. Kept on the clients: the factors and the summed diagonals of each
-    finished task.
-    Payload, with L blocks, hidden width h, in = L (3 d + h), out = L (5 d + h), head = d C + C:
-        up, round with B   4 (r out + head + in + d (d + 1) / 2) + 8 bytes
-        up, round with A   4 (r in  + head + in + d (d + 1) / 2) + 8 bytes
-        up, gram           4 in bytes
-        down, round 0      4 head bytes                  down, test   4 in bytes
-        down, others       4 (r out + head) or 4 (r in + head) bytes, as in the round before (gram: the last round)
-    with head_merge = holders another C bytes up in rounds.
+    A layer with input $x$ computes $(W_0 + BA)\,x$. Rounds alternate: all clients share the fixed factor and train
+    the other one. Let $X_k$ be the inputs of the layer on client $k$, one row per token. The merged layer minimises
+
+    $$\min_W \sum_k \lVert (W - W_k)\,X_k^\top \rVert_F^2 \quad\Rightarrow\quad
+    W = \Big(\sum_k W_k G_k\Big)\Big(\sum_k G_k\Big)^{+}, \qquad G_k = X_k^\top X_k .$$
+
+    So a client counts for more in the directions where its inputs are large. In a round that trains $B$ this gives
+    $B = (\sum_k B_k M_k)(\sum_k M_k)^{+}$ with $M_k = A\,G_k A^\top$, and in a round that trains $A$ it gives
+    $A = (\sum_k A_k G_k)(\sum_k G_k)^{+}$. Of the $G_k$ of the layers only the diagonal is used.
+
+    The same formula merges the tasks: after task $t$ a layer has the update
+    $\big(\sum_{s \le t} B_s A_s G_s\big)\big(\sum_{s \le t} G_s\big)^{+}$, with the Gram matrices $G_s$ summed over
+    clients.
+
+    - Source: Salami et al. 2025 (arXiv 2410.17961).
+    - Trained: one factor of each LoRA (rank $r$) and the head.
+    - Up: both; the diagonal of the Gram matrix of each layer's inputs, over all tokens; the head's Gram matrix (upper
+      triangle); the number of images. After the last round of a task the diagonals under the merged model.
+    - Down: the factor merged last and the head. For the test the diagonals summed over the clients.
+    - Stays on the client: the factors and the summed diagonals of each finished task.
+    - Payload: with $L$ blocks, hidden width $h$, $n_{\mathrm{in}} = L(3d + h)$, $n_{\mathrm{out}} = L(5d + h)$,
+      $H = dC + C$ numbers in the head and $n_{\mathrm{gram}} = n_{\mathrm{in}} + d(d+1)/2$, all in bytes:
+      - up in a round that trains $B$: $4(r\,n_{\mathrm{out}} + H + n_{\mathrm{gram}}) + 8$
+      - up in a round that trains $A$: $4(r\,n_{\mathrm{in}} + H + n_{\mathrm{gram}}) + 8$
+      - up after the last round: $4\,n_{\mathrm{in}}$
+      - down in round 0: $4H$; for the test: $4\,n_{\mathrm{in}}$
+      - down in other rounds: $4(r\,n_{\mathrm{out}} + H)$ or $4(r\,n_{\mathrm{in}} + H)$, by the factor of the round
+        before
+      - with `head_merge = holders` another $C$ bytes go up in a round
 
     Differences from the official code:
-    1. diagonals and the head's upper triangle travel, not whole Gram matrices nor the state of the whole ViT; off the
-       diagonal the head's Gram is damped on the server (`lorm_alpha`), where it is used.
-    2. the regression over tasks, Q S^+ with Q = sum_t B_t A_t G_t and S = sum_t G_t, is not stored as matrices of the
-       layers' size: the G_t are diagonal, so every client forms it from the factors it has and the diagonals it is sent
-       (`parts.gram.merge_tasks`).
-    3. Gram matrices of a round are taken under W_0 + B A, the weights that were trained, also behind the first task
-       (officially under W_0 + the mean of the task updates, and with training augmentation; there is none here).
-    4. an input that was zero everywhere gets the plain mean of A, not the zero of the pseudo-inverse: it has no effect
-       either way.
-    5. clients have their own classes, so a head row may be trained by one client only. head_merge = plain (default)
-       regresses over all, as officially; holders sums only over the clients whose task has the class.
-    6. the frozen factor needs no gradient and no weights are copied in a step (officially the whole ViT is).
-    7. scores are taken at the end of a task, where the regression applies; the mean of task updates that the official
-       code reports within a task is not needed.
-    8. no augmentation in training (official: random crops and mirroring): what the first block gets is computed once.
-       Adam instead of AdamW, which is the same without weight decay.
+    1. Diagonals and the upper triangle for the head travel, not whole Gram matrices and not the state of the whole
+       ViT. The server damps the head's Gram matrix off its diagonal (`lorm_alpha`) where it uses it.
+    2. The merge over tasks is not stored as matrices of the layers' size. The $G_s$ are diagonal, so every client
+       forms the merge from the factors it has and the diagonals it receives (`lscl.methods.parts.gram.merge_tasks`).
+    3. Gram matrices of a round are taken under $W_0 + BA$, the weights that were trained, also after the first task.
+       The official code takes them under $W_0$ plus the mean of the task updates, and with training augmentation.
+    4. An input that was zero everywhere gets the plain mean of $A$, not the zero of the pseudo-inverse. It has no
+       effect either way.
+    5. Clients have their own classes, so perhaps only one client trains a head row. `head_merge = plain` (default)
+       regresses over all clients, as in the official code; `holders` sums only over the clients whose task has the
+       class.
+    6. The frozen factor needs no gradient, and no weights are copied in a step (official: the whole ViT is).
+    7. Scores are taken at the end of a task, where the merge applies. The official code reports scores within a task
+       with the mean of the task updates; they are not needed here.
+    8. There is no augmentation in training (official: random crops and mirroring). The input of the first block is
+       computed once. Adam replaces AdamW, which is the same without weight decay.
     """
 
     name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"
@@ -101,6 +120,14 @@ class LoRM(Method):
         "lorm_alpha": Range(0, 1),
     }
     costs = LoRMCosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, HEAD, CLASS),
+        helpers=(None, Part("LoRA on every layer", "trained")),
+        up="one LoRA factor and the head, sums of squares of the layers' inputs",
+        server="merge the factors by regression, so that layer outputs change least",
+        down="the merged factor and head",
+        stays="the merged LoRAs of earlier tasks",
+    )
 
     class Parameters(HeadMerge):
         """See `lscl.registry.Parameters`."""

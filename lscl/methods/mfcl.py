@@ -15,6 +15,7 @@ from lscl.federation.masking import mask_logits, masked_cross_entropy
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, CNN, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.augmentation import AUGMENTED
 from lscl.methods.parts.old_model import KNOWN, OldModel, labels_in
 from lscl.methods.parts.synthesis import (
@@ -52,39 +53,57 @@ class MFCLCosts(Costs):
 
 @register
 class MFCL(OldModel):
-    """A generator that the server trains on the global model alone replaces the images of old tasks.
-    Clients sample from it. New classes are learnt by body and head, all classes by the head on features that are held
-    fixed, and the old head's answers stay as they were.
+    r"""At the end of a task the server trains a generator that turns noise into images, with the global model as its
+    only guide. In the next task the clients draw images from this generator and replay them in place of real images
+    of old tasks. New classes train the whole CNN, all classes train the head on fixed features, and the old head's
+    answers are preserved.
 
-    Babakniya et al. 2023 (arXiv 2311.07784). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client
-    keeps the old model, `known` and the generator for the task; the server keeps the generator, whose training goes on
-    from task to task.
-    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C (the classes of the
-    client's task); down M, in round 0 of every task but the first M + C + 4 G + 32 with the generator's G = 2 w s^2
-    (z + 1) + 54 w^2 + 50 w + 9 numbers for z = mfcl_latent, w = mfcl_width and images of S pixels a side, s = S / 4
-    rounded up; above 64 pixels 4 G + 56, G = w s^2 (z + 1) + 45 w^2 + 56 w + 9, s = S / 32 rounded up; with head_merge
-    = holders C more in every later upload.
+    From the second task on a client minimises, with replayed images $u$, features $f$, a stop-gradient
+    $\operatorname{sg}$, and the head $W$,
+
+    $$L = \mathrm{CE}(\text{new images})
+    + w_{\mathrm{ft}}\,\mathrm{CE}\big(W \operatorname{sg}[f],\; \text{all classes}\big)
+    + w_{\mathrm{kd}}\,\operatorname{mean}\,\lVert W_{\mathrm{old}}\,(f - f_{\mathrm{old}})\rVert^2.$$
+
+    The second term trains only the head, the third only the CNN. The server trains the generator on the cross-entropy
+    of the global model with its own answer, on the balance of the classes, on BatchNorm statistics, and on
+    smoothness:
+
+    $$L_{\mathrm{gen}} = w_1 L_{\mathrm{CE}}
+    + w_2 L_{\mathrm{balance}} + w_3 L_{\mathrm{BN}} + w_4 L_{\mathrm{smooth}}.$$
+
+    - Source: Babakniya et al. 2023 (arXiv 2311.07784).
+    - Trained, averaged: the CNN and the head ($|\theta|$, $L$ and $m$ as in FedAvg).
+    - Up: the model. In round 0 of a task also the classes of the client's task.
+    - Down: the model. In round 0 of every task but the first also the known classes and the generator.
+    - Stays on the client: the old model, the known classes and the generator, for the task.
+    - Stays on the server: the generator, whose training continues from task to task.
+    - Payload: the model has $M = 4(|\theta| + mC + C) + 8L$ bytes. Up $M + 8$; in round 0 of a task $M + 8 + C$. Down
+      $M$; in round 0 of every task but the first $M + C + 4G + 32$. The generator has
+      $G = 2ws^2(z+1) + 54w^2 + 50w + 9$ numbers for $z$ = `mfcl_latent`, $w$ = `mfcl_width` and images of $S$ pixels
+      a side, with $s = \lceil S/4 \rceil$. Above 64 pixels it is $4G + 56$ with $G = ws^2(z+1) + 45w^2 + 56w + 9$ and
+      $s = \lceil S/32 \rceil$. With `head_merge = holders` another $C$ bytes go up in every later upload.
 
     Differences from the official code:
-    1. classes are sets: replay is labelled among U = the classes of earlier tasks of any client, the old head is
-       compared on U minus the client's task, "all classes" are U and the client's task (there: column ranges). The
-       server knows them from the flags that come up in round 0 of a task.
-    2. the old model is what round 0 of a task brings anyway and is not sent a second time.
-    3. the body runs once per step (there twice, which counts every batch twice in the BatchNorm statistics), and the
-       measuring hooks are taken off the teacher after the generator's training (there they stay and slow every step
-       down).
-    4. no importance weights: they are all one in the released code.
-    5. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state
-       each round (there SGD, from 0.1 down to 0.01 within a task, weight decay 1e-5); the small CNN of this experiment
-       (there ResNet-18).
-    6. the blurred image is compared inside a border of 2 pixels (there the border is reflected).
-    7. real images are cropped by an eighth of the side, which are the official 4 of 32 pixels; glyphs are not mirrored.
-       Generated images are not augmented, as officially.
-    8. smaller in demo, mini and full: a generator of 16 channels (64) that reads 100 numbers (1000), which makes it as
-       large beside the small CNN as the official one is beside ResNet-18, and by the profile 5 rounds of 2 or fewer
-       local epochs on all 5 clients (100 rounds of 10 on 5 of 50). The official 128 generated images beside 32 real
-       ones in a step, 100 steps and batches of 128 of the generator's training are kept. In colab and paper they stand
-       beside 16 real ones, the size of a batch there.
+    1. Classes are sets. Replay is labelled among the classes $U$ of earlier tasks of any client. The old head is
+       compared on $U$ minus the client's task. "All classes" are $U$ and the client's task (official: column ranges).
+       The server learns them from the flags in round 0 of a task.
+    2. The old model is the model of round 0, so the server does not send it twice.
+    3. The CNN runs once per step. The official code runs it twice, which counts every batch twice in the BatchNorm
+       statistics. The measuring hooks are removed from the teacher after the generator's training; the official code
+       leaves them in place, where they slow every step.
+    4. There are no importance weights, because they are all one in the released code.
+    5. Averages are weighted by the number of images and include the BatchNorm statistics. Adam runs at `lr` with a
+       fresh state in each round (official: SGD, from 0.1 down to 0.01 within a task, weight decay 1e-5). The CNN is
+       the small CNN of this experiment (official: ResNet-18).
+    6. The blurred image is compared inside a border of 2 pixels (official: the border is reflected).
+    7. Real images are cropped by an eighth of the side, which is the official 4 of 32 pixels. Glyphs are not
+       mirrored. Generated images are not augmented, as in the official code.
+    8. `demo`, `mini` and `full` are smaller: a generator of 16 channels (official: 64) that reads 100 numbers (1000).
+       So its size relative to the small CNN is that of the official generator relative to ResNet-18. There are 5
+       rounds of at most 2 local epochs on all 5 clients (100 rounds of 10 on 5 of 50). The official 128 generated
+       images for 32 real ones in a step, 100 steps and batches of 128 of the generator's training are kept. In
+       `colab` and `paper` the batch has 16 real images.
     """
 
     name, label, paper_name, citation = "mfcl", "MFCL", "MFCL", "2311.07784"
@@ -105,6 +124,13 @@ class MFCL(OldModel):
         "mfcl_ft": LogRange(0.1, 10),
     }
     costs = MFCLCosts
+    sketch = Sketch(
+        row=(IMAGE, CNN, HEAD, CLASS),
+        helpers=(Part("generator of old images", "frozen"), None, Part("old head's answers", "frozen")),
+        up="CNN and head",
+        server="average; after each task train the image generator on the model",
+        down="the average; once per task the image generator",
+    )
 
     class Parameters(OldModel.Parameters):
         """See `lscl.registry.Parameters`."""

@@ -17,6 +17,7 @@ from lscl.federation.method import IMAGES, HeadMerge, Method, Phase, Stage
 from lscl.federation.passes import map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange, OneOf
+from lscl.federation.sketch import CLASS, FROZEN_VIT, IMAGE, Part, Sketch
 from lscl.methods.parts.lora import LoRARank
 from lscl.methods.parts.prototypes import class_means, merge_weights, prototype_distances
 from lscl.models.precision import in_float32
@@ -69,41 +70,54 @@ class PILoRACosts(Costs):
 
 @register
 class PILoRA(Method):
-    """New LoRA directions for each task, and prototypes that a later task leaves alone, keep from forgetting.
-    The server averages the LoRA and weighs the clients' copies of a prototype by how near they are to the class means
-    of those who hold it.
+    r"""Each task gets its own LoRA, and the loss keeps it nearly orthogonal to the LoRAs of earlier tasks. In place of
+    a linear classifier each class has a point, its prototype, and an image gets the class of the nearest one. The
+    server averages the LoRA, and it weights the clients' copies of a prototype by their distance to the class
+    means.
 
-    Guo et al. 2024 (arXiv 2401.02094). Trained: LoRA_t on q and v of block 0, prototypes of the task's classes Y. Up:
-    both, the classes, their mean features, and the number of images. Down: LoRA_t averaged, and the prototypes of all
-    classes U that the server has heard of, with their numbers (the others are still at the draw that everybody has).
-    Kept: LoRA_1 .. LoRA_{t-1}.
-    Payload: up 4 (4 r d + 2 |Y| d) + 8 |Y| + 8 bytes, down 4 (4 r d + |U| d) + 8 |U| bytes, with the U before the
-    round.
+    In task $t$ the queries and values of the first block use $W_0 + \sum_{s \le t} B_s A_s$, and only $A_t$ and $B_t$
+    are trained. With the distances $D_c(x) = \lVert\phi(x) - \mu_c\rVert / \sqrt{d}$ to the prototypes $\mu_c$ the
+    loss is
+
+    $$L = \mathrm{CE}\big(-D(x)/T,\; y\big) + \lambda_{\mathrm{pull}}\,D_y(x)
+    + \lambda_{\mathrm{orth}} \sum_{s < t} \lVert A_s A_t^\top \rVert_1.$$
+
+    The first term separates the classes, the second pulls features to their prototype, and the third keeps tasks
+    apart. The server merges the copies $\mu_c^{(k)}$ of a prototype as $\sum_k w_k\,\mu_c^{(k)}$. A copy gets a
+    larger weight the closer it is to the mean features of the clients that hold the class.
+
+    - Source: Guo et al. 2024 (arXiv 2401.02094).
+    - Trained: $\mathrm{LoRA}_t$ on queries and values of block 0; the prototypes of the classes $Y$ of the task.
+    - Up: both, the classes, their mean features, and the number of images.
+    - Down: the averaged $\mathrm{LoRA}_t$, and the prototypes of all classes $U$ that the server knows, with their
+      labels. The others are still at the random start that everybody has.
+    - Stays on the client: $\mathrm{LoRA}_1, \dots, \mathrm{LoRA}_{t-1}$.
+    - Payload: up $4(4rd + 2|Y|d) + 8|Y| + 8$ bytes, down $4(4rd + |U|d) + 8|U|$ bytes, with $U$ before the round.
 
     Differences from the official code:
-    1. the forward has the sum of all LoRAs, in training and at test, as in the paper (the official training sees only
-       LoRA_t, and its test no LoRA behind the first task, because the names of the weights do not match).
-    2. the cross-entropy runs over the task's classes: else prototypes of classes still to come would compete.
-    3. a class may be new for a client and known to the server: its prototype then starts from the server's, not from a
-       new draw.
-    4. a client uploads only the prototypes that it trained; for the others its copy is what the server sent, and the
-       server uses that (head_merge = plain: the copies of all clients take part, as officially; holders: only of those
-       with the class).
-    5. guards: the scaling of the weights is 0 / 0 if all copies are equally far, and of a single copy: equal weights.
-       With one holder among N the scaling has only the values 0 and 1: the trained copy gets e^5 / (e^5 + N - 1) of the
-       weight.
-    6. Adam without weight decay and without a schedule (official: 1e-5, cosine over 30 rounds), which also leaves the
-       prototypes of other classes exactly where they are; the LoRA's rate is 1e-4 for our 5 rounds, as in the port of
-       the fed-mammoth code.
-    7. every client keeps its images (officially they are dealt out anew in every round); nothing is selected on test
-       images.
-    8. no L1 norm of A in the loss (pilora_sparse = 0 in every profile; the official code has 0.01, the paper none).
-       Under Adam such a term draws every number of A towards 0 by up to one learning rate in each step, whatever its
-       weight: at the rates that 5 rounds need, nothing is left of A, and the orthogonality has nothing to turn.
-    9. no augmentation (official: mirroring and brightness): what the ViT makes of an image in front of block 0 is
-       computed once.
-    10. smaller in demo, mini and full: by the profile 5 rounds of 2 or fewer local epochs on all 5 clients (30 of 10 on
-       10 of 30).
+    1. The forward pass uses the sum of all LoRAs, in training and at test, as in the paper. The official training
+       sees only $\mathrm{LoRA}_t$, and its test sees no LoRA after the first task, because the names of the weights
+       do not match.
+    2. The cross-entropy runs over the classes of the task. Otherwise prototypes of classes still to come would
+       compete.
+    3. A class may be new for a client and known to the server. Its prototype then starts from the server's, not from
+       new random numbers.
+    4. A client uploads only the prototypes that it trained. For the others its copy is the server's, and the server
+       uses that (`head_merge = plain`: the copies of all clients count, as in the official code; `holders`: only
+       those of clients with the class).
+    5. Two guards: the weights are 0 / 0 if all copies are equally far, and for a single copy. Both cases get equal
+       weights. With one holder among $N$ clients the scaling has only the values 0 and 1, and the trained copy gets
+       $e^5 / (e^5 + N - 1)$ of the weight.
+    6. Adam has no weight decay and no schedule (official: 1e-5, cosine over 30 rounds). So the prototypes of other
+       classes stay exactly where they are. The LoRA's rate is 1e-4 for our 5 rounds, as in the fed-mammoth port.
+    7. Every client keeps its images (official: dealt out anew in every round). Nothing is selected on test images.
+    8. The loss has no L1 norm of $A$ (`pilora_sparse = 0` in every profile; 0.01 in the official code, none in the
+       paper). Under Adam such a term moves every number of $A$ towards 0 by up to one learning rate per step,
+       whatever its weight. At the rates that 5 rounds need, nothing of $A$ is left, and the orthogonality has nothing
+       to act on.
+    9. There is no augmentation (official: mirroring and brightness). The input of block 0 is computed once.
+    10. `demo`, `mini` and `full` are smaller: 5 rounds of at most 2 local epochs on all 5 clients (30 of 10 on 10 of
+        30).
     """
 
     name, label, paper_name, citation = "pilora", "PILoRA", "PILoRA", "2401.02094"
@@ -118,6 +132,13 @@ class PILoRA(Method):
         "pilora_orthogonal": LogRange(0.05, 5),
     }
     costs = PILoRACosts
+    sketch = Sketch(
+        row=(IMAGE, FROZEN_VIT, Part("nearest prototype", "trained"), CLASS),
+        helpers=(Part("LoRAs of earlier tasks", "kept", arrow="right"), Part("LoRA of this task", "trained")),
+        up="the new LoRA, prototypes of the task's classes and their mean features",
+        server="average the LoRA; weight copies of a prototype by their distance to the means",
+        down="the averaged LoRA and all prototypes",
+    )
 
     class Parameters(LoRARank, HeadMerge):
         """See `lscl.registry.Parameters`."""

@@ -16,6 +16,7 @@ from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
 from lscl.federation.search_space import LogRange
+from lscl.federation.sketch import CLASS, CNN, HEAD, IMAGE, Part, Sketch
 from lscl.methods.parts.augmentation import AUGMENTED, BRIGHTNESS, augmentation, crop_and_flip
 from lscl.methods.parts.continual import distillation
 from lscl.methods.parts.old_model import OldModel
@@ -61,41 +62,58 @@ class TARGETCosts(Costs):
 
 @register
 class TARGET(OldModel):
-    """Clients learn new classes from their own images and imitate the old global model on synthetic ones.
-    The server makes these at the end of a task: a generator learns, without data, images that the global model is sure
-    about and whose BatchNorm statistics are those of the training.
+    r"""At the end of a task the server turns the global model into synthetic images, without seeing any real one. In
+    the next task each client learns its new classes from its own images. On the synthetic images it imitates the
+    old global model, which protects the old classes.
 
-    Zhang et al. 2023 (arXiv 2303.06937). Trained, uploaded, averaged: CNN and head (P, L, m as in FedAvg). A client
-    keeps the old model, `known` and n synthetic images of S pixels a side for the task; the server keeps the images of
-    the newest task.
-    Payload: M = 4 (P + m C + C) + 8 L bytes are the model; up M + 8, in round 0 of a task M + 8 + C (the classes of the
-    client's task); down M, in round 0 of every task but the first M + C + 3 n S^2; with head_merge = holders C more in
-    every later upload.
+    From the second task on a client minimises, with synthetic images $u$ and the old columns $O$,
+
+    $$L = \mathrm{CE}(\text{real images})
+    - 25\,\operatorname{mean}_u \sum_{c \in O} p_c^{\mathrm{old}}(u)\,\log p_c(u).$$
+
+    On the server a generator is trained so that the global model (the teacher) is sure about its images, so that
+    their BatchNorm statistics are those of training, and so that a student still differs from the teacher on images
+    for which both name the same class:
+
+    $$L_{\mathrm{syn}} = \lambda_1 L_{\mathrm{BN}} + \lambda_2\,\mathrm{CE}\big(\text{teacher}(u), y\big)
+    - \lambda_3\,\mathrm{KL}\big(\text{teacher}(u)\,\Vert\,\text{student}(u)\big).$$
+
+    - Source: Zhang et al. 2023 (arXiv 2303.06937).
+    - Trained, averaged: the CNN and the head ($|\theta|$, $L$ and $m$ as in FedAvg).
+    - Up: the model. In round 0 of a task also the classes of the client's task.
+    - Down: the model. In round 0 of every task but the first also the known classes and the synthetic images.
+    - Stays on the client: for the task the old model, the known classes and $n$ synthetic images of $S$ pixels a
+      side.
+    - Stays on the server: the images of the newest task.
+    - Payload: the model has $M = 4(|\theta| + mC + C) + 8L$ bytes. Up $M + 8$; in round 0 of a task $M + 8 + C$. Down
+      $M$; in round 0 of every task but the first $M + C + 3nS^2$. With `head_merge = holders` another $C$ bytes go up
+      in every later upload.
 
     Differences from the official code:
-    1. classes are sets: old = classes of earlier tasks of any client that are not in the client's task
-       (there: column ranges). The server knows them from the flags that come up in round 0 of a task.
-    2. so many rounds of synthesis are made as n images need (there 10 x 256 = 2560 of the 8000 asked for), so that the
-       adversarial term, which starts in round 20, is reached at all. The student is not trained behind the last round,
-       where nobody needs it any more.
-    3. the synthetic images of a step are drawn at random (there in the order of shuffled passes, over the first images
-       by file name, and the shorter of the two loaders ends an epoch). Their number is officially 500 beside 128 real
-       ones, and so is the ratio here whatever the batch.
-    4. averages are weighted by the number of images, BatchNorm statistics included; Adam at `lr` with a fresh state
-       each round (there SGD at 0.01 with momentum 0.9 and weight decay 5e-4).
-    5. the old model is what round 0 of a task brings anyway and is not sent a second time.
-    6. the small CNN of this experiment at its image size (there ResNet-32).
-    7. crops go by an eighth of the side, which are the official 4 of 32 pixels. While images are made, the CNN sees
-       them cropped and mirrored as it saw real ones; if those are not augmented, what comes in at the border of a crop
-       is the image itself, reflected (there always black).
-    8. smaller in demo and mini: 1,000 synthetic images (8,000), four for each real one of a client in a task as
-       officially, in 20 rounds of 50 (32 rounds of 256, of which the code reaches 10), the adversarial term from round
-       12 on (20), 50 steps of the student in a round (400), a generator of 16 channels (64), and by the profile 5
-       rounds of 2 or fewer local epochs (100 of 5). In full a client has 2,000 real images in a task, as officially,
-       and there are the official 8,000 synthetic ones, the 32 rounds of 256 and the adversarial term from round 20 on;
-       with 50 steps of the student in a round it goes over its images 18 times in all, as in mini, and the generator
-       keeps the 16 channels that suit the small CNN. The class asked for is hardly ever the one that the teacher sees
-       in an image: the weights of the two terms, 10 and 0.5, and the 10 steps are the official ones.
+    1. Classes are sets. Old classes are those of earlier tasks of any client that are not in the client's task
+       (official:
+       column ranges). The server learns them from the flags in round 0 of a task.
+    2. There are as many rounds of synthesis as $n$ images need (official: 10 x 256 = 2560 of the 8000 asked for). So
+       the adversarial term, which starts in round 20, is reached. The student is not trained after the last round,
+       because nobody uses it any more.
+    3. The synthetic images of a step are drawn at random. The official code walks through shuffled passes over the
+       first images by file name, and the shorter of the two loaders ends an epoch. Officially there are 500 of them
+       for 128 real images, and the ratio is the same here for every batch size.
+    4. Averages are weighted by the number of images and include the BatchNorm statistics. Adam runs at `lr` with a
+       fresh state in each round (official: SGD at 0.01 with momentum 0.9 and weight decay 5e-4).
+    5. The old model is the model of round 0, so the server does not send it twice.
+    6. The CNN is the small CNN of this experiment at its image size (official: ResNet-32).
+    7. Crops move by an eighth of the side, which is the official 4 of 32 pixels. During synthesis the CNN sees the
+       images cropped and mirrored as it saw the real ones. If real images are not augmented, the border of a crop is
+       filled with the reflected image (official: always black).
+    8. `demo` and `mini` are smaller: 1,000 synthetic images (official: 8,000), four for each real image of a client
+       in a task as in the official code; 20 rounds of 50 images (32 rounds of 256, of which the code reaches 10); the
+       adversarial term from round 12 on (20); 50 student steps per round (400); a generator of 16 channels (64); 5
+       rounds of at most 2 local epochs (100 of 5). In `full` a client has 2,000 real images in a task, as in the
+       official code, and there are the official 8,000 synthetic images, 32 rounds of 256 and the adversarial term
+       from round 20 on. With 50 student steps per round the student sees its images 18 times in all, as in `mini`,
+       and the generator keeps the 16 channels that suit the small CNN. The teacher rarely recognises the class that
+       the generator was asked for. The weights of the two terms, 10 and 0.5, and the 10 steps are the official ones.
     """
 
     name, label, paper_name, citation = "target", "TARGET", "TARGET", "2303.06937"
@@ -118,6 +136,13 @@ class TARGET(OldModel):
     tuned = {"lr": 1.8e-4, "target_lr": 7.9e-3, "target_kd": 13.0}
     search_space = {"lr": LogRange(1e-5, 1e-1), "target_lr": LogRange(1e-4, 1e-1), "target_kd": LogRange(0.25, 250)}
     costs = TARGETCosts
+    sketch = Sketch(
+        row=(IMAGE, CNN, HEAD, CLASS),
+        helpers=(Part("synthetic old images", "kept"), None, Part("old model's answers", "frozen")),
+        up="CNN and head",
+        server="average; after each task turn the model into synthetic images",
+        down="the average; once per task the synthetic images",
+    )
 
     brightness = BRIGHTNESS
 

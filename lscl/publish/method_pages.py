@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -25,6 +25,7 @@ from lscl.experiments.tuning import (
     tuning_path,
 )
 from lscl.federation.search_space import axis_from_json
+from lscl.publish.diagrams import diagram
 from lscl.publish.reference import show
 from lscl.registry import METHODS
 from lscl.results.frames import costs_frame, final_by_seed, final_rows, frame, just_learned_rows
@@ -41,9 +42,9 @@ BUDGET = ", ".join(
     f"{count} until the end of {'all tasks' if task == math.inf else f'task {task}'}" for task, count in RUNGS
 )
 RULE = (
-    f"Every system gets the same {TRIALS} trials on seed {TUNING_SEED} alone, which is in no other table: the values "
-    "of the official code or of the profile, and points of its search space. They are thinned: "
-    f"{BUDGET}. The highest class-incremental accuracy over the tasks so far decides, at the end over all of them."
+    f"Every system gets the same {TRIALS} trials on seed {TUNING_SEED}, which no other table uses. One trial has the "
+    "values of the official code or of the profile; the others are points of the search space. Only the best trials "
+    f"continue: {BUDGET}. The highest class-incremental accuracy over the tasks so far wins."
 )
 
 
@@ -58,19 +59,21 @@ def page(method: str, records: list[Record]) -> str:
         markdown.
     """
     kind, name = METHODS[method], label_of(method)
-    idea, travels, heading, differences = description(method)
+    about = description(method)
     parts = [
         MADE,
         f"({anchor(method)})=\n# {name}",
-        f"`--method {method}`, in code `{kind.__module__}.{kind.__name__}`; "
-        "all of them side by side: {doc}`/book/systems`.",
-        f"## Idea\n\n{link_citations(idea)}",
-        f"## What is trained and what travels\n\n{link_citations(travels)}",
-        costs(method, records),
-        f"## {heading}\n\n{link_citations(differences)}" if differences else "",
-        "Where the paper itself is silent, and what we chose there: {doc}`/book/differences`."
-        if kind.role == "own"
+        f"## Idea\n\n{about.idea}",
+        _figure(method),
+        f"## In formulas\n\n{link_citations(about.formulas)}\n\nLetters: {{doc}}`/book/notation`."
+        if about.formulas
         else "",
+        f"## What is trained and what travels\n\n{link_citations(about.travels)}",
+        costs(method, records),
+        f"## {about.heading}\n\n{link_citations(about.differences)}" if about.differences else "",
+        "{doc}`/book/differences` lists everything that the paper leaves open." if kind.role == "own" else "",
+        f"## Code\n\nRun it with `--method {method}`. The class is {{py:obj}}`{kind.__name__} "
+        f"<{kind.__module__}.{kind.__name__}>`. {{doc}}`/book/systems` compares all systems.",
         f"## Parameters\n\n{_parameters(method)}",
         f"## Results\n\n{results_of(method, records)}",
         f"## Tuning\n\n{tuning(method)}",
@@ -88,34 +91,61 @@ def anchor(method: str) -> str:
     return f"method-{method.replace('_', '-')}"
 
 
-def description(method: str) -> tuple[str, str, str, str]:
-    """The docstring of a system's class in four parts.
+def figure_path(method: str) -> str:
+    """Where the diagram of a system lies, from the repository's root."""
+    return f"book/figures/systems/{method}.svg"
 
-    Returns:
-        the idea; what is trained and travels; the heading of the numbered list; that list and all below it. The last
-        two are empty where there is no list.
+
+def drawing(method: str) -> str:
+    """The diagram of a system as SVG; empty if the system declares none."""
+    sketch = METHODS[method].sketch
+    return diagram(sketch, label_of(method)) if sketch else ""
+
+
+def _figure(method: str) -> str:
+    if METHODS[method].sketch is None:
+        return ""
+    caption = f"{label_of(method)} in one round: one of the clients below, the server above."
+    return f"```{{live-figure}} /{figure_path(method)} fig-{method.replace('_', '-')}-diagram\n{caption}\n```"
+
+
+class Description(NamedTuple):
+    """The docstring of a system's class, in parts.
+
+    Args:
+        idea: its first paragraph.
+        formulas: the paragraphs up to the list of what is trained; may be empty.
+        travels: the list of what is trained and travels, and what follows it.
+        heading: the heading of the numbered list; empty without one.
+        differences: that list and all below it; empty without one.
     """
+
+    idea: str
+    formulas: str
+    travels: str
+    heading: str
+    differences: str
+
+
+def description(method: str) -> Description:
+    """The docstring of a system's class, in parts."""
     first, *rest = inspect.getdoc(METHODS[method]).split("\n\n")
     start = next((i for i, part in enumerate(rest) if re.search(r"^1\. ", part, re.MULTILINE)), len(rest))
-    travels = "\n\n".join(_columns(part) for part in rest[:start])
+    facts = next((i for i, part in enumerate(rest[:start]) if part.startswith("- ")), 0)
+    formulas, travels = "\n\n".join(rest[:facts]), "\n\n".join(map(_bold_labels, rest[facts:start]))
     if start == len(rest):
-        return first, travels, "", ""
+        return Description(first, formulas, travels, "", "")
     heading, listed = rest[start].split("\n", 1)
-    return first, travels, heading.rstrip(":"), "\n\n".join([listed, *rest[start + 1 :]])
+    return Description(first, formulas, travels, heading.rstrip(":"), "\n\n".join([listed, *rest[start + 1 :]]))
 
 
-def _columns(text: str) -> str:
-    """Text in which lines set in columns stay so: they become a block of code of their own."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if lines and line.startswith("    ") != lines[-1].startswith("    "):
-            lines.append("")
-        lines.append(line)
-    return "\n".join(lines)
+def _bold_labels(text: str) -> str:
+    """A list whose entries begin with a label and a colon, with these labels in bold."""
+    return re.sub(r"^- ([A-Z][^:]*?):", r"- **\1:**", text, flags=re.MULTILINE)
 
 
 def link_citations(text: str) -> str:
-    """The text with a link to the bibliography after every arXiv number that stands there."""
+    """The text with a link to the bibliography after every arXiv number in it."""
     return re.sub(r"arXiv (\d{4}\.\d{5})", lambda found: f"{found[0]}{_citation(found[1])}", text)
 
 
@@ -184,7 +214,7 @@ def parameter_table(method: str) -> pd.DataFrame:
 
 
 def costs(method: str, records: list[Record]) -> str:
-    """What a run sent and took, by data set.
+    """What a run sent and how long it took, by data set.
 
     Args:
         method: the system.
@@ -203,13 +233,13 @@ def costs(method: str, records: list[Record]) -> str:
         return ""
     caption = (
         f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, "
-        "parameters that a client trains, time and memory of a run"
+        "trained parameters per client, time and memory of a run"
     )
     return captioned_table(pd.concat(tables), caption, f"tab-{method}-costs", runs)
 
 
 def results_of(method: str, records: list[Record]) -> str:
-    """Accuracies by data set, ours and published, and the difference from an own head, seed by seed.
+    """Accuracies by data set, ours and published, and the difference from the local head, seed by seed.
 
     Args:
         method: the system.
@@ -230,14 +260,14 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
         return f"{title}\n\n{_not_measured(method, dataset, about, name)}"
     caption = (
         f"{about}, profile `mini`: accuracy in % after each task, mean ± half of the 95 % interval over n seeds; "
-        "the gap is ours minus published"
+        "gap = ours minus published"
     )
     parts = [title, captioned_table(both_scores(ours), caption, name, select(runs, method=method))]
     if method != floor and floor in scores["method"].unique():
         by_seed = final_by_seed(scores, "seen")
         table = compare_with(by_seed[[label_of(floor), *ours["label"].unique()]], label_of(floor))
         caption = (
-            f"{about}: final class-incremental accuracy beside that of an own head without a federation, seed by seed"
+            f"{about}: final class-incremental accuracy compared with a local head without a federation, seed by seed"
         )
         parts.append(captioned_table(table, caption, f"{name}-control", runs))
     heads = heads_table(frame([one for one in runs if one["method"] == method], head=None))
@@ -261,16 +291,16 @@ def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
-    """The command that makes the records, and what is published meanwhile."""
+    """The command that makes the records, and the published values."""
     command = f"`lscl sweep table1 --methods {method} --dataset {dataset} --profile mini`"
     state = (
-        f"Not yet measured: {command} makes the records."
+        f"There are no records yet. {command} makes them."
         if dataset in sweeps.PLANS["mini"]
-        else "Measured in the profile `paper` only."
+        else "Only the profile `paper` runs this data set."
     )
     theirs = published_rows(dataset, [method]).drop(columns=AT_THE_END, errors="ignore")
     if theirs.empty:
-        return f"{state} Nothing is published."
+        return f"{state} No published values exist."
     return f"{state}\n\n{numbered_table(theirs, f'{about}: published accuracy in %, on the task just learned', name)}"
 
 
@@ -281,21 +311,21 @@ def tuning(method: str) -> str:
     """The search space of a system, its trials with their scores, and the choice."""
     space = search_space(method)
     if not space:
-        return "It has nothing to tune: its values are those of the profile."
+        return "This system has nothing to tune. It uses the values of the profile."
     found, parts = tuning_frame(), []
     for (profile, dataset), own in found[found["method"] == method].groupby(["profile", "dataset"]):
         where = f"{plain_text(profile)}, {DATASET_LABELS.get(dataset, plain_text(dataset))}"
-        caption, name = f"{label_of(method)}: what was tried on {where}", f"tab-{method}-tuning-{len(parts)}"
+        caption, name = f"{label_of(method)}: the trials on {where}", f"tab-{method}-tuning-{len(parts)}"
         said = _choice(method, profile, dataset, own)
         parts.append(f"{said}\n\n{numbered_table(trial_table(own), caption, name, index=False)}")
     command = f"`lscl sweep tune --methods {method} --profile mini`"
     axes = "\n".join(f"- `{name}`: {axis}" for name, axis in space.items())
-    waiting = f"No trial is recorded yet: {command} makes them."
-    return f"{RULE}\n\nIts search space:\n\n{axes}\n\n" + ("\n\n".join(parts) if parts else waiting)
+    waiting = f"No trial is recorded yet. {command} runs them."
+    return f"{RULE}\n\nThe search space:\n\n{axes}\n\n" + ("\n\n".join(parts) if parts else waiting)
 
 
 def trial_table(points: pd.DataFrame) -> pd.DataFrame:
-    """Trials (`measurements.tuning_frame`) as text, those that came furthest first."""
+    """Trials (`measurements.tuning_frame`) as text, those with the most finished tasks first."""
     points = points.sort_values(["tasks", "seen"], ascending=False, kind="stable")
     scores = {f"{MASK_LABELS[mask]} %": points[mask].map("{:.1f}".format).replace("nan", "–") for mask in SCORES[::-1]}
     return pd.DataFrame(
@@ -310,20 +340,20 @@ def trial_table(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choice(method: str, profile: str, dataset: str, tried: pd.DataFrame) -> str:
-    """What the trials say is best, and what the profile uses."""
+    """The best values by the trials, and those that the profile uses."""
     study = read_studies(tuning_path(profile, dataset))[method]
     if study["chosen"] is None:
         done = f"{int((tried['tasks'] > 0).sum())} of {len(tried)} trials are through the first task"
-        return f"{done}, so nothing is chosen yet."
+        return f"{done}, so no values are chosen yet."
     best = study["trials"][study["chosen"]]["values"]
     used = experiment(profile=profile, dataset=dataset, method=method).model_dump()
     used = {name: used[name] for name in best}
     said = f"Chosen: {plain_text(show_values(best))}.{edges(study['space'], best)}"
-    return said if used == best else f"{said} Not yet in use: `{profile}` has {plain_text(show_values(used))}."
+    return said if used == best else f"{said} The profile `{profile}` still uses {plain_text(show_values(used))}."
 
 
 def edges(space: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
-    """Which chosen values lie at an edge of their axis, so that better ones may lie beyond.
+    """Which chosen values lie at an edge of their axis, so that values beyond it may be better.
 
     Args:
         space: {parameter: axis}, as a file of trials has it.
@@ -334,14 +364,14 @@ def edges(space: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """
     found = {name: axis_from_json(axis).edge(chosen[name]) for name, axis in space.items()}
     parts = [f"{show_values({name: chosen[name]})} is {edge}" for name, edge in found.items() if edge]
-    return f" At an edge of the search space: {'; '.join(parts)}. A value beyond it might do better." if parts else ""
+    return f" At an edge of the search space: {'; '.join(parts)}. A value beyond it may be better." if parts else ""
 
 
 # ---- overview
 
 
 def overview(records: list[Record]) -> str:
-    """All systems in one table, each with a link to its page, its idea, and what it costs and gives on CIFAR-100."""
+    """All systems in one table: a link to each page, the idea, costs and accuracy on CIFAR-100."""
     shown = select(records, dataset="cifar100", overrides={})
     scores, costs = final_rows(frame(shown)), costs_frame(shown)
     by_seed = scores.pivot_table("accuracy", ["method", "seed"], "mask", sort=False).reindex(columns=list(SCORES))
@@ -362,4 +392,5 @@ def overview(records: list[Record]) -> str:
 
 
 def _idea(method: str) -> str:
-    return re.split(r"[.;] ", description(method)[0].replace("\n", " "))[0].rstrip(".")
+    """The first sentence of a system's docstring, whole."""
+    return re.split(r"(?<=\.) ", description(method).idea.replace("\n", " "))[0].rstrip(".")

@@ -68,6 +68,7 @@ def pieces() -> dict[str, str]:
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
+    made |= {method_pages.figure_path(method): method_pages.drawing(method) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
     return (

@@ -42,7 +42,7 @@ def test_the_code_of_a_section_runs_by_itself(section, tidy, capsys):
     if section == "A metric or a figure":
         assert (tidy / "worst.png").stat().st_size > 1000 and list(found["worst"].index) == [
             "Fed-LSCL (O2D exact)",
-            "own head only",
+            "local head",
         ]
         return
     record = found["record"]

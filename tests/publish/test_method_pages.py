@@ -1,6 +1,7 @@
 """One page for every system, from its docstring, the config and the records."""
 
 import json
+import re
 
 import pytest
 from made_records import record
@@ -19,23 +20,41 @@ every = pytest.mark.parametrize("method", METHODS)
 
 @every
 def test_a_docstring_has_its_parts(method):
-    idea, travels, heading, differences = method_pages.description(method)
-    assert idea.endswith(".") and "\n1." not in idea
-    assert "payload" in travels.lower() or "returned: nothing" in travels
+    about = method_pages.description(method)
+    assert len(re.findall(r"\.(?=\s|$)", about.idea)) == 3  # three plain sentences
+    assert not re.search(r"[$`\\^_]|arXiv", about.idea)
+    assert "$" in about.formulas and about.travels.startswith("- **") and "- **Payload:** " in about.travels
     if method not in UNSOURCED:
-        assert heading.startswith(("Differences from", "Choices where")) and differences.startswith("1. ")
-        assert "arXiv" in travels or method == "fed_lscl"
+        assert about.heading.startswith(("Differences from", "Choices where")) and about.differences.startswith("1. ")
+        assert "arXiv" in about.travels
+
+
+@every
+def test_a_page_shows_the_diagram_before_any_formula(method):
+    text = method_pages.page(method, [])
+    drawn = f"```{{live-figure}} /{method_pages.figure_path(method)} fig-"
+    assert text.index("## Idea") < text.index(drawn) < text.index("$")
+    assert method_pages.drawing(method).startswith("<svg ")
+
+
+@every
+def test_formulas_are_set_as_maths(method):
+    """No Greek letter by its name, no subscript outside maths or code, and every formula is closed."""
+    text = "\n".join(method_pages.description(method))
+    plain = re.sub(r"\$\$.*?\$\$|\$[^$]+\$|`[^`]+`", "", text, flags=re.DOTALL)
+    assert "$" not in plain
+    assert not re.search(r"\b(theta|phi|lambda|omega|alpha|beta|mu|sigma)\b|\w_\w|\^", plain)
 
 
 @every
 def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
     text = method_pages.page(method, [])
-    for heading in ("Idea", "What is trained and what travels", "Parameters", "Results", "Tuning"):
+    for heading in ("Idea", "In formulas", "What is trained and what travels", "Code", "Parameters", "Results", "Tuning"):
         assert f"\n## {heading}\n" in text
-    assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes the records" in text
+    assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes them." in text
     tuned = len(METHODS[method].search_space) > 0
     assert (f"`lscl sweep tune --methods {method} --profile mini`" in text) == tuned
-    assert ("It has nothing to tune" in text) == (not tuned)
+    assert ("This system has nothing to tune" in text) == (not tuned)
     assert ("published |" in text) == (method not in CONTROLS)
 
 
@@ -92,7 +111,7 @@ def test_trials_and_choice_stand_beside_what_is_in_use(places):
     assert "No trial is recorded yet" in method_pages.tuning("fedprox")
     put_trials(places, None)
     text = method_pages.tuning("fedprox")
-    assert "2 of 3 trials are through the first task, so nothing is chosen yet" in text
+    assert "2 of 3 trials are through the first task, so no values are chosen yet" in text
     assert "- `prox_mu`: 0.001 to 10, log" in text and "16 until the end of task 1, 5 until the end of task 2" in text
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert [line.split("|")[3].strip() for line in lines if "lr =" in line] == ["2", "1", "0, then diverged"]
@@ -103,7 +122,7 @@ def test_trials_and_choice_stand_beside_what_is_in_use(places):
     put_trials(places, 0)
     text = method_pages.tuning("fedprox")
     assert "Chosen: lr = 0.1, prox_mu = 10. At an edge of the search space:" in text
-    assert f"Not yet in use: `mini` has lr = {used.lr:g}, prox_mu = {used.prox_mu:g}." in text
+    assert f"The profile `mini` still uses lr = {used.lr:g}, prox_mu = {used.prox_mu:g}." in text
 
 
 def test_edges_are_told_on_every_axis():
@@ -111,7 +130,7 @@ def test_edges_are_told_on_every_axis():
     assert method_pages.edges(space, {"lr": 0.9, "lorm_rank": 4, "lorm_alpha": 0.02}) == (
         " At an edge of the search space: lr = 0.9 is in the highest tenth of the range; "
         "lorm_rank = 4 is the larger of 1, 4; lorm_alpha = 0.02 is in the lowest tenth of the range. "
-        "A value beyond it might do better."
+        "A value beyond it may be better."
     )
     assert method_pages.edges({"lr": space["lr"]}, {"lr": 0.01}) == ""
 
@@ -131,5 +150,6 @@ def test_the_overview_links_every_page():
     text = method_pages.overview([record()])
     for method in METHODS:
         assert f"<{method_pages.anchor(method)}>`" in text
+        assert f"| {method_pages.description(method).idea.split('.')[0]} |".replace("\n", " ") in text  # not cut off
     assert "| {ref}`Fed-LSCL <method-fed-lscl>` |" in text and "| 1 | 72.0 | 42.0 |" in text
     assert NO_RECORDS in method_pages.overview([])

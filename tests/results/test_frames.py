@@ -106,8 +106,8 @@ class TestRows:
         table = results.frame(group)
         assert list(table["label"].unique()) == [
             "Fed-LSCL (O2D exact)", "Fed-LSCL (O2D exact, alpha = 0.0)", "Fed-LSCL (O2D gradient)",
-            "FedAvg + ViT", "own static LoRA",
-            "own head only",
+            "FedAvg + ViT", "local LoRA",
+            "local head",
         ]  # fmt: skip
         assert list(table["variant"].unique()) == ["O2D exact", "O2D exact, alpha = 0.0", "O2D gradient", ""]
 

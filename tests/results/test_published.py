@@ -64,7 +64,7 @@ class TestTable1:
             "Fed-LSCL, published",
             "FedAvg + ViT",
             "FedAvg+ViT, published",
-            "own head only",
+            "local head",
         ]
         ours, theirs = table.loc["Fed-LSCL (O2D exact)"], table.loc["Fed-LSCL, published"]
         assert ours["n"] == "2" and theirs["n"] == "–"
@@ -76,7 +76,7 @@ class TestTable1:
             and table.loc["FedAvg+ViT, published", "all tasks, at the end"] == "–"
         )
         assert ours["gap"] == "-16.0"  # 81 - (97.735 + 97.419 + 96.597 + 96.544 + 96.932) / 5
-        assert table.loc["own head only", "gap"] == theirs["gap"] == "–"
+        assert table.loc["local head", "gap"] == theirs["gap"] == "–"
 
     def test_both_forms_of_o2d_share_the_published_row(self):
         table = table1([record(), record(values={"o2d": "sgd"})])

@@ -52,7 +52,7 @@ _WITH_WEIGHTS = {"smoke": {"cnn": "small"}, "colab": {"cnn_size": 224}, "paper":
 # Steps and rank are given here, so that they do not follow what the tuning of the whole system chose.
 _ALONE = {"tasks": 1, "o2d": "none", "continual": "none", "lr": 3e-3, "lr_generator": 1e-3, "lr_cnn": 1e-4, "rank": 4}
 WRITERS: dict[str, dict[str, Any]] = {
-    "own head, nothing adapted": {"method": "local_head"},
+    "local head, nothing adapted": {"method": "local_head"},
     "one static LoRA": {"collaboration": "static"},
     "written, small steps": {"lr_generator": 3e-4},
     "written": {},
