@@ -124,7 +124,7 @@ def run_command(
         Path | None, typer.Option("--write-config", help="YAML file to write, from which --from makes this run again")
     ] = None,
     keep_model: Annotated[
-        bool, typer.Option("--keep-model", help="keep the trained models beside the record, for lscl predict")
+        bool, typer.Option("--keep-model", help="keep the trained models next to the record, for lscl predict")
     ] = False,
     keep_payloads: Annotated[
         Path | None,
@@ -602,7 +602,7 @@ def pretrain_command(
     ] = "mini_vit",
     out: Annotated[
         Path | None,
-        typer.Option(help="weight file to write (.safetensors), with a .json file beside it; else named as shipped"),
+        typer.Option(help="weight file to write (.safetensors), with a .json file next to it; else named as shipped"),
     ] = None,
     epochs: Annotated[int, typer.Option(help="passes over the images")] = 3,
     batch: Annotated[int, typer.Option(help="images per step")] = 128,

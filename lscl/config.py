@@ -103,7 +103,7 @@ class Experiment(BaseModel):
     folder_digest: str | None = Field(
         None,
         pattern="^[0-9a-f]{16}$",
-        description="digest of all images of dataset = folder; filled in, or checked if given",
+        description="digest of all images of dataset = folder; filled in if absent, checked if given",
     )
     images_per_class: int | None = Field(None, ge=1, le=10**6, description="training images used per class, none = all")
     test_images_per_class: int | None = Field(
@@ -118,29 +118,29 @@ class Experiment(BaseModel):
         "official", description="test images: official split, or 30 % of the client's own"
     )
     image_size: int = Field(32, ge=8, le=1024, description="pixels a side of the decoded images")
-    cnn_size: int | None = Field(
-        None, ge=8, le=1024, description="pixels a side of what the CNN sees, none = as decoded"
-    )
+    cnn_size: int | None = Field(None, ge=8, le=1024, description="pixels a side of the CNN's input, none = as decoded")
 
     clients: int = Field(5, ge=1, le=1000, description="clients (paper: 5)")
     tasks: int = Field(5, ge=1, le=1000, description="tasks per client (paper: 5)")
     classes_per_task: int = Field(8, ge=1, le=10**4, description="classes per task (paper: 8)")
     private_classes: int = Field(
-        15, ge=0, le=10**6, description="classes only one client has (paper: 15 on CIFAR-100, 40 on ImageNet-R)"
+        15, ge=0, le=10**6, description="classes that only one client has (paper: 15 on CIFAR-100, 40 on ImageNet-R)"
     )
     stop_after: int | None = Field(
-        None, ge=1, le=1000, description="end the run behind this task, none = the last; what came before is the same"
+        None, ge=1, le=1000, description="end the run after this task, none = the last; results up to it stay the same"
     )
     rounds: int = Field(5, ge=1, le=10**4, description="communication rounds per task (paper: 5)")
     dirichlet: float = Field(
         1.0, **SCALE, description="concentration of the shares of a public class (authors' code: 1.0)"
     )
-    min_share: float = Field(0.0, ge=0, lt=1, description="redraw until every client has this share of a public class")
+    min_share: float = Field(
+        0.0, ge=0, lt=1, description="redraw until every client has at least this share of a public class"
+    )
 
     epochs: int = Field(5, ge=1, le=10**4, description="local epochs per round (authors' code: 5)")
     batch: int = Field(16, ge=1, le=2**16, description="images per step (authors' code: 16)")
     lr: float = Field(
-        1e-3, **RATE, description="Adam learning rate of the classifier and of all that has no rate of its own"
+        1e-3, **RATE, description="Adam learning rate of the classifier and of everything without its own rate"
     )
 
     foundation: str = Field(
@@ -152,16 +152,16 @@ class Experiment(BaseModel):
         "random/<timm name>",
     )
     vit_size: int | None = Field(
-        None, ge=8, le=1024, description="pixels a side of what the ViT sees, none = its own; positions are resampled"
+        None, ge=8, le=1024, description="pixels a side of the ViT's input, none = its own; positions are resampled"
     )
     weights: Path | None = Field(
         None, description="local checkpoint of the frozen ViT: .safetensors, or .npz of the original release"
     )
     weights_sha256: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="SHA-256 of that file; filled in, or checked if given"
+        None, pattern="^[0-9a-f]{64}$", description="SHA-256 of that file; filled in if absent, checked if given"
     )
     normalize: bool = Field(
-        True, description="normalise the ViT's input as its checkpoint wants (the authors' code does not)"
+        True, description="normalise the ViT's input as its checkpoint expects (the authors' code does not)"
     )
 
     cnn: str = Field(
@@ -178,21 +178,22 @@ class Experiment(BaseModel):
     )
     tf32: bool = Field(False, description="let a CUDA GPU round products of float32 to TF32")
     deterministic: bool = Field(
-        False, description="let a CUDA GPU repeat a run to the bit, which makes it slower; a CPU does so in any case"
+        False, description="make a CUDA GPU repeat a run to the bit, which is slower; a CPU always repeats"
     )
     channels_last: bool = Field(False, description="convolutions in channels-last layout")
     activations: Literal["fp32", "bf16"] = Field(
-        "fp32", description="numbers of the stored prefix activations; bf16 takes half of the disk"
+        "fp32", description="type of the stored prefix activations; bf16 needs half of the disk"
     )
     compile: bool = Field(
-        False, description="the blocks behind the cut through torch.compile, compared with the plain ones at the start"
+        False,
+        description="compile the blocks above the cut (torch.compile); a run compares them with the plain ones first",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
-        description="where to compute; auto = as the record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
+        description="where to compute; auto = as in the record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; none = as the record or saved state has it, else 2 (smoke: 1)"
+        None, ge=1, le=1024, description="CPU threads; none = those of the record or saved state, else 2 (smoke: 1)"
     )
 
     def __new__(cls, **values: Any) -> "Experiment":

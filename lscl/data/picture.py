@@ -222,7 +222,7 @@ def _orientation(picture: Image.Image) -> Image.Transpose | None:
 
 
 def _frames(picture: Image.Image) -> int:
-    """Number of pictures in the file; 1 if those behind the first are damaged, and for the layers of a PSD."""
+    """Number of pictures in the file; 1 if those after the first are damaged, and for the layers of a PSD."""
     with suppress(Exception):
         return 1 if picture.format == "PSD" else getattr(picture, "n_frames", 1)
     return 1

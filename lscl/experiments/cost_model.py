@@ -115,7 +115,7 @@ class Cost:
         """Expected hours; all server work counts as convolutions (that of O2D is not, but it is small).
 
         If a step of the system was timed on the machine, its training steps take as long as that one, and the rest as
-        computed: what lies in front of the cut, evaluation, and the system's own work.
+        computed: what lies below the cut, evaluation, and the system's own work.
         """
         work = (
             self.linear / machine.linear
@@ -226,7 +226,7 @@ def step_bytes(config: Experiment, costs: Costs, blocks: Blocks, cnn: Network, g
     Args:
         config: the run.
         costs: of its system.
-        blocks: of the ViT, behind the cut.
+        blocks: of the ViT, above the cut.
         cnn: of a client.
         given: their inputs.
 
@@ -253,7 +253,7 @@ def pass_bytes(costs: Costs, blocks: Blocks, cnn: Network, given: Given) -> floa
 
     Args:
         costs: of the system.
-        blocks: of the ViT, behind the cut.
+        blocks: of the ViT, above the cut.
         cnn: of a client.
         given: their inputs.
 

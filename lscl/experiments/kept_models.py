@@ -1,4 +1,4 @@
-"""The models that a run ends with, kept on request: one safetensors file and one JSON card beside the record.
+"""The models that a run ends with, kept on request: one safetensors file and one JSON card next to the record.
 
 What is kept is what the clients are tested with at the end of the last task, before they do whatever follows a task.
 `lscl.experiments.prediction` reads it.
@@ -108,7 +108,7 @@ def model_path(record: Mapping[str, Any]) -> Path:
 
 
 def is_kept(record: Mapping[str, Any]) -> bool:
-    """Whether the models of this very record lie beside it."""
+    """Whether the models of this very record lie next to it."""
     path = model_path(record)
     try:
         card = read_card(path)
@@ -128,7 +128,7 @@ def write_models(
     """Write what a `ModelKeeper` has, the card last.
 
     Args:
-        record: the record beside which it belongs.
+        record: the record next to which it belongs.
         made: the record of the run that the models are from: the same one, or one that was computed later.
         method: the system.
         data: its images.

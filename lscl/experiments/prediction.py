@@ -237,7 +237,7 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
     """Read the models that a run has kept (`lscl run --keep-model`, `lscl.run(config, keep_model=True)`).
 
     Args:
-        path: the safetensors file, its card, or the record beside which it lies, also as `lscl.run` returns it.
+        path: the safetensors file, its card, or the record next to which it lies, also as `lscl.run` returns it.
         weights: a local checkpoint of the frozen ViT, for runs that used one.
         device: where to compute: auto, cpu or cuda.
 

@@ -148,7 +148,7 @@ def read_inputs(
         side: pixels of an image's side for the CNN; None = those of `images`.
 
     Returns:
-        images with their prefix activations, which are read from the disk if they lie there; tokens in front of block 0
+        images with their prefix activations, which are read from the disk if they lie there; tokens before block 0
         that are one convolution of the pixels are not stored.
     """
     if frozen is None:
@@ -199,7 +199,7 @@ def run(
         wait: wait for another process that is computing this run.
         keep_payloads: write what travels to a folder here that has the run's name, see
             `lscl.federation.kept_payloads`; None = nothing is written.
-        keep_model: keep what server and clients end with beside the record (`lscl.experiments.kept_models`). If there
+        keep_model: keep what server and clients end with next to the record (`lscl.experiments.kept_models`). If there
             is a record without its models, the run is computed again for them; the record stays as it is.
         on_round: called with the config and the reports of all rounds so far whenever a round is finished and saved; a
             run that is read from its record calls nobody. `lscl.experiments.watch` has two ready ones.
@@ -235,7 +235,7 @@ def run(
 
 
 def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = True) -> SavedState:
-    """Play the beginning of a run, and leave it as a stop right behind that task does; `run` goes on from there.
+    """Play the beginning of a run, and leave it as a stop right after that task does; `run` goes on from there.
 
     Args:
         config: the whole run, which has more tasks.
@@ -251,7 +251,7 @@ def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = T
         LsclError: as `run`; or the run has no task behind this one.
     """
     if not 0 < task < config.tasks_run:
-        raise LsclError(f"task = {task}: a run of {config.tasks_run} tasks has its beginning behind an earlier one")
+        raise LsclError(f"task = {task}: a run of {config.tasks_run} tasks has its beginning after an earlier one")
     limit_bytes()
     state = state_folder(config)
     with claim(state, wait):
@@ -295,7 +295,7 @@ def claim(state: Path, wait: bool):
     """Keep other processes off a run; the system frees the claim when the process ends, however it ends.
 
     Args:
-        state: the folder of the run's saved state; the lock lies beside it.
+        state: the folder of the run's saved state; the lock is next to it.
         wait: wait for another process that has the claim.
 
     Raises:
@@ -359,13 +359,13 @@ def _compute(
         _finish_keeping(config, keep)
     record = records.read_record(records.save(record))  # as every later call will read it
     shutil.rmtree(saved.folder, ignore_errors=True)
-    if keeper and keeper.tensors:  # a state that is behind the last test has nothing to keep
+    if keeper and keeper.tensors:  # a state that is after the last test has nothing to keep
         keep_models(record, record, played, keeper)
     return record
 
 
 def _compute_models(config: Experiment, code: dict, record: records.Record, quiet: bool) -> None:
-    """Compute a finished run again, from nothing and in a folder of its own, to keep its models beside its record."""
+    """Compute a finished run again, from nothing and in a folder of its own, to keep its models next to its record."""
     if not quiet:
         print(f"{record['name']}: its models were not kept, so it is computed again for them", file=sys.stderr)
     same = config.model_copy(update={"threads": record["config"]["threads"], "device": record["device"]})
@@ -383,7 +383,7 @@ def _compute_models(config: Experiment, code: dict, record: records.Record, quie
 
 
 def keep_models(record: records.Record, made: records.Record, played: Played, keeper: ModelKeeper) -> Path:
-    """Write the models of a run beside its record, and read them once to see that they answer as they did in its test.
+    """Write the models of a run next to its record, and read them once to see that they answer as they did in its test.
 
     Args:
         record: the record.
@@ -456,7 +456,7 @@ def run_rounds(
         saved: the last finished round, if any; the state of later rounds goes to its folder.
         about: the code that runs, its origin, and the seconds of its preparation.
         progress: shows the rounds.
-        until: stop behind this task, from 1; None = the last. The saved state must be of an earlier round.
+        until: stop after this task, from 1; None = the last. The saved state must be of an earlier round.
         on_round: as for `run`.
         rules: `least` and `limit` of `federate`.
 
@@ -510,7 +510,7 @@ def _tell(on_round: Observer, config: Experiment, reports: Sequence[Round]) -> N
 def save_sheet(
     config: Experiment, method: Method, task: int, dirty: bool = False, scores: Mapping[int, dict] | None = None
 ) -> Path | None:
-    """Write the images that the method's server made in a task as one picture beside the records.
+    """Write the images that the method's server made in a task as one picture next to the records.
 
     Args:
         config: the run.

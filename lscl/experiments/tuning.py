@@ -166,7 +166,7 @@ def draw_trials(method: str, first: Mapping[str, Value]) -> list[dict[str, Value
 
 
 def _points(space: Mapping[str, Axis], first: Mapping[str, Value], seed: int) -> Iterator[dict[str, Value]]:
-    """Points of Optuna's scrambled Halton sequence behind the first trial; many, because values may repeat."""
+    """Points of Optuna's scrambled Halton sequence after the first trial; many, because values may repeat."""
     try:
         import optuna
     except ImportError:
@@ -193,7 +193,7 @@ def _points(space: Mapping[str, Axis], first: Mapping[str, Value], seed: int) ->
 
 
 def rungs(tasks: int) -> list[tuple[int, int]]:
-    """The tasks behind which trials are compared, and how many play until there.
+    """The tasks after which trials are compared, and how many play until there.
 
     Args:
         tasks: of a whole run.

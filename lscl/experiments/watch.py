@@ -14,7 +14,7 @@ from lscl.federation.metrics import accuracies_so_far
 
 
 def rounds_table(config: Experiment, reports: Sequence[Round]) -> pd.DataFrame:
-    """A row per finished round: accuracies in percent behind the last round of a task, megabytes, seconds.
+    """A row per finished round: accuracies in percent after the last round of a task, megabytes, seconds.
 
     Args:
         config: the run.

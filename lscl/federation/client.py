@@ -24,12 +24,12 @@ class Inputs:
 
     Args:
         images: the decoded images.
-        prefix: (n, N, d), the frozen ViT's tokens in front of its cut, as `prefix_cache` stores them; None = no ViT, or
+        prefix: (n, N, d), the frozen ViT's tokens below its cut, as `prefix_cache` stores them; None = no ViT, or
             `embed` computes them.
         device: where batches are computed.
-        last_token: (n, 1, d), its CLS token behind the last block, nothing adapted, stored likewise; None = not needed.
+        last_token: (n, 1, d), its CLS token after the last block, nothing adapted, stored likewise; None = not needed.
         side: pixels a side of the CNN's input; None = as decoded.
-        embed: (b, H, W, 3) uint8 -> (b, N, d), the tokens in front of block 0, if nobody stores them.
+        embed: (b, H, W, 3) uint8 -> (b, N, d), the tokens before block 0, if nobody stores them.
         placed: those arrays of `stored` that lie on the device as a whole.
     """
 
@@ -117,14 +117,14 @@ class Batch:
 
     @cached_property
     def prefix(self) -> Tensor:
-        """(b, N, d) float32: the tokens in front of the adapted block."""
+        """(b, N, d) float32: the tokens before the adapted block."""
         if self.inputs.embed is not None:
             return self.inputs.embed(self.stored("pixels"))
         return tokens_as_float(self.stored("prefix"))
 
     @cached_property
     def last_token(self) -> Tensor:
-        """(b, 1, d) float32: the CLS token behind the last block, nothing adapted."""
+        """(b, 1, d) float32: the CLS token after the last block, nothing adapted."""
         return tokens_as_float(self.stored("last_token"))
 
 

@@ -86,7 +86,7 @@ class Costs:
         return 3
 
     def in_front(self) -> tuple[int, int]:
-        """In how many blocks keys and values are put in front of the block's own, and how many at most."""
+        """In how many blocks keys and values are put before the block's own, and how many at most."""
         return 0, 0
 
     def passes(self) -> float:

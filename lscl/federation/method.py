@@ -76,7 +76,7 @@ class HeadMerge(Parameters):
     """For systems that average a classifier whose rows belong to one class each."""
 
     head_merge: Literal["plain", "holders"] = Field(
-        "plain", description="average a head row over all clients, or over those that trained it"
+        "plain", description="average a row of the head over all clients, or over those that trained it"
     )
 
 
@@ -160,7 +160,7 @@ class Method:
 
     @staticmethod
     def cut(config: Experiment) -> int | None:
-        """The block in front of which the frozen ViT is cut; None = behind the last, if the method adapts no block."""
+        """The block before which the frozen ViT is cut; None = after the last, if the method adapts no block."""
         return None
 
     @classmethod
@@ -276,7 +276,7 @@ class Method:
         return {name for name in names if name in (IMAGES, HOLDS) or self.dtype(name).is_floating_point}
 
     def shown_images(self, client: Client) -> Tensor:
-        """The images that an upload is made from, for those who measure what it tells; asked right behind `upload`.
+        """The images that an upload is made from, for those who measure what it tells; asked right after `upload`.
 
         Args:
             client: who sent it.

@@ -8,7 +8,7 @@ are added, so nothing is forgotten and nobody's images are needed twice; W is th
 value serves features of any size and number.
 
 Two things are made of it. As a head on the frozen features it is a control that trains nothing. As a second head on a
-system's own features it tells apart what the features have lost and what a head has never learned that was trained
+system's own features it separates what the features have lost and what a head has never learned that was trained
 under a task mask. It says what the question asked here, at this scale, can be answered with; it is no verdict on a
 method that was proposed for other scales.
 """

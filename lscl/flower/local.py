@@ -85,7 +85,7 @@ def write_certificates(folder: Path) -> None:
 
 
 def write_node_key(path: Path) -> None:
-    """Write a SuperNode's private key to `path` and its public key beside it (.pub)."""
+    """Write a SuperNode's private key to `path` and its public key next to it (.pub)."""
     key = ec.generate_private_key(ec.SECP384R1())
     write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
@@ -219,7 +219,7 @@ class LocalFederation:
 
         Args:
             client: its number, from 0.
-            link: port of the SuperLink, or of what stands in front of it; None = the SuperLink's own.
+            link: port of the SuperLink, or of what stands before it; None = the SuperLink's own.
         """
         self.start(
             f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client),

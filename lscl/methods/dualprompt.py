@@ -96,7 +96,7 @@ class DualPrompt(PromptedMethod):
         dual_general_blocks: int = Field(
             2, ge=1, le=1000, description="first blocks that get DualPrompt's general prefix"
         )
-        dual_task_blocks: int = Field(3, ge=1, le=1000, description="blocks behind them that get the prefix of a task")
+        dual_task_blocks: int = Field(3, ge=1, le=1000, description="following blocks, which get the prefix of a task")
         dual_general_length: int = Field(5, ge=1, le=1000, description="keys and values in the general prefix")
         dual_task_length: int = Field(
             5, ge=1, le=1000, description="keys and values in the prefix of a task (official: 5, on ImageNet-R 20)"

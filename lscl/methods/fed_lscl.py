@@ -211,12 +211,12 @@ class FedLSCL(Method):
         )
         continual: Literal["consistency", "ewc", "lwf", "replay", "none"] = Field(
             "consistency",
-            description="what keeps CNN and generator from forgetting: Eq. 4 (paper), or a method in its place",
+            description="protection of CNN and generator from forgetting: Eq. 4 (paper), or another method",
         )
-        ewc_weight: float = Field(100.0, **WEIGHT, description="weight of the penalty, continual = ewc only")
-        lwf_weight: float = Field(1.0, **WEIGHT, description="weight of the distillation, continual = lwf only")
+        ewc_weight: float = Field(100.0, **WEIGHT, description="weight of the penalty; only with continual = ewc")
+        lwf_weight: float = Field(1.0, **WEIGHT, description="weight of the distillation; only with continual = lwf")
         replay_weight: float = Field(
-            1.0, **WEIGHT, description="weight of the kept images' cross-entropy, continual = replay only"
+            1.0, **WEIGHT, description="weight of the kept images' cross-entropy; only with continual = replay"
         )
         alpha: float = Field(1.0, **WEIGHT, description="weight of the feature term of Eq. 4")
         beta: float = Field(1.0, **WEIGHT, description="weight of the generator term of Eq. 4")
@@ -224,7 +224,7 @@ class FedLSCL(Method):
             "relative", description="scale of Eq. 4: relative, mean- or sum-squared error"
         )
         consistency_compares: Literal["product", "matrices"] = Field(
-            "product", description="what the generator term of Eq. 4 compares: the product B A, or A and B apart"
+            "product", description="what the generator term of Eq. 4 compares: the product B A, or A and B separately"
         )
         buffer_per_class: int = Field(20, ge=0, le=10**6, description="lowest-loss images kept per class (paper: 20)")
         o2d: Literal["exact", "sgd", "shared", "average", "none"] = Field(
@@ -233,16 +233,19 @@ class FedLSCL(Method):
             "clients, by Eq. 5 over all of them (shared) or by FedAvg; or nothing",
         )
         o2d_lambda: float = Field(
-            1.0, **SCALE, description="pull to the own generator, in mean eigenvalues of the teachers' second moments"
+            1.0,
+            **SCALE,
+            description="pull to the client's own generator, in mean eigenvalues of the teachers' second moments",
         )
-        o2d_epochs: int = Field(100, ge=1, le=10**4, description="passes over the teachers, o2d = sgd only")
+        o2d_epochs: int = Field(100, ge=1, le=10**4, description="passes over the teachers; only with o2d = sgd")
         o2d_lr: float = Field(
             1.0,
             **RATE | {"le": 1},
-            description="size of a step in the largest one that cannot overshoot, o2d = sgd only",
+            description="step size, in units of the largest one that cannot overshoot; only with o2d = sgd",
         )
         o2d_upload: Literal["features", "gram"] = Field(
-            "features", description="what goes up beside the generator: f of the buffer, or its Gram matrix"
+            "features",
+            description="what a client uploads with its generator: the features f of the buffer, or their Gram matrix",
         )
 
     @classmethod

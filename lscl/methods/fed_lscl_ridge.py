@@ -28,7 +28,7 @@ from lscl.methods.parts.lora import check_adapted_block
 from lscl.models.vit import FrozenViT
 from lscl.registry import register
 
-SUMS = "sums"  # name of the exchange behind the last round of a task
+SUMS = "sums"  # name of the exchange after the last round of a task
 
 RANDOM = {"ridge_features": 2000, "ridge_lambda": 0.3}  # those of the control `fed_ridge`
 SHARED: dict[str, Any] = {"cnn_start": "pretrained", "o2d": "average"}
@@ -188,10 +188,10 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
         profile_values: ClassVar = {}
         adapt: Literal["first", "every", "none"] = Field(
             "first",
-            description="tasks that train the generator under a closed-form head: the first, every one, or none",
+            description="with a closed-form head: the tasks that train the generator: the first, every one, or none",
         )
         freeze_cnn: bool = Field(
-            True, description="the CNN under a closed-form head: one frozen for all clients, or each trains its own"
+            True, description="with a closed-form head: one frozen CNN for all clients, or each client trains its own"
         )
 
     @staticmethod

@@ -203,7 +203,7 @@ class FedMGP(Method):
             0.1, **WEIGHT, description="weight of FedMGP's pull of the keys to their queries (official: 0.1)"
         )
         mgp_surrogate_per_class: int = Field(
-            20, ge=1, le=10**6, description="images per class on FedMGP's server, tested on by nobody (official: 20)"
+            20, ge=1, le=10**6, description="images per class on FedMGP's server, never used for tests (official: 20)"
         )
         mgp_surrogate_epochs: int = Field(
             5, ge=1, le=10**4, description="passes of FedMGP's prompt fusion over the server's images (official: 5)"

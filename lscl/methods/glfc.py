@@ -162,16 +162,18 @@ class GLFC(OldModel):
         glfc_memory: int = Field(
             800, ge=0, le=10**7, description="exemplars per client, shared equally among its classes (official: 2000)"
         )
-        glfc_selection: Literal["herding", "random"] = Field("herding", description="which images become exemplars")
+        glfc_selection: Literal["herding", "random"] = Field("herding", description="how exemplars are selected")
         glfc_gc: float = Field(
             0.5, **WEIGHT, description="weight of the gradient-compensated loss from the second task on (official: 0.5)"
         )
         glfc_rd: float = Field(0.5, **WEIGHT, description="weight of the relation distillation (official: 0.5)")
         glfc_columns: Literal["global", "local"] = Field(
-            "global", description="loss over seen and old-model classes, or over the client's seen ones"
+            "global",
+            description="classes in the loss: seen by the client or known to the old model, or only the former",
         )
         glfc_proxy: bool = Field(
-            True, description="old model = best of the previous task by the proxy server's images; off: its last one"
+            True,
+            description="old model = the best of the previous task on the proxy server's images; off: the last one",
         )
         glfc_perturb: int = Field(
             50, ge=0, le=10**5, description="gradient steps that disguise a prototype image (official: 50)"

@@ -86,7 +86,7 @@ class L2P(PromptedMethod):
 
         l2p_pool: int = Field(10, ge=1, le=10**4, description="prompts in L2P's pool")
         l2p_length: int = Field(5, ge=1, le=1000, description="tokens of a prompt of L2P")
-        l2p_top_k: int = Field(5, ge=1, le=10**4, description="prompts that an image takes from the pool")
+        l2p_top_k: int = Field(5, ge=1, le=10**4, description="prompts that each image takes from the pool")
         l2p_pull: float = Field(
             0.1, **WEIGHT, description="weight of L2P's pull of the chosen keys to the frozen feature"
         )

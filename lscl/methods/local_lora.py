@@ -40,9 +40,7 @@ class LocalLoRA(LocalHead):
     class Parameters(OneBlock):
         """See `lscl.registry.Parameters`."""
 
-        lr_lora: float = Field(
-            1e-4, **RATE, description="Adam learning rate of the LoRA of the control with one static LoRA"
-        )
+        lr_lora: float = Field(1e-4, **RATE, description="Adam learning rate of the LoRA of the control local LoRA")
 
     check_foundation = staticmethod(check_adapted_block)
 

@@ -33,7 +33,7 @@ from lscl.models.vit import Adapter, FrozenViT, LowRank, plain_mlps
 from lscl.registry import register
 from lscl.seeding import seeded
 
-GRAM = "gram"  # name of the exchange behind the last round of a task, and of the Gram matrices in a payload
+GRAM = "gram"  # name of the exchange after the last round of a task, and of the Gram matrices in a payload
 LAYERS = ("qkv", "proj", "fc1", "fc2")  # the linear layers of a block
 
 
@@ -214,7 +214,7 @@ class LoRM(Method):
         }
 
     def features_of(self, client: Client, batch: Batch) -> Tensor:
-        """In a round under W_0 + B A, at the test behind a task under W_0 + Q S^+."""
+        """In a round under W_0 + B A, at the test after a task under W_0 + Q S^+."""
         adapters = client.scratch.get("merged") or self.adapters(client)
         return self.foundation.suffix(batch.prefix, adapters)
 
@@ -258,7 +258,7 @@ class LoRM(Method):
         return {**moved, **diagonals, f"{GRAM}.head": pack_triangle(moments).float()}
 
     def store_task(self, client: Client, payload: Payload) -> None:
-        """Store the task that ends, behind those before.
+        """Store the task that ends, after those before.
 
         Args:
             client: with the factors merged last.
@@ -320,11 +320,11 @@ class LoRM(Method):
         )
 
     def summed_names(self, stage: Stage) -> Collection[str]:
-        """The diagonals behind the last round; before it, factors are multiplied with their own client's."""
+        """The diagonals after the last round; before it, factors are multiplied with their own client's."""
         return set(self.upload_shapes(0, stage)) if stage.name == GRAM else {IMAGES, HOLDS, "head.bias"}
 
     def aggregate(self, uploads: Mapping[int, Payload], stage: Stage) -> None:
-        """Merge the factor that moved and the head; behind the last round, sum the diagonals."""
+        """Merge the factor that moved and the head; after the last round, sum the diagonals."""
         for layer in self.layer_names():
             diagonals = [payload[f"{GRAM}.{layer}"].double() for payload in uploads.values()]
             if stage.name == GRAM:

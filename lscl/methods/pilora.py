@@ -150,7 +150,9 @@ class PILoRA(Method):
             1.0, **SCALE, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)"
         )
         pilora_pull: float = Field(
-            0.001, **WEIGHT, description="weight of the distance to the own prototype (official: 0.001)"
+            0.001,
+            **WEIGHT,
+            description="weight of the distance to the prototype of the image's class (official: 0.001)",
         )
         pilora_orthogonal: float = Field(
             0.5,

@@ -153,7 +153,7 @@ class TARGET(OldModel):
             500 / 128, **SCALE, description="synthetic images for each real one in a step (official: 500 : 128)"
         )
         target_images: int = Field(
-            8000, ge=2, le=10**7, description="synthetic images, made by as many rounds as they need (official: 8000)"
+            8000, ge=2, le=10**7, description="synthetic images; as many rounds as they need (official: 8000)"
         )
         target_batch: int = Field(
             256, ge=2, le=2**16, description="images made in one round of the synthesis (official: 256)"
@@ -162,7 +162,7 @@ class TARGET(OldModel):
             10,
             ge=1,
             le=10**5,
-            description="steps of the fast generator in a round, the best images are kept (official: 10)",
+            description="steps of the fast generator in a round; the best images are kept (official: 10)",
         )
         target_latent: int = Field(256, ge=1, le=2**16, description="length of the generator's input z (official: 256)")
         target_width: int = Field(
@@ -181,7 +181,7 @@ class TARGET(OldModel):
             20,
             ge=0,
             le=10**6,
-            description="round that the adversarial term starts in; the student trains from the next on (official: 20)",
+            description="round in which the adversarial term starts; then the student trains (official: 20)",
         )
         target_student_steps: int = Field(
             400, ge=0, le=10**6, description="training steps of the student in a round (official: 400)"

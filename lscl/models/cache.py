@@ -1,4 +1,4 @@
-"""Prefix activations on disk: everything in front of the adapted block is computed once per image, then memory-mapped.
+"""Prefix activations on disk: everything before the adapted block is computed once per image, then memory-mapped.
 
 LSCL_CACHE_GB bounds the size of all activations together (10^9 bytes); those used least recently are removed first. A
 run holds a shared lock on the activations that it uses, so that no other process removes them.
@@ -49,7 +49,7 @@ def prefix_cache(
     progress: Callable[[int, int], None] | None = None,
     numbers: str = "fp32",
 ) -> StoredTokens:
-    """Compute the frozen ViT's tokens in front of the adapted block once; later calls read the file.
+    """Compute the frozen ViT's tokens before the adapted block once; later calls read the file.
 
     The file's name is a digest of the model, the block, the normalisation, the images and whatever rounds the numbers.
     Of several processes that want the same tokens one computes them, and the others wait.
@@ -203,10 +203,10 @@ def chunk_size(foundation: FrozenViT, device: torch.device) -> int:
 
 
 def embedded_tokens(foundation: FrozenViT, numbers: str, pixels: torch.Tensor) -> torch.Tensor:
-    """The tokens in front of block 0, as they would be read if they were stored; see `FrozenViT.embeds_at_once`.
+    """The tokens before block 0, as they would be read if they were stored; see `FrozenViT.embeds_at_once`.
 
     Args:
-        foundation: the frozen ViT, cut in front of block 0.
+        foundation: the frozen ViT, cut before block 0.
         numbers: as in `prefix_cache`.
         pixels: (b, H, W, 3) uint8.
 

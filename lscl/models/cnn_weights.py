@@ -5,7 +5,7 @@
   deviation of each channel.
 - names of timm: timm's default weights, trained with the mean and standard deviation of their `pretrained_cfg`.
 
-A run gives all CNNs the input of `lscl.models.cnn.to_cnn_input`. `Rescale` in front of the last two kinds turns it into
+A run gives all CNNs the input of `lscl.models.cnn.to_cnn_input`. `Rescale` before the last two kinds turns it into
 the input that their weights were trained with. The size is not changed: `cnn_size` sets it.
 """
 

@@ -40,7 +40,7 @@ class Blocks:
         tokens: number of tokens N.
         width: width d of the tokens.
         hidden: width of the MLP's hidden layer.
-        pooled: whether the feature needs all tokens behind the last block, not CLS alone.
+        pooled: whether the feature needs all tokens after the last block, not CLS alone.
     """
 
     count: int
@@ -121,8 +121,8 @@ class Blocks:
     def passing(self) -> float:
         """Bytes that live at once in a forward pass without gradients, per image.
 
-        These are, in an MLP: the prefix, the block's input, the tokens behind attention, their norm, q, k, v, and the
-        hidden layer in front of its activation and behind it. Without blocks there is one token.
+        These are, in an MLP: the prefix, the block's input, the tokens after attention, their norm, q, k, v, and the
+        hidden layer before its activation and after it. Without blocks there is one token.
         """
         return FLOAT * self.tokens * (7 * self.width + 2 * self.hidden) if self.count else FLOAT * self.width
 
@@ -248,5 +248,5 @@ def count_cnn(config: Experiment, client: int = 0, start: Start = "drawn") -> Ne
 
 
 def uncut_vit(vit: VisionTransformer) -> FrozenViT:
-    """Cut a ViT in front of its first block, so that the prefix is the patch embedding alone."""
+    """Cut a ViT before its first block, so that the prefix is the patch embedding alone."""
     return FrozenViT(vit, 0, (0.0,) * 3, (1.0,) * 3)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lscl.config import Experiment
 from lscl.errors import LsclError, first_line
 
-SCALER = "scaler."  # in front of the names of what a client keeps of it: `scale` () float32, `growth` () int64
+SCALER = "scaler."  # before the names of what a client keeps of it: `scale` () float32, `growth` () int64
 WORKSPACE, REPEATING = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # with these, cuBLAS repeats its products
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = (torch.bfloat16, torch.float16)
@@ -140,7 +140,7 @@ def prepare_repetition(config: Experiment, device: torch.device) -> None:
         if torch.cuda.is_initialized():
             raise LsclError(
                 f"deterministic = True: this process has used CUDA already; start a new one, or set {WORKSPACE} to "
-                f"{REPEATING[0]} in front of it"
+                f"{REPEATING[0]} before it"
             )
         os.environ[WORKSPACE] = REPEATING[0]
 

@@ -45,7 +45,7 @@ class PartDigests:
             self.seen, block = self.seen + len(fitting), block[len(fitting) :]
 
     def save(self, folder: Path) -> None:
-        """Write the digests beside the array."""
+        """Write the digests next to the array."""
         digests = [part.hexdigest() for part in self.parts]
         (folder / ABOUT).write_text(json.dumps({"parts": digests}), encoding="utf-8")
 

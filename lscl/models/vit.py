@@ -88,11 +88,11 @@ class Adapter:
 
     Args:
         qkv: to the fused queries, keys and values, d -> 3d.
-        proj: to the projection behind attention, d -> d.
+        proj: to the projection after attention, d -> d.
         fc1: to the first layer of the MLP.
         fc2: to the second layer of the MLP.
-        keys: (l, d), or (b, l, d) per sample: put in front of the block's own keys (prefix tuning), passing no layer.
-        values: of the same shape, put in front of the block's own values.
+        keys: (l, d), or (b, l, d) per sample: put before the block's own keys (prefix tuning), passing no layer.
+        values: of the same shape, put before the block's own values.
     """
 
     qkv: Addition | None = None
@@ -107,7 +107,7 @@ PLAIN = Adapter()
 
 
 class FrozenViT(nn.Module):
-    """A frozen vision transformer F, cut in front of one of its blocks.
+    """A frozen vision transformer F, cut before one of its blocks.
 
     Its feature phi(x) is what timm's own head would classify: the normalised CLS token, or the pooled tokens.
 
@@ -175,7 +175,7 @@ class FrozenViT(nn.Module):
 
     @cached_property
     def tokens_read(self) -> int | None:
-        """Tokens behind the last block that the feature needs: 1 = CLS, 2 = a distillation token, too, None = all."""
+        """Tokens after the last block that the feature needs: 1 = CLS, 2 = a distillation token, too, None = all."""
         by_token = {VisionTransformer: 1, VisionTransformerDistilled: 2}[type(self.vit)]
         return by_token if self.vit.global_pool == "token" else None
 
@@ -183,7 +183,7 @@ class FrozenViT(nn.Module):
     def largest_feature(self) -> float:
         """A bound for ||phi(x)|| of any image: sqrt(d) max |gamma| + ||beta|| of the last LayerNorm; inf without one.
 
-        Every token behind that norm obeys it, so their mean does, too.
+        Every token after that norm obeys it, so their mean does, too.
         """
         layer = self.vit.norm if isinstance(self.vit.fc_norm, nn.Identity) else self.vit.fc_norm
         pooled_by_mean = layer is self.vit.fc_norm or self.vit.global_pool in ("token", "avg")
@@ -194,7 +194,7 @@ class FrozenViT(nn.Module):
 
     @cached_property
     def tokens(self) -> int:
-        """Number of tokens N that `prefix` returns: all, or behind the last block one (CLS or the pooled feature)."""
+        """Number of tokens N that `prefix` returns: all, or after the last block one (CLS or the pooled feature)."""
         return 1 if self.block == self.depth else self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
 
     @property
@@ -213,7 +213,7 @@ class FrozenViT(nn.Module):
         return enlarge(images, self.vit.patch_embed.img_size[0], self.mean, self.std)
 
     def prefix(self, images: Tensor) -> Tensor:
-        """Compute everything in front of the adapted block: (b, H, W, 3) uint8 -> (b, N, d)."""
+        """Compute everything before the adapted block: (b, H, W, 3) uint8 -> (b, N, d)."""
         with torch.no_grad():
             z = self.vit.patch_embed(self.preprocess(images))
             z = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(z)))
@@ -224,15 +224,15 @@ class FrozenViT(nn.Module):
             return z[:, :1] if self.tokens_read == 1 else self.pooled(self.vit.norm(z))[:, None]
 
     def feature(self, last: Tensor) -> Tensor:
-        """Turn what `prefix` returns behind the last block into the feature phi(x): (b, 1, d) -> (b, d)."""
+        """Turn what `prefix` returns after the last block into the feature phi(x): (b, 1, d) -> (b, d)."""
         return self.pooled(self.vit.norm(last)) if self.tokens_read == 1 else last[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Pool the tokens behind the final norm to the feature phi(x): (b, N, d) -> (b, d)."""
+        """Pool the tokens after the final norm to the feature phi(x): (b, N, d) -> (b, d)."""
         return self.vit.forward_head(tokens, pre_logits=True)
 
     def recut(self, block: int) -> "FrozenViT":
-        """Cut the same network in front of another block; no weight is copied."""
+        """Cut the same network before another block; no weight is copied."""
         return FrozenViT(self.vit, block, self.mean, self.std)
 
     @torch.no_grad()
@@ -240,7 +240,7 @@ class FrozenViT(nn.Module):
         """How large an update is beside what it is added to: ||s B A y|| / ||W y||, y the normed input of qkv.
 
         Args:
-            z: (b, N, d), the tokens in front of the adapted block.
+            z: (b, N, d), the tokens before the adapted block.
             update: of that block's fused qkv W.
 
         Returns:
@@ -252,7 +252,7 @@ class FrozenViT(nn.Module):
         return float(update.add_to(torch.zeros_like(frozen), y).norm() / frozen.norm())
 
     def suffix(self, z: Tensor, update: LowRank | Mapping[int, Adapter] | None = None, keep: int | None = 1) -> Tensor:
-        """Compute the blocks behind the cut; the last one computes only what the result needs.
+        """Compute the blocks above the cut; the last one computes only what the result needs.
 
         Args:
             z: (b, N, d), the prefix; N is larger than `tokens` if prompts were put between CLS and the patches.
@@ -260,7 +260,7 @@ class FrozenViT(nn.Module):
             keep: 1 = return the feature; more = return so many tokens; None = return all tokens.
 
         Returns:
-            The feature phi(x), (b, d), for keep = 1; else the first tokens behind the final norm, (b, keep, d).
+            The feature phi(x), (b, d), for keep = 1; else the first tokens after the final norm, (b, keep, d).
 
         Raises:
             LsclError: an adapter for a block that is in the prefix or does not exist.
@@ -269,7 +269,7 @@ class FrozenViT(nn.Module):
         adapters = {self.block: Adapter(qkv=update)} if isinstance(update, LowRank) else update or {}
         if any(not self.block <= index < self.depth for index in adapters):
             raise LsclError(
-                f"adapters for blocks {sorted(adapters)}: behind the cut are blocks {self.block} to {self.depth - 1}"
+                f"adapters for blocks {sorted(adapters)}: above the cut are blocks {self.block} to {self.depth - 1}"
             )
         for index in range(self.block, self.depth):
             kept = needed if index == self.depth - 1 else None
@@ -353,7 +353,7 @@ def _heads(attn: Attention, x: Tensor, parts: int) -> Tensor:
 
 
 def _in_front(attn: Attention, prefix: Tensor, x: Tensor) -> Tensor:
-    """Put l keys or values, (l, d) or (b, l, d), in front of x (b, heads, N, d/heads) -> (b, heads, l + N, d/heads)."""
+    """Put l keys or values, (l, d) or (b, l, d), before x (b, heads, N, d/heads) -> (b, heads, l + N, d/heads)."""
     prefix = prefix.expand(len(x), *prefix.shape[-2:])  # (b, l, d)
     return torch.cat([_heads(attn, prefix, 1)[0], x], dim=2)
 
@@ -399,8 +399,8 @@ def _colours(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values).view(1, 3, 1, 1).to(device)  # (1, 3, 1, 1)
 
 
-RANDOM = "random/"  # in front of a timm name: the same architecture with random weights
-HUB = "hf-hub:"  # in front of <owner>/<model>: architecture and weights from a repository of the Hugging Face Hub
+RANDOM = "random/"  # before a timm name: the same architecture with random weights
+HUB = "hf-hub:"  # before <owner>/<model>: architecture and weights from a repository of the Hugging Face Hub
 OURS = ("mini", "tiny")
 
 
@@ -411,7 +411,7 @@ def foundation(
 
     Args:
         name: mini, tiny, a timm name, hf-hub:<owner>/<model>, or random/<timm name> for random weights.
-        block: the block in front of which it is cut; None = behind the last.
+        block: the block before which it is cut; None = after the last.
         normalize: normalise inputs with the checkpoint's mean and standard deviation; False = only scale them to 0..1.
         weights: a local checkpoint; None = the one that belongs to the name.
         size: pixels a side of its inputs; its position embeddings are resampled. None = its own.
@@ -549,7 +549,7 @@ def foundation_of(config: Experiment, block: int | None) -> FrozenViT:
 
     Args:
         config: the experiment.
-        block: the block in front of which the ViT is cut; None = behind the last.
+        block: the block before which the ViT is cut; None = after the last.
 
     Returns:
         The frozen ViT.

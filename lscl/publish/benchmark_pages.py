@@ -148,8 +148,8 @@ def scale_table() -> pd.DataFrame:
             "rounds": row["rounds"],
             "seconds per exchange": row["seconds_per_exchange"],
             "CPU seconds per exchange": row["cpu_seconds_per_exchange"],
-            "memory MB behind the first round": row["memory_mb"][0],
-            "behind the last": row["memory_mb"][-1],
+            "memory MB after the first round": row["memory_mb"][0],
+            "after the last": row["memory_mb"][-1],
             "differs from one process": ", ".join(row["differs_from_one_process"]) or "nothing",
         }
         for row in federation_rows("scale")

@@ -158,7 +158,9 @@ def execute(notebook: Path, target: Path, profile: str, places: dict[str, str | 
     except papermill.PapermillExecutionError as error:
         raise LsclError(f"{notebook.name}: {error.ename}: {error.evalue} (all outputs: {target})") from error
     except RuntimeError as error:  # nbclient's DeadKernelError, or jupyter_client's about a kernel that does not start
-        raise LsclError(f"{notebook.name}: {error}, perhaps for want of memory (outputs so far: {target})") from error
+        raise LsclError(
+            f"{notebook.name}: {error}, perhaps because memory ran out (outputs so far: {target})"
+        ) from error
     write_atomic(_digest_file(target), json.dumps(freshness.digest(source, profile, places)).encode())
 
 

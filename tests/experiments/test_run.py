@@ -590,4 +590,4 @@ def test_a_beginning_that_is_there_is_read_and_one_that_was_stopped_goes_on(smok
 def test_a_beginning_ends_before_the_last_task(smoke, task, one_line):
     with pytest.raises(LsclError) as caught:
         run_until(smoke(), task, quiet=True)
-    one_line(caught, f"task = {task}: a run of 2 tasks has its beginning behind an earlier one")
+    one_line(caught, f"task = {task}: a run of 2 tasks has its beginning after an earlier one")

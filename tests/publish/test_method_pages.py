@@ -49,7 +49,15 @@ def test_formulas_are_set_as_maths(method):
 @every
 def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
     text = method_pages.page(method, [])
-    for heading in ("Idea", "In formulas", "What is trained and what travels", "Code", "Parameters", "Results", "Tuning"):
+    for heading in (
+        "Idea",
+        "In formulas",
+        "What is trained and what travels",
+        "Code",
+        "Parameters",
+        "Results",
+        "Tuning",
+    ):
         assert f"\n## {heading}\n" in text
     assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes them." in text
     tuned = len(METHODS[method].search_space) > 0

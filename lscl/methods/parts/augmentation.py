@@ -41,7 +41,7 @@ class Augmentation(Parameters):
 
     augment: Literal["none", "crop", "crop_flip"] = Field(
         "none",
-        description="training images of the CNN: as they are, cropped at random, or mirrored at random, too (official)",
+        description="training images of the CNN: unchanged, randomly cropped, or also randomly mirrored (official)",
     )
 
 

@@ -16,7 +16,7 @@ class HeadShape(Parameters):
     """For systems whose averaged classifier is made by `classifier`."""
 
     head: Literal["linear", "mlp"] = Field(
-        "linear", description="averaged classifier on the ViT: one layer, or two with 512 hidden units"
+        "linear", description="classifier on the ViT: one layer, or two with 512 hidden units"
     )
 
 

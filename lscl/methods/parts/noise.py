@@ -30,10 +30,12 @@ class Noise(Parameters):
     """For systems whose clients can add noise to what they send."""
 
     dp_noise: float = Field(
-        0.0, ge=0, le=1e6, description="Gaussian noise on what goes up, in units of its sensitivity; 0 = none"
+        0.0, ge=0, le=1e6, description="Gaussian noise on the upload, in units of its sensitivity; 0 = none"
     )
     dp_clip: float = Field(
-        1.0, **SCALE, description="length that what goes up, or a feature in it, is clipped to; only with dp_noise > 0"
+        1.0,
+        **SCALE,
+        description="length to which the upload, or a feature in it, is clipped; only with dp_noise > 0",
     )
     dp_delta: float = Field(
         1e-5, ge=1e-12, lt=1, description="delta of the (epsilon, delta) account; only with dp_noise > 0"
@@ -100,7 +102,7 @@ def nearest_gram(packed: Tensor) -> Tensor:
 
 
 def noisy_upload(client: Client, sent: Payload, start: Payload, clip: float, noise: float, reach: float) -> Payload:
-    """An upload of a generator and what goes up beside it, each clipped and noisy.
+    """An upload of a generator and what goes up with it, each clipped and noisy.
 
     Of the trained tensors the change is clipped, and no number leaves the reach of the training. A Gram matrix stays
     one.

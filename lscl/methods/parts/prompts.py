@@ -27,7 +27,7 @@ class PromptVote(PromptClip):
     """For systems whose prompts the official codes choose by a vote of the batch."""
 
     prompt_batchwise: bool = Field(
-        False, description="prompts chosen by a vote of the whole batch, as the official codes do"
+        False, description="choose prompts by a vote of the whole batch, as the official codes do"
     )
 
 
@@ -102,7 +102,7 @@ def insert_prompts(foundation: FrozenViT, z: Tensor, prompts: Tensor) -> Tensor:
 
     Args:
         foundation: the frozen ViT.
-        z: the tokens in front of its block 0, (b, N, d).
+        z: the tokens before its block 0, (b, N, d).
         prompts: (l, d), or (b, l, d) for other ones per sample.
 
     Returns:

@@ -26,7 +26,7 @@ class ImageGenerator(nn.Module):
         size: pixels a side of an image.
         width: w.
         last: what follows the last convolution.
-        eps: of the BatchNorm layers behind convolutions.
+        eps: of the BatchNorm layers after convolutions.
     """
 
     def __init__(self, latent: int, size: int, width: int, last: nn.Module, eps: float = 1e-5):
