@@ -190,7 +190,7 @@ class Experiment(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
-        description="where to compute; auto = as in the record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
+        description="where to compute; auto = as in record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; none = those of the record or saved state, else 2 (smoke: 1)"

@@ -9,6 +9,7 @@ OF_THE_WHOLE = {
     "test_environment": "pyproject.toml, constraints.txt, environment.yml",
     "test_gpu_benchmark": "the checks of benchmarks/gpu.py",
     "test_imports": "the order of the packages",
+    "test_language": "the English of pages, notebooks and docstrings, and the glossary",
     "test_mirror": "this",
     "test_readability": "docstrings and comments on shapes",
     "test_repository": "workflows, issue forms, Docker image, Makefile",

@@ -18,6 +18,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
+    app.connect("build-finished", drop_icon_script)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
     return {"env_version": 5, "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -39,11 +40,16 @@ class LiveFigure(SphinxDirective):
 
 
 def tidy(app, pagename, templatename, context, doctree):
-    """Remove thebe's scripts, unused and naming a foreign host, and the bibliography's contradicted list role."""
-    foreign = lambda script: (
-        "thebe" in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+    """Remove scripts that a page does not need, and the bibliography's contradicted list role.
+
+    These are thebe's, which name a foreign host, and MathJax on a page without formulas.
+    """
+    unused = ["thebe"] if 'class="math' in context.get("body", "") else ["thebe", "mathjax"]
+    needed = lambda script: not any(
+        name in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+        for name in unused
     )
-    context["script_files"] = [script for script in context["script_files"] if not foreign(script)]
+    context["script_files"] = list(filter(needed, context["script_files"]))
     context["css_files"] = [
         sheet for sheet in context["css_files"] if "thebe" not in str(getattr(sheet, "filename", sheet))
     ]
@@ -51,6 +57,13 @@ def tidy(app, pagename, templatename, context, doctree):
         context["body"] = context["body"].replace(
             '<div role="list" class="citation-list">', '<div class="citation-list">'
         )
+
+
+def drop_icon_script(app, exception):
+    """Empty Font Awesome's script, larger than everything else of a page together: the icons come from its fonts, too."""
+    script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
+    if exception is None and script.exists():
+        script.write_text("// The icons of this book come from Font Awesome's fonts.\n", encoding="utf-8")
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):

@@ -1,4 +1,5 @@
-// Tables of the book: a click on a column's name sorts by it, a second click the other way round. Wide ones can be scrolled with the keyboard.
+// Tables of the book: a click on a column's name sorts by it, a second click the other way round. Wide tables scroll inside
+// themselves, with the keyboard too, and their long texts keep a width at which they can be read. Copy buttons get a name.
 "use strict";
 
 function value(row, column) {
@@ -25,6 +26,7 @@ function sort(table, column) {
 
 function prepare(table) {
   table.tabIndex = 0;
+  for (const cell of table.querySelectorAll("td")) if (cell.textContent.trim().length > 40) cell.classList.add("long");
   if (!table.tHead || !table.tBodies[0] || table.tBodies[0].rows.length < 3) return;
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     if (head.textContent.trim() === "") return;
@@ -37,6 +39,19 @@ function prepare(table) {
   });
 }
 
+function nameCopyButtons() {
+  const buttons = document.querySelectorAll("button.copybtn");
+  buttons.forEach((button) => button.setAttribute("aria-label", "Copy this code"));
+  return buttons.length > 0;
+}
+
 document.addEventListener("DOMContentLoaded", () => {
+  // the list of pages is a landmark, and so is its title, which the theme leaves outside
+  const list = document.querySelector(".bd-sidebar-primary");
+  if (list) Object.entries({ role: "complementary", "aria-label": "Book" }).forEach(([name, value]) => list.setAttribute(name, value));
+  // the buttons come later, all at once
+  const watcher = new MutationObserver(() => nameCopyButtons() && watcher.disconnect());
+  if (!nameCopyButtons() && document.querySelector("div.highlight pre"))
+    watcher.observe(document.body, { childList: true, subtree: true });
   document.querySelectorAll(".bd-article table.table, .bd-article table.dataframe").forEach(prepare);
 });

@@ -152,14 +152,14 @@ def backbones_path() -> Path:
 
 
 def save_backbones(tried: Iterable[Backbone]) -> Path:
-    """Write what came out, for the book's table; -> the file."""
+    """Write the outcomes, for the book's table; -> the file."""
     found = {"timm": version("timm"), "tried": [one.model_dump(exclude_defaults=True) for one in tried]}
     write_atomic(backbones_path(), (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     return backbones_path()
 
 
 def read_backbones() -> tuple[str, list[Backbone]] | None:
-    """The version of timm and what came out of every trial; None if nobody has tried yet.
+    """The version of timm and the outcome of every trial; None if nobody has tried yet.
 
     Raises:
         LsclError: the file cannot be read, or is not of this kind.

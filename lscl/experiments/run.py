@@ -235,7 +235,7 @@ def run(
 
 
 def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = True) -> SavedState:
-    """Play the beginning of a run, and leave it as a stop right after that task does; `run` goes on from there.
+    """Run the first tasks, and leave the run as a stop right after that task does; `run` resumes it.
 
     Args:
         config: the whole run, which has more tasks.
@@ -488,7 +488,7 @@ def run_rounds(
             if report.scores and report.task + 1 == until:
                 break
     except KeyboardInterrupt:
-        print(f"\nstopped after round {len(reports)}; the same command goes on from there", file=sys.stderr)
+        print(f"\nstopped after round {len(reports)}; the same command resumes there", file=sys.stderr)
         raise
     finally:
         progress.close()

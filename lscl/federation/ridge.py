@@ -3,7 +3,7 @@
     G = sum_i f_i f_i^T,    P = sum_i f_i y_i^T,    W = P^T (G + lambda tr(G) / d I)^{-1}
 
 f_i is the feature of an image, (d,), and y_i its class as a one-hot vector, (C,). The sums of several tasks or clients
-are added, so nothing is forgotten and nobody's images are needed twice; W is the same in whatever order they come
+are added, so nothing is forgotten and nobody's images are needed twice; W is the same in any order of them
 (ACIL, arXiv 2205.14922; federated, AFL, arXiv 2405.16240). The scale of lambda is the mean eigenvalue of G, so that one
 value serves features of any size and number.
 

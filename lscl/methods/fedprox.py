@@ -17,8 +17,8 @@ from lscl.registry import register
 
 @register
 class FedProx(FedAvg):
-    r"""FedProx is FedAvg with one more term in the local loss. The term pulls every weight of the client towards the
-    weights that it received from the server. So clients with different data drift apart less within a round.
+    r"""FedProx adds one term to the local loss of FedAvg: it pulls every weight towards the one that the client
+    received. So clients with different data drift apart less within a round. The server averages as in FedAvg.
 
     With the received weights $w_{\mathrm{r}}$ each client minimises
 

@@ -35,9 +35,9 @@ class L2PCosts(Costs):
 
 @register
 class L2P(PromptedMethod):
-    r"""A pool holds learned tokens, called prompts, and each prompt has a key. Each image takes the prompts whose keys
-    are most similar to its frozen feature, and the ViT reads them with the image. The server averages the prompts,
-    the keys and the head.
+    r"""Each image picks a few learned tokens, called prompts, from a pool, and the ViT reads them together with the
+    image. Every prompt has a key, and an image picks the prompts whose keys are most similar to its frozen feature. The
+    server averages the prompts, the keys and the head.
 
     The query $\phi(x)$ is the frozen CLS feature. Image $x$ takes the set $S(x)$ of the $k$ keys $\kappa_i$ with the
     highest cosine. The head reads the mean of the prompts' output tokens. The second term moves the keys:

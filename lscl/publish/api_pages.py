@@ -1,4 +1,4 @@
-"""The pages of the API reference: which modules stand on which page. Sphinx takes the rest from the docstrings."""
+"""The pages of the API reference: which modules are on which page. Sphinx takes the rest from the docstrings."""
 
 import pkgutil
 
@@ -11,14 +11,14 @@ PAGES = {
     "basics": ("Basics", "Configuration, named random draws, places, files, the one exception."),
     "data": ("Data", "Images and their partition over clients and tasks."),
     "models": ("Models", "The frozen ViT, the small CNNs, the generator."),
-    "federation": ("Federation", "The loop, the clients, what may cross the border between them and the server."),
+    "federation": ("Federation", "The loop, the clients, and what may cross between clients and server."),
     "methods": (
         "Methods",
-        "The hooks of a system, and the parts that several share. "
-        "Each system has {doc}`a page of its own </book/systems>`.",
+        "The hooks of a system, and the parts that several systems share. "
+        "Each system has {doc}`its own page </book/systems>`.",
     ),
-    "experiments": ("Experiments", "One run from a config to a record, sets of runs, what they will need."),
-    "results": ("Results", "Statistics, tables and figures made of records."),
+    "experiments": ("Experiments", "One run from a config to a record, sets of runs, and the resources they need."),
+    "results": ("Results", "Statistics, tables and figures made from records."),
     "publish": ("Publishing", "Pages, sentences and notebooks of the book; nothing else imports these modules."),
 }
 

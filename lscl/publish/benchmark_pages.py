@@ -125,7 +125,7 @@ def faults_table() -> pd.DataFrame:
             rows.append({"fault": fault, "times": len(points), "outcome": outcome})
         elif row["fault"] == "server killed":
             finished = f"{row['finished_rounds']} of {row['of']} rounds were finished"
-            outcome = f"{finished}; went on after round {row['resumed_after']}; {row['then']}"
+            outcome = f"{finished}; resumed after round {row['resumed_after']}; {row['then']}"
             rows.append({"fault": f"SIGKILL to the server {row['killed']}", "times": 1, "outcome": outcome})
         else:
             went = f"{row['rounds_finished']} of {row['rounds']} rounds finished; left out:"
@@ -134,7 +134,7 @@ def faults_table() -> pd.DataFrame:
                 for one in row["bad_payloads"]
             ]
             rows += [
-                {"fault": f"node: {one['node']}", "times": 1, "outcome": f"not let in: {one['says']}"}
+                {"fault": f"node: {one['node']}", "times": 1, "outcome": f"not admitted: {one['says']}"}
                 for one in row["strangers"]
             ]
     return pd.DataFrame(rows)
@@ -158,7 +158,7 @@ def scale_table() -> pd.DataFrame:
 
 
 def federation_note(part: str) -> str:
-    """Machines, commits and version of Flower behind the rows of a part, in small print."""
+    """Machines, commits and the version of Flower for the rows of a part, in small print."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in federation_rows(part):
         machine = f"{row['machine']['cpu']}, {row['machine']['cores']} cores, flwr {row['flwr']}"
@@ -173,14 +173,14 @@ def federation_note(part: str) -> str:
 
 # The tables of the page about federations: how each is made, from which part of the measurements, and what it shows.
 FEDERATION_TABLES: dict[str, tuple[Callable[[], pd.DataFrame], str, str]] = {
-    "parity": (parity_table, "parity", "What a federation was compared in with the same run in one process"),
+    "parity": (parity_table, "parity", "Federations compared with the same run in one process"),
     "wire": (
         wire_table,
         "parity",
         "Bytes on the wire and in payloads; overhead: kB beyond the payload, for each client and exchange",
     ),
-    "faults": (faults_table, "faults", "Faults that were tried and what came of them"),
-    "scale": (scale_table, "scale", "Simulated clients: seconds, and memory of all processes together"),
+    "faults": (faults_table, "faults", "Tested faults and their outcomes"),
+    "scale": (scale_table, "scale", "Simulated clients: seconds, and the memory of all processes together"),
 }
 
 
@@ -189,5 +189,5 @@ def federation_page(name: str) -> str:
     make, part, caption = FEDERATION_TABLES[name]
     table = make()
     if table.empty:
-        return "Not measured yet: see `benchmarks/federation.py`."
+        return "Not measured yet. See `benchmarks/federation.py`."
     return f"{numbered_table(table, caption, f'tab-federation-{name}', index=False)}\n\n{federation_note(part)}"

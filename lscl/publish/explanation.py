@@ -1,4 +1,4 @@
-"""A record in words: what it was, what tells it from its profile, where it stands, how to make it again."""
+"""A record in words: what it is, how it differs from its profile, where it is used, how to make it again."""
 
 import shlex
 from pathlib import Path
@@ -37,11 +37,11 @@ def explain_record(record: records.Record, path: Path) -> list[str]:
         f"{config.clients} clients, {config.tasks_run} of {config.tasks} tasks of {config.classes_per_task} classes, "
         f"{config.rounds_run} rounds each"
     )
-    lines += ["", "What it reached, all tasks at the end:", *_scores(record)]
+    lines += ["", "Accuracy on all tasks at the end:", *_scores(record)]
     lines += ["", "What differs from the profile (value, the profile's):", *_changes(config)]
-    lines += ["", "Where it stands:", *(f"  {cell}" for cell in cells(record) or ["in no table of ours"])]
-    lines += ["", "What made it:", *(f"  {line}" for line in _made(record, code))]
-    lines += ["", "What went in:"]
+    lines += ["", "Where it is used:", *(f"  {cell}" for cell in cells(record) or ["in no table of this book"])]
+    lines += ["", "How it was made:", *(f"  {line}" for line in _made(record, code))]
+    lines += ["", "Inputs:"]
     digests = ("data_digest", "partition_digest", "weights_digest", "server_images_digest", "system_digest")
     lines += [f"  {name.replace('_', ' ')} {record[name]}" for name in digests if record.get(name)]
     return [*lines, "", "To make it again:", *(f"  {line}" for line in _again(record, config, path))]
@@ -95,5 +95,5 @@ def _again(record: records.Record, config, path: Path) -> list[str]:
         *([f"FOLDER: the images whose digest is {config.folder_digest}"] if images else []),
         *([f"FILE: the checkpoint whose SHA-256 is {config.weights_sha256}"] if weights else []),
         *(f"lscl verify --profile {record['profile']} --cell {shlex.quote(cell)}" for cell in cell_names(record)[:1]),
-        "lscl run reads a finished record: name another folder of results by LSCL_ROOT, or let lscl verify compare",
+        "lscl run reads a finished record: set LSCL_ROOT to another folder, or let lscl verify compare",
     ]

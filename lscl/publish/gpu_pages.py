@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.py` measured on cards, as the book shows it: checks, steps beside other ways, runs that it kept.
+"""What `benchmarks/gpu.py` measured on cards, as the book shows it: checks, steps compared with other ways, kept runs.
 
 All of it comes from results/benchmarks/gpu--<card>.json; files made without a GPU are passed over.
 """
@@ -18,7 +18,7 @@ from lscl.results.frames import final_accuracy
 from lscl.results.labels import SCORE_HEADS, SCORES, label_of, row_label
 from lscl.results.markdown import captioned_table, numbered_table, plain_text, short_commit, small_print, wall_minutes
 
-NOT_MEASURED = "Nobody has measured a GPU yet: `python benchmarks/gpu.py --minutes 8 --out DIR` does it."
+NOT_MEASURED = "Nobody has measured a GPU yet. `python benchmarks/gpu.py --minutes 8 --out DIR` does."
 WITHIN = 1.25  # by this factor a plan's memory may be off
 
 Row = dict[str, Any]
@@ -41,11 +41,15 @@ def gpu_page() -> str:
     if not cards:
         return NOT_MEASURED
     tables = [
-        (checks_table(cards), "Checks on a GPU: how many passed, and what they found", "tab-gpu-checks"),
-        (hardware.timed_steps(), "Training steps that were timed: profile `paper`, random weights", "tab-steps"),
-        (summary_table(steps), "The timed steps by arithmetic and batch: the median, and the range", "tab-gpu-summary"),
-        (ways_table(cards), "Milliseconds of a training step, and of others beside it", "tab-gpu-ways"),
-        (pace_table(cards), "Runs of the mini model at once on one card: steps a second of all", "tab-gpu-pace"),
+        (checks_table(cards), "Checks on a GPU: how many passed, and their findings", "tab-gpu-checks"),
+        (hardware.timed_steps(), "Timed training steps, profile `paper`, random weights", "tab-steps"),
+        (summary_table(steps), "Timed steps by arithmetic and batch: median and range", "tab-gpu-summary"),
+        (ways_table(cards), "Milliseconds of a training step, compared with other ways to compute it", "tab-gpu-ways"),
+        (
+            pace_table(cards),
+            "Several runs of the mini model at once on one card: steps per second of all together",
+            "tab-gpu-pace",
+        ),
     ]
     parts = [_numbered(table, caption, name) for table, caption, name in tables if len(table)]
     return "\n\n".join([*parts, *_kept_runs(cards), _note(cards)])
@@ -113,7 +117,7 @@ def _saying(text: str) -> Callable[[list[Row]], str]:
 KINDS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "a.": ("every system, profile smoke", _near_the_cpu),
     "c.resume": (
-        "a run killed in its second task, then gone on with",
+        "a run killed in its second task, then resumed",
         _saying("the record of a run that was not killed"),
     ),
     "c.fp16": ("a run in fp16", _saying("finite losses; the scale of the gradients is saved")),
@@ -171,7 +175,7 @@ def _spread(values: Iterable[float | None], form: str) -> str:
 
 
 WAYS = {
-    "seconds": "as a run does it",
+    "seconds": "as in a run",
     "placed_seconds": "all images on the GPU",
     "plain_seconds": "a weight per image, formed",
     "peft_seconds": "peft's static LoRA alone",
@@ -216,7 +220,7 @@ def _kept_runs(cards: Collection[dict[str, Any]]) -> list[str]:
     """The runs of the profile full on these cards, as markdown; nothing if there are none."""
     names = {one["machine"]["gpu"] for one in cards}
     kept = [one for one in select(all_records("full"), seed=sweeps.SEEDS[0]) if one["hardware"]["gpu"] in names]
-    caption = "Runs of the profile `full` on a GPU, CIFAR-100; several shared a card, so one alone takes less time"
+    caption = "Runs of the profile `full` on a GPU, CIFAR-100; several runs shared a card, so one alone takes less time"
     return [captioned_table(*_one_card(runs_table(kept), caption), "tab-gpu-full", kept)] if kept else []
 
 
@@ -227,8 +231,8 @@ def runs_table(records: Iterable[Record]) -> pd.DataFrame:
             {
                 "card": one["hardware"]["gpu"],
                 "minutes": f"{wall_minutes(one):.1f}",
-                "of them training": f"{one['seconds']['train'] / 60:.1f}",
-                "images/s in training": _images_per_second(one),
+                "training minutes": f"{one['seconds']['train'] / 60:.1f}",
+                "training images/s": _images_per_second(one),
                 **{SCORE_HEADS[mask]: f"{final_accuracy(one, mask):.1f}" for mask in SCORES},
             }
             for one in records

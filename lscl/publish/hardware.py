@@ -1,4 +1,4 @@
-"""Hardware and times: what commands took where they were measured, and what the cost model expects of other cards."""
+"""Hardware and times: measured times of commands, and estimates of the cost model for other cards."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -145,12 +145,12 @@ def card_sheets() -> pd.DataFrame:
 
 
 def timed_steps() -> pd.DataFrame:
-    """One row per training step that `benchmarks/gpu.py` timed on a card: what it took, and what the model expects."""
+    """One row per training step that `benchmarks/gpu.py` timed on a card: measured and estimated time."""
     return pd.DataFrame([_timed(step, name) for name, sheet in SHEETS.items() for step in steps_on(sheet.device)])
 
 
 def _timed(step: MeasuredStep, card: str) -> dict[str, str]:
-    """A timed step beside what the cost model expects of such a step in the profile paper."""
+    """A timed step, compared with the estimate of the cost model for such a step in the profile paper."""
     arithmetic = {"tf32": {"tf32": True}, "compiled": {"precision": "bf16", "compile": True}}
     values = arithmetic.get(step.arithmetic, {"precision": step.arithmetic})
     config = experiment(profile="paper", dataset="cifar100", method=step.method, batch=step.batch, **values)

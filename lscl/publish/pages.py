@@ -39,12 +39,12 @@ def pieces() -> dict[str, str]:
     tables = {
         "config.md": numbered_table(
             reference.config_table(),
-            "Every parameter, its value in each profile, and what it means",
+            "Every parameter, its value in each profile, and its meaning",
             "tab-config",
             markdown=("name", "meaning"),
         ),
         "method_values.md": numbered_table(
-            reference.method_values(), "Values of single systems", "tab-method-values", index=False
+            reference.method_values(), "Values that belong to one system", "tab-method-values", index=False
         ),
         "systems.md": method_pages.overview(records),
         "model_card.md": reference.model_card(),
@@ -83,8 +83,8 @@ def sent_by_systems() -> str:
     """What each system sends and what the server reads from it, by the records of attacked runs."""
     table = sent_table("mini")
     if table.empty:
-        return "Not yet measured: `lscl privacy` does it."
-    caption = "What each system sends in its first task, one client, and whether its server needs more than sums"
+        return "Not yet measured. `lscl privacy` does it."
+    caption = "What one client of each system sends in its first task, and whether the server needs more than sums"
     return numbered_table(table, caption, "tab-privacy-systems", index=False)
 
 
@@ -178,14 +178,17 @@ def _short(text: str, most: int = 100) -> str:
 def cards_page() -> str:
     """What the profile paper takes on every card, and the data sheets, as markdown."""
     timed = len(hardware.timed_steps()) > 0
-    known = "hours follow timed steps where a row says so" if timed else "computed, nobody has measured it"
+    known = "hours follow timed steps where a row says so" if timed else "an estimate, not a measurement"
     tables = [
         numbered_table(
-            hardware.planned_cards(), f"Expected of each card, profile `paper`; {known}", "tab-cards", markdown=["card"]
+            hardware.planned_cards(),
+            f"Estimated for each card, profile `paper`; {known}",
+            "tab-cards",
+            markdown=["card"],
         ),
         numbered_table(
             hardware.card_sheets(),
-            "The cards by their data sheets: memory for programs, bandwidth, dense rates; – = no unit for it",
+            "The cards by their data sheets: usable memory, bandwidth, dense rates; – = no such unit",
             "tab-sheets",
             markdown=["name"],
         ),
@@ -204,7 +207,7 @@ def planned_card() -> str:
 
 def paper_plan() -> str:
     """What one run of every system in the profile paper needs by the cost model, on one GPU, as markdown."""
-    caption, card = "{}, profile `paper`, one seed, by the cost model; hours on the card `{}`", planned_card()
+    caption, card = "{}, profile `paper`, one seed, estimated by the cost model; hours on the card `{}`", planned_card()
     return "\n\n".join(
         numbered_table(
             hardware.planned_systems(dataset, card),
@@ -229,7 +232,7 @@ def times(records: list[Record]) -> str:
     table = hardware.measured_times(records)
     if table.empty:
         return NO_RECORDS
-    caption = "Measured: the command, the machine, the minutes, and the accuracy to expect over all tasks at the end"
+    caption = "Measured: the command, the machine, the minutes, and the expected accuracy over all tasks at the end"
     return numbered_table(table, caption, "tab-times", index=False, markdown=["command"]) + (
         f"\n\n{source_note(records)}" if records else ""
     )
@@ -238,7 +241,7 @@ def times(records: list[Record]) -> str:
 def notebook_times() -> str:
     """What each page of notebooks took, as markdown."""
     table = hardware.notebook_table()
-    caption = "Measured with `make demo`: the time of each notebook, without what the runs before it took"
+    caption = "Measured with `make demo`: the time of each notebook, without the runs before it"
     return (
         NO_RECORDS
         if table.empty
@@ -248,11 +251,11 @@ def notebook_times() -> str:
 
 def status_tables(records: list[Record]) -> str:
     """The state of the records, as markdown."""
-    caption = "Runs that are recorded, by named set, profile `mini`"
+    caption = "Recorded runs by named set, profile `mini`"
     parts = [numbered_table(status.set_table(records), caption, "tab-status-runs", index=False, markdown=["command"])]
     if records:
-        about = "every record of the profile `mini` but those for tuning"
-        caption = f"Digests of what went in, {about}"
+        about = "all records of the profile `mini` except those of the tuning"
+        caption = f"Digests of the inputs, {about}"
         parts.append(
             numbered_table(
                 status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]

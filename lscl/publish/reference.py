@@ -56,7 +56,7 @@ def backbone_table() -> str:
     """The networks that were tried as the frozen ViT, as markdown; see `lscl.experiments.backbones`."""
     found = read_backbones()
     if found is None:
-        return "Nobody has tried yet: `lscl backbones --store` does."
+        return "Nobody has tried yet. `lscl backbones --store` does."
     timm, tried = found
     rows = [
         {
@@ -68,7 +68,7 @@ def backbone_table() -> str:
         }
         for one in tried
     ]
-    caption = f"Networks of timm {timm} that were tried as the frozen ViT"
+    caption = f"Networks of timm {timm} that were tested as the frozen ViT"
     return numbered_table(pd.DataFrame(rows), caption, "tab-backbones", index=False, markdown=("network",))
 
 
@@ -94,9 +94,7 @@ def model_card() -> str:
         caption = f"Linear probe on the frozen features: {plain_text(path.stem.replace('--', ', '))} images a class"
         parts.append(numbered_table(_facts(files.read_json(path, dict[str, Any])), caption, f"tab-probe-{path.stem}"))
     return (
-        "\n\n".join(parts)
-        if parts
-        else "The weights are not part of this checkout yet, so there are no figures to show."
+        "\n\n".join(parts) if parts else "This checkout does not contain the weights, so there are no figures to show."
     )
 
 

@@ -1,4 +1,4 @@
-"""What is recorded and what is missing, with which versions and from which data: the book's page of its own state."""
+"""Which records exist and which are missing, with versions and data: the page about the state of the book."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ def set_table(records: Iterable[Record], profile: str = "mini") -> pd.DataFrame:
 
 
 def digest_table(records: Iterable[Record]) -> pd.DataFrame:
-    """What the records were made from: images, partitions and frozen models by digest, with the number of runs."""
+    """The inputs of the records: images, partitions and frozen models by digest, with the number of runs."""
     kinds = {"data_digest": "images", "partition_digest": "partition", "weights_digest": "frozen model"}
     count = Counter((kind, one["dataset"], one[key]) for one in records for key, kind in kinds.items() if one[key])
     order = list(kinds.values())

@@ -1,4 +1,4 @@
-"""The verified records as a page shows them: which cells of the tables use a record, and whether it came out again."""
+"""The verified records as a page shows them: which cells of the tables use a record, and whether it was reproduced."""
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ TABLES = {
     "buffers": "Fig. 5",
     "regimes": "the writers by regime",
 }
-MADE_AGAIN = "the record was made again since"
+MADE_AGAIN = "the record has been made again since"
 
 
 def cells(record: records.Record) -> list[str]:
@@ -37,7 +37,7 @@ def outcome(profile: str) -> str:
     """The stored outcome of `lscl verify` for a profile, a sentence and a numbered table, as markdown."""
     path = paths.results() / "verified" / f"{profile}.json"
     if not path.exists():
-        return f"No run is verified yet: `lscl verify --profile {profile} --sample 3` does it."
+        return f"No run is verified yet. `lscl verify --profile {profile} --sample 3` does it."
     saved = files.read_json(path, file_shapes.VerifiedProfile)
     known = {one["name"]: one for one in records.all_records(profile)}
     rows = [
@@ -55,7 +55,7 @@ def outcome(profile: str) -> str:
     ]
     equal = sum(one["equal"] for one in saved["runs"])
     command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
-    caption = f"`{command}`: cells drawn at random, their records computed again from nothing"
+    caption = f"`{command}`: random cells, whose records were computed again from nothing"
     table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{profile}", index=False)
     rounded = sum(one.get("outcome") == "rounding" for one in saved["runs"])
     also = f", {rounded} within rounding" if rounded else ""

@@ -203,7 +203,7 @@ def test_a_run_in_folders_with_blanks_and_other_letters_is_the_same_run(smoke, m
 
 def test_a_stop_says_how_to_go_on(smoke, capsys):
     stopped(smoke(), 2)
-    assert capsys.readouterr().err.strip() == "stopped after round 2; the same command goes on from there"
+    assert capsys.readouterr().err.strip() == "stopped after round 2; the same command resumes there"
 
 
 def test_a_run_begun_with_other_code_is_marked(smoke, monkeypatch):

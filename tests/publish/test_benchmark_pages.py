@@ -106,9 +106,9 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
             "| SIGKILL to a client, 1 times while it computed | 2 | "
             "8 of 8 rounds finished; 3 answers missing in all; back in a later round 2 times |",
             "| SIGKILL to the server inside a round | 1 "
-            "| 1 of 4 rounds were finished; went on after round 1; all the same |",
+            "| 1 of 4 rounds were finished; resumed after round 1; all the same |",
             "| payload: NaN | 1 | 8 of 8 rounds finished; left out: no |",
-            "| node: plain text | 1 | not let in: out |",
+            "| node: plain text | 1 | not admitted: out |",
         ],
         "scale": ["| 9 | 6 | 8.5 | 9.5 | 700 | 710 | nothing |"],
     }

@@ -18,7 +18,7 @@ def test_a_record_says_what_it_was_and_how_to_make_it_again(smoke, places):
     assert "  rank: 2 (4); rank r of the update" in text and "  image_size: 16 (32)" in text
     assert f"lscl run --from {path} --data-dir FOLDER" in text and record["data_digest"] in text
     assert f"FOLDER: the images whose digest is {record['config']['folder_digest']}" in text
-    assert "the code here is the same" in text and "in no table of ours" in text
+    assert "the code here is the same" in text and "in no table of this book" in text
 
 
 def test_a_run_of_the_profile_differs_in_nothing(put, monkeypatch):

@@ -97,7 +97,7 @@ def test_runs_of_the_profile_full_on_a_measured_card_are_shown_with_their_source
     monkeypatch.setattr(gpu_pages, "all_records", {"full": runs}.__getitem__)
     text = gpu_pages.gpu_page()
     assert "| Fed-LSCL (O2D exact) | 3.0 | 2.0 | 200 | 72.0 | 42.0 |" in text
-    assert "own head" not in text and "| LoRM" not in text and "1 run, 3 minutes" in text
+    assert "local head" not in text and "| LoRM" not in text and "1 run, 3 minutes" in text
 
 
 def test_every_table_of_the_page_has_an_anchor_of_its_own(cards):
@@ -108,7 +108,7 @@ def test_every_table_of_the_page_has_an_anchor_of_its_own(cards):
 
 def test_a_single_card_stands_in_the_captions_several_in_a_column(cards, places):
     text = gpu_pages.gpu_page()
-    assert f"beside it; {H100}\n" in text and "| card |" not in text
+    assert f"other ways to compute it; {H100}\n" in text and "| card |" not in text
     write(places / "results", [row("fed_lscl", **WAYS)], gpu="Tesla T4", name="gpu--Tesla-T4")
     assert (
         "| card | system | arithmetic |" in gpu_pages.gpu_page() and "| Tesla T4 | Fed-LSCL |" in gpu_pages.gpu_page()

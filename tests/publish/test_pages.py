@@ -257,4 +257,4 @@ def test_the_books_contents_list_the_page_of_every_system(toys, places):
 
 
 def test_without_attacked_runs_the_table_of_what_is_sent_says_so(places):
-    assert pages.sent_by_systems() == "Not yet measured: `lscl privacy` does it."
+    assert pages.sent_by_systems() == "Not yet measured. `lscl privacy` does it."

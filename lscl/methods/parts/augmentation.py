@@ -52,7 +52,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, flip: bool = True,
         images: as the CNN takes them, (n, 3, H, W).
         generator: of the draws, on the CPU.
         flip: whether half of the images are mirrored.
-        reflect: what comes in at the border: the image's own pixels, reflected; else black, as officially.
+        reflect: how the border is filled: with the image's own pixels, reflected; else black, as in the official code.
 
     Returns:
         (n, 3, H, W).

@@ -39,7 +39,7 @@ class Fusion:
             generator: names and shapes of the generator, which every upload has.
 
         Returns:
-            These, and those of what goes up with them.
+            These, and those of the tensors uploaded with them.
         """
         return generator
 
@@ -51,7 +51,7 @@ class Fusion:
             generator: its `weight` (P, m) and `bias` (P,).
 
         Returns:
-            These, and what goes up with them.
+            These, and the tensors uploaded with them.
         """
         return generator
 

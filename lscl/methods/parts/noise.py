@@ -1,4 +1,4 @@
-"""Differential privacy of what goes up: clip to a length, add Gaussian noise, and only then send.
+"""Differential privacy of the upload: clip to a length, add Gaussian noise, and only then send.
 
 The server is the one to be protected from, so every client adds its noise itself (local model; Dwork and Roth 2014,
 chapter 3; for whole clients as McMahan et al. 2018, arXiv 1710.06963). dp_noise is the noise multiplier: the standard
@@ -102,7 +102,7 @@ def nearest_gram(packed: Tensor) -> Tensor:
 
 
 def noisy_upload(client: Client, sent: Payload, start: Payload, clip: float, noise: float, reach: float) -> Payload:
-    """An upload of a generator and what goes up with it, each clipped and noisy.
+    """An uploaded generator and the tensors with it, each clipped and noisy.
 
     Of the trained tensors the change is clipped, and no number leaves the reach of the training. A Gram matrix stays
     one.

@@ -81,7 +81,7 @@ def choose_keys(scores: Tensor, count: int, batchwise: bool) -> Tensor:
 
 
 def check_class_token(config: Experiment, foundation: FrozenViT) -> None:
-    """For methods whose prompts stand beside the class token and are read as it is.
+    """For methods whose prompts join the class token and are read like it.
 
     Args:
         config: for the message.
