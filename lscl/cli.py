@@ -96,9 +96,12 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 
 
 Start = Annotated[
-    Path | None, typer.Option("--from", help="a record (.json) or a YAML file whose run it is; options change values")
+    Path | None,
+    typer.Option("--from", help="a record (.json) or a YAML file to take the run from; options change values"),
 ]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, as the option of that name; repeatable")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="name=value, like the option of that name; repeatable")
+]
 
 
 def _one(values: dict[str, Any], start: Path | None = None, changes: list[str] | None = None) -> Experiment:
@@ -129,13 +132,13 @@ def run_command(
     keep_payloads: Annotated[
         Path | None,
         typer.Option(
-            help="folder that gets all that travels, as safetensors, per round and client (`lscl plan` says how much); "
+            help="folder for all that travels, as safetensors, per round and client (`lscl plan` gives the size); "
             "none = nothing is kept"
         ),
     ] = None,
     track: Annotated[
         Path | None,
-        typer.Option(help="folder for TensorBoard, which shows the run while it goes on; needs the extra `track`"),
+        typer.Option(help="folder for TensorBoard, which shows the run live; needs the extra `track`"),
     ] = None,
 ) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
@@ -168,12 +171,13 @@ def _tensorboard(folder: Path) -> Any:
 @app.command("predict")
 def predict_command(
     model: Annotated[
-        Path, typer.Argument(help="what lscl run --keep-model has kept: the .safetensors file or its card")
+        Path, typer.Argument(help="models kept by lscl run --keep-model: the .safetensors file or its card")
     ],
     pictures: Annotated[list[Path], typer.Argument(help="image files")],
-    client: Annotated[int, typer.Option(help="whose models look, from 0")] = 0,
+    client: Annotated[int, typer.Option(help="the client that classifies, from 0")] = 0,
     task: Annotated[
-        int | None, typer.Option(help="only the classes of this task compete, from 0; none given = all that it has met")
+        int | None,
+        typer.Option(help="only the classes of this task compete, from 0; default: all that the client has met"),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="how many classes to print")] = 5,
     weights: Annotated[
@@ -182,7 +186,7 @@ def predict_command(
     device: Annotated[str, typer.Option(help="where to compute: auto, cpu or cuda")] = "auto",
     figure: Annotated[Path | None, typer.Option(help="picture file to write: the first image and its scores")] = None,
 ) -> None:
-    """Let a client of a finished run say what it sees in image files."""
+    """Let a client of a finished run classify image files."""
     from lscl.experiments.prediction import load_model
 
     found = load_model(model, weights, device).predict(pictures, client, task=task)
@@ -220,7 +224,7 @@ def config_save(
 def config_diff(
     one: Annotated[Path, typer.Argument(help="a record (.json) or a YAML file")],
     other: Annotated[
-        Path | None, typer.Argument(help="another one; none given = the values of the first one's profile")
+        Path | None, typer.Argument(help="another one; default: the values of the first one's profile")
     ] = None,
 ) -> None:
     """Print the values in which two runs differ, one a line: name, the first, the second."""
@@ -239,7 +243,7 @@ def config_diff(
 
 @app.command("explain")
 def explain_command(record: Annotated[Path, typer.Argument(help="the file of a record")]) -> None:
-    """Print what a record is, what tells it from its profile, where it stands, and how to make it again."""
+    """Print what a record is, how it differs from its profile, where it is used, and how to make it again."""
     from lscl.experiments.records import read_record
     from lscl.publish.explanation import explain_record
 
@@ -266,7 +270,9 @@ def federate_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="compute the run in one process, too, and compare the two")
     ] = False,
-    min_clients: Annotated[int, typer.Option(help="good answers that an exchange needs, 0 = those of all clients")] = 0,
+    min_clients: Annotated[
+        int, typer.Option(help="valid answers that an exchange needs, 0 = those of all clients")
+    ] = 0,
     timeout: Annotated[
         float, typer.Option(help="seconds that an exchange may take; late answers are left out")
     ] = 600.0,
@@ -344,9 +350,9 @@ def node_command(
     key: Annotated[
         Path, typer.Option(help="private key of this node; its public key is registered as client0, client1, ...")
     ],
-    port: Annotated[int, typer.Option(help="a port of this machine, used by the node's own processes only")] = 9094,
+    port: Annotated[int, typer.Option(help="a port of this machine for the node's own processes")] = 9094,
 ) -> None:
-    """Be one client of a federation over several machines until stopped; a SuperNode that ends is started again.
+    """Run one client of a federation over several machines until stopped; a SuperNode that ends is started again.
 
     Needs the extra `flower`. LSCL_PRIVATE is the folder of the client's state, LSCL_DATA_DIR that of its images.
     """
@@ -362,16 +368,14 @@ def sweep_command(
         str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, repaired, tune")
     ] = "table1",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
-    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
-    list_only: Annotated[
-        bool, typer.Option("--list", help="only print which runs there are and which are missing")
-    ] = False,
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; default: all")] = "",
+    list_only: Annotated[bool, typer.Option("--list", help="only list the runs and which of them are missing")] = False,
     task_index: Annotated[
         int, typer.Option(min=0, help="share of the runs to compute, from 0: the job number of a batch system")
     ] = 0,
     task_count: Annotated[int, typer.Option(min=1, help="number of shares that the runs are divided into")] = 1,
 ) -> None:
-    """Run what is missing of a named set of runs; finished runs are skipped.
+    """Compute the missing runs of a named set; finished runs are skipped.
 
     Several of these commands may work on one results folder: each takes runs that no other one is computing.
     """
@@ -384,10 +388,10 @@ def sweep_command(
 def plan_command(
     values: dict,
     name: Annotated[
-        str, typer.Argument(help="named set of runs, as for sweep; none = what the results of the profile need")
+        str, typer.Argument(help="named set of runs, as for sweep; default: what the results of the profile need")
     ] = "",
     seeds: Annotated[str, typer.Option(help="seeds with commas, for a named set")] = "42,1999,2024",
-    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all")] = "",
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; default: all")] = "",
     card: Annotated[
         str,
         typer.Option(
@@ -395,7 +399,7 @@ def plan_command(
         ),
     ] = "",
 ) -> None:
-    """Print what runs will need: memory, disk, download, FLOPs and hours; refuse runs that this machine cannot hold.
+    """Print the memory, disk, download, FLOPs and hours of runs; refuse runs that this machine cannot hold.
 
     Each row says whether its hours follow steps that were timed on the card, or are computed.
     """
@@ -446,18 +450,16 @@ def _seeds(text: str) -> list[int]:
 @app.command("privacy")
 def privacy_command(
     dataset: Annotated[str, typer.Option(help="data set that is attacked")] = "glyphs",
-    profile: Annotated[str, typer.Option(help="profile whose values the runs have")] = "mini",
+    profile: Annotated[str, typer.Option(help="profile of the runs")] = "mini",
     seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
-    methods: Annotated[str, typer.Option(help="only these methods, with commas; none given = all that send")] = "",
+    methods: Annotated[str, typer.Option(help="only these methods, with commas; default: all that send")] = "",
     data_dir: Annotated[
         Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads")] = 1,
-    list_only: Annotated[
-        bool, typer.Option("--list", help="only print which runs there are and which are missing")
-    ] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="only list the runs and which of them are missing")] = False,
 ) -> None:
-    """Attack what runs send in their first task; record what was found, what it cost, and what a bad client did.
+    """Attack the uploads of runs in their first task; record the findings, the cost, and the effect of a bad client.
 
     Finished records are skipped; several of these commands may share the work. Needs the extra `privacy`.
     """
@@ -528,7 +530,7 @@ def verify_command(
         Path | None, typer.Option(help="checkpoint of the frozen ViT, for runs that used a local one")
     ] = None,
     cell: Annotated[
-        str | None, typer.Option(help="one cell by its name, set/data set/row/seed, in place of a draw")
+        str | None, typer.Option(help="one cell by its name, set/data set/row/seed, instead of random records")
     ] = None,
     privacy: Annotated[bool, typer.Option("--privacy", help="the records of lscl privacy instead")] = False,
 ) -> None:
@@ -629,10 +631,10 @@ def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="tra
 @app.command("backbones")
 def backbones_command(
     names: Annotated[
-        list[str] | None, typer.Argument(help="timm names to try, none given = those of the book's table")
+        list[str] | None, typer.Argument(help="timm names to try; default: those of the book's table")
     ] = None,
     vit_size: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="pixels a side of what they see, none given = their own")
+        int | None, typer.Option(min=8, max=1024, help="pixels a side of their input; default: their own")
     ] = None,
     store: Annotated[bool, typer.Option(help="for maintainers: write results/backbones.json")] = False,
 ) -> None:

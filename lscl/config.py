@@ -215,7 +215,7 @@ class Experiment(BaseModel):
 
     @property
     def source(self) -> str:
-        """The data set in file names; a folder has the first 8 digits of its images' digest behind it."""
+        """The data set in file names; for a folder the first 8 digits of its images' digest follow."""
         return f"{self.dataset}-{self.folder_digest[:8]}" if self.folder_digest else self.dataset
 
     @property

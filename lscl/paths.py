@@ -1,4 +1,4 @@
-"""Where things lie: the package and a few environment variables decide.
+"""Where files are: the package and a few environment variables decide.
 
 The working directory decides only where an installed package, which has no repository around it, puts its results.
 """

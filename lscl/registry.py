@@ -1,6 +1,6 @@
 """The registered systems and data sets: ours, those of other installed packages, and those of a notebook.
 
-A system is a subclass of `lscl.federation.method.Method`; a data set is an `ImageSource`. Ours stand in `lscl.methods`
+A system is a subclass of `lscl.federation.method.Method`; a data set is an `ImageSource`. Ours are in `lscl.methods`
 and `lscl.data`. Other packages name theirs as entry points of the groups `lscl.methods` and `lscl.datasets`.
 The first use loads them all.
 """

@@ -109,10 +109,10 @@ WORDS = {part.strip().lower() for term in TERMS for part in re.split(r",| \(.*",
 KNOWN = set(
     re.split(
         r"\s+",
-        """API CIFAR CONTRIBUTING CPU CUDA DINOv2 DenseNet DualPrompt EXIF EfficientNet FP32 FedAvg FedAvgM FedMGP FedProx
-        FlashAttention GB GIF GLFC GPU GPUs HEIC HTML HTTP ImageNet JSON L2P LPIPS LSCL LSCT LoRM MB MFCL MobileNet
-        MobileNetV3 NVIDIA NaN PILoRA PNG PyPI PyTorch ROC ReLU RegMean ResNet SHA SVG SuperLink SuperNode TARGET TLS
-        TensorBoard TensorFlow URL VGG VisionTransformer WSL YAML AdamW macOS cuBLAS iCaRL""",
+        """AdamW API CIFAR CONTRIBUTING CPU cuBLAS CUDA DenseNet DINOv2 DualPrompt EfficientNet EXIF FedAvg FedAvgM
+        FedMGP FedProx FlashAttention FP32 GB GIF GLFC GPU GPUs HEIC HTML HTTP iCaRL ImageNet JSON L2P LoRM LPIPS
+        LSCL LSCT macOS MB MFCL MobileNet MobileNetV3 NaN NVIDIA PILoRA PNG PyPI PyTorch RegMean ReLU ResNet ROC SHA
+        SuperLink SuperNode SVG TARGET TensorBoard TensorFlow TLS URL VGG VisionTransformer WSL YAML""",
     )
 )
 FIELD_TERMS = [

@@ -1,1 +1,1 @@
-"""From a config to a record, sets of runs, what they cost."""
+"""From a config to a record, sets of runs, and their cost."""

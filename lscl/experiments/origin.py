@@ -1,4 +1,4 @@
-"""What decides a number besides the config: images, partition, weights, device and threads.
+"""What decides a number apart from the config: images, partition, weights, device and threads.
 
 A run compares it when it finds a record and when it resumes a saved state, so that two different inputs never share a
 result.

@@ -1,4 +1,4 @@
-"""Kept models at work: read them, and let a client say what it sees in images."""
+"""Use kept models: read them, and let a client classify images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,7 +116,7 @@ class KeptModel:
         return tuple(self.classes[label] for label in self._labels(client, "seen" if task is None else "task", task))
 
     def predict(self, images: Any, client: int = 0, mask: str = "seen", task: int | None = None) -> Prediction:
-        """Let a client say what it sees.
+        """Let a client classify images.
 
         Images of another size are resized and cropped as those of a folder. A system whose images vote in a batch
         (prompt_batchwise) gives every image of a call its part in the vote, 200 at a time.

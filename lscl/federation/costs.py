@@ -1,4 +1,4 @@
-"""A system's own costs, for the cost model: what it needs beyond the work that all systems do.
+"""A system's own costs, for the cost model: its work beyond that of all systems.
 
 Its traffic is not estimated here: `Method.upload_shapes` gives it exactly.
 """

@@ -1,6 +1,6 @@
 """Batches that are read ahead: while a network computes, threads fetch what the next batches need.
 
-On a GPU the numbers go through locked memory and arrive beside the computation. Whole arrays that fit its memory are
+On a GPU the numbers go through locked memory and arrive during the computation. Whole arrays that fit its memory are
 copied there once instead. Neither changes a number, nor the order of anything.
 """
 

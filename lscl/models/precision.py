@@ -41,7 +41,7 @@ class MixedPrecision:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **now})
 
     def scaling(self) -> dict[str, Tensor]:
-        """What has to outlive a round for the scaling to go on: its scale and the steps since; nothing without fp16."""
+        """The state of the scaling between rounds: its scale and the steps since its change; nothing without fp16."""
         if not self.scaler.is_enabled():
             return {}
         now = self.scaler.state_dict()

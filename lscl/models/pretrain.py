@@ -39,7 +39,7 @@ LIMITS = {"epochs": (1, 10_000), "batch": (1, 65_536), "lr": (1e-9, 1.0), "seed"
 
 @dataclass(frozen=True)
 class Student:
-    """A network that learns, with the map to the teacher's features behind it.
+    """A network that learns, followed by the map to the teacher's features.
 
     Args:
         modules: the network and the map `to_teacher`; all parameters are trained.
@@ -61,7 +61,7 @@ class TokensFromMaps(nn.Module):
 
 
 def mini_vit_student(images: np.ndarray, work: Path, seed: int) -> Student:
-    """The mini ViT behind the teacher's stem.
+    """The mini ViT on top of the teacher's stem.
 
     Args:
         images: (n, 32, 32, 3) uint8.

@@ -23,7 +23,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Shipment:
-    """Tensors on their way to a device. A GPU copies them in a stream of its own, beside what it computes.
+    """Tensors on their way to a device. A GPU copies them in a stream of its own, while it computes.
 
     Args:
         tensors: on the CPU, by name.

@@ -237,7 +237,7 @@ class FrozenViT(nn.Module):
 
     @torch.no_grad()
     def update_share(self, z: Tensor, update: LowRank) -> float:
-        """How large an update is beside what it is added to: ||s B A y|| / ||W y||, y the normed input of qkv.
+        """Size of an update relative to the output it changes: ||s B A y|| / ||W y||, y the normed input of qkv.
 
         Args:
             z: (b, N, d), the tokens before the adapted block.

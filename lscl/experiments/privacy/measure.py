@@ -1,4 +1,4 @@
-"""One record per run that is attacked: what an attacker found, what a bad client did, accuracy and bytes beside it.
+"""One record per run that is attacked: what an attacker found, what a bad client did, accuracy and bytes.
 
 A run is played up to the end of its first task, with the values of its profile, and then attacked as it is. Systems
 that train play fewer rounds than usual, unless they are the paper's own: attacks need a round, not the best accuracy.

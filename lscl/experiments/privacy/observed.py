@@ -1,4 +1,4 @@
-"""What a server sees of one client, and, beside it, the truth that an attack is scored against.
+"""What a server sees of one client, together with the truth that an attack is scored against.
 
 The server is honest and curious: it keeps every payload, knows the code, the config and the frozen model, and has
 public images of classes that the client does not have.
@@ -228,7 +228,7 @@ def as_unit_images(pixels: np.ndarray) -> Tensor:
 def observe(
     method: Method, clients: list[Client], exchange: Exchange, number: int, count: int = CANDIDATES
 ) -> Observed:
-    """What the server sees of one client in an exchange, with the truth beside it.
+    """What the server sees of one client in an exchange, together with the truth.
 
     Args:
         method: the system after the run.
