@@ -26,7 +26,6 @@ AVOIDED = {
     r"\b(goes|go|went|going) on (behind|from there)\b": "resumes, continues",
     r"\bgone on with\b": "resumed",
     r"\bas officially\b": "as in the official code",
-    r"\bwhat goes up\b": "the upload",
     r"\bin whatever order\b": "in any order",
     r"\bcost more than (it|they) gave\b": "hurt",
     r"\bmay every\b": "can every",

@@ -90,7 +90,7 @@ def try_backbone(name: str, vit_size: int | None = None) -> Backbone:
         vit_size: pixels a side of its inputs; None = its own.
 
     Returns:
-        What came out; a refusal is a result, too.
+        The outcome; a refusal is a result, too.
     """
     name = name.removeprefix(RANDOM)
     if name.startswith(HUB):
@@ -127,7 +127,7 @@ def _refusals(name: str, frozen: FrozenViT) -> dict[str, str]:
 
 
 def outcome_of(one: Backbone) -> str:
-    """What came out of a trial, in words: works with which systems, or the line that refuses the network."""
+    """The outcome of a trial, in words: works with which systems, or the line that refuses the network."""
     if one.refused:
         return f"refused: {one.refused}"
     if not one.without:

@@ -77,7 +77,7 @@ def test_steps_are_summed_up_by_arithmetic_and_batch(cards):
 
 def test_a_compared_step_stands_beside_the_other_ways(cards):
     (found,) = gpu_pages.ways_table(cards).to_dict("records")
-    assert found["as a run does it"] == "500.0" and found[gpu_pages.WAYS["plain_seconds"]] == "1000.0"
+    assert found["as in a run"] == "500.0" and found[gpu_pages.WAYS["plain_seconds"]] == "1000.0"
     assert found[gpu_pages.WAYS["peft_seconds"]] == "–" and found[gpu_pages.WAYS["peft_and_cnn_seconds"]] == "600.0"
 
 

@@ -130,7 +130,7 @@ def test_measured_cards_and_steps_stand_beside_the_computed_ones(places):
 
 def test_without_measurements_the_page_of_cards_says_so(places):
     text = pages.cards_page()
-    assert "nobody has measured" in text and "data sheet, 2019-03" in text
+    assert "an estimate, not a measurement" in text and "data sheet, 2019-03" in text
     assert set(hardware.card_sheets().index) == {f"`{name}`" for name in cost_model.CARDS}
 
 
