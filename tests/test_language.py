@@ -28,7 +28,6 @@ AVOIDED = {
     r"\bas officially\b": "as in the official code",
     r"\bin whatever order\b": "in any order",
     r"\bcost more than (it|they) gave\b": "hurt",
-    r"\bmay every\b": "can every",
     r"\bwherever they lie\b": "wherever they are",
     r"\bthat is much beside\b": "that is many for",
 }

@@ -40,22 +40,26 @@ class LiveFigure(SphinxDirective):
 
 
 def tidy(app, pagename, templatename, context, doctree):
-    """Remove scripts that a page does not need, and the bibliography's contradicted list role.
+    """Remove scripts that a page does not need, and the bibliography's roles, contradicted or outdated.
 
     These are thebe's, which name a foreign host, and MathJax on a page without formulas.
     """
     unused = ["thebe"] if 'class="math' in context.get("body", "") else ["thebe", "mathjax"]
-    needed = lambda script: not any(
-        name in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
-        for name in unused
+    needed = lambda script: (
+        not any(
+            name in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+            for name in unused
+        )
     )
     context["script_files"] = list(filter(needed, context["script_files"]))
     context["css_files"] = [
         sheet for sheet in context["css_files"] if "thebe" not in str(getattr(sheet, "filename", sheet))
     ]
     if "body" in context:
-        context["body"] = context["body"].replace(
-            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        context["body"] = (
+            context["body"]
+            .replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+            .replace(' role="doc-biblioentry"', "")
         )
 
 

@@ -26,6 +26,12 @@ function sort(table, column) {
 
 function prepare(table) {
   table.tabIndex = 0;
+  for (const head of table.querySelectorAll("th")) {
+    if (head.textContent.trim() !== "") continue; // a heading without words is none
+    const cell = document.createElement("td");
+    cell.className = head.className;
+    head.replaceWith(cell);
+  }
   for (const cell of table.querySelectorAll("td")) if (cell.textContent.trim().length > 40) cell.classList.add("long");
   if (!table.tHead || !table.tBodies[0] || table.tBodies[0].rows.length < 3) return;
   [...table.tHead.rows[0].cells].forEach((head, column) => {

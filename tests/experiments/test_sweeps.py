@@ -144,7 +144,7 @@ def test_regimes_differ_only_in_what_the_update_is_made_of(values):
             if config.seed == 42 and all(getattr(config, key) == value for key, value in regime.items())
         ]
         read = [{name: v for name, v in config.values_read().items() if name not in free} for config in same]
-        shared = set.intersection(*map(set, read))  # the own head reads less
+        shared = set.intersection(*map(set, read))  # the local head reads less
         assert all(one[name] == read[0][name] for one in read for name in shared)
         assert len({json.dumps(one, sort_keys=True) for one in read if len(one) > len(shared)}) <= 1
         assert [config.collaboration for config in same].count("static") == 1
