@@ -64,7 +64,7 @@ def tidy(app, pagename, templatename, context, doctree):
 
 
 def drop_icon_script(app, exception):
-    """Empty Font Awesome's script, larger than everything else of a page together: the icons come from its fonts, too."""
+    """Empty Font Awesome's script, larger than the rest of a page together: the icons come from its fonts as well."""
     script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
     if exception is None and script.exists():
         script.write_text("// The icons of this book come from Font Awesome's fonts.\n", encoding="utf-8")

@@ -67,9 +67,9 @@ class GLFC(OldModel):
     Every class has its own binary cross-entropy $\mathrm{BCE}_c$. In the first task the loss is its mean. Later it
     has two halves:
 
-    $$L = \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\, w_i\,\mathrm{BCE}_c(z_i, y_i)}_{\text{gradient
-    compensation}} + \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\,\mathrm{BCE}_c(z_i, \tilde y_i)}_{\text{relation
-    distillation}}.$$
+    $$L = \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\, w_i\,\mathrm{BCE}_c(z_i, y_i)}_{
+    \text{gradient compensation}} + \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\,\mathrm{BCE}_c(z_i, \tilde y_i)}_{
+    \text{relation distillation}}.$$
 
     The weight $w_i = g_i / \bar g$ with $g_i = |\sigma(z_{i,y_i}) - 1|$ divides by the mean over the new, or over the
     old, images of the batch. So both groups count equally. The targets $\tilde y_i$ are the labels, except in the
