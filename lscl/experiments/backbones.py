@@ -1,4 +1,4 @@
-"""Which networks can be the frozen ViT: each is made with drawn weights, looked through once, and asked of each system.
+"""Which networks can be the frozen ViT: each gets random weights, processes one image, and is offered to each system.
 
 Nothing is downloaded, because what a network can do hangs on its architecture only.
 """
@@ -83,7 +83,7 @@ class BackbonesFile(files.Shape):
 
 
 def try_backbone(name: str, vit_size: int | None = None) -> Backbone:
-    """Make a network with drawn weights and let an image of noise and every system try it.
+    """Make a network with random weights and try it with an image of noise and with every system.
 
     Args:
         name: mini, tiny, or a timm name, with or without random/.
@@ -147,7 +147,7 @@ def backbone_lines(tried: Iterable[Backbone]) -> Iterable[str]:
 
 
 def backbones_path() -> Path:
-    """Where the book's table is kept."""
+    """The file of the book's table."""
     return paths.results() / "backbones.json"
 
 

@@ -114,7 +114,7 @@ class MeasuredStep:
 
     @property
     def plan_to_peak(self) -> float | None:
-        """The planned memory in the measured one; None if one of them is not known."""
+        """Planned memory divided by measured memory; None if one of them is unknown."""
         return self.planned / self.peak if self.planned and self.peak else None
 
 

@@ -26,7 +26,7 @@ FROM_CHECKPOINT = ("weights", "weights_sha256")
 
 
 def parse_texts(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn texts into config values: `none` stands for no limit, unless it is a choice of the field.
+    """Turn texts into config values: `none` means no limit, unless it is a choice of the field.
 
     Args:
         given: {field: value}; what is no text stays as it is.
@@ -297,7 +297,7 @@ def _shown(value: Any) -> str:
 
 
 def command_of(record: records.Record) -> str:
-    """The command that makes a record, but for its seed and its images.
+    """The command that makes a record, without its seed and its images.
 
     Args:
         record: as `records.read_record` gives it.

@@ -1,4 +1,4 @@
-"""What a set of runs will need, before anything runs: memory, disk, download, FLOPs and hours, from a cost model.
+"""The resources of a set of runs, before anything runs: memory, disk, download, FLOPs and hours, by a cost model.
 
 `lscl.models.counting` counts the networks, a system's `costs` say what it adds, and this module sums both up over runs.
 `benchmarks/cost_model.py` compares the sums with measured steps. Where `benchmarks/gpu.py` has timed the steps of a
@@ -58,7 +58,7 @@ class Machine:
     steps: tuple[MeasuredStep, ...] = ()
 
     def speedup(self, config: Experiment) -> float:
-        """How many times faster than in fp32 products are in a run's arithmetic; 1 where no data sheet says so."""
+        """The speed of products in a run's arithmetic relative to fp32; 1 where no data sheet gives it."""
         return self.sheet.peak(arithmetic_of(config)) / self.sheet.fp32 if self.sheet else 1.0
 
     def timed_step(self, config: Experiment) -> MeasuredStep | None:
@@ -82,7 +82,7 @@ CARDS = {name: _of_sheet(name, sheet) for name, sheet in SHEETS.items()}  # comp
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run needs; what a system does not say is NaN.
+    """What one run needs; NaN where a system does not say.
 
     linear, attention, convolution, server: FLOPs by kind; traffic: bytes of elementwise work; steps: their number;
     memory, disk, download: bytes on the device, on the disk and over the network; trained: the clients' training steps,
@@ -103,7 +103,7 @@ class Cost:
 
     @property
     def is_known(self) -> bool:
-        """Whether the system says what it costs."""
+        """Whether the system declares its costs."""
         return not math.isnan(self.memory)
 
     @property
@@ -216,7 +216,7 @@ class Given:
 
 
 def step_bytes(config: Experiment, costs: Costs, blocks: Blocks, cnn: Network, given: Given) -> float:
-    """Bytes that a training step takes beside weights, gradients and moments.
+    """Bytes that a training step needs in addition to weights, gradients and moments.
 
     They are the largest at the beginning of the backward pass, first of the ViT and then of the CNN, when nothing of
     what was kept is free yet. In half precision the norms' inputs stay float32, and all frozen weights are there a
@@ -494,7 +494,7 @@ def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]
 
 
 def systems_lacking_costs(costs: Collection[Cost]) -> str:
-    """The names of the systems that do not say what they cost, with commas; empty if all do."""
+    """The names of the systems without declared costs, with commas; empty if there are none."""
     return ", ".join(dict.fromkeys(one.config.method for one in costs if not one.is_known))
 
 

@@ -1,4 +1,4 @@
-"""The answers of `lscl doctor`: what is installed, where files lie, and what is missing."""
+"""The answers of `lscl doctor`: what is installed, where files are, and what is missing."""
 
 import shutil
 import subprocess

@@ -96,7 +96,7 @@ class ModelKeeper:
 
 
 def model_path(record: Mapping[str, Any]) -> Path:
-    """Where the models of a record lie if they were kept.
+    """The path of a record's kept models.
 
     Args:
         record: as `records.read_record` gives it.
@@ -108,7 +108,7 @@ def model_path(record: Mapping[str, Any]) -> Path:
 
 
 def is_kept(record: Mapping[str, Any]) -> bool:
-    """Whether the models of this very record lie next to it."""
+    """Whether the models of this record are next to it."""
     path = model_path(record)
     try:
         card = read_card(path)

@@ -37,7 +37,7 @@ CLOSE = 1e-2  # relative difference of scores that is rounding: images go throug
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a client sees in n images.
+    """A client's predictions for n images.
 
     Args:
         images: what it looked at, (n, H, W, 3) uint8.
@@ -101,7 +101,7 @@ class KeptModel:
         return f"KeptModel({self.card.name}: {len(self.clients)} clients, {len(self.classes)} classes, {reached})"
 
     def known_classes(self, client: int, task: int | None = None) -> tuple[str, ...]:
-        """The classes that a client has learnt.
+        """The classes that a client has learned.
 
         Args:
             client: its number.
@@ -276,7 +276,7 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
 
 
 def check_models(model: KeptModel, keeper: ModelKeeper) -> None:
-    """Compare models that were read from a file with what their clients saw in the run.
+    """Compare models from a file with the predictions of their clients in the run.
 
     Args:
         model: what was read.

@@ -82,7 +82,7 @@ class Costs:
         return 1
 
     def cnn_passes(self) -> float:
-        """How many forward passes of the CNN a training step costs: its own, and twice as much on the way back."""
+        """Forward passes of the CNN in a training step: its own, and twice as much for the backward pass."""
         return 3
 
     def in_front(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Payloads written to a folder as they travel, so that everybody can look at what a server gets to see.
+"""Payloads written to a folder as they travel, so that everybody can see what a server receives.
 
 Each exchange of a run has a folder of its own, such as `task1-round2-train`, and in it a file per client and direction:
 `client0-up.safetensors` and `client0-down.safetensors`. The files hold what the border lets through, under the names of
@@ -24,7 +24,7 @@ Direction = Literal["up", "down"]
 
 
 def payload_path(folder: Path, stage: Stage, client: int, direction: Direction) -> Path:
-    """Where a payload lies.
+    """The path of a kept payload.
 
     Args:
         folder: of the run.

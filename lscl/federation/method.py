@@ -256,7 +256,7 @@ class Method:
         return {**about, **{name: tuple(value.shape) for name, value in self.broadcast(client, stage).items()}}
 
     def summed_names(self, stage: Stage) -> Collection[str]:
-        """The tensors of an upload of which the server needs nothing but sums over the clients.
+        """The tensors of an upload of which the server needs only sums over the clients.
 
         A weighted mean is made of two sums, of the weighted tensors and of the weights. Secure aggregation can hide
         these tensors of single clients, and no others.
@@ -276,7 +276,7 @@ class Method:
         return {name for name in names if name in (IMAGES, HOLDS) or self.dtype(name).is_floating_point}
 
     def shown_images(self, client: Client) -> Tensor:
-        """The images that an upload is made from, for those who measure what it tells; asked right after `upload`.
+        """The images that an upload is made from, for measurements of what it reveals; asked right after `upload`.
 
         Args:
             client: who sent it.
@@ -287,7 +287,7 @@ class Method:
         return client.train_index
 
     def releases(self) -> tuple[str, int]:
-        """What an account of added noise has to know (`lscl.methods.parts.noise`).
+        """The facts that an account of added noise needs (`lscl.methods.parts.noise`).
 
         Returns:
             Whose presence the noise hides, "client" or "image", and how many noisy tensors each of these is in, over

@@ -107,7 +107,7 @@ def accuracy_tensor(counts: list[list[dict | None]], classes_per_task: int, head
 
 
 def accuracies_so_far(scores: Mapping[int, dict], classes_per_task: int) -> dict[str, float]:
-    """What the clients' right answers after a task come to.
+    """The accuracies that follow from the clients' right answers after a task.
 
     Args:
         scores: {client: its right answers, see `evaluate`}.

@@ -1,4 +1,4 @@
-"""Payloads: named tensors that cross the border between client and server, copied, checked and counted in bytes."""
+"""Payloads: named tensors that cross between client and server, copied, checked and counted in bytes."""
 
 from collections.abc import Callable, Mapping
 

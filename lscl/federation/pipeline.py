@@ -1,4 +1,4 @@
-"""Batches that are read ahead: while a network computes, threads fetch what the next batches need.
+"""Batches that are read ahead: while a network computes, threads fetch the numbers of the next batches.
 
 On a GPU the numbers go through locked memory and arrive during the computation. Whole arrays that fit its memory are
 copied there once instead. Neither changes a number, nor the order of anything.

@@ -1,4 +1,4 @@
-"""What a system says of itself for the diagram on its page of the book; `lscl.publish.diagrams` draws it."""
+"""What a system declares for the diagram on its page of the book; `lscl.publish.diagrams` draws it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,7 @@ class Sketch:
         row: the parts that an image passes, from the image to the class.
         helpers: the parts that act on the row, each above one part of it; None = none there.
         up: what a client uploads; empty = nothing.
-        server: what the server does with it.
+        server: the server's work on it.
         down: what comes back; empty = nothing.
         stays: what else stays on the client; empty = nothing worth a word.
     """

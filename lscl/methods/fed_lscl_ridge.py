@@ -79,11 +79,11 @@ class FedLSCLRidgeCosts(FedLSCLCosts):
     """Fed-LSCL's training in the tasks that adapt, and sums and solutions in all."""
 
     def cnn_passes(self) -> float:
-        """Nothing goes back through a frozen CNN."""
+        """No backward pass through a frozen CNN."""
         return 1 if self.config.freeze_cnn else super().cnn_passes()
 
     def cnn_images(self) -> float:
-        """Of a frozen CNN nothing is kept for the way back."""
+        """A frozen CNN keeps nothing for a backward pass."""
         return 0 if self.config.freeze_cnn else super().cnn_images()
 
     def passes(self) -> float:

@@ -16,7 +16,7 @@ def adds_noise(config: Experiment) -> bool:
 
 
 def check_accountant(config: Experiment) -> None:
-    """Refuse a run with noise where nobody could do its account.
+    """Refuse a run with noise if its account cannot be computed.
 
     Raises:
         LsclError: the package of the accountant is missing.
@@ -57,7 +57,7 @@ def epsilon_of(noise: float, releases: int, delta: float) -> float:
 
 
 def account_of(method: Method) -> dict[str, Any] | None:
-    """What the noise of a run guarantees.
+    """The guarantee that the noise of a run gives.
 
     Args:
         method: the system.

@@ -1,4 +1,4 @@
-"""What one client can do to the others by what it sends, without and with the server's checks.
+"""The damage that one client's uploads can do to the others, without and with the server's checks.
 
 The last training exchange of a run is aggregated again with another answer of one client, and the other clients are
 tested. Only this one answer changes, so the damage is what a single exchange can do. The answers:
@@ -36,7 +36,7 @@ Change = Callable[[Payload, Payload], Payload]  # what the client would send and
 
 @dataclass(frozen=True)
 class Damage:
-    """What an answer did to the other clients.
+    """The damage by one answer to the other clients.
 
     Args:
         answer: its name.

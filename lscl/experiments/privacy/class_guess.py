@@ -1,4 +1,4 @@
-"""Which classes a client has, guessed from what it sends.
+"""Which classes a client has, guessed from its uploads.
 
 Some payloads name them: flags, labels, or sums with a place for each class of the task. A classifier tells them by its
 rows: those of classes that the client has not seen hardly move, or all in the same way. The attacker guesses as many
@@ -47,7 +47,7 @@ def guess_score(observed: Observed, payload: str, knows: str, evidence: Tensor) 
 
 
 def guess_classes(observed: Observed) -> list[Finding]:
-    """Attack every payload that says something of single classes.
+    """Attack every payload that reveals something about single classes.
 
     Args:
         observed: the client under attack.

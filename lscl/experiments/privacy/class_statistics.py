@@ -1,4 +1,4 @@
-"""What sums of frozen features tell: class means, and the Gram matrix that a ridge regression needs.
+"""What sums of frozen features reveal: class means, and the Gram matrix that a ridge regression needs.
 
 Everybody has the frozen model, so no stand-in is needed. A sum over one image is its feature; a mean over many leans a
 little towards each of them. Three questions: does the mean, or the leverage in the Gram matrix, tell who is in it; what

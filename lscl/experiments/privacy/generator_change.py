@@ -1,4 +1,4 @@
-"""What a linear generator tells by its change in a round: who was in the training, and which classes.
+"""What the change of a linear generator in a round reveals: who was in the training, and which classes.
 
 Each step adds to the weights a sum of outer products delta g^T over the images of a batch, so the change of a round
 points where the features g of these images point. The attack weighs the direction of an image's features by the

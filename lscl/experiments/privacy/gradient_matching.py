@@ -1,4 +1,4 @@
-"""Images out of gradients: those that are sent as such, and those that a round's change of a CNN stands for.
+"""Images from gradients: from gradients that are sent, and from those that a round's change of a CNN contains.
 
 - `gradients`, one image each, for a small encoder that everybody has: L-BFGS on the squared distance, the search that
   the payload's own receiver makes (Zhu et al. 2019, arXiv 1906.08935).
@@ -55,7 +55,7 @@ def match_gradient(
     draw: torch.Generator,
     steps: int = MATCHING_STEPS,
 ) -> Tensor:
-    """Images whose gradient points where a given one does.
+    """Images whose gradient points in the direction of a given one.
 
     Args:
         network: images -> logits.

@@ -1,4 +1,4 @@
-"""What a Gram matrix of features tells: who is in it, and what its leading directions look like.
+"""What a Gram matrix of features reveals: who is in it, and what its leading directions look like.
 
 The payload is C = (1/n) sum [g; 1][g; 1]^T over the n kept images, g their features. An image that is in the sum has a
 leverage of at most one, z^T C^+ z <= n with z = [g; 1], and as long as n is below the size of C it lies in the range of
@@ -97,7 +97,7 @@ def _of_pixels(gallery: Gallery, rows: Tensor) -> dict[str, float]:
 
 
 def read_gram(observed: Observed) -> list[Finding]:
-    """Attack the Gram matrix of the features that go up, whether they travel themselves or only as this matrix.
+    """Attack the Gram matrix of the uploaded features, whether they travel themselves or only as this matrix.
 
     Args:
         observed: the client under attack.

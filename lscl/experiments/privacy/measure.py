@@ -94,7 +94,7 @@ def attacked_runs(
 
 
 def sends_something(method: str, profile: str) -> bool:
-    """Whether anything of a system goes up.
+    """Whether the clients of a system send anything.
 
     Args:
         method: its name.
@@ -117,7 +117,7 @@ def describe_defence(config: Experiment) -> str:
 
 
 def record_path(config: Experiment, dirty: bool = False) -> Path:
-    """Where the record of an attacked run lies.
+    """The path of the record of an attacked run.
 
     Args:
         config: the run.
@@ -186,7 +186,7 @@ class PrivacyRecord(files.Shape):
 
 
 def measure(config: Experiment, steps: float = 1.0, candidates: int = CANDIDATES) -> tuple[dict[str, Any], dict]:
-    """Play a run and attack it.
+    """Run the first task and attack it.
 
     Args:
         config: the run; only its last task is attacked.
@@ -274,7 +274,7 @@ def attack(observed: Observed, steps: float = 1.0) -> tuple[list[Finding], dict]
 
 
 def save_privacy(record: dict[str, Any], shown: dict) -> Path:
-    """Write a record and, if there are images to look at, their picture beside it: a row per name.
+    """Write a record and, if there are images to look at, their picture next to it: a row per name.
 
     Args:
         record: of an attacked run.
@@ -304,7 +304,7 @@ def _pixels(images: Any) -> np.ndarray:
 
 
 def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path]:
-    """Measure what is missing of some runs, one after another; several processes may share the work.
+    """Measure the missing ones of some runs, one after another; several processes may share the work.
 
     Args:
         configs: the runs.

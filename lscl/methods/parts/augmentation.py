@@ -90,7 +90,7 @@ def change_brightness(images: Tensor, generator: torch.Generator, most: float) -
 def augmentation(
     augment: str, generator: torch.Generator, brightness: float = 0.0
 ) -> Callable[[Tensor], Tensor] | None:
-    """What becomes of the images of a training step.
+    """The change of the images in a training step.
 
     Args:
         augment: the parameter of this name.

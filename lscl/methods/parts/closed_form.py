@@ -1,4 +1,4 @@
-"""A head in closed form: of the controls that train nothing, and of what solves one on adapted features."""
+"""A head in closed form: for the controls that train nothing, and for systems that solve one on adapted features."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property

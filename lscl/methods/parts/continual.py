@@ -1,4 +1,4 @@
-"""The equations of terms against forgetting: EWC, LwF, replay."""
+"""The equations of the terms against forgetting: EWC, LwF, replay."""
 
 from collections.abc import Callable, Mapping
 

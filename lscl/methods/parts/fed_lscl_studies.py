@@ -1,4 +1,4 @@
-"""What is studied of Fed-LSCL: its search space, Table 2, Fig. 3 to 5, and when writing an update per image helps.
+"""The studies of Fed-LSCL: its search space, Table 2, Fig. 3 to 5, and when writing an update per image helps.
 
 A study is a function: profile -> {label in the tables: what the run changes in the profile}. A change without a method
 is Fed-LSCL's.

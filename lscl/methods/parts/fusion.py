@@ -1,4 +1,4 @@
-"""What the server makes of Fed-LSCL's generators (paper section 4.4): the interface, and what can replace O2D."""
+"""How the server fuses Fed-LSCL's generators (paper section 4.4): the interface, and replacements of O2D."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 
 
 def damp_off_diagonal(moments: Tensor, alpha: float) -> Tensor:
-    """The matrix with everything off its diagonal made smaller.
+    """The matrix with smaller numbers off its diagonal.
 
     Args:
         moments: (d, d).

@@ -1,4 +1,4 @@
-"""GLFC's proxy server: images from the gradients that a small encoder network, the same for everybody, has for them."""
+"""GLFC's proxy server: images from the gradients of a small encoder network, the same for everybody."""
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ def recover_class(received: Tensor, num_classes: int) -> int:
 
 
 def gradient_gaps(network: Encoder, received: Tensor, labels: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """||gradient(x) - received||^2 of every image, and what it changes by with the image.
+    """||gradient(x) - received||^2 of every image, and its gradient for the image.
 
     Args:
         network: the encoder.

@@ -1,4 +1,4 @@
-"""L-BFGS for many small problems side by side, each with its own curvature, as `torch.optim.LBFGS` solves one."""
+"""L-BFGS for many small problems at once, each with its own curvature, as `torch.optim.LBFGS` solves one."""
 
 from collections.abc import Callable
 

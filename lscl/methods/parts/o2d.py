@@ -101,7 +101,7 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
 
 
 def o2d_shared(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> Tensor:
-    """Eq. 5 with every client as a teacher and the mean of all generators in the place of the own one:
+    """Eq. 5 with every client as a teacher and the mean of all generators in place of the client's own:
 
         W* = (mean_j W_j C_j + lambda mean_j W_j) (mean_j C_j + lambda I)^{-1}
 

@@ -26,7 +26,7 @@ def model_part(payload: Mapping[str, Tensor]) -> Payload:
 
 
 class OldModel(FedAvg):
-    """FedAvg that tells clients, once per task, what the federation knew before it.
+    """FedAvg that tells clients, once per task, what the federation knew before the task.
 
     Up in round 0 of a task, beside the model: `holds`, the classes of the client's task; nothing else tells the server
     which classes exist. Down in round 0 of every later task: `known` = U, the classes of all earlier tasks of all
@@ -59,7 +59,7 @@ class OldModel(FedAvg):
         )
 
     def old_columns(self, client: Client) -> Tensor:
-        """O = U minus the classes of the client's task, (K,) labels: what is distilled, never what is being learnt."""
+        """O = U minus the classes of the client's task, (K,) labels: what is distilled, never what is being learned."""
         known = client.state[KNOWN]
         return client.keep("old columns", lambda: labels_in(known & ~self.holds(client)), client.task, known)
 

@@ -63,7 +63,7 @@ def cosine_to_keys(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def choose_keys(scores: Tensor, count: int, batchwise: bool) -> Tensor:
-    """The keys most similar to each sample, whatever else the batch has, or (batchwise) those it chooses most often.
+    """The keys most similar to each sample, whatever else is in the batch, or (batchwise) those it chooses most often.
 
     Args:
         scores: similarity of samples and keys, (b, M).

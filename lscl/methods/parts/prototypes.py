@@ -1,4 +1,4 @@
-"""Prototypes instead of a classifier, and how a server weighs the clients' copies (PILoRA, arXiv 2401.02094)."""
+"""Prototypes instead of a classifier, and how a server weights the clients' copies (PILoRA, arXiv 2401.02094)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What keeps CNN and generator from forgetting (paper section 4.3): the interface, and what can replace Eq. 4."""
+"""Protection of CNN and generator from forgetting (paper section 4.3): the interface, and replacements of Eq. 4."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ class SmallContinual:
 
 
 def protected_parameters(client: Client) -> dict[str, nn.Parameter]:
-    """The parameters of CNN and generator that are trained, by name: what must not forget."""
+    """The parameters of CNN and generator that are trained, by name: those that must not forget."""
     return {
         name: p
         for name, p in client.model.named_parameters()

@@ -1,4 +1,4 @@
-"""Images out of a trained network alone, for TARGET and MFCL: a generator, and the gap to BatchNorm's statistics."""
+"""Images from a trained network alone, for TARGET and MFCL: a generator, and the gap to BatchNorm's statistics."""
 
 import math
 from itertools import pairwise
@@ -88,7 +88,7 @@ def batchnorm_layers(network: nn.Module, method: str, cnn: str) -> list[nn.Modul
 
 
 class Statistics:
-    """Mean and variance of what entered each BatchNorm layer in the last forward pass, measured in a `with` block."""
+    """Mean and variance of the inputs of each BatchNorm layer in the last forward pass, measured in a `with` block."""
 
     def __init__(self, layers: list[nn.Module]):
         self.layers, self.last = layers, {}
@@ -110,7 +110,7 @@ class Statistics:
         return [self.last[layer] for layer in self.layers]
 
     def running(self) -> Moments:
-        """What the layers remember of their training."""
+        """The statistics that the layers keep of their training."""
         return [(layer.running_mean, layer.running_var) for layer in self.layers]
 
 
