@@ -138,7 +138,7 @@ def run_command(
     ] = None,
     track: Annotated[
         Path | None,
-        typer.Option(help="folder for TensorBoard, which shows the run live; needs the extra `track`"),
+        typer.Option(help="folder for TensorBoard, which shows the run while it goes on; needs the extra `track`"),
     ] = None,
 ) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""

@@ -13,12 +13,12 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def setup(app):
+    app.connect("build-finished", drop_icon_script)
     app.add_directive("live-figure", LiveFigure)
     app.connect("config-inited", take_numbers, priority=100)  # before MyST looks
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
-    app.connect("build-finished", drop_icon_script)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
     return {"env_version": 5, "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -61,13 +61,6 @@ def tidy(app, pagename, templatename, context, doctree):
             .replace('<div role="list" class="citation-list">', '<div class="citation-list">')
             .replace(' role="doc-biblioentry"', "")
         )
-
-
-def drop_icon_script(app, exception):
-    """Empty Font Awesome's script, larger than the rest of a page together: the icons come from its fonts as well."""
-    script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
-    if exception is None and script.exists():
-        script.write_text("// The icons of this book come from Font Awesome's fonts.\n", encoding="utf-8")
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):
@@ -115,3 +108,10 @@ def as_restructured_text(app, what, name, found, options, lines):
 def short_signature(app, what, name, found, options, signature, return_annotation):
     """Shorten the config's signature: its hundred fields have a page of their own."""
     return ("(**values)", return_annotation) if name == "lscl.config.Experiment" else None
+
+
+def drop_icon_script(app, exception):
+    """Empty Font Awesome's script, larger than the rest of a page together: the icons come from its fonts as well."""
+    script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
+    if exception is None and script.exists():
+        script.write_text("// The icons of this book come from Font Awesome's fonts.\n", encoding="utf-8")

@@ -197,7 +197,7 @@ def references(figure):
 
 
 def test_the_best_control_among_the_systems_is_a_broad_line_behind_them():
-    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], "local ridge head": [[66, 60]]})
+    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], "own ridge head": [[66, 60]]})
     figure = figures.curves(rows)
     assert references(figure) == {name: [[[1, 61], [2, 66]]] for name in ("task-masked", "class-incremental")}
     assert "best without training" in [text.get_text() for text in figure.legends[0].get_texts()]

@@ -21,7 +21,7 @@ class TestRanking:
         group = [record(seed=s, score=80 + i) for i, s in enumerate((1, 2, 3))]
         group += [record("local_head", seed=s, score=85 + i) for i, s in enumerate((1, 2, 3))]
         text = readings.read_ranking(by_seed(group), "task")
-        assert text.startswith("Under the task-masked score the highest mean is that of local head, 78.0 %.")
+        assert text.startswith("Under the task-masked score the highest mean is that of own head only, 78.0 %.")
         assert text.endswith(
             "Told apart from it, the interval leaving out zero: "
             "Fed-LSCL (O2D exact) 5.0 points behind (95 % interval 5.0 to 5.0)."
@@ -68,11 +68,11 @@ class TestCosts:
         up, down, parameters, time = readings.read_costs(results.costs_frame([*ours, *slower, *alike])).splitlines()
         assert (
             up == "- **MB up**, 2.00 for Fed-LSCL (O2D exact). "
-            "Less: FedAvg (0.00 times); the same: local head (1.00 times)."
+            "Less: FedAvg (0.00 times); the same: own head only (1.00 times)."
         )
-        assert down.endswith("The same: FedAvg (1.00 times), local head (1.00 times).")
+        assert down.endswith("The same: FedAvg (1.00 times), own head only (1.00 times).")
         assert parameters.startswith("- **trained parameters**, 1,500 for Fed-LSCL")
-        assert "More: FedAvg (2.01 times); not told apart: local head" in time
+        assert "More: FedAvg (2.01 times); not told apart: own head only" in time
         assert "times" not in readings.read_costs(results.costs_frame(ours))
 
     def test_what_was_not_measured_is_not_compared(self):
