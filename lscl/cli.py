@@ -100,7 +100,7 @@ Start = Annotated[
     typer.Option("--from", help="a record (.json) or a YAML file to take the run from; options change values"),
 ]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="name=value, like the option of that name; repeatable")
+    list[str] | None, typer.Option("--set", help="name=value, as the option of that name; repeatable")
 ]
 
 
