@@ -97,7 +97,7 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 
 Start = Annotated[
     Path | None,
-    typer.Option("--from", help="a record (.json) or a YAML file to take the run from; options change values"),
+    typer.Option("--from", help="a record (.json) or a YAML file whose run it is; options change values"),
 ]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="name=value, as the option of that name; repeatable")
