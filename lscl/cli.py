@@ -96,11 +96,12 @@ def _parse(given: dict[str, str | None]) -> dict[str, Any]:
 
 
 Start = Annotated[
-    Path | None,
-    typer.Option("--from", help="a record (.json) or a YAML file whose run it is; options change values"),
+    Path | None, typer.Option("--from", help="a record (.json) or a YAML file whose run it is; options change values")
 ]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="name=value, as the option of that name; repeatable")
+Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, as the option of that name; repeatable")]
+Track = Annotated[
+    Path | None,
+    typer.Option(help="folder for TensorBoard, which shows the run while it goes on; needs the extra `track`"),
 ]
 
 
