@@ -1,5 +1,6 @@
 """Real processes on loopback: Flower's simulation, and an end of a federation over TLS that leaves nothing behind."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 
 import pytest
+import torch
 from tests_root import ROOT, compared
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
@@ -20,7 +22,9 @@ from lscl import cli
 from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.experiments.run import run
+from lscl.federation.payload import seal
 from lscl.flower import local as flower
+from lscl.flower.messages import unpack_record
 
 SIZES = dict(profile="smoke", method="fed_lscl", clients=2, tasks=1, rounds=1)
 FREQUENT_HEARTBEATS = ROOT / "tests" / "flower" / "frequent_heartbeats"
@@ -130,3 +134,41 @@ def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, p
     )
     assert all(any(reason in line for reason in some) for some, line in zip(reasons, said, strict=True)), said
     assert left() == []
+
+
+def test_the_wrong_client_of_the_benchmark_spoils_seven_payloads_each_in_its_own_way(monkeypatch, tmp_path):
+    """The benchmark appends its code to a copy of the client app, which has to have what that code takes the place of."""
+    monkeypatch.setenv("BAD_PAYLOADS", str(tmp_path / "done"))
+    spec = importlib.util.spec_from_file_location("spoiled_app", bench.spoil_package(tmp_path / "spoiled"))
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    assert app.exchange.__globals__["pack_record"] is app.pack_record  # the app's answers go through it
+    shapes = {"weight": (2, 3), "bias": (8,), "features": (4, 3)}
+
+    def answers():
+        payload = {name: torch.ones(shape) for name, shape in shapes.items()}
+        return unpack_record(app.pack_record(payload), "client 1")
+
+    said = []
+    for _ in bench.KINDS:
+        with pytest.raises(LsclError) as caught:
+            seal(answers(), "client 1", shapes, lambda name: torch.float32, 10**6)
+        said.append(str(caught.value))
+    assert len(set(said)) == len(bench.KINDS) and all(line.startswith("payload of client 1: ") for line in said)
+    seal(answers(), "client 1", shapes, lambda name: torch.float32, 10**6)
+
+
+def test_the_benchmark_measures_anew_what_another_version_of_flower_gave(places, monkeypatch):
+    path = places / "results" / "federation" / "scale.json"
+    path.parent.mkdir(parents=True)
+    rows = [{"clients": 25, "flwr": "0.9"}, {"clients": 50, "flwr": "1.0"}]
+    path.write_text(json.dumps({"name": "scale", "rows": rows}), encoding="utf-8")
+    monkeypatch.setattr(bench, "version", lambda package: "1.0")
+    for clients in (25, 50, 75):
+        bench.add("scale", {"clients": clients}, lambda: {"new": True})
+    found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [(row["clients"], row["flwr"], "new" in row) for row in found] == [
+        (25, "1.0", True),
+        (50, "1.0", False),
+        (75, "1.0", True),
+    ]
