@@ -121,7 +121,8 @@ def free_port() -> int:
 class LocalFederation:
     """The processes of a federation.
 
-    folder: of keys, certificates and logs; private: where the clients keep their state.
+    folder: of keys, certificates and logs; private: where the clients keep their state; track: where the server writes
+    for TensorBoard, None = nowhere.
     """
 
     folder: Path
@@ -130,6 +131,7 @@ class LocalFederation:
     simulation: bool = False
     port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    track: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -146,6 +148,8 @@ class LocalFederation:
             "LSCL_PRIVATE": self.private,
             "FLWR_HOME": self.folder / "flwr",
         }
+        if self.track is not None:
+            homes["LSCL_TRACK"] = self.track.absolute()
         mark = leftovers.mark_variables(self.folder.name)
         return {
             **node.environment(),
@@ -355,6 +359,7 @@ def federation(
     config: Experiment,
     simulation: bool = False,
     link: Callable[[int], int] = lambda port: port,
+    track: Path | None = None,
 ) -> Iterator[LocalFederation]:
     """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all end with the `with` block.
 
@@ -364,6 +369,7 @@ def federation(
         config: the run.
         simulation: let Flower simulate the clients.
         link: maps the SuperLink's port to the one that the nodes connect to.
+        track: folder for TensorBoard; None = nothing is written.
 
     Yields:
         the running processes.
@@ -371,7 +377,7 @@ def federation(
     Raises:
         LsclError: the SuperLink does not start, or refuses a node.
     """
-    local = LocalFederation(folder, private, config, simulation)
+    local = LocalFederation(folder, private, config, simulation, track=track)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
     try:
         if not simulation:
@@ -388,7 +394,11 @@ def federation(
 
 
 def federate_locally(
-    config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]
+    config: Experiment,
+    simulation: bool,
+    settings: Mapping[str, float],
+    show: Callable[[str], None],
+    track: Path | None = None,
 ) -> Record:
     """One run over processes of this machine, resuming after its last finished round.
 
@@ -400,6 +410,7 @@ def federate_locally(
         simulation: let Flower simulate the clients.
         settings: the rules of the run, by Flower's names.
         show: called with every line that Flower or the server writes.
+        track: folder for TensorBoard, which shows the run while it goes on; None = nothing is written.
 
     Returns:
         its record.
@@ -413,7 +424,7 @@ def federate_locally(
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
     private.parent.mkdir(parents=True, exist_ok=True)
     private_folder(private)
-    with leftovers.key_folder() as folder, federation(folder, private, config, simulation) as local:
+    with leftovers.key_folder() as folder, federation(folder, private, config, simulation, track=track) as local:
         record = local.run(settings, show)
     shutil.rmtree(private, ignore_errors=True)
     return record

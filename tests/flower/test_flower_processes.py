@@ -137,7 +137,7 @@ def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, p
 
 
 def test_the_wrong_client_of_the_benchmark_spoils_seven_payloads_each_in_its_own_way(monkeypatch, tmp_path):
-    """The benchmark appends its code to a copy of the client app, which has to have what that code takes the place of."""
+    """The benchmark appends its code to a copy of the client app, which must have what that code takes the place of."""
     monkeypatch.setenv("BAD_PAYLOADS", str(tmp_path / "done"))
     spec = importlib.util.spec_from_file_location("spoiled_app", bench.spoil_package(tmp_path / "spoiled"))
     app = importlib.util.module_from_spec(spec)

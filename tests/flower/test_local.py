@@ -2,12 +2,14 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
 
 from lscl import cli
+from lscl.config import experiment
 from lscl.data.store import private_folder
 from lscl.errors import LsclError
 from lscl.flower import local
@@ -37,6 +39,8 @@ def nothing_starts(monkeypatch):
         ("--max-mb", "nan"),
         ("--max-mb", "inf"),
         ("--link", "nosuch"),
+        ("--track", "board", "--link", "here"),
+        ("--set", "rounds"),
     ],
 )
 def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, monkeypatch, tmp_path):
@@ -46,6 +50,13 @@ def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, mo
     said = capsys.readouterr()
     assert end.value.code == 2 and said.out == "" and len(said.err.splitlines()) == 1 and words[0][2:] in said.err
     assert list(tmp_path.iterdir()) == [tmp_path / "root"] * (tmp_path / "root").exists()
+
+
+def test_the_servers_process_learns_where_tensorboards_files_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for track, told in ((None, None), (Path("board"), str(tmp_path / "board"))):
+        made = local.LocalFederation(tmp_path, tmp_path, experiment(profile="smoke"), track=track)
+        assert made.environment.get("LSCL_TRACK") == told
 
 
 @pytest.mark.parametrize(
