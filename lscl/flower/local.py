@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -272,6 +273,19 @@ class LocalFederation:
             one.wait()
 
 
+def check_simulation() -> None:
+    """Refuse a simulation by a Python whose path Ray cannot use: it hands the path to a shell as it stands.
+
+    Raises:
+        LsclError: the path has a blank or another character that a shell reads.
+    """
+    if shlex.quote(sys.executable) != sys.executable:
+        raise LsclError(
+            f"simulation: Ray cannot start {sys.executable!r}, whose path has a blank or another special character: "
+            "leave out --simulation, or install the package in an environment without one"
+        )
+
+
 def session_processes(pid: int) -> list[psutil.Process]:
     """A process that leads a session, its children, and what is left in the session of those that have ended."""
     found = []
@@ -416,9 +430,11 @@ def federate_locally(
         its record.
 
     Raises:
-        LsclError: as `submit` and `node.check_system`.
+        LsclError: as `submit`, `node.check_system` and `check_simulation`.
     """
     node.check_system()
+    if simulation:
+        check_simulation()
     state = paths.results() / "federation" / "state"
     private, config = state / f"{config.name}-private", settle_device(config, read_state(state / config.name))
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk

@@ -1,4 +1,4 @@
-"""Real processes on loopback: Flower's simulation, and an end of a federation over TLS that leaves nothing behind."""
+"""Real processes on loopback: ends of a federation that leave nothing behind. A simulation is in test_wheel.py."""
 
 import importlib.util
 import json
@@ -10,10 +10,9 @@ import time
 
 import pytest
 import torch
-from tests_root import ROOT, compared
+from tests_root import ROOT, marked_processes
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
-import psutil
 
 sys.path.append(str(ROOT / "benchmarks"))
 import federation as bench
@@ -21,7 +20,6 @@ import federation as bench
 from lscl import cli
 from lscl.config import experiment
 from lscl.errors import LsclError
-from lscl.experiments.run import run
 from lscl.federation.payload import seal
 from lscl.flower import local as flower
 from lscl.flower.messages import unpack_record
@@ -37,25 +35,7 @@ def left(monkeypatch, tmp_path):
     monkeypatch.setenv("LSCL_MARKER", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    def still_running():
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get("LSCL_MARKER") == str(tmp_path):
-                    found.append(process.cmdline()[:4])
-            except psutil.Error:  # gone, or somebody else's
-                continue
-        return found
-
-    return still_running
-
-
-def test_a_simulation_gives_the_record_of_one_process_and_ends_all_its_processes(left):
-    config, lines = experiment(**SIZES), []
-    record = flower.federate_locally(config, True, {"timeout": 300.0}, lines.append)
-    assert compared(record, "overrides") == compared(run(config, quiet=True), "overrides")
-    assert any("task 1/1 done" in line for line in lines)
-    assert left() == []
+    return lambda: marked_processes(tmp_path)
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

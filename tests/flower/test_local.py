@@ -52,6 +52,17 @@ def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, mo
     assert list(tmp_path.iterdir()) == [tmp_path / "root"] * (tmp_path / "root").exists()
 
 
+@pytest.mark.parametrize("python", ["/home/a b/bin/python", "/home/it's/bin/python", "/home/a;b/bin/python"])
+def test_a_simulation_by_a_python_that_ray_cannot_start_is_refused(python, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", python)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["federate", "--profile", "smoke", "--simulation"])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and len(said.err.splitlines()) == 1 and "leave out --simulation" in said.err
+    with pytest.raises(AssertionError, match="something was started"):  # processes do without Ray
+        cli.main(["federate", "--profile", "smoke"])
+
+
 def test_the_servers_process_learns_where_tensorboards_files_go(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for track, told in ((None, None), (Path("board"), str(tmp_path / "board"))):
