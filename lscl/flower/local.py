@@ -30,7 +30,7 @@ from cryptography.x509.oid import NameOID
 from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
-from lscl.errors import LsclError, unknown_name
+from lscl.errors import LsclError, shorten, unknown_name
 from lscl.experiments.records import Record, read_record
 from lscl.experiments.run import prepare, settle_device
 from lscl.federation.checkpoint import read_state
@@ -197,7 +197,9 @@ class LocalFederation:
                 if httpx.get(f"{scheme}://{node.LOOPBACK}:{self.port}/health", verify=trust).is_success:
                     return
             time.sleep(0.2)
-        raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
+        ended = self.processes["superlink"].poll()
+        why = self.last_lines("superlink") or (f"no answer in {PATIENCE} s" if ended is None else f"exit code {ended}")
+        raise LsclError(f"the SuperLink did not start: {why}")
 
     def flwr(self, *words: str) -> str:
         """Run one command of Flower's own and return its output.
@@ -340,7 +342,7 @@ def submit(
         LsclError: the run came to no end; its finished rounds stay.
     """
     config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
-    path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
+    path, why, said = paths.results() / "federation" / "runs" / f"{config.name}.json", "", []
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write(
@@ -356,12 +358,16 @@ def submit(
             try:
                 for line in process.stdout:
                     show(line.rstrip())
-                    why, last = line.partition("LsclError: ")[2].strip() or why, line.strip(FRAME) or last
+                    why = line.partition("LsclError: ")[2].strip() or why
+                    if text := line.strip(FRAME):
+                        said = [*said, text] if line.lstrip().startswith("│") else [text]
             finally:
                 process.terminate()
     if not path.exists():
         raise LsclError(
-            why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round"
+            why
+            or f"{config.name} came to no end ({shorten(' '.join(said))}); the same command goes on after the last "
+            "finished round"
         )
     return read_record(path)
 

@@ -14,6 +14,8 @@ from lscl.data.store import private_folder
 from lscl.errors import LsclError
 from lscl.flower import local
 
+SUBMIT = local.submit
+
 
 def mode(path):
     return stat.S_IMODE(path.lstat().st_mode)
@@ -61,6 +63,35 @@ def test_a_simulation_by_a_python_that_ray_cannot_start_is_refused(python, monke
     assert end.value.code == 2 and len(said.err.splitlines()) == 1 and "leave out --simulation" in said.err
     with pytest.raises(AssertionError, match="something was started"):  # processes do without Ray
         cli.main(["federate", "--profile", "smoke"])
+
+
+PANEL = """\
+🎊 Successfully started run 7
+╭─ Error ──────────────────────────────────────╮
+│ Connection to the SuperLink is unavailable.  │
+│ Please check your network connection.        │
+╰──────────────────────────────────────────────╯
+"""
+
+
+def test_a_run_that_flower_ends_says_all_of_flowers_last_words(places, tmp_path, monkeypatch, one_line):
+    program = tmp_path / "flwr"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{PANEL}END\nexit 1\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(LsclError) as caught:
+        SUBMIT(experiment(profile="smoke"), {}, lambda line: None, "here", dict(os.environ))
+    words = "(Error Connection to the SuperLink is unavailable. Please check your network connection.)"
+    one_line(caught, f"came to no end {words}; the same command goes on")
+
+
+def test_a_superlink_that_ends_without_a_word_has_an_exit_code(tmp_path, monkeypatch, one_line):
+    made = local.LocalFederation(tmp_path, tmp_path, experiment(profile="smoke"), simulation=True)
+    start = made.start
+    monkeypatch.setattr(made, "start", lambda name, *command: start(name, "sh", "-c", "kill -9 $$"))
+    with pytest.raises(LsclError) as caught:
+        made.start_link()
+    one_line(caught, "the SuperLink did not start: exit code -9")
 
 
 def test_the_servers_process_learns_where_tensorboards_files_go(tmp_path, monkeypatch):
