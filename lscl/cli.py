@@ -518,6 +518,7 @@ def check_command() -> None:
     """Find generated pieces and notebooks that are older than code, config or records; exit code 2 if there are any."""
     from lscl.publish import freshness, pages
 
+    paths.check_clone("lscl check")
     made, notebooks = pages.stale_pages(), freshness.stale_notebooks()
     for line in [*made, *(["`lscl pages` writes them"] if made else []), *notebooks]:
         print(f"lscl: {line}", file=sys.stderr)

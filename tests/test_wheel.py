@@ -170,4 +170,5 @@ def test_a_simulated_federation_outside_of_the_tree_gives_the_record_of_one_proc
 @pytest.mark.parametrize("command", COMMANDS[5:])
 def test_what_needs_a_clone_says_so_in_one_line(outside, command):
     code, out, err = outside[0]["commands"][command]
-    assert (code, out) == (2, "") and "needs a clone of the repository" in err and len(err.splitlines()) == 1
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"lscl: lscl {command.split()[0]} needs a clone of the repository")
