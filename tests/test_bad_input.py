@@ -377,7 +377,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch, tmp_path):
 
 
 def test_relative_places_are_made_absolute_once(monkeypatch, tmp_path):
-    names = ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS")
+    names = ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS", "LSCL_TRACK")
     for name in names:
         monkeypatch.setenv(name, "here")
     monkeypatch.chdir(tmp_path)
