@@ -4,9 +4,9 @@
     python benchmarks/federation.py faults [--kills 10] [--stops 5]
     python benchmarks/federation.py scale [--clients 25,50,100]
 
-adds rows to results/federation/{parity,faults,scale}.json; existing rows are not computed again, so a stopped command
-goes on. It needs the extra `flower`. Both cores are busy while it runs: minutes for the profile smoke, hours for all of
-demo.
+adds rows to results/federation/{parity,faults,scale}.json. A row that this version of Flower has given is not computed
+again, so a stopped command goes on; a row of another version is replaced. It needs the extra `flower`. Both cores are
+busy while it runs: minutes for the profile smoke, hours for all of demo.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from lscl.experiments import records
 from lscl.experiments.records import accuracy, differing_entries
 from lscl.experiments.run import run
 from lscl.federation.metrics import average_so_far
+from lscl.flower import client_app
 from lscl.flower import local as flower
 from lscl.flower.leftovers import key_folder
 from lscl.flower.node import LOOPBACK
@@ -47,23 +48,29 @@ SETTINGS = {"min-clients": 0, "timeout": 600.0, "max-mb": 512.0}
 
 
 def add(part: str, key: dict, work: Callable[[], dict]) -> None:
-    """Add the row that `work` makes to results/federation/<part>.json, unless there is one with this key.
+    """Add the row that `work` makes to results/federation/<part>.json, unless there is one by this version of Flower.
 
+    A row with this key by another version gives its place to the new one.
     load: average number of busy processes on the machine before it began, so that seconds can be judged.
     """
     path = paths.results() / "federation" / f"{part}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    if any(key.items() <= row.items() for row in rows):
-        return
+    same = [number for number, row in enumerate(rows) if key.items() <= row.items()]
     about = {
         **records.source(),
         "machine": {**records.hardware(), "load": round(os.getloadavg()[0], 1)},
         "flwr": version("flwr"),
     }
+    if any(rows[number]["flwr"] == about["flwr"] for number in same):
+        return
     with paths.scratch():
         row = {**key, **work(), **about}
     print(json.dumps(row), flush=True)
-    write_atomic(path, (json.dumps({"name": part, "rows": [*rows, row]}, indent=1) + "\n").encode())
+    if same:
+        rows[same[0]] = row
+    else:
+        rows.append(row)
+    write_atomic(path, (json.dumps({"name": part, "rows": rows}, indent=1) + "\n").encode())
 
 
 class Meter:
@@ -350,7 +357,7 @@ from pathlib import Path
 
 import torch
 
-honest, done = pack, Path(os.environ["BAD_PAYLOADS"])
+honest, done = pack_record, Path(os.environ["BAD_PAYLOADS"])
 SPOILS = [
     lambda payload: payload["weight"].fill_(torch.nan),
     lambda payload: payload["bias"].fill_(torch.inf),
@@ -362,7 +369,7 @@ SPOILS = [
 ]
 
 
-def pack(payload, ticket=None):
+def pack_record(payload, ticket=None):
     number = len(done.read_text(encoding="utf-8")) if done.exists() else 0
     if "weight" in payload and number < len(SPOILS):
         done.write_text("x" * (number + 1), encoding="utf-8")
@@ -372,14 +379,22 @@ def pack(payload, ticket=None):
 KINDS = ["NaN", "infinite", "a name too few", "a name too many", "shape", "type", "size"]
 
 
+def spoil_package(folder: Path) -> Path:
+    """Copy the package to a folder, with `SPOIL` behind its client app; -> the file of that app."""
+    home = Path(lscl.__path__[0])
+    shutil.copytree(home, folder / "lscl", ignore=shutil.ignore_patterns("__pycache__"))
+    app = folder / "lscl" / Path(client_app.__file__).relative_to(home)
+    with open(app, "a", encoding="utf-8") as file:
+        file.write(SPOIL)
+    return app
+
+
 def strangers_and_bad_payloads() -> dict:
     """One run in which client 1 sends something wrong in seven rounds, and three strange nodes try to be client 0."""
     config = experiment(profile="smoke", method="fed_lscl", tasks=1, rounds=len(KINDS) + 1)
     with deployed(config) as local:
         spoiled = local.folder / "spoiled"
-        shutil.copytree(Path(lscl.__path__[0]), spoiled / "lscl", ignore=shutil.ignore_patterns("__pycache__"))
-        with open(spoiled / "lscl" / "federation" / "flower" / "client_app.py", "a", encoding="utf-8") as file:
-            file.write(SPOIL)
+        spoil_package(spoiled)
         local.stop("client1")
         with changed(PYTHONPATH=str(spoiled), BAD_PAYLOADS=str(spoiled / "done")):
             local.start_node(1)

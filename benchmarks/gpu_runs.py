@@ -59,7 +59,7 @@ def smoke(setting: Setting, method: str) -> dict[str, Any]:
     Raises:
         CheckFailed: the GPU's accuracies are not near the CPU's, or its two records differ.
     """
-    values = smoke_values(setting, method=method)
+    values = smoke_values(setting, method=method, **setting.shortest)
     one, unrepeatable = run_twice(values)  # before the CPU's, for its record asks for the name of the GPU
     reference = fresh_run({**values, "device": "cpu"})
     here, there = final_scores(one), final_scores(reference)

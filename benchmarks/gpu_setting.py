@@ -46,6 +46,11 @@ class Setting:
         return {"rounds": 1, "images_per_class": 3, "test_images_per_class": 1} if self.dry else {}
 
     @property
+    def shortest(self) -> dict[str, Any]:
+        """What a dry run changes besides where one task is enough."""
+        return {"tasks": 1} if self.dry else {}
+
+    @property
     def vit(self) -> str:
         return "test_vit" if self.dry else "vit_base_patch16_224"
 

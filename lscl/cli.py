@@ -137,10 +137,7 @@ def run_command(
             "none = nothing is kept"
         ),
     ] = None,
-    track: Annotated[
-        Path | None,
-        typer.Option(help="folder for TensorBoard, which shows the run while it goes on; needs the extra `track`"),
-    ] = None,
+    track: Track = None,
 ) -> None:
     """Run one experiment, or read its record if it is finished; a stopped run resumes after its last finished round."""
     from lscl.experiments import config_files, kept_models, records
@@ -265,6 +262,8 @@ def _show_accuracy(record: dict) -> None:
 @config_command(app, "federate")
 def federate_command(
     values: dict,
+    start: Start = None,
+    changes: Changes = None,
     simulation: Annotated[
         bool, typer.Option("--simulation", help="let Flower simulate the nodes with Ray, instead of one process each")
     ] = False,
@@ -284,6 +283,7 @@ def federate_command(
             help="a SuperLink that runs here already, by its name in Flower's configuration; none = start all"
         ),
     ] = "",
+    track: Track = None,
 ) -> None:
     """Run one experiment as a real federation: a server and a process for each client, TLS, a key for each node.
 
@@ -292,7 +292,7 @@ def federate_command(
     """
     from lscl.flower.rules import rules
 
-    config = _one(values)
+    config = _one(values, start, changes)
     settings = rules(config, {"min_clients": min_clients, "timeout": timeout, "max_mb": max_mb}).model_dump(
         by_alias=True
     )
@@ -300,6 +300,13 @@ def federate_command(
         raise LsclError(
             f"simulation and link = {link!r}: a running SuperLink decides what it serves; leave out one of the two"
         )
+    if track is not None and link:
+        raise LsclError(
+            f"track = {track}: a running SuperLink writes where LSCL_TRACK in its own environment says; set it there "
+            "and leave out the option"
+        )
+    if track is not None:
+        _tensorboard(track)  # refuses before anything starts
     try:
         from lscl.flower.local import check_link, federate_locally, submit
         from lscl.flower.node import environment
@@ -325,7 +332,7 @@ def federate_command(
     record = (
         submit(config, settings, show, link, environment())
         if link
-        else federate_locally(config, simulation, settings, show)
+        else federate_locally(config, simulation, settings, show, track)
     )
     print(f"{record['name']}: {paths.results() / 'federation' / 'runs' / record['name']}.json")
     _show_accuracy(record)
@@ -510,6 +517,7 @@ def check_command() -> None:
     """Find generated pieces and notebooks that are older than code, config or records; exit code 2 if there are any."""
     from lscl.publish import freshness, pages
 
+    paths.check_clone("lscl check")
     made, notebooks = pages.stale_pages(), freshness.stale_notebooks()
     for line in [*made, *(["`lscl pages` writes them"] if made else []), *notebooks]:
         print(f"lscl: {line}", file=sys.stderr)

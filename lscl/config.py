@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
-from lscl.errors import LsclError, shorten, unknown_name
+from lscl.errors import LsclError, shorten, unknown_name, value_text
 from lscl.files import check_regular
 from lscl.registry import DATASETS, METHODS, home_of
 
@@ -379,9 +379,12 @@ def experiment(**values: Any) -> Experiment:
     profile, dataset = values.get("profile", "demo"), values.get("dataset", "glyphs")
     check_profile(profile)
     known = fields()
-    for key in values:
+    for key, value in values.items():
         if key not in known:
             raise unknown_name("parameter", key, known)
+        kind = known[key].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):  # pydantic would take it for 1 or 0
+            raise LsclError(f"{key} = {value}: true and false are no values of it ({_describe(key)})")
     base = values_of(values.get("method", known["method"].default), dataset, profile)
     given = {key: value for key, value in values.items() if value is not None or known[key].default is None}
     if given.get("weights") is not None:
@@ -392,7 +395,7 @@ def experiment(**values: Any) -> Experiment:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise LsclError(
-            f"{field} = {shorten(repr(first['input']), 200)}: {first['msg'][0].lower()}{first['msg'][1:]} "
+            f"{field} = {shorten(value_text(first['input'], repr), 200)}: {first['msg'][0].lower()}{first['msg'][1:]} "
             f"({_describe(field)})"
         ) from None
     return _with_images(made)

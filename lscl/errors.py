@@ -2,7 +2,7 @@
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -32,6 +32,22 @@ def make_printable(text: str, most: int | None = None) -> str:
     return plain if most is None or len(plain) <= most else f"{plain[: most - 1]}…"
 
 
+def value_text(value: object, show: Callable[[object], str] = str) -> str:
+    """A value as text; Python refuses that for numbers of thousands of digits.
+
+    Args:
+        value: anything.
+        show: `str` or `repr`.
+
+    Returns:
+        the text, or what the value is.
+    """
+    try:
+        return show(value)
+    except ValueError:
+        return "(a number too long to print)"
+
+
 def shorten(text: object, most: int = 500) -> str:
     """One printable line of whatever somebody else wrote, an error included.
 
@@ -42,7 +58,7 @@ def shorten(text: object, most: int = 500) -> str:
     Returns:
         The text with single blanks in place of line ends and runs of blanks.
     """
-    return make_printable(" ".join(str(text)[: 4 * most].split()), most)
+    return make_printable(" ".join(value_text(text)[: 4 * most].split()), most)
 
 
 def pluralize(count: int, thing: str) -> str:
@@ -69,7 +85,7 @@ def unknown_name(kind: str, value: object, allowed: Iterable[object]) -> LsclErr
     Returns:
         The error, with the nearest valid name and the whole list.
     """
-    names, text = [str(name) for name in allowed], str(value)[:100]
+    names, text = [str(name) for name in allowed], value_text(value)[:100]
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return LsclError(f"unknown {kind} {text!r}{hint} (allowed: {', '.join(names)})")

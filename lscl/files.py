@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 from collections import Counter
 from functools import lru_cache
@@ -201,8 +202,11 @@ def _entry(path: Path, name: str, kind: type, value: str) -> Any:
     return entry
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping, of which YAML would take the last."""
+class _Plain(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping, of which YAML would take the last, and odd spellings of numbers.
+
+    YAML 1.1 reads 010 as 8, 0x10 as 16 and 1:30 as 90.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -211,14 +215,29 @@ class _UniqueKeys(yaml.SafeLoader):
             raise ValueError(f"{twice[:100]} stands there twice")
         return super().construct_mapping(node, deep)
 
+    def construct_plain_int(self, node: yaml.ScalarNode) -> int:
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
+            raise ValueError(f"{node.value[:30]} is no plain number")
+        return _whole(node.value.replace("_", ""))
+
+    def construct_plain_float(self, node: yaml.ScalarNode) -> float:
+        if ":" in node.value:
+            raise ValueError(f"{node.value[:30]} is no plain number")
+        return self.construct_yaml_float(node)
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_plain_int)
+_Plain.add_constructor("tag:yaml.org,2002:float", _Plain.construct_plain_float)
+
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        LsclError: the file cannot be read, it is not YAML, or a name stands twice in a mapping.
+        LsclError: the file cannot be read, it is not YAML, a name stands twice in a mapping, or a number is written
+            neither in the decimal system nor in at most 19 characters.
     """
     try:
-        return yaml.load(read_text(path), _UniqueKeys)
+        return yaml.load(read_text(path), _Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise LsclError(f"cannot read {path}: no valid YAML ({' '.join(str(error).split())})") from error

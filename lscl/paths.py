@@ -100,7 +100,7 @@ def variable(name: str) -> str | None:
 
 def make_absolute() -> None:
     """Make the paths in the environment absolute: notebooks and other processes run in other folders."""
-    for name in ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS"):
+    for name in ("LSCL_ROOT", "LSCL_CACHE", "LSCL_PRIVATE", "LSCL_DATA_DIR", "LSCL_WEIGHTS", "LSCL_TRACK"):
         given = variable(name)
         if given:
             os.environ[name] = str(Path(given).absolute())

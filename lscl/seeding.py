@@ -32,7 +32,9 @@ class seeded:
 
     def __enter__(self) -> None:
         self.saved = torch.get_rng_state()
-        torch.manual_seed(self.number)
+        # Without an accelerator torch.manual_seed would queue, for one that never comes, a call with its whole stack.
+        seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+        seed(self.number)
 
     def __exit__(self, *_: object) -> None:
         torch.set_rng_state(self.saved)

@@ -1,5 +1,7 @@
 """What the tests share: a cache for the session, a results folder for each test, and small data."""
 
+import lscl  # noqa: F401, I001  first: it says how threads of OpenMP wait, and torch reads that when it is imported
+
 import json
 import os
 import resource
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from forked import Forked
 from made_records import record
 from PIL import Image
 from tests_root import ROOT, Recorder, compared
@@ -300,6 +303,20 @@ def small_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """forked(code, *words): a process that executes code and has the library already; killed behind the test."""
+    started = []
+
+    def make(code, *words):
+        started.append(Forked(tmp_path / "forked" / str(len(started)), code, *words))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture

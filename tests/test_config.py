@@ -172,7 +172,19 @@ def test_every_committed_record_has_the_digest_and_the_name_of_today(monkeypatch
 
 @pytest.mark.parametrize(
     "values",
-    [{"profile": ["demo"]}, {"profile": 3}, {"dataset": {}}, {"method": []}, {"weights": 3}, {"weights": "a\0b"}],
+    [
+        {"profile": ["demo"]},
+        {"profile": 3},
+        {"dataset": {}},
+        {"method": []},
+        {"weights": 3},
+        {"weights": "a\0b"},
+        {"clients": True},
+        {"lr": False},
+        {"images_per_class": True},
+        {"cnn": True},
+        *({name: 16**5000} for name in ("rounds", "lr", "method", "profile", "dataset", "normalize", "device")),
+    ],
 )
 def test_a_value_of_another_type_is_one_line(values, one_line):
     with pytest.raises(LsclError) as caught:

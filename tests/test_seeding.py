@@ -78,3 +78,12 @@ def test_seeded_contexts_can_be_nested():
         with seeded(1, "b"):
             torch.rand(7)
         assert torch.equal(torch.cat([first, torch.rand(2)]), expected)
+
+
+def test_on_a_cpu_seeding_leaves_nothing_behind(monkeypatch):
+    """Torch would keep every seeding, with its stack, for a GPU that it may find later."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    queued = len(torch.cuda._queued_calls)
+    with seeded(42, "weights"):
+        torch.rand(1)
+    assert len(torch.cuda._queued_calls) == queued

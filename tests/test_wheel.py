@@ -7,10 +7,11 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+from importlib import metadata
 from zipfile import ZipFile
 
 import pytest
-from tests_root import ROOT
+from tests_root import ROOT, marked_processes
 
 PARTS = ("lscl", "results/published", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE",
          "constraints.txt", "CITATION.cff", "CHANGELOG.md")  # fmt: skip
@@ -90,6 +91,20 @@ def python(built, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def federating(python, tmp_path_factory):
+    """That Python by a path without a blank, as Ray needs it, and Flower's programs where pip writes them."""
+    pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
+    link = tmp_path_factory.mktemp("link") / "venv"
+    link.symlink_to(python.parent.parent)
+    for one in metadata.distribution("flwr").entry_points.select(group="console_scripts"):
+        code = f"import sys; from {one.module} import {one.attr}; sys.argv[0] = '{one.name}'; sys.exit({one.attr}())"
+        program = link / "bin" / one.name
+        program.write_text(f'#!/bin/sh\nexec "{link}/bin/python" -c "{code}" "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+    return link / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
 def outside(python, tmp_path_factory, session_cache):
     """What the commands print in a folder of its own, and that folder."""
     here = tmp_path_factory.mktemp("somewhere else")
@@ -134,7 +149,26 @@ def test_published_numbers_are_in_the_package(outside):
     assert outside[0]["rows"] == 60 and outside[0]["final"] == pytest.approx(89.4, abs=0.1)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Flower's processes start on Linux and macOS")
+def test_a_simulated_federation_outside_of_the_tree_gives_the_record_of_one_process(
+    federating, monkeypatch, session_cache, tmp_path
+):
+    """And ends every process that it started."""
+    here = tmp_path / "with blank ü"
+    here.mkdir()
+    for name in ("LSCL_ROOT", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+    sizes = "--profile smoke --method fed_lscl --clients 2 --tasks 1 --rounds 1"
+    command = (federating, "-m", "lscl.cli", "federate", "--simulation", "--compare", *sizes.split())
+    said = called(*command, cwd=here, LSCL_CACHE=str(session_cache), LSCL_MARKER=str(tmp_path), OMP_NUM_THREADS="1")
+    assert "in one process: every accuracy and every payload byte count is the same" in said
+    assert [path.name for path in here.iterdir()] == ["lscl-results"]
+    assert len(list(here.glob("lscl-results/federation/runs/*.json"))) == 1
+    assert marked_processes(tmp_path) == []
+
+
 @pytest.mark.parametrize("command", COMMANDS[5:])
 def test_what_needs_a_clone_says_so_in_one_line(outside, command):
     code, out, err = outside[0]["commands"][command]
-    assert (code, out) == (2, "") and "needs a clone of the repository" in err and len(err.splitlines()) == 1
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"lscl: lscl {command.split()[0]} needs a clone of the repository")

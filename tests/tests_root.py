@@ -1,9 +1,12 @@
 """Shared by tests of several folders: the repository's place, equal runs, and a recording transport."""
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 from lscl.experiments import records
@@ -34,6 +37,16 @@ class Recorder(InProcess):
     def uploads(self):
         """The uploads of every training round."""
         return [sent for stage, _, sent in self.log if stage.name == "train"]
+
+
+def marked_processes(marker):
+    """What other processes run that have LSCL_MARKER = marker in their environment, which children inherit."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # gone, or somebody else's
+            if process.pid != os.getpid() and process.environ().get("LSCL_MARKER") == str(marker):
+                found.append(process.cmdline()[:4])
+    return found
 
 
 def note_trained(monkeypatch):

@@ -238,7 +238,9 @@ def read_tensors(path: Path, card: ModelCard) -> dict[str, Tensor]:
         if hashlib.sha256(data).hexdigest() != card.sha256:
             raise ValueError("its SHA-256 is not the one of its card")
         stored = load(data)
+        if missing := sorted(set(card.same_as.values()) - stored.keys()):
+            raise ValueError(f"it has no tensor {make_printable(missing[0], 200)}, which its card names")
         return {**stored, **{name: stored[same] for name, same in card.same_as.items()}}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise LsclError(f"cannot read the models {path}: {why}; make them again by lscl run --keep-model") from error

@@ -132,21 +132,38 @@ class KeptModel:
             the scores of every class.
 
         Raises:
-            LsclError: no such client, mask or task, or something that is no image.
+            LsclError: no such client, mask or task, something that is no image, or models that give no numbers.
         """
         if task is not None and mask == "seen":
             mask = "task"
-        allowed = torch.tensor(self._labels(client, mask, task))
-        pixels = self._pixels(images)
-        one = self.clients[client]
+        labels, pixels = self._labels(client, mask, task), self._pixels(images)
+        logits = self.compute_logits(pixels, client, labels)  # (n, C)
+        if not np.isfinite(logits[:, labels]).all():
+            raise LsclError(f"the models of {self.card.name} are damaged: client {client} sees NaN or infinite scores")
+        return Prediction(pixels, logits, self.classes)
+
+    def compute_logits(self, pixels: np.ndarray, client: int, labels: Sequence[int]) -> np.ndarray:
+        """The system's scores, whatever they are.
+
+        Args:
+            pixels: (n, size, size, 3) uint8.
+            client: its number.
+            labels: the classes that compete.
+
+        Returns:
+            (n, C) float64; minus infinity for classes that do not compete.
+
+        Raises:
+            LsclError: the models cannot look at images.
+        """
+        one, allowed = self.clients[client], torch.tensor(labels)
         with torch.no_grad(), _threads(self.config.cpu_threads):
             found = []
             for start in range(0, len(pixels), BATCH):
                 inputs = self._inputs(pixels[start : start + BATCH])
                 batch = Batch(inputs, torch.arange(len(inputs.images)))
                 found.append(mask_logits(self._logits(one, batch), allowed))
-            logits = torch.cat(found)  # (n, C)
-        return Prediction(pixels, logits.double().numpy(), self.classes)
+        return torch.cat(found).double().numpy()  # (n, C)
 
     def _logits(self, client: Client, batch: Batch) -> Tensor:
         try:
@@ -246,12 +263,18 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
 
     Raises:
         LsclError: no such file; damaged, too large, of another kind or of another run; a system, a data set or weights
-            that are not there.
+            that are not there, or weights that the run did not use.
     """
     place = model_path(path) if isinstance(path, Mapping) else _find(Path(path))
     card = read_card(place)
+    if weights is not None and not card.config.get("weights_sha256"):
+        raise LsclError(f"{place}: its run used no local checkpoint of the frozen ViT: leave weights out")
     config = _config_of(card, place, weights, device)
     tensors = read_tensors(place, card)
+    if foreign := sorted(tensors.keys() - _known_names(tensors, config.clients)):
+        raise LsclError(
+            f"{place}: its tensors are not those of {config.method}: {shorten(foreign[0], 200)} is nobody's"
+        )
     kind = METHODS[config.method]
     if card.system_digest != code_of(config.method):
         raise LsclError(
@@ -260,7 +283,10 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
     where = device_of(config)
     prepare_device(config)
     prepare_repetition(config, where)
-    frozen = foundation_of(config, kind.cut(config)).to(where) if kind.vit else None
+    try:
+        frozen = foundation_of(config, kind.cut(config)).to(where) if kind.vit else None
+    except LsclError as error:
+        raise LsclError(f"{place}: {error}") from error
     found = frozen.digest if frozen else None
     if found != card.weights_digest:
         raise LsclError(
@@ -272,7 +298,7 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
     except LsclError:
         raise
     except DAMAGES as error:
-        raise LsclError(f"{place}: its tensors are not those of {config.method} ({first_line(error)[:300]})") from error
+        raise LsclError(f"{place}: its tensors are not those of {config.method} ({shorten(error, 300)})") from error
 
 
 def check_models(model: KeptModel, keeper: ModelKeeper) -> None:
@@ -288,7 +314,7 @@ def check_models(model: KeptModel, keeper: ModelKeeper) -> None:
     needs = f"the tests of {model.config.method} need more than model and state: Method.prepare_test is to make it"
     for k, (images, seen) in keeper.probes.items():
         try:
-            again = torch.from_numpy(model.predict(images, k, "all").logits)
+            again = torch.from_numpy(model.compute_logits(images, k, range(len(model.classes))))
         except LsclError as error:
             raise LsclError(f"{needs} ({error})") from error
         if not torch.allclose(again, seen.double(), rtol=CLOSE, atol=CLOSE * float(seen.abs().max()), equal_nan=True):
@@ -350,6 +376,12 @@ def _clients(
         client.model.eval()
         clients.append(client)
     return clients
+
+
+def _known_names(tensors: Mapping[str, Tensor], clients: int) -> set[str]:
+    """The names of tensors that belong to the server or to one of so many clients."""
+    owners = ("server.", *(f"client{k}.{part}." for k in range(clients) for part in ("model", "state")))
+    return {name for name in tensors if name.startswith(owners)}
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

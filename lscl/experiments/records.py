@@ -394,7 +394,7 @@ def read_record(path: Path) -> Record:
     try:
         data = read_regular(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
-        raise LsclError(f"cannot read the record {path}: {error}") from error
+        raise LsclError(f"cannot read the record {path}: {getattr(error, 'strerror', None) or error}") from error
     return _understood(data, path)
 
 

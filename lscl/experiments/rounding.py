@@ -109,10 +109,10 @@ def describe_pairs(rows: list[Mapping[str, Any]]) -> str:
         rows: as `pair_row` makes them.
 
     Returns:
-        number of pairs, machines, and the median and largest gap of a final accuracy.
+        number of pairs, machines with the notes on them, and the median and largest gap of a final accuracy.
     """
     gaps = [abs(gap) for row in rows for gap in row["gaps"].values()]
-    machines = sorted({" and ".join(row["machines"]) for row in rows})
+    machines = sorted({" and ".join(row["machines"]) + (row["note"] and f", {row['note']}") for row in rows})
     moved = f"a final accuracy moved by {np.median(gaps):.2f} points in the median, by {max(gaps):.2f} at most"
     return f"{len(rows)} pairs of equal runs ({'; '.join(machines)}): {moved}; allowed are {allowed_by(rows):g}"
 

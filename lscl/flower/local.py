@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ from cryptography.x509.oid import NameOID
 from lscl import paths
 from lscl.config import PLACES, Experiment
 from lscl.data.store import PRIVATE_FILE, private_folder
-from lscl.errors import LsclError, unknown_name
+from lscl.errors import LsclError, shorten, unknown_name
 from lscl.experiments.records import Record, read_record
 from lscl.experiments.run import prepare, settle_device
 from lscl.federation.checkpoint import read_state
@@ -121,7 +122,8 @@ def free_port() -> int:
 class LocalFederation:
     """The processes of a federation.
 
-    folder: of keys, certificates and logs; private: where the clients keep their state.
+    folder: of keys, certificates and logs; private: where the clients keep their state; track: where the server writes
+    for TensorBoard, None = nowhere.
     """
 
     folder: Path
@@ -130,6 +132,7 @@ class LocalFederation:
     simulation: bool = False
     port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    track: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -146,6 +149,8 @@ class LocalFederation:
             "LSCL_PRIVATE": self.private,
             "FLWR_HOME": self.folder / "flwr",
         }
+        if self.track is not None:
+            homes["LSCL_TRACK"] = self.track.absolute()
         mark = leftovers.mark_variables(self.folder.name)
         return {
             **node.environment(),
@@ -192,7 +197,9 @@ class LocalFederation:
                 if httpx.get(f"{scheme}://{node.LOOPBACK}:{self.port}/health", verify=trust).is_success:
                     return
             time.sleep(0.2)
-        raise LsclError(f"the SuperLink did not start: {self.last_lines('superlink')}")
+        ended = self.processes["superlink"].poll()
+        why = self.last_lines("superlink") or (f"no answer in {PATIENCE} s" if ended is None else f"exit code {ended}")
+        raise LsclError(f"the SuperLink did not start: {why}")
 
     def flwr(self, *words: str) -> str:
         """Run one command of Flower's own and return its output.
@@ -268,6 +275,19 @@ class LocalFederation:
             one.wait()
 
 
+def check_simulation() -> None:
+    """Refuse a simulation by a Python whose path Ray cannot use: it hands the path to a shell as it stands.
+
+    Raises:
+        LsclError: the path has a blank or another character that a shell reads.
+    """
+    if shlex.quote(sys.executable) != sys.executable:
+        raise LsclError(
+            f"simulation: Ray cannot start {sys.executable!r}, whose path has a blank or another special character: "
+            "leave out --simulation, or install the package in an environment without one"
+        )
+
+
 def session_processes(pid: int) -> list[psutil.Process]:
     """A process that leads a session, its children, and what is left in the session of those that have ended."""
     found = []
@@ -322,7 +342,7 @@ def submit(
         LsclError: the run came to no end; its finished rounds stay.
     """
     config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
-    path, why, last = paths.results() / "federation" / "runs" / f"{config.name}.json", "", ""
+    path, why, said = paths.results() / "federation" / "runs" / f"{config.name}.json", "", []
     path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write(
@@ -338,12 +358,16 @@ def submit(
             try:
                 for line in process.stdout:
                     show(line.rstrip())
-                    why, last = line.partition("LsclError: ")[2].strip() or why, line.strip(FRAME) or last
+                    why = line.partition("LsclError: ")[2].strip() or why
+                    if text := line.strip(FRAME):
+                        said = [*said, text] if line.lstrip().startswith("│") else [text]
             finally:
                 process.terminate()
     if not path.exists():
         raise LsclError(
-            why or f"{config.name} came to no end ({last}); the same command goes on after the last finished round"
+            why
+            or f"{config.name} came to no end ({shorten(' '.join(said))}); the same command goes on after the last "
+            "finished round"
         )
     return read_record(path)
 
@@ -355,6 +379,7 @@ def federation(
     config: Experiment,
     simulation: bool = False,
     link: Callable[[int], int] = lambda port: port,
+    track: Path | None = None,
 ) -> Iterator[LocalFederation]:
     """A SuperLink and, unless Flower simulates them, a SuperNode for each client; all end with the `with` block.
 
@@ -364,6 +389,7 @@ def federation(
         config: the run.
         simulation: let Flower simulate the clients.
         link: maps the SuperLink's port to the one that the nodes connect to.
+        track: folder for TensorBoard; None = nothing is written.
 
     Yields:
         the running processes.
@@ -371,7 +397,7 @@ def federation(
     Raises:
         LsclError: the SuperLink does not start, or refuses a node.
     """
-    local = LocalFederation(folder, private, config, simulation)
+    local = LocalFederation(folder, private, config, simulation, track=track)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running then, either
     try:
         if not simulation:
@@ -388,7 +414,11 @@ def federation(
 
 
 def federate_locally(
-    config: Experiment, simulation: bool, settings: Mapping[str, float], show: Callable[[str], None]
+    config: Experiment,
+    simulation: bool,
+    settings: Mapping[str, float],
+    show: Callable[[str], None],
+    track: Path | None = None,
 ) -> Record:
     """One run over processes of this machine, resuming after its last finished round.
 
@@ -400,20 +430,23 @@ def federate_locally(
         simulation: let Flower simulate the clients.
         settings: the rules of the run, by Flower's names.
         show: called with every line that Flower or the server writes.
+        track: folder for TensorBoard, which shows the run while it goes on; None = nothing is written.
 
     Returns:
         its record.
 
     Raises:
-        LsclError: as `submit` and `node.check_system`.
+        LsclError: as `submit`, `node.check_system` and `check_simulation`.
     """
     node.check_system()
+    if simulation:
+        check_simulation()
     state = paths.results() / "federation" / "state"
     private, config = state / f"{config.name}-private", settle_device(config, read_state(state / config.name))
     prepare(config)  # once here, so that the nodes find images and prefix activations on the disk
     private.parent.mkdir(parents=True, exist_ok=True)
     private_folder(private)
-    with leftovers.key_folder() as folder, federation(folder, private, config, simulation) as local:
+    with leftovers.key_folder() as folder, federation(folder, private, config, simulation, track=track) as local:
         record = local.run(settings, show)
     shutil.rmtree(private, ignore_errors=True)
     return record

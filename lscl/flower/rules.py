@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lscl.config import Experiment
-from lscl.errors import LsclError
+from lscl.errors import LsclError, shorten, value_text
 
 WEEK = 7 * 24 * 3600  # seconds
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -73,4 +73,6 @@ def validate_values(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("-", "_")
         said = f"{first['msg'][0].lower()}{first['msg'][1:]} ({kind.model_fields[name].description})"
-        raise LsclError(f"{name.replace('_', '-')} = {first['input']!r}: {said}") from None
+        raise LsclError(
+            f"{name.replace('_', '-')} = {shorten(value_text(first['input'], repr), 200)}: {said}"
+        ) from None

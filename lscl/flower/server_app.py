@@ -11,6 +11,7 @@ from lscl.data.store import private_folder
 from lscl.experiments import origin, records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import build_experiment, claim, make_record, run_rounds
+from lscl.experiments.watch import TensorBoard
 from lscl.federation.checkpoint import read_state
 from lscl.flower.grid import GridTransport
 from lscl.flower.messages import unpack_config
@@ -23,6 +24,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Compute one run, resuming after the last finished round; the record goes to results/federation/runs/.
 
+    With LSCL_TRACK in the environment, TensorBoard's files of the run go to that folder.
+
     Args:
         grid: reaches the nodes.
         context: the run's config.
@@ -30,7 +33,8 @@ def main(grid: Grid, context: Context) -> None:
     config = unpack_config(context.run_config)
     needs = rules(config, context.run_config)
     least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
-    folder = paths.results() / "federation"
+    folder, track = paths.results() / "federation", paths.variable("LSCL_TRACK")
+    observer = TensorBoard(track) if track else None
     state, progress, started = folder / "state" / config.name, Progress(config, every_round=True), time.perf_counter()
     with claim(state, wait=False):
         for kept in (state, *state.glob("round-*")):
@@ -43,7 +47,9 @@ def main(grid: Grid, context: Context) -> None:
         }
         transport = GridTransport(grid, method, least, needs.timeout, limit, progress)
         saved = read_state(state)
-        reports, about = run_rounds(method, transport, [transport], saved, about, progress, least=least, limit=limit)
+        reports, about = run_rounds(
+            method, transport, [transport], saved, about, progress, on_round=observer, least=least, limit=limit
+        )
         record = make_record(data, parts, method, reports, about)
         del record["optimised_images"]  # how many the clients have seen is known to them alone
         records.write_record(record, folder / "runs")

@@ -4,8 +4,6 @@ import errno
 import io
 import json
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -330,29 +328,32 @@ else:
 """
 
 
-def decoders(tmp_path, count, kind, seconds=0.5):
-    """Processes that want the same images, whose decoding takes a while; each writes its number when it begins."""
-    words = [sys.executable, "-c", DECODE, str(tmp_path / "calls"), str(seconds), kind]
-    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+@pytest.fixture
+def decoders(forked, tmp_path):
+    """decoders(count, kind, seconds): processes that want the same images, whose decoding takes a while.
+
+    Each writes its number when it begins.
+    """
+    return lambda count, kind, seconds=0.5: [forked(DECODE, tmp_path / "calls", seconds, kind) for _ in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["one", "splits"])
-def test_of_several_processes_one_decodes_and_all_read_the_same(cache, tmp_path, kind):
-    started = decoders(tmp_path, 4, kind)
+def test_of_several_processes_one_decodes_and_all_read_the_same(cache, decoders, tmp_path, kind):
+    started = decoders(4, kind)
     said = [process.communicate(timeout=100) for process in started]
     assert [process.returncode for process in started] == [0] * 4, said
     assert len({digests for digests, _ in said}) == 1 and said[0][0]
     assert len((tmp_path / "calls").read_text(encoding="utf-8").split()) == 1
 
 
-def test_a_killed_decoder_blocks_nobody(cache, tmp_path):
+def test_a_killed_decoder_blocks_nobody(cache, decoders, tmp_path):
     """It is killed after it has made its temporary folder, which the next one removes."""
-    (killed,) = decoders(tmp_path, 1, "splits", seconds=100)
+    (killed,) = decoders(1, "splits", seconds=100)
     while not (tmp_path / "calls").exists():
         assert killed.poll() is None, killed.communicate()
         time.sleep(0.01)
     assert list(cache.glob(".toy.new-*"))
-    (waiting,) = decoders(tmp_path, 1, "splits", seconds=0)
+    (waiting,) = decoders(1, "splits", seconds=0)
     killed.kill()
     killed.communicate()
     said = waiting.communicate(timeout=100)

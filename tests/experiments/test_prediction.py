@@ -3,10 +3,12 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from far_device import FAR, FarDevice, to_far
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import call
@@ -42,8 +44,27 @@ def recorded(record):
     return np.array([record["accuracy"][mask][-1] for mask in MASKS], float)
 
 
+def look_from_far(model, images):
+    """What every client sees when networks and batches are on another device, and what stayed on the CPU for that.
+
+    State and server stay there, as a file is read to it; what a system needs of them goes over to the device.
+    """
+    method = model.method
+    method.device = FAR
+    for network in [*filter(None, [method.foundation]), *(client.model for client in model.clients)]:
+        to_far(network)
+    found = []
+    with FarDevice() as device, torch.no_grad():
+        for client in model.clients:
+            client.train = client.test = replace(client.test, device=FAR)
+            method.prepare_test(client)
+            client.model.eval()
+            found.append(model.predict(images, client.id).logits)
+    return np.stack(found), [where for what, where in device.waits if "on the CPU" in what]
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_kept_models_reach_what_the_record_says(smoke, name):
+def test_kept_models_reach_what_the_record_says_on_any_device(smoke, name):
     config = smoke(method=name)
     record = run(config, quiet=True, keep_model=True)
     model = load_model(model_path(record))
@@ -51,6 +72,10 @@ def test_kept_models_reach_what_the_record_says(smoke, name):
     assert model.card.accuracy == {
         mask: pytest.approx(recorded(record)[row].mean(), abs=1e-3) for row, mask in enumerate(MASKS)
     }
+    images = np.random.default_rng(0).integers(0, 256, (3, config.image_size, config.image_size, 3), dtype=np.uint8)
+    here = np.stack([model.predict(images, k).logits for k in range(config.clients)])
+    far, left_behind = look_from_far(load_model(record), images)
+    assert left_behind == [] and np.allclose(far, here, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +286,7 @@ CARDS = {
     "labels that there are not": ({"tasks": [[[0, 1, 2], [3, 4, 10**6]]] * 3}, "its tasks are not those"),
     "another ViT": ({"weights_digest": "0" * 16}, "its frozen ViT has the digest"),
     "a foreign system": ({"system_digest": "0" * 16}, "is another system here"),
-    "tensors that there are not": ({"same_as": {"server.x": "server.nothing"}}, "cannot read the models"),
+    "tensors that there are not": ({"same_as": {"server.x": "server.nothing"}}, "it has no tensor server.nothing"),
 }
 
 
@@ -289,6 +314,56 @@ def test_the_card_of_another_system_is_one_line(kept, smoke, one_line):
     with pytest.raises(LsclError) as caught:
         load_model(other)
     one_line(caught, "its tensors are not those of local_head")
+
+
+def test_models_of_a_gpu_are_read_where_there_is_none(kept):
+    path = kept[2]
+    before = load_model(path)
+    rewritten(json.loads(path.with_suffix(".json").read_text("utf-8")), device="cuda")(path)
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    assert (load_model(path).predict(images).logits == before.predict(images).logits).all()
+
+
+REPLACED = {
+    "NaN": (
+        lambda tensors: {name: value * torch.nan for name, value in tensors.items()},
+        "sees NaN or infinite scores",
+    ),
+    "infinite": (
+        lambda tensors: {name: value + torch.inf for name, value in tensors.items()},
+        "NaN or infinite scores",
+    ),
+    "one too many": (
+        lambda tensors: {**tensors, "client0.model.x": torch.zeros(1)},
+        'Unexpected key(s) in state_dict: "x"',
+    ),
+    "somebody else's": (
+        lambda tensors: {**tensors, "client99.model.x": torch.zeros(1)},
+        "client99.model.x is nobody's",
+    ),
+    "of another file": (lambda tensors: {"x": torch.zeros(1)}, "x is nobody's"),
+    "none": (lambda tensors: {}, "its tensors are not those of fedavg_vit"),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_other_tensors_in_a_whole_file_are_one_line(smoke, how, one_line):
+    replaced, words = REPLACED[how]
+    path = model_path(run(smoke(method="fedavg_vit"), quiet=True, keep_model=True))
+    card, tensors = json.loads(path.with_suffix(".json").read_text("utf-8")), load_file(path)
+    tensors = {**tensors, **{name: tensors[same] for name, same in card["same_as"].items()}}
+    save_file({name: value.clone() for name, value in replaced(tensors).items()}, path)
+    data = path.read_bytes()
+    rewritten(card, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), same_as={})(path)
+    with pytest.raises(LsclError) as caught:
+        load_model(path).predict(np.zeros((16, 16, 3), np.uint8))
+    one_line(caught, words, path.stem)
+
+
+def test_weights_that_the_run_did_not_use_are_one_line(kept, tmp_path, one_line):
+    with pytest.raises(LsclError) as caught:
+        load_model(kept[2], weights=tmp_path / "vit.safetensors")
+    one_line(caught, "leave weights out")
 
 
 def test_tensors_of_another_shape_are_one_line(smoke, one_line):

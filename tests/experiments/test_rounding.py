@@ -53,6 +53,9 @@ def test_pairs_in_words():
     rows = [rounding.pair_row(record(score=70), record(score=71, hardware={**record()["hardware"], "cpu": "b"}))]
     words = rounding.describe_pairs(rows)
     assert words.startswith("1 pairs of equal runs (") and "by 1.00 at most; allowed are 1.5" in words
+    noted = rounding.pair_row(record(score=70), record(score=71), "the second with other kernels")
+    machine = record()["hardware"]["cpu"]
+    assert f"({machine} and {machine}, the second with other kernels)" in rounding.describe_pairs([noted])
 
 
 def test_the_script_finds_the_pairs_of_two_folders(tmp_path, places, monkeypatch, capsys):

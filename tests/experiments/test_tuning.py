@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 
@@ -283,28 +281,23 @@ COMMAND = (
 )
 
 
-def process(tree):
-    words = [sys.executable, "-c", COMMAND, str(tree)]
-    return subprocess.Popen(words, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 def scores(places):
     return [(trial["values"], trial["seen"], trial["task"]) for trial in saved(places)["trials"]]
 
 
 def test_a_real_process_is_killed_and_two_others_come_to_the_same_end_as_one_alone(
-    values, heads, tree, places, monkeypatch, tmp_path
+    values, heads, tree, places, forked, monkeypatch, tmp_path
 ):
-    first = process(tree)
+    first = forked(COMMAND, tree)
     while first.poll() is None and not any(
         name in ("round-00002", "round-00003", "round-00004") for _, names, _ in os.walk(places) for name in names
     ):  # os.walk passes over folders that vanish meanwhile
         time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
+    first.kill()
     first.communicate()
     assert [path for path in places.rglob("round-*") if path.is_dir()]  # in the middle of a task
-    rest = [process(tree) for _ in range(2)]
-    told = [one.communicate()[0].decode() for one in rest]
+    rest = [forked(COMMAND, tree) for _ in range(2)]
+    told = [one.communicate() for one in rest]
     assert [one.returncode for one in rest] == [0, 0], told
     assert state_folders() == [] and saved(places)["chosen"] is not None
     shared = scores(places)

@@ -3,10 +3,7 @@
 import json
 import os
 import random
-import select
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -166,100 +163,54 @@ def test_a_full_disk_is_one_line_and_keeps_the_round_before(federation, smoke, t
     assert len(load_state(read_state(tmp_path), method, clients)) == 1
 
 
-# Forks one process for each line it reads, so that torch is imported only once.
-FORKS = """
-import json, os, sys, traceback
-from lscl.experiments import records
+RUN = """
+import json, sys
 from lscl.config import experiment
+from lscl.experiments import records
 from lscl.experiments.run import run
 
 records.source = lambda: {"commit": None, "dirty": False, "code_digest": "c0de"}  # as in the tests
-for line in iter(sys.stdin.readline, ""):
-    child = os.fork()
-    if child == 0:
-        try:
-            run(experiment(**json.loads(line)), quiet=True)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
+run(experiment(**json.loads(sys.argv[1])), quiet=True)
 """
 
 
-class Forks:
-    """Runs one experiment in processes that can be killed."""
-
-    def __init__(self, config):
-        self.line = config.model_dump_json() + "\n"
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", bufsize=1
-        )
-
-    def start(self):
-        self.server.stdin.write(self.line)
-        self.pid = int(self.server.stdout.readline())
-
-    def ended(self, seconds):
-        """Whether the process ends within `seconds`."""
-        return bool(select.select([self.server.stdout], [], [], seconds)[0])
-
-    def kill(self):
-        """SIGKILL; -> whether that is what ended the process."""
-        if not self.ended(0):
-            os.kill(self.pid, signal.SIGKILL)
-        return self.status() == signal.SIGKILL
-
-    def status(self):
-        return int(self.server.stdout.readline())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
-
-
-def test_a_run_killed_at_10_random_moments_ends_with_the_same_record(smoke, places, monkeypatch, tmp_path):
+def test_a_run_killed_at_10_random_moments_ends_with_the_same_record(smoke, places, forked, monkeypatch, tmp_path):
     config = smoke(rounds=3, epochs=2)
     whole = run(config, quiet=True)
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "killed"))
     monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))  # of its own: the caches are killed too
     state = tmp_path / "killed" / "results" / "runs" / "smoke" / "state"
     draw, kills, resumed, ended = random.Random(1), 0, 0, 0
+    start = lambda: forked(RUN, config.model_dump_json())
 
-    def finish():
-        assert forks.status() == 0
+    def finish(process):
+        said = process.communicate()
+        assert process.returncode == 0, said
         (path,) = (tmp_path / "killed" / "results" / "runs" / "smoke").glob("*.json")
         assert compared(records.read_record(path)) == compared(whole)
         path.unlink()
 
-    with Forks(config) as forks:
-        forks.start()
-        started = time.perf_counter()
-        forks.ended(600)
-        duration = time.perf_counter() - started
-        finish()
-        while kills < 10 and ended < 100:
-            saved = set(state.glob("*/round-*"))
-            resumed += bool(saved)
-            forks.start()
-            if kills % 2:  # soon after one more round was saved; else at any time
-                while set(state.glob("*/round-*")) <= saved and not forks.ended(0.001):
-                    pass
-                wait = draw.uniform(0, duration / 6)
-            else:
-                wait = draw.uniform(0, duration)
-            if forks.ended(wait):
-                finish()
-                ended += 1
-            else:
-                kills += forks.kill()
-        forks.start()
-        finish()
+    started = time.perf_counter()
+    finish(start())
+    duration = time.perf_counter() - started
+    while kills < 10 and ended < 100:
+        saved = set(state.glob("*/round-*"))
+        resumed += bool(saved)
+        process = start()
+        if kills % 2:  # soon after one more round was saved; else at any time
+            while set(state.glob("*/round-*")) <= saved and not process.ended(0.001):
+                pass
+            wait = draw.uniform(0, duration / 6)
+        else:
+            wait = draw.uniform(0, duration)
+        if process.ended(wait):
+            finish(process)
+            ended += 1
+        else:
+            process.kill()
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+    finish(start())
     assert kills == 10 and resumed >= 3
     assert not state.exists() or not list(state.iterdir())
 

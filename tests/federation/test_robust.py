@@ -1,6 +1,7 @@
 """One client cannot break the others: whatever it answers, the server goes on, and their payloads hardly change."""
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import pytest
@@ -72,9 +73,23 @@ class Recorded:
         return next(federate(self.method, transport, number, least=2)), self.method.server
 
 
+@pytest.fixture(scope="module")
+def honest():
+    """The honest runs so far, by their values."""
+    return {}
+
+
 @pytest.fixture
-def recorded(federation, smoke):
-    return lambda **values: Recorded(*federation(smoke(**values)))
+def recorded(honest, federation, smoke):
+    """recorded(**values): an honest run, the test's own to change."""
+
+    def make(**values):
+        key = tuple(sorted(values.items()))
+        if key not in honest:
+            honest[key] = Recorded(*federation(smoke(**values)))
+        return deepcopy(honest[key])
+
+    return make
 
 
 def absent(answers):

@@ -1,5 +1,6 @@
-"""Real processes on loopback: Flower's simulation, and an end of a federation over TLS that leaves nothing behind."""
+"""Real processes on loopback: ends of a federation that leave nothing behind. A simulation is in test_wheel.py."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -8,10 +9,10 @@ import threading
 import time
 
 import pytest
-from tests_root import ROOT, compared
+import torch
+from tests_root import ROOT, marked_processes
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
-import psutil
 
 sys.path.append(str(ROOT / "benchmarks"))
 import federation as bench
@@ -19,8 +20,9 @@ import federation as bench
 from lscl import cli
 from lscl.config import experiment
 from lscl.errors import LsclError
-from lscl.experiments.run import run
+from lscl.federation.payload import seal
 from lscl.flower import local as flower
+from lscl.flower.messages import unpack_record
 
 SIZES = dict(profile="smoke", method="fed_lscl", clients=2, tasks=1, rounds=1)
 FREQUENT_HEARTBEATS = ROOT / "tests" / "flower" / "frequent_heartbeats"
@@ -33,25 +35,7 @@ def left(monkeypatch, tmp_path):
     monkeypatch.setenv("LSCL_MARKER", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    def still_running():
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and process.environ().get("LSCL_MARKER") == str(tmp_path):
-                    found.append(process.cmdline()[:4])
-            except psutil.Error:  # gone, or somebody else's
-                continue
-        return found
-
-    return still_running
-
-
-def test_a_simulation_gives_the_record_of_one_process_and_ends_all_its_processes(left):
-    config, lines = experiment(**SIZES), []
-    record = flower.federate_locally(config, True, {"timeout": 300.0}, lines.append)
-    assert compared(record, "overrides") == compared(run(config, quiet=True), "overrides")
-    assert any("task 1/1 done" in line for line in lines)
-    assert left() == []
+    return lambda: marked_processes(tmp_path)
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -130,3 +114,41 @@ def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, p
     )
     assert all(any(reason in line for reason in some) for some, line in zip(reasons, said, strict=True)), said
     assert left() == []
+
+
+def test_the_wrong_client_of_the_benchmark_spoils_seven_payloads_each_in_its_own_way(monkeypatch, tmp_path):
+    """The benchmark appends its code to a copy of the client app, which must have what that code takes the place of."""
+    monkeypatch.setenv("BAD_PAYLOADS", str(tmp_path / "done"))
+    spec = importlib.util.spec_from_file_location("spoiled_app", bench.spoil_package(tmp_path / "spoiled"))
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    assert app.exchange.__globals__["pack_record"] is app.pack_record  # the app's answers go through it
+    shapes = {"weight": (2, 3), "bias": (8,), "features": (4, 3)}
+
+    def answers():
+        payload = {name: torch.ones(shape) for name, shape in shapes.items()}
+        return unpack_record(app.pack_record(payload), "client 1")
+
+    said = []
+    for _ in bench.KINDS:
+        with pytest.raises(LsclError) as caught:
+            seal(answers(), "client 1", shapes, lambda name: torch.float32, 10**6)
+        said.append(str(caught.value))
+    assert len(set(said)) == len(bench.KINDS) and all(line.startswith("payload of client 1: ") for line in said)
+    seal(answers(), "client 1", shapes, lambda name: torch.float32, 10**6)
+
+
+def test_the_benchmark_measures_anew_what_another_version_of_flower_gave(places, monkeypatch):
+    path = places / "results" / "federation" / "scale.json"
+    path.parent.mkdir(parents=True)
+    rows = [{"clients": 25, "flwr": "0.9"}, {"clients": 50, "flwr": "1.0"}]
+    path.write_text(json.dumps({"name": "scale", "rows": rows}), encoding="utf-8")
+    monkeypatch.setattr(bench, "version", lambda package: "1.0")
+    for clients in (25, 50, 75):
+        bench.add("scale", {"clients": clients}, lambda: {"new": True})
+    found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [(row["clients"], row["flwr"], "new" in row) for row in found] == [
+        (25, "1.0", True),
+        (50, "1.0", False),
+        (75, "1.0", True),
+    ]

@@ -2,15 +2,19 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
 
 from lscl import cli
+from lscl.config import experiment
 from lscl.data.store import private_folder
 from lscl.errors import LsclError
 from lscl.flower import local
+
+SUBMIT = local.submit
 
 
 def mode(path):
@@ -37,6 +41,8 @@ def nothing_starts(monkeypatch):
         ("--max-mb", "nan"),
         ("--max-mb", "inf"),
         ("--link", "nosuch"),
+        ("--track", "board", "--link", "here"),
+        ("--set", "rounds"),
     ],
 )
 def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, monkeypatch, tmp_path):
@@ -46,6 +52,53 @@ def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, mo
     said = capsys.readouterr()
     assert end.value.code == 2 and said.out == "" and len(said.err.splitlines()) == 1 and words[0][2:] in said.err
     assert list(tmp_path.iterdir()) == [tmp_path / "root"] * (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("python", ["/home/a b/bin/python", "/home/it's/bin/python", "/home/a;b/bin/python"])
+def test_a_simulation_by_a_python_that_ray_cannot_start_is_refused(python, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", python)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["federate", "--profile", "smoke", "--simulation"])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and len(said.err.splitlines()) == 1 and "leave out --simulation" in said.err
+    with pytest.raises(AssertionError, match="something was started"):  # processes do without Ray
+        cli.main(["federate", "--profile", "smoke"])
+
+
+PANEL = """\
+🎊 Successfully started run 7
+╭─ Error ──────────────────────────────────────╮
+│ Connection to the SuperLink is unavailable.  │
+│ Please check your network connection.        │
+╰──────────────────────────────────────────────╯
+"""
+
+
+def test_a_run_that_flower_ends_says_all_of_flowers_last_words(places, tmp_path, monkeypatch, one_line):
+    program = tmp_path / "flwr"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{PANEL}END\nexit 1\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(LsclError) as caught:
+        SUBMIT(experiment(profile="smoke"), {}, lambda line: None, "here", dict(os.environ))
+    words = "(Error Connection to the SuperLink is unavailable. Please check your network connection.)"
+    one_line(caught, f"came to no end {words}; the same command goes on")
+
+
+def test_a_superlink_that_ends_without_a_word_has_an_exit_code(tmp_path, monkeypatch, one_line):
+    made = local.LocalFederation(tmp_path, tmp_path, experiment(profile="smoke"), simulation=True)
+    start = made.start
+    monkeypatch.setattr(made, "start", lambda name, *command: start(name, "sh", "-c", "kill -9 $$"))
+    with pytest.raises(LsclError) as caught:
+        made.start_link()
+    one_line(caught, "the SuperLink did not start: exit code -9")
+
+
+def test_the_servers_process_learns_where_tensorboards_files_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for track, told in ((None, None), (Path("board"), str(tmp_path / "board"))):
+        made = local.LocalFederation(tmp_path, tmp_path, experiment(profile="smoke"), track=track)
+        assert made.environment.get("LSCL_TRACK") == told
 
 
 @pytest.mark.parametrize(

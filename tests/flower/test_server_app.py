@@ -1,6 +1,9 @@
 """The server's side: the record of one process, whatever stops it."""
 
+import contextlib
+
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
 from stub_grid import alone, exchanges_in
@@ -11,6 +14,21 @@ from lscl.experiments import records
 from lscl.experiments.run import settle_device
 from lscl.federation.checkpoint import read_state
 from lscl.methods import METHODS
+
+
+def test_a_federation_is_watched_round_by_round_also_behind_a_stop(over_flower, smoke, monkeypatch, tmp_path):
+    """What TensorBoard reads behind a stop and its end has every round of the run once."""
+    monkeypatch.setenv("LSCL_TRACK", str(tmp_path / "board"))
+    config = smoke(method="local_head", rounds=2)
+    gone = lambda exchange, client: "gone" if (exchange, client) == (4, 1) else None
+    seen = []
+    for lost in (gone, lambda exchange, client: None):
+        with contextlib.suppress(LsclError):
+            over_flower(config, {"timeout": 0.01 if lost is gone else 5.0}, lost)
+        found = EventAccumulator(str(tmp_path / "board" / config.name)).Reload()
+        seen.append([event.step for event in found.Scalars("megabytes/up")])
+    whole = list(range(1, config.tasks * config.rounds_run + 1))
+    assert seen[1] == whole and 0 < len(seen[0]) < len(whole)
 
 
 @pytest.mark.parametrize("name", METHODS)

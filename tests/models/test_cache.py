@@ -355,7 +355,7 @@ def test_using_activations_makes_them_recent(cache, images, monkeypatch):
     release()
 
 
-def test_what_a_process_uses_is_never_taken_away(cache, images, monkeypatch, one_line):
+def test_what_a_process_uses_is_never_taken_away(cache, forked, images, monkeypatch, one_line):
     bounded(monkeypatch, 1)
     held = prefix_cache(foundation("tiny", 0), images, CPU)
     before = np.array(held)
@@ -367,11 +367,13 @@ def test_what_a_process_uses_is_never_taken_away(cache, images, monkeypatch, one
     release()
     command = "import sys, time; from pathlib import Path; from lscl.models.cache import hold; hold(Path(sys.argv[1]))"
     command += "; print(1, flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", command, str(folder)], stdout=subprocess.PIPE) as other:
-        assert other.stdout.read(1) == b"1"
-        with pytest.raises(LsclError):
-            prefix_cache(foundation("tiny", 1), images, CPU)
-        other.kill()
+    other = forked(command, folder)
+    while not other.written():
+        assert not other.ended(0.01), other.communicate()
+    with pytest.raises(LsclError):
+        prefix_cache(foundation("tiny", 1), images, CPU)
+    other.kill()
+    other.communicate()
     release()
     assert computed(foundation("tiny", 1), images)[1]  # its end frees them
     assert len(entries(cache)) == 1 and not folder.exists()
@@ -464,10 +466,13 @@ print(hashlib.sha256(np.array(found)).hexdigest())
 """
 
 
-def computers(tmp_path, count, seconds):
-    """Processes that want the same tokens; each writes its number when it has some, and then waits."""
-    words = [sys.executable, "-c", COMPUTE, str(tmp_path / "calls"), str(seconds)]
-    return [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+@pytest.fixture
+def computers(forked, tmp_path):
+    """computers(count, seconds): processes that want the same tokens.
+
+    Each writes its number when it has some, and then waits.
+    """
+    return lambda count, seconds: [forked(COMPUTE, tmp_path / "calls", seconds) for _ in range(count)]
 
 
 def computing(tmp_path):
@@ -476,22 +481,22 @@ def computing(tmp_path):
 
 
 @pytest.mark.parametrize("bound", ["", "0.001"])
-def test_of_several_processes_one_computes_and_all_read_the_same(cache, tmp_path, monkeypatch, bound):
+def test_of_several_processes_one_computes_and_all_read_the_same(cache, computers, tmp_path, monkeypatch, bound):
     monkeypatch.setenv("LSCL_CACHE_GB", bound)
-    started = computers(tmp_path, 4, 0.5)
+    started = computers(4, 0.5)
     said = [process.communicate(timeout=200) for process in started]
     assert [process.returncode for process in started] == [0] * 4, said
     assert len({digest for digest, _ in said}) == 1 and said[0][0]
     assert len(computing(tmp_path)) == 1 and len(entries(cache)) == 1
 
 
-def test_a_killed_computation_blocks_nobody_and_is_cleared_away(cache, tmp_path):
-    (killed,) = computers(tmp_path, 1, 100)
+def test_a_killed_computation_blocks_nobody_and_is_cleared_away(cache, computers, tmp_path):
+    (killed,) = computers(1, 100)
     while not (tmp_path / "calls").exists():
         assert killed.poll() is None, killed.communicate()
         time.sleep(0.01)
     assert len(entries(cache)) == 1  # the temporary folder
-    (waiting,) = computers(tmp_path, 1, 0)
+    (waiting,) = computers(1, 0)
     killed.kill()
     killed.communicate()
     said = waiting.communicate(timeout=100)
@@ -502,11 +507,11 @@ def test_a_killed_computation_blocks_nobody_and_is_cleared_away(cache, tmp_path)
 
 
 def test_what_another_process_is_computing_takes_room_until_it_is_killed(
-    cache, images, tmp_path, monkeypatch, one_line
+    cache, computers, images, tmp_path, monkeypatch, one_line
 ):
     few, size = images.subset(np.arange(20)), 20 * 17 * 32 * 4
     monkeypatch.setenv("LSCL_CACHE_GB", str(1.5 * size / 1e9))
-    (other,) = computers(tmp_path, 1, 100)
+    (other,) = computers(1, 100)
     while not (tmp_path / "calls").exists():
         assert other.poll() is None, other.communicate()
         time.sleep(0.01)
