@@ -5,6 +5,7 @@ the page's mode chooses; the colours of the data keep a contrast of at least 3 t
 is about: the paper's system, the controls and the best of the others. All else is grey and differs in marker and dash.
 """
 
+import hashlib
 import io
 import math
 import re
@@ -23,7 +24,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
@@ -102,7 +103,7 @@ STYLE = {
     "axes.prop_cycle": mpl.cycler(color=COLOURS),
     "image.interpolation": "nearest",
 }
-SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "lscl", "font.family": "sans-serif"}  # text stays text, ids repeat
+SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "lscl", "font.sans-serif": ["DejaVu Sans"]}  # text stays text
 
 
 class BookFigure(Figure):
@@ -123,14 +124,24 @@ class BookFigure(Figure):
 
 
 def themed(svg: str) -> str:
-    """An SVG of matplotlib in which INK, SOFT, GROUND and GRID follow the mode of the page that shows it."""
+    """An SVG of matplotlib, made small, whose INK, SOFT, GROUND and GRID follow the mode of the page that shows it."""
+    small = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    small = re.sub(r'(?<=<g) id="[^"]*"| transform="rotate\(-?0 [^"]*"', "", small)
+    small = re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda number: f"{float(number[0]):.2f}", small)
+    small = "\n".join(filter(None, map(str.strip, small.splitlines())))
     names = {colour.lower(): f"--c{number}" for number, colour in enumerate(PAGE_COLOURS)}
+    small = re.sub("|".join(names), lambda colour: f"var({names[colour[0]]})", small)
+    prefix = f"f{hashlib.sha256(small.encode()).hexdigest()[:6]}-"  # pages may hold several figures in their own text
+    styles = {
+        text: f"{prefix}{number}" for number, text in enumerate(sorted(set(re.findall(r'style="([^"]*)"', small))))
+    }
+    small = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles[style[1]]}"', small)
     light, dark = (
         ";".join(f"{name}:{pair[mode]}" for name, pair in zip(names.values(), PAGE_COLOURS.values())) for mode in (0, 1)
     )
     rules = f"svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
-    coloured = re.sub("|".join(names), lambda found: f"var({names[found[0]]})", svg)
-    return re.sub(r"(<svg [^>]*>)", rf"\1<style>{rules}</style>", coloured[coloured.index("<svg") :], count=1)
+    rules += "".join(f".{name}{{{text}}}" for text, name in styles.items())
+    return re.sub(r"(<svg [^>]*>)", lambda head: f"{head[1]}<style>{rules}</style>", small, count=1)
 
 
 def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -741,7 +752,8 @@ def curves(
             if line != "label":
                 ends[REFERENCE["label"]] = (controls[mask].index[-1], controls[mask].iloc[-1])
                 shown[REFERENCE["label"]] = SOFT
-        axes.set(title=title, xlabel="after task", ylabel=label, xticks=ticks)
+        axes.set(xlabel="after task", ylabel=label, xticks=ticks)
+        axes.set_title(title, loc="left")
         heights = [value for drawn in axes.lines for value in drawn.get_ydata()]  # wide bands may leave the panel
         margin = 0.06 * max(1.0, max(heights) - min(heights))
         axes.set_ylim(min(heights) - margin, max(heights) + margin)
@@ -776,7 +788,7 @@ def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
     positive = points[x][points[x] > 0]
     if len(positive):
         axes.set_xscale("symlog", linthresh=positive.min(), linscale=0.7)
-        decades = 10.0 ** np.arange(math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max())) + 1)
+        decades = 10.0 ** np.arange(math.ceil(math.log10(positive.min())), math.ceil(math.log10(positive.max())) + 1)
         axes.set_xticks([0, *decades], ["0", *(f"{one:g}" for one in decades)])
         axes.minorticks_off()
         axes.set_xlim(-0.3 * positive.min(), decades[-1] * 10 ** (0.5 * max(2, len(decades))))  # room for the names
@@ -942,10 +954,12 @@ def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
         for name, values in found.items():
             own = values.dropna()  # systems differ in the number of their exchanges
             if own.any():
-                axes.plot(own.index, own.where(own > 0), markersize=3.5, label=name, **looks[name])
+                marks = {"markersize": 4, "markevery": max(1, len(own) // 6)}
+                axes.plot(own.index, own.where(own > 0), label=name, **marks, **looks[name])
                 ends[name] = (own.index[-1], own[own > 0].iloc[-1])
         last = round(found.index.max())
-        axes.set(title=title, xlabel="task", ylabel=label, yscale="log", xticks=range(last + 1), xlim=(0, 1.75 * last))
+        axes.set(xlabel="task", ylabel=label, yscale="log", xticks=range(last + 1), xlim=(0, 1.75 * last))
+        axes.set_title(title, loc="left")
         axes.grid(axis="x")
         if ends:
             label_ends(axes, ends, {name: looks[name]["color"] for name in ends})
@@ -1028,7 +1042,7 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 3
         axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
         axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
         axes.tick_params(labelsize=8)
-        axes.xaxis.set_minor_formatter(NullFormatter())  # on a short log axis their labels would overlap
+        axes.minorticks_off()
         if place % columns == 0:
             axes.set_ylabel(label)
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

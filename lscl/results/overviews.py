@@ -33,12 +33,12 @@ def published_slopes(rows: pd.DataFrame) -> Figure:
     Returns:
         one panel with the published values on the left and ours on the right.
     """
-    figure = BookFigure(figsize=(WIDTH, max(3.6, 1.2 + 0.3 * len(rows))), layout="constrained")
+    figure = BookFigure(figsize=(WIDTH, max(3.6, 1.4 + 0.33 * len(rows))), layout="constrained")
     axes = figure.subplots()
     looks = system_styles(rows.index, best_trained(rows[SIDES[1]]))
     for name, row in rows.iterrows():
         axes.plot((0, 1), row[list(SIDES)].astype(float), label=name, **{**looks[name], "linestyle": "-"})
-    axes.set_xlim(-1.15, 2.35)  # room for the names
+    axes.set_xlim(-1.5, 2.5)  # room for the names
     axes.set_xticks((0, 1), SIDES)
     axes.set(ylabel="accuracy on the task just learned, %, task-masked")
     axes.grid(True, axis="x")
@@ -92,7 +92,9 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], columns: int = 3) -> F
 def _two_lines(name: str) -> list[str]:
     """A label with its notes in brackets, if it has any, on a line of their own."""
     start, bracket, notes = name.partition(" (")
-    return [start, f"({notes}" if len(notes) < 24 else f"({notes[:20]} …)"] if bracket else [start]
+    if len(notes) > 24:
+        notes = f"{notes.split(', ')[0]}, …)"
+    return [start, f"({notes}"] if bracket else [start]
 
 
 @house_style
@@ -155,4 +157,36 @@ def private_and_public(rows: pd.DataFrame) -> Figure:
         axes.set(title=MASK_LABELS[mask], xlabel="final accuracy, %")
         axes.grid(True, axis="x")
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, title="classes")
+    return figure
+
+
+@house_style
+def trial_spread(trials: pd.DataFrame, label: str) -> Figure:
+    """What every trial of the tuning scored: a row per system; the chosen trial has a ring.
+
+    A score is that after the last task that a trial played, so trials of different lengths have markers of their own.
+
+    Args:
+        trials: columns system, tasks, seen (%), chosen.
+        label: what stands at the horizontal axis.
+
+    Returns:
+        one panel.
+    """
+    names, lengths = list(trials["system"].unique()), sorted(trials.loc[trials["tasks"] > 0, "tasks"].unique())
+    figure = BookFigure(figsize=(WIDTH, 1.2 + 0.28 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    rows = trials["system"].map(names.index)
+    for number, tasks in enumerate(lengths):
+        found = trials["tasks"] == tasks
+        style = {**line_style(number), "linestyle": "none"}
+        text = f"{tasks} task{'' if tasks == 1 else 's'}"
+        axes.plot(trials.loc[found, "seen"], rows[found], markersize=5, label=text, **style)
+    ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
+    axes.plot(trials.loc[trials["chosen"], "seen"], rows[trials["chosen"]], "o", label="chosen", **ring)
+    axes.set_yticks(range(len(names)), names, fontsize=9.5)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(True, axis="both")
+    figure.legend(loc="outside upper center", ncols=len(lengths) + 1)
     return figure

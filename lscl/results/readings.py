@@ -1,11 +1,12 @@
 """Tables in plain words: which system is ahead, by how much, and what the components do."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pandas as pd
 
 from lscl.errors import LsclError
-from lscl.results.labels import MASK_LABELS
+from lscl.results.labels import MASK_LABELS, best_trained, highlighted, is_training_free
 from lscl.results.markdown import plain_text
 from lscl.results.measurements import COMPONENT_WRITERS
 from lscl.results.statistics import APART, ONE_SEED, TIED, Estimate, estimate
@@ -178,3 +179,128 @@ def read_drift(kept: float, free: float) -> str:
     return f"{text} Here the equation slows the drift down" + (
         ", it does not stop it." if f"{kept:.2f}" != "0.00" else ", almost to nothing."
     )
+
+
+def read_controls(by_seed: pd.DataFrame) -> str:
+    """How the best control that trains nothing compares with the systems that train, as a list in markdown.
+
+    Args:
+        by_seed: final accuracies (%), index (mask, seed), a column per system.
+
+    Returns:
+        a line per score with a control and a trained system; empty without any.
+    """
+    lines = []
+    for mask, found in by_seed.groupby(level="mask", sort=False):
+        means = found.mean().dropna()
+        controls, trained = ([name for name in means.index if is_training_free(name) is free] for free in (True, False))
+        if not controls or not trained:
+            continue
+        best = means[controls].idxmax()
+        beaten = sum(means[best] > means[name] for name in trained)
+        line = (
+            f"- *{MASK_LABELS[mask]}.* The best control, {plain_text(best)}, has {estimate(found[best].dropna())} %. "
+            f"It is ahead of {beaten} of the {len(trained)} systems that train."
+        )
+        own = next(iter(highlighted(trained)), None)
+        gaps = (found[own] - found[best]).dropna() if own else pd.Series(dtype=float)
+        if len(gaps):
+            gap = estimate(gaps)
+            line += f" {plain_text(own)} minus this control is {gap.signed} points (n = {gap.n})."
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def read_heads(end: pd.DataFrame) -> str:
+    """For which systems the closed-form head is better than the trained one, under the class-incremental score.
+
+    Args:
+        end: final accuracies (%), index (label, seed), columns of `labels.HEAD_LABELS`.
+
+    Returns:
+        sentences; empty without a system that has both.
+    """
+    rows = end.dropna()
+    gaps = {
+        plain_text(name): estimate(found["ridge"] - found["trained"])
+        for name, found in rows.groupby("label", sort=False)
+    }
+    groups = {
+        "The closed form is better for": [name for name, gap in gaps.items() if gap.side > 0],
+        "The trained head is better for": [name for name, gap in gaps.items() if gap.side < 0],
+        "The seeds cannot separate the two heads for": [name for name, gap in gaps.items() if gap.side == 0],
+    }
+    return " ".join(f"{text} {', '.join(names)}." for text, names in groups.items() if names)
+
+
+def read_kinds(kinds: pd.DataFrame) -> str:
+    """Where systems are good, on private or on public classes, as a list in markdown.
+
+    Args:
+        kinds: final accuracies (%), index (mask, label), columns private and public.
+
+    Returns:
+        a line per score; empty if no class is public.
+    """
+    if not {"private", "public"} <= set(kinds.columns):
+        return ""
+    lines = []
+    for mask, found in kinds.dropna().groupby(level="mask", sort=False):
+        rows = found.droplevel("mask")
+        best = best_trained(rows.mean(axis=1))
+        names = dict.fromkeys([*highlighted(rows.index)[:2], *([best] if best else [])])
+        said = [
+            f"{plain_text(name)} has {rows.loc[name, 'private']:.0f} % on private classes and "
+            f"{rows.loc[name, 'public']:.0f} % on public ones"
+            for name in names
+        ]
+        better = int((rows["private"] > rows["public"]).sum())
+        lines.append(
+            f"- *{MASK_LABELS[mask]}.* {'; '.join(said)}. "
+            f"{better} of {len(rows)} systems are better on private classes than on public ones."
+        )
+    return "\n".join(lines)
+
+
+def read_scale(points: pd.DataFrame) -> str:
+    """From which number of images on a difference is positive, as a list in markdown.
+
+    Args:
+        points: a row per seed and point: columns comparison, images, difference (points).
+
+    Returns:
+        a line per comparison; empty without rows.
+    """
+    lines = []
+    for name, rows in points.groupby("comparison", sort=False):
+        found = rows.groupby("images")["difference"].agg(estimate)
+        values = [f"{gap.signed} at {images:g} (n = {gap.n})" for images, gap in found.items()]
+        above = [f"{images:g}" for images, gap in found.items() if gap.side > 0]
+        below = [f"{images:g}" for images, gap in found.items() if gap.side < 0]
+        sides = [
+            f"{side} zero at {' and '.join(sizes)}" for side, sizes in (("above", above), ("below", below)) if sizes
+        ]
+        verdict = f"The interval is {', '.join(sides)}" if sides else "No interval excludes zero"
+        lines.append(f"- *{name}*, in points, by images per class: {', '.join(values)}. {verdict}.")
+    return "\n".join(lines)
+
+
+def read_order(slopes: pd.DataFrame) -> str:
+    """How far the order of the systems is the paper's.
+
+    Args:
+        slopes: see `published.beside_published`.
+
+    Returns:
+        sentences; empty for fewer than two systems.
+    """
+    pairs = list(combinations(slopes.index, 2))
+    if not pairs:
+        return ""
+    theirs, ours = slopes["published"], slopes["measured here"]
+    same = sum((theirs[one] - theirs[other]) * (ours[one] - ours[other]) > 0 for one, other in pairs)
+    text = f"Of the {len(pairs)} pairs of systems, {same} have the same order as in the paper."
+    for name in highlighted(slopes.index)[:1]:
+        places = [int((column > column[name]).sum()) + 1 for column in (theirs, ours)]
+        text += f" {plain_text(name)} is number {places[0]} of {len(slopes)} in the paper and number {places[1]} here."
+    return text
