@@ -23,6 +23,7 @@ AGREES, CONTRADICTS, OPEN = (
     "Cannot be concluded from these runs",
 )
 MISSING = "Not yet measured"
+NO_CLAIM = "No claim can be tested before more runs are recorded."
 MARGIN = 1.0  # points; what still counts as equal
 CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns")  # the named sets of runs that test a claim
 KINDS = {  # what a test of a claim can come to, and how the summary counts it
@@ -242,8 +243,9 @@ def scoreboard(name: str, profile: str, scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=BOARD)
 
 
-OURS, THEIRS, INCREMENTAL = "our effect, points", "the paper's, points", "our effect, class-incremental"
-BOARD = ["the paper's claim", "source", "n", OURS, THEIRS, "verdict", INCREMENTAL, "kind"]
+CLAIM, OURS, THEIRS = "the paper's claim", "our effect, points", "the paper's, points"
+INCREMENTAL = "our effect, class-incremental"
+BOARD = [CLAIM, "source", "n", OURS, THEIRS, "verdict", INCREMENTAL, "kind"]
 
 
 def _tested(name: str, scores: pd.DataFrame) -> pd.DataFrame:
@@ -258,6 +260,22 @@ def _tested(name: str, scores: pd.DataFrame) -> pd.DataFrame:
 def _range(values: Sequence[float]) -> str:
     """A few effects as text: the smallest to the largest."""
     return " to ".join(dict.fromkeys(f"{value:+.1f}" for value in sorted(values)[:: max(1, len(values) - 1)]))
+
+
+def sentences(board: pd.DataFrame) -> str:
+    """A scoreboard as a list in markdown, where a table would have one row.
+
+    Args:
+        board: rows of `scoreboard`.
+
+    Returns:
+        a line per claim; empty without rows.
+    """
+    return "\n".join(
+        f"- {row[CLAIM]} ({row['source']}): {row[OURS]} points task-masked (n = {row['n']}), "
+        f"{row[INCREMENTAL]} class-incremental. Verdict: {row['verdict']}."
+        for _, row in board.iterrows()
+    )
 
 
 def summary(board: pd.DataFrame, total: int) -> str:

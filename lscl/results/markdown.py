@@ -12,7 +12,7 @@ from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
 
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
-NOT_MEASURED = "Not yet measured: the runs that this needs are among those missing above."
+NOT_MEASURED = "This needs more of the runs whose command stands above."
 
 
 # ---- text
@@ -159,7 +159,7 @@ def tables_by_dataset(
 ) -> str:
     """A numbered table for each data set of a frame, and below it where it comes from; all but the first are folded.
 
-    A data set for which `make` gives no rows has no table.
+    A data set for which `make` gives fewer than two rows has no table: there is nothing to compare.
 
     Args:
         rows: a frame of `lscl.results`, or a part of one.
@@ -180,7 +180,7 @@ def tables_by_dataset(
     for dataset in sorted(rows["dataset"].unique()):
         part, title = rows[rows["dataset"] == dataset], DATASET_LABELS[dataset]
         table = make(part)
-        if table.empty:
+        if len(table) < 2:
             continue
         anchor = f"tab-{name}-{dataset.replace('_', '-')}"
         made = numbered_table(table, f"{caption}, {title}.", anchor, markdown=markdown)
