@@ -26,12 +26,12 @@ MISSING = "Not yet measured"
 NO_CLAIM = "No claim can be tested before more runs are recorded."
 MARGIN = 1.0  # points; what still counts as equal
 CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns")  # the named sets of runs that test a claim
-KINDS = {  # what a test of a claim can come to, and how the summary counts it
-    "agrees": "agree",
-    "smaller": "agree in sign with an effect at least {times:g} times smaller",
-    "absent": "show no effect near the paper's",
-    "contradicts": "are contradicted",
-    "open": "stay open",
+KINDS = {  # what a test of a claim can come to, and how the summary calls it
+    "agrees": "agreement",
+    "smaller": "right sign but at least {times:g} times smaller",
+    "absent": "no effect near the paper's size",
+    "contradicts": "contradiction",
+    "open": "open",
 }
 _ADDS = (
     ("W", "an update written per image is better than a static one", "section 4.2"),
@@ -289,8 +289,8 @@ def summary(board: pd.DataFrame, total: int) -> str:
         text.
     """
     counts = board["kind"].value_counts()
-    said = [f"{counts[kind]} {words.format(times=TIMES)}" for kind, words in KINDS.items() if kind in counts]
-    tested = f"Of the {len(board)} claims tested so far, {', '.join(said)}." if said else "No claim is tested yet."
+    said = [f"**{words.format(times=TIMES)}** {counts[kind]}" for kind, words in KINDS.items() if kind in counts]
+    tested = f"Claims tested so far: {len(board)}. Verdicts: {', '.join(said)}." if said else "No claim is tested yet."
     waiting = total - len(board)
     command = " [The state of the records](../book/status.md) has the commands."
     return tested + (f" {waiting} of {total} claims still need runs.{command}" if waiting else "")

@@ -156,10 +156,11 @@ def tables_by_dataset(
     missing: str = NO_RECORDS,
     note: Callable[[pd.DataFrame], str] | None = None,
     markdown: Collection[str] = (),
+    least: int = 1,
 ) -> str:
     """A numbered table for each data set of a frame, and below it where it comes from; all but the first are folded.
 
-    A data set for which `make` gives fewer than two rows has no table: there is nothing to compare.
+    A data set for which `make` gives too few rows has no table.
 
     Args:
         rows: a frame of `lscl.results`, or a part of one.
@@ -169,6 +170,7 @@ def tables_by_dataset(
         missing: stands in place of the tables if there are none.
         note: says where the rows of one data set come from; None = `source_note`.
         markdown: as for `to_markdown`.
+        least: how many rows a table needs; 2 where one row compares nothing.
 
     Returns:
         markdown; `missing` if there are no rows at all.
@@ -180,7 +182,7 @@ def tables_by_dataset(
     for dataset in sorted(rows["dataset"].unique()):
         part, title = rows[rows["dataset"] == dataset], DATASET_LABELS[dataset]
         table = make(part)
-        if len(table) < 2:
+        if len(table) < least:
             continue
         anchor = f"tab-{name}-{dataset.replace('_', '-')}"
         made = numbered_table(table, f"{caption}, {title}.", anchor, markdown=markdown)

@@ -81,9 +81,10 @@ def test_included_tables_exist(path):
 @notebooks
 def test_pictures_in_notebooks_have_alt_text_and_caption(path):
     for cell in read(path)["cells"]:
-        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+        drawn = bool(kinds & {"image/png", "image/svg+xml"})
         calls = cell["cell_type"] == "code" and re.search(
-            r"^figures\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
+            r"^(figures|overviews)\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
         )
         if drawn or calls:
             settings = cell["metadata"].get("mystnb", {})

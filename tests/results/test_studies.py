@@ -60,7 +60,7 @@ class TestCollect:
             for seed in (42, 1999):
                 put(80, {"buffer_per_class": size}, seed)
         assert (
-            "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them"
+            "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes the rest."
             in studies.describe_state(collect("buffers"))
         )
 
