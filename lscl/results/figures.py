@@ -45,7 +45,7 @@ INK, SOFT, GROUND, GRID = "#212223", "#8A8B8C", "#FCFCFA", "#DDDEDF"
 PAGE_COLOURS = {
     INK: ("#212223", "#ced6dd"),
     SOFT: ("#6b6f73", "#9ca4af"),
-    GROUND: ("#ffffff", "#14181e"),
+    GROUND: ("#ffffff", "#121212"),
     GRID: ("#dddedf", "#353b44"),
 }
 WIDTH = 5.8  # inches; a figure of this width is legible on a page of 400 pixels
