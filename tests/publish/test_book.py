@@ -84,7 +84,7 @@ def test_pictures_in_notebooks_have_alt_text_and_caption(path):
         kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
         drawn = bool(kinds & {"image/png", "image/svg+xml"})
         calls = cell["cell_type"] == "code" and re.search(
-            r"^(figures|overviews)\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
+            r"^(figures|comparisons)\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
         )
         if drawn or calls:
             settings = cell["metadata"].get("mystnb", {})

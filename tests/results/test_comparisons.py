@@ -1,11 +1,11 @@
-"""Every overview draws the values that it was given, each under its own name."""
+"""Every comparison draws the values that it was given, each under its own name."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from test_figures import lines, names_at_ends, narrow_page_is_legible
 
-from lscl.results import figures, overviews
+from lscl.results import comparisons, figures
 
 SLOPES = pd.DataFrame(
     {"published": [97.0, 86.0, 30.0], "measured here": [77.0, 83.0, 80.0], "text": ["77.0 ± 0.6", "83 ± 5", "80.0"]},
@@ -25,19 +25,19 @@ TRIALS = pd.DataFrame(
     {"system": ["a", "a", "b"], "tasks": [1, 2, 2], "seen": [50.0, 40.0, 45.0], "chosen": [False, True, True]}
 )
 FIGURES = {
-    "published_slopes": lambda: overviews.published_slopes(SLOPES),
-    "accuracy_matrices": lambda: overviews.accuracy_matrices({"a": MATRIX, "b (x = 1, y = 2)": MATRIX + 1}),
-    "differences_by_scale": lambda: overviews.differences_by_scale(SCALE, "points"),
-    "private_and_public": lambda: overviews.private_and_public(KINDS),
-    "trial_spread": lambda: overviews.trial_spread(TRIALS, "%"),
+    "published_slopes": lambda: comparisons.published_slopes(SLOPES),
+    "accuracy_matrices": lambda: comparisons.accuracy_matrices({"a": MATRIX, "b (x = 1, y = 2)": MATRIX + 1}),
+    "differences_by_scale": lambda: comparisons.differences_by_scale(SCALE, "points"),
+    "private_and_public": lambda: comparisons.private_and_public(KINDS),
+    "trial_spread": lambda: comparisons.trial_spread(TRIALS, "%"),
 }
 
 
-def test_no_overview_is_left_out():
+def test_no_figure_function_is_left_out():
     public = {
         name
-        for name, thing in vars(overviews).items()
-        if hasattr(thing, "__wrapped__") and thing.__module__ == overviews.__name__
+        for name, thing in vars(comparisons).items()
+        if hasattr(thing, "__wrapped__") and thing.__module__ == comparisons.__name__
     }
     assert public == set(FIGURES)
 
