@@ -101,7 +101,7 @@ STYLE = {
     "axes.edgecolor": SOFT,
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"], INK),
     "axes.prop_cycle": mpl.cycler(color=COLOURS),
-    "image.interpolation": "nearest",
+    "image.interpolation": "none",  # an SVG then holds the pixels themselves
 }
 SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "lscl", "font.sans-serif": ["DejaVu Sans"]}  # text stays text
 
@@ -244,9 +244,9 @@ def partition_picture(counts: np.ndarray) -> Figure:
     when = when[:, np.lexsort((when[first, range(len(used))], first, held[:, used].sum(0)))]
     figure, ((top, bottom),) = _figure(8, 3.4, 1, 2, width_ratios=[4, 1])
     palette = ListedColormap(sns.color_palette("viridis", tasks))
-    mesh = top.pcolormesh(
-        when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), edgecolors=GROUND, linewidth=0.3
-    )
+    mesh = top.pcolormesh(when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), rasterized=True)
+    top.vlines(range(1, len(used)), 0, clients, GROUND, linewidth=0.4)
+    top.hlines(range(1, clients), 0, len(used), GROUND, linewidth=1.2)
     top.set(
         xlabel=f"{len(used)} classes, private ones first",
         ylabel="client",
@@ -458,6 +458,7 @@ def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Fi
         xticklabels=False,
         yticklabels=False,
         cbar_kws={"label": label, "shrink": 0.85},
+        rasterized=True,  # hundreds of squares are smaller as one image
     )
     for i, pixels in enumerate(images):
         for bounds in ((-1.15, i + 0.05, 0.9, 0.9), (i + 0.05, n + 0.25, 0.9, 0.9)):
