@@ -313,7 +313,7 @@ def compare_losses(scores: pd.DataFrame) -> str:
     return (
         f"In the paper's Table 2, on {DATASET_LABELS[dataset]}, the three incomplete systems are "
         f"{min(theirs):.1f} to {max(theirs):.1f} points below the whole one. Of the {len(gaps)} variants measured "
-        f"here, *{gaps.idxmin()}* has the lowest mean: {gaps.min():+.1f} points from our whole system."
+        f"here, *{gaps.idxmin()}* has the lowest mean: {gaps.min():+z.1f} points from our whole system."
     )
 
 

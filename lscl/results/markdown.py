@@ -182,7 +182,7 @@ def tables_by_dataset(
     for dataset in sorted(rows["dataset"].unique()):
         part, title = rows[rows["dataset"] == dataset], DATASET_LABELS[dataset]
         table = make(part)
-        if len(table) < least:
+        if table.empty or len(table) < least:
             continue
         anchor = f"tab-{name}-{dataset.replace('_', '-')}"
         made = numbered_table(table, f"{caption}, {title}.", anchor, markdown=markdown)
