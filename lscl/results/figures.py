@@ -835,7 +835,7 @@ def paired_differences(
     Args:
         differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
         label: what stands at the horizontal axis.
-        limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
+        limit: a mean farther from zero is an arrow at the edge with its number, so that the others stay readable.
         reference: {score: where the best control that trains nothing stands on this axis}, a broad line; at the
             edge, with its number, if it lies outside.
 

@@ -157,7 +157,7 @@ def rows_in_order(study: str, profile: str) -> list[str]:
 
 
 def beside_every_block(table: pd.DataFrame) -> pd.DataFrame:
-    """The writers by regime, sorted; one that adapts nothing has no block and stands beside every block.
+    """The writers by regime, sorted; one that adapts nothing has no block and is listed with every block.
 
     Args:
         table: rows of the study "regimes" with the columns images_per_class and block.

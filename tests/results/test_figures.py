@@ -16,6 +16,7 @@ from PIL import Image
 from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
 from lscl.results import figures
+from lscl.results.labels import label_of
 
 draw = np.random.default_rng(0)
 IMAGES = draw.integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -207,10 +208,10 @@ def references(figure):
 
 
 def test_the_best_control_among_the_systems_is_a_broad_line_behind_them():
-    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], "own ridge head": [[66, 60]]})
+    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], label_of("local_ridge"): [[66, 60]]})
     figure = figures.curves(rows)
     assert references(figure) == {name: [[[1, 61], [2, 66]]] for name in ("task-masked", "class-incremental")}
-    assert not figure.legends and names_at_ends(figure.axes[0]) == ["x", "federated ridge", "own ridge head"]
+    assert not figure.legends and names_at_ends(figure.axes[0]) == ["x", "federated ridge", label_of("local_ridge")]
     assert not any(references(figures.curves(accuracies({"x": [[80, 70]]}))).values())
 
 
@@ -530,14 +531,14 @@ def test_no_colour_is_used_twice_and_what_a_figure_is_about_has_one():
         "Fed-LSCL (O2D exact)",
         "Fed-LSCL (O2D gradient)",
         *map(str, range(12)),
-        "own head only",
+        label_of("local_head"),
         "federated ridge",
     ]
     looks = figures.system_styles(names, "7")
     colours = [look["color"] for look in looks.values() if look["color"] != figures.PLAIN]
     assert len(set(colours)) == len(colours) == 4
     coloured = {name for name, look in looks.items() if look["color"] != figures.PLAIN}
-    assert coloured == {"Fed-LSCL (O2D exact)", "7", "own head only", "federated ridge"}
+    assert coloured == {"Fed-LSCL (O2D exact)", "7", label_of("local_head"), "federated ridge"}
     triples = {(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}
     assert len(triples) == len(names)
 

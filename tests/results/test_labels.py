@@ -29,11 +29,12 @@ def test_controls_are_known_by_their_labels():
     assert not any(map(labels.is_training_free, [*trained, "", "federated ridges"]))
 
 
-ROWS = ["Fed-LSCL (O2D exact)", "Fed-LSCL (O2D gradient)", "LoRM", "own head only", "own ridge head", "PILoRA"]
+HEAD, RIDGE = labels.label_of("local_head"), labels.label_of("local_ridge")
+ROWS = ["Fed-LSCL (O2D exact)", "Fed-LSCL (O2D gradient)", "LoRM", HEAD, RIDGE, "PILoRA"]
 
 
 def test_figures_show_the_papers_system_the_controls_and_the_best_in_colour():
-    assert labels.highlighted(ROWS) == ["Fed-LSCL (O2D exact)", "own head only", "own ridge head"]
+    assert labels.highlighted(ROWS) == ["Fed-LSCL (O2D exact)", HEAD, RIDGE]
     assert labels.highlighted(ROWS, "LoRM")[-1] == "LoRM" and labels.highlighted(ROWS, "nobody") == labels.highlighted(
         ROWS
     )

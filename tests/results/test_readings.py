@@ -8,6 +8,7 @@ from test_measurements import row
 from lscl import results
 from lscl.errors import LsclError
 from lscl.results import frames, readings
+from lscl.results.labels import label_of
 from lscl.results.measurements import COMPONENT_WRITERS, GROWTH, component_numbers, growth_frame
 from lscl.results.statistics import estimate
 
@@ -23,7 +24,7 @@ class TestRanking:
         group += [record("local_head", seed=s, score=85 + i) for i, s in enumerate((1, 2, 3))]
         text = readings.read_ranking(by_seed(group), "task")
         assert text == (
-            "Under the task-masked score own head only has the highest mean, 78.0 ± 2.5 % (n = 3). "
+            f"Under the task-masked score {label_of('local_head')} has the highest mean, 78.0 ± 2.5 % (n = 3). "
             "Behind it: Fed-LSCL (O2D exact) by 5.0 ± 0.0 points."
         )
 
@@ -191,7 +192,11 @@ def test_both_heads_in_words():
 
 
 def test_private_and_public_in_words():
-    rows = {("seen", "Fed-LSCL (O2D exact)"): (66, 36), ("seen", "own head only"): (65, 37), ("seen", "LoRM"): (50, 64)}
+    rows = {
+        ("seen", "Fed-LSCL (O2D exact)"): (66, 36),
+        ("seen", label_of("local_head")): (65, 37),
+        ("seen", "LoRM"): (50, 64),
+    }
     index = pd.MultiIndex.from_tuples(rows, names=["mask", "label"])
     kinds = pd.DataFrame(list(rows.values()), columns=["private", "public"], index=index)
     said = readings.read_kinds(kinds)

@@ -8,6 +8,7 @@ from made_records import record, with_ridge
 
 from lscl import results
 from lscl.results import tables
+from lscl.results.labels import label_of
 
 OURS = "Fed-LSCL (O2D exact)"
 
@@ -79,7 +80,7 @@ class TestCostRatios:
         table = tables.cost_ratios(results.costs_frame([*ours, *slower, *alike]))
         assert list(table.columns) == ["MB up", "MB down", "trained parameters", "CPU minutes"]
         assert table.loc["FedAvg"].tolist() == ["0", "1", "1", "2"]
-        assert table.loc["own head only", "CPU minutes"].startswith("≈ ")
+        assert table.loc[label_of("local_head"), "CPU minutes"].startswith("≈ ")
 
     def test_what_was_not_measured_is_a_dash_and_one_system_has_no_multiples(self):
         old = {key: value for key, value in record("fedavg").items() if key != "cpu_seconds"}
