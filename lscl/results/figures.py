@@ -128,7 +128,7 @@ def themed(svg: str) -> str:
     small = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     small = re.sub(r'(?<=<g) id="[^"]*"| transform="rotate\(-?0 [^"]*"', "", small)
     small = re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda number: f"{float(number[0]):.2f}", small)
-    small = "\n".join(filter(None, map(str.strip, small.splitlines())))
+    small = " ".join(filter(None, map(str.strip, small.splitlines())))  # a notebook pays for each line
     names = {colour.lower(): f"--c{number}" for number, colour in enumerate(PAGE_COLOURS)}
     small = re.sub("|".join(names), lambda colour: f"var({names[colour[0]]})", small)
     prefix = f"f{hashlib.sha256(small.encode()).hexdigest()[:6]}-"  # pages may hold several figures in their own text

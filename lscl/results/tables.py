@@ -1,6 +1,5 @@
 """Tables that several pages share, made of the frames as in the notebooks: filter, group, mean with interval."""
 
-import numpy as np
 import pandas as pd
 
 from lscl.results.frames import changes, final_rows
@@ -49,20 +48,6 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     return format_numbers(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis(
         "label"
     )
-
-
-def matrix_table(values: np.ndarray) -> pd.DataFrame:
-    """An accuracy matrix as text.
-
-    Args:
-        values: (tasks, tasks) percent, see `frames.accuracy_matrix`.
-
-    Returns:
-        a row per task after which was tested, a column per task whose images were tested, a dash for those to come.
-    """
-    heads = [f"task {task + 1}" for task in range(len(values))]
-    table = pd.DataFrame(values, columns=heads, index=[f"after {head}" for head in heads])
-    return table.map(lambda value: "–" if np.isnan(value) else f"{value:.0f}").rename_axis("accuracy, %")
 
 
 def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:

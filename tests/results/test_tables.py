@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 from made_records import record, with_ridge
 
@@ -86,11 +85,3 @@ class TestCostRatios:
         old = {key: value for key, value in record("fedavg").items() if key != "cpu_seconds"}
         assert tables.cost_ratios(results.costs_frame([record(), old])).loc["FedAvg", "CPU minutes"] == "–"
         assert tables.cost_ratios(results.costs_frame([record()])).empty
-
-
-def test_an_accuracy_matrix_as_text():
-    table = tables.matrix_table(np.array([[90.4, np.nan], [60.0, 79.6]]))
-    assert table.to_dict("index") == {
-        "after task 1": {"task 1": "90", "task 2": "–"},
-        "after task 2": {"task 1": "60", "task 2": "80"},
-    }
