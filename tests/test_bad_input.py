@@ -498,7 +498,7 @@ def test_a_name_of_a_model_is_escaped_wherever_a_system_is_named(places, publish
     table = markdown.captioned_table(score_table(scores), "Scores", "tab-x", made)
     by_seed = frames.final_rows(scores[scores["mask"] == "seen"]).pivot_table("accuracy", "seed", "label", sort=False)
     said = [readings.read_ranking(by_seed, "seen", brief) for brief in (False, True)]
-    for text in (table, *said, readings.read_costs(results.costs_frame(made))):
+    for text in (table, *said):
         assert "alert" in text and not any(
             sign in text for sign in ("<script>", "`c`", "](javascript", "{{", "\n# head")
         )

@@ -9,8 +9,8 @@ import pandas as pd
 
 from lscl.experiments.records import Record
 from lscl.results import figures
-from lscl.results.frames import costs_frame, frame, just_learned_rows
-from lscl.results.labels import COST_LABELS, DATASET_LABELS, MASK_LABELS
+from lscl.results.frames import costs_frame, final_rows, frame, just_learned_rows
+from lscl.results.labels import COST_LABELS, DATASET_LABELS, MASK_LABELS, best_trained
 from lscl.results.markdown import NO_RECORDS
 from lscl.results.published import published_table1
 from lscl.results.statistics import estimate
@@ -27,16 +27,17 @@ PLOTLY_SYMBOLS = {
 }
 STROKES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}  # plotly's names; others are lengths
 PAGE = """<div class="explore">
-<noscript>The figure needs JavaScript; the same numbers stand in the tables of the results page.</noscript>
+<noscript>The figure needs JavaScript; the tables of the results page have the same numbers.</noscript>
 <script type="application/json" id="explore-data">{data}</script>
-<fieldset aria-label="What to show"></fieldset>
+<fieldset><legend>view</legend></fieldset>
 <div class="plot" id="explore-plot" role="group" aria-label="{alt}"></div>
+<fieldset><legend>systems</legend></fieldset>
+<details><summary>The numbers in the figure</summary><div class="scroll" tabindex="0"><table></table></div></details>
 <script src="../_static/plotly/plotly-basic.min.js"></script>
 <script src="../_static/explore.js"></script>
 </div>"""
 ALT = (
-    "Accuracy of every system over the tasks or against its costs; "
-    "the same numbers stand in the tables of the results page"
+    "Accuracy of every system over the tasks or against its costs; the table below the figure has the numbers it shows"
 )
 
 
@@ -68,11 +69,13 @@ def explorer_data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
 def _systems(scores: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
     (dataset,), theirs = scores["dataset"].unique(), published_table1()
     theirs, spent, found = theirs[theirs["dataset"] == dataset], dict(list(costs.groupby("label"))), []
-    for number, (name, own) in enumerate(scores.groupby("label", sort=False)):
+    end = final_rows(scores[scores["mask"] == "seen"]).groupby("label", sort=False)["accuracy"].mean()
+    looks = figures.system_styles(scores["label"].unique(), best_trained(end))
+    for name, own in scores.groupby("label", sort=False):
         found.append(
             {
                 "name": name,
-                "look": _look(number),
+                "look": _look(looks[name]),
                 "seeds": spent[name]["seed"].tolist(),
                 "accuracy": {text: _accuracies(own[own["mask"] == mask]) for mask, text in MASK_LABELS.items()},
                 "costs": {head: _triple(spent[name][column]) for column, (head, _) in COST_LABELS.items()},
@@ -91,11 +94,12 @@ def _accuracies(own: pd.DataFrame) -> dict[str, list]:
     return found
 
 
-def _look(number: int) -> dict[str, str]:
-    look = figures.line_style(number)
-    dash = look["linestyle"]
+def _look(style: dict[str, Any]) -> dict[str, Any]:
+    """A style of `figures.system_styles` in the words of plotly, and whether it is one in colour."""
+    dash = style["linestyle"]
     dash = STROKES[dash] if isinstance(dash, str) else ",".join(f"{2 * length}px" for length in dash[1])
-    return {"color": look["color"], "symbol": PLOTLY_SYMBOLS[look["marker"]], "dash": dash}
+    symbol, colour = PLOTLY_SYMBOLS[style["marker"]], style["color"]
+    return {"color": colour, "symbol": symbol, "dash": dash, "coloured": colour != figures.PLAIN}
 
 
 def _triple(values: Iterable[float]) -> list[float | None]:

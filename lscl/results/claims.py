@@ -1,6 +1,6 @@
-"""What the paper states about its studies and about privacy, and what our records say to each statement."""
+"""The paper's claims about accuracy and privacy, tested against our records; effect sizes next to the paper's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,20 +9,45 @@ from lscl.errors import unknown_name
 from lscl.experiments.sweeps import variants
 from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
 from lscl.registry import METHODS
-from lscl.results.frames import final_by_seed
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, label_of
+from lscl.results.frames import final_by_seed, final_rows, just_learned_rows
+from lscl.results.labels import DATASET_LABELS, SCORES, label_of, paper_names
 from lscl.results.privacy import best_membership
-from lscl.results.published import published_losses
+from lscl.results.published import published_losses, published_table1
 from lscl.results.statistics import Estimate, differences_from, estimate
-from lscl.results.studies import FACTORS, Study, component_effects
+from lscl.results.studies import FACTORS, component_effects
+
+SUBSETS_WITHOUT = "the subsets without it"
+AGREES, CONTRADICTS, OPEN = (
+    "Agrees with the paper",
+    "Does not agree with the paper",
+    "Cannot be concluded from these runs",
+)
+MISSING = "Not yet measured"
+NO_CLAIM = "No claim can be tested before more runs are recorded."
+MARGIN = 1.0  # points; what still counts as equal
+CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns")  # the named sets of runs that test a claim
+KINDS = {  # what a test of a claim can come to, and how the summary calls it
+    "agrees": "agreement",
+    "smaller": "right sign but at least {times:g} times smaller",
+    "absent": "no effect near the paper's size",
+    "contradicts": "contradiction",
+    "open": "open",
+}
+_ADDS = (
+    ("W", "an update written per image is better than a static one", "section 4.2"),
+    ("S", "SM-CF makes the system better", "Table 2"),
+    ("O", "O2D makes the system better", "Table 2"),
+)
+TIMES = 2.0  # by what factor two effects may differ and still be called of similar size
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper about final accuracies, as we test it: sign * (variant - reference) < margin.
+    """A claim of the paper about accuracies, as we test it: sign * (variant - reference) < margin.
 
     statement: in words; source: where the paper makes it; margin: percentage points. With reference = SUBSETS_WITHOUT,
-    `variant` is a component, and the difference is what it adds on average (`studies.component_effects`).
+    `variant` is a component, and the difference is what it adds on average (`studies.component_effects`). In the claims
+    of Table 1 both are systems.
     """
 
     statement: str
@@ -32,77 +57,104 @@ class Claim:
     sign: int = 1
     margin: float = 0.0
 
-    @property
-    def comparison(self) -> str:
-        """The start of a sentence that ends with the points of the difference."""
-        return (
-            f"{self.variant}: on average"
-            if self.reference == SUBSETS_WITHOUT
-            else f"{self.variant} minus {self.reference} is"
-        )
-
-    def gaps(self, by_seed: pd.DataFrame) -> pd.Series:
-        """variant - reference in points for every seed that has both.
+    def effects(self, by_seed: pd.DataFrame) -> pd.Series:
+        """Points in favour of the claim, for every seed that has both sides.
 
         Args:
-            by_seed: final accuracies, a row per seed and a column per variant.
+            by_seed: accuracies (%), a row per seed and a column per variant or system.
+
+        Returns:
+            sign * (reference - variant): the claim holds where this is above -margin.
         """
         found = (
             component_effects(by_seed)
             if self.reference == SUBSETS_WITHOUT
             else differences_from(by_seed, self.reference)
         )
-        return found[self.variant].dropna() if self.variant in found else pd.Series(dtype=float)
+        return -self.sign * found[self.variant].dropna() if self.variant in found else pd.Series(dtype=float)
 
-    def verdict(self, difference: Estimate) -> str:
-        """What the 95 % interval of variant - reference says to the statement: an entry of JUDGEMENTS."""
-        if difference.n == 1:
-            return OPEN
-        middle = self.sign * difference.mean
-        if middle + difference.half_width < self.margin:
-            return AGREES
-        return CONTRADICTS if middle - difference.half_width > self.margin else OPEN
+    def published(self, dataset: str) -> list[float]:
+        """The paper's effects that may be the one of this claim, in points in its favour; [] if it prints none.
+
+        Args:
+            dataset: one data set.
+
+        Returns:
+            One number for a claim of Table 1. Table 2 does not say which of its rows is which, so a claim of it has
+            several.
+        """
+        if self.source == "Table 1":
+            means = published_table1(dataset).groupby("method")["accuracy"].mean()
+            both = {self.variant, self.reference} <= set(means.index)
+            return [float(means[self.variant] - means[self.reference])] if both else []
+        return published_losses(dataset) if self.source == "Table 2" and self.reference != SUBSETS_WITHOUT else []
+
+    def weigh(self, effect: Estimate, published: Sequence[float] = ()) -> tuple[str, str]:
+        """The verdict: the 95 % interval decides the sign, and the size is compared with the paper's.
+
+        Args:
+            effect: points in favour of the claim.
+            published: the paper's, as `published` gives them.
+
+        Returns:
+            (an entry of KINDS, the verdict in words).
+        """
+        if effect.n == 1:
+            return "open", "open: one seed"
+        low, high = effect.mean - effect.half_width, effect.mean + effect.half_width
+        least, most = (min(published), max(published)) if published else (0.0, 0.0)
+        if high < -self.margin:
+            return "contradicts", "contradicted: the sign is the opposite" if not self.margin else "contradicted"
+        if low > -self.margin:
+            if self.margin or least <= 0:
+                return "agrees", "agrees"
+            if effect.mean * TIMES <= least:
+                return "smaller", f"same sign, {_times(least / effect.mean)} times smaller"
+            if effect.mean >= TIMES * most:
+                return "agrees", f"agrees, {_times(effect.mean / most)} times larger"
+            return "agrees", "agrees, with an effect of similar size"
+        if least > 0 and high * TIMES <= least:
+            return (
+                "absent",
+                f"no effect seen; at most 1/{least / high:.0f} of the paper's" if high > 0 else "no effect seen",
+            )
+        return "open", "open: the interval contains both answers"
 
 
-SUBSETS_WITHOUT = "the subsets without it"
-AGREES, CONTRADICTS, OPEN = (
-    "Agrees with the paper",
-    "Does not agree with the paper",
-    "Cannot be concluded from these runs",
-)
-MISSING = "Not yet measured"
-JUDGEMENTS = (AGREES, CONTRADICTS, OPEN)
-MARGIN = 1.0  # points; what still counts as equal
-_ADDS = (
-    ("W", "an update written per image is better than a static one", "section 4.2"),
-    ("S", "SM-CF makes the system better", "Table 2"),
-    ("O", "O2D makes the system better", "Table 2"),
-)
+def _times(ratio: float) -> str:
+    """A ratio as text: two digits are enough to weigh it."""
+    return f"{ratio:.1f}" if ratio < 9.5 else f"{float(f'{ratio:.1e}'):.0f}"
 
 
 def claims_of(name: str, profile: str) -> list[Claim]:
-    """The paper's statements that a study can test.
+    """The paper's claims that a named set of runs can test.
 
     Args:
-        name: ablations, blocks, buffers or cnns.
-        profile: whose variants the study has.
+        name: an entry of CLAIMED.
+        profile: whose variants the set has.
 
     Returns:
-        the statements about variants that exist in the profile.
+        the claims about systems, or about variants that exist in the profile.
 
     Raises:
-        LsclError: the paper says nothing about such a study.
+        LsclError: the paper claims nothing about such a set.
     """
     depth = BLOCKS[profile]
     late = range(depth - depth // 4, depth)  # 9, 10 and 11 of 12
+    own = METHODS.find_role("own")
     found = {
+        "table1": [
+            Claim(f"{label_of(own)} is more accurate than {label_of(rival)}", "Table 1", own, rival, -1)
+            for rival in paper_names().values()
+            if rival != own
+        ],
         "ablations": [
             Claim("without O2D the system is worse", "Table 2", "no O2D", "whole"),
             Claim("without SM-CF it is worse", "Table 2", "no SM-CF", "whole"),
             Claim("without both it is worse", "Table 2", "neither O2D nor SM-CF", "whole"),
             Claim("without the large model it is worse", "Table 2", "CNN alone", "whole"),
             Claim(
-                "one static update for all images is worse than one written per image",
+                "an update written per image is better than one static update",
                 "section 4.2",
                 "static LoRA for the written one",
                 "whole",
@@ -145,6 +197,8 @@ def claims_of(name: str, profile: str) -> list[Claim]:
     }
     if name not in found:
         raise unknown_name("study", name, found)
+    if name == "table1":
+        return found[name]
     return [
         claim
         for claim in found[name]
@@ -152,54 +206,94 @@ def claims_of(name: str, profile: str) -> list[Claim]:
     ]
 
 
-def judge(name: str, profile: str, by_seed: pd.DataFrame) -> str:
-    """Every statement of the paper that a study tests, sorted by what its records say to it.
+def scoreboard(name: str, profile: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """The paper's claims that a named set of runs tests, each with our effect, the paper's effect and the verdict.
 
     Args:
-        name: the study.
-        profile: of its runs.
-        by_seed: final accuracies (%) under one score, a row per seed and a column per variant.
+        name: an entry of CLAIMED.
+        profile: of the runs.
+        scores: their accuracies on one data set, see `lscl.results.frame`.
 
     Returns:
-        a list of lists in markdown.
+        pandas.DataFrame: a row per claim that has runs; columns claim, source, n; points in favour of the claim under
+            the paper's score and under the class-incremental one, ± half of the 95 % interval; the paper's points; the
+            verdict on the paper's score, in words; and kind, an entry of KINDS.
     """
-    sorted_out: dict[str, list[str]] = {verdict: [] for verdict in (*JUDGEMENTS, MISSING)}
+    task, seen = (_tested(name, scores[scores["mask"] == mask]) for mask in SCORES)
+    rows = []
     for claim in claims_of(name, profile):
-        text, values = f"{claim.statement} ({claim.source})", claim.gaps(by_seed)
-        if values.empty:
-            sorted_out[MISSING].append(text)
+        found, other = claim.effects(task), claim.effects(seen)
+        if found.empty:
             continue
-        gap = estimate(values)
-        spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
-        sorted_out[claim.verdict(gap)].append(f"{text}: {claim.comparison} {gap.mean:+.1f} points ({spread})")
-    lines = [
-        line
-        for verdict, found in sorted_out.items()
-        if found
-        for line in (f"- **{verdict}:**", *(f"  - {text}" for text in found))
-    ]
-    return "\n".join(lines or ["- The paper states nothing that can be tested in this profile."])
+        effect, (dataset,) = estimate(found), scores["dataset"].unique()
+        theirs = claim.published(dataset)
+        kind, verdict = claim.weigh(effect, theirs)
+        rows.append(
+            (
+                claim.statement,
+                claim.source,
+                str(effect.n),
+                effect.signed,
+                _range(theirs) or (f"above -{claim.margin:g}" if claim.margin else "–"),
+                verdict,
+                estimate(other).signed if len(other) else "–",
+                kind,
+            )
+        )
+    return pd.DataFrame(rows, columns=BOARD)
 
 
-def judge_datasets(study: Study, scores: pd.DataFrame) -> str:
-    """`judge` for each data set that has records, under the paper's score and the class-incremental one.
+CLAIM, OURS, THEIRS = "the paper's claim", "our effect, points", "the paper's, points"
+INCREMENTAL = "our effect, class-incremental"
+BOARD = [CLAIM, "source", "n", OURS, THEIRS, "verdict", INCREMENTAL, "kind"]
+
+
+def _tested(name: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """What the claims of a set compare, by seed: in Table 1 the task just learned, else all tasks at the end."""
+    if name != "table1":
+        return final_rows(scores).pivot_table("accuracy", "seed", "variant", sort=False)
+    first = scores.drop_duplicates("method")["label"]  # of a system's rows
+    learned = just_learned_rows(scores[scores["label"].isin(first)])
+    return learned.pivot_table("accuracy", "seed", "method", sort=False)
+
+
+def _range(values: Sequence[float]) -> str:
+    """A few effects as text: the smallest to the largest."""
+    return " to ".join(dict.fromkeys(f"{value:+.1f}" for value in sorted(values)[:: max(1, len(values) - 1)]))
+
+
+def sentences(board: pd.DataFrame) -> str:
+    """A scoreboard as a list in markdown, where a table would have one row.
 
     Args:
-        study: whose statements.
-        scores: its accuracies, see `lscl.results.frame`.
+        board: rows of `scoreboard`.
 
     Returns:
-        markdown with a title for each data set and score.
+        a line per claim; empty without rows.
     """
-    if scores.empty:
-        return f"**{DATASET_LABELS[study.datasets[0]]}**\n\n{judge(study.name, study.profile, pd.DataFrame())}"
-    parts = []
-    for dataset in sorted(scores["dataset"].unique()):
-        part = scores[scores["dataset"] == dataset]
-        for mask in SCORES:
-            title = f"{DATASET_LABELS[dataset]}, {MASK_LABELS[mask]}"
-            parts.append(f"**{title}**\n\n{judge(study.name, study.profile, final_by_seed(part, mask, 'variant'))}")
-    return "\n\n".join(parts)
+    return "\n".join(
+        f"- {row[CLAIM]} ({row['source']}): {row[OURS]} points task-masked (n = {row['n']}), "
+        f"{row[INCREMENTAL]} class-incremental. Verdict: {row['verdict']}."
+        for _, row in board.iterrows()
+    )
+
+
+def summary(board: pd.DataFrame, total: int) -> str:
+    """A scoreboard in one sentence, and how many claims have no runs yet.
+
+    Args:
+        board: rows of `scoreboard`.
+        total: how many claims there are.
+
+    Returns:
+        text.
+    """
+    counts = board["kind"].value_counts()
+    said = [f"**{words.format(times=TIMES)}** {counts[kind]}" for kind, words in KINDS.items() if kind in counts]
+    tested = f"Claims tested so far: {len(board)}. Verdicts: {', '.join(said)}." if said else "No claim is tested yet."
+    waiting = total - len(board)
+    command = " [The state of the records](../book/status.md) has the commands."
+    return tested + (f" {waiting} of {total} claims still need runs.{command}" if waiting else "")
 
 
 def compare_losses(scores: pd.DataFrame) -> str:
@@ -217,9 +311,9 @@ def compare_losses(scores: pd.DataFrame) -> str:
     if not theirs or gaps.empty:
         return ""
     return (
-        f"On {DATASET_LABELS[dataset]} the three incomplete systems of the paper's Table 2 lie "
-        f"{min(theirs):.1f} to {max(theirs):.1f} points below its whole one. Of the {len(gaps)} variants measured here "
-        f"the lowest beside ours is *{gaps.idxmin()}*, {gaps.min():+.1f} points."
+        f"In the paper's Table 2, on {DATASET_LABELS[dataset]}, the three incomplete systems are "
+        f"{min(theirs):.1f} to {max(theirs):.1f} points below the whole one. Of the {len(gaps)} variants measured "
+        f"here, *{gaps.idxmin()}* has the lowest mean: {gaps.min():+z.1f} points from our whole system."
     )
 
 
@@ -242,7 +336,7 @@ class PrivacyClaim:
     margin: float = EVEN
 
     def verdict(self, found: pd.Series) -> str:
-        """What the 95 % interval of the gap says to the statement: an entry of JUDGEMENTS, or MISSING.
+        """What the 95 % interval of the gap says to the statement: AGREES, CONTRADICTS, OPEN or MISSING.
 
         Args:
             found: the gap of every seed.
@@ -341,8 +435,7 @@ def judge_privacy(findings: pd.DataFrame) -> str:
             line = f"- **{claim.verdict(values)}:** {claim.statement}. *Tested:* {claim.tested}"
             if len(values):
                 gap = estimate(100 * values)
-                spread = f"95 % interval {gap.interval}, n = {gap.n}" if gap.n > 1 else "one seed"
-                line += f": {gap.mean:+.1f} points ({spread}); it would have to stay below {100 * claim.margin:g}"
+                line += f": {gap.signed} points (n = {gap.n}); the paper is right below {100 * claim.margin:g}"
             lines.append(f"{line}.")
         title = f"**{DATASET_LABELS[dataset]}**\n\n" if dataset else ""
         parts.append(title + "\n".join(lines))

@@ -1,13 +1,18 @@
 """Figures of the book in one style; the alt text of each stands in the metadata of the notebook's cell.
 
-Figures carry their own near-white ground, so that they read the same on a light page, on a dark page and on paper. The
-colours are those of Okabe and Ito, which colour-blind readers tell apart too; lines also differ in marker and dash.
+A notebook gets a figure as one SVG without a ground of its own. Its lines and texts have a light and a dark colour, and
+the page's mode chooses; the colours of the data keep a contrast of at least 3 to 1 in both. Colour is for what a figure
+is about: the paper's system, the controls and the best of the others. All else is grey and differs in marker and dash.
 """
 
+import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +24,124 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
+from matplotlib.ticker import LogLocator
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, shorten
 from lscl.models.vit import FrozenViT, LowRank
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, is_training_free
+from lscl.results.labels import DATASET_LABELS, MASK_LABELS, best_trained, highlighted, is_training_free
 from lscl.results.statistics import estimate, interval_of
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#882255")
+# Eight colours of middle luminance, so that each is visible on a white and on a nearly black page.
+COLOURS = ("#0077BB", "#D55E00", "#2E8B57", "#B5529B", "#8A7000", "#7A68D8", "#C2455A", "#16868F")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
-HATCHES = ("", "//", "..", "xx")
 LOOKS = len(COLOURS)
+PLAIN = "#858585"  # data that is not what a figure is about
+INK, SOFT, GROUND, GRID = "#212223", "#8A8B8C", "#FCFCFA", "#DDDEDF"
+# The colours of text, axes, gaps and grid on a light and on a dark page.
+PAGE_COLOURS = {
+    INK: ("#212223", "#ced6dd"),
+    SOFT: ("#6b6f73", "#9ca4af"),
+    GROUND: ("#ffffff", "#121212"),
+    GRID: ("#dddedf", "#353b44"),
+}
+WIDTH = 5.8  # inches; a figure of this width is legible on a page of 400 pixels
+HEAT, DIVERGING = "cividis", "RdBu_r"
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, marker and dash of line `number`; the first 64 all differ, the first 8 in each of the three."""
+    """Colour, marker and dash of line `number`: each colour is used once; then grey with other markers and dashes."""
     other = (number + number // LOOKS) % LOOKS
-    return {"color": COLOURS[number % LOOKS], "marker": MARKERS[other], "linestyle": DASHES[other]}
+    return {
+        "color": COLOURS[number] if number < LOOKS else PLAIN,
+        "marker": MARKERS[number % LOOKS],
+        "linestyle": DASHES[other],
+    }
 
 
-INK, SOFT, GROUND = "#222222", "#8A8A8A", "#FCFCFA"
-HEAT, DIVERGING = "cividis", "RdBu_r"
+def system_styles(labels: Iterable[str], best: str | None = None) -> dict[str, dict[str, Any]]:
+    """How the lines or points of systems look: `labels.highlighted` ones in colour, all others grey.
+
+    Args:
+        labels: rows of a table, in their order.
+        best: the best of the systems that are no control.
+
+    Returns:
+        {label: colour, marker, dash, and the order of drawing}.
+    """
+    names = list(labels)
+    coloured = highlighted(names, best)[:LOOKS]
+    numbers = {name: number for number, name in enumerate(coloured)}
+    numbers |= {name: LOOKS + number for number, name in enumerate(one for one in names if one not in coloured)}
+    return {name: {**line_style(numbers[name]), "zorder": 3 if name in coloured else 2} for name in names}
+
+
 STYLE = {
     **sns.axes_style("ticks"),
     "figure.facecolor": GROUND,
     "savefig.facecolor": GROUND,
     "axes.facecolor": GROUND,
     "figure.dpi": 110,
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": "#DDDDDD",
+    "grid.color": GRID,
     "grid.linewidth": 0.7,
     "axes.edgecolor": SOFT,
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"], INK),
     "axes.prop_cycle": mpl.cycler(color=COLOURS),
-    "image.interpolation": "nearest",
+    "image.interpolation": "none",  # an SVG then holds the pixels themselves
 }
+SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "lscl", "font.sans-serif": ["DejaVu Sans"]}  # text stays text
 
 
 class BookFigure(Figure):
     """A figure that pyplot knows nothing of (no double display) and that notebooks show as the value of a cell."""
 
-    def _repr_png_(self) -> bytes:
-        drawn, small = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12, facecolor=GROUND)
-        palette = Image.open(drawn).convert("RGB").quantize(256)  # makes the file three times smaller
-        palette.save(small, "PNG", optimize=True)
-        return small.getvalue()
+    def _repr_svg_(self) -> str:
+        drawn = io.StringIO()
+        with mpl.rc_context(SVG_STYLE):
+            self.savefig(
+                drawn,
+                format="svg",
+                bbox_inches="tight",
+                pad_inches=0.08,
+                transparent=True,
+                metadata={"Date": None, "Creator": None},
+            )
+        return themed(drawn.getvalue())
+
+
+def themed(svg: str) -> str:
+    """An SVG of matplotlib, made small, whose INK, SOFT, GROUND and GRID follow the mode of the page that shows it."""
+    small = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    small = re.sub(r'(?<=<g) id="[^"]*"| transform="rotate\(-?0 [^"]*"', "", small)
+    small = re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda number: f"{float(number[0]):.2f}", small)
+    small = " ".join(filter(None, map(str.strip, small.splitlines())))  # a notebook pays for each line
+    names = {colour.lower(): f"--c{number}" for number, colour in enumerate(PAGE_COLOURS)}
+    small = re.sub("|".join(names), lambda colour: f"var({names[colour[0]]})", small)
+    prefix = f"f{hashlib.sha256(small.encode()).hexdigest()[:6]}-"  # pages may hold several figures in their own text
+    styles = {
+        text: f"{prefix}{number}" for number, text in enumerate(sorted(set(re.findall(r'style="([^"]*)"', small))))
+    }
+    small = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles[style[1]]}"', small)
+    light, dark = (
+        ";".join(f"{name}:{pair[mode]}" for name, pair in zip(names.values(), PAGE_COLOURS.values())) for mode in (0, 1)
+    )
+    rules = f"svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    rules += "".join(f".{name}{{{text}}}" for text, name in styles.items())
+    return re.sub(r"(<svg [^>]*>)", lambda head: f"{head[1]}<style>{rules}</style>", small, count=1)
 
 
 def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -100,6 +165,59 @@ def _picture(axes: Axes, pixels: np.ndarray, title: str = "", size: float = 8.5)
     axes.imshow(pixels)
     axes.set_title(title, fontsize=size, pad=3)
     axes.set_axis_off()
+
+
+def label_ends(
+    axes: Axes,
+    ends: Mapping[str, tuple[float, float]],
+    colours: Mapping[str, str],
+    texts: Mapping[str, str] | None = None,
+    left: bool = False,
+) -> None:
+    """Write a name at the end of each line, moved up or down where names would overlap.
+
+    Args:
+        axes: the panel, with its final scales and with room for the names in its horizontal limits.
+        ends: {name: (x, y) of the last point, in data}.
+        colours: {name: colour of the line from the point to its name}.
+        texts: {name: what is written}, if not the name itself.
+        left: the ends are the left ones.
+    """
+    figure, size = axes.get_figure(), 9
+    figure.get_layout_engine().execute(figure)
+    axes.get_ylim()  # settles the limits
+    wrapped = {name: textwrap.fill((texts or {}).get(name, name), 25) for name in ends}
+    half = {name: size * 1.2 / 72 * figure.dpi * (text.count("\n") + 1) / 2 for name, text in wrapped.items()}  # pixels
+    order = sorted(ends, key=lambda name: ends[name][1])
+    at_ends = axes.transData.transform([ends[name] for name in order])
+    places = _spread(at_ends[:, 1], np.array([half[one] + half[other] for one, other in pairwise(order)]))
+    outermost = at_ends[:, 0].min() if left else at_ends[:, 0].max()
+    for name, place in zip(order, axes.transAxes.inverted().transform([(outermost, place) for place in places])):
+        axes.annotate(
+            wrapped[name],
+            ends[name],
+            place + np.array([-0.05 if left else 0.05, 0]),
+            textcoords=axes.transAxes,
+            ha="right" if left else "left",
+            va="center",
+            fontsize=size,
+            linespacing=1.05,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[name],
+                "linewidth": 1.0,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (1 if left else 0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+def _spread(places: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """The nearest places (least squares) in the same order whose neighbours are at least `gaps` apart."""
+    offsets = np.concatenate([[0], np.cumsum(gaps)])
+    return isotonic_regression(places - offsets).x + offsets
 
 
 # ---- 01 data
@@ -126,9 +244,9 @@ def partition_picture(counts: np.ndarray) -> Figure:
     when = when[:, np.lexsort((when[first, range(len(used))], first, held[:, used].sum(0)))]
     figure, ((top, bottom),) = _figure(8, 3.4, 1, 2, width_ratios=[4, 1])
     palette = ListedColormap(sns.color_palette("viridis", tasks))
-    mesh = top.pcolormesh(
-        when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), edgecolors=GROUND, linewidth=0.3
-    )
+    mesh = top.pcolormesh(when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), rasterized=True)
+    top.vlines(range(1, len(used)), 0, clients, GROUND, linewidth=0.4)
+    top.hlines(range(1, clients), 0, len(used), GROUND, linewidth=1.2)
     top.set(
         xlabel=f"{len(used)} classes, private ones first",
         ylabel="client",
@@ -340,6 +458,7 @@ def similarity_heatmap(matrix: np.ndarray, images: np.ndarray, label: str) -> Fi
         xticklabels=False,
         yticklabels=False,
         cbar_kws={"label": label, "shrink": 0.85},
+        rasterized=True,  # hundreds of squares are smaller as one image
     )
     for i, pixels in enumerate(images):
         for bounds in ((-1.15, i + 0.05, 0.9, 0.9), (i + 0.05, n + 0.25, 0.9, 0.9)):
@@ -603,50 +722,83 @@ def curves(
 
     Args:
         rows: one row per point and seed, columns mask, trained_task, accuracy, and `line`.
-        line: the column that names the lines.
+        line: the column that names the lines; the label of systems, or variants of one system.
         label: what stands at the vertical axis.
-        bands: draw the 95 % t interval of each mean; leave it out where too many lines overlap.
+        bands: draw the 95 % t interval of each mean in colour; leave it out where too many lines overlap.
         reference: such rows of the controls that train nothing, with their names in the column label; the best of them
             is a broad line behind the others. None = those among `rows`, if systems are the lines.
 
     Returns:
-        a panel per score, a line per system or variant.
+        a panel per score, one below the other; every line has its name at its end.
     """
     titles, controls = _titles(rows, "mask"), _control_curves(rows, line, reference)
-    figure, (places,) = _figure(8, 3.7, 1, len(titles))
-    for axes, (mask, title) in zip(places, titles.items()):
-        for number, (name, found) in enumerate(rows[rows["mask"] == mask].groupby(line, sort=False)):
+    names, end = list(rows[line].unique()), rows[rows["trained_task"] == rows["trained_task"].max()]
+    looks = _looks_of_lines(
+        names, end[end["mask"] == list(titles)[-1]].groupby(line)["accuracy"].mean(), line == "label"
+    )
+    height = max(3.2, 1.2 + 0.17 * sum(len(textwrap.wrap(name, 25)) for name in names))
+    figure, places = _figure(WIDTH, height * len(titles), len(titles), 1)
+    for axes, (mask, title) in zip(places.flat, titles.items()):
+        ends, ticks = {}, sorted(rows["trained_task"].unique())
+        for name, found in rows[rows["mask"] == mask].groupby(line, sort=False):
             points = found.groupby("trained_task")["accuracy"]
             mean, (low, high) = points.mean(), zip(*(interval_of(values) for _, values in points))
-            axes.plot(mean.index, mean, markersize=4.5, label=name, **line_style(number))
-            if bands and np.isfinite(low).all():  # one seed has no interval
-                axes.fill_between(mean.index, low, high, color=line_style(number)["color"], alpha=0.15, linewidth=0)
+            axes.plot(mean.index, mean, markersize=4.5, label=name, **looks[name])
+            ends[name] = (mean.index[-1], mean.iloc[-1])
+            if bands and np.isfinite(low).all() and looks[name]["color"] != PLAIN:  # one seed has no interval
+                axes.fill_between(mean.index, low, high, color=looks[name]["color"], alpha=0.15, linewidth=0)
+        shown = {name: looks[name]["color"] for name in ends}
         if mask in controls:
             axes.plot(controls[mask].index, controls[mask], **REFERENCE)
-        axes.set(title=title, xlabel="after task", xticks=sorted(rows["trained_task"].unique()))
-    places[0].set_ylabel(label)
-    figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            if line != "label":
+                ends[REFERENCE["label"]] = (controls[mask].index[-1], controls[mask].iloc[-1])
+                shown[REFERENCE["label"]] = SOFT
+        axes.set(xlabel="after task", ylabel=label, xticks=ticks)
+        axes.set_title(title, loc="left")
+        heights = [value for drawn in axes.lines for value in drawn.get_ydata()]  # wide bands may leave the panel
+        margin = 0.06 * max(1.0, max(heights) - min(heights))
+        axes.set_ylim(min(heights) - margin, max(heights) + margin)
+        axes.set_xlim(ticks[0] - 0.2, ticks[-1] + 0.75 * max(1, ticks[-1] - ticks[0]))  # room for the names
+        label_ends(axes, ends, shown)
     return figure
+
+
+def _looks_of_lines(names: Sequence[str], scores: pd.Series, systems: bool) -> dict[str, dict[str, Any]]:
+    """The styles of systems, the best that is no control in colour, or of variants, each in a colour of its own."""
+    if not systems:
+        return {name: line_style(number) for number, name in enumerate(names)}
+    return system_styles(names, best_trained(scores))
 
 
 @house_style
 def labelled_points(points: pd.DataFrame, x: str, y: str) -> Figure:
-    """One point per row, named in the legend by the row's label.
+    """One point per system, with its name beside it; the horizontal axis is logarithmic beyond its smallest value.
 
     Args:
-        points: its index holds the labels.
-        x: the column along the horizontal axis, and what stands there.
+        points: its index holds the labels of the systems.
+        x: the column along the horizontal axis, and what stands there; zero has a place of its own at the left.
         y: the column along the vertical axis, and what stands there.
 
     Returns:
         one panel.
     """
-    figure, ((axes,),) = _figure(6.5, 3.1)
-    for number, (name, point) in enumerate(points.iterrows()):
-        axes.plot(point[x], point[y], markersize=8, label=name, **{**line_style(number), "linestyle": "none"})
+    figure, ((axes,),) = _figure(WIDTH, max(3.4, 1.4 + 0.2 * len(points)))
+    looks = system_styles(points.index, best_trained(points[y]))
+    for name, point in points.iterrows():
+        axes.plot(point[x], point[y], markersize=8, label=name, **{**looks[name], "linestyle": "none"})
+    positive = points[x][points[x] > 0]
+    if len(positive):
+        axes.set_xscale("symlog", linthresh=positive.min(), linscale=0.7)
+        decades = 10.0 ** np.arange(math.ceil(math.log10(positive.min())), math.ceil(math.log10(positive.max())) + 1)
+        axes.set_xticks([0, *decades], ["0", *(f"{one:g}" for one in decades)])
+        axes.minorticks_off()
+        axes.set_xlim(-0.3 * positive.min(), decades[-1] * 10 ** (0.5 * max(2, len(decades))))  # room for the names
     axes.set(xlabel=x, ylabel=y)
-    axes.margins(0.12)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    label_ends(
+        axes,
+        {name: (point[x], point[y]) for name, point in points.iterrows()},
+        {name: look["color"] for name, look in looks.items()},
+    )
     return figure
 
 
@@ -683,7 +835,7 @@ def paired_differences(
     Args:
         differences: index (mask, seed), a column per variant, see `statistics.differences_from`.
         label: what stands at the horizontal axis.
-        limit: a mean farther from zero is an arrow at the edge with its number, so that the others can be told apart.
+        limit: a mean farther from zero is an arrow at the edge with its number, so that the others stay readable.
         reference: {score: where the best control that trains nothing stands on this axis}, a broad line; at the
             edge, with its number, if it lies outside.
 
@@ -691,8 +843,8 @@ def paired_differences(
         a panel per score with a line at zero, a row per variant.
     """
     names, masks = list(differences.columns), differences.index.unique("mask")
-    figure, (places,) = _figure(8, 1.1 + 0.27 * len(names), 1, len(masks), sharey=True)
-    for axes, mask in zip(places, masks):
+    figure, places = _figure(WIDTH, (1.1 + 0.27 * len(names)) * len(masks), len(masks), 1)
+    for axes, mask in zip(places.flat, masks):
         for row, name in enumerate(names):
             values = differences.loc[mask, name].dropna()
             gap = estimate(values)
@@ -719,9 +871,9 @@ def paired_differences(
         if mask in (reference or {}):
             _reference_line(axes, reference[mask])
         axes.set(title=MASK_LABELS[mask], xlabel=label, ylim=(len(names) - 0.4, -0.6))
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names], fontsize=9.5)
         axes.grid(axis="x")
-    broad = [line for axes in places for line in axes.lines if line.get_label() == REFERENCE["label"]]
+    broad = [line for axes in places.flat for line in axes.lines if line.get_label() == REFERENCE["label"]]
     if broad:
         figure.legend(handles=broad[:1], loc="outside lower center")
     return figure
@@ -754,7 +906,7 @@ def classes_of_clients(
         a panel per score, one below the other.
     """
     titles, groups = _titles(classes[["mask"]], "mask"), list(classes["variant"].unique())
-    figure, places = _figure(8, 2.9 * len(titles), len(titles), 1, sharex=True, sharey=True)
+    figure, places = _figure(WIDTH, 2.9 * len(titles), len(titles), 1, sharex=True, sharey=True)
     for (axes,), (mask, title) in zip(places, titles.items()):
         for (group, client), found in classes[classes["mask"] == mask].groupby(["variant", "client"], sort=False)[
             "accuracy"
@@ -774,7 +926,7 @@ def classes_of_clients(
         if mask in (reference or {}):
             axes.axhline(reference[mask], **REFERENCE)
         axes.set(title=title, ylabel=label, ylim=(-3, 103))
-    places[-1, 0].set_xticks(range(len(names)), names, fontsize=8.5)
+    places[-1, 0].set_xticks(range(len(names)), [name.replace("_", "_\n") for name in names], fontsize=9)
     figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(titles))
     return figure
 
@@ -792,20 +944,26 @@ def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
         label: what stands at the vertical axis.
 
     Returns:
-        a panel per direction, a line per system.
+        a panel per direction, one below the other, and a line per system with its name at its end.
     """
-    figure, (places,) = _figure(8, 4.2, 1, len(panels), sharey=True)
     systems = list(dict.fromkeys(name for found in panels.values() for name in found))
-    for axes, (title, found) in zip(places, panels.items()):
+    looks = system_styles(systems)
+    height = max(3.2, 1.2 + 0.17 * sum(len(textwrap.wrap(name, 25)) for name in systems))
+    figure, places = _figure(WIDTH, height * len(panels), len(panels), 1)
+    for axes, (title, found) in zip(places.flat, panels.items()):
+        ends = {}
         for name, values in found.items():
             own = values.dropna()  # systems differ in the number of their exchanges
             if own.any():
-                axes.plot(own.index, own.where(own > 0), markersize=3.5, label=name, **line_style(systems.index(name)))
-        axes.set(title=title, xlabel="task", yscale="log", xticks=range(round(found.index.max()) + 1))
+                marks = {"markersize": 4, "markevery": max(1, len(own) // 6)}
+                axes.plot(own.index, own.where(own > 0), label=name, **marks, **looks[name])
+                ends[name] = (own.index[-1], own[own > 0].iloc[-1])
+        last = round(found.index.max())
+        axes.set(xlabel="task", ylabel=label, yscale="log", xticks=range(last + 1), xlim=(0, 1.75 * last))
+        axes.set_title(title, loc="left")
         axes.grid(axis="x")
-    places[0].set_ylabel(label)
-    handles = {text: handle for axes in places for handle, text in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+        if ends:
+            label_ends(axes, ends, {name: looks[name]["color"] for name in ends})
     return figure
 
 
@@ -822,7 +980,11 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
         a panel per kind of size.
     """
     kinds = list(rows["grows"].unique())
-    figure, (row,) = _figure(2.3 * len(kinds) + 0.6, 2.9, 1, len(kinds), sharey=True)
+    rows_of_panels = -(-len(kinds) // 2)
+    figure, grid = _figure(WIDTH, 2.7 * rows_of_panels + 0.3, rows_of_panels, min(2, len(kinds)), sharey=True)
+    row = list(grid.flat)
+    for empty in row[len(kinds) :]:
+        empty.set_visible(False)
     for axes, kind in zip(row, kinds):
         lines = list(rows[rows["grows"] == kind].groupby("label", sort=False))
         for number, (name, found) in enumerate(lines):
@@ -834,7 +996,8 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
         axes.plot(sizes, linear, color=SOFT, lw=0.8, label="linear" if axes is row[0] else None, zorder=0)
         axes.set(xscale="log", yscale="log", title=kind, xticks=list(sizes), xticklabels=[f"{one:g}" for one in sizes])
         axes.minorticks_off()
-    row[0].set_ylabel(label)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(label)
     row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     row[0].yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside lower center", ncols=4)
@@ -842,7 +1005,7 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 @house_style
-def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6) -> Figure:
+def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 3) -> Figure:
     """What the trials of systems scored along every axis of their search spaces; the chosen one has a ring.
 
     A score is that after the last task that a trial played, so trials of different lengths have markers of their own.
@@ -880,7 +1043,7 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6
         axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
         axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
         axes.tick_params(labelsize=8)
-        axes.xaxis.set_minor_formatter(NullFormatter())  # on a short log axis their labels would overlap
+        axes.minorticks_off()
         if place % columns == 0:
             axes.set_ylabel(label)
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -888,28 +1051,26 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 6
 
 
 @house_style
-def stacked_bars(rows: pd.DataFrame, label: str) -> Figure:
-    """One horizontal bar per row of a table, made of its columns.
+def log_dots(rows: pd.DataFrame, label: str) -> Figure:
+    """One row per row of a table, a marker for each column, on a logarithmic axis; what is not positive is left out.
 
     Args:
-        rows: numbers; the index names the bars, the columns their parts.
+        rows: numbers; the index names the rows, the columns the markers.
         label: what stands at the horizontal axis.
 
     Returns:
         one panel.
     """
-    figure, ((axes,),) = _figure(8, 1.2 + 0.3 * len(rows))
-    left = np.zeros(len(rows))
+    names = [textwrap.fill(name, 28) for name in rows.index]
+    figure, ((axes,),) = _figure(WIDTH, 1.3 + 0.3 * sum(name.count("\n") / 2 + 1 for name in names))
     for number, (part, values) in enumerate(rows.items()):
-        style = {"color": COLOURS[number % LOOKS], "edgecolor": GROUND, "hatch": HATCHES[number % len(HATCHES)]}
-        axes.barh(range(len(rows)), values, left=left, label=part, **style)
-        left += values.to_numpy()
-    axes.set_yticks(range(len(rows)), list(rows.index))
+        style = {**line_style(number), "linestyle": "none"}
+        axes.plot(values.where(values > 0), range(len(rows)), label=part, markersize=7, **style)
+    axes.set_yticks(range(len(rows)), names, fontsize=9.5)
     axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.grid(axis="x")
-    axes.grid(False, axis="y")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    axes.set(xlabel=label, xscale="log")
+    axes.grid(True, axis="both")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3)
     return figure
 
 
@@ -945,7 +1106,7 @@ def price_of_noise(rows: pd.DataFrame, column: str, label: str) -> Figure:
     Returns:
         one panel.
     """
-    figure, ((axes,),) = _figure(6.8, 3.6)
+    figure, ((axes,),) = _figure(WIDTH, 3.6)
     for number, (name, own) in enumerate(rows.groupby("label", sort=False)):
         style = line_style(number)
         noisy = own.dropna(subset="epsilon")

@@ -475,6 +475,34 @@ def control_levels(scores: pd.DataFrame, shown: pd.DataFrame, base: str | None =
     return level.dropna().to_dict()
 
 
+def accuracy_matrix(scores: pd.DataFrame, label: str) -> np.ndarray:
+    """R[t, u]: accuracy on the images of task u after task t, mean over clients and seeds.
+
+    Args:
+        scores: rows of `frame` on one data set, under one score.
+        label: the system.
+
+    Returns:
+        (tasks, tasks) percent, NaN where u > t.
+    """
+    own = scores[scores["label"] == label]
+    return own.pivot_table("accuracy", "trained_task", "tested_task").to_numpy()
+
+
+def by_kind_of_class(classes: pd.DataFrame) -> pd.DataFrame:
+    """Which classes are private to one client, and which all clients have.
+
+    Args:
+        classes: rows of `classes_frame`.
+
+    Returns:
+        the rows with a column kind, "private" or "public".
+    """
+    holders = classes.groupby(["run", "class"])["client"].transform("nunique")
+    clients = classes.groupby("run")["client"].transform("nunique")
+    return classes.assign(kind=np.where((holders == clients) & (clients > 1), "public", "private"))
+
+
 def changes(scores: pd.DataFrame) -> pd.DataFrame:
     """How every task but the last fared since it was learned: one row per run, head, mask, client and such a task.
 

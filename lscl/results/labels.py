@@ -1,5 +1,9 @@
 """The names of systems, scores, data sets and costs in tables and figures."""
 
+from collections.abc import Iterable
+
+import pandas as pd
+
 from lscl.experiments.records import Record
 from lscl.registry import DATASETS, METHODS, Labels
 
@@ -42,7 +46,45 @@ def training_free() -> list[str]:
 
 def is_training_free(label: str) -> bool:
     """Whether the label of a table's row is that of a system that trains nothing, with or without notes in brackets."""
-    return any(label == name or label.startswith(f"{name} (") for name in map(label_of, training_free()))
+    return any(_is_row_of(label, name) for name in training_free())
+
+
+def highlighted(labels: Iterable[str], best: str | None = None) -> list[str]:
+    """The rows of a table that figures show in colour.
+
+    Args:
+        labels: of the rows.
+        best: the best of the systems that are no control, if it shall be among them.
+
+    Returns:
+        The first row of the paper's system, the system that adapts nothing, the controls that train nothing, and the
+        best, in this order.
+    """
+    names = list(labels)
+    own = [name for name in names if _is_row_of(name, METHODS.find_role("own"))][:1]
+    floor = [name for name in names if _is_row_of(name, METHODS.find_role("floor"))]
+    chosen = [*own, *floor, *filter(is_training_free, names), *([best] if best in names else [])]
+    return list(dict.fromkeys(chosen))
+
+
+def best_trained(scores: pd.Series) -> str | None:
+    """The highest of a table's rows that is neither the paper's system nor a control.
+
+    Args:
+        scores: one number per label.
+
+    Returns:
+        its label; None if there is no such row.
+    """
+    controls = highlighted(scores.index)
+    own = METHODS.find_role("own")
+    others = scores[[name for name in scores.index if name not in controls and not _is_row_of(name, own)]].dropna()
+    return None if others.empty else str(others.idxmax())
+
+
+def _is_row_of(label: str, method: str) -> bool:
+    """Whether a label of a table's row is that of a system, with or without notes in brackets."""
+    return label == label_of(method) or label.startswith(f"{label_of(method)} (")
 
 
 def notes_of(record: Record) -> str:

@@ -12,7 +12,7 @@ from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
 
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
-NOT_MEASURED = "Not yet measured: the runs that this needs are among those missing above."
+NOT_MEASURED = "This needs more of the runs whose command stands above."
 
 
 # ---- text
@@ -135,6 +135,19 @@ def captioned_table(
     return f"{numbered_table(table, caption, name, markdown=markdown)}\n\n{source_note(source, draft)}"
 
 
+def folded(title: str, text: str) -> str:
+    """Markdown that a page shows after a click on its title; nothing without text.
+
+    Args:
+        title: plain text.
+        text: markdown.
+
+    Returns:
+        markdown.
+    """
+    return f"::::{{dropdown}} {title}\n\n{text}\n\n::::" if text else ""
+
+
 def tables_by_dataset(
     rows: pd.DataFrame,
     make: Callable[[pd.DataFrame], pd.DataFrame],
@@ -142,16 +155,22 @@ def tables_by_dataset(
     name: str,
     missing: str = NO_RECORDS,
     note: Callable[[pd.DataFrame], str] | None = None,
+    markdown: Collection[str] = (),
+    least: int = 1,
 ) -> str:
-    """A numbered table for each data set of a frame, and below it where it comes from.
+    """A numbered table for each data set of a frame, and below it where it comes from; all but the first are folded.
+
+    A data set for which `make` gives too few rows has no table.
 
     Args:
         rows: a frame of `lscl.results`, or a part of one.
         make: makes the table from the rows of one data set.
         caption: markdown; the name of the data set is added to it.
         name: gives the anchor tab-<name>-<data set>.
-        missing: stands in place of a table without rows.
+        missing: stands in place of the tables if there are none.
         note: says where the rows of one data set come from; None = `source_note`.
+        markdown: as for `to_markdown`.
+        least: how many rows a table needs; 2 where one row compares nothing.
 
     Returns:
         markdown; `missing` if there are no rows at all.
@@ -163,11 +182,12 @@ def tables_by_dataset(
     for dataset in sorted(rows["dataset"].unique()):
         part, title = rows[rows["dataset"] == dataset], DATASET_LABELS[dataset]
         table = make(part)
-        if table.empty:
-            parts.append(f"{title}: {missing}")
+        if table.empty or len(table) < least:
             continue
         anchor = f"tab-{name}-{dataset.replace('_', '-')}"
-        parts.append(f"{numbered_table(table, f'{caption}, {title}.', anchor)}\n\n{(note or _one_set_of_images)(part)}")
+        made = numbered_table(table, f"{caption}, {title}.", anchor, markdown=markdown)
+        text = f"{made}\n\n{(note or _one_set_of_images)(part)}"
+        parts.append(folded(f"The same on {title}", text) if parts else text)
     return "\n\n".join(parts) or missing
 
 

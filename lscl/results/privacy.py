@@ -1,5 +1,6 @@
 """The records of attacked runs (`lscl privacy`) as tidy tables, and what each system sends in words."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from lscl.experiments.privacy.measure import read_privacy
 from lscl.registry import METHODS
 from lscl.results.labels import label_of, methods_in_order
 from lscl.results.markdown import commits_of, join_distinct, seeds_of, small_print
-from lscl.results.statistics import mean_with_interval
+from lscl.results.statistics import estimate
 
 ABOUT = ["dataset", "profile", "method", "label", "seed", "defence", "epsilon", "unit", "task", "seen", "mb_up"]
 UPPER = "upper bound"  # in what an attacker knows: more than any server does
@@ -172,8 +173,9 @@ def fewer_digits(form: str) -> Callable[[pd.Series], str]:
     """A mean with half of its 95 % interval over the seeds, in a form of numbers, for `agg` of pandas."""
 
     def text(values: pd.Series) -> str:
-        found = mean_with_interval(100 * np.asarray(values, float)).split(" ± ")
-        return " ± ".join(format(float(one) / 100, form) if one != "–" else one for one in found)
+        found = estimate(values)
+        numbers = (found.mean, found.half_width)[: 1 + (found.n > 1)]
+        return "–" if math.isnan(found.mean) else " ± ".join(format(one, form) for one in numbers)
 
     return text
 

@@ -8,7 +8,9 @@ import pandas as pd
 from lscl import files, paths
 from lscl.errors import LsclError
 from lscl.registry import METHODS
+from lscl.results.frames import just_learned_rows
 from lscl.results.labels import paper_names
+from lscl.results.statistics import estimate
 
 AT_THE_END = "all tasks, at the end"
 
@@ -120,6 +122,29 @@ def add_published_table2(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFr
         }
     theirs = pd.DataFrame.from_dict(rows, orient="index")
     return pd.concat([table, theirs])[list(table.columns)].fillna("–").rename_axis("variant")
+
+
+def beside_published(scores: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy on the task just learned, mean over the tasks: the paper's Table 1 and ours, as slopes join them.
+
+    Args:
+        scores: rows of `lscl.results.frame` on one data set, under the paper's score.
+
+    Returns:
+        pandas.DataFrame: a row per system that both have, its label in the index (the first of a system's rows);
+            columns "published" and "measured here" (%), and "text", the measured one with its interval.
+    """
+    (dataset,), theirs = scores["dataset"].unique(), published_table1()
+    theirs = theirs[theirs["dataset"] == dataset].groupby("method")["accuracy"].mean()
+    first = scores.drop_duplicates("method").set_index("label")["method"]
+    learned = just_learned_rows(scores[scores["label"].isin(first.index)])
+    ours = learned.groupby(["label", "seed"], sort=False)["accuracy"].mean().groupby("label", sort=False).agg(estimate)
+    rows = {
+        label: {"published": theirs[first[label]], "measured here": found.mean, "text": str(found)}
+        for label, found in ours.items()
+        if first[label] in theirs
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["published", "measured here", "text"])
 
 
 def coverage(methods: Iterable[str]) -> str:

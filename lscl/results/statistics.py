@@ -1,6 +1,7 @@
 """Statistics of a few values, one per seed: means with intervals, paired differences, corrected p values.
 
-"±" means one thing in all tables and figures: half the width of the 95 % t interval of the mean.
+"±" means one thing in all tables and figures: half the width of the 95 % t interval of the mean. A number has as many
+digits as that interval allows.
 """
 
 import math
@@ -15,10 +16,9 @@ from scipy import stats
 from lscl.errors import LsclError
 from lscl.results.labels import MASK_LABELS
 
-ONE_SEED = "with one seed nothing can be concluded"
-TIED = "not told apart from it by these seeds, the interval holding zero"
-APART = "told apart from it, the interval leaving out zero"
-VERDICTS = (ONE_SEED, TIED, APART)
+ONE_SEED = "one seed"
+TIED = "the interval contains zero"
+APART = "the interval excludes zero"
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,43 @@ class Estimate:
     half_width: float
     p: float = math.nan
 
+    @property
+    def decimals(self) -> int:
+        """How many decimals the interval allows: two digits of a half-width that begins with 1.00 to 3.54, else one.
+
+        This is the rule of the Particle Data Group, with at most two decimals. One value, or equal ones, have one.
+        """
+        if not self.half_width > 0 or math.isinf(self.half_width):
+            return 1
+        exponent = math.floor(math.log10(self.half_width))
+        leading = self.half_width / 10**exponent
+        return min(2, max(0, (1 if leading < 3.55 else 0) - exponent))
+
+    def _text(self, value: float, sign: str = "") -> str:
+        return format(value, f"{sign}z.{self.decimals}f")  # z: a zero has no minus
+
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.half_width:.1f}" if self.n > 1 else f"{self.mean:.1f}"
+        return f"{self._text(self.mean)}{self._spread}"
+
+    @property
+    def signed(self) -> str:
+        """The mean with its sign, ± half of the 95 % interval: how a difference is written."""
+        return f"{self._text(self.mean, '+')}{self._spread}"
+
+    @property
+    def _spread(self) -> str:
+        return f" ± {self._text(self.half_width)}" if self.n > 1 else ""
 
     @property
     def interval(self) -> str:
         """The 95 % interval as text."""
-        return (
-            f"{self.mean - self.half_width:.1f} to {self.mean + self.half_width:.1f}"
-            if self.n > 1
-            else "one seed, none"
-        )
+        if self.n == 1:
+            return "one seed, none"
+        return f"{self._text(self.mean - self.half_width)} to {self._text(self.mean + self.half_width)}"
 
     @property
     def verdict(self) -> str:
-        """What a difference allows to say: an entry of VERDICTS."""
+        """What a difference allows to say: ONE_SEED, TIED or APART."""
         if self.n == 1:
             return ONE_SEED
         return TIED if abs(self.mean) <= self.half_width else APART
@@ -106,21 +128,18 @@ def estimates(by_seed: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
     return table
 
 
-def gap_text(differences: pd.Series, by: str | list[str], head: str, interval: str = "95 % interval") -> pd.DataFrame:
-    """The mean of paired differences and its 95 % interval, as two columns of text.
+def gap_text(differences: pd.Series, by: str | list[str], head: str) -> pd.DataFrame:
+    """The mean of paired differences ± half of its 95 % interval, as a column of text.
 
     Args:
         differences: one value in points per seed and row of the table.
         by: the levels of its index that name the table's rows.
-        head: the name of the first column.
-        interval: the name of the second column.
+        head: the name of the column.
 
     Returns:
         a row per name.
     """
-    gaps = {name: estimate(values) for name, values in differences.groupby(by, sort=False)}
-    table = {name: {head: f"{gap.mean:+.1f}", interval: gap.interval} for name, gap in gaps.items()}
-    return pd.DataFrame.from_dict(table, orient="index")
+    return differences.groupby(by, sort=False).agg(lambda values: estimate(values).signed).to_frame(head)
 
 
 def differences_from(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
@@ -140,9 +159,10 @@ def differences_from(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
 
 
 def paired_tests(differences: pd.DataFrame) -> pd.DataFrame:
-    """Paired t tests as a table: a row per column of `differences`, and n.
+    """Paired differences as a table: a row per column of `differences`, and n.
 
-    Under every score stand the difference in points, its 95 % interval, and the p value, corrected for all rows (Holm).
+    Under every score stand the difference in points ± half of its 95 % interval, and the p value of the paired t test,
+    corrected for all rows (Holm).
 
     Args:
         differences: index (mask, seed), a column per row of the table, NaN where a seed is missing.
@@ -151,38 +171,30 @@ def paired_tests(differences: pd.DataFrame) -> pd.DataFrame:
     for mask, found in differences.groupby(level="mask", sort=False):
         gaps = {name: estimate(values.dropna()) for name, values in found.items()}
         table["n"] = {name: str(gap.n) for name, gap in gaps.items()}
-        table[f"{MASK_LABELS[mask]}, points"] = {name: f"{gap.mean:+.1f}" for name, gap in gaps.items()}
-        intervals = {name: gap.interval if gap.n > 1 else "–" for name, gap in gaps.items()}
-        table[f"95 % interval, {MASK_LABELS[mask]}"] = intervals
+        table[f"{MASK_LABELS[mask]}, points"] = {name: gap.signed for name, gap in gaps.items()}
         table[f"p, {MASK_LABELS[mask]}"] = dict(zip(gaps, map(p_text, holm([gap.p for gap in gaps.values()]))))
     return table
 
 
 def compare_with(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
-    """Mean, n and 95 % interval of every column, and its paired difference from one of them, seed by seed.
+    """The mean of every column, and its paired difference from one of them, seed by seed.
 
     Args:
         by_seed: one row per seed, a column per row of the table.
         first: the column that the others are compared with.
 
     Returns:
-        a row per column; the difference has its 95 % interval, the p value of the paired t test, and that value after
-        Holm's correction for all rows. A column without a seed in common with `first` has dashes there.
+        A row per column: n, the mean, and the difference, both ± half of their 95 % intervals, and the p value of the
+        paired t test after Holm's correction for all rows. A column without a seed in common with `first` has dashes.
     """
-    found = {name: estimate(values.dropna()) for name, values in by_seed.items()}
     gaps = {name: estimate(values.dropna()) for name, values in differences_from(by_seed, first).items()}
     corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()])))
     rows = {}
-    for name, one in found.items():
-        rows[name] = {"mean %": f"{one.mean:.1f}", "n": str(one.n), "95 % interval": one.interval}
-        if name not in gaps:
-            rows[name] |= dict.fromkeys((f"minus {first}", "95 % interval of the difference", "p", "p, Holm"), "–")
-            continue
-        rows[name] |= {
-            f"minus {first}": f"{gaps[name].mean:+.1f}",
-            "95 % interval of the difference": gaps[name].interval,
-        }
-        rows[name] |= {"p": p_text(gaps[name].p), "p, Holm": p_text(corrected[name])}
+    for name, values in by_seed.items():
+        one = estimate(values.dropna())
+        rows[name] = {"n": str(one.n), "mean %": str(one)}
+        rows[name][f"minus {first}, points"] = gaps[name].signed if name in gaps else "–"
+        rows[name]["p, Holm"] = p_text(corrected[name]) if name in gaps else "–"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
 
 

@@ -93,7 +93,7 @@ def describe_state(study: Study) -> str:
     lines = []
     for dataset in study.datasets:
         found, missing = select(study.found, dataset=dataset), [one for one in study.missing if one.dataset == dataset]
-        text = f"all {len(found)} runs are measured." if not missing else _missing(study, found, missing)
+        text = f"all {len(found)} runs are recorded." if not missing else _missing(study, found, missing)
         lines.append(f"- {DATASET_LABELS[dataset]}, profile `{study.profile}`: {text}")
     return "\n".join(lines)
 
@@ -102,14 +102,7 @@ def _missing(study: Study, found: list[Record], missing: list[Experiment]) -> st
     seeds, total = sorted({one.seed for one in missing}), len(found) + len(missing)
     command = f"lscl sweep {study.name} --dataset {missing[0].dataset} --profile {study.profile}"
     command += "" if seeds == SEEDS else f" --seeds {','.join(map(str, seeds))}"
-    text = f"**Not yet measured: {len(missing)} of {total} runs of this study.** `{command}` makes them."
-    if not found:
-        return text
-    shown = {variant_of(one, study.name) for one in found}
-    without = [name for name in rows_in_order(study.name, study.profile) if name not in shown]
-    return f"{text} So the tables have {len(found)} runs" + (
-        f", and no row for: {', '.join(without)}." if without else "."
-    )
+    return f"**{len(found)} of {total} runs are recorded.** `{command}` makes the rest."
 
 
 def variant_of(record: Record, study: str) -> str | None:
@@ -164,7 +157,7 @@ def rows_in_order(study: str, profile: str) -> list[str]:
 
 
 def beside_every_block(table: pd.DataFrame) -> pd.DataFrame:
-    """The writers by regime, sorted; one that adapts nothing has no block and stands beside every block.
+    """The writers by regime, sorted; one that adapts nothing has no block and is listed with every block.
 
     Args:
         table: rows of the study "regimes" with the columns images_per_class and block.

@@ -4,7 +4,9 @@ import pandas as pd
 
 from lscl.results.frames import changes, final_rows
 from lscl.results.labels import COST_LABELS, HEAD_LABELS, MASK_LABELS, SCORE_HEADS, SCORES
-from lscl.results.statistics import estimates, gap_text
+from lscl.results.statistics import estimate, estimates, gap_text
+
+COUNTED = ("mb_up", "mb_down", "trained_parameters", "cpu_minutes")  # the costs that systems are compared by
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -46,6 +48,34 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     return format_numbers(costs.groupby("label", sort=False)[list(COST_LABELS)].mean(), COST_LABELS).rename_axis(
         "label"
     )
+
+
+def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:
+    """What every other system costs, as multiples of the first one's.
+
+    Bytes and parameters are counted. Processor time is measured, so it has a "≈" where the 95 % interval of the paired
+    difference contains zero, or where there is one seed.
+
+    Args:
+        costs: rows of `lscl.results.costs_frame` on one data set.
+
+    Returns:
+        a row per other system; a dash where the first one spends nothing, or where a number was not measured.
+    """
+    counted = [COST_LABELS[cost][0] for cost in COUNTED]
+    by_seed = costs.pivot_table(list(COUNTED), "seed", "label", sort=False, dropna=False)
+    first, *others = costs["label"].unique()
+    rows = {}
+    for name in others:
+        row = []
+        for cost in COUNTED:
+            pairs = by_seed[cost].reindex(columns=[first, name]).dropna()
+            ours, theirs = pairs[first], pairs[name]
+            gap = theirs - ours
+            unsure = cost == "cpu_minutes" and len(gap) > 0 and estimate(gap).side == 0
+            row.append(f"{'≈ ' if unsure else ''}{theirs.sum() / ours.sum():.2g}" if ours.any() else "–")
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index", columns=counted).rename_axis("label")
 
 
 def format_numbers(numbers: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:

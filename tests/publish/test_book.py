@@ -81,9 +81,10 @@ def test_included_tables_exist(path):
 @notebooks
 def test_pictures_in_notebooks_have_alt_text_and_caption(path):
     for cell in read(path)["cells"]:
-        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+        drawn = bool(kinds & {"image/png", "image/svg+xml"})
         calls = cell["cell_type"] == "code" and re.search(
-            r"^figures\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
+            r"^(figures|comparisons)\.(?!cls_attention)", source(cell).strip().splitlines()[-1]
         )
         if drawn or calls:
             settings = cell["metadata"].get("mystnb", {})
@@ -141,7 +142,8 @@ def test_notebooks_show_and_the_library_computes(path):
     for cell in code:
         tags = cell["metadata"]["tags"]
         own = "own-code" in tags and path.stem == "10_build_on_it"  # what a reader would write: a method takes about 20
-        limit = 22 if own else 10 if of_results and "hide-input" not in tags else 16
+        visible = not {"hide-input", "remove-input"} & set(tags)
+        limit = 22 if own else 14 if of_results and visible else 24
         statements = ast.parse(source(cell)).body
         imported = [one for one in statements if isinstance(one, ast.Import | ast.ImportFrom)]
         written = [line for line in source(cell).splitlines() if line.strip() or not own]

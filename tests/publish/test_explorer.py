@@ -47,6 +47,7 @@ def test_the_page_holds_its_data():
 
 
 def test_every_look_has_a_name_in_the_browser():
-    looks = [explorer._look(number) for number in range(16)]
+    looks = [explorer._look(figures.line_style(number)) for number in range(16)]
     assert len({tuple(look.values()) for look in looks}) == 16
+    assert [look["coloured"] for look in looks] == [True] * 8 + [False] * 8
     assert {look["symbol"] for look in looks} == {explorer.PLOTLY_SYMBOLS[marker] for marker in figures.MARKERS}

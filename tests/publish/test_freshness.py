@@ -37,18 +37,18 @@ def each(kind):
 
 @pytest.fixture
 def save(places):
-    """save(study, seed, method): the path of a record of the last run of a named set, or of the first of a method.
+    """save(study, seed, method, profile): a record of the last run of a named set, or of the first of a method.
 
     The first one of a study may be a row of the main table, too.
     """
 
-    def write(study, seed=42, method=None):
-        runs = runs_of(study, {"profile": "mini", "dataset": "cifar100"}, [seed], [method] if method else ())
+    def write(study, seed=42, method=None, profile="mini"):
+        runs = runs_of(study, {"profile": profile, "dataset": "cifar100"}, [seed], [method] if method else ())
         config = runs[0 if method else -1]
         one = record(config.method, seed, tasks=config.tasks_run, clients=config.clients)
         about = {"name": config.name, "config_digest": config.digest, "trained_parameters": [1] * config.clients}
-        about["config"] = {**config.values_read(), "threads": 1}
-        path = records.folder("mini") / f"{config.name}.json"
+        about |= {"config": {**config.values_read(), "threads": 1}, "profile": profile}
+        path = records.folder(profile) / f"{config.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             json.dumps({name: value for name, value in {**one, **about}.items() if name != "overrides"}),
@@ -81,7 +81,8 @@ def put(places, save):
 
     def write(entry):
         if entry.startswith(STUDY):
-            return save(entry.rpartition("/")[2])
+            profile, _, study = entry.removeprefix(STUDY).partition("/")
+            return save(study, profile="mini" if profile.startswith("{") else profile)
         path = places / "results" / entry.replace("*", "one")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("[1]", encoding="utf-8")

@@ -36,4 +36,4 @@ def test_it_makes_its_runs_and_shows_them_beside_the_committed_records(repositor
     assert all(cell.execution_count for cell in cells) and not any(output.output_type == "error" for output in outputs)
     shown = "".join(str(output.get("data", {})) for output in outputs)
     assert "KeptModel(glyphs--fed_lscl--s42--" in shown and "The client calls" in shown
-    assert "Fed-LSCL" in shown and "image/png" in shown and "profile `mini`" in shown
+    assert "Fed-LSCL" in shown and "image/svg+xml" in shown and "profile `mini`" in shown

@@ -321,6 +321,13 @@ def test_the_interactive_figure(page):
     assert any("published" in name for name, _ in lines())
     page.get_by_role("combobox", name="against").select_option("MB up")
     assert all(count == 1 for _, count in lines())
-    page.locator("#explore-plot .legendtoggle").first.click()
-    page.wait_for_function("document.getElementById('explore-plot').data[0].visible === 'legendonly'")
+    everybody = len(lines())
+    page.locator(".explore input[type=checkbox]").first.press("Space")  # by keyboard
+    page.wait_for_function(f"document.getElementById('explore-plot').data.length === {everybody - 1}")
+    page.locator(".explore details summary").press("Enter")
+    assert page.locator(".explore details tbody tr").count() == everybody - 1
+    page.get_by_role("button", name="as in the paper's Table 1").press("Enter")
+    assert page.get_by_role("combobox", name="score").input_value() == "task-masked"
+    published = "document.getElementById('explore-plot').data.filter(one => one.name.endsWith('published'))"
+    assert page.evaluate(f"{published}.length > 0 && {published}.every(one => one.visible !== 'legendonly')")
     assert page.wrong == []

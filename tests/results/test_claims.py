@@ -4,13 +4,14 @@ import math
 
 import pandas as pd
 import pytest
+from made_records import record
 
 from lscl import results
 from lscl.errors import LsclError
 from lscl.experiments import sweeps
 from lscl.methods.parts import fed_lscl_studies
-from lscl.results import claims, frames, studies
-from lscl.results.claims import AGREES, CONTRADICTS, OPEN, Claim
+from lscl.results import claims, studies
+from lscl.results.claims import Claim
 from lscl.results.labels import label_of
 from lscl.results.statistics import Estimate
 
@@ -18,18 +19,33 @@ pytestmark = pytest.mark.usefixtures("published")
 
 
 @pytest.mark.parametrize(
-    ("sign", "margin", "mean", "expected"),
+    ("margin", "mean", "published", "kind", "words"),
     [
-        (1, 0, -3, AGREES), (1, 0, 3, CONTRADICTS), (1, 0, -0.5, OPEN), (1, 0, 0.5, OPEN),  # "is worse"
-        # "is less than a point better"
-        (1, 1, -3, AGREES), (1, 1, -0.1, AGREES), (1, 1, 0.5, OPEN), (1, 1, 2.5, CONTRADICTS),
-        (-1, 1, 3, AGREES), (-1, 1, -2.5, CONTRADICTS), (-1, 1, -0.5, OPEN),  # "is less than a point worse"
+        (0, 3, (), "agrees", "agrees"), (0, -3, (), "contradicts", "the sign is the opposite"),
+        (0, 0.5, (), "open", "both answers"), (0, -0.5, (), "open", "both answers"),
+        (1, 0.1, (), "agrees", "agrees"), (1, -0.5, (), "open", "both answers"),
+        (1, -2.5, (), "contradicts", "contradicted"),
+        # the size weighs as much as the sign
+        (0, 3, (4.0, 50.0), "agrees", "similar size"), (0, 3, (120.0, 150.0), "smaller", "same sign, 40 times smaller"),
+        (0, 3, (6.1,), "smaller", "same sign, 2.0 times smaller"), (0, 3, (1.0,), "agrees", "agrees, 3.0 times larger"),
+        (0, 0.5, (30.0,), "absent", "no effect seen; at most 1/20 of the paper's"),
+        (0, 0.5, (2.0,), "open", "both answers"),
+        (0, -1.0, (30.0,), "absent", "no effect seen"), (0, -3, (30.0,), "contradicts", "the sign is the opposite"),
+        (0, 3, (-4.0,), "agrees", "agrees"),
     ],
 )  # fmt: skip
-def test_the_interval_decides(sign, margin, mean, expected):
-    claim = Claim("", "", "a", "b", sign, margin)
-    assert claim.verdict(Estimate(mean, 3, 1.0)) == expected
-    assert claim.verdict(Estimate(mean, 1, math.nan)) == OPEN
+def test_sign_and_size_make_the_verdict(margin, mean, published, kind, words):
+    claim = Claim("", "", "a", "b", 1, margin)
+    found = claim.weigh(Estimate(mean, 3, 1.0), published)
+    assert found[0] == kind and found[1].endswith(words) and kind in claims.KINDS
+    assert claim.weigh(Estimate(mean, 1, math.nan), published) == ("open", "open: one seed")
+
+
+def test_effects_are_points_in_favour_of_the_claim():
+    table = pd.DataFrame({"a": [70.0, 71], "b": [80.0, 80]})
+    worse, better = Claim("a is worse than b", "", "a", "b"), Claim("a is better than b", "", "a", "b", -1)
+    assert worse.effects(table).tolist() == [10, 9] and better.effects(table).tolist() == [-10, -9]
+    assert worse.effects(table[["a"]]).empty
 
 
 @pytest.mark.parametrize("profile", sweeps.PLANS)
@@ -53,39 +69,35 @@ def test_the_last_quarter_of_the_blocks():
         claims.claims_of("block", "mini")
 
 
-def by_seed(mask="task"):
-    """The final accuracies of the ablations that are recorded, a row per seed and a column per variant."""
-    scores = results.frame("mini", study="ablations")
-    return frames.final_rows(scores[scores["mask"] == mask]).pivot_table("accuracy", "seed", "variant", sort=False)
+def board(study="ablations"):
+    return claims.scoreboard(study, "mini", results.frame("mini", study=study)).set_index(claims.CLAIM)
 
 
-def sections(text):
-    """Verdict -> its statements, one per line, of a list that `claims.judge` wrote."""
-    parts = (part.split(":**\n") for part in text.removeprefix("- **").split("\n- **"))
-    return {
-        verdict: statements
-        for verdict, statements in parts
-        if all(line.startswith("  - ") for line in statements.splitlines())
-    }
-
-
-def test_statements_are_sorted(put):
+def test_every_claim_with_runs_has_its_row(put):
     for seed, noise in ((42, 0), (1999, 0.2), (2024, -0.2)):
         put(80, seed=seed)
         put(70 + noise, {"o2d": "none"}, seed)
         put(85 + noise, {"continual": "none"}, seed)
         put(80 + 5 * noise, {"collaboration": "static"}, seed)
     put(60, {"collaboration": "cnn"})
-    found = sections(claims.judge("ablations", "mini", by_seed()))
-    assert list(found) == [*claims.JUDGEMENTS, "Not yet measured"]
-    agrees, contradicts, still_open, missing = found.values()
-    assert "no O2D minus whole is -10.0 points (95 % interval -10.5 to -9.5, n = 3)" in agrees
-    assert "no SM-CF minus whole is +5.0" in contradicts
-    assert "one static update" in still_open and "CNN alone minus whole is -20.0 points (one seed)" in still_open
-    assert "without both" in missing
+    found = board()
+    assert list(found["kind"]) == ["smaller", "contradicts", "open", "open"]
+    row = found.loc["without O2D the system is worse"]
+    assert row.tolist() == [
+        "Table 2", "3", "+10.0 ± 0.5", "+39.1 to +59.5", "same sign, 3.9 times smaller", "+10.0 ± 0.5", "smaller",
+    ]  # fmt: skip
+    assert found.loc["without SM-CF it is worse", claims.OURS] == "-5.0 ± 0.5"
+    assert found.loc["without the large model it is worse", ["n", "verdict"]].tolist() == ["1", "open: one seed"]
+    assert found.loc["an update written per image is better than one static update", claims.THEIRS] == "–"
+    said = claims.summary(found.reset_index(), 24)
+    assert said.startswith(
+        "Claims tested so far: 4. Verdicts: **right sign but at least 2 times smaller** 1, **contradiction** 1, "
+        "**open** 2. 20 of 24 claims still need runs."
+    )
+    assert claims.summary(found, len(found)).endswith("**open** 2.")
     assert claims.compare_losses(results.frame("mini", study="ablations")).endswith(
-        "lie 39.1 to 59.5 points below its whole one. "
-        "Of the 4 variants measured here the lowest beside ours is *CNN alone*, -20.0 points."
+        "are 39.1 to 59.5 points below the whole one. "
+        "Of the 4 variants measured here, *CNN alone* has the lowest mean: -20.0 points from our whole system."
     )
 
 
@@ -94,41 +106,37 @@ def test_components_are_judged_by_all_their_subsets(put):
         for place, change in enumerate(fed_lscl_studies.ABLATIONS[label] for label in studies._SUBSETS):
             static, without_smcf = "collaboration" in change, "continual" in change
             put(70 + (4 + noise) * static - 2 * without_smcf + (noise if place % 2 else -noise), change, seed)
-    added = studies.component_effects(by_seed())
-    written, smcf, o2d = (added.loc[[42, 1999, 2024], studies.FACTORS[key]].tolist() for key in "WSO")
-    assert (
-        written == pytest.approx([-4, -4.1, -3.9])
-        and smcf == pytest.approx([2, 2, 2])
-        and o2d == pytest.approx([0, -0.2, 0.2])
-    )
-    agrees, contradicts, still_open, _ = sections(claims.judge("ablations", "mini", by_seed())).values()
-    assert (
-        "SM-CF makes the system better, on average over the other components (Table 2): SM-CF: on average +2.0 points"
-        in agrees
-    )
-    assert (
-        "a static one, on average over the other components (section 4.2): "
-        "written per image, not static: on average -4.0 points" in contradicts
-    )
-    assert "O2D: on average +0.0 points" in still_open
+    found = board()
+    about = "{}, on average over the other components"
+    written, smcf, o2d = (found.loc[about.format(says), [claims.OURS, "kind"]].tolist() for _, says, _ in claims._ADDS)
+    assert written == ["-4.00 ± 0.25", "contradicts"] and smcf == ["+2.0 ± 0.0", "agrees"] and o2d[1] == "open"
 
 
-def test_both_scores_of_each_data_set(put):
-    for seed in (42, 1999):
+def test_systems_are_compared_on_the_task_just_learned_as_in_the_papers_table(put):
+    rows = [record(seed=seed, score=80) for seed in (1, 2)] + [
+        record("lorm", seed=seed, score=70 + seed) for seed in (1, 2)
+    ]
+    scores = results.frame([*rows, record("fedavg_vit", seed=1, score=90)])
+    found = claims.scoreboard("table1", "mini", scores).set_index(claims.CLAIM)
+    row = found.loc["Fed-LSCL is more accurate than LoRM"]
+    assert row[["n", claims.OURS, claims.THEIRS, "source"]].tolist() == ["2", "+8 ± 6", "+10.5", "Table 1"]
+    assert row["verdict"] == "agrees, with an effect of similar size"
+    assert found.loc["Fed-LSCL is more accurate than FedAvg + ViT", claims.OURS] == "-10.0" and len(found) == 2
+
+
+def test_a_single_claim_is_a_sentence(put):
+    for seed, noise in ((42, 0), (1999, 0.1)):
         put(80, seed=seed)
-        put(70, {"o2d": "none"}, seed)
-    text = claims.judge_datasets(studies.collect("ablations", "mini"), results.frame("mini", study="ablations"))
-    parts = text.split("\n\n")
-    assert parts[::2] == ["**CIFAR-100, task-masked**", "**CIFAR-100, class-incremental**"]
-    assert all("no O2D minus whole is -10.0 points" in part for part in parts[1::2])
+        put(80 + noise, sweeps.variants("cnns", "mini")[fed_lscl_studies.CNNS[1]], seed)
+    said = claims.sentences(claims.scoreboard("cnns", "mini", results.frame("mini", study="cnns")))
+    assert said.startswith("- clients may choose their CNN: the loss is less than 1 point (Fig. 4): +0.0 ± 0.6 points")
+    assert said.endswith("Verdict: agrees.")
 
 
 def test_without_records_nothing_is_claimed():
-    nothing = results.frame("mini", study="cnns")
-    assert claims.judge_datasets(studies.collect("cnns", "mini"), nothing) == (
-        "**CIFAR-100**\n\n- **Not yet measured:**\n"
-        "  - clients may choose their CNN: the loss is less than 1 point (Fig. 4)"
-    )
+    nothing = claims.scoreboard("cnns", "mini", results.frame("mini", study="cnns"))
+    assert nothing.empty and list(nothing.columns) == claims.BOARD and claims.sentences(nothing) == ""
+    assert claims.summary(nothing, 24).startswith("No claim is tested yet. 24 of 24 claims still need runs.")
 
 
 def test_losses_need_a_published_table_and_a_variant(put):

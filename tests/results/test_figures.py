@@ -1,6 +1,8 @@
 """Every figure function draws the values that it was given, each under its own name."""
 
 import io
+import re
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
 from lscl.results import figures
+from lscl.results.labels import label_of
 
 draw = np.random.default_rng(0)
 IMAGES = draw.integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -34,6 +37,11 @@ def accuracies(values, masks=("task", "seen")):
             for task, value in enumerate(line)
         ]
     )
+
+
+def variants(values, masks=("task", "seen")):
+    """The same for the variants of one system."""
+    return accuracies(values, masks).rename(columns={"label": "variant"})
 
 
 def gaps(masks=("task", "seen"), **columns):
@@ -114,7 +122,7 @@ FIGURES = {
     "paired_differences": lambda: figures.paired_differences(gaps(x=[1.0, 2, 3], y=[2.0, np.nan, np.nan]), "points"),
     "classes_of_clients": lambda: figures.classes_of_clients(classes({"a": [[10.0, 30], [50, 70]]}), ["a", "b"], "%"),
     "traffic_by_task": lambda: figures.traffic_by_task({"up": TRAFFIC, "down": TRAFFIC * 2}, "MB"),
-    "stacked_bars": lambda: figures.stacked_bars(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
+    "log_dots": lambda: figures.log_dots(pd.DataFrame({"a": [1, 3], "b": [2, 4]}, index=["x", "y"]), "minutes"),
     "growth": lambda: figures.growth(GROWTH, "cpu_seconds", "seconds"),
     "labelled_points": lambda: figures.labelled_points(
         pd.DataFrame({"MB": [0, 3], "%": [50, 55]}, index=["a", "b"]), "MB", "%"
@@ -155,18 +163,12 @@ def test_bars_stand_over_their_group_and_carry_their_value():
     assert legend == colours
 
 
-def test_stacked_bars_begin_where_the_part_before_ends():
-    (axes,) = figures.stacked_bars(
-        pd.DataFrame({"train": [1, 3], "evaluate": [2, 4]}, index=["x", "y"]), "minutes"
-    ).axes
-    names = [text.get_text() for text in axes.get_yticklabels()]
-    drawn = {
-        bars.get_label(): {
-            names[round(bar.get_y() + bar.get_height() / 2)]: (bar.get_x(), bar.get_width()) for bar in bars
-        }
-        for bars in axes.containers
-    }
-    assert drawn == {"train": {"x": (0, 1), "y": (0, 3)}, "evaluate": {"x": (1, 2), "y": (3, 4)}}
+def test_a_row_has_a_dot_for_each_of_its_positive_numbers():
+    rows = pd.DataFrame({"train": [1.0, 300], "evaluate": [0.0, 4]}, index=["x", "y"])
+    (axes,) = figures.log_dots(rows, "minutes").axes
+    assert axes.get_xscale() == "log" and labels_of(axes.get_yticklabels()) == ["x", "y"] and axes.yaxis_inverted()
+    drawn = {name: (x, y) for name, (x, y) in lines(axes).items()}
+    assert drawn["train"] == ([1, 300], [0, 1]) and drawn["evaluate"][0][1] == 4 and np.isnan(drawn["evaluate"][0][0])
 
 
 def test_shares_of_public_classes():
@@ -177,30 +179,39 @@ def test_shares_of_public_classes():
 
 
 def test_a_curve_is_the_mean_of_its_seeds_with_its_interval():
-    figure = figures.curves(accuracies({"x": [[80, 70], [82, 76]], "y": [[50, 40]]}))
-    assert [axes.get_title() for axes in figure.axes] == ["task-masked", "class-incremental"]
+    figure = figures.curves(variants({"x": [[80, 70], [82, 76]], "y": [[50, 40]]}), "variant")
+    assert [axes.get_title("left") for axes in figure.axes] == ["task-masked", "class-incremental"]
     for axes in figure.axes:
         assert lines(axes) == {"x": ([1, 2], [81, 73]), "y": ([1, 2], [50, 40])}
         (band,) = axes.collections  # one seed has none
         bounds = band.get_paths()[0].vertices
         at_one = bounds[bounds[:, 0] == 1][:, 1]
         assert (at_one.min(), at_one.max()) == pytest.approx((81 - 12.706, 81 + 12.706), abs=1e-2)
-    assert not figures.curves(accuracies({"x": [[80, 70], [82, 76]]}), bands=False).axes[0].collections
+    plain = figures.curves(variants({"x": [[80, 70], [82, 76]]}), "variant", bands=False)
+    assert not plain.axes[0].collections
+
+
+def names_at_ends(axes):
+    """The names that lines have at their ends, from top to bottom."""
+    found = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
+    return [text.get_text() for text in sorted(found, key=lambda text: -text.get_position()[1])]
 
 
 def references(figure):
     """Where the broad line of the best control is, by panel: its x and y."""
     return {
-        axes.get_title(): [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 5]
+        axes.get_title("left") or axes.get_title(): [
+            line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 5
+        ]
         for axes in figure.axes
     }
 
 
 def test_the_best_control_among_the_systems_is_a_broad_line_behind_them():
-    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], "own ridge head": [[66, 60]]})
+    rows = accuracies({"x": [[80, 70]], "federated ridge": [[60, 65], [62, 67]], label_of("local_ridge"): [[66, 60]]})
     figure = figures.curves(rows)
     assert references(figure) == {name: [[[1, 61], [2, 66]]] for name in ("task-masked", "class-incremental")}
-    assert "best without training" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert not figure.legends and names_at_ends(figure.axes[0]) == ["x", "federated ridge", label_of("local_ridge")]
     assert not any(references(figures.curves(accuracies({"x": [[80, 70]]}))).values())
 
 
@@ -208,6 +219,8 @@ def test_figures_of_variants_are_given_their_controls():
     rows, control = accuracies({"x": [[80, 70]]}), accuracies({"anything": [[60, 66]]}, ("seen",))
     found = references(figures.curves(rows.rename(columns={"label": "variant"}), "variant", reference=control))
     assert found == {"task-masked": [], "class-incremental": [[[1, 60], [2, 66]]]}
+    drawn = figures.curves(rows.rename(columns={"label": "variant"}), "variant", reference=control)
+    assert [names_at_ends(axes) for axes in drawn.axes] == [["x"], ["x", "best without training"]]
     both = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", reference={"seen": 4.0})
     assert [[x for x, _ in line] for (line,) in filter(None, references(both).values())] == [[4.0, 4.0]]
     beyond = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", 3, {"seen": 4.0, "task": -2.0})
@@ -219,12 +232,14 @@ def test_figures_of_variants_are_given_their_controls():
 
 def test_a_panel_names_its_data_set_if_that_is_known():
     rows = accuracies({"x": [[80, 70]]}).assign(dataset="cifar100")
-    assert figures.curves(rows).axes[0].get_title() == "CIFAR-100, task-masked"
+    assert figures.curves(rows).axes[0].get_title("left") == "CIFAR-100, task-masked"
 
 
 def test_a_point_stands_at_its_own_values():
     (axes,) = FIGURES["labelled_points"]().axes
     assert lines(axes) == {"a": ([0], [50]), "b": ([3], [55])} and (axes.get_xlabel(), axes.get_ylabel()) == ("MB", "%")
+    assert axes.get_xscale() == "symlog" and labels_of(axes.get_xticklabels())[0] == "0"
+    assert names_at_ends(axes) == ["b", "a"]
 
 
 def test_a_difference_has_its_mean_interval_and_seeds():
@@ -254,7 +269,7 @@ def test_every_score_has_its_own_panel_of_differences():
 def test_every_score_has_its_own_panel_of_curves_and_classes():
     rows = [accuracies({"x": [[80, 70]]}, ("task",)), accuracies({"x": [[30, 20]]}, ("seen",))]
     panels = figures.curves(pd.concat(rows)).axes
-    drawn = {axes.get_title(): lines(axes)["x"][1] for axes in panels}
+    drawn = {axes.get_title("left"): lines(axes)["x"][1] for axes in panels}
     assert drawn == {"task-masked": [80, 70], "class-incremental": [30, 20]}
     rows = [classes({"a": [[90.0]]}, ("task",)), classes({"a": [[40.0]]}, ("seen",))]
     panels = figures.classes_of_clients(pd.concat(rows), ["one"], "%").axes
@@ -297,7 +312,7 @@ def test_traffic_has_a_line_for_each_system_that_sends():
 
 
 def test_growth_is_drawn_by_size_beside_a_linear_one():
-    first, second = FIGURES["growth"]().axes
+    first, second = FIGURES["growth"]().axes[:2]
     assert (first.get_title(), second.get_title()) == ("clients", "tasks")
     assert lines(first) == {"x": ([1, 2], [1, 2]), "y": ([1, 2], [3, 9]), "linear": ([1, 2], [1, 2])}
     assert [list(line.get_ydata()) for line in second.lines] == [[2, 9], [2, 4]]
@@ -454,12 +469,88 @@ def test_no_figure_function_is_left_out():
     assert public == set(FIGURES)
 
 
-def test_a_notebook_gets_a_small_png_on_the_books_ground():
-    data = FIGURES["curves"]()._repr_png_()
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    assert picture.format is None or picture.size > (400, 200)
-    assert "#{:02x}{:02x}{:02x}".format(*picture.getpixel((0, 0))).upper() == figures.GROUND
-    assert len(data) < 60_000
+def contrast(one, other):
+    """The contrast of two colours by WCAG 2."""
+    light = []
+    for colour in (one, other):
+        parts = np.array(mpl.colors.to_rgb(colour))
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        light.append(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return max(light) / min(light)
+
+
+PAGES = figures.PAGE_COLOURS[figures.GROUND]  # the grounds of a light and of a dark page
+
+
+@pytest.mark.parametrize("colour", [*figures.COLOURS, figures.PLAIN])
+def test_data_is_visible_on_light_and_dark_pages(colour):
+    assert min(contrast(colour, page) for page in PAGES) >= 3
+
+
+def test_text_and_axes_are_visible_in_both_modes():
+    for name, least in ((figures.INK, 7), (figures.SOFT, 4.5)):
+        assert min(contrast(*pair) for pair in zip(figures.PAGE_COLOURS[name], PAGES)) >= least
+
+
+def test_a_notebook_gets_one_small_svg_for_both_modes():
+    figure = FIGURES["curves"]()
+    svg = figure._repr_svg_()
+    assert svg.startswith("<svg") and svg == figure._repr_svg_()  # the same bytes every time
+    rules = svg[svg.index("<style>") : svg.index("</style>")]
+    light, dark = rules.split("@media (prefers-color-scheme:dark)")
+    for pair in figures.PAGE_COLOURS.values():
+        assert pair[0] in light and pair[1] in dark
+    body = svg[svg.index("</style>") :].lower()
+    assert not any(colour.lower() in svg[: svg.index("<style>")] + body for colour in figures.PAGE_COLOURS)
+    assert "class-incremental" in svg and "<metadata" not in svg and len(svg) < 40_000
+    used = set(re.findall(r'class="([^"]+)"', body))
+    assert used and all(f".{name}{{" in rules for name in used)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "curves", "paired_differences", "classes_of_clients", "labelled_points", "traffic_by_task", "log_dots",
+        "growth", "trial_slices", "price_of_noise",
+    ],
+)  # fmt: skip
+def test_a_figure_of_results_is_legible_on_a_narrow_page(name):
+    narrow_page_is_legible(FIGURES[name]())
+
+
+def narrow_page_is_legible(figure, width=360, least=7.0):
+    """The smallest text of a figure, in pixels, where the figure is shrunk to a page of 400 pixels with its margins."""
+    figure.draw_without_rendering()
+    shown = [text for text in figure.findobj(mpl.text.Text) if text.get_text().strip() and text.get_visible()]
+    smallest = min(text.get_fontsize() for text in shown)
+    assert smallest * min(1.0, width / (figure.get_figwidth() * 96)) * 96 / 72 >= least
+
+
+def test_no_colour_is_used_twice_and_what_a_figure_is_about_has_one():
+    names = [
+        "Fed-LSCL (O2D exact)",
+        "Fed-LSCL (O2D gradient)",
+        *map(str, range(12)),
+        label_of("local_head"),
+        "federated ridge",
+    ]
+    looks = figures.system_styles(names, "7")
+    colours = [look["color"] for look in looks.values() if look["color"] != figures.PLAIN]
+    assert len(set(colours)) == len(colours) == 4
+    coloured = {name for name, look in looks.items() if look["color"] != figures.PLAIN}
+    assert coloured == {"Fed-LSCL (O2D exact)", "7", label_of("local_head"), "federated ridge"}
+    triples = {(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}
+    assert len(triples) == len(names)
+
+
+def test_names_at_the_ends_keep_their_order_and_do_not_overlap():
+    rows = variants({str(i): [[50, 50 + i / 100]] for i in range(8)}, ("task",))
+    figure = figures.curves(rows, "variant")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert names_at_ends(axes) == [str(i) for i in range(7, -1, -1)]
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
 
 
 def test_the_readers_style_is_left_alone():
@@ -470,7 +561,7 @@ def test_the_readers_style_is_left_alone():
 
 def test_more_systems_than_colours():
     many = {str(i): draw.uniform(size=(2, 3)) for i in range(figures.LOOKS + 2)}
-    drawn = figures.curves(accuracies(many)).axes[0].lines
+    drawn = [line for line in figures.curves(accuracies(many)).axes[0].lines if not line.get_label().startswith("_")]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn}) == figures.LOOKS + 2
 
 

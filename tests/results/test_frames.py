@@ -388,3 +388,17 @@ class TestControls:
         base = shown["variant"].iloc[0]
         assert frames.control_levels(table, shown, base) == {"seen": -10.0, "task": -10.0}
         assert frames.control_levels(table, shown, "nobody") == frames.control_levels(table[:0], shown) == {}
+
+
+def test_the_accuracy_matrix_of_a_system():
+    scores = results.frame([record(score=80, tasks=2), record(seed=1999, score=82, tasks=2), record("lorm", tasks=2)])
+    found = frames.accuracy_matrix(scores[scores["mask"] == "seen"], "Fed-LSCL (O2D exact)")
+    assert found[0, 0] == 51 and np.isnan(found[0, 1]) and found[1].tolist() == [41, 51]
+
+
+def test_a_class_is_public_if_all_clients_have_it():
+    classes = results.classes_frame([record(tasks=1)])  # client 1 has 0 to 7, client 2 has 1 to 8
+    kinds = frames.by_kind_of_class(classes).drop_duplicates("class").set_index("class")["kind"].to_dict()
+    assert kinds == {0: "private", 8: "private"} | {label: "public" for label in range(1, 8)}
+    alone = frames.by_kind_of_class(results.classes_frame([record(tasks=1, clients=1)]))
+    assert set(alone["kind"]) == {"private"}

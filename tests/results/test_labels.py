@@ -1,5 +1,6 @@
 """Names of systems and of the rows of tables."""
 
+import pandas as pd
 from made_records import record
 
 from lscl.federation.metrics import MASKS
@@ -26,3 +27,19 @@ def test_controls_are_known_by_their_labels():
     assert labels.is_training_free(labels.row_label(record("fed_ridge", values={"ridge_features": 2000})))
     trained = [labels.label_of(name) for name, kind in METHODS.items() if kind.trains]
     assert not any(map(labels.is_training_free, [*trained, "", "federated ridges"]))
+
+
+HEAD, RIDGE = labels.label_of("local_head"), labels.label_of("local_ridge")
+ROWS = ["Fed-LSCL (O2D exact)", "Fed-LSCL (O2D gradient)", "LoRM", HEAD, RIDGE, "PILoRA"]
+
+
+def test_figures_show_the_papers_system_the_controls_and_the_best_in_colour():
+    assert labels.highlighted(ROWS) == ["Fed-LSCL (O2D exact)", HEAD, RIDGE]
+    assert labels.highlighted(ROWS, "LoRM")[-1] == "LoRM" and labels.highlighted(ROWS, "nobody") == labels.highlighted(
+        ROWS
+    )
+
+
+def test_the_best_is_neither_the_papers_system_nor_a_control():
+    scores = pd.Series([99.0, 98, 50, 97, 96, 60], index=ROWS)
+    assert labels.best_trained(scores) == "PILoRA" and labels.best_trained(scores.iloc[:2]) is None

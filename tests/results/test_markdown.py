@@ -99,7 +99,9 @@ class TestByDataset:
         empty = markdown.tables_by_dataset(
             results.frame("mini"), lambda part: pd.DataFrame(), "Counts", "x", "nothing yet"
         )
-        assert empty == "CIFAR-100: nothing yet"
+        assert empty == "nothing yet"
+        single = ("Counts", "x", "too few")
+        assert markdown.tables_by_dataset(results.frame("mini"), self.count, *single, least=2) == "too few"
 
     def test_one_table_has_one_set_of_images(self, put, one_line):
         put(80)
@@ -107,6 +109,14 @@ class TestByDataset:
         with pytest.raises(LsclError) as caught:
             markdown.tables_by_dataset(results.frame("mini"), self.count, "Counts", "x")
         one_line(caught, "one data_digest", "d1, d2")
+
+    def test_all_data_sets_but_the_first_are_folded(self):
+        rows = pd.DataFrame({"dataset": ["glyphs", "cifar100"], "variant": ["a", "b"], "accuracy": [1.0, 2.0]})
+        first, second = markdown.tables_by_dataset(rows, self.count, "Counts", "x", note=lambda part: "").split(
+            "::::{", 1
+        )
+        assert "CIFAR-100" in first and second.startswith("dropdown} The same on Glyphs\n\n:::{table} Counts, Glyphs.")
+        assert second.endswith("\n\n::::") and markdown.folded("empty", "") == ""
 
     def test_other_notes(self):
         rows = pd.DataFrame({"dataset": ["imagenet_r"], "variant": ["a"], "accuracy": [1.0]})

@@ -68,8 +68,8 @@ class TestTable1:
         ]
         ours, theirs = table.loc["Fed-LSCL (O2D exact)"], table.loc["Fed-LSCL, published"]
         assert ours["n"] == "2" and theirs["n"] == "–"
-        assert ours["task 1"] == "81.0 ± 12.7"  # 12.706, the t quantile, times 1.414 / 1.414
-        assert ours["all tasks, at the end"] == "73.0 ± 12.7"  # four tasks at 10 less: 81 - 8
+        assert ours["task 1"] == "81 ± 13"  # 12.706, the t quantile, times 1.414 / 1.414
+        assert ours["all tasks, at the end"] == "73 ± 13"  # four tasks at 10 less: 81 - 8
         assert theirs["task 5"] == "96.9"
         assert (
             theirs["all tasks, at the end"] == "89.4"
@@ -108,3 +108,15 @@ def test_coverage_names_what_is_only_quoted():
         "2 of the paper's 12 systems were measured; quoted only: FedAvg, FedProx, FedAvg+L2P, "
     ) and text.endswith("LoRM.")
     assert published.coverage(labels.paper_names().values()) == "All 12 systems of the paper's table were measured."
+
+
+def test_published_and_measured_values_of_the_systems_that_both_have():
+    made = [record(seed=seed, score=80 + seed) for seed in (0, 2)] + [record("local_head"), record("lorm", score=70)]
+    made.append(record(seed=0, score=10, values={"o2d": "sgd"}))  # another row of the first system
+    scores = results.frame(made)
+    table = published.beside_published(scores[scores["mask"] == "task"])
+    assert list(table.index) == ["Fed-LSCL (O2D exact)", "LoRM"]
+    assert table.loc["Fed-LSCL (O2D exact)", "measured here"] == 81 and table.loc["LoRM", "text"] == "70.0"
+    assert table.loc["Fed-LSCL (O2D exact)", "published"] == pytest.approx(97.0454)
+    nothing = scores[scores["method"] == "local_head"]
+    assert published.beside_published(nothing[nothing["mask"] == "task"]).empty

@@ -7,6 +7,7 @@ from made_records import record, with_ridge
 
 from lscl import results
 from lscl.results import tables
+from lscl.results.labels import label_of
 
 OURS = "Fed-LSCL (O2D exact)"
 
@@ -15,9 +16,9 @@ def test_scores():
     table = tables.score_table(results.frame([record(score=80), record(seed=1999, score=82)]))
     assert table.loc[OURS].tolist() == [
         "2",
-        "73.0 ± 12.7",
-        "43.0 ± 12.7",
-        "33.0 ± 12.7",
+        "73 ± 13",
+        "43 ± 13",
+        "33 ± 13",
         "10.0 ± 0.0",
         "-10.0 ± 0.0",
     ]  # 12.706 * 1
@@ -58,12 +59,29 @@ def test_both_heads_stand_side_by_side():
     assert list(table.index) == [OURS]  # nobody has tested the other one's
     assert table.loc[OURS].tolist() == [
         "2",
-        "73.0 ± 12.7",
-        "79.0 ± 25.4",
-        "43.0 ± 12.7",
-        "49.0 ± 25.4",
-        "+6.0",
-        "-6.7 to 18.7",
+        "73 ± 13",
+        "79 ± 25",
+        "43 ± 13",
+        "49 ± 25",
+        "+6 ± 13",
     ]
     assert list(table.columns[1:3]) == ["task-masked %, trained head", "task-masked %, closed-form head"]
     assert tables.heads_table(results.frame([record()], head=None)).empty
+
+
+class TestCostRatios:
+    def test_multiples_of_the_first_and_what_the_seeds_cannot_separate(self):
+        ours = [record(seed=seed, cpu_seconds=60.0 + seed) for seed in (1, 2, 3)]
+        slower = [
+            record("fedavg", seed=seed, cpu_seconds=120.0 + seed * seed, bytes_up=[[0, 0]] * 25) for seed in (1, 2, 3)
+        ]
+        alike = [record("local_head", seed=seed, cpu_seconds=60.0 + 9 * seed * (-1) ** seed) for seed in (1, 2, 3)]
+        table = tables.cost_ratios(results.costs_frame([*ours, *slower, *alike]))
+        assert list(table.columns) == ["MB up", "MB down", "trained parameters", "CPU minutes"]
+        assert table.loc["FedAvg"].tolist() == ["0", "1", "1", "2"]
+        assert table.loc[label_of("local_head"), "CPU minutes"].startswith("≈ ")
+
+    def test_what_was_not_measured_is_a_dash_and_one_system_has_no_multiples(self):
+        old = {key: value for key, value in record("fedavg").items() if key != "cpu_seconds"}
+        assert tables.cost_ratios(results.costs_frame([record(), old])).loc["FedAvg", "CPU minutes"] == "–"
+        assert tables.cost_ratios(results.costs_frame([record()])).empty
