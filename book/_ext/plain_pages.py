@@ -1,15 +1,19 @@
 """A small Sphinx extension for this book.
 
-It puts numbers into sentences, adds figures that are HTML, removes parts of the theme that the book does not want, and
-names the toggles that the theme leaves without a name.
+It puts numbers into sentences, adds figures that are HTML, describes pages to search engines and social networks, removes
+parts of the theme that the book does not want, and names the toggles that the theme leaves without a name.
 """
 
+import html
 import json
 import subprocess
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
+
+from lscl.errors import shorten
+from lscl.publish.first_screen import site_address
 
 
 def setup(app):
@@ -18,8 +22,9 @@ def setup(app):
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
+    app.connect("html-page-context", describe)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
-    return {"env_version": 5, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 6, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 class LiveFigure(SphinxDirective):
@@ -51,6 +56,29 @@ def tidy(app, pagename, templatename, context, doctree):
         context["body"] = context["body"].replace(
             '<div role="list" class="citation-list">', '<div class="citation-list">'
         )
+
+
+def describe(app, pagename, templatename, context, doctree):
+    """Say what a page is about: its first paragraph as description, and the book's image for social networks.
+
+    The image needs an absolute address; without a known site it is left out.
+    """
+    if doctree is None:
+        return
+    first = next((node.astext() for node in doctree.findall(nodes.paragraph) if len(node.astext()) > 60), "")
+    about = {"name": {"description": shorten(first, 300)}, "property": {"og:title": context.get("title", "")}}
+    about["property"] |= {"og:type": "article", "og:site_name": app.config.html_title or app.config.project}
+    about["property"]["og:description"] = shorten(first, 300)
+    site = site_address(app.config.html_theme_options.get("repository_url", ""))
+    if site:
+        about["property"] |= {"og:url": f"{site}{pagename}.html", "og:image": f"{site}_static/social.png"}
+        about["name"]["twitter:card"] = "summary_large_image"
+    context["metatags"] = context.get("metatags", "") + "".join(
+        f'\n<meta {kind}="{name}" content="{html.escape(text, quote=True)}">'
+        for kind, entries in about.items()
+        for name, text in entries.items()
+        if text
+    )
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):

@@ -179,7 +179,7 @@ def test_the_colab_cell_fetches_the_bootstrap_of_the_release_where_it_is_needed(
 
 
 def test_the_address_stands_nowhere_else():
-    """Apart from the notebooks' first cell, which `lscl pages` writes and the test above compares."""
+    """Apart from what `lscl pages` writes: the notebooks' first cell, which the test above compares, and the badges."""
     address = urlsplit(SETTINGS["repository"]["url"])
     assert address.scheme == "https" and len(address.path) > 3
     tracked = subprocess.run(
@@ -190,6 +190,8 @@ def test_the_address_stands_nowhere_else():
         for name in tracked
         if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()
     ]
-    assert [name for name in holding if not name.startswith("notebooks/")] == ["_config.yml"]
+    assert [name for name in holding if not name.startswith("notebooks/")] == ["README.md", "_config.yml"]
+    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- badges:begin -->")
+    assert address.path.strip("/") not in before + rest.partition("<!-- badges:end -->")[2]
     for path in NOTEBOOKS:
         assert path.read_text(encoding="utf-8").count(address.path) == 1
