@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lscl.config import Experiment
+from lscl.data.partition import Partition
+from lscl.data.store import Dataset
 from lscl.errors import LsclError, shorten
 from lscl.experiments.run import prepare
 from lscl.federation.loop import InProcess, federate
@@ -24,6 +27,7 @@ from lscl.federation.payload import Payload, num_bytes
 from lscl.results.labels import label_of
 
 PICTURES = 3  # of each client
+STATES = ("before", "trained", "fused")
 SECONDS, REPEATS = 14, 3
 CLIENT_INKS = ("#0072B2", "#C04E00", "#00795A", "#A64D85", "#8A6D00", "#3B7FA8")
 STEPS = {"train": (0, 24), "up": (24, 42), "server": (42, 66), "down": (66, 84)}  # shares of the time, %
@@ -79,21 +83,46 @@ def played_round(config: Experiment, number: int = 2) -> dict[str, Any]:
     if not 1 <= number < len(rounds):
         raise LsclError(f"round {number} cannot be drawn: the first task has {len(rounds)}, and one must come after it")
     (_, down, up), (_, following, _) = rounds[number - 1 : number + 1]
+    return traced_round(config, data, parts, number, {"before": down, "trained": up, "fused": following})
+
+
+def traced_round(
+    config: Experiment, data: Dataset, parts: Partition, number: int, states: Mapping[str, Mapping[int, Payload]]
+) -> dict[str, Any]:
+    """What crossed in a round of the first task, as `animated_round` takes it.
+
+    Args:
+        config: the run.
+        data: its images.
+        parts: which client has which.
+        number: the round, from 1.
+        states: {client: payload} under "before" (what the clients received), "trained" (what they sent) and "fused"
+            (what they received after it).
+
+    Returns:
+        dict: as `played_round`.
+
+    Raises:
+        LsclError: nothing travels both ways.
+    """
+    down, up = states["before"], states["trained"]
     shared = sorted(set(down[0]) & set(up[0]))
     if not shared:
         raise LsclError(f"method {config.method!r} sends nothing both ways, so a round of it cannot be drawn")
-    states = {"before": down, "trained": up, "fused": following}
-    drawn = lambda k: [int(i) for i in parts.tasks[k][0].train][:: max(1, len(parts.tasks[k][0].train) // PICTURES)]
+    flat = lambda payload: torch.cat([payload[name].detach().cpu().flatten().double() for name in shared])
+    rows = torch.stack([flat(states[name][k]) for name in STATES for k in range(config.clients)])
+    places = np.split(main_plane(rows), len(STATES))
+    spread = lambda images: [int(i) for i in images[:: max(1, len(images) // PICTURES)]][:PICTURES]
     return {
         "label": label_of(config.method),
         "dataset": config.dataset,
         "round": number,
         "sent": sorted(up[0]),
-        "points": {name: found.tolist() for name, found in _places(states, shared).items()},
+        "points": {name: found.tolist() for name, found in zip(STATES, places)},
         "clients": [
             {
                 "classes": [data.classes[label] for label in parts.tasks[k][0].classes],
-                "pictures": [_png(data.train.images[i]) for i in drawn(k)[:PICTURES]],
+                "pictures": [_png(data.train.images[i]) for i in spread(parts.tasks[k][0].train)],
                 "bytes_up": num_bytes(up[k]),
                 "bytes_down": num_bytes(down[k]),
             }
@@ -102,14 +131,18 @@ def played_round(config: Experiment, number: int = 2) -> dict[str, Any]:
     }
 
 
-def _places(states: Mapping[str, Mapping[int, Payload]], names: list[str]) -> dict[str, np.ndarray]:
-    """Every payload as a point: {state: (clients, 2)}, the first axis holding most of their variance."""
-    flat = lambda payload: torch.cat([payload[name].flatten().double() for name in names])
-    rows = torch.stack([flat(payload) for payloads in states.values() for payload in payloads.values()]).numpy()
-    rows = rows - rows.mean(0)
-    flat_rows = rows @ np.linalg.svd(rows, full_matrices=False)[2][:2].T
-    reach = np.abs(flat_rows).max() or 1.0
-    return dict(zip(states, np.round(np.split(flat_rows / reach, len(states)), 4)))
+def main_plane(rows: Tensor) -> np.ndarray:
+    """Vectors as points on the two main axes of all of them, the farthest coordinate being 1.
+
+    Args:
+        rows: (n, D), n at least 2.
+
+    Returns:
+        (n, 2).
+    """
+    centred = (rows - rows.mean(0)).numpy()
+    flat = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    return np.round(flat / (np.abs(flat).max() or 1.0), 4)
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -21,6 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 LIMIT = 250_000  # bytes
+SETUP = "setup"  # tag of the cell that fetches the package, which is folded
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
 
 
@@ -148,6 +149,44 @@ def test_notebooks_show_and_the_library_computes(path):
         lines = len(written) - sum(one.end_lineno - one.lineno + 1 for one in imported)
         assert lines <= limit, source(cell)[:80]
         assert own or not any(isinstance(one, ast.ClassDef) for one in statements)
+
+
+EQUATIONS = {"00": ["1"], "01": [], "02": ["2", "3"], "03": ["4"], "04": ["5", "6"]}  # of the paper, by chapter
+WIDEST = 88  # columns that fit beside the contents in a window of 1200 pixels
+
+
+chapters = pytest.mark.parametrize("path", [one for one in NOTEBOOKS if one.name < "05"], ids=lambda path: path.stem)
+
+
+@chapters
+def test_a_chapter_teaches_in_the_same_order_and_no_cell_is_wider_than_its_page(path):
+    """What you will learn, the paper's equation numbers, an exercise with a folded answer, three lines at the end."""
+    cells = read(path)["cells"]
+    wide = [
+        line
+        for cell in cells
+        if cell["cell_type"] == "code" and SETUP not in cell["metadata"]["tags"]
+        for line in source(cell).splitlines()
+        if len(line) > WIDEST
+    ]
+    assert wide == []
+    words = [source(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    assert "What you will learn:" in words[0] and 2 <= words[0].count("\n- ") <= 5
+    assert "## Exercise" in words[-1] and "<details><summary>Answer</summary>" in words[-1]
+    recap = words[-1].split("## In three lines")[1]
+    assert len(re.findall(r"^- ", recap, re.MULTILINE)) == 3
+    assert re.findall(r"\\tag\{(\d)\}", "\n".join(words)) == EQUATIONS[path.name[:2]]
+
+
+@chapters
+def test_every_code_cell_explains_itself_or_is_folded(path):
+    """Text before it, a comment or docstring in it, or a figure's caption below it; only a folded cell may lack all."""
+    before = ""
+    for cell in read(path)["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        said = before == "markdown" or '"""' in source(cell) or "#" in source(cell) or "mystnb" in cell["metadata"]
+        assert cell["cell_type"] == "markdown" or {"hide-input", "hide-cell"} & set(tags) or said, source(cell)[:80]
+        before = cell["cell_type"]
 
 
 def first_cell(path):
