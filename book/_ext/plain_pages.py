@@ -1,6 +1,6 @@
 """A small Sphinx extension for this book.
 
-It puts numbers into sentences, adds figures that are HTML, describes pages to search engines and social networks, removes
+It puts numbers into sentences, adds figures that are HTML, describes pages to search engines, removes
 parts of the theme that the book does not want, and names the toggles that the theme leaves without a name.
 """
 

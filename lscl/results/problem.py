@@ -1,4 +1,4 @@
-"""The figures and sentences of chapter 0: clients, tasks and rounds on a timeline, and what forgetting means."""
+"""The figures and sentences of the chapters on forgetting: the timeline of clients and tasks, what is kept and lost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lscl.federation.masking import masked_cross_entropy
 from lscl.results.figures import COLOURS, GROUND, INK, SOFT, BookFigure, house_style
+from lscl.results.statistics import estimate
 
 
 @house_style
@@ -162,3 +163,38 @@ def scores_by_hand(
             answer = max(classes, key=lambda one: row[one])
             table[column].append(f"{names[answer]} {'✓' if answer == label else '✗'}")
     return table
+
+
+PROTECTS = {  # by the side of zero on which the interval of what forgetting loses lies
+    1: "**Here Eq. 4 visibly works.**",
+    0: "**These seeds cannot show that Eq. 4 works.**",
+    -1: "**Here Eq. 4 makes forgetting worse.**",
+}
+
+
+def read_protection(
+    forgotten: Mapping[str, Sequence[float]], others: Mapping[str, Mapping[str, Sequence[float]]]
+) -> str:
+    """Whether a term keeps a client from forgetting, and what other accuracies pay for it.
+
+    Args:
+        forgotten: {"with": forgetting in points with the term, "without": the same without it}, one per seed.
+        others: {what: the same for an accuracy, percent}.
+
+    Returns:
+        a verdict and sentences with 95 % intervals, whichever way the seeds went.
+    """
+    kept, free = (np.asarray(forgotten[name], dtype=float) for name in ("with", "without"))
+    less = estimate(free - kept)
+    text = f"Forgetting is {kept.mean():.1f} points with Eq. 4 and {free.mean():.1f} without"
+    if less.n == 1:
+        return f"{text}, in one seed, from which nothing can be concluded."
+    way = "less" if less.mean >= 0 else "more"
+    ends = sorted(abs(less.mean) + sign * less.half_width for sign in (-1, 1))
+    interval = f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}, n = {less.n}"
+    said = [f"{text}: {abs(less.mean):.1f} points {way} ({interval}).", PROTECTS[less.side]]
+    for what, found in others.items():
+        gap = estimate(np.asarray(found["with"], dtype=float) - np.asarray(found["without"], dtype=float))
+        verdict = {1: "higher", 0: "not separable from no change", -1: "lower"}[gap.side]
+        said.append(f"The accuracy on {what} is {verdict}: {gap.mean:+.1f} points (95 % interval {gap.interval}).")
+    return " ".join(said)

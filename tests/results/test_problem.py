@@ -56,3 +56,38 @@ def test_the_two_scores_by_hand_are_those_of_the_library():
     for column, classes in (("its task only", [0, 1]), ("all classes met", [0, 1, 2, 3])):
         answers = mask_logits(torch.from_numpy(scores), torch.tensor(classes)).argmax(1)
         assert [cell.endswith("✓") for cell in table[column]] == (answers == torch.tensor(labels)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kept", "free", "said"),
+    [
+        (
+            (10.0, 11.0, 12.0),
+            (40.0, 42.0, 41.0),
+            "30.0 points less (95 % interval 27.5 to 32.5, n = 3). **Here Eq. 4 vis",
+        ),
+        (
+            (40.0, 42.0, 41.0),
+            (10.0, 11.0, 12.0),
+            "30.0 points more (95 % interval 27.5 to 32.5, n = 3). **Here Eq. 4 mak",
+        ),
+        ((10.0, 40.0, 20.0), (40.0, 10.0, 22.0), "**These seeds cannot show that Eq. 4 works.**"),
+        ((10.0,), (40.0,), "in one seed, from which nothing can be concluded"),
+    ],
+)
+def test_protection_is_said_as_the_seeds_went(kept, free, said):
+    assert said in problem.read_protection({"with": kept, "without": free}, {})
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ((50.0, 51.0, 49.0), "the newest task is lower: -30.0"),
+        ((80.0, 81.0, 79.0), "the newest task is not separable from no change: "),
+        ((99.0, 99.5, 100.0), "the newest task is higher: +19.5"),
+    ],
+)
+def test_the_price_is_said_as_well(after, said):
+    forgotten = {"with": (1.0, 2.0, 3.0), "without": (4.0, 5.0, 7.0)}
+    others = {"the newest task": {"with": after, "without": (80.0, 80.5, 79.5)}}
+    assert said in problem.read_protection(forgotten, others)

@@ -1,38 +1,46 @@
-"""The slider has a place for every value of lambda, and moves without a server."""
+"""The slider has numbers for every place, and moves without a server."""
 
 import json
 import re
 
 import pytest
-import torch
 
-from lscl.results.slider import lambda_slider
+from lscl.errors import LsclError
+from lscl.results.slider import WIDTH, value_slider
 
-WEIGHTS = [torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 4.0]])]
-RESULTS = [torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 0.0]])]
+PLACES, SERIES = [1e-3, 1.0, 1e3], {"from its own": [2.0, 1.0, 0.0], "from the mean": [0.0, 0.5, 1.0]}
 
 
 def frames(text):
-    return json.loads(re.search(r"found = (\[\[.*?\]\]);", text)[1])
+    return json.loads(re.search(r"frames = (\[\{.*?\}\]), width", text)[1])
 
 
-def test_every_value_has_its_place_and_its_distances():
-    text = lambda_slider([1e-3, 1.0, 1e3], WEIGHTS, RESULTS)
-    found = frames(text)
-    assert [one[2] for one in found] == ["λ = 0.001", "λ = 1", "λ = 1000"]
-    assert "1.00 from client 1's own generator and 0.00 from the mean" in found[0][3]
-    assert "0.50 from client 1's own generator and 0.50 from the mean" in found[1][3]
-    assert "0.00 from client 1's own generator and 1.00 from the mean" in found[2][3]
-    rings = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)" r="8"', text)
-    assert len(rings) == 3 and [float(value) for value in rings[0]] == found[2][:2]
+def test_every_place_has_all_numbers_on_one_scale():
+    found = frames(value_slider("λ", PLACES, SERIES))
+    assert [one["place"] for one in found] == ["λ = 0.001", "λ = 1", "λ = 1000"]
+    assert [[value["share"] for value in one["values"]] for one in found] == [[1.0, 0.0], [0.5, 0.25], [0.0, 0.5]]
+    assert [value["text"] for value in found[1]["values"]] == ["1", "0.5"]
 
 
-def test_one_value_is_shown_without_a_script_and_a_name_cannot_end_it():
-    text = lambda_slider([1e-3, 1.0, 1e3], WEIGHTS, RESULTS, name='"><script>')
-    before = text.split("<script>")[0]
-    assert "<output>λ = 1</output>" in before and 'min="0" max="2" value="1"' in before and text.count("<script>") == 1
+def test_the_middle_place_is_shown_without_a_script():
+    before = value_slider("λ", PLACES, SERIES).split("<script>")[0]
+    assert ">λ = 1</output>" in before and 'min="0" max="2" value="1"' in before
+    assert f'width="{0.5 * (WIDTH - 70):g}"' in before and ">0.5</text>" in before
 
 
-def test_as_many_results_as_values_are_needed():
-    with pytest.raises(ValueError, match="shorter"):
-        lambda_slider([1.0, 2.0], WEIGHTS, RESULTS[:1])
+def test_a_name_cannot_end_the_script_or_its_element():
+    text = value_slider("<b>", PLACES, {"</script><i>": [1.0, 2.0, 3.0]}, name='"><script>')
+    assert text.count("<script>") == text.count("</script>") == 1 and "<b>" not in text and "<i>" not in text
+
+
+@pytest.mark.parametrize(("places", "series"), [([], SERIES), (PLACES, {}), (PLACES[:2], SERIES), ([], {})])
+def test_a_slider_without_numbers_is_one_line(one_line, places, series):
+    with pytest.raises(LsclError) as caught:
+        value_slider("λ", places, series)
+    one_line(caught, len(places))
+
+
+def test_a_slider_of_zeros_has_empty_bars():
+    assert {value["share"] for one in frames(value_slider("x", [1.0], {"a": [0.0]})) for value in one["values"]} == {
+        0.0
+    }
