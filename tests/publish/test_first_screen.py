@@ -1,10 +1,13 @@
 """What README and landing page show first."""
 
+import importlib.util
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from docutils import nodes
 from made_records import record
 from tests_root import ROOT
 
@@ -97,3 +100,38 @@ def test_a_damaged_round_is_one_line(settings, one_line, change):
     with pytest.raises(LsclError) as caught:
         first_screen.first_pieces({"mini": []})
     one_line(caught, place, next(iter(change)))
+
+
+@pytest.fixture
+def extension():
+    """The book's own Sphinx extension."""
+    found = importlib.util.spec_from_file_location("plain_pages", ROOT / "book" / "_ext" / "plain_pages.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def described(extension, address, text):
+    """The meta tags that a page with one paragraph gets."""
+    page = nodes.document(None, None)
+    page += nodes.paragraph("", "Short.")
+    page += nodes.paragraph("", text)
+    options = {"repository_url": address}
+    app = SimpleNamespace(config=SimpleNamespace(html_title="Book", project="P", html_theme_options=options))
+    context = {"title": "A page", "metatags": "<meta before>"}
+    extension.describe(app, "book/a", "page.html", context, page)
+    return context["metatags"]
+
+
+def test_a_page_describes_itself_by_its_first_long_paragraph(extension):
+    tags = described(extension, "https://github.com/some/copy", 'What "it" says <b>, ' + 50 * "word ")
+    assert (
+        tags.startswith("<meta before>")
+        and '<meta name="description" content="What &quot;it&quot; says &lt;b&gt;,' in tags
+    )
+    assert '<meta property="og:image" content="https://some.github.io/copy/_static/social.png">' in tags
+    assert '<meta property="og:url" content="https://some.github.io/copy/book/a.html">' in tags
+    assert "og:image" not in described(extension, ADDRESS, 100 * "x")
+    context = {}
+    extension.describe(None, "search", "search.html", context, None)
+    assert context == {}

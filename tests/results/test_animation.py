@@ -1,12 +1,15 @@
 """A round is drawn from what really crossed, and says so whichever way the generators moved."""
 
 import base64
+import importlib.util
 import io
+import json
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests_root import ROOT
 
 from lscl.errors import LsclError
 from lscl.results import animation
@@ -74,3 +77,13 @@ def test_many_clients_and_none_apart(trace):
         animation.CLIENT_INKS
     )
     assert "as far apart as they were" in animation.round_in_words(many)
+
+
+def test_the_script_stores_the_round_and_the_image(smoke, places):
+    found = importlib.util.spec_from_file_location("played_round", ROOT / "benchmarks" / "played_round.py")
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    script.experiment = lambda **_: smoke(rounds=3, tasks=1)
+    script.main()
+    stored = json.loads((places / "results" / "federation" / "round.json").read_text(encoding="utf-8"))
+    assert stored["round"] == 2 and (places / "book" / "_static" / "social.png").stat().st_size > 1000
