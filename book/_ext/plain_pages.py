@@ -59,16 +59,16 @@ def tidy(app, pagename, templatename, context, doctree):
 
 
 def describe(app, pagename, templatename, context, doctree):
-    """Say what a page is about: its first paragraph as description, and the book's image for social networks.
+    """Say what a page is about, for search engines, and show the book's image on social networks.
 
     The image needs an absolute address; without a known site it is left out.
     """
     if doctree is None:
         return
-    first = next((node.astext() for node in doctree.findall(nodes.paragraph) if len(node.astext()) > 60), "")
-    about = {"name": {"description": shorten(first, 300)}, "property": {"og:title": context.get("title", "")}}
+    said = summary(doctree)
+    about = {"name": {"description": said}, "property": {"og:title": context.get("title", "")}}
     about["property"] |= {"og:type": "article", "og:site_name": app.config.html_title or app.config.project}
-    about["property"]["og:description"] = shorten(first, 300)
+    about["property"]["og:description"] = said
     site = site_address(app.config.html_theme_options.get("repository_url", ""))
     if site:
         about["property"] |= {"og:url": f"{site}{pagename}.html", "og:image": f"{site}_static/social.png"}
@@ -79,6 +79,15 @@ def describe(app, pagename, templatename, context, doctree):
         for name, text in entries.items()
         if text
     )
+
+
+def summary(doctree):
+    """A page in a few words: its first long paragraph; of a notebook, which begins with its needs, its first list."""
+    first = next((node.astext() for node in doctree.findall(nodes.paragraph) if len(node.astext()) > 60), "")
+    listed = next(doctree.findall(nodes.bullet_list), None)
+    if first.startswith("Needs ") and listed is not None:
+        first = " ".join(item.astext() for item in listed.children)
+    return shorten(f"{first[:1].upper()}{first[1:]}".rstrip(","), 300)
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):

@@ -176,6 +176,8 @@ def test_a_chapter_teaches_in_the_same_order_and_no_cell_is_wider_than_its_page(
     recap = words[-1].split("## In three lines")[1]
     assert len(re.findall(r"^- ", recap, re.MULTILINE)) == 3
     assert re.findall(r"\\tag\{(\d)\}", "\n".join(words)) == EQUATIONS[path.name[:2]]
+    formulas = re.findall(r"\$\$.*?\$\$", "\n".join(words), re.DOTALL)
+    assert not [one for one in formulas if "\\tag" in one and "\\\\" in one], "the page would show an error of MathJax"
 
 
 @chapters

@@ -132,6 +132,11 @@ def test_a_page_describes_itself_by_its_first_long_paragraph(extension):
     assert '<meta property="og:image" content="https://some.github.io/copy/_static/social.png">' in tags
     assert '<meta property="og:url" content="https://some.github.io/copy/book/a.html">' in tags
     assert "og:image" not in described(extension, ADDRESS, 100 * "x")
+    notebook = nodes.document(None, None)
+    notebook += nodes.paragraph("", "Needs the frozen mini model of the package. Takes 20 seconds on 2 cores.")
+    items = [nodes.list_item("", nodes.paragraph("", text)) for text in ("what a round is,", "why.")]
+    notebook += nodes.bullet_list("", *items)
+    assert extension.summary(notebook) == "What a round is, why."
     context = {}
     extension.describe(None, "search", "search.html", context, None)
     assert context == {}

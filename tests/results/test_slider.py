@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from lscl.errors import LsclError
 from lscl.results.slider import WIDTH, value_slider
@@ -44,3 +46,20 @@ def test_a_slider_of_zeros_has_empty_bars():
     assert {value["share"] for one in frames(value_slider("x", [1.0], {"a": [0.0]})) for value in one["values"]} == {
         0.0
     }
+
+
+def test_arrow_keys_move_the_slider_without_a_server():
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium here: install the system's chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        page = running.new_page()
+        page.set_content(value_slider("λ", PLACES, SERIES))
+        page.get_by_role("slider").focus()
+        page.keyboard.press("ArrowRight")
+        bars = page.locator("rect.bar").evaluate_all("bars => bars.map(bar => +bar.getAttribute('width'))")
+        told = page.get_by_role("slider").get_attribute("aria-valuetext")
+        assert page.locator("output").text_content() == "λ = 1000" and bars == [0, 0.5 * (WIDTH - 70)]
+        assert told == "λ = 1000, from its own 0, from the mean 1"
+        running.close()
