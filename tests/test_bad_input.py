@@ -18,6 +18,7 @@ from lscl.experiments import doctor, records
 from lscl.publish import (
     benchmark_pages,
     build,
+    first_screen,
     freshness,
     gpu_pages,
     hardware,
@@ -215,7 +216,9 @@ DESCRIBED = [
     ("results/published/paper_table2.csv", lambda: published.published_final("cifar100")),
     ("notebooks/05_results.ipynb", freshness.stale_notebooks),
     ("_config.yml", pages.notebook_heads),
-    ("README.md", lambda: readme.readme_text(pages.files.read_text(paths.root() / "README.md"))),
+    ("README.md", lambda: readme.readme_text(pages.files.read_text(paths.root() / "README.md"), {})),
+    ("pyproject.toml", lambda: first_screen.readme_blocks({})),
+    ("results/federation/round.json", lambda: first_screen.first_pieces({})),
 ]
 DAMAGES = {
     "empty": lambda data: b"",
@@ -245,6 +248,7 @@ def repository(places):
 
     for other in (
         "_config.yml",
+        "pyproject.toml",
         "notebooks/05_results.ipynb",
         "results/published/paper_table1.csv",
         "results/published/paper_table2.csv",
@@ -339,9 +343,14 @@ def test_no_entry_of_another_type_is_a_traceback(repository, name, read):
         ("_config.yml", "url: https://", "url: [https]://"),
         ("_config.yml", "url: https://", "url: 'https://\"' #"),
         ("_config.yml", "url:", "irl:"),
-        ("README.md", readme.BEGIN, ""),
-        ("README.md", readme.END, readme.BEGIN),
-        ("README.md", readme.BEGIN, readme.END),
+        *(
+            ("README.md", f"<!-- {name}:{one} -->", f"<!-- {name}:{other} -->")
+            for name in ("badges", "finding", "round", "results", "expected")
+            for one, other in (("begin", "start"), ("end", "begin"), ("begin", "end"))
+        ),
+        ("pyproject.toml", "[project]", "[projects]"),
+        ("results/federation/round.json", '"fused"', '"fuse"'),
+        ("results/federation/round.json", '"pictures": [', '"pictures": ["><script>", '),
     ],
 )
 def test_a_changed_file_is_one_line_with_its_name(repository, name, old, new):

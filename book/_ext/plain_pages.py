@@ -1,15 +1,19 @@
 """A small Sphinx extension for this book.
 
-It puts numbers into sentences, adds figures that are HTML, removes parts of the theme that the book does not want, and
-names the toggles that the theme leaves without a name.
+It puts numbers into sentences, adds figures that are HTML, describes pages to search engines, removes
+parts of the theme that the book does not want, and names the toggles that the theme leaves without a name.
 """
 
+import html
 import json
 import subprocess
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
+
+from lscl.errors import shorten
+from lscl.publish.first_screen import site_address
 
 
 def setup(app):
@@ -19,8 +23,9 @@ def setup(app):
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
+    app.connect("html-page-context", describe)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
-    return {"env_version": 5, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 6, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 class LiveFigure(SphinxDirective):
@@ -61,6 +66,38 @@ def tidy(app, pagename, templatename, context, doctree):
             .replace('<div role="list" class="citation-list">', '<div class="citation-list">')
             .replace(' role="doc-biblioentry"', "")
         )
+
+
+def describe(app, pagename, templatename, context, doctree):
+    """Say what a page is about, for search engines, and show the book's image on social networks.
+
+    The image needs an absolute address; without a known site it is left out.
+    """
+    if doctree is None:
+        return
+    said = summary(doctree)
+    about = {"name": {"description": said}, "property": {"og:title": context.get("title", "")}}
+    about["property"] |= {"og:type": "article", "og:site_name": app.config.html_title or app.config.project}
+    about["property"]["og:description"] = said
+    site = site_address(app.config.html_theme_options.get("repository_url", ""))
+    if site:
+        about["property"] |= {"og:url": f"{site}{pagename}.html", "og:image": f"{site}_static/social.png"}
+        about["name"]["twitter:card"] = "summary_large_image"
+    context["metatags"] = context.get("metatags", "") + "".join(
+        f'\n<meta {kind}="{name}" content="{html.escape(text, quote=True)}">'
+        for kind, entries in about.items()
+        for name, text in entries.items()
+        if text
+    )
+
+
+def summary(doctree):
+    """A page in a few words: its first long paragraph; of a notebook, which begins with its needs, its first list."""
+    first = next((node.astext() for node in doctree.findall(nodes.paragraph) if len(node.astext()) > 60), "")
+    listed = next(doctree.findall(nodes.bullet_list), None)
+    if first.startswith("Needs ") and listed is not None:
+        first = " ".join(item.astext() for item in listed.children)
+    return shorten(f"{first[:1].upper()}{first[1:]}".rstrip(","), 300)
 
 
 def name_the_toggles(app, pagename, templatename, context, doctree):

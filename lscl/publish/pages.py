@@ -14,6 +14,7 @@ from lscl.publish import (
     api_pages,
     benchmark_pages,
     explorer,
+    first_screen,
     gpu_pages,
     hardware,
     method_pages,
@@ -67,13 +68,15 @@ def pieces() -> dict[str, str]:
         "explore.md": sources(records),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
+    first = {"full": all_records("full"), "mini": everything}  # more images first
+    made |= first_screen.first_pieces(first)
     made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
     made |= {method_pages.figure_path(method): method_pages.drawing(method) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
     return (
         made
-        | ({"README.md": readme.readme_text(files.read_text(page))} if page.exists() else {})
+        | ({"README.md": readme.readme_text(files.read_text(page), first)} if page.exists() else {})
         | notebook_heads()
         | contents()
     )
@@ -110,7 +113,7 @@ def notebook_heads() -> dict[str, str]:
     found = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     if not found:
         return {}
-    address = _address(paths.root() / "_config.yml")
+    address = first_screen.repository_address()
     cell = re.compile(r'((?P<name>REPOSITORY|RELEASE) = \\")[^"\\]*')  # as JSON has it
     values = {"REPOSITORY": address, "RELEASE": f"v{__version__}"}
     time = re.compile(r"(\*\*Takes\*\* \[)[^]]*?(, runs included)?\]")
@@ -119,20 +122,6 @@ def notebook_heads() -> dict[str, str]:
         text = cell.sub(lambda kept: kept[1] + values[kept["name"]], files.read_text(path))
         heads[f"notebooks/{path.name}"] = time.sub(lambda kept, name=path.stem: _time(kept, name), text)
     return heads
-
-
-def _address(path: Path) -> str:
-    """The repository's public address in the settings.
-
-    Raises:
-        LsclError: it does not stand there.
-    """
-    found = files.read_yaml(path)
-    for name in ("repository", "url"):
-        found = found.get(name) if isinstance(found, dict) else None
-    if not isinstance(found, str) or not re.fullmatch(r"https?://[^\s\"\\]+", found):
-        raise LsclError(f"{path}: repository: url: must be a web address, found {found!r}")
-    return found
 
 
 def _time(kept: re.Match, notebook: str) -> str:

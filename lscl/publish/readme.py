@@ -1,6 +1,7 @@
-"""The README's table of what to expect, made from records; `lscl pages` writes it."""
+"""The generated parts of the README: badges, finding, results, and what to expect; `lscl pages` writes them."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from lscl.experiments import cost_model, records, sweeps
 from lscl.experiments.cards import SHEETS
 from lscl.experiments.config_files import command_of
 from lscl.experiments.rounding import ALLOWED, expected_range
-from lscl.publish import hardware
+from lscl.publish import first_screen, hardware
 from lscl.registry import METHODS
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import MASK_LABELS, SCORES, label_of
@@ -21,7 +22,6 @@ from lscl.results.markdown import code_text, plain_text, wall_minutes
 from lscl.results.published import published_final
 
 SHOWN = ("mini", "full")  # profiles whose runs stand in the table, one of the paper's own system on each data set
-BEGIN, END = "<!-- expected:begin -->", "<!-- expected:end -->"
 
 
 def expect(
@@ -131,12 +131,23 @@ def _machine(hardware: dict) -> str:
     return plain_text(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
-def readme_text(before: str) -> str:
-    """The README with today's table between its two markers.
+def readme_text(before: str, profiles: Mapping[str, Iterable[records.Record]]) -> str:
+    """The README with today's text between the two markers of each generated part.
+
+    Args:
+        before: the README as it is.
+        profiles: as for `first_screen.first_pieces`.
+
+    Returns:
+        the README as it has to be.
 
     Raises:
         LsclError: a marker is missing, stands twice, or they stand in the wrong order.
     """
-    if [before.count(one) for one in (BEGIN, END)] != [1, 1] or before.index(BEGIN) > before.index(END):
-        raise LsclError(f"README.md must have {BEGIN} and, below it, {END}, each once")
-    return f"{before.split(BEGIN)[0]}{BEGIN}\n{expected_table()}\n{END}{before.split(END)[1]}"
+    text = before
+    for name, part in {**first_screen.readme_blocks(profiles), "expected": expected_table()}.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if [text.count(one) for one in (begin, end)] != [1, 1] or text.index(begin) > text.index(end):
+            raise LsclError(f"README.md must have {begin} and, below it, {end}, each once")
+        text = f"{text.split(begin)[0]}{begin}\n{part}\n{end}{text.split(end)[1]}"
+    return text

@@ -100,6 +100,44 @@ class RoundingPairs(Rows[RoundingPair]):
     allowed: int | float
 
 
+Place = Annotated[list[int | float], Len(2, 2)]
+
+
+class PlayingClient(Shape):
+    """One client of a round that was played to be drawn."""
+
+    classes: list[str]
+    pictures: list[Annotated[str, Field(pattern="^[A-Za-z0-9+/=]+$")]]
+    bytes_up: Annotated[int, Field(ge=0)]
+    bytes_down: Annotated[int, Field(ge=0)]
+
+
+class PlayedPoints(Shape):
+    """Where the clients' generators are in such a round, a place for each client."""
+
+    before: list[Place]
+    trained: list[Place]
+    fused: list[Place]
+
+
+class PlayedRound(Shape):
+    """A round that was played to be drawn (results/federation/round.json, see `animation.played_round`)."""
+
+    label: str
+    dataset: str
+    round: PositiveInt
+    sent: list[str]
+    points: PlayedPoints
+    clients: Annotated[list[PlayingClient], Len(1)]
+
+    @model_validator(mode="after")
+    def _one_place_for_each_client(self) -> Self:
+        for name in ("before", "trained", "fused"):
+            if len(getattr(self.points, name)) != len(self.clients):
+                raise ValueError(f"points.{name} must have one place for each of the {len(self.clients)} clients")
+        return self
+
+
 class VerifiedProfile(Shape):
     """The outcome of `lscl verify` (results/verified/)."""
 

@@ -21,6 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 LIMIT = 250_000  # bytes
+SETUP = "setup"  # tag of the cell that fetches the package, which is folded
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
 
 
@@ -152,6 +153,46 @@ def test_notebooks_show_and_the_library_computes(path):
         assert own or not any(isinstance(one, ast.ClassDef) for one in statements)
 
 
+EQUATIONS = {"00": ["1"], "01": [], "02": ["2", "3"], "03": ["4"], "04": ["5", "6"]}  # of the paper, by chapter
+WIDEST = 88  # columns that fit beside the contents in a window of 1200 pixels
+
+
+chapters = pytest.mark.parametrize("path", [one for one in NOTEBOOKS if one.name < "05"], ids=lambda path: path.stem)
+
+
+@chapters
+def test_a_chapter_teaches_in_the_same_order_and_no_cell_is_wider_than_its_page(path):
+    """What you will learn, the paper's equation numbers, an exercise with a folded answer, three lines at the end."""
+    cells = read(path)["cells"]
+    wide = [
+        line
+        for cell in cells
+        if cell["cell_type"] == "code" and SETUP not in cell["metadata"]["tags"]
+        for line in source(cell).splitlines()
+        if len(line) > WIDEST
+    ]
+    assert wide == []
+    words = [source(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    assert "What you will learn:" in words[0] and 2 <= words[0].count("\n- ") <= 5
+    assert "## Exercise" in words[-1] and "<details><summary>Answer</summary>" in words[-1]
+    recap = words[-1].split("## In three lines")[1]
+    assert len(re.findall(r"^- ", recap, re.MULTILINE)) == 3
+    assert re.findall(r"\\tag\{(\d)\}", "\n".join(words)) == EQUATIONS[path.name[:2]]
+    formulas = re.findall(r"\$\$.*?\$\$", "\n".join(words), re.DOTALL)
+    assert not [one for one in formulas if "\\tag" in one and "\\\\" in one], "the page would show an error of MathJax"
+
+
+@chapters
+def test_every_code_cell_explains_itself_or_is_folded(path):
+    """Text before it, a comment or docstring in it, or a figure's caption below it; only a folded cell may lack all."""
+    before = ""
+    for cell in read(path)["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        said = before == "markdown" or '"""' in source(cell) or "#" in source(cell) or "mystnb" in cell["metadata"]
+        assert cell["cell_type"] == "markdown" or {"hide-input", "hide-cell"} & set(tags) or said, source(cell)[:80]
+        before = cell["cell_type"]
+
+
 def first_cell(path):
     return next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
 
@@ -181,7 +222,7 @@ def test_the_colab_cell_fetches_the_bootstrap_of_the_release_where_it_is_needed(
 
 
 def test_the_address_stands_nowhere_else():
-    """Apart from the notebooks' first cell, which `lscl pages` writes and the test above compares."""
+    """Apart from what `lscl pages` writes: the notebooks' first cell, which the test above compares, and the badges."""
     address = urlsplit(SETTINGS["repository"]["url"])
     assert address.scheme == "https" and len(address.path) > 3
     tracked = subprocess.run(
@@ -192,6 +233,8 @@ def test_the_address_stands_nowhere_else():
         for name in tracked
         if (ROOT / name).exists() and address.path.strip("/").encode() in (ROOT / name).read_bytes()
     ]
-    assert [name for name in holding if not name.startswith("notebooks/")] == ["_config.yml"]
+    assert [name for name in holding if not name.startswith("notebooks/")] == ["README.md", "_config.yml"]
+    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- badges:begin -->")
+    assert address.path.strip("/") not in before + rest.partition("<!-- badges:end -->")[2]
     for path in NOTEBOOKS:
         assert path.read_text(encoding="utf-8").count(address.path) == 1
