@@ -430,7 +430,7 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch, publish
 # ---- nothing from a record is taken for a sign of markdown or HTML
 
 HOSTILE = (
-    "<script>alert(1)</script>|`c`|[x](javascript:alert(2)){{ 7 }}{ref}`y`$z$ **b** __u__ &lt;"
+    "<script>alert(1)</script>|`c`|[x](javascript:alert(2)){{ 7 }}{ref}`y`$zz$ **b** __u__ &lt;"
     "\n\n# head\n\n:::{note}\n</small><img src=x>"
 )
 
@@ -480,7 +480,7 @@ def test_the_text_of_a_record_reaches_no_page_unescaped(places, published):
             "](javascript",
             "{{ 7",
             "{ref}`y",
-            "$z$",
+            "$zz$",
             "**b**",
             "__u__",
             "&lt;\n",

@@ -33,7 +33,7 @@ DRAWN = (
 BROKEN = "[...document.images].filter(image => !image.complete || image.naturalWidth === 0).map(image => image.src)"
 # Tables that leave their column or cannot be scrolled there, and those with a row that fills a small screen.
 BAD_TABLES = """[...document.querySelectorAll(".bd-article table")].filter((table) => {
-  const inside = table.closest(".cell_output") ?? table, wide = table.scrollWidth > table.clientWidth + 1;
+  const inside = table.closest(".scroll, .cell_output") ?? table, wide = table.scrollWidth > table.clientWidth + 1;
   const scrolls = ["auto", "scroll"].includes(getComputedStyle(table).overflowX) || inside !== table;
   return inside.getBoundingClientRect().right > innerWidth || (wide && !scrolls)
     || [...table.rows].some((row) => row.getBoundingClientRect().height > 700);
