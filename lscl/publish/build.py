@@ -43,7 +43,10 @@ def own_kernel(declared: dict) -> type[AsyncKernelManager]:
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(
-                argv=[sys.executable, "-m", "lscl.publish.watched_kernel", "-f", "{connection_file}"],
+                argv=[
+                    *(sys.executable, "-m", "lscl.publish.watched_kernel", "-f", "{connection_file}"),
+                    "--log-level=ERROR",  # it would warn that it talks to its own machine unencrypted
+                ],
                 display_name="Python 3",
                 language="python",
                 env={**UTF8, watched_kernel.VARIABLE: json.dumps(declared)},
