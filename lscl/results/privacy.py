@@ -14,6 +14,7 @@ from lscl import paths
 from lscl.errors import LsclError
 from lscl.experiments.privacy.measure import read_privacy
 from lscl.registry import METHODS
+from lscl.results.frames import first_dataset
 from lscl.results.labels import label_of, methods_in_order
 from lscl.results.markdown import commits_of, join_distinct, seeds_of, small_print
 from lscl.results.statistics import estimate
@@ -191,6 +192,20 @@ def best_membership(findings: pd.DataFrame) -> pd.Series:
     """
     rows = findings[(findings["score"] == "auc") & ~findings["knows"].str.contains(UPPER, regex=False)]
     return rows.groupby(["label", "defence", "dataset", "seed"])["value"].max().rename("auc")
+
+
+def noise_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with noise on the first data set that has any, and those without noise of the same systems.
+
+    Args:
+        runs: rows of `attacked_frame`.
+
+    Returns:
+        some of them; none if no run has noise.
+    """
+    noisy = first_dataset(runs.dropna(subset="epsilon"))
+    same = runs["method"].isin(noisy["method"]) & runs["dataset"].isin(noisy["dataset"])
+    return runs[same & ((runs["defence"] == "") | runs["epsilon"].notna())]
 
 
 def sent_table(profile: str) -> pd.DataFrame:

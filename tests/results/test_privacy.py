@@ -48,6 +48,18 @@ def test_without_records_every_table_is_empty_and_says_so(places):
     assert text.count(claims.MISSING) == len(claims.PRIVACY_CLAIMS)
 
 
+def test_noise_is_shown_on_the_first_data_set_that_has_it(places):
+    """Not on the first of all: where no run has noise yet, there is no epsilon for an axis."""
+    attacked(places, name="cifar100--fed_lscl----s42", dataset="cifar100")
+    attacked(places)
+    attacked(places, method="fed_ncm")
+    assert privacy.noise_runs(privacy.attacked_frame("mini")).empty
+    attacked(places, epsilon=2.0, defence="noise 1e-05")
+    shown = privacy.noise_runs(privacy.attacked_frame("mini"))
+    assert set(shown["dataset"]) == {"glyphs"} and set(shown["method"]) == {"fed_lscl"}
+    assert set(shown["defence"]) == {"", "noise 1e-05"}
+
+
 def test_rows_have_what_stands_in_the_records(places):
     attacked(places, epsilon=2.0, defence="noise 1e-05")
     attacked(places)
