@@ -23,7 +23,7 @@ from lscl.errors import LsclError, shorten
 from lscl.experiments.run import prepare
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
-from lscl.federation.payload import Payload, num_bytes
+from lscl.federation.payload import Payload, num_bytes, seal
 from lscl.results.labels import label_of
 
 PICTURES = 3  # of each client
@@ -54,8 +54,7 @@ class Watched(InProcess):
             {client: its answer}.
         """
         answers = super().ask(stage, downloads)
-        copied = lambda payloads: {k: {n: v.detach().cpu().clone() for n, v in p.items()} for k, p in payloads.items()}
-        self.log.append((stage, copied(downloads), copied(answers)))
+        self.log.append((stage, dict(downloads), {k: seal(one, f"client {k}") for k, one in answers.items()}))
         return answers
 
 
@@ -168,17 +167,22 @@ def round_in_words(trace: Mapping[str, Any]) -> str:
     Returns:
         sentences.
     """
-    up, down = (np.mean([one[side] for one in trace["clients"]]) / 1e6 for side in ("bytes_up", "bytes_down"))
-    trained, fused = (mean_distance(np.array(trace["points"][name])) for name in ("trained", "fused"))
+    up, down = _megabytes(trace)
     return (
         f"Round {trace['round']} of {trace['label']} with {len(trace['clients'])} clients. Each client trains on "
         f"its own images. {up:.2f} MB go up from each, {down:.2f} MB come back, and no image among them. "
-        f"{_moved(trained, fused)}"
+        f"{_moved(trace)}"
     )
 
 
-def _moved(trained: float, fused: float) -> str:
+def _megabytes(trace: Mapping[str, Any]) -> list[float]:
+    """What goes up and what comes down, mean over the clients."""
+    return [np.mean([one[side] for one in trace["clients"]]) / 1e6 for side in ("bytes_up", "bytes_down")]
+
+
+def _moved(trace: Mapping[str, Any]) -> str:
     """What the server's step does to the distances between the clients, in a sentence."""
+    trained, fused = (mean_distance(np.array(trace["points"][name])) for name in ("trained", "fused"))
     if not trained or 0.995 < fused / trained < 1.005:
         return "The server leaves the clients' generators as far apart as they were."
     way = f"brings the clients' generators together, to {100 * fused / trained:.0f} % of their mean distance"
@@ -229,12 +233,11 @@ def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
 
 
 def _captions(trace: Mapping[str, Any]) -> dict[str, str]:
-    up, down = (np.mean([one[side] for one in trace["clients"]]) / 1e6 for side in ("bytes_up", "bytes_down"))
-    trained, fused = (mean_distance(np.array(trace["points"][name])) for name in ("trained", "fused"))
+    up, down = _megabytes(trace)
     return {
         "train": "1  Each client trains on its own images.",
         "up": f"2  {shorten(', '.join(trace['sent']), 40)} go up: {up:.2f} MB a client.",
-        "server": f"3  {_moved(trained, fused)}".replace("the clients' generators", "them").replace(" mean", ""),
+        "server": f"3  {_moved(trace)}".replace("the clients' generators", "them").replace(" mean", ""),
         "down": f"4  Each client gets a generator of its own: {down:.2f} MB.",
     }
 
