@@ -42,6 +42,7 @@ LONGEST = (
     "notebooks/04_one_by_one_distillation.ipynb",
     "notebooks/02_collaborative_training.ipynb",
     "tests/publish/test_page_of_results.py",
+    "tests/publish/test_notebooks_of_records.py",
     "tests/test_wheel.py",
     "tests/flower/test_grid.py",
     "tests/flower/test_server_app.py",

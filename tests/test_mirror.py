@@ -26,6 +26,7 @@ OF_THE_WHOLE = {
     "publish/test_build_on_it": "the page on methods, data, models and machines of one's own",
     "publish/test_differences": "the page of differences against the config",
     "publish/test_book": "pages and notebooks as committed",
+    "publish/test_notebooks_of_records": "notebooks that only read records",
     "publish/test_page_of_results": "notebook 05, which makes runs",
     "publish/test_site": "the rendered book",
 }
