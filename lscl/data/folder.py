@@ -28,7 +28,9 @@ HIDDEN = {
 SPLITS = ("train", "test")
 
 
-def image_folder(folder: Path, size: int) -> ImageSet:
+def image_folder(
+    folder: Path, size: int, listed: tuple[dict[str, list[Path]], list[Path]] | None = None
+) -> ImageSet:
     """Decode FOLDER/<class>/... once; later calls read the cache.
 
     Classes are in alphabetical order, the images of a class in the order of their pixels' digests, so the result does
@@ -37,6 +39,7 @@ def image_folder(folder: Path, size: int) -> ImageSet:
     Args:
         folder: the folder of class folders.
         size: pixels a side; the shorter side is resized, the centre cropped.
+        listed: what `class_files` found in the folder; None = list it here.
 
     Returns:
         All images, memory-mapped.
@@ -44,7 +47,7 @@ def image_folder(folder: Path, size: int) -> ImageSet:
     Raises:
         LsclError: the folder is missing or has no images, a class has none, or an image cannot be read.
     """
-    classes, loose = class_files(folder)
+    classes, loose = listed or class_files(folder)
     name = f"folder-{stamp(folder, [*(path for files in classes.values() for path in files), *loose], size, DECODER)}"
     return cache_piecewise(name, lambda made: _decode(folder, classes, loose, size, made))
 
@@ -62,9 +65,13 @@ def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
     """
     place = " ".join(map(str, (folder.resolve(), *more)))  # train/ and test/ may agree in all files
     total = hashlib.sha256(os.fsencode(place + "\n"))
-    for path in files:
-        about = path.stat() if path.exists() else path.lstat()  # of a broken link: its own size and time
-        total.update(os.fsencode(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}\n"))
+    top = f"{folder}{os.sep}"
+    for path in map(os.fspath, files):
+        try:
+            about = os.stat(path)
+        except OSError:  # of a broken link: its own size and time
+            about = os.lstat(path)
+        total.update(os.fsencode(f"{path.removeprefix(top)} {about.st_size} {about.st_mtime_ns}\n"))
     return total.hexdigest()[:16]
 
 

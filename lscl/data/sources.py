@@ -195,8 +195,9 @@ def _torchvision_cifar100(folder: Path | None) -> tuple[ImageSet, ImageSet]:
 
 def _folder_pair(folder: Path, size: int) -> tuple[ImageSet, ImageSet]:
     places = split_folders(folder)
-    check_same_classes(folder, *(class_files(place)[0] for place in places))  # before anything is decoded
-    train, test = (image_folder(place, size) for place in places)
+    listed = [class_files(place) for place in places]
+    check_same_classes(folder, *(classes for classes, _ in listed))  # before anything is decoded
+    train, test = (image_folder(place, size, files) for place, files in zip(places, listed))
     return train, test
 
 
