@@ -67,3 +67,21 @@ def execute(code: str, words: list[str], environment: dict[str, str], folder: st
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
     sys.argv = ["-c", *words]
     exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
+
+
+# Execute the cells of a notebook, given by its path, as a kernel does; prints how many figures were shown.
+CELLS = """
+import sys
+import nbformat
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib_inline.backend_inline import configure_inline_support
+
+shell = InteractiveShell.instance()
+shell.display_pub = CapturingDisplayPublisher(shell=shell)
+configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
+for cell in nbformat.read(sys.argv[1], 4).cells:
+    if cell.cell_type == "code":
+        shell.run_cell(cell.source, store_history=True).raise_error()
+print("figures:", sum("image/svg+xml" in output["data"] for output in shell.display_pub.outputs))
+"""

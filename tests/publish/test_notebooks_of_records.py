@@ -5,26 +5,12 @@
 
 import nbformat
 import pytest
+from forked import CELLS
 from tests_root import ROOT
 
 NOTEBOOKS = {path.stem: nbformat.read(path, 4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 DECLARED = {name: book.metadata["lscl"] for name, book in NOTEBOOKS.items()}
 READERS = [name for name, declared in DECLARED.items() if declared["reads"] and not declared["makes"]]
-EXECUTE = """
-import sys
-import nbformat
-from IPython.core.displaypub import CapturingDisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
-from matplotlib_inline.backend_inline import configure_inline_support
-
-shell = InteractiveShell.instance()
-shell.display_pub = CapturingDisplayPublisher(shell=shell)
-configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
-for cell in nbformat.read(sys.argv[1], 4).cells:
-    if cell.cell_type == "code":
-        shell.run_cell(cell.source, store_history=True).raise_error()
-print("figures:", sum("image/svg+xml" in output["data"] for output in shell.display_pub.outputs))
-"""
 
 
 def test_every_notebook_is_executed_once():
@@ -42,7 +28,7 @@ def executed(forked, monkeypatch):
         monkeypatch.setenv("LSCL_ROOT", str(ROOT))
         monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         monkeypatch.chdir(ROOT / "notebooks")
-        process = forked(EXECUTE, path)
+        process = forked(CELLS, path)
         return process, "".join(process.communicate())
 
     return execute
