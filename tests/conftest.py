@@ -76,6 +76,7 @@ def places(monkeypatch, tmp_path, session_cache):
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # nothing here has to survive a power cut
     torch.set_num_threads(1)
     return tmp_path / "root"
 
