@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 LIMIT = 250_000  # bytes
-SETUP = "setup"  # tag of the cell that fetches the package, which is folded
+SETUP = "setup"  # tag of the cell that fetches the package, which pages leave out
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
 
 
@@ -116,6 +116,16 @@ def test_one_parameters_cell_in_front(path):
     assert set(names) <= {"profile", "dataset", "seed", "data_dir", "weights", "compute"}
 
 
+def test_the_results_begin_with_the_scoreboard():
+    """No code, folded or not, stands before the table of the paper's claims, and no long text."""
+    cells = read(next(path for path in NOTEBOOKS if path.stem == "05_results"))["cells"]
+    board = next(place for place, cell in enumerate(cells) if "claims.summary(" in source(cell))
+    before = cells[: board + 1]
+    assert all("remove-input" in cell["metadata"]["tags"] for cell in before if cell["cell_type"] == "code")
+    words = " ".join(source(cell) for cell in before if cell["cell_type"] == "markdown").split()
+    assert "claims," in words and len(words) < 60
+
+
 @notebooks
 def test_small_and_clean(path):
     notebook = read(path)
@@ -200,7 +210,7 @@ def first_cell(path):
 @notebooks
 def test_the_colab_cell_is_the_same_in_all_and_has_the_address_of_the_settings_and_the_release(path):
     first = first_cell(path)
-    assert {"hide-input", "setup"} <= set(first["metadata"]["tags"])
+    assert {"remove-input", "setup"} <= set(first["metadata"]["tags"])
     assert re.search(r'^REPOSITORY = "(.+)"$', source(first), re.MULTILINE)[1] == SETTINGS["repository"]["url"]
     assert re.search(r'^RELEASE = "(.+)"$', source(first), re.MULTILINE)[1] == f"v{lscl.__version__}"
     assert source(first) == source(first_cell(NOTEBOOKS[0]))
