@@ -105,6 +105,11 @@ def _missing(study: Study, found: list[Record], missing: list[Experiment]) -> st
     return f"**{len(found)} of {total} runs are recorded.** `{command}` makes the rest."
 
 
+def changes_of(record: Record) -> dict[str, Any]:
+    """What a run changes of its profile, without the digests of local files: {parameter: value}."""
+    return {key: value for key, value in record["overrides"].items() if key not in LOCAL_FILES}
+
+
 def variant_of(record: Record, study: str) -> str | None:
     """The name of a record's row in the tables of a study.
 
@@ -118,7 +123,7 @@ def variant_of(record: Record, study: str) -> str | None:
     Raises:
         LsclError: no such study.
     """
-    given = {key: value for key, value in record["overrides"].items() if key not in LOCAL_FILES}
+    given = changes_of(record)
     if study == "table1":
         return notes_of(record) if (record["method"], given) in main_table() else None
     return _variants(study, record["profile"], record["dataset"]).get(

@@ -1,6 +1,7 @@
 """The finding in words for every outcome, and the picture of all systems."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -61,6 +62,34 @@ def test_the_screen_moves_to_more_images_when_enough_seeds_are_there():
     assert overview.first_screen_records({"full": [], "mini": []}) == []
 
 
+def test_our_variant_is_shown_apart_and_counts_in_no_comparison():
+    """It leads under both scores, and yet the best baseline, the best other system and the finding stay the same."""
+    found = [*runs((60.0, 61.0, 62.0)), record("lorm", score=70.0, clients=5)]
+    ours = [record("fed_lscl_ridge", seed=seed, score=95.0, clients=5) for seed in SEEDS]
+    tuning = [
+        record("fed_lscl_ridge", seed=7, clients=5),
+        record("fed_lscl_ridge", clients=5, values={"adapt": "none"}),
+    ]
+    shown = overview.first_screen_records({"mini": [*found, *ours, *tuning]})
+    assert len(shown) == len(found) + len(ours)
+    assert overview.main_finding(shown) == overview.main_finding(found)
+    rows = overview.systems_as_dots(shown)
+    assert [one.kind for one in rows] == ["variant", "control", "best", "own"]
+    assert overview.reference_levels(rows) == overview.reference_levels(rows[1:])
+    groups = overview.in_groups(rows)
+    assert [[one.kind for one in members] for members in groups.values()] == [["best", "own"], ["control"], ["variant"]]
+    text = overview.picture_in_words(rows)
+    assert "4 systems, a row each in 3 groups" in text and "Our variant, not in the paper: row 1 of 1," in text
+    for narrow in (False, True):
+        root = ElementTree.fromstring(overview.dot_plot(rows, narrow))
+        headings = [one for one in root.iter(f"{SVG}text") if one.get("class") == "heading"]
+        assert [one.text for one in headings] == [overview.HEADINGS[group] for group in groups]
+        places = {mark.get("class"): float(mark.get("cy")) for mark in root.iter(f"{SVG}circle")}
+        assert float(headings[2].get("y")) < places["variant"] and places["variant"] > places["control"] > places["own"]
+    assert list(overview.five_rows(shown)["group"]) == ["our variant", "control", "paper", "paper"]
+    assert "Our variant" not in overview.picture_in_words(overview.systems_as_dots(found))
+
+
 def test_rows_are_ordered_and_of_the_right_kind():
     found = [*runs((60.0, 61.0, 62.0)), record("lorm", score=70.0, clients=5), record("fedavg", score=50.0, clients=5)]
     rows = overview.systems_as_dots(found)
@@ -93,6 +122,23 @@ def test_the_picture_has_a_dot_and_a_ring_for_every_row_where_they_belong(narrow
     assert place["own"] < place["own ring"] and len({mark.get("cy") for mark in marks}) == len(rows)
     dashed = [one for one in root.iter(f"{SVG}line") if one.get("stroke-dasharray")]
     assert len(dashed) == 2 + 1  # a line for each score, and the one of the legend
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_name_and_no_note_is_cut_and_none_leaves_its_place(narrow):
+    """Long ones take more lines, and their rows more room."""
+    rows = overview.systems_as_dots(runs((60.0, 61.0, 62.0)))
+    notes = ", ".join(f"parameter_{number} = {number}" for number in range(9))
+    long = overview.Dots(f"{9 * 'a system '}({notes})", "other", "odd", rows[0].found)
+    middle = overview.Dots("federated ridge (ridge_features = 2000, ridge_lambda = 0.3)", "other", "odd", rows[0].found)
+    root = ElementTree.fromstring(overview.dot_plot([long, middle], narrow))
+    lines = [one for one in root.iter() if one.tag in (f"{SVG}text", f"{SVG}tspan") and one.text]
+    said = " ".join(one.text for one in lines)
+    assert notes in said and (9 * "a system ").strip() in said and "ridge_features = 2000, ridge_lambda = 0.3" in said
+    assert not any(len(one.text) > 55 for one in lines)
+    places = [float(one.get("y")) for one in lines if one.tag == f"{SVG}text" and one.get("text-anchor") != "middle"]
+    texts = places[3:]  # behind the legend
+    assert all(later - before >= overview.NOTE - 1 for before, later in pairwise(texts))
 
 
 def test_a_name_with_signs_of_html_stays_text():
