@@ -69,15 +69,15 @@ def pieces() -> dict[str, str]:
         "explore.md": sources(shown),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
-    first = {"full": all_records("full"), "mini": everything}  # more images first
-    made |= first_screen.first_pieces(first)
+    screen = first_screen.read_first_screen({"full": all_records("full"), "mini": everything})  # more images first
+    made |= first_screen.first_pieces(screen)
     made |= {f"book/methods/{method}.md": method_pages.page(method, shown) + "\n" for method in methods_in_order()}
     made |= {method_pages.figure_path(method): method_pages.drawing(method) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
     return (
         made
-        | ({"README.md": readme.readme_text(files.read_text(page), first)} if page.exists() else {})
+        | ({"README.md": readme.readme_text(files.read_text(page), screen)} if page.exists() else {})
         | notebook_heads()
         | contents()
     )

@@ -34,8 +34,8 @@ STEPS = {"train": (0, 24), "up": (24, 42), "server": (42, 66), "down": (66, 84)}
 
 
 @dataclass
-class Watched(InProcess):
-    """The transport within one process, which also keeps every payload of the training stages.
+class Recorder(InProcess):
+    """The transport within one process, which also keeps a copy of every payload.
 
     Args:
         log: (stage, {client: download}, {client: upload}), in the order of the rounds.
@@ -74,11 +74,11 @@ def played_round(config: Experiment, number: int = 2) -> dict[str, Any]:
         LsclError: the first task has no such round with one after it, or the system shares nothing both ways.
     """
     data, parts, method, clients = prepare(config)
-    watched = Watched(method, clients)
-    for report in federate(method, watched):
+    recorder = Recorder(method, clients)
+    for report in federate(method, recorder):
         if report.task > 0 or report.round >= number:
             break
-    rounds = [entry for entry in watched.log if entry[0].task == 0 and entry[0].name != "finish"]
+    rounds = [entry for entry in recorder.log if entry[0].task == 0 and entry[0].name != "finish"]
     if not 1 <= number < len(rounds):
         raise LsclError(f"round {number} cannot be drawn: the first task has {len(rounds)}, and one must come after it")
     (_, down, up), (_, following, _) = rounds[number - 1 : number + 1]

@@ -46,12 +46,14 @@ class Dots:
         label: the system and its notes.
         kind: its role in the picture, an entry of `colours.ROLES`.
         method: the name of the system.
+        plain: whether its runs change nothing of their profile.
         found: {score: mean over the seeds, with its interval}.
     """
 
     label: str
     kind: str
     method: str
+    plain: bool
     found: dict[str, Estimate]
 
 
@@ -84,7 +86,8 @@ def systems_as_dots(records: Iterable[Record]) -> list[Dots]:
     Returns:
         the rows, the highest class-incremental accuracy first.
     """
-    scores = frame(records)
+    every = list(records)
+    scores, plain = frame(every), {row_label(one) for one in every if not one["overrides"]}
     methods = scores.drop_duplicates("label").set_index("label")["method"]
     by_seed = {mask: final_by_seed(scores, mask) for mask in SCORES}
     means = {
@@ -95,7 +98,7 @@ def systems_as_dots(records: Iterable[Record]) -> list[Dots]:
     kinds |= {METHODS.find_role("own"): "own", **dict.fromkeys(training_free(), "control")}
     best = next((label for label in order if methods[label] not in kinds), None)
     kind_of = lambda label: kinds.get(methods[label], "best" if label == best else "other")
-    return [Dots(label, kind_of(label), methods[label], means[label]) for label in order]
+    return [Dots(label, kind_of(label), methods[label], label in plain, means[label]) for label in order]
 
 
 def in_groups(rows: Iterable[Dots]) -> dict[str, list[Dots]]:
@@ -121,21 +124,22 @@ def reference_levels(rows: Iterable[Dots]) -> dict[str, Estimate]:
 # ---- in words
 
 
-def main_finding(records: Iterable[Record]) -> str:
+def main_finding(records: Iterable[Record], rows: Iterable[Dots]) -> str:
     """The one finding of the first screen: the paper's system against the best baseline that trains nothing.
 
     Args:
         records: those of one data set and profile.
+        rows: `systems_as_dots` of them.
 
     Returns:
         sentences in markdown, whichever way the comparison went; they say so if it cannot be made yet.
     """
-    found = list(records)
+    found, every = list(records), list(rows)
     if not found:
         return NO_RECORDS
-    own = [row_label(one) for one in select(found, method=METHODS.find_role("own"), overrides={})]
+    own = [one.label for one in every if one.kind == "own" and one.plain]
     by_seed = final_by_seed(frame(found), "seen")
-    free = [one.label for one in systems_as_dots(found) if one.kind == "control"]
+    free = [one.label for one in every if one.kind == "control"]
     pairs = {name: by_seed[[own[0], name]].dropna() for name in free} if own else {}
     control = next((name for name, pair in pairs.items() if len(pair)), None)  # the best one comes first
     if control is None:
@@ -222,30 +226,28 @@ def picture_in_words(rows: list[Dots]) -> str:
     return " ".join(said)
 
 
-def five_rows(records: Iterable[Record]) -> pd.DataFrame:
+def five_rows(rows: Iterable[Dots]) -> pd.DataFrame:
     """The README's table: the paper's system, what it is without its update, our variant, and the best of the others.
 
     Args:
-        records: those of one data set and profile.
+        rows: from `systems_as_dots`.
 
     Returns:
         at most five rows, the highest class-incremental accuracy first: group, n, and both scores as mean ± half of
         the 95 % interval; no rows without records.
     """
-    found = list(records)
-    rows = systems_as_dots(found) if found else []
-    plain = {row_label(one) for one in found if not one["overrides"]}
+    every = list(rows)
     named = [
-        next((one for one in rows if one.method == METHODS.find_role(role) and one.label in plain), None)
+        next((one for one in every if one.method == METHODS.find_role(role) and one.plain), None)
         for role in ("own", "floor")
     ]
-    first_of = lambda kind: next((one for one in rows if one.kind == kind), None)
+    first_of = lambda kind: next((one for one in every if one.kind == kind), None)
     chosen = [one for one in [*named, first_of("control"), first_of("variant")] if one]
-    chosen += [one for one in rows if one.kind in ("best", "other") and one not in chosen][: 5 - len(chosen)]
+    chosen += [one for one in every if one.kind in ("best", "other") and one not in chosen][: 5 - len(chosen)]
     table = {
         one.label: {"group": GROUPS[group_of(one.method)], "n": str(one.found["seen"].n)}
         | {f"{MASK_LABELS[mask]} %": str(one.found[mask]) for mask in reversed(SCORES)}
-        for one in rows
+        for one in every
         if one in chosen
     }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("label")

@@ -64,6 +64,16 @@ def test_text_and_axes_have_contrast_on_both_pages_and_text_in_boxes_too():
         assert min(colours.contrast(*pair) for pair in zip(colours.PAGE[name], colours.PAGE[ground])) >= least
 
 
+@pytest.mark.parametrize("name", ["figures/method.svg", "_static/favicon.svg"])
+def test_drawings_have_the_colours_of_the_palette_and_no_ground_of_their_own(name):
+    text = (ROOT / "book" / name).read_text(encoding="utf-8")
+    known = {colour.lower() for colour in [*colours.HUES, colours.NEUTRAL, *sum(colours.PAGE.values(), ())]}
+    assert {one.lower() for one in re.findall(r"#[0-9A-Fa-f]{3,6}\b", text)} <= known
+    if "text" in text:
+        dark = text.split("@media (prefers-color-scheme: dark)")[1]
+        assert f"text {{ fill: {colours.PAGE[colours.INK][1]} }}" in dark
+
+
 def test_no_other_module_has_colours_of_its_own():
     """Black and white aside, which stand on cells of a heat map."""
     for path in (ROOT / "lscl").rglob("*.py"):
