@@ -61,7 +61,7 @@
     for (const system of systems()) {
       if (system.group !== group) {
         group = system.group;
-        element("span", `${group}:`, shown).className = "group";
+        element("span", system.heading, shown).className = "group";
       }
       const label = element("label", "", shown);
       const box = element("input", "", label);

@@ -14,6 +14,12 @@ SCORE_HEADS = {mask: f"{text} %" for mask, text in MASK_LABELS.items()}
 HEAD_LABELS = {"trained": "trained head", "ridge": "closed-form head"}  # on the same features
 SCORES = ("task", "seen")  # the paper's score, and the class-incremental one
 GROUPS = {"paper": "paper", "control": "control", "variant": "our variant", "added": "added"}  # of systems, in a table
+GROUP_HEADINGS = {  # above their members in a figure
+    "paper": "Systems of the paper",
+    "control": "Controls, not in the paper",
+    "variant": "Our variant, not in the paper",
+    "added": "Added systems",
+}
 COLUMN_HEADS = {"label": "system"}  # what a column of a frame is called in a table, where the name differs
 # Columns of `lscl.results.costs_frame`: their heads in a table, and the form of a number.
 COST_LABELS = {

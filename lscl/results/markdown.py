@@ -12,7 +12,6 @@ from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
 
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
-NOT_MEASURED = "This needs more of the runs whose command stands above."
 
 
 # ---- text

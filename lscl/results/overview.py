@@ -17,6 +17,7 @@ from lscl.results.colours import GRID, GROUND, INK, PAGE, ROLES, readable
 from lscl.results.frames import final_by_seed, frame, main_records, variant_records
 from lscl.results.labels import (
     DATASET_LABELS,
+    GROUP_HEADINGS,
     GROUPS,
     MASK_LABELS,
     SCORES,
@@ -30,12 +31,6 @@ from lscl.results.statistics import Estimate, estimate
 
 DATASET = "cifar100"  # of the first screen: the data set with published numbers that needs no registration
 ENOUGH = 3  # seeds of a profile before the first screen moves to it
-HEADINGS = {  # of the groups in the picture
-    "paper": "Systems of the paper",
-    "control": "Controls, not in the paper",
-    "variant": "Our variant, not in the paper",
-    "added": "Added systems",
-}
 
 
 @dataclass(frozen=True)
@@ -215,7 +210,7 @@ def picture_in_words(rows: list[Dots]) -> str:
             for place, one in enumerate(members, 1)
             if place == 1 or one.kind == "own"
         ]
-        said.append(f"{HEADINGS[group]}: {'; '.join(shown)}.")
+        said.append(f"{GROUP_HEADINGS[group]}: {'; '.join(shown)}.")
     levels = reference_levels(rows)
     if levels:
         said.append(
@@ -288,7 +283,7 @@ class _Layout:
     notes: int
 
 
-WIDE, NARROW = _Layout(720, 276, 46, 27, 27, 34, 40), _Layout(380, 12, 92, 40, 32, 44, 54)
+WIDE, NARROW = _Layout(720, 276, 46, 27, 27, 34, 42), _Layout(380, 12, 92, 40, 32, 44, 54)
 
 
 def dot_plot(rows: list[Dots], narrow: bool = False, inline: bool = False) -> str:
@@ -341,7 +336,7 @@ def _rows(rows: list[Dots], form: _Layout, x: Callable[[float], float], narrow: 
         if len(groups) > 1:
             if number:
                 parts.append(_line(4, y + 5, form.width - 4, y + 5, "rule"))
-            parts.append(_text(form.left if narrow else 8, y + form.heading - 9, HEADINGS[group], kind="heading"))
+            parts.append(_text(form.left if narrow else 8, y + form.heading - 9, GROUP_HEADINGS[group], kind="heading"))
             y += form.heading
         for one in members:
             name, middle, height = (_name_above if narrow else _name_beside)(one, y, form)

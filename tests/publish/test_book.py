@@ -25,10 +25,15 @@ SETUP = "setup"  # tag of the cell that fetches the package, which pages leave o
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
 
 
+def contents():
+    return yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+
+
 def entries():
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
-    return [toc["root"], *(one["file"] for chapter in chapters for one in (chapter, *chapter.get("sections", [])))]
+    """The pages of the book in their order."""
+    below = lambda page: [page["file"], *(one for section in page.get("sections", []) for one in below(section))]
+    toc = contents()
+    return [toc["root"], *(one for part in toc["parts"] for chapter in part["chapters"] for one in below(chapter))]
 
 
 def read(path):
@@ -57,6 +62,20 @@ def test_every_entry_exists_and_every_page_is_an_entry():
     for entry in found:
         assert any((ROOT / f"{entry}{ending}").exists() for ending in (".md", ".ipynb")), entry
     assert {str(path.relative_to(ROOT).with_suffix("")) for path in (*PAGES, *NOTEBOOKS)} == found
+
+
+def test_the_list_of_pages_shows_a_newcomer_the_way():
+    """From the start over chapters and results to reference; what is looked up is folded below one entry."""
+    parts = {part["caption"]: part["chapters"] for part in contents()["parts"]}
+    assert list(parts) == [
+        "Start", "The method, chapter by chapter", "Results", "Methods", "Build on it", "Look it up"
+    ]  # fmt: skip
+    assert sum(map(len, parts.values())) <= 24
+    folded = [one["file"] for one in parts["Look it up"][-1]["sections"]]
+    assert "book/api" in folded and "book/configuration" in folded
+    assert all(
+        one["file"].startswith("notebooks/0") for one in [*parts["Start"], *parts["The method, chapter by chapter"]]
+    )
 
 
 def test_the_book_never_executes():

@@ -91,7 +91,7 @@ def test_our_variant_is_shown_apart_and_counts_in_no_comparison():
     for narrow in (False, True):
         root = ElementTree.fromstring(overview.dot_plot(rows, narrow))
         headings = [one for one in root.iter(f"{SVG}text") if one.get("class") == "heading"]
-        assert [one.text for one in headings] == [overview.HEADINGS[group] for group in groups]
+        assert [one.text for one in headings] == [overview.GROUP_HEADINGS[group] for group in groups]
         places = {mark.get("class"): float(mark.get("cy")) for mark in root.iter(f"{SVG}circle")}
         assert float(headings[2].get("y")) < places["variant"] and places["variant"] > places["control"] > places["own"]
     assert list(five_rows(shown)["group"]) == ["our variant", "control", "paper", "paper"]
