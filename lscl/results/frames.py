@@ -417,6 +417,15 @@ def first_dataset(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["dataset"] == rows["dataset"].min()]
 
 
+def compared_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a figure of a study; none if they have one variant only, which compares nothing.
+
+    Args:
+        rows: with the column variant.
+    """
+    return rows if rows["variant"].nunique() > 1 else rows[:0]
+
+
 def final_accuracy(record: Record, mask: str) -> float:
     """Accuracy of one record after the last task, mean over clients and all their tasks.
 

@@ -55,6 +55,20 @@ def join_distinct(values: Iterable[object]) -> str:
     return plain_text(", ".join(sorted({str(value) for value in values})))
 
 
+def as_output(text: str) -> Any:
+    """Markdown as the output of a notebook's cell.
+
+    Args:
+        text: markdown.
+
+    Returns:
+        what the notebook shows; None without text, as a page shows empty markdown as the name of its class.
+    """
+    from IPython.display import Markdown  # only notebooks have it
+
+    return Markdown(text) if text else None
+
+
 # ---- tables
 
 

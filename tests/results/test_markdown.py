@@ -12,6 +12,9 @@ from lscl.results import markdown
 
 
 class TestText:
+    def test_a_cell_with_nothing_to_say_shows_nothing(self):
+        assert markdown.as_output("") is None and markdown.as_output("**a**").data == "**a**"
+
     @pytest.mark.parametrize(
         ("text", "shown"),
         [
