@@ -53,7 +53,7 @@ def image_folder(
 
 
 def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
-    """Name a decoded source in the cache by its place and the names, sizes and times of its files.
+    """The name of a decoded source in the cache: a digest of its place and of the names, sizes and times of its files.
 
     Args:
         folder: the place of the source.
@@ -82,7 +82,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         {class: its files, sorted}, and the files outside of all class folders.
 
     Raises:
-        LsclError: the folder is missing, cannot be read, has no class folders, or has two that look the same.
+        LsclError: the folder is missing or cannot be read, has no class folders, or has two whose names look the same.
     """
     if not folder.is_dir():
         raise LsclError(f"no data folder {folder}: give an existing folder of <class>/<image> files")
@@ -102,7 +102,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name belongs to a hidden file or folder, or to one that a system or a viewer left."""
+    """Whether a file or folder is hidden, or a leftover of an operating system or image viewer, such as Thumbs.db."""
     return name.startswith(".") or name.lower() in HIDDEN
 
 
