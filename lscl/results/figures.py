@@ -117,7 +117,8 @@ def themed(svg: str) -> str:
     """An SVG of matplotlib, made small, whose colours in `colours.PAGE` follow the mode of the page that shows it."""
     small = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     small = re.sub(r'(?<=<g) id="[^"]*"| transform="rotate\(-?0 [^"]*"', "", small)
-    small = re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda number: f"{float(number[0]):.2f}", small)
+    rounded = lambda tag: re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda one: f"{float(one[0]):.2f}", tag[0])
+    small = re.sub(r"<[^>]*>", rounded, small)  # only places and lengths: what a reader sees keeps its digits
     small = " ".join(filter(None, map(str.strip, small.splitlines())))  # a notebook pays for each line
     names = {colour.lower(): f"--c{number}" for number, colour in enumerate(PAGE)}
     small = re.sub("|".join(names), lambda colour: f"var({names[colour[0]]})", small)

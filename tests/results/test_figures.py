@@ -484,6 +484,14 @@ def test_a_notebook_gets_one_small_svg_for_both_modes():
     assert used and all(f".{name}{{" in rules for name in used)
 
 
+def test_small_numbers_in_a_figure_keep_their_digits_and_places_do_not():
+    rates = [1.4e-05, 0.0001, 0.0005, 0.123456]
+    svg = figures.log_lines({"a": [1.0, 2, 3, 4]}, rates, "share")._repr_svg_()
+    assert all(f">{rate:g}</text>" in svg for rate in rates)
+    drawn = "".join(re.findall(r' d="([^"]*)"', svg))
+    assert drawn and not re.search(r"\d\.\d{3}", drawn)
+
+
 @pytest.mark.parametrize(
     "name",
     [
