@@ -158,7 +158,8 @@ def folded(title: str, text: str) -> str:
     Returns:
         markdown.
     """
-    return f"::::{{dropdown}} {title}\n\n{text}\n\n::::" if text else ""
+    fence = ":" * (1 + max([3, *map(len, re.findall(r"^:{3,}", text, re.MULTILINE))]))  # longer than those inside
+    return f"{fence}{{dropdown}} {title}\n\n{text}\n\n{fence}" if text else ""
 
 
 def tables_by_dataset(

@@ -115,6 +115,20 @@ def extension():
     return module
 
 
+def test_a_returned_value_with_a_colon_in_its_description_keeps_it(extension):
+    """Napoleon would make a type of what stands before the colon; only one word is one."""
+    from sphinx.ext.napoleon import Config, GoogleDocstring
+
+    def returned(text):
+        lines = ["Do it.", "", "Returns:", f"    {text}"]
+        extension.untyped_returns(None, "function", "f", None, None, lines)
+        return str(GoogleDocstring(lines, Config(napoleon_use_rtype=True), what="function"))
+
+    for text in ("The CNN: (b, 3, H, W) -> (b, m).", "{name: tensor}, and a module.", "(n,) bool."):
+        assert f":returns: {text}" in returned(text) and ":rtype:" not in returned(text)
+    assert ":rtype: pandas.DataFrame" in returned("pandas.DataFrame: a row per system.")
+
+
 def described(extension, address, text):
     """The meta tags that a page with one paragraph gets."""
     page = nodes.document(None, None)
