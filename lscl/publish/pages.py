@@ -26,7 +26,7 @@ from lscl.publish import (
 )
 from lscl.results.frames import costs_frame, final_by_seed, frame, main_records, variant_records
 from lscl.results.labels import DATASET_LABELS, is_variant, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, source_note
+from lscl.results.markdown import NO_RECORDS, captioned_table, folded, numbered_table, source_note
 from lscl.results.privacy import sent_table
 from lscl.results.readings import read_ranking
 from lscl.results.tables import cost_table, score_table
@@ -246,16 +246,16 @@ def status_tables(records: list[Record]) -> str:
     if records:
         about = "all records of the profile `mini` except those of the tuning"
         caption = f"Digests of the inputs, {about}"
-        parts.append(
-            numbered_table(
-                status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]
-            )
+        digests = numbered_table(
+            status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]
         )
-        parts.append(
-            numbered_table(
-                status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
-            )
+        versions = numbered_table(
+            status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
         )
+        parts += [
+            folded("Digests of images, partitions and weights", digests),
+            folded("Versions and machines", versions),
+        ]
     return "\n\n".join(parts)
 
 

@@ -163,6 +163,14 @@ def test_stored_outputs_are_complete_and_name_no_place(path):
         assert output["output_type"] != "error"
         assert output.get("name") != "stderr", texts(output)[:200]
         assert not PATH.search(texts(output)), texts(output)[:200]
+        # a page shows empty markdown as the name of its class
+        assert "".join(output.get("data", {}).get("text/markdown", "something")), path.name
+
+
+@pytest.mark.parametrize("number", ["06", "07", "08"])
+def test_a_page_of_studies_says_once_what_is_missing(number):
+    (path,) = (one for one in NOTEBOOKS if one.name.startswith(number))
+    assert sum("runs behind this page are" in texts(output) for output in outputs(read(path))) == 1
 
 
 @notebooks
@@ -220,6 +228,14 @@ def test_every_code_cell_explains_itself_or_is_folded(path):
         said = before == "markdown" or '"""' in source(cell) or "#" in source(cell) or "mystnb" in cell["metadata"]
         assert cell["cell_type"] == "markdown" or {"hide-input", "hide-cell"} & set(tags) or said, source(cell)[:80]
         before = cell["cell_type"]
+
+
+def test_equations_have_the_numbers_of_the_paper_or_none():
+    """A number that the page makes itself would contradict the text, which calls equations as the paper does."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\$\$ *\([\w-]+\)$|```\{math\}(?s:.*?):label:", text, re.MULTILINE), path.name
+    assert re.findall(r"\\tag\{(\d)\}", (ROOT / "book" / "notation.md").read_text(encoding="utf-8")) == list("2345")
 
 
 def first_cell(path):

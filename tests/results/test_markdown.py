@@ -120,7 +120,7 @@ class TestByDataset:
         )
         assert "CIFAR-100" in first and second.startswith("dropdown} The same on Glyphs\n\n:::{table} Counts, Glyphs.")
         assert second.endswith("\n\n::::") and markdown.folded("empty", "") == ""
-        outer = markdown.folded("all", text)  # its fence is longer than those inside
+        outer = markdown.folded("all", f"::::{{{second}")  # its fence is longer than those inside
         assert outer.startswith(":::::{dropdown} all\n") and outer.endswith("\n\n:::::")
 
     def test_other_notes(self):
