@@ -28,9 +28,7 @@ HIDDEN = {
 SPLITS = ("train", "test")
 
 
-def image_folder(
-    folder: Path, size: int, listed: tuple[dict[str, list[Path]], list[Path]] | None = None
-) -> ImageSet:
+def image_folder(folder: Path, size: int, listed: tuple[dict[str, list[Path]], list[Path]] | None = None) -> ImageSet:
     """Decode FOLDER/<class>/... once; later calls read the cache.
 
     Classes are in alphabetical order, the images of a class in the order of their pixels' digests, so the result does
