@@ -187,7 +187,7 @@ class Systems(Registry):
                 self.check_profile_values(entry, home)
         if entry.role is not None and not is_ours(entry):
             what = f"method {entry.name!r}: role = {entry.role!r}"
-            raise LsclError(f"{what} is for the paper's own system and the floor, leave it out")
+            raise LsclError(f"{what} is for systems of this package, leave it out")
 
     def check_profile_values(self, entry: Any, home: type[Parameters]) -> None:
         """Check that a class sets only fields that it defines, to values that they may have, in known profiles.

@@ -216,9 +216,14 @@ DESCRIBED = [
     ("results/published/paper_table2.csv", lambda: published.published_final("cifar100")),
     ("notebooks/05_results.ipynb", freshness.stale_notebooks),
     ("_config.yml", pages.notebook_heads),
-    ("README.md", lambda: readme.readme_text(pages.files.read_text(paths.root() / "README.md"), {})),
-    ("pyproject.toml", lambda: first_screen.readme_blocks({})),
-    ("results/federation/round.json", lambda: first_screen.first_pieces({})),
+    (
+        "README.md",
+        lambda: readme.readme_text(
+            pages.files.read_text(paths.root() / "README.md"), first_screen.read_first_screen({})
+        ),
+    ),
+    ("pyproject.toml", lambda: first_screen.readme_blocks(first_screen.read_first_screen({}))),
+    ("results/federation/round.json", lambda: first_screen.read_first_screen({})),
 ]
 DAMAGES = {
     "empty": lambda data: b"",

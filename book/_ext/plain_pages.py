@@ -6,6 +6,7 @@ parts of the theme that the book does not want, and names the toggles that the t
 
 import html
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -20,12 +21,13 @@ def setup(app):
     app.connect("build-finished", drop_icon_script)
     app.add_directive("live-figure", LiveFigure)
     app.connect("config-inited", take_numbers, priority=100)  # before MyST looks
+    app.connect("autodoc-process-docstring", untyped_returns, priority=400)  # before napoleon reads the sections
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("html-page-context", tidy)
     app.connect("html-page-context", describe)
     app.connect("html-page-context", name_the_toggles, priority=900)  # behind the theme, whose function it wraps
-    return {"env_version": 6, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"env_version": 7, "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 class LiveFigure(SphinxDirective):
@@ -123,6 +125,16 @@ def commit(folder):
     except (OSError, subprocess.CalledProcessError):
         return "a copy without its history"
     return f"commit `{found.stdout.strip()[:10]}`"
+
+
+def untyped_returns(app, what, name, found, options, lines):
+    """Keep a description with a colon whole: napoleon takes what stands before the first colon for the type.
+
+    A type is one word, such as pandas.DataFrame.
+    """
+    for place, line in enumerate(lines[1:], 1):
+        if lines[place - 1].strip() in ("Returns:", "Yields:") and ":" in line and not re.match(r"\s*[\w.]+: ", line):
+            lines[place] = re.sub(r"^(\s*)", r"\1: ", line)
 
 
 def as_restructured_text(app, what, name, found, options, lines):

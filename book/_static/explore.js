@@ -23,6 +23,7 @@
     draw();
   });
   button("all systems", shown, () => choose(() => true));
+  button("the paper's systems", shown, () => choose((system) => system.group === "paper"));
   button("systems in colour", shown, () => choose((system) => system.look.coloured));
 
   function element(kind, text, parent) {
@@ -53,10 +54,15 @@
     draw();
   }
 
-  // One box for each system; the line in front of its name is the legend.
+  // One box for each system, group by group; the line in front of its name is the legend.
   function listSystems() {
-    shown.querySelectorAll("label").forEach((old) => old.remove());
+    shown.querySelectorAll("label, .group").forEach((old) => old.remove());
+    let group = null;
     for (const system of systems()) {
+      if (system.group !== group) {
+        group = system.group;
+        element("span", system.heading, shown).className = "group";
+      }
       const label = element("label", "", shown);
       const box = element("input", "", label);
       box.type = "checkbox";

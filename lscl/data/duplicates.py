@@ -15,11 +15,11 @@ class Duplicates:
 
     Args:
         group: (n,) number of each image's group.
-        size: (groups,) images in a group, 1 for most.
-        in_train: (groups,) bool, several training images.
-        in_test: (groups,) bool, several test images.
-        across_splits: (groups,) bool, training and test images.
-        across_classes: (groups,) bool, images of several classes.
+        size: (groups,) number of images in each group; most groups have one.
+        in_train: (groups,) bool, whether several training images are in it.
+        in_test: (groups,) bool, whether several test images are in it.
+        across_splits: (groups,) bool, whether it has both training and test images.
+        across_classes: (groups,) bool, whether its images belong to several classes.
     """
 
     group: np.ndarray
@@ -79,16 +79,16 @@ def find_duplicates(train: ImageSet, test: ImageSet) -> Duplicates:
 
 
 def drop_duplicates(train: ImageSet, test: ImageSet) -> ImageSet:
-    """Leave out training images whose pixels a test image or another class has, and repetitions in a class.
+    """Remove training images that are also test images or stand in another class, and repetitions within a class.
 
-    Prints on stderr how many are left out.
+    Two images are the same if their pixels are equal. A line on stderr says how many were removed.
 
     Args:
         train: training images.
         test: test images.
 
     Returns:
-        The other training images, in their order; of those repeated in a class the first.
+        The remaining training images in their order; of an image that a class repeats the first one stays.
     """
     found = find_duplicates(train, test)
     group = found.group[: len(train)]

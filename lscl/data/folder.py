@@ -28,9 +28,7 @@ HIDDEN = {
 SPLITS = ("train", "test")
 
 
-def image_folder(
-    folder: Path, size: int, listed: tuple[dict[str, list[Path]], list[Path]] | None = None
-) -> ImageSet:
+def image_folder(folder: Path, size: int, listed: tuple[dict[str, list[Path]], list[Path]] | None = None) -> ImageSet:
     """Decode FOLDER/<class>/... once; later calls read the cache.
 
     Classes are in alphabetical order, the images of a class in the order of their pixels' digests, so the result does
@@ -53,7 +51,7 @@ def image_folder(
 
 
 def stamp(folder: Path, files: Iterable[Path], *more: object) -> str:
-    """Name a decoded source in the cache by its place and the names, sizes and times of its files.
+    """The name of a decoded source in the cache: a digest of its place and of the names, sizes and times of its files.
 
     Args:
         folder: the place of the source.
@@ -82,7 +80,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         {class: its files, sorted}, and the files outside of all class folders.
 
     Raises:
-        LsclError: the folder is missing, cannot be read, has no class folders, or has two that look the same.
+        LsclError: the folder is missing or cannot be read, has no class folders, or has two whose names look the same.
     """
     if not folder.is_dir():
         raise LsclError(f"no data folder {folder}: give an existing folder of <class>/<image> files")
@@ -102,7 +100,7 @@ def class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name belongs to a hidden file or folder, or to one that a system or a viewer left."""
+    """Whether a file or folder is hidden, or a leftover of an operating system or image viewer, such as Thumbs.db."""
     return name.startswith(".") or name.lower() in HIDDEN
 
 

@@ -1,7 +1,8 @@
 """The embedded data set: 200 Unicode symbols from matplotlib's fonts, each drawn in twelve renditions.
 
 It has the structure of ImageNet-R (200 classes, many renditions) and needs no download. Images are drawn at three times
-their size and averaged down. Each has its own generator, so more images per class do not change the earlier ones.
+their size and averaged down. Each image has its own random generator, so asking for more images of a class does not
+change the earlier ones.
 """
 
 import unicodedata

@@ -130,7 +130,7 @@ def split(labels: np.ndarray) -> np.ndarray:
     """Draw the test images: a fifth of every class, and a fifth of all. (n,) labels -> (n,) bool.
 
     Where a fifth of a class is no whole number, the classes with the largest remainders get one more.
-    Other works draw their split, too, and none of them publishes the list.
+    Other works draw a split as well, but none of them publishes the list.
     """
     counts = np.bincount(labels)
     take = counts // 5

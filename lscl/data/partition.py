@@ -1,9 +1,9 @@
 """The partition: which classes and images every client gets in every task.
 
-Protocol of the paper (section 5.1) with the choices of its authors' other code bases: each client has private classes,
-all clients share the public ones, and each client shuffles its classes and cuts them into tasks. One Dirichlet draw
-divides the images of a public class. The same class may come at different times on different clients, hence index
-lists, not ranges.
+The protocol of the paper (section 5.1). Where the paper is silent, it follows other code of its authors: each client
+has private classes, all clients share the public ones, and each client shuffles its classes and cuts them into tasks.
+One Dirichlet draw divides the images of a public class. The same class may come at different times on different
+clients, hence index lists, not ranges.
 """
 
 import json
@@ -91,7 +91,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Census:
-    """The server's knowledge of the clients' images: their numbers, but not the images.
+    """What the server knows of the clients' images: how many there are, but not the images.
 
     Args:
         parts: the partition.

@@ -3,7 +3,8 @@
 - The content decides the format; the ending only helps with formats that have no signature.
 - EXIF's orientation is followed. Of several pictures in a file (GIF, TIFF, MPO) the first is read.
 - Grey of more than 8 bits is scaled by its depth: 65535, or 4095 with 12 bits, becomes 255. Floats go from 0 to 1.
-  Integers of 32 bits or with a sign have no agreed white; they are refused, and so are floats outside of 0 to 1.
+  No convention says which 32-bit or signed integer is white, so such files are refused, and so are floats outside of 0
+  to 1.
 - Transparent pixels are put on white. Pillow's own rule turns CMYK, LAB and palettes into RGB; colour profiles (ICC)
   are ignored.
 """
@@ -122,7 +123,8 @@ def read_picture(file: Path | BinaryIO, name: str) -> Picture:
         The picture, upright and in RGB.
 
     Raises:
-        LsclError: the file is not regular, corrupt or too large, or its numbers have no agreed white.
+        LsclError: the file is no regular file, is corrupt or too large, or no convention says which of its numbers is
+            white.
     """
     try:
         if isinstance(file, Path):
@@ -201,7 +203,7 @@ def _eight_bits(picture: Image.Image, name: str) -> np.ndarray:
             raise LsclError(f"cannot use image {name}: its floats go from {low:g} to {high:g}, allowed is 0 to 1")
     elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # these two have 16 bits
         raise LsclError(
-            f"cannot use image {name}: integers of 32 bits or with a sign have no agreed white; "
+            f"cannot use image {name}: no convention says which 32-bit or signed integer is white; "
             "save it with 8 or 16 bits"
         )
     else:

@@ -24,7 +24,9 @@ CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
 
 
 def load(config: Experiment) -> Dataset:
-    """Load the data set of a config, with its images per class; prints the reader's notes on stderr.
+    """Load the data set of a config with as many images per class as it asks for.
+
+    What the reader has noticed about the files is printed on stderr.
 
     Raises:
         LsclError: the folder is missing or empty, an image is corrupt, the download fails, a class has too few images,
@@ -55,7 +57,8 @@ def folder_digest(config: Experiment) -> str:
 def surrogate(config: Experiment, option: str) -> ImageSet:
     """Images of the official test split for a server that needs some; no client is tested on them.
 
-    With eval_split = holdout they are the first of each class, else those behind test_images_per_class.
+    With eval_split = holdout these are the first images of each class; otherwise those after the first
+    test_images_per_class, which clients are tested on.
 
     Args:
         config: the experiment.

@@ -304,7 +304,7 @@ def cache_images(name: str, decode: Callable[[], ImageSet]) -> ImageSet:
 
 
 def cache_piecewise(name: str, write: Callable[[Path], ImageSet]) -> ImageSet:
-    """Do the same as `cache_images` for images that may not fit the memory.
+    """The same as `cache_images`, for images that may not fit into memory: they are written piece by piece.
 
     Args:
         name: name in the cache.
@@ -335,7 +335,7 @@ def cache_splits(
     size: int,
     decode: Callable[[], Iterable[tuple[str, np.ndarray]]],
 ) -> tuple[ImageSet, ImageSet]:
-    """Do the same as `cache_images` for both splits, image by image: they may not fit the memory.
+    """The same as `cache_images` for both splits, image by image, as they may not fit into memory.
 
     Args:
         name: name in the cache.

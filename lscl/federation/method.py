@@ -114,7 +114,7 @@ class Method:
     label: ClassVar[str]  # its name in tables; empty = `name`
     paper_name: ClassVar[str | None]  # its name in the tables of the Fed-LSCL paper; None = not there
     citation: ClassVar[str | None]  # arXiv number of its source
-    role: ClassVar[str | None]  # "own" = the paper's system, "floor" = the reference for all others
+    role: ClassVar[str | None]  # "own" = the paper's system, "floor" = the reference for all others, "variant" = ours
     place: ClassVar[int]  # its place in tables, from 0; systems of other packages come last
     turn: ClassVar[int]  # its turn in sweeps, from 0: quick systems first
     quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all systems

@@ -27,7 +27,7 @@ prepared = lru_cache(maxsize=1)(build_experiment)  # in a simulation one process
 
 @app.train()
 def exchange(message: Message, context: Context) -> Message:
-    """Take in what was missed, do the exchange that is asked for, save the state, answer.
+    """Apply what the client missed, do the exchange that the message asks for, save the state, and answer.
 
     Args:
         message: a ticket, and the payloads of this exchange and of missed ones.
@@ -69,8 +69,8 @@ def exchange(message: Message, context: Context) -> Message:
 def restore(folder: Path, client: Client, asked: int, run: str) -> int:
     """Load the newest state of a client that is older than an exchange.
 
-    Later states come from a server that stopped before it had saved them. They are removed, because the exchanges come
-    again.
+    Later states can exist if the server stopped before it saved its own. They are removed, because the same exchanges
+    come again.
 
     Args:
         folder: where the states lie.
@@ -82,7 +82,7 @@ def restore(folder: Path, client: Client, asked: int, run: str) -> int:
         the exchange that the state is from; -1 if there is none.
 
     Raises:
-        LsclError: the later states are of this very run: the message has overtaken another one.
+        LsclError: the later states belong to this very run, so messages have arrived in the wrong order.
     """
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
         with safe_open(path, "pt") as file:

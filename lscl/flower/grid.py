@@ -1,4 +1,4 @@
-"""A transport over Flower's grid: it sends the loop's payloads as messages; the answers are what comes back in time."""
+"""A transport over Flower's grid: it sends payloads as messages and returns the answers that arrive in time."""
 
 import time
 from collections.abc import Mapping
@@ -92,7 +92,8 @@ class GridTransport:
     ) -> dict[int, Message]:
         """Send each client its payloads and its ticket, and wait for the replies.
 
-        A node that has restarted since is not waited for: the message may have ended with the old one.
+        It does not wait for a node that has restarted in the meantime, as the message may have been lost with the old
+        process.
 
         Args:
             due: by client, the payload of each exchange that is due.
@@ -129,13 +130,13 @@ class GridTransport:
         return replies
 
     def private_state(self) -> dict[str, Tensor]:
-        """What was missed, as one flat dictionary, for saving."""
+        """The payloads that clients have missed, as one flat dictionary for saving."""
         empty = {"": torch.empty(0)}  # keeps the place of a payload of nothing
         sent = [(k, n, payload) for k, payloads in self.missed.items() for n, payload in payloads.items()]
         return {f"{k}.{n}.{name}": value for k, n, payload in sent for name, value in {**empty, **payload}.items()}
 
     def load_private_state(self, saved: dict[str, Tensor]) -> None:
-        """Undo `private_state`."""
+        """Restore what `private_state` returned."""
         self.missed = {}
         for key, value in saved.items():
             k, number, name = key.split(".", 2)

@@ -1,9 +1,9 @@
-"""Nothing is left of a command that was killed: neither the processes that it started nor the folder with its keys.
+"""Cleaning up after a command that was killed: its processes end, and the folder with its keys is removed.
 
 Such a command cannot clean up after itself. A second, small process does: the watchdog. It reads from a pipe whose
-other end only the command holds, so it notices every end of it. Then it ends all processes that carry the command's
-mark in their environment, which processes inherit, and removes the folder. If the watchdog was killed too, the next
-command on the machine cleans up: a folder whose lock is free has no owner.
+other end only the command holds, so it notices however the command ends. Then it ends all processes that carry the
+command's mark in their environment, which processes inherit, and removes the folder. If the watchdog was killed too,
+the next command on the machine cleans up: a folder whose lock is free has no owner.
 """
 
 import os

@@ -100,7 +100,7 @@ def write_secret(path: Path, data: bytes) -> None:
         data: its bytes.
 
     Raises:
-        LsclError: there is a file, or a link, which is never followed.
+        LsclError: a file or a link is already there; links are never followed.
     """
     try:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, PRIVATE_FILE)) as file:
@@ -226,7 +226,7 @@ class LocalFederation:
 
         Args:
             client: its number, from 0.
-            link: port of the SuperLink, or of what stands before it; None = the SuperLink's own.
+            link: port of the SuperLink, or of a proxy in front of it; None = the SuperLink's own.
         """
         self.start(
             f"client{client}", sys.executable, "-m", "lscl.cli", "node", "--client", str(client),
@@ -276,10 +276,10 @@ class LocalFederation:
 
 
 def check_simulation() -> None:
-    """Refuse a simulation by a Python whose path Ray cannot use: it hands the path to a shell as it stands.
+    """Refuse a simulation if Ray cannot use the path of this Python, which it hands to a shell without quotes.
 
     Raises:
-        LsclError: the path has a blank or another character that a shell reads.
+        LsclError: the path has a blank or another character that a shell would interpret.
     """
     if shlex.quote(sys.executable) != sys.executable:
         raise LsclError(
@@ -289,7 +289,7 @@ def check_simulation() -> None:
 
 
 def session_processes(pid: int) -> list[psutil.Process]:
-    """A process that leads a session, its children, and what is left in the session of those that have ended."""
+    """The leader of a process session, its children, and the processes that ended children have left in the session."""
     found = []
     with suppress(psutil.NoSuchProcess):
         found += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -332,14 +332,14 @@ def submit(
         show: called with every line that Flower or the server writes.
         link: the name of the SuperLink in Flower's configuration.
         variables: the environment of Flower's command.
-        more: further words of the command.
+        more: further arguments of the command.
         folder: for the file with the run's config; None = the system's temporary one.
 
     Returns:
         the record that the server writes.
 
     Raises:
-        LsclError: the run came to no end; its finished rounds stay.
+        LsclError: the run did not finish; its finished rounds are kept.
     """
     config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
     path, why, said = paths.results() / "federation" / "runs" / f"{config.name}.json", "", []

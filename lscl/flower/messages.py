@@ -1,4 +1,4 @@
-"""How an exchange travels in Flower's records: a payload is one array of bytes in safetensors' format."""
+"""How payloads travel as Flower messages: each is one array of bytes in safetensors' format."""
 
 import json
 import secrets
@@ -26,7 +26,7 @@ def ticket(client: int, exchange: int) -> dict[str, str]:
         exchange: the number of the exchange in the run, from 0.
 
     Returns:
-        both as text, and a nonce that is drawn anew for every message.
+        both as text, and a nonce, a random text that is drawn anew for every message.
     """
     return {"client": str(client), "exchange": str(exchange), "nonce": secrets.token_hex(16)}
 
@@ -47,7 +47,7 @@ def pack_record(payload: Payload, ticket: Mapping[str, str] | None = None) -> Ar
 def unpack_record(
     record: object, sender: str, limit: int | None = None, ticket: Mapping[str, str] | None = None
 ) -> Payload:
-    """The payload in a record of a message, of which nothing is taken for granted.
+    """The payload in a record of a message; everything about it is checked.
 
     Args:
         record: what came in the message.

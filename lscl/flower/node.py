@@ -31,7 +31,7 @@ RESTART_DELAY = 5  # seconds before a SuperNode that ended is started again
 
 
 def check_system() -> None:
-    """Refuse to start Flower's processes where they cannot be ended as this package does it.
+    """Refuse to start Flower's processes on a system where this package could not end them again.
 
     Raises:
         LsclError: this is neither Linux nor macOS.
@@ -61,10 +61,10 @@ class Node(BaseModel):
 
 
 def checked_node(values: dict[str, Any]) -> Node:
-    """A node whose files are what they should be and whose port is free.
+    """A node whose files have been checked and whose port is free.
 
     Raises:
-        LsclError: what is wrong, or there is no Flower.
+        LsclError: a file or the port cannot be used, or Flower is not installed.
     """
     node = validate_values(Node, values)
     if not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", node.link) or not 0 < int(node.link.rpartition(":")[2]) < 2**16:
@@ -109,13 +109,13 @@ def program() -> str | None:
 
 
 def restrict_private_folders() -> None:
-    """Let only the owner read the clients' state on this machine, that of earlier versions and runs included."""
+    """Let only the owner read the clients' state on this machine, including that of earlier versions and runs."""
     for folder in {path.parent for path in paths.private().glob("*/client*/*.safetensors")}:
         private_folder(private_folder(folder.parent) / folder.name)
 
 
 def serve(node: Node) -> None:
-    """Run a client's SuperNode until this process is told to end; all that it started ends with it.
+    """Run a client's SuperNode until this process is told to end; everything that it started ends with it.
 
     The SuperLink refuses a node that it believes to be connected, and it notices the end of a killed one only after two
     missing heartbeats, up to a minute later. Until then a new start fails and is tried again.

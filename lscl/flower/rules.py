@@ -1,4 +1,4 @@
-"""When a round of a federation counts: checked before anything starts, and once more by the server."""
+"""The rules by which a round of a federation counts, checked before the start and again by the server."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Rules(BaseModel):
-    """Who must answer, by when, and how much one answer may be. By alias they are Flower's run config."""
+    """How many clients must answer, by when, and how large an answer may be; aliases are names of Flower's config."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
@@ -55,7 +55,7 @@ def rules(config: Experiment, values: Mapping[str, Any]) -> Rules:
 
 
 def validate_values(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Values as a pydantic model takes them.
+    """Check values against a pydantic model.
 
     Args:
         kind: the model.

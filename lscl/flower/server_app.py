@@ -1,4 +1,4 @@
-"""The server's side: the loop of one process, over Flower's grid."""
+"""The server's side: the same loop as in one process, over Flower's grid."""
 
 import shutil
 import time

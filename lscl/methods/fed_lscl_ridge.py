@@ -157,7 +157,7 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     5. RanPAC's class means and its choice of $\lambda$ in every task are left out.
     """
 
-    name, label = "fed_lscl_ridge", "Fed-LSCL + ridge"
+    name, label, role = "fed_lscl_ridge", "Fed-LSCL + ridge", "variant"
     place, turn, rows = 17, 17, ()
     sizes = SIZES
     tuned = {**OWN_RATES, "ridge_lambda": RANDOM["ridge_lambda"]}

@@ -51,10 +51,11 @@ def prefix_cache(
 ) -> StoredTokens:
     """Compute the frozen ViT's tokens before the adapted block once; later calls read the file.
 
-    The file's name is a digest of the model, the block, the normalisation, the images and whatever rounds the numbers.
-    Of several processes that want the same tokens one computes them, and the others wait.
-    A damaged file is noticed and computed again: a small one when it is opened; of a large one each part when it is
-    first read, which ends the run with one line, and the next call computes it again.
+    The file's name is a digest of the model, the block, the normalisation, the images and everything that affects
+    rounding. If several processes want the same tokens, one computes them and the others wait.
+    Damage is noticed. A small file is checked when it is opened, and computed again at once. A large file is checked
+    part by part when a part is first read; damage then ends the run with one line, and the next call computes the file
+    again.
 
     Args:
         foundation: the frozen ViT, with N tokens of width d.
@@ -134,7 +135,7 @@ class TokenWriter:
             tokens: (b, N, d), on any device.
 
         Returns:
-            The number of images that are written by now.
+            How many images have been written so far.
 
         Raises:
             LsclError: they are not finite.
@@ -185,8 +186,8 @@ def compute_tokens(
 def chunk_size(foundation: FrozenViT, device: torch.device) -> int:
     """How many images go through the frozen part at once.
 
-    Values hang on it in their last bits. So it is the same at every start: on a CPU a constant, on a GPU what its whole
-    memory, not the free part of it, allows.
+    The last bits of the numbers depend on it, so it must be the same at every start. On a CPU it is a constant; on a
+    GPU it follows from the size of the memory, not from how much of it is free.
 
     Args:
         foundation: the frozen ViT.
@@ -368,10 +369,10 @@ def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.de
 
 
 def rounding(device: torch.device) -> list[str | int | bool]:
-    """Whatever decides how numbers are rounded on a device.
+    """Everything that decides how numbers are rounded on a device.
 
-    That is the version of torch, and either the GPU, its use of TF32 and its kinds of attention, or the processor and
-    the number of threads.
+    For a GPU: the version of torch, the card, whether it uses TF32, and its kinds of attention. For a CPU: the version
+    of torch, the processor and the number of threads.
     """
     if device.type == "cuda":
         backends = torch.backends
@@ -396,7 +397,7 @@ def _found(folder: Path, stored: np.dtype, shape: tuple[int, ...]) -> StoredToke
 
 
 def damaged_activations() -> Iterator[tuple[Path, bool]]:
-    """Read all activations of the cache as a whole, those of earlier versions left out, which nobody reads any more.
+    """Read all activations in the cache as a whole, except those of earlier versions, which no run reads any more.
 
     Yields:
         Each folder, and whether it is damaged.

@@ -166,8 +166,8 @@ def new_cnn(name: str, side: int, features: int, norm: bool, start: Start = "dra
         side: pixels a side of its images.
         features: width m of its features.
         norm: layer-normalise the features.
-        start: drawn, or pretrained: then the CNN is as its weights were trained, for which `lscl.models.cnn_weights`
-            gives them; ResNet-18 keeps its own first layers on images of any size.
+        start: drawn, or pretrained: then the CNN has the form that its weights were trained in
+            (`lscl.models.cnn_weights`), so ResNet-18 keeps its own first layers on images of any size.
 
     Returns:
         The CNN: (b, 3, side, side) -> (b, m).

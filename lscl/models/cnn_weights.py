@@ -1,6 +1,6 @@
 """Small CNNs that start from pre-trained weights (cnn_start = pretrained). Heads and projections stay drawn.
 
-- small: shipped, made by `lscl pretrain --network small` from 32-pixel images in a run's own input.
+- small: shipped with the package; made by `lscl pretrain --network small` from images of 32 pixels, as a run sees them.
 - torchvision's five: IMAGENET1K_V1, trained on 224 pixels (EfficientNet-B3: 300) with ImageNet's mean and standard
   deviation of each channel.
 - names of timm: timm's default weights, trained with the mean and standard deviation of their `pretrained_cfg`.
@@ -56,7 +56,7 @@ class Rescale(nn.Module):
 
 
 def started_cnn(config: Experiment, client: int, start: Start) -> FeatureExtractor:
-    """Make the CNN of a client, drawn or pre-trained; both take the same draws.
+    """Make the CNN of a client, drawn or pre-trained; either way the same random numbers are drawn.
 
     Args:
         config: the experiment.
@@ -67,7 +67,7 @@ def started_cnn(config: Experiment, client: int, start: Start) -> FeatureExtract
         The CNN with layer-normalised features: (b, 3, side, side) -> (b, m).
 
     Raises:
-        LsclError: an unknown name, or weights that there are not.
+        LsclError: an unknown name, or a CNN without pre-trained weights.
     """
     extractor = small_cnn(config, client, start=start)
     if start == "pretrained":
@@ -99,7 +99,7 @@ def check_weights(config: Experiment, start: Start) -> None:
 
 
 def get_weights(config: Experiment, start: Start) -> None:
-    """Read the weights of every CNN that a client gets once, so that a missing file ends a run before it works.
+    """Read the weights of every CNN that a client gets once: a missing file then ends a run before it computes.
 
     Args:
         config: the experiment.

@@ -1,8 +1,8 @@
 """FLOPs and bytes of the frozen ViT's blocks, of CNNs and of generators, counted from shapes alone.
 
 One FLOP is one addition or multiplication. A linear layer costs 2 x tokens x in x out forward and as much backward to
-its input; trained weights need a third product, frozen ones do not. Attention costs 4 N^2 d forward and twice that
-backward, at a rate of its own.
+its input. Trained weights need a third product, frozen ones do not. Attention costs 4 N^2 d forward and twice that
+backward; hardware computes it at another rate, so it is counted apart.
 """
 
 import weakref
@@ -86,7 +86,7 @@ class Blocks:
         return self._all(2 * self.width, self.width) + self._all(whole, last) * number / FLOAT
 
     def turning(self, number: int = FLOAT) -> float:
-        """Bytes that a backward pass needs beside what is kept: the gradients around an MLP's activation, per image."""
+        """Bytes per image that a backward pass needs beyond what is kept: the gradients around an MLP's activation."""
         return self.tokens * (FLOAT * self.width + 2 * number * self.hidden) if self.count else 0
 
     def copies(self, number: int) -> float:
@@ -94,10 +94,10 @@ class Blocks:
         return number * self.count * (4 * self.width**2 + 2 * self.width * self.hidden) if number < FLOAT else 0
 
     def fronted(self, length: int, number: int = FLOAT) -> float:
-        """Bytes of the keys and values of a block that has some put in front, per image.
+        """Bytes of the keys and values that prefix tuning puts in front of a block's own, per image.
 
         Args:
-            length: how many are put in front.
+            length: how many there are.
             number: bytes of a number.
 
         Returns:
@@ -185,7 +185,9 @@ def network(model: nn.Module, *inputs: torch.Tensor) -> Network:
 
 
 def live_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """The most bytes that inputs and results of a pass without gradients take at once; nothing need be computed.
+    """The most bytes that inputs and results of a forward pass without gradients take at once.
+
+    On the meta device nothing is computed.
 
     Args:
         model: a network, on the meta device or another.
@@ -201,10 +203,10 @@ def live_bytes(model: nn.Module, *inputs: Tensor) -> int:
 
 
 class Live(TorchDispatchMode):
-    """Watches in a `with` block how many bytes of tensors live at once, by when their storages come and go.
+    """A `with` block that measures how many bytes of tensors exist at once: it notes when their storages come and go.
 
     Args:
-        others: tensors that do not count, nor do views of them.
+        others: tensors that do not count; views of them do not count either.
     """
 
     def __init__(self, others: Iterable[Tensor]):
@@ -238,7 +240,8 @@ def count_cnn(config: Experiment, client: int = 0, start: Start = "drawn") -> Ne
     Args:
         config: the experiment.
         client: number of the client.
-        start: what it starts from; the weights do not count, but ResNet-18 has other first layers.
+        start: what it starts from; only the form of the network matters, as a pre-trained ResNet-18 has other first
+            layers.
 
     Returns:
         Its costs.

@@ -1,4 +1,4 @@
-"""The parameter generator phi: it turns the CNN's features of an image into its low-rank update (paper section 4.2)."""
+"""The parameter generator phi: it turns an image's CNN features into its low-rank update (paper section 4.2, Eq. 2)."""
 
 import math
 
@@ -9,7 +9,7 @@ from lscl.models.vit import LowRank
 
 
 def scale_features(f: Tensor) -> Tensor:
-    """g = f / m, what the generator reads: for layer-normalised f the sum of all |g_i| is at most 1, whatever m is.
+    """Scale the CNN's features for the generator: g = f / m; for layer-normalised f all |g_i| sum to at most 1.
 
     Adam moves every weight by about the learning rate, so one step moves an output by at most the learning rate times
     (sum_i |g_i| + 1): the weights together move it no further than the bias alone.
@@ -24,7 +24,7 @@ def scale_features(f: Tensor) -> Tensor:
 
 
 class Generator(nn.Linear):
-    """omega = W [g; 1]: one linear layer m -> P = 4 r d, whose output is split into A (r, d) and B (3d, r).
+    """The generator of Eq. 2: omega = W [g; 1], P = 4 r d numbers that split into A (r, d) and B (3d, r).
 
     A and B update the fused qkv of the adapted block. The bias alone is a static LoRA and starts like one: A drawn, B
     zero, so that the first forward pass equals the frozen ViT's. The weights make the update differ from image to
@@ -45,7 +45,7 @@ class Generator(nn.Linear):
             self.bias.zero_()[: rank * width].uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width))
 
     def reset_parameters(self) -> None:
-        """Draw nothing: `__init__` sets all values."""
+        """Do nothing, as `__init__` sets all values."""
 
     def split(self, omega: Tensor) -> LowRank:
         """Split the output into updates: omega (b, P) -> A (b, r, d) and B (b, 3d, r)."""

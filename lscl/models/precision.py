@@ -30,7 +30,7 @@ class MixedPrecision:
     Args:
         precision: "fp32", "bf16" or "fp16".
         device: where the client trains.
-        kept: a client's private state: scaling goes on from what `scaling` has left there; None = it starts anew.
+        kept: a client's private state, with the scaling that `scaling` stored there; None = scaling starts anew.
     """
 
     def __init__(self, precision: str, device: torch.device, kept: Mapping[str, Tensor] | None = None):
@@ -41,14 +41,14 @@ class MixedPrecision:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **now})
 
     def scaling(self) -> dict[str, Tensor]:
-        """The state of the scaling between rounds: its scale and the steps since its change; nothing without fp16."""
+        """What scaling remembers between rounds: its scale, and the steps since the last change; empty without fp16."""
         if not self.scaler.is_enabled():
             return {}
         now = self.scaler.state_dict()
         return {f"{SCALER}scale": torch.tensor(now["scale"]), f"{SCALER}growth": torch.tensor(now["_growth_tracker"])}
 
     def forward(self) -> AbstractContextManager:
-        """The context manager of a forward pass."""
+        """A context manager in which the forward pass runs with this precision."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def step(self, loss: Tensor, optimiser: torch.optim.Optimizer, clip: float | None = None) -> None:
@@ -69,7 +69,7 @@ class MixedPrecision:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """The context manager of what is always computed in float32, whatever the arithmetic around it."""
+    """A context manager in which everything is computed in float32, whatever the precision around it."""
     usable = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if usable else nullcontext()
 
@@ -117,16 +117,16 @@ def prepare_device(config: Experiment) -> None:
 
 
 def prepare_repetition(config: Experiment, device: torch.device) -> None:
-    """Let a CUDA GPU repeat a run to the bit if the config asks for it; a CPU does so in any case.
+    """Make a CUDA GPU repeat runs bit for bit if the config asks for it; a CPU always does.
 
-    It costs time: slower kernels where a GPU would add in any order, and attention without its quickest form.
+    This costs time: a GPU then adds in a fixed order, and attention cannot use its fastest form.
 
     Args:
         config: the experiment.
         device: where it runs.
 
     Raises:
-        LsclError: CUDA has begun in this process without the setting that its products need to repeat.
+        LsclError: CUDA has already started in this process without the setting that repeatable products need.
     """
     wanted = config.deterministic and device.type == "cuda"
     torch.use_deterministic_algorithms(wanted or device.type == "cpu", warn_only=not wanted)
@@ -150,7 +150,7 @@ def one_line_if_unrepeatable(config: Experiment) -> Iterator[None]:
     """Turn torch's refusal of an operation that cannot repeat into one line.
 
     Raises:
-        LsclError: an operation has no form that repeats on a GPU.
+        LsclError: an operation has no repeatable form on a GPU.
     """
     try:
         yield

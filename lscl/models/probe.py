@@ -1,4 +1,4 @@
-"""A linear probe: the quality of the frozen features by themselves."""
+"""A linear probe: how good the frozen features are, measured without any federation."""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """The teacher of the networks that `lscl pretrain` makes: EfficientNet-Lite0, frozen, computed once per image.
 
-What it gives is kept on disk, so that every student and every epoch reads it.
+Its outputs are stored on disk, and every student and every epoch reads them from there.
 """
 
 import time

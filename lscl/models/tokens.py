@@ -1,6 +1,6 @@
-"""Arrays of tokens on the disk with a digest for each part, which is compared when the part is first read.
+"""Arrays of tokens on disk with a digest for each part, which is checked when the part is first read.
 
-So a run starts at once however large the file is, and no damaged number enters it unnoticed.
+A run can start at once however large the file is, and still notices damage before it uses a number.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Copies from the CPU to where a network computes, for which the CPU does not wait."""
+"""Copies from the CPU to the device of a network, while the CPU goes on working."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; a GPU copies it from locked memory, in its turn, while the CPU goes on.
+    """Copy a tensor to a device. A GPU copies from pinned memory, in the order of its work, while the CPU goes on.
 
     Args:
         tensor: on the CPU, or on the device already.
@@ -38,7 +38,7 @@ class Shipment:
                 self.sent = torch.cuda.current_stream(device).record_event()
 
     def take(self, name: str) -> Tensor:
-        """One of the tensors on the device; what is computed next waits until it has arrived, the CPU does not."""
+        """One of the tensors on the device. Later computations on the device wait for it; the CPU does not."""
         if self.sent is None:
             return send(self.tensors[name], self.device)
         now = torch.cuda.current_stream(self.device)

@@ -1,4 +1,4 @@
-"""The frozen ViT, split at the first adapted block: `prefix` depends on nothing trained, `suffix` takes the adapters.
+"""The frozen ViT, split at the first adapted block: nothing trained affects `prefix`; `suffix` takes the adapters.
 
 It works for the mini ViT and for any timm VisionTransformer with standard blocks, however that pools its tokens. No
 weight of it is ever trained. In shapes, b is the batch, N the number of tokens and d their width.
@@ -37,7 +37,7 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "mini_vit.safetensors"
 
 @dataclass(frozen=True)
 class LowRank:
-    """A low-rank update of a linear layer d -> o: scale B A x is added to its output.
+    """A low-rank update of a linear layer d -> o: scale B A x is added to its output, as in Eq. 2.
 
     Args:
         A: (r, d), or (b, r, d) for an update per sample.
@@ -175,15 +175,15 @@ class FrozenViT(nn.Module):
 
     @cached_property
     def tokens_read(self) -> int | None:
-        """Tokens after the last block that the feature needs: 1 = CLS, 2 = a distillation token, too, None = all."""
+        """Tokens after the last block that the feature needs: 1 = CLS, 2 = CLS and a distillation token, None = all."""
         by_token = {VisionTransformer: 1, VisionTransformerDistilled: 2}[type(self.vit)]
         return by_token if self.vit.global_pool == "token" else None
 
     @cached_property
     def largest_feature(self) -> float:
-        """A bound for ||phi(x)|| of any image: sqrt(d) max |gamma| + ||beta|| of the last LayerNorm; inf without one.
+        """A bound of ||phi(x)|| for all images: sqrt(d) max |gamma| + ||beta|| of the last LayerNorm; inf without one.
 
-        Every token after that norm obeys it, so their mean does, too.
+        It holds for every token after that norm, and therefore for their mean.
         """
         layer = self.vit.norm if isinstance(self.vit.fc_norm, nn.Identity) else self.vit.fc_norm
         pooled_by_mean = layer is self.vit.fc_norm or self.vit.global_pool in ("token", "avg")

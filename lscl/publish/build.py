@@ -204,14 +204,19 @@ def build_book(profile: str) -> Path:
 
 
 def _clean(notebook: nbformat.NotebookNode) -> str:
-    """The notebook without papermill's times and paths; an injected parameters cell is folded away."""
+    """The notebook without papermill's times and paths; an injected parameters cell is hidden as the notebook's own is.
+
+    Where the page shows the notebook's own values, the injected ones are folded.
+    """
     notebook.metadata.pop("papermill", None)
+    own = [one for cell in notebook.cells if "parameters" in (one := cell.metadata.get("tags", []))]
+    hiding = "remove-input" if any("remove-input" in tags for tags in own) else "hide-input"
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         tags = cell.metadata.get("tags", [])
-        if "injected-parameters" in tags and "hide-input" not in tags:
-            tags.append("hide-input")
+        if "injected-parameters" in tags and hiding not in tags:
+            tags.append(hiding)
     return nbformat.writes(notebook) + "\n"
 
 

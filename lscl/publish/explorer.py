@@ -9,8 +9,9 @@ import pandas as pd
 
 from lscl.experiments.records import Record
 from lscl.results import figures
+from lscl.results.colours import NEUTRAL
 from lscl.results.frames import costs_frame, final_rows, frame, just_learned_rows
-from lscl.results.labels import COST_LABELS, DATASET_LABELS, MASK_LABELS, best_trained
+from lscl.results.labels import COST_LABELS, DATASET_LABELS, GROUP_HEADINGS, MASK_LABELS, best_trained, group_of
 from lscl.results.markdown import NO_RECORDS
 from lscl.results.published import published_table1
 from lscl.results.statistics import estimate
@@ -55,9 +56,9 @@ def explorer_page(records: Iterable[Record]) -> str:
 def explorer_data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
     """The data of the figure: {data set: systems}.
 
-    Each system has name, look, seeds, accuracies {score: {of: triples by task}} and costs {name: triple}. A triple is
-    [mean, half of the 95 % interval or None, n]. A system of the paper also has its published accuracies on the task
-    just learned.
+    Each system has name, group with its heading, look, seeds, accuracies {score: {of: triples by task}} and costs
+    {name: triple}. A triple is [mean, half of the 95 % interval or None, n]. A system of the paper also has its
+    published accuracies on the task just learned.
     """
     scores, costs = frame(records := list(records)), costs_frame(records)
     return {
@@ -75,6 +76,8 @@ def _systems(scores: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": name,
+                "group": group_of(own["method"].iloc[0]),
+                "heading": GROUP_HEADINGS[group_of(own["method"].iloc[0])],
                 "look": _look(looks[name]),
                 "seeds": spent[name]["seed"].tolist(),
                 "accuracy": {text: _accuracies(own[own["mask"] == mask]) for mask, text in MASK_LABELS.items()},
@@ -99,7 +102,7 @@ def _look(style: dict[str, Any]) -> dict[str, Any]:
     dash = style["linestyle"]
     dash = STROKES[dash] if isinstance(dash, str) else ",".join(f"{2 * length}px" for length in dash[1])
     symbol, colour = PLOTLY_SYMBOLS[style["marker"]], style["color"]
-    return {"color": colour, "symbol": symbol, "dash": dash, "coloured": colour != figures.PLAIN}
+    return {"color": colour, "symbol": symbol, "dash": dash, "coloured": colour != NEUTRAL}
 
 
 def _triple(values: Iterable[float]) -> list[float | None]:

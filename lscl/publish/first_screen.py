@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -10,8 +11,10 @@ from lscl.errors import LsclError
 from lscl.experiments.records import Record
 from lscl.results import file_shapes
 from lscl.results.animation import animated_round, round_in_words
+from lscl.results.colours import HUES
 from lscl.results.markdown import NO_RECORDS, source_note, to_markdown
 from lscl.results.overview import (
+    Dots,
     dot_plot,
     dot_plot_for_a_page,
     first_screen_records,
@@ -22,6 +25,7 @@ from lscl.results.overview import (
 )
 
 DOTS, ROUND = "results/figures/first_dots.svg", "results/figures/round.svg"
+BADGE = HUES[0].removeprefix("#")
 NOT_PLAYED = "Nobody has played the round yet: `python benchmarks/played_round.py` does it."
 
 
@@ -53,33 +57,62 @@ def site_address(repository: str) -> str | None:
     return f"https://{names[0].lower()}.github.io/{names[1].removesuffix('.git')}/"
 
 
-def first_pieces(profiles: Mapping[str, Iterable[Record]]) -> dict[str, str]:
-    """The generated files of the first screen.
+@dataclass(frozen=True)
+class FirstScreen:
+    """What the first screen shows; `read_first_screen` makes it once for all that is generated from it.
+
+    Args:
+        records: those behind its finding, its picture and its table.
+        rows: `overview.systems_as_dots` of them.
+        trace: the round that `benchmarks/played_round.py` has stored; None before.
+    """
+
+    records: list[Record]
+    rows: list[Dots]
+    trace: dict[str, Any] | None
+
+
+def read_first_screen(profiles: Mapping[str, Iterable[Record]]) -> FirstScreen:
+    """Choose the records of the first screen, group them by system, and read the played round.
 
     Args:
         profiles: {profile: its records}, the one with the most images first.
 
     Returns:
-        {path from the repository's root: text}.
+        what `first_pieces` and `readme_blocks` take.
+
+    Raises:
+        LsclError: the file of the played round is damaged.
     """
     records = first_screen_records(dict(profiles))
-    rows = systems_as_dots(records) if records else []
-    trace = _played()
+    return FirstScreen(records, systems_as_dots(records) if records else [], _played())
+
+
+def first_pieces(screen: FirstScreen) -> dict[str, str]:
+    """The generated files of the first screen.
+
+    Args:
+        screen: from `read_first_screen`.
+
+    Returns:
+        {path from the repository's root: text}.
+    """
+    rows, trace = screen.rows, screen.trace
     return {
-        "results/tables/finding.md": f"{main_finding(records)}\n",
+        "results/tables/finding.md": f"{main_finding(screen.records, rows)}\n",
         "results/tables/first_dots.html": f"{dot_plot_for_a_page(rows)}\n",
-        "results/tables/first_source.md": f"{source_note(records) or NO_RECORDS}\n",
+        "results/tables/first_source.md": f"{source_note(screen.records) or NO_RECORDS}\n",
         "results/tables/round.html": f"{animated_round(trace, inline=True) if trace else f'<p>{NOT_PLAYED}</p>'}\n",
         DOTS: f"{dot_plot(rows)}\n",
         **({ROUND: f"{animated_round(trace)}\n"} if trace else {}),
     }
 
 
-def readme_blocks(profiles: Mapping[str, Iterable[Record]]) -> dict[str, str]:
+def readme_blocks(screen: FirstScreen) -> dict[str, str]:
     """The parts of the README that follow from settings and records, by the names of their markers.
 
     Args:
-        profiles: as for `first_pieces`.
+        screen: from `read_first_screen`.
 
     Returns:
         markdown by name.
@@ -87,13 +120,13 @@ def readme_blocks(profiles: Mapping[str, Iterable[Record]]) -> dict[str, str]:
     Raises:
         LsclError: a setting is missing, see `repository_address`.
     """
-    records, trace = first_screen_records(dict(profiles)), _played()
-    picture = f"![{picture_in_words(systems_as_dots(records))}]({DOTS})" if records else ""
+    rows, trace = screen.rows, screen.trace
+    picture = f"![{picture_in_words(rows)}]({DOTS})" if rows else ""
     folded = "<details><summary>Where these numbers come from</summary>\n\n{}\n\n</details>"
-    table = f"{to_markdown(five_rows(records))}\n\n{folded.format(source_note(records))}" if records else NO_RECORDS
+    table = f"{to_markdown(five_rows(rows))}\n\n{folded.format(source_note(screen.records))}" if rows else NO_RECORDS
     return {
         "badges": _badges(),
-        "finding": "\n\n".join(part for part in (main_finding(records), picture) if part),
+        "finding": "\n\n".join(part for part in (main_finding(screen.records, rows), picture) if part),
         "round": f"![{round_in_words(trace)}]({ROUND})" if trace else NOT_PLAYED,
         "results": table,
     }
@@ -113,8 +146,8 @@ def _badges() -> str:
     licence = quote(project["license"].replace("-", "--"), safe="")
     shown = [
         f"[![tests]({address}/actions/workflows/test.yml/badge.svg)]({address}/actions/workflows/test.yml)",
-        f"[![licence](https://img.shields.io/badge/licence-{licence}-0072B2)](LICENSE)",
-        f"[![Python](https://img.shields.io/badge/Python-{python}-0072B2)](pyproject.toml)",
+        f"[![licence](https://img.shields.io/badge/licence-{licence}-{BADGE})](LICENSE)",
+        f"[![Python](https://img.shields.io/badge/Python-{python}-{BADGE})](pyproject.toml)",
     ]
     read = f"**[Read the book]({site})**" if site else f"**[The repository]({address})**"
     return f"{' '.join(shown)}\n\n{read}"

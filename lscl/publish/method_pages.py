@@ -29,7 +29,16 @@ from lscl.publish.diagrams import diagram
 from lscl.publish.reference import show
 from lscl.registry import METHODS
 from lscl.results.frames import costs_frame, final_by_seed, final_rows, frame, just_learned_rows
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, label_of, methods_in_order
+from lscl.results.labels import (
+    DATASET_LABELS,
+    GROUPS,
+    MASK_LABELS,
+    SCORE_HEADS,
+    SCORES,
+    group_of,
+    label_of,
+    methods_in_order,
+)
 from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, plain_text, source_note
 from lscl.results.measurements import tuning_frame
 from lscl.results.published import AT_THE_END, add_published_rows, published_rows
@@ -53,7 +62,7 @@ def page(method: str, records: list[Record]) -> str:
 
     Args:
         method: the system.
-        records: those of the main table (`frames.main_records`).
+        records: those of the main table (`frames.main_records`), and those of our variants (`frames.variant_records`).
 
     Returns:
         markdown.
@@ -292,7 +301,9 @@ def both_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
     """The command that makes the records, and the published values."""
-    command = f"`lscl sweep table1 --methods {method} --dataset {dataset} --profile mini`"
+    kind = METHODS[method]
+    name_of_set = "table1" if kind.rows else next(iter(kind.studies), "table1")
+    command = f"`lscl sweep {name_of_set} --methods {method} --dataset {dataset} --profile mini`"
     state = (
         f"There are no records yet. {command} makes them."
         if dataset in sweeps.PLANS["mini"]
@@ -378,7 +389,11 @@ def overview(records: list[Record]) -> str:
     found = estimates(by_seed, "method").rename(columns=SCORE_HEADS)
     found.insert(0, "MB up", costs.groupby("method")["mb_up"].mean().map("{:.2f}".format))
     rows = {
-        method: {"system": f"{{ref}}`{label_of(method)} <{anchor(method)}>`", "idea": _idea(method)}
+        method: {
+            "system": f"{{ref}}`{label_of(method)} <{anchor(method)}>`",
+            "group": GROUPS[group_of(method)],
+            "idea": _idea(method),
+        }
         for method in methods_in_order()
     }
     table = pd.DataFrame.from_dict(rows, orient="index").join(found).set_index("system")

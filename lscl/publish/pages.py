@@ -24,9 +24,9 @@ from lscl.publish import (
     status,
     verified,
 )
-from lscl.results.frames import costs_frame, final_by_seed, frame, main_records
-from lscl.results.labels import DATASET_LABELS, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned_table, numbered_table, source_note
+from lscl.results.frames import costs_frame, final_by_seed, frame, main_records, variant_records
+from lscl.results.labels import DATASET_LABELS, is_variant, methods_in_order
+from lscl.results.markdown import NO_RECORDS, captioned_table, folded, numbered_table, source_note
 from lscl.results.privacy import sent_table
 from lscl.results.readings import read_ranking
 from lscl.results.tables import cost_table, score_table
@@ -37,6 +37,7 @@ def pieces() -> dict[str, str]:
     paths.check_clone("lscl pages")
     everything = sweeps.reportable_records(all_records("mini"))
     records = main_records(everything)
+    shown = [*records, *variant_records(everything)]  # in tables that set our variants apart
     tables = {
         "config.md": numbered_table(
             reference.config_table(),
@@ -47,10 +48,10 @@ def pieces() -> dict[str, str]:
         "method_values.md": numbered_table(
             reference.method_values(), "Values that belong to one system", "tab-method-values", index=False
         ),
-        "systems.md": method_pages.overview(records),
+        "systems.md": method_pages.overview(shown),
         "model_card.md": reference.model_card(),
         "backbones.md": reference.backbone_table(),
-        "headline.md": headline(records),
+        "headline.md": headline(shown),
         "paper_plan.md": paper_plan(),
         "benchmarks.md": benchmark_pages.benchmark_page(),
         **{
@@ -64,19 +65,19 @@ def pieces() -> dict[str, str]:
         "status.md": status_tables(everything),
         "privacy.md": sent_by_systems(),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),
-        "explore.html": explorer.explorer_page(records),
-        "explore.md": sources(records),
+        "explore.html": explorer.explorer_page(shown),
+        "explore.md": sources(shown),
     }
     made = {f"results/tables/{name}": text + "\n" for name, text in tables.items()}
-    first = {"full": all_records("full"), "mini": everything}  # more images first
-    made |= first_screen.first_pieces(first)
-    made |= {f"book/methods/{method}.md": method_pages.page(method, records) + "\n" for method in methods_in_order()}
+    screen = first_screen.read_first_screen({"full": all_records("full"), "mini": everything})  # more images first
+    made |= first_screen.first_pieces(screen)
+    made |= {f"book/methods/{method}.md": method_pages.page(method, shown) + "\n" for method in methods_in_order()}
     made |= {method_pages.figure_path(method): method_pages.drawing(method) + "\n" for method in methods_in_order()}
     made |= {f"book/api/{name}.md": text + "\n" for name, text in api_pages.pages().items()}
     page = paths.root() / "README.md"
     return (
         made
-        | ({"README.md": readme.readme_text(files.read_text(page), first)} if page.exists() else {})
+        | ({"README.md": readme.readme_text(files.read_text(page), screen)} if page.exists() else {})
         | notebook_heads()
         | contents()
     )
@@ -245,16 +246,16 @@ def status_tables(records: list[Record]) -> str:
     if records:
         about = "all records of the profile `mini` except those of the tuning"
         caption = f"Digests of the inputs, {about}"
-        parts.append(
-            numbered_table(
-                status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]
-            )
+        digests = numbered_table(
+            status.digest_table(records), caption, "tab-status-digests", index=False, markdown=["digest"]
         )
-        parts.append(
-            numbered_table(
-                status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
-            )
+        versions = numbered_table(
+            status.version_table(records), f"Versions and machines, {about}", "tab-status-versions", index=False
         )
+        parts += [
+            folded("Digests of images, partitions and weights", digests),
+            folded("Versions and machines", versions),
+        ]
     return "\n\n".join(parts)
 
 
@@ -267,11 +268,11 @@ def headline(records: list[Record]) -> str:
         if here.empty:
             continue
         found = score_table(here)
-        table = found[["n", "task-masked %", "class-incremental %", "forgetting"]].join(
+        table = found[["group", "n", "task-masked %", "class-incremental %", "forgetting"]].join(
             cost_table(spent)[["MB up", "CPU minutes"]]
         )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
-        by_seed = final_by_seed(here, "seen")
+        by_seed = final_by_seed(here[~here["label"].map(is_variant)], "seen")
         shown = captioned_table(table, caption, f"tab-headline-{dataset}", here)
         parts.append(f"{shown}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
     return "\n\n".join(parts) if parts else NO_RECORDS

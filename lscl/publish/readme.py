@@ -1,7 +1,6 @@
 """The generated parts of the README: badges, finding, results, and what to expect; `lscl pages` writes them."""
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +130,12 @@ def _machine(hardware: dict) -> str:
     return plain_text(f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}")
 
 
-def readme_text(before: str, profiles: Mapping[str, Iterable[records.Record]]) -> str:
+def readme_text(before: str, screen: first_screen.FirstScreen) -> str:
     """The README with today's text between the two markers of each generated part.
 
     Args:
         before: the README as it is.
-        profiles: as for `first_screen.first_pieces`.
+        screen: from `first_screen.read_first_screen`.
 
     Returns:
         the README as it has to be.
@@ -145,7 +144,7 @@ def readme_text(before: str, profiles: Mapping[str, Iterable[records.Record]]) -
         LsclError: a marker is missing, stands twice, or they stand in the wrong order.
     """
     text = before
-    for name, part in {**first_screen.readme_blocks(profiles), "expected": expected_table()}.items():
+    for name, part in {**first_screen.readme_blocks(screen), "expected": expected_table()}.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if [text.count(one) for one in (begin, end)] != [1, 1] or text.index(begin) > text.index(end):
             raise LsclError(f"README.md must have {begin} and, below it, {end}, each once")

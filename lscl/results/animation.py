@@ -24,18 +24,18 @@ from lscl.experiments.run import prepare
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload, num_bytes, seal
+from lscl.results.colours import CLIENTS, INK, NEUTRAL, PAGE, PANEL
 from lscl.results.labels import label_of
 
 PICTURES = 3  # of each client
 STATES = ("before", "trained", "fused")
 SECONDS, REPEATS = 14, 3
-CLIENT_INKS = ("#0072B2", "#C04E00", "#00795A", "#A64D85", "#8A6D00", "#3B7FA8")
 STEPS = {"train": (0, 24), "up": (24, 42), "server": (42, 66), "down": (66, 84)}  # shares of the time, %
 
 
 @dataclass
-class Watched(InProcess):
-    """The transport within one process, which also keeps every payload of the training stages.
+class Recorder(InProcess):
+    """The transport within one process, which also keeps a copy of every payload.
 
     Args:
         log: (stage, {client: download}, {client: upload}), in the order of the rounds.
@@ -74,11 +74,11 @@ def played_round(config: Experiment, number: int = 2) -> dict[str, Any]:
         LsclError: the first task has no such round with one after it, or the system shares nothing both ways.
     """
     data, parts, method, clients = prepare(config)
-    watched = Watched(method, clients)
-    for report in federate(method, watched):
+    recorder = Recorder(method, clients)
+    for report in federate(method, recorder):
         if report.task > 0 or report.round >= number:
             break
-    rounds = [entry for entry in watched.log if entry[0].task == 0 and entry[0].name != "finish"]
+    rounds = [entry for entry in recorder.log if entry[0].task == 0 and entry[0].name != "finish"]
     if not 1 <= number < len(rounds):
         raise LsclError(f"round {number} cannot be drawn: the first task has {len(rounds)}, and one must come after it")
     (_, down, up), (_, following, _) = rounds[number - 1 : number + 1]
@@ -201,7 +201,7 @@ def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
         an SVG.
     """
     clients, width = trace["clients"], 480
-    shown = clients[: len(CLIENT_INKS)]
+    shown = clients[: len(CLIENTS)]
     wide = (width - 8) / len(shown)
     middle = [4 + wide * (k + 0.5) for k in range(len(shown))]
     parts = [
@@ -209,7 +209,7 @@ def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
         _said(14, 24, "server: generators on two main axes", "small"),
     ]
     for k, (x, one) in enumerate(zip(middle, shown)):
-        ink = CLIENT_INKS[k]
+        ink = CLIENTS[k]
         parts += _travelling(trace, k, x, ink)
         parts.append(
             f'<g class="client"><rect x="{x - wide / 2 + 4:.1f}" y="228" width="{wide - 8:.1f}" height="78" rx="8" '
@@ -264,10 +264,8 @@ def _travelling(trace: Mapping[str, Any], k: int, x: float, ink: str) -> list[st
 def _rules(inline: bool) -> str:
     """Colours and motion as CSS."""
     dark = "html[data-theme=dark] .round" if inline else ".round"
-    night = (
-        f"{dark} text {{fill: #E8E8E8}} {dark} .box {{fill: #1E2227}} {dark} .trained {{fill: #1E2227}} "
-        f"{dark} .packet, {dark} .trail, {dark} .fused, {dark} .trained {{filter: brightness(1.6)}}"
-    )
+    (ink, night_ink), (box, night_box) = PAGE[INK], PAGE[PANEL]
+    night = f"{dark} text {{fill: {night_ink}}} {dark} .box, {dark} .trained {{fill: {night_box}}}"
     night = night if inline else f"@media (prefers-color-scheme: dark) {{{night}}}"
     shown = " ".join(
         f"@keyframes round-{name} {{0%, {start}% {{opacity: .6}} {start + 2}%, {end - 2}% {{opacity: 1}} "
@@ -277,9 +275,9 @@ def _rules(inline: bool) -> str:
     )
     (up, arrived), (_, fused), (down, home) = STEPS["up"], STEPS["server"], STEPS["down"]
     return (
-        ".round text {font: 14px system-ui, sans-serif; fill: #222} .round .small {font-size: 13px} "
-        ".round .box {fill: #F4F6F8; stroke: #8A8A8A; stroke-width: 1.5} .round .way {stroke: #8A8A8A; "
-        "stroke-dasharray: 2 4} .round .trained {fill: #F4F6F8; stroke-width: 2} .round .trail {stroke-width: 1.5; "
+        f".round text {{font: 14px system-ui, sans-serif; fill: {ink}}} .round .small {{font-size: 13px}} "
+        f".round .box {{fill: {box}; stroke: {NEUTRAL}; stroke-width: 1.5}} .round .way {{stroke: {NEUTRAL}; "
+        f"stroke-dasharray: 2 4}} .round .trained {{fill: {box}; stroke-width: 2}} .round .trail {{stroke-width: 1.5; "
         f"stroke-dasharray: 3 3}} {night} @media (prefers-reduced-motion: no-preference) {{{shown} "
         f"@keyframes round-packet {{0%, {up}% {{transform: translateY(34px); opacity: 0}} {up + 1}% {{transform: "
         f"translateY(34px); opacity: 1}} {arrived - 1}% {{transform: translateY(-34px); opacity: 1}} {arrived}%, "

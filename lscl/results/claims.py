@@ -23,7 +23,6 @@ AGREES, CONTRADICTS, OPEN = (
     "Cannot be concluded from these runs",
 )
 MISSING = "Not yet measured"
-NO_CLAIM = "No claim can be tested before more runs are recorded."
 MARGIN = 1.0  # points; what still counts as equal
 CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns")  # the named sets of runs that test a claim
 KINDS = {  # what a test of a claim can come to, and how the summary calls it

@@ -31,23 +31,13 @@ from torch import Tensor
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, shorten
 from lscl.models.vit import FrozenViT, LowRank
+from lscl.results.colours import GRID, GROUND, HUES, INK, NEUTRAL, PAGE, SOFT
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, best_trained, highlighted, is_training_free
 from lscl.results.statistics import estimate, interval_of
 
-# Eight colours of middle luminance, so that each is visible on a white and on a nearly black page.
-COLOURS = ("#0077BB", "#D55E00", "#2E8B57", "#B5529B", "#8A7000", "#7A68D8", "#C2455A", "#16868F")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
-LOOKS = len(COLOURS)
-PLAIN = "#858585"  # data that is not what a figure is about
-INK, SOFT, GROUND, GRID = "#212223", "#8A8B8C", "#FCFCFA", "#DDDEDF"
-# The colours of text, axes, gaps and grid on a light and on a dark page.
-PAGE_COLOURS = {
-    INK: ("#212223", "#ced6dd"),
-    SOFT: ("#6b6f73", "#9ca4af"),
-    GROUND: ("#ffffff", "#121212"),
-    GRID: ("#dddedf", "#353b44"),
-}
+LOOKS = len(HUES)
 WIDTH = 5.8  # inches; a figure of this width is legible on a page of 400 pixels
 HEAT, DIVERGING = "cividis", "RdBu_r"
 
@@ -56,7 +46,7 @@ def line_style(number: int) -> dict[str, Any]:
     """Colour, marker and dash of line `number`: each colour is used once; then grey with other markers and dashes."""
     other = (number + number // LOOKS) % LOOKS
     return {
-        "color": COLOURS[number] if number < LOOKS else PLAIN,
+        "color": HUES[number] if number < LOOKS else NEUTRAL,
         "marker": MARKERS[number % LOOKS],
         "linestyle": DASHES[other],
     }
@@ -100,7 +90,7 @@ STYLE = {
     "grid.linewidth": 0.7,
     "axes.edgecolor": SOFT,
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"], INK),
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": mpl.cycler(color=HUES),
     "image.interpolation": "none",  # an SVG then holds the pixels themselves
 }
 SVG_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "lscl", "font.sans-serif": ["DejaVu Sans"]}  # text stays text
@@ -124,12 +114,13 @@ class BookFigure(Figure):
 
 
 def themed(svg: str) -> str:
-    """An SVG of matplotlib, made small, whose INK, SOFT, GROUND and GRID follow the mode of the page that shows it."""
+    """An SVG of matplotlib, made small, whose colours in `colours.PAGE` follow the mode of the page that shows it."""
     small = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     small = re.sub(r'(?<=<g) id="[^"]*"| transform="rotate\(-?0 [^"]*"', "", small)
-    small = re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda number: f"{float(number[0]):.2f}", small)
+    rounded = lambda tag: re.sub(r"(?<![\w#])-?\d+\.\d{3,}(?![\w.])", lambda one: f"{float(one[0]):.2f}", tag[0])
+    small = re.sub(r"<[^>]*>", rounded, small)  # only places and lengths: what a reader sees keeps its digits
     small = " ".join(filter(None, map(str.strip, small.splitlines())))  # a notebook pays for each line
-    names = {colour.lower(): f"--c{number}" for number, colour in enumerate(PAGE_COLOURS)}
+    names = {colour.lower(): f"--c{number}" for number, colour in enumerate(PAGE)}
     small = re.sub("|".join(names), lambda colour: f"var({names[colour[0]]})", small)
     prefix = f"f{hashlib.sha256(small.encode()).hexdigest()[:6]}-"  # pages may hold several figures in their own text
     styles = {
@@ -137,7 +128,7 @@ def themed(svg: str) -> str:
     }
     small = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles[style[1]]}"', small)
     light, dark = (
-        ";".join(f"{name}:{pair[mode]}" for name, pair in zip(names.values(), PAGE_COLOURS.values())) for mode in (0, 1)
+        ";".join(f"{name}:{pair[mode]}" for name, pair in zip(names.values(), PAGE.values())) for mode in (0, 1)
     )
     rules = f"svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
     rules += "".join(f".{name}{{{text}}}" for text, name in styles.items())
@@ -298,7 +289,7 @@ def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
             range(len(row)),
             row,
             bottom=left,
-            color=COLOURS[client % LOOKS],
+            color=HUES[client % LOOKS],
             label=f"client {client + 1}",
             edgecolor=GROUND,
             linewidth=0.6,
@@ -321,7 +312,7 @@ def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
         one panel: for each share (%), the draws (%) whose largest share is not above it.
     """
     figure, ((axes,),) = _figure(6.5, 2.8)
-    for (name, drawn), colour, dash in zip(shares.items(), COLOURS, DASHES):
+    for (name, drawn), colour, dash in zip(shares.items(), HUES, DASHES):
         largest = np.sort(100 * drawn.max(1))
         axes.plot(largest, np.linspace(0, 100, len(largest)), color=colour, linestyle=dash, label=name)
     axes.set(xlabel="largest share of one client, %", ylabel="public classes below, %", xlim=(0, 100))
@@ -368,7 +359,7 @@ def class_scores(image: np.ndarray, scores: Sequence[tuple[str, float]], truth: 
     _picture(left, image, truth)
     names, values = [shorten(name, 30) for name, _ in scores], [value for _, value in scores]
     places = np.arange(len(scores))
-    bars = right.barh(places, values, color=COLOURS[0])
+    bars = right.barh(places, values, color=HUES[0])
     right.bar_label(bars, [f"{100 * value:.1f} %" for value in values], padding=3, fontsize=9)
     right.set_yticks(places, names)
     right.invert_yaxis()
@@ -479,7 +470,7 @@ def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
         one panel: a row per part with a dot per image and a bar at their mean.
     """
     figure, ((axes,),) = _figure(6.5, 0.7 + 0.5 * len(parts))
-    for row, (values, colour) in enumerate(zip(parts.values(), COLOURS)):
+    for row, (values, colour) in enumerate(zip(parts.values(), HUES)):
         axes.plot(values, row + np.linspace(-0.22, 0.22, len(values)), ".", color=colour, markersize=5)
         axes.plot([np.mean(values)] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=1.6)
     axes.set(xlabel="Frobenius norm", yticks=range(len(parts)), yticklabels=list(parts), ylim=(len(parts) - 0.5, -0.5))
@@ -570,7 +561,7 @@ def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, na
             axes.scatter(
                 *points[own].T,
                 s=22,
-                color=COLOURS[number % LOOKS],
+                color=HUES[number % LOOKS],
                 marker=MARKERS[number % LOOKS],
                 label=names[label],
                 linewidth=0,
@@ -595,7 +586,7 @@ def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = 
         one panel; the steps count from 1.
     """
     figure, ((axes,),) = _figure(6.5, 2.8)
-    for (name, y), colour, dash in zip(values.items(), COLOURS, DASHES):
+    for (name, y), colour, dash in zip(values.items(), HUES, DASHES):
         axes.plot(np.arange(1, len(y) + 1), y, color=colour, linestyle=dash, label=name)
     axes.set(xlabel=x, ylabel=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -645,7 +636,7 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figur
     for number, name in enumerate(series):
         x = np.arange(len(values)) + (number - (len(series) - 1) / 2) * 0.8 / len(series)
         drawn = axes.bar(
-            x, [group[name] for group in values.values()], 0.75 / len(series), color=COLOURS[number % LOOKS], label=name
+            x, [group[name] for group in values.values()], 0.75 / len(series), color=HUES[number % LOOKS], label=name
         )
         axes.bar_label(drawn, fmt="%.3g", fontsize=8, padding=1)
     axes.set_xticks(range(len(values)), list(values))
@@ -675,7 +666,7 @@ def log_lines(
         one panel.
     """
     figure, ((axes,),) = _figure(6.5, 3.1)
-    for (name, values), colour, marker, dash in zip(lines.items(), COLOURS, MARKERS, DASHES):
+    for (name, values), colour, marker, dash in zip(lines.items(), HUES, MARKERS, DASHES):
         axes.plot(places, values, color=colour, marker=marker, linestyle=dash, label=name)
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel=label)
     axes.set_xticks(list(places), [f"{place:g}" for place in places])
@@ -745,7 +736,7 @@ def curves(
             mean, (low, high) = points.mean(), zip(*(interval_of(values) for _, values in points))
             axes.plot(mean.index, mean, markersize=4.5, label=name, **looks[name])
             ends[name] = (mean.index[-1], mean.iloc[-1])
-            if bands and np.isfinite(low).all() and looks[name]["color"] != PLAIN:  # one seed has no interval
+            if bands and np.isfinite(low).all() and looks[name]["color"] != NEUTRAL:  # one seed has no interval
                 axes.fill_between(mean.index, low, high, color=looks[name]["color"], alpha=0.15, linewidth=0)
         shown = {name: looks[name]["color"] for name in ends}
         if mask in controls:
@@ -850,7 +841,7 @@ def paired_differences(
             gap = estimate(values)
             if abs(gap.mean) > limit:
                 edge, side = math.copysign(limit, gap.mean), "left" if gap.mean < 0 else "right"
-                axes.plot(edge, row, "<" if gap.mean < 0 else ">", color=COLOURS[0], markersize=7, clip_on=False)
+                axes.plot(edge, row, "<" if gap.mean < 0 else ">", color=HUES[0], markersize=7, clip_on=False)
                 axes.annotate(
                     f"{gap.mean:+.1f}",
                     (edge, row),
@@ -860,11 +851,9 @@ def paired_differences(
                     va="center",
                 )
                 continue
-            axes.plot(
-                values, np.full(len(values), row + 0.22), "|", color=COLOURS[1], markersize=7, markeredgewidth=1.6
-            )
+            axes.plot(values, np.full(len(values), row + 0.22), "|", color=HUES[1], markersize=7, markeredgewidth=1.6)
             half = gap.half_width if gap.n > 1 else None
-            axes.errorbar(gap.mean, row, xerr=half, fmt="o", color=COLOURS[0], markersize=5, capsize=3)
+            axes.errorbar(gap.mean, row, xerr=half, fmt="o", color=HUES[0], markersize=5, capsize=3)
         if limit < math.inf:
             axes.set_xlim(-limit, limit)
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
@@ -915,7 +904,7 @@ def classes_of_clients(
             middle = client - 1 + (number - (len(groups) - 1) / 2) * 0.8 / len(groups)
             x = middle + np.linspace(-0.28, 0.28, len(values)) / len(groups)
             style = {
-                "color": COLOURS[number % LOOKS],
+                "color": HUES[number % LOOKS],
                 "marker": MARKERS[number % LOOKS],
                 "label": group if client == 1 else None,
             }

@@ -23,7 +23,7 @@ from lscl.experiments.records import Record, accuracy, all_records, folder, read
 from lscl.experiments.sweeps import reportable_records
 from lscl.federation.metrics import HEADS, MASKS, RIDGE_MASKS, average_so_far
 from lscl.results import studies
-from lscl.results.labels import methods_in_order, notes_of, row_label, training_free
+from lscl.results.labels import methods_in_order, notes_of, row_label, training_free, variants_of_ours
 
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
@@ -287,6 +287,21 @@ def main_records(found: Iterable[Record]) -> list[Record]:
     return [one for one in reportable_records(found) if studies.variant_of(one, "table1") is not None]
 
 
+def variant_records(found: Iterable[Record]) -> list[Record]:
+    """The plain runs of our variants, which no row of the main table has: they change nothing of their profile.
+
+    Tables and figures show them as a group of their own. No claim and no ranking counts them.
+
+    Args:
+        found: any records of one profile.
+
+    Returns:
+        those of `labels.variants_of_ours`, without the tuning seed.
+    """
+    ours = variants_of_ours()
+    return [one for one in reportable_records(found) if one["method"] in ours and not studies.changes_of(one)]
+
+
 def _records(runs: str | Iterable[Record]) -> list[Record]:
     if not isinstance(runs, str):
         return list(runs)
@@ -400,6 +415,15 @@ def _read_once(path: Path, changed: int) -> Record:
 def first_dataset(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows on the first data set, for a figure that has room for one."""
     return rows[rows["dataset"] == rows["dataset"].min()]
+
+
+def compared_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a figure of a study; none if they have one variant only, which compares nothing.
+
+    Args:
+        rows: with the column variant.
+    """
+    return rows if rows["variant"].nunique() > 1 else rows[:0]
 
 
 def final_accuracy(record: Record, mask: str) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from lscl.experiments.records import Record
-from lscl.registry import DATASETS, METHODS, Labels
+from lscl.registry import DATASETS, METHODS, Labels, is_ours
 
 METHOD_LABELS = Labels(METHODS)
 DATASET_LABELS = Labels(DATASETS)
@@ -13,6 +13,13 @@ MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all c
 SCORE_HEADS = {mask: f"{text} %" for mask, text in MASK_LABELS.items()}
 HEAD_LABELS = {"trained": "trained head", "ridge": "closed-form head"}  # on the same features
 SCORES = ("task", "seen")  # the paper's score, and the class-incremental one
+GROUPS = {"paper": "paper", "control": "control", "variant": "our variant", "added": "added"}  # of systems, in a table
+GROUP_HEADINGS = {  # above their members in a figure
+    "paper": "Systems of the paper",
+    "control": "Controls, not in the paper",
+    "variant": "Our variant, not in the paper",
+    "added": "Added systems",
+}
 COLUMN_HEADS = {"label": "system"}  # what a column of a frame is called in a table, where the name differs
 # Columns of `lscl.results.costs_frame`: their heads in a table, and the form of a number.
 COST_LABELS = {
@@ -44,6 +51,32 @@ def training_free() -> list[str]:
     return [name for name, kind in METHODS.items() if not kind.trains]
 
 
+def group_of(method: str) -> str:
+    """To which of the `GROUPS` a system belongs.
+
+    Args:
+        method: its name, which need not be registered here.
+
+    Returns:
+        "paper" for the systems in the paper's tables, "variant" for ours that grew out of the paper's system,
+        "control" for our other ones, and "added" for those of notebooks and other packages.
+    """
+    kind = METHODS.get(method)
+    if kind is None or not is_ours(kind):
+        return "added"
+    return "paper" if kind.paper_name else "variant" if kind.role == "variant" else "control"
+
+
+def variants_of_ours() -> list[str]:
+    """The systems that grew out of the paper's and are not in it, in the order of the tables."""
+    return [name for name in METHODS if group_of(name) == "variant"]
+
+
+def is_variant(label: str) -> bool:
+    """Whether the label of a table's row is that of one of `variants_of_ours`, with or without notes in brackets."""
+    return any(_is_row_of(label, name) for name in variants_of_ours())
+
+
 def is_training_free(label: str) -> bool:
     """Whether the label of a table's row is that of a system that trains nothing, with or without notes in brackets."""
     return any(_is_row_of(label, name) for name in training_free())
@@ -57,18 +90,19 @@ def highlighted(labels: Iterable[str], best: str | None = None) -> list[str]:
         best: the best of the systems that are no control, if it shall be among them.
 
     Returns:
-        The first row of the paper's system, the system that adapts nothing, the controls that train nothing, and the
-        best, in this order.
+        The first row of the paper's system, the system that adapts nothing, the controls that train nothing, the
+        best, and our variants, in this order.
     """
     names = list(labels)
     own = [name for name in names if _is_row_of(name, METHODS.find_role("own"))][:1]
     floor = [name for name in names if _is_row_of(name, METHODS.find_role("floor"))]
     chosen = [*own, *floor, *filter(is_training_free, names), *([best] if best in names else [])]
+    chosen += filter(is_variant, names)
     return list(dict.fromkeys(chosen))
 
 
 def best_trained(scores: pd.Series) -> str | None:
-    """The highest of a table's rows that is neither the paper's system nor a control.
+    """The highest of a table's rows that is neither the paper's system, nor a control, nor a variant of ours.
 
     Args:
         scores: one number per label.

@@ -12,7 +12,6 @@ from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
 
 NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
-NOT_MEASURED = "This needs more of the runs whose command stands above."
 
 
 # ---- text
@@ -54,6 +53,20 @@ def short_commit(commit: str | None, none: str = "installed package") -> str:
 def join_distinct(values: Iterable[object]) -> str:
     """The distinct values in alphabetical order, with commas, as `plain_text`."""
     return plain_text(", ".join(sorted({str(value) for value in values})))
+
+
+def as_output(text: str) -> Any:
+    """Markdown as the output of a notebook's cell.
+
+    Args:
+        text: markdown.
+
+    Returns:
+        what the notebook shows; None without text, as a page shows empty markdown as the name of its class.
+    """
+    from IPython.display import Markdown  # only notebooks have it
+
+    return Markdown(text) if text else None
 
 
 # ---- tables
@@ -145,7 +158,8 @@ def folded(title: str, text: str) -> str:
     Returns:
         markdown.
     """
-    return f"::::{{dropdown}} {title}\n\n{text}\n\n::::" if text else ""
+    fence = ":" * (1 + max([3, *map(len, re.findall(r"^:{3,}", text, re.MULTILINE))]))  # longer than those inside
+    return f"{fence}{{dropdown}} {title}\n\n{text}\n\n{fence}" if text else ""
 
 
 def tables_by_dataset(

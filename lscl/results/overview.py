@@ -5,22 +5,32 @@ a light or a dark screen where there is none.
 """
 
 import html
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
-from lscl.errors import shorten
 from lscl.experiments.records import Record, select
 from lscl.registry import METHODS
-from lscl.results.frames import final_by_seed, frame, main_records
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, label_of, row_label, training_free
+from lscl.results.colours import GRID, GROUND, INK, PAGE, ROLES, readable
+from lscl.results.frames import final_by_seed, frame, main_records, variant_records
+from lscl.results.labels import (
+    DATASET_LABELS,
+    GROUP_HEADINGS,
+    GROUPS,
+    MASK_LABELS,
+    SCORES,
+    group_of,
+    label_of,
+    row_label,
+    training_free,
+)
 from lscl.results.markdown import NO_RECORDS, plain_text
 from lscl.results.statistics import Estimate, estimate
 
 DATASET = "cifar100"  # of the first screen: the data set with published numbers that needs no registration
 ENOUGH = 3  # seeds of a profile before the first screen moves to it
-KINDS = ("own", "control", "best", "other")  # the paper's system, baselines without training, the best other one
 
 
 @dataclass(frozen=True)
@@ -29,14 +39,16 @@ class Dots:
 
     Args:
         label: the system and its notes.
-        kind: an entry of KINDS.
+        kind: its role in the picture, an entry of `colours.ROLES`.
         method: the name of the system.
+        plain: whether its runs change nothing of their profile.
         found: {score: mean over the seeds, with its interval}.
     """
 
     label: str
     kind: str
     method: str
+    plain: bool
     found: dict[str, Estimate]
 
 
@@ -47,11 +59,12 @@ def first_screen_records(profiles: dict[str, Iterable[Record]]) -> list[Record]:
         profiles: {profile: its records}, the one with the most images first.
 
     Returns:
-        the records of the main table on `DATASET`.
+        the records of the main table on `DATASET`, and those of our variants.
     """
     shown: list[Record] = []
     for found in profiles.values():
-        shown = select(main_records(found), dataset=DATASET)
+        every = list(found)
+        shown = select([*main_records(every), *variant_records(every)], dataset=DATASET)
         own = {one["seed"] for one in select(shown, method=METHODS.find_role("own"), overrides={})}
         free = [select(shown, method=name, overrides={}) for name in training_free()]
         if any(len(own & {one["seed"] for one in group}) >= ENOUGH for group in free):
@@ -68,25 +81,33 @@ def systems_as_dots(records: Iterable[Record]) -> list[Dots]:
     Returns:
         the rows, the highest class-incremental accuracy first.
     """
-    scores = frame(records)
+    every = list(records)
+    scores, plain = frame(every), {row_label(one) for one in every if not one["overrides"]}
     methods = scores.drop_duplicates("label").set_index("label")["method"]
     by_seed = {mask: final_by_seed(scores, mask) for mask in SCORES}
     means = {
         label: {mask: estimate(table[label].dropna()) for mask, table in by_seed.items()} for label in methods.index
     }
     order = sorted(means, key=lambda label: -means[label]["seen"].mean)
-    own, free = METHODS.find_role("own"), training_free()
-    best = next((label for label in order if methods[label] not in (own, *free)), None)
-    kind_of = lambda label: (
-        "own"
-        if methods[label] == own
-        else "control"
-        if methods[label] in free
-        else "best"
-        if label == best
-        else "other"
-    )
-    return [Dots(label, kind_of(label), methods[label], means[label]) for label in order]
+    kinds = {name: "variant" for name in METHODS if group_of(name) == "variant"}
+    kinds |= {METHODS.find_role("own"): "own", **dict.fromkeys(training_free(), "control")}
+    best = next((label for label in order if methods[label] not in kinds), None)
+    kind_of = lambda label: kinds.get(methods[label], "best" if label == best else "other")
+    return [Dots(label, kind_of(label), methods[label], label in plain, means[label]) for label in order]
+
+
+def in_groups(rows: Iterable[Dots]) -> dict[str, list[Dots]]:
+    """Rows by the groups of their systems.
+
+    Args:
+        rows: from `systems_as_dots`.
+
+    Returns:
+        {group: its rows, in their order}, for the groups of `labels.GROUPS` that have any.
+    """
+    every = list(rows)
+    found = {group: [one for one in every if group_of(one.method) == group] for group in GROUPS}
+    return {group: members for group, members in found.items() if members}
 
 
 def reference_levels(rows: Iterable[Dots]) -> dict[str, Estimate]:
@@ -98,21 +119,22 @@ def reference_levels(rows: Iterable[Dots]) -> dict[str, Estimate]:
 # ---- in words
 
 
-def main_finding(records: Iterable[Record]) -> str:
+def main_finding(records: Iterable[Record], rows: Iterable[Dots]) -> str:
     """The one finding of the first screen: the paper's system against the best baseline that trains nothing.
 
     Args:
         records: those of one data set and profile.
+        rows: `systems_as_dots` of them.
 
     Returns:
         sentences in markdown, whichever way the comparison went; they say so if it cannot be made yet.
     """
-    found = list(records)
+    found, every = list(records), list(rows)
     if not found:
         return NO_RECORDS
-    own = [row_label(one) for one in select(found, method=METHODS.find_role("own"), overrides={})]
+    own = [one.label for one in every if one.kind == "own" and one.plain]
     by_seed = final_by_seed(frame(found), "seen")
-    free = [one.label for one in systems_as_dots(found) if one.kind == "control"]
+    free = [one.label for one in every if one.kind == "control"]
     pairs = {name: by_seed[[own[0], name]].dropna() for name in free} if own else {}
     control = next((name for name, pair in pairs.items() if len(pair)), None)  # the best one comes first
     if control is None:
@@ -175,16 +197,20 @@ def picture_in_words(rows: list[Dots]) -> str:
     """What the picture shows, for those who do not see it: who is best and where the paper's system stands."""
     if not rows:
         return NO_RECORDS
+    groups = in_groups(rows)
     said = [
-        f"Dot plot of {len(rows)} systems, a row each, the highest class-incremental accuracy first. "
-        f"A filled dot is the class-incremental accuracy, a ring the task-masked one."
+        f"Dot plot of {len(rows)} systems, a row each{f' in {len(groups)} groups' if len(groups) > 1 else ''}, the "
+        "highest class-incremental accuracy first. "
+        "A filled dot is the class-incremental accuracy, a ring the task-masked one."
     ]
-    for place, one in enumerate(rows, 1):
-        if place == 1 or one.kind == "own":
-            said.append(
-                f"Row {place}, {one.label}: {one.found['seen'].mean:.1f} % class-incremental, "
-                f"{one.found['task'].mean:.1f} % task-masked."
-            )
+    for group, members in groups.items():
+        shown = [
+            f"row {place} of {len(members)}, {one.label}, {one.found['seen'].mean:.1f} % class-incremental and "
+            f"{one.found['task'].mean:.1f} % task-masked"
+            for place, one in enumerate(members, 1)
+            if place == 1 or one.kind == "own"
+        ]
+        said.append(f"{GROUP_HEADINGS[group]}: {'; '.join(shown)}.")
     levels = reference_levels(rows)
     if levels:
         said.append(
@@ -195,29 +221,28 @@ def picture_in_words(rows: list[Dots]) -> str:
     return " ".join(said)
 
 
-def five_rows(records: Iterable[Record]) -> pd.DataFrame:
-    """The README's table: the paper's system, what it is without its update, and the best of the others.
+def five_rows(rows: Iterable[Dots]) -> pd.DataFrame:
+    """The README's table: the paper's system, what it is without its update, our variant, and the best of the others.
 
     Args:
-        records: those of one data set and profile.
+        rows: from `systems_as_dots`.
 
     Returns:
-        at most five rows, the highest class-incremental accuracy first: n, and both scores as mean ± half of the 95 %
-        interval; no rows without records.
+        at most five rows, the highest class-incremental accuracy first: group, n, and both scores as mean ± half of
+        the 95 % interval; no rows without records.
     """
-    found = list(records)
-    rows = systems_as_dots(found) if found else []
-    plain = {row_label(one) for one in found if not one["overrides"]}
+    every = list(rows)
     named = [
-        next((one for one in rows if one.method == METHODS.find_role(role) and one.label in plain), None)
+        next((one for one in every if one.method == METHODS.find_role(role) and one.plain), None)
         for role in ("own", "floor")
     ]
-    chosen = [one for one in [*named, *(one for one in rows if one.kind == "control")][:3] if one]
-    chosen += [one for one in rows if one.kind in ("best", "other") and one not in chosen][: 5 - len(chosen)]
+    first_of = lambda kind: next((one for one in every if one.kind == kind), None)
+    chosen = [one for one in [*named, first_of("control"), first_of("variant")] if one]
+    chosen += [one for one in every if one.kind in ("best", "other") and one not in chosen][: 5 - len(chosen)]
     table = {
-        one.label: {"n": str(one.found["seen"].n)}
+        one.label: {"group": GROUPS[group_of(one.method)], "n": str(one.found["seen"].n)}
         | {f"{MASK_LABELS[mask]} %": str(one.found[mask]) for mask in reversed(SCORES)}
-        for one in rows
+        for one in every
         if one in chosen
     }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("label")
@@ -226,23 +251,46 @@ def five_rows(records: Iterable[Record]) -> pd.DataFrame:
 # ---- as a picture
 
 
-# Colours on a light and on a dark ground; each has a contrast of at least 3 to 1 there.
+# Colours on a light and on a dark ground. They are those of text, whose contrast is at least 4.5 to 1.
 INKS = {
-    "own": ("#0072B2", "#56B4E9"),
-    "control": ("#C04E00", "#F0A04B"),
-    "best": ("#00795A", "#3CC9A0"),
-    "other": ("#6B6B6B", "#A3A3A3"),
-    "text": ("#222222", "#E8E8E8"),
-    "rule": ("#D5D5D5", "#4A4A4A"),
+    **{name: tuple(readable(hue, ground) for ground in PAGE[GROUND]) for name, hue in ROLES.items()},
+    "text": PAGE[INK],
+    "rule": PAGE[GRID],
 }
-GROUNDS = ("#FFFFFF", "#121212")
+NAME, NOTE = 14, 12  # pixels of a line
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The measures of a form of the picture, in pixels.
+
+    Args:
+        width: of all of it.
+        left: where the axis begins.
+        top: of the first row.
+        row: height of a row whose name fits in one line, its notes too.
+        heading: height of a group's heading.
+        letters: of a line of a name; a line of notes, whose letters are smaller, has room for `notes`.
+        notes: letters of a line of notes.
+    """
+
+    width: int
+    left: int
+    top: int
+    row: int
+    heading: int
+    letters: int
+    notes: int
+
+
+WIDE, NARROW = _Layout(720, 276, 46, 27, 27, 34, 42), _Layout(380, 12, 92, 40, 32, 44, 54)
 
 
 def dot_plot(rows: list[Dots], narrow: bool = False, inline: bool = False) -> str:
     """Every system as a row with its accuracy under both scores, 95 % intervals, and lines at the best control.
 
     Args:
-        rows: from `systems_as_dots`.
+        rows: from `systems_as_dots`; those of one group stand together under a heading.
         narrow: names above their rows, for screens of 400 pixels.
         inline: part of a page whose dark mode is `html[data-theme=dark]`, and hidden from screen readers, as the page
             says the same in words; else a file that follows the screen's preference.
@@ -250,23 +298,21 @@ def dot_plot(rows: list[Dots], narrow: bool = False, inline: bool = False) -> st
     Returns:
         an SVG; its text is empty of line ends, as markdown ends a piece of HTML at an empty line.
     """
-    width, left, step, top = (380, 12, 40, 92) if narrow else (720, 276, 27, 46)
-    right, bottom = width - 16, top + step * len(rows)
+    form = NARROW if narrow else WIDE
+    left, right = form.left, form.width - 16
     x = lambda percent: round(left + (right - left) * min(100.0, max(0.0, percent)) / 100, 1)
+    lines, bottom = _rows(rows, form, x, narrow)
     parts = []
     for percent in range(0, 101, 20):
-        parts.append(_line(x(percent), top - 4, x(percent), bottom + 2, "rule"))
+        parts.append(_line(x(percent), form.top - 4, x(percent), bottom + 2, "rule"))
         parts.append(_text(x(percent), bottom + 18, str(percent), "middle"))
     parts.append(_text((left + right) / 2, bottom + 38, "accuracy over all tasks at the end, %", "middle"))
     parts += _legend(left, narrow)
     for mask, found in reference_levels(rows).items():
-        dash = "7 4" if mask == "seen" else "2 4"
-        parts.append(_line(x(found.mean), top - 4, x(found.mean), bottom + 2, "control", f' stroke-dasharray="{dash}"'))
-    for number, one in enumerate(rows):
-        y = top + step * number + (29 if narrow else step / 2)
-        parts.append(_name(one, left, y, narrow))
-        parts += [_mark(x, y, one.found[mask], one.kind, mask == "seen") for mask in reversed(SCORES)]
-    size = f'viewBox="0 0 {width} {bottom + 48}" width="{width}" height="{bottom + 48}"'
+        dash = ' stroke-dasharray="7 4"' if mask == "seen" else ' stroke-dasharray="2 4"'
+        parts.append(_line(x(found.mean), form.top - 4, x(found.mean), bottom + 2, "control", dash))
+    parts += lines
+    size = f'viewBox="0 0 {form.width} {bottom + 48:g}" width="{form.width}" height="{bottom + 48:g}"'
     about = (
         'aria-hidden="true" focusable="false"' if inline else f'role="img" aria-label="{_safe(picture_in_words(rows))}"'
     )
@@ -277,6 +323,68 @@ def dot_plot(rows: list[Dots], narrow: bool = False, inline: bool = False) -> st
         else f"<style>{_style('svg')} @media (prefers-color-scheme: dark) {{{_style('svg', True)}}}</style>"
     )
     return f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" {size} {about}>{style}{"".join(parts)}</svg>'
+
+
+def _rows(rows: list[Dots], form: _Layout, x: Callable[[float], float], narrow: bool) -> tuple[list[str], float]:
+    """The groups one below the other; x: percent -> pixels.
+
+    Returns:
+        the parts of the picture, and where the last row ends.
+    """
+    parts, y, groups = [], float(form.top), in_groups(rows)
+    for number, (group, members) in enumerate(groups.items()):
+        if len(groups) > 1:
+            if number:
+                parts.append(_line(4, y + 5, form.width - 4, y + 5, "rule"))
+            parts.append(_text(form.left if narrow else 8, y + form.heading - 9, GROUP_HEADINGS[group], kind="heading"))
+            y += form.heading
+        for one in members:
+            name, middle, height = (_name_above if narrow else _name_beside)(one, y, form)
+            parts += name
+            parts += [_mark(x, middle, one.found[mask], one.kind, mask == "seen") for mask in reversed(SCORES)]
+            y += height
+    return parts, y
+
+
+def _lines_of(one: Dots, form: _Layout) -> tuple[list[str], list[str]]:
+    """A label as lines: those of the name, and those of the notes in brackets. Nothing is cut."""
+    name, _, notes = one.label.partition(" (")
+    return textwrap.wrap(name, form.letters), textwrap.wrap(notes.removesuffix(")"), form.notes)
+
+
+def _name_beside(one: Dots, y: float, form: _Layout) -> tuple[list[str], float, float]:
+    """The name left of its row, the notes smaller below it; y: top of the row.
+
+    Returns:
+        the parts of the picture, the height of the marks, and the height of the row.
+    """
+    names, notes = _lines_of(one, form)
+    text = NAME * len(names) + NOTE * len(notes)
+    height = max(form.row, text + 1)
+    top, kind, end = y + (height - text) / 2, _kind_of_name(one), form.left - 14
+    parts = [_text(end, top + 11.5 + NAME * i, line, "end", kind) for i, line in enumerate(names)]
+    below = top + NAME * len(names) + 9.5
+    parts += [_text(end, below + NOTE * i, line, "end", "note") for i, line in enumerate(notes)]
+    return parts, y + height / 2, height
+
+
+def _name_above(one: Dots, y: float, form: _Layout) -> tuple[list[str], float, float]:
+    """The name above its row, the notes smaller behind it, or below it where they do not fit; as `_name_beside`."""
+    names, notes = _lines_of(one, form)
+    kind, first = _kind_of_name(one), y + 17
+    behind = len(names) == len(notes) == 1 and len(names[0]) / form.letters + len(notes[0]) / form.notes < 1
+    parts = [_text(form.left, first + NAME * i, line, kind=kind) for i, line in enumerate(names)]
+    if behind:
+        tail = f'<tspan class="note" dx="6">{_safe(notes[0])}</tspan></text>'
+        parts[0], notes = parts[0].replace("</text>", tail), []
+    below = first + NAME * (len(names) - 1) + NOTE + 1
+    parts += [_text(form.left, below + NOTE * i, line, kind="note") for i, line in enumerate(notes)]
+    more = NAME * (len(names) - 1) + (NOTE + 1) * len(notes)
+    return parts, first + 12 + more, form.row + more
+
+
+def _kind_of_name(one: Dots) -> str:
+    return "" if one.kind == "other" else f"{one.kind}-text"
 
 
 def dot_plot_for_a_page(rows: list[Dots]) -> str:
@@ -300,10 +408,11 @@ def dot_plot_for_a_page(rows: list[Dots]) -> str:
 
 def _style(scope: str, dark: bool = False) -> str:
     """The colours of the parts of the picture, as CSS below a selector."""
-    ground = f"var(--pst-color-background, {GROUNDS[dark]})"  # the book's theme has the variable
+    ground = f"var(--pst-color-background, {PAGE[GROUND][dark]})"  # the book's theme has the variable
     halo = f"paint-order: stroke; stroke: {ground}; stroke-width: 3px"
     rules = [f"{scope} text {{font: 13px system-ui, sans-serif; fill: {INKS['text'][dark]}; {halo}}}"]
     rules.append(f"{scope} .note {{font-size: 11.5px; font-weight: 400; fill: {INKS['other'][dark]}}}")
+    rules.append(f"{scope} .heading {{font-size: 12px; font-weight: 600; fill: {INKS['other'][dark]}}}")
     for name, inks in INKS.items():
         rules.append(f"{scope} .{name} {{stroke: {inks[dark]}; stroke-width: 2; fill: {inks[dark]}}}")
         rules.append(f"{scope} .{name}-text {{fill: {inks[dark]}; font-weight: 600}}")
@@ -329,19 +438,6 @@ def _mark(x, y: float, found: Estimate, kind: str, filled: bool) -> str:
     half = found.half_width if found.n > 1 else 0.0
     bar = _line(x(found.mean - half), y, x(found.mean + half), y, kind) if half > 0 else ""
     return bar + f'<circle cx="{x(found.mean):g}" cy="{y:g}" r="5" class="{kind}{"" if filled else " ring"}"/>'
-
-
-def _name(one: Dots, left: float, y: float, narrow: bool) -> str:
-    """The name of a row, its notes smaller behind or below it."""
-    name, _, notes = one.label.partition(" (")
-    name, notes = shorten(name, 34), shorten(notes.removesuffix(")"), 34 if narrow else 46)
-    kind = "" if one.kind == "other" else f"{one.kind}-text"
-    if narrow:
-        behind = f'<tspan class="note" dx="6">{_safe(notes)}</tspan>' if notes else ""
-        return _text(left, y - 12, name, kind=kind).replace("</text>", f"{behind}</text>")
-    place = y if notes else y + 4.5
-    below = _text(left - 14, y + 11.5, notes, "end", "note") if notes else ""
-    return _text(left - 14, place, name, "end", kind) + below
 
 
 def _legend(left: float, narrow: bool) -> list[str]:

@@ -9,7 +9,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lscl.federation.masking import masked_cross_entropy
-from lscl.results.figures import COLOURS, GROUND, INK, SOFT, BookFigure, house_style
+from lscl.results.colours import GROUND, HUES, INK, PANEL, SOFT
+from lscl.results.figures import BookFigure, house_style
 from lscl.results.statistics import estimate
 
 
@@ -30,7 +31,7 @@ def timeline(
     clients, tasks = len(pictures), len(pictures[0])
     figure = BookFigure(figsize=(7.2, 1.15 + 0.95 * clients), layout="constrained")
     axes = figure.subplots()
-    axes.add_patch(Rectangle((0, -1), tasks, 0.42, facecolor="#E6EDF3", edgecolor=SOFT))
+    axes.add_patch(Rectangle((0, -1), tasks, 0.42, facecolor=PANEL, edgecolor=SOFT))
     axes.text(tasks / 2, -0.79, "server: sees what the clients send, never an image", ha="center", va="center")
     for t in range(tasks):
         for place in t + (np.arange(rounds) + 0.5) / rounds:
@@ -60,7 +61,7 @@ def _cell(axes: Axes, task: int, client: int, images: np.ndarray, frame: int | N
         inset.set(xticks=[], yticks=[])
         inset.grid(False)
         for spine in inset.spines.values():
-            spine.set(visible=i == frame, color=COLOURS[1], linewidth=3)
+            spine.set(visible=i == frame, color=HUES[1], linewidth=3)
 
 
 @house_style
@@ -79,8 +80,8 @@ def kept_and_lost(values: Mapping[str, Mapping[str, float]], label: str) -> Book
     for row, found in enumerate(values.values()):
         before, after = found["before"], found["after"]
         axes.annotate("", (after, row), (before, row), arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 1.6})
-        axes.plot(before, row, "o", color=GROUND, markeredgecolor=COLOURS[0], markersize=9, markeredgewidth=2)
-        axes.plot(after, row, "o", color=COLOURS[1], markersize=9)
+        axes.plot(before, row, "o", color=GROUND, markeredgecolor=HUES[0], markersize=9, markeredgewidth=2)
+        axes.plot(after, row, "o", color=HUES[1], markersize=9)
         for value, side in ((before, 1 if before >= after else -1), (after, -1 if before >= after else 1)):
             axes.annotate(
                 f"{value:.0f}",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lscl.errors import LsclError
-from lscl.results.animation import CLIENT_INKS
+from lscl.results.colours import CLIENTS, NEUTRAL
 
 WIDTH, ROW = 480, 52
 SCRIPT = """(() => {
@@ -55,9 +55,7 @@ def value_slider(
     ]
     start = len(frames) // 2
     shown, reach = frames[start], WIDTH - 70
-    bars = "".join(
-        _bar(row, one, reach, CLIENT_INKS[row % len(CLIENT_INKS)]) for row, one in enumerate(shown["values"])
-    )
+    bars = "".join(_bar(row, one, reach, CLIENTS[row % len(CLIENTS)]) for row, one in enumerate(shown["values"]))
     alt = f"Bars that follow the slider: {', '.join(series)}. Each has its number at its end."
     values = {"name": name, "frames": frames, "width": reach}
     script = SCRIPT % {key: json.dumps(value).replace("<", "\\u003c") for key, value in values.items()}
@@ -78,7 +76,7 @@ def _bar(row: int, one: Mapping, reach: float, ink: str) -> str:
     y = row * ROW
     return (
         f'<text x="0" y="{y + 16}">{html.escape(one["name"])}</text>'
-        f'<rect x="0" y="{y + 23}" width="{reach}" height="16" fill="#8A8A8A" opacity="0.15"/>'
+        f'<rect x="0" y="{y + 23}" width="{reach}" height="16" fill="{NEUTRAL}" opacity="0.15"/>'
         f'<rect class="bar" x="0" y="{y + 23}" width="{reach * one["share"]:g}" height="16" fill="{ink}"/>'
         f'<text class="value" x="{reach + 8}" y="{y + 36}">{one["text"]}</text>'
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lscl.results.animation import CLIENT_INKS
+from lscl.results.colours import CLIENTS
 from lscl.results.figures import BookFigure, house_style
 
 SIZE = (1200, 630)  # pixels, as the networks ask for
@@ -24,10 +24,10 @@ def _drawn(trace: Mapping[str, Any]) -> BookFigure:
     figure = BookFigure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
     for y, text, size, weight in zip((0.84, 0.73, 0.66), TITLE, (46, 24, 24), ("bold", "normal", "normal")):
         figure.text(0.06, y, text, fontsize=size, fontweight=weight, va="center")
-    clients = trace["clients"][: len(CLIENT_INKS)]
+    clients = trace["clients"][: len(CLIENTS)]
     width = 0.88 / len(clients)
     for k, one in enumerate(clients):
-        figure.text(0.06 + width * k, 0.50, f"client {k + 1}", fontsize=20, color=CLIENT_INKS[k], fontweight="bold")
+        figure.text(0.06 + width * k, 0.50, f"client {k + 1}", fontsize=20, color=CLIENTS[k], fontweight="bold")
         for i, picture in enumerate(one["pictures"][:3]):
             side = width / 3.4
             axes = figure.add_axes((0.06 + width * k + i * side, 0.30, side * 0.92, side * 0.92 * SIZE[0] / SIZE[1]))

@@ -88,21 +88,43 @@ def shown_profile(profile: str, compute: bool) -> str:
     return "mini" if profile in ("smoke", "demo") and not compute else profile
 
 
-def describe_state(study: Study) -> str:
-    """How much of a study is measured on each data set, with the command for the rest, as a list in markdown."""
-    lines = []
-    for dataset in study.datasets:
-        found, missing = select(study.found, dataset=dataset), [one for one in study.missing if one.dataset == dataset]
-        text = f"all {len(found)} runs are recorded." if not missing else _missing(study, found, missing)
-        lines.append(f"- {DATASET_LABELS[dataset]}, profile `{study.profile}`: {text}")
-    return "\n".join(lines)
+def describe_states(*collected: Study) -> str:
+    """What the studies of a page still lack, in one paragraph of markdown with the commands for the rest.
+
+    Args:
+        collected: the studies, of one profile.
+
+    Returns:
+        sentences; one if nothing is missing.
+    """
+    if not any(study.missing for study in collected):
+        return f"All {sum(len(study.found) for study in collected)} runs behind this page are recorded."
+    states, commands = [], []
+    for study in collected:
+        counts = []
+        for dataset in study.datasets:
+            found = select(study.found, dataset=dataset)
+            missing = [one for one in study.missing if one.dataset == dataset]
+            counts.append(f"{len(found)} of {len(found) + len(missing)} on {DATASET_LABELS[dataset]}")
+            commands += [_sweep(study, missing)] if missing else []
+        states.append(f"*{study.name}* has {' and '.join(counts)}")
+    return (
+        f"**Some runs behind this page are not recorded yet.** In the profile `{collected[0].profile}` the study "
+        f"{'; '.join(states)}. The page leaves out what needs the others; {', '.join(commands)} "
+        f"{'makes' if len(commands) == 1 else 'make'} them."
+    )
 
 
-def _missing(study: Study, found: list[Record], missing: list[Experiment]) -> str:
-    seeds, total = sorted({one.seed for one in missing}), len(found) + len(missing)
-    command = f"lscl sweep {study.name} --dataset {missing[0].dataset} --profile {study.profile}"
-    command += "" if seeds == SEEDS else f" --seeds {','.join(map(str, seeds))}"
-    return f"**{len(found)} of {total} runs are recorded.** `{command}` makes the rest."
+def _sweep(study: Study, missing: list[Experiment]) -> str:
+    """The command that makes the missing runs of one data set, as code."""
+    seeds = sorted({one.seed for one in missing})
+    chosen = "" if seeds == SEEDS else f" --seeds {','.join(map(str, seeds))}"
+    return f"`lscl sweep {study.name} --dataset {missing[0].dataset} --profile {study.profile}{chosen}`"
+
+
+def changes_of(record: Record) -> dict[str, Any]:
+    """What a run changes of its profile, without the digests of local files: {parameter: value}."""
+    return {key: value for key, value in record["overrides"].items() if key not in LOCAL_FILES}
 
 
 def variant_of(record: Record, study: str) -> str | None:
@@ -118,7 +140,7 @@ def variant_of(record: Record, study: str) -> str | None:
     Raises:
         LsclError: no such study.
     """
-    given = {key: value for key, value in record["overrides"].items() if key not in LOCAL_FILES}
+    given = changes_of(record)
     if study == "table1":
         return notes_of(record) if (record["method"], given) in main_table() else None
     return _variants(study, record["profile"], record["dataset"]).get(

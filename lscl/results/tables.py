@@ -3,14 +3,14 @@
 import pandas as pd
 
 from lscl.results.frames import changes, final_rows
-from lscl.results.labels import COST_LABELS, HEAD_LABELS, MASK_LABELS, SCORE_HEADS, SCORES
+from lscl.results.labels import COST_LABELS, GROUPS, HEAD_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, group_of
 from lscl.results.statistics import estimate, estimates, gap_text
 
 COUNTED = ("mb_up", "mb_down", "trained_parameters", "cpu_minutes")  # the costs that systems are compared by
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row per system, mean ± half of the 95 % interval over n seeds.
+    """A row per system with its group (`labels.GROUPS`), mean ± half of the 95 % interval over n seeds.
 
     Accuracies in percent under the three masks after the last task, over all tasks of all clients; forgetting and
     backward transfer in points under the class-incremental mask.
@@ -22,7 +22,10 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
         .rename(columns=SCORE_HEADS)
     )
     moved = changes(scores[scores["mask"] == "seen"]).groupby(keys)[["forgetting", "backward transfer"]].mean()
-    return estimates(by_seed.join(moved), "label")
+    table = estimates(by_seed.join(moved), "label")
+    methods = scores.drop_duplicates("label").set_index("label")["method"]
+    table.insert(0, "group", [GROUPS[group_of(methods[label])] for label in table.index])
+    return table
 
 
 def heads_table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def test_whole_numbers_without_an_agreed_white_are_refused(tmp_path, values, one
     Image.fromarray(values).save(tmp_path / "a.tiff")
     with pytest.raises(LsclError) as caught:
         square(tmp_path / "a.tiff", 8, "scan/a.tiff")
-    one_line(caught, "cannot use image scan/a.tiff", "no agreed white")
+    one_line(caught, "cannot use image scan/a.tiff", "no convention says which")
 
 
 def test_what_is_transparent_is_white(tmp_path):

@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from tests_root import Recorder
+from tests_root import Recorder, uploads_in_training
 
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
@@ -29,7 +29,7 @@ def play(federation, config, rounds=None, data=None):
     for number, _ in enumerate(federate(method, transport), 1):
         if number == rounds:
             break
-    return method, clients, transport.uploads
+    return method, clients, uploads_in_training(transport)
 
 
 @pytest.fixture

@@ -21,14 +21,19 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 LIMIT = 250_000  # bytes
-SETUP = "setup"  # tag of the cell that fetches the package, which is folded
+SETUP = "setup"  # tag of the cell that fetches the package, which pages leave out
 PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|usr|opt|mnt|Users|content)/\w")
 
 
+def contents():
+    return yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+
+
 def entries():
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
-    return [toc["root"], *(one["file"] for chapter in chapters for one in (chapter, *chapter.get("sections", [])))]
+    """The pages of the book in their order."""
+    below = lambda page: [page["file"], *(one for section in page.get("sections", []) for one in below(section))]
+    toc = contents()
+    return [toc["root"], *(one for part in toc["parts"] for chapter in part["chapters"] for one in below(chapter))]
 
 
 def read(path):
@@ -57,6 +62,20 @@ def test_every_entry_exists_and_every_page_is_an_entry():
     for entry in found:
         assert any((ROOT / f"{entry}{ending}").exists() for ending in (".md", ".ipynb")), entry
     assert {str(path.relative_to(ROOT).with_suffix("")) for path in (*PAGES, *NOTEBOOKS)} == found
+
+
+def test_the_list_of_pages_shows_a_newcomer_the_way():
+    """From the start over chapters and results to reference; what is looked up is folded below one entry."""
+    parts = {part["caption"]: part["chapters"] for part in contents()["parts"]}
+    assert list(parts) == [
+        "Start", "The method, chapter by chapter", "Results", "Methods", "Build on it", "Look it up"
+    ]  # fmt: skip
+    assert sum(map(len, parts.values())) <= 24
+    folded = [one["file"] for one in parts["Look it up"][-1]["sections"]]
+    assert "book/api" in folded and "book/configuration" in folded
+    assert all(
+        one["file"].startswith("notebooks/0") for one in [*parts["Start"], *parts["The method, chapter by chapter"]]
+    )
 
 
 def test_the_book_never_executes():
@@ -116,6 +135,16 @@ def test_one_parameters_cell_in_front(path):
     assert set(names) <= {"profile", "dataset", "seed", "data_dir", "weights", "compute"}
 
 
+def test_the_results_begin_with_the_scoreboard():
+    """No code, folded or not, stands before the table of the paper's claims, and no long text."""
+    cells = read(next(path for path in NOTEBOOKS if path.stem == "05_results"))["cells"]
+    board = next(place for place, cell in enumerate(cells) if "claims.summary(" in source(cell))
+    before = cells[: board + 1]
+    assert all("remove-input" in cell["metadata"]["tags"] for cell in before if cell["cell_type"] == "code")
+    words = " ".join(source(cell) for cell in before if cell["cell_type"] == "markdown").split()
+    assert "claims," in words and len(words) < 60
+
+
 @notebooks
 def test_small_and_clean(path):
     notebook = read(path)
@@ -134,6 +163,14 @@ def test_stored_outputs_are_complete_and_name_no_place(path):
         assert output["output_type"] != "error"
         assert output.get("name") != "stderr", texts(output)[:200]
         assert not PATH.search(texts(output)), texts(output)[:200]
+        # a page shows empty markdown as the name of its class
+        assert "".join(output.get("data", {}).get("text/markdown", "something")), path.name
+
+
+@pytest.mark.parametrize("number", ["06", "07", "08"])
+def test_a_page_of_studies_says_once_what_is_missing(number):
+    (path,) = (one for one in NOTEBOOKS if one.name.startswith(number))
+    assert sum("runs behind this page are" in texts(output) for output in outputs(read(path))) == 1
 
 
 @notebooks
@@ -193,6 +230,14 @@ def test_every_code_cell_explains_itself_or_is_folded(path):
         before = cell["cell_type"]
 
 
+def test_equations_have_the_numbers_of_the_paper_or_none():
+    """A number that the page makes itself would contradict the text, which calls equations as the paper does."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\$\$ *\([\w-]+\)$|```\{math\}(?s:.*?):label:", text, re.MULTILINE), path.name
+    assert re.findall(r"\\tag\{(\d)\}", (ROOT / "book" / "notation.md").read_text(encoding="utf-8")) == list("2345")
+
+
 def first_cell(path):
     return next(cell for cell in read(path)["cells"] if cell["cell_type"] == "code")
 
@@ -200,7 +245,7 @@ def first_cell(path):
 @notebooks
 def test_the_colab_cell_is_the_same_in_all_and_has_the_address_of_the_settings_and_the_release(path):
     first = first_cell(path)
-    assert {"hide-input", "setup"} <= set(first["metadata"]["tags"])
+    assert {"remove-input", "setup"} <= set(first["metadata"]["tags"])
     assert re.search(r'^REPOSITORY = "(.+)"$', source(first), re.MULTILINE)[1] == SETTINGS["repository"]["url"]
     assert re.search(r'^RELEASE = "(.+)"$', source(first), re.MULTILINE)[1] == f"v{lscl.__version__}"
     assert source(first) == source(first_cell(NOTEBOOKS[0]))

@@ -47,6 +47,14 @@ def test_what_equals_the_notebooks_own_values_is_not_injected(places, notebook, 
     assert len(nbformat.read(target, 4).cells) == 2
 
 
+@pytest.mark.parametrize("hiding", ["hide-input", "remove-input"])
+def test_a_page_that_leaves_its_parameters_out_leaves_the_injected_ones_out_too(hiding):
+    own = ["parameters", "remove-input"] if hiding == "remove-input" else ["parameters"]
+    cells = [nbformat.v4.new_code_cell("", metadata={"tags": tags}) for tags in (own, ["injected-parameters"])]
+    cleaned = nbformat.reads(build._clean(nbformat.v4.new_notebook(cells=cells)), 4)
+    assert cleaned.cells[1].metadata.tags == ["injected-parameters", hiding]
+
+
 def test_a_notebook_is_executed_again_if_it_its_parameters_or_what_it_declares_has_changed(places, notebook, tmp_path):
     path, target, file = (
         notebook("1 + 1", "tuning/*.json"),

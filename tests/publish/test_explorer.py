@@ -19,6 +19,7 @@ def test_without_records_a_sentence():
 def test_accuracies_and_costs():
     (systems,) = explorer.explorer_data([record(), record(seed=1999, score=84), record("local_head")]).values()
     ours, head = systems
+    assert (ours["group"], head["group"]) == ("paper", "control")
     assert (ours["name"], ours["seeds"]) == ("Fed-LSCL (O2D exact)", [42, 1999])
     current = ours["accuracy"]["task-masked"]["the task just learned"]
     assert current[2] == [

@@ -39,21 +39,24 @@ def test_the_site_follows_from_the_address_of_the_repository():
 
 def test_badges_have_the_address_of_the_settings_and_the_values_of_the_project(settings):
     settings()
-    text = first_screen.readme_blocks({"mini": []})["badges"]
+    text = first_screen.readme_blocks(first_screen.read_first_screen({"mini": []}))["badges"]
     assert text.count(f"{ADDRESS}/actions/workflows/test.yml") == 2 and f"[The repository]({ADDRESS})" in text
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     licence = re.search(r'^license = "(.+)"', project, re.MULTILINE)[1].replace("-", "--")
     python = re.search(r'^requires-python = ">=(.+)"', project, re.MULTILINE)[1]
     assert f"licence-{licence}-" in text and f"%3E%3D{python}-" in text
     settings("https://github.com/someone/copy")
-    assert "[Read the book](https://someone.github.io/copy/)" in first_screen.readme_blocks({"mini": []})["badges"]
+    assert (
+        "[Read the book](https://someone.github.io/copy/)"
+        in first_screen.readme_blocks(first_screen.read_first_screen({"mini": []}))["badges"]
+    )
 
 
 @pytest.mark.parametrize("address", ["", "ftp://a/b", "https://a/b) [x](c", "https://a/ b", 3, ["x"]])
 def test_an_address_that_is_none_is_one_line(settings, one_line, address):
     place = settings(address) / "_config.yml"
     with pytest.raises(LsclError) as caught:
-        first_screen.readme_blocks({"mini": []})
+        first_screen.readme_blocks(first_screen.read_first_screen({"mini": []}))
     one_line(caught, place, "repository: url")
 
 
@@ -62,16 +65,16 @@ def test_a_damaged_project_file_is_one_line(settings, one_line, text):
     place = settings() / "pyproject.toml"
     place.write_text(text, encoding="utf-8")
     with pytest.raises(LsclError) as caught:
-        first_screen.readme_blocks({"mini": []})
+        first_screen.readme_blocks(first_screen.read_first_screen({"mini": []}))
     one_line(caught, place, "requires-python")
 
 
 def test_without_records_every_piece_is_a_sentence(settings):
     settings()
-    made = first_screen.first_pieces({"full": [], "mini": []})
+    made = first_screen.first_pieces(first_screen.read_first_screen({"full": [], "mini": []}))
     assert NO_RECORDS in made["results/tables/finding.md"] and NO_RECORDS in made["results/tables/first_dots.html"]
     assert first_screen.NOT_PLAYED in made["results/tables/round.html"] and first_screen.ROUND not in made
-    blocks = first_screen.readme_blocks({"full": [], "mini": []})
+    blocks = first_screen.readme_blocks(first_screen.read_first_screen({"full": [], "mini": []}))
     assert (
         blocks["finding"] == NO_RECORDS
         and blocks["round"] == first_screen.NOT_PLAYED
@@ -84,11 +87,12 @@ def test_with_records_and_a_played_round_there_are_pictures(settings):
     federation.mkdir(parents=True)
     shutil.copy(ROOT / "results" / "federation" / "round.json", federation / "round.json")
     runs = [record(seed=seed, clients=5) for seed in (42, 1999)] + [record("fed_ncm", clients=5, score=90)]
-    made, blocks = (make({"mini": runs}) for make in (first_screen.first_pieces, first_screen.readme_blocks))
+    screen = first_screen.read_first_screen({"mini": runs})
+    made, blocks = first_screen.first_pieces(screen), first_screen.readme_blocks(screen)
     assert "One seed is recorded so far" in blocks["finding"] and f"]({first_screen.DOTS})" in blocks["finding"]
     assert made[first_screen.DOTS].startswith("<svg") and f"]({first_screen.ROUND})" in blocks["round"]
     assert len(made[first_screen.ROUND]) < 1_500_000
-    assert "| federated class means | 1 |" in blocks["results"] and "<details>" in blocks["results"]
+    assert "| federated class means | control | 1 |" in blocks["results"] and "<details>" in blocks["results"]
 
 
 @pytest.mark.parametrize("change", [{"round": 0}, {"clients": []}, {"points": {}}, {"sent": 3}])
@@ -98,7 +102,7 @@ def test_a_damaged_round_is_one_line(settings, one_line, change):
     whole = json.loads((ROOT / "results" / "federation" / "round.json").read_text(encoding="utf-8"))
     place.write_text(json.dumps({**whole, **change}), encoding="utf-8")
     with pytest.raises(LsclError) as caught:
-        first_screen.first_pieces({"mini": []})
+        first_screen.first_pieces(first_screen.read_first_screen({"mini": []}))
     one_line(caught, place, next(iter(change)))
 
 
@@ -109,6 +113,20 @@ def extension():
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+def test_a_returned_value_with_a_colon_in_its_description_keeps_it(extension):
+    """Napoleon would make a type of what stands before the colon; only one word is one."""
+    from sphinx.ext.napoleon import Config, GoogleDocstring
+
+    def returned(text):
+        lines = ["Do it.", "", "Returns:", f"    {text}"]
+        extension.untyped_returns(None, "function", "f", None, None, lines)
+        return str(GoogleDocstring(lines, Config(napoleon_use_rtype=True), what="function"))
+
+    for text in ("The CNN: (b, 3, H, W) -> (b, m).", "{name: tensor}, and a module.", "(n,) bool."):
+        assert f":returns: {text}" in returned(text) and ":rtype:" not in returned(text)
+    assert ":rtype: pandas.DataFrame" in returned("pandas.DataFrame: a row per system.")
 
 
 def described(extension, address, text):

@@ -8,6 +8,7 @@ from made_records import record
 from tests_root import ROOT
 
 from lscl.config import experiment, fields
+from lscl.experiments.sweeps import runs_of
 from lscl.methods import METHODS
 from lscl.publish import method_pages
 from lscl.results.markdown import NO_RECORDS
@@ -59,7 +60,10 @@ def test_a_page_without_records_has_every_part_and_says_what_is_missing(method):
         "Tuning",
     ):
         assert f"\n## {heading}\n" in text
-    assert f"`lscl sweep table1 --methods {method} --dataset cifar100 --profile mini` makes them." in text
+    (name,) = re.findall(rf"`lscl sweep (\w+) --methods {method} --dataset cifar100 --profile mini` makes them\.", text)
+    values = {"profile": "mini", "dataset": "cifar100"}
+    plain = experiment(method=method, seed=42, **values).digest
+    assert plain in {run.digest for run in runs_of(name, values, [42], [method])}
     tuned = len(METHODS[method].search_space) > 0
     assert (f"`lscl sweep tune --methods {method} --profile mini`" in text) == tuned
     assert ("This system has nothing to tune" in text) == (not tuned)

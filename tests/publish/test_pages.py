@@ -179,11 +179,15 @@ def test_headline_from_records(places, saved):
         record(seed=1999, score=82, clients=5),
         record("local_head", clients=5),
         record("local_head", seed=7, clients=5),
+        record("fed_lscl_ridge", score=95, clients=5),
     )
     pages.write_pages()
     text = (places / "results" / "tables" / "headline.md").read_text(encoding="utf-8")
-    assert "| Fed-LSCL (O2D exact) | 2 | 73 ± 13 | 43 ± 13 |" in text and "standard deviation" not in text
+    assert "| Fed-LSCL (O2D exact) | paper | 2 | 73 ± 13 | 43 ± 13 |" in text and "standard deviation" not in text
     assert "seeds 42, 1999;" in text
+    table, _, ranking = text.partition("</small>")
+    assert "| Fed-LSCL + ridge | our variant | 1 |" in table and "Fed-LSCL + ridge" not in ranking
+    assert "has the highest mean" in ranking
 
 
 def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):
@@ -204,8 +208,8 @@ def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(pl
     } <= named
     assert "book/methods/local_head.md" not in named and "results/tables/config.md" not in named
     assert (
-        "has '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.0 |" in err
-        and "the records give '| Fed-LSCL (O2D exact) | 1 | 72.0 | 42.5 |" in err
+        "has '| Fed-LSCL (O2D exact) | paper | 1 | 72.0 | 42.0 |" in err
+        and "the records give '| Fed-LSCL (O2D exact) | paper | 1 | 72.0 | 42.5 |" in err
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests_root import ROOT
 
 from lscl.errors import LsclError
-from lscl.results import animation
+from lscl.results import animation, colours
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -74,7 +74,7 @@ def test_the_picture_has_every_client_its_images_and_its_generator(trace):
 def test_many_clients_and_none_apart(trace):
     many = {**trace, "clients": trace["clients"][:1] * 9, "points": dict.fromkeys(trace["points"], [[0.0, 0.0]] * 9)}
     assert len([*ElementTree.fromstring(animation.animated_round(many)).iter(f"{SVG}image")]) == 2 * len(
-        animation.CLIENT_INKS
+        colours.CLIENTS
     )
     assert "as far apart as they were" in animation.round_in_words(many)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_figures import lines, names_at_ends, narrow_page_is_legible
 
-from lscl.results import comparisons, figures
+from lscl.results import colours, comparisons
 
 SLOPES = pd.DataFrame(
     {"published": [97.0, 86.0, 30.0], "measured here": [77.0, 83.0, 80.0], "text": ["77.0 ± 0.6", "83 ± 5", "80.0"]},
@@ -54,8 +54,8 @@ def test_a_slope_joins_both_values_of_a_system():
         "LoRM": ([0, 1], [86, 83]),
         "FedAvg + L2P": ([0, 1], [30, 80]),
     }
-    colours = {line.get_label(): line.get_color() for line in axes.lines}
-    assert colours["FedAvg + L2P"] == figures.PLAIN != colours["LoRM"] != colours["Fed-LSCL (O2D exact)"]
+    drawn = {line.get_label(): line.get_color() for line in axes.lines}
+    assert drawn["FedAvg + L2P"] == colours.NEUTRAL != drawn["LoRM"] != drawn["Fed-LSCL (O2D exact)"]
     texts = [" ".join(text.split()) for text in names_at_ends(axes)]
     assert {"LoRM 86.0", "83 ± 5 LoRM", "77.0 ± 0.6 Fed-LSCL (O2D exact)"} <= set(texts) and len(texts) == 6
 
@@ -82,7 +82,7 @@ def test_private_and_public_classes_have_markers_of_their_own():
     assert (task.get_title(), seen.get_title()) == ("task-masked", "class-incremental")
     for axes, mask in ((task, "task"), (seen, "seen")):
         dots = [line for line in axes.lines if line.get_marker() == "o"]
-        filled = [line.get_markerfacecolor() != figures.GROUND for line in dots]
+        filled = [line.get_markerfacecolor() != colours.GROUND for line in dots]
         found = {(kind, line.get_ydata()[0]): line.get_xdata()[0] for kind, line in zip(filled, dots)}
         rows = KINDS.loc[mask]
         assert found == {

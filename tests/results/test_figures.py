@@ -15,7 +15,7 @@ from PIL import Image
 
 from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
-from lscl.results import figures
+from lscl.results import colours, figures
 from lscl.results.labels import label_of
 
 draw = np.random.default_rng(0)
@@ -291,7 +291,7 @@ def test_every_class_is_a_dot_of_its_client_and_variant():
     for axes in figures.classes_of_clients(classes(values), ["one", "two"], "%").axes:
         dots = [line for line in axes.lines if line.get_linestyle() == "None"]
         found = {(round(np.mean(line.get_xdata())), line.get_color()): list(line.get_ydata()) for line in dots}
-        blue, red = figures.COLOURS[:2]
+        blue, red = colours.HUES[:2]
         assert found == {(0, blue): [10, 30], (1, blue): [50, 70], (0, red): [20, 20], (1, red): [80, 90]}
         assert sorted(line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "-") == [
             20,
@@ -469,42 +469,27 @@ def test_no_figure_function_is_left_out():
     assert public == set(FIGURES)
 
 
-def contrast(one, other):
-    """The contrast of two colours by WCAG 2."""
-    light = []
-    for colour in (one, other):
-        parts = np.array(mpl.colors.to_rgb(colour))
-        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-        light.append(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
-    return max(light) / min(light)
-
-
-PAGES = figures.PAGE_COLOURS[figures.GROUND]  # the grounds of a light and of a dark page
-
-
-@pytest.mark.parametrize("colour", [*figures.COLOURS, figures.PLAIN])
-def test_data_is_visible_on_light_and_dark_pages(colour):
-    assert min(contrast(colour, page) for page in PAGES) >= 3
-
-
-def test_text_and_axes_are_visible_in_both_modes():
-    for name, least in ((figures.INK, 7), (figures.SOFT, 4.5)):
-        assert min(contrast(*pair) for pair in zip(figures.PAGE_COLOURS[name], PAGES)) >= least
-
-
 def test_a_notebook_gets_one_small_svg_for_both_modes():
     figure = FIGURES["curves"]()
     svg = figure._repr_svg_()
     assert svg.startswith("<svg") and svg == figure._repr_svg_()  # the same bytes every time
     rules = svg[svg.index("<style>") : svg.index("</style>")]
     light, dark = rules.split("@media (prefers-color-scheme:dark)")
-    for pair in figures.PAGE_COLOURS.values():
+    for pair in colours.PAGE.values():
         assert pair[0] in light and pair[1] in dark
     body = svg[svg.index("</style>") :].lower()
-    assert not any(colour.lower() in svg[: svg.index("<style>")] + body for colour in figures.PAGE_COLOURS)
+    assert not any(colour.lower() in svg[: svg.index("<style>")] + body for colour in colours.PAGE)
     assert "class-incremental" in svg and "<metadata" not in svg and len(svg) < 40_000
     used = set(re.findall(r'class="([^"]+)"', body))
     assert used and all(f".{name}{{" in rules for name in used)
+
+
+def test_small_numbers_in_a_figure_keep_their_digits_and_places_do_not():
+    rates = [1.4e-05, 0.0001, 0.0005, 0.123456]
+    svg = figures.log_lines({"a": [1.0, 2, 3, 4]}, rates, "share")._repr_svg_()
+    assert all(f">{rate:g}</text>" in svg for rate in rates)
+    drawn = "".join(re.findall(r' d="([^"]*)"', svg))
+    assert drawn and not re.search(r"\d\.\d{3}", drawn)
 
 
 @pytest.mark.parametrize(
@@ -535,9 +520,9 @@ def test_no_colour_is_used_twice_and_what_a_figure_is_about_has_one():
         "federated ridge",
     ]
     looks = figures.system_styles(names, "7")
-    colours = [look["color"] for look in looks.values() if look["color"] != figures.PLAIN]
-    assert len(set(colours)) == len(colours) == 4
-    coloured = {name for name, look in looks.items() if look["color"] != figures.PLAIN}
+    used = [look["color"] for look in looks.values() if look["color"] != colours.NEUTRAL]
+    assert len(set(used)) == len(used) == 4
+    coloured = {name for name, look in looks.items() if look["color"] != colours.NEUTRAL}
     assert coloured == {"Fed-LSCL (O2D exact)", "7", label_of("local_head"), "federated ridge"}
     triples = {(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}
     assert len(triples) == len(names)

@@ -402,3 +402,21 @@ def test_a_class_is_public_if_all_clients_have_it():
     assert kinds == {0: "private", 8: "private"} | {label: "public" for label in range(1, 8)}
     alone = frames.by_kind_of_class(results.classes_frame([record(tasks=1, clients=1)]))
     assert set(alone["kind"]) == {"private"}
+
+
+def test_one_variant_alone_compares_nothing():
+    rows = pd.DataFrame({"variant": ["whole", "whole", "no O2D"], "accuracy": [1.0, 2.0, 3.0]})
+    assert frames.compared_rows(rows) is rows
+    alone = frames.compared_rows(rows[:2])
+    assert alone.empty and list(alone.columns) == list(rows.columns)
+
+
+def test_plain_runs_of_our_variants_and_nothing_else():
+    plain = record("fed_lscl_ridge")
+    local = record("fed_lscl_ridge", seed=1999, overrides={"weights_sha256": "abc"})
+    others = [
+        record("fed_lscl_ridge", values={"adapt": "none"}), record("fed_lscl_ridge", seed=7), record(),
+        record("fed_ridge"),
+    ]  # fmt: skip
+    assert frames.variant_records([plain, *others, local]) == [plain, local]
+    assert plain not in frames.main_records([plain, *others, local])

@@ -40,6 +40,23 @@ def test_figures_show_the_papers_system_the_controls_and_the_best_in_colour():
     )
 
 
+def test_systems_belong_to_the_paper_the_controls_our_variants_or_somebody_else(toys):
+    groups = {name: labels.group_of(name) for name in METHODS}
+    paper = [name for name, group in groups.items() if group == "paper"]
+    assert len(paper) == 12 and set(paper) == set(labels.paper_names().values())
+    assert groups["fed_ridge"] == groups["local_head"] == "control" and groups["toy"] == "added"
+    assert [name for name, group in groups.items() if group == "variant"] == labels.variants_of_ours()
+    assert labels.group_of("somebody_elses") == "added" and set(groups.values()) == set(labels.GROUPS)
+
+
+def test_our_variants_are_in_colour_and_never_the_best_of_the_others():
+    (variant,) = map(labels.label_of, labels.variants_of_ours())
+    assert labels.is_variant(variant) and labels.is_variant(f"{variant} (rank = 8)")
+    assert not any(map(labels.is_variant, [*ROWS, f"{variant}s"]))
+    assert labels.highlighted([variant, *ROWS], "LoRM")[-2:] == ["LoRM", variant]
+    assert labels.best_trained(pd.Series([99.0, 50.0], index=[variant, "LoRM"])) == "LoRM"
+
+
 def test_the_best_is_neither_the_papers_system_nor_a_control():
     scores = pd.Series([99.0, 98, 50, 97, 96, 60], index=ROWS)
     assert labels.best_trained(scores) == "PILoRA" and labels.best_trained(scores.iloc[:2]) is None

@@ -12,6 +12,9 @@ from lscl.results import markdown
 
 
 class TestText:
+    def test_a_cell_with_nothing_to_say_shows_nothing(self):
+        assert markdown.as_output("") is None and markdown.as_output("**a**").data == "**a**"
+
     @pytest.mark.parametrize(
         ("text", "shown"),
         [
@@ -117,6 +120,8 @@ class TestByDataset:
         )
         assert "CIFAR-100" in first and second.startswith("dropdown} The same on Glyphs\n\n:::{table} Counts, Glyphs.")
         assert second.endswith("\n\n::::") and markdown.folded("empty", "") == ""
+        outer = markdown.folded("all", f"::::{{{second}")  # its fence is longer than those inside
+        assert outer.startswith(":::::{dropdown} all\n") and outer.endswith("\n\n:::::")
 
     def test_other_notes(self):
         rows = pd.DataFrame({"dataset": ["imagenet_r"], "variant": ["a"], "accuracy": [1.0]})

@@ -1,6 +1,7 @@
 """The finding in words for every outcome, and the picture of all systems."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -20,6 +21,14 @@ def runs(ours, control="fed_ridge", theirs=(80.0, 81.0, 82.0), **changes):
     return made + [record(control, seed=seed, score=score, clients=5, **changes) for seed, score in zip(SEEDS, theirs)]
 
 
+def finding(records):
+    return overview.main_finding(records, overview.systems_as_dots(records) if records else [])
+
+
+def five_rows(records):
+    return overview.five_rows(overview.systems_as_dots(records) if records else [])
+
+
 @pytest.mark.parametrize(
     ("ours", "said", "interval"),
     [
@@ -30,7 +39,7 @@ def runs(ours, control="fed_ridge", theirs=(80.0, 81.0, 82.0), **changes):
     ],
 )
 def test_the_finding_follows_the_numbers_whichever_way_they_went(ours, said, interval):
-    text = overview.main_finding(runs(ours))
+    text = finding(runs(ours))
     assert said in text and "class-incremental" in text and "profile `mini`: 5 clients" in text
     if interval is None:
         assert "95 %" not in text and "not a finding" in text
@@ -40,17 +49,17 @@ def test_the_finding_follows_the_numbers_whichever_way_they_went(ours, said, int
 
 def test_the_best_baseline_is_the_one_that_is_compared_on_the_seeds_that_both_have():
     found = [*runs((60.0, 61.5, 62.0)), *runs((), "fed_ncm", (90.0, 91.0))]
-    assert "federated class means" in overview.main_finding(found) and "n = 2 seeds" in overview.main_finding(found)
+    assert "federated class means" in finding(found) and "n = 2 seeds" in finding(found)
 
 
 def test_without_runs_or_without_a_pair_the_finding_says_so():
-    assert overview.main_finding([]) == NO_RECORDS
+    assert finding([]) == NO_RECORDS
     for found in (
         runs((60.0,), theirs=()),
         runs((), theirs=(60.0,)),
         [*runs((60.0,), theirs=()), record("fed_ncm", 7)],
     ):
-        assert "no seed has both runs yet" in overview.main_finding(found)
+        assert "no seed has both runs yet" in finding(found)
 
 
 def test_the_screen_moves_to_more_images_when_enough_seeds_are_there():
@@ -59,6 +68,34 @@ def test_the_screen_moves_to_more_images_when_enough_seeds_are_there():
     for missing in (many[1:], many[:-1], []):
         assert {one["profile"] for one in overview.first_screen_records({"full": missing, "mini": few})} == {"mini"}
     assert overview.first_screen_records({"full": [], "mini": []}) == []
+
+
+def test_our_variant_is_shown_apart_and_counts_in_no_comparison():
+    """It leads under both scores, and yet the best baseline, the best other system and the finding stay the same."""
+    found = [*runs((60.0, 61.0, 62.0)), record("lorm", score=70.0, clients=5)]
+    ours = [record("fed_lscl_ridge", seed=seed, score=95.0, clients=5) for seed in SEEDS]
+    tuning = [
+        record("fed_lscl_ridge", seed=7, clients=5),
+        record("fed_lscl_ridge", clients=5, values={"adapt": "none"}),
+    ]
+    shown = overview.first_screen_records({"mini": [*found, *ours, *tuning]})
+    assert len(shown) == len(found) + len(ours)
+    assert finding(shown) == finding(found)
+    rows = overview.systems_as_dots(shown)
+    assert [one.kind for one in rows] == ["variant", "control", "best", "own"]
+    assert overview.reference_levels(rows) == overview.reference_levels(rows[1:])
+    groups = overview.in_groups(rows)
+    assert [[one.kind for one in members] for members in groups.values()] == [["best", "own"], ["control"], ["variant"]]
+    text = overview.picture_in_words(rows)
+    assert "4 systems, a row each in 3 groups" in text and "Our variant, not in the paper: row 1 of 1," in text
+    for narrow in (False, True):
+        root = ElementTree.fromstring(overview.dot_plot(rows, narrow))
+        headings = [one for one in root.iter(f"{SVG}text") if one.get("class") == "heading"]
+        assert [one.text for one in headings] == [overview.GROUP_HEADINGS[group] for group in groups]
+        places = {mark.get("class"): float(mark.get("cy")) for mark in root.iter(f"{SVG}circle")}
+        assert float(headings[2].get("y")) < places["variant"] and places["variant"] > places["control"] > places["own"]
+    assert list(five_rows(shown)["group"]) == ["our variant", "control", "paper", "paper"]
+    assert "Our variant" not in overview.picture_in_words(overview.systems_as_dots(found))
 
 
 def test_rows_are_ordered_and_of_the_right_kind():
@@ -72,12 +109,12 @@ def test_rows_are_ordered_and_of_the_right_kind():
 def test_five_rows_have_the_system_its_floor_and_the_best_others():
     others = [record(name, score=score, clients=5) for name, score in
               (("lorm", 95.0), ("pilora", 94.0), ("fedavg", 50.0), ("l2p", 40.0), ("local_head", 30.0))]  # fmt: skip
-    table = overview.five_rows([*runs((60.0, 61.0, 62.0)), *others])
+    table = five_rows([*runs((60.0, 61.0, 62.0)), *others])
     assert [name.split(" (")[0] for name in table.index] == [
         "LoRM", "PILoRA", "federated ridge", "Fed-LSCL", table.index[-1]
     ]  # fmt: skip
     assert table.index[-1] == overview.label_of("local_head") and table.loc["LoRM", "n"] == "1"
-    assert overview.five_rows([]).empty
+    assert five_rows([]).empty
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -95,9 +132,28 @@ def test_the_picture_has_a_dot_and_a_ring_for_every_row_where_they_belong(narrow
     assert len(dashed) == 2 + 1  # a line for each score, and the one of the legend
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_name_and_no_note_is_cut_and_none_leaves_its_place(narrow):
+    """Long ones take more lines, and their rows more room."""
+    rows = overview.systems_as_dots(runs((60.0, 61.0, 62.0)))
+    notes = ", ".join(f"parameter_{number} = {number}" for number in range(9))
+    long = overview.Dots(f"{9 * 'a system '}({notes})", "other", "odd", True, rows[0].found)
+    middle = overview.Dots(
+        "federated ridge (ridge_features = 2000, ridge_lambda = 0.3)", "other", "odd", True, rows[0].found
+    )
+    root = ElementTree.fromstring(overview.dot_plot([long, middle], narrow))
+    lines = [one for one in root.iter() if one.tag in (f"{SVG}text", f"{SVG}tspan") and one.text]
+    said = " ".join(one.text for one in lines)
+    assert notes in said and (9 * "a system ").strip() in said and "ridge_features = 2000, ridge_lambda = 0.3" in said
+    assert not any(len(one.text) > 55 for one in lines)
+    places = [float(one.get("y")) for one in lines if one.tag == f"{SVG}text" and one.get("text-anchor") != "middle"]
+    texts = places[3:]  # behind the legend
+    assert all(later - before >= overview.NOTE - 1 for before, later in pairwise(texts))
+
+
 def test_a_name_with_signs_of_html_stays_text():
     rows = overview.systems_as_dots(runs((60.0, 61.0, 62.0)))
-    odd = overview.Dots('<b>"&{{x}} (a < b)', "other", "odd", rows[0].found)
+    odd = overview.Dots('<b>"&{{x}} (a < b)', "other", "odd", True, rows[0].found)
     for narrow in (False, True):
         text = overview.dot_plot([odd], narrow)
         assert "<b>" not in text and ElementTree.fromstring(text) is not None

@@ -1,5 +1,7 @@
 """Named sets of runs: what is recorded of them, which row a record belongs to, and the components of Table 2."""
 
+import re
+
 import pandas as pd
 import pytest
 from made_records import record
@@ -22,16 +24,21 @@ class TestCollect:
     def test_without_records_it_names_the_command(self):
         study = collect()
         assert study.found == [] and len(study.missing) == 3 * len(fed_lscl_studies.ABLATIONS)
-        assert studies.describe_state(study) == (
-            "- CIFAR-100, profile `mini`: **0 of 51 runs are recorded.** "
-            "`lscl sweep ablations --dataset cifar100 --profile mini` makes the rest."
+        assert studies.describe_states(study) == (
+            "**Some runs behind this page are not recorded yet.** In the profile `mini` the study *ablations* has 0 of "
+            "51 on CIFAR-100. The page leaves out what needs the others; `lscl sweep ablations --dataset cifar100 "
+            "--profile mini` makes them."
         )
 
     def test_every_data_set_of_the_profile(self, put, one_line):
         for seed in (42, 1999):
             put(80, seed=seed)
-        first, second = studies.describe_state(studies.collect("ablations", "mini")).splitlines()
-        assert "2 of 51" in first and second.startswith("- Glyphs") and "0 of 51" in second
+        ablations, blocks = (studies.collect(name, "mini") for name in ("ablations", "blocks"))
+        said = studies.describe_states(ablations, blocks)
+        assert "*ablations* has 2 of 51 on CIFAR-100 and 0 of 51 on Glyphs; *blocks* has" in said and "\n" not in said
+        assert re.findall(r"`lscl sweep (\w+) --dataset (\w+) ", said) == [
+            (name, dataset) for name in ("ablations", "blocks") for dataset in ("cifar100", "glyphs")
+        ]
         with pytest.raises(LsclError) as caught:
             studies.collect("ablations", "min")
         one_line(caught, "unknown profile 'min'")
@@ -49,18 +56,18 @@ class TestCollect:
     def test_nothing_is_missing(self, put):
         for label in fed_lscl_studies.CNNS:
             put(80, sweeps.variants("cnns", "mini")[label])
-        assert (
-            studies.describe_state(collect("cnns", {"cifar100": [42]}))
-            == "- CIFAR-100, profile `mini`: all 2 runs are recorded."
-        )
+        study = collect("cnns", {"cifar100": [42]})
+        assert studies.describe_states(study) == "All 2 runs behind this page are recorded."
+        other = studies.describe_states(study, collect("buffers"))
+        assert "*cnns* has 2 of 2 on CIFAR-100;" in other and "lscl sweep cnns" not in other
 
     def test_the_command_names_the_seeds_that_are_missing(self, put):
         for size in fed_lscl_studies.BUFFERS:
             for seed in (42, 1999):
                 put(80, {"buffer_per_class": size}, seed)
         assert (
-            "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes the rest."
-            in studies.describe_state(collect("buffers"))
+            "`lscl sweep buffers --dataset cifar100 --profile mini --seeds 2024` makes them."
+            in studies.describe_states(collect("buffers"))
         )
 
     def test_what_is_missing_can_be_computed(self, tree, monkeypatch):

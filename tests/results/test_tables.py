@@ -15,6 +15,7 @@ OURS = "Fed-LSCL (O2D exact)"
 def test_scores():
     table = tables.score_table(results.frame([record(score=80), record(seed=1999, score=82)]))
     assert table.loc[OURS].tolist() == [
+        "paper",
         "2",
         "73 ± 13",
         "43 ± 13",
@@ -23,6 +24,7 @@ def test_scores():
         "-10.0 ± 0.0",
     ]  # 12.706 * 1
     assert list(table.columns) == [
+        "group",
         "n",
         "task-masked %",
         "class-incremental %",
@@ -30,6 +32,16 @@ def test_scores():
         "forgetting",
         "backward transfer",
     ]
+
+
+def test_the_score_table_sets_controls_and_our_variant_apart():
+    made = [record(name) for name in ("fed_lscl_ridge", "local_head", "lorm", "fed_ridge")]
+    assert tables.score_table(results.frame(made))["group"].to_dict() == {
+        "LoRM": "paper",
+        label_of("local_head"): "control",
+        label_of("fed_ridge"): "control",
+        label_of("fed_lscl_ridge"): "our variant",
+    }
 
 
 def test_costs():

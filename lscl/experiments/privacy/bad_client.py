@@ -3,11 +3,11 @@
 The last training exchange of a run is aggregated again with another answer of one client, and the other clients are
 tested. Only this one answer changes, so the damage is what a single exchange can do. The answers:
 
-- `images`: it says that it has a million times as many images, to have all the weight;
-- `update`: its training turned round and a hundred times as long;
+- `images`: it claims a million times as many images, so that its weight in the mean is nearly 1;
+- `update`: its update with the opposite sign and a hundred times as long;
 - `gram`: a matrix of sums of squares that no images have, with negative eigenvalues;
 - `features`: features ten thousand times as long, all in one direction;
-- `inside the checks`: its training turned round, as far as the server's checks let it through.
+- `inside the checks`: its update with the opposite sign, as long as the server's checks allow.
 
 Without checks the server takes what it gets. With checks an answer that fails one is left out, as in a federation with
 `min_clients`.
@@ -65,12 +65,12 @@ def _is_trained(name: str, up: Payload, down: Payload) -> bool:
 
 
 def turn_round(up: Payload, down: Payload, factor: float = TURNED) -> Payload:
-    """The change of the trained tensors times a factor.
+    """Multiply the client's change of the trained tensors by a factor.
 
     Args:
         up: the honest answer.
         down: what the client got.
-        factor: negative to undo what was learned, and more.
+        factor: a negative one undoes what was learned.
 
     Returns:
         The bad answer.
@@ -82,7 +82,7 @@ def turn_round(up: Payload, down: Payload, factor: float = TURNED) -> Payload:
 
 
 def claim_images(up: Payload, down: Payload) -> Payload:
-    """The honest tensors turned round with the weight of a million times as many images.
+    """The update with the opposite sign, and the weight of a million times as many images.
 
     Args:
         up: the honest answer.
@@ -95,7 +95,7 @@ def claim_images(up: Payload, down: Payload) -> Payload:
 
 
 def negative_gram(up: Payload, _down: Payload) -> Payload:
-    """All sums of squares with the wrong sign, and larger.
+    """All sums of squares with the wrong sign and enlarged.
 
     Args:
         up: the honest answer.
@@ -125,7 +125,7 @@ def long_features(up: Payload, _down: Payload) -> Payload:
 
 
 def answers_against(up: Payload, down: Payload) -> dict[str, Change]:
-    """The bad answers that a payload has room for.
+    """The bad answers that are possible with the tensors of a payload.
 
     Args:
         up: the honest answer.
@@ -172,7 +172,7 @@ def is_let_through(method: Method, exchange: Exchange, client: int, up: Payload)
 
 
 def farthest_inside(method: Method, exchange: Exchange, client: int) -> Payload | None:
-    """The answer turned round as far as the checks allow.
+    """The update with the opposite sign, as long as the checks allow.
 
     Args:
         method: the system.
@@ -199,7 +199,7 @@ def farthest_inside(method: Method, exchange: Exchange, client: int) -> Payload 
 
 
 def aggregate_again(method: Method, exchange: Exchange, uploads: dict[int, Payload]) -> str:
-    """Aggregate an exchange once more; the server goes back to where it was before.
+    """Aggregate an exchange once more, from the state in which the server was before it.
 
     Args:
         method: the system; its server holds the result afterwards, or is as before if nothing came of it.
@@ -255,7 +255,7 @@ def measure_damage(method: Method, clients: list[Client], exchange: Exchange, ba
         bad: the bad client.
 
     Returns:
-        The damages; method and clients are to be used no more.
+        The damages. Method and clients must not be used afterwards.
     """
     up, down = dict(exchange.uploads[bad]), dict(exchange.downloads[bad])
     method.server = dict(exchange.server)

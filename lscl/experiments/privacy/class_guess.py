@@ -1,8 +1,8 @@
 """Which classes a client has, guessed from its uploads.
 
-Some payloads name them: flags, labels, or sums with a place for each class of the task. A classifier tells them by its
-rows: those of classes that the client has not seen hardly move, or all in the same way. The attacker guesses as many
-classes as a task has, which the config tells.
+Some payloads name them: flags, labels, or sums with an entry for each class of the task. A classifier reveals them by
+its rows: the rows of classes that the client has not seen hardly change, or all change in the same way. The attacker
+guesses as many classes as a task has, which the config says.
 """
 
 import torch

@@ -1,8 +1,9 @@
 """What sums of frozen features reveal: class means, and the Gram matrix that a ridge regression needs.
 
 Everybody has the frozen model, so no stand-in is needed. A sum over one image is its feature; a mean over many leans a
-little towards each of them. Three questions: does the mean, or the leverage in the Gram matrix, tell who is in it; what
-does a decoder of frozen features make of it; and what if a class has one image only (upper bound).
+little towards each of them. Three questions follow. Does the mean, or the leverage in the Gram matrix, reveal which
+images are in it? What image does a decoder of frozen features reconstruct? And what happens if a class has only one
+image (upper bound)?
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""What a Gram matrix of features reveals: who is in it, and what its leading directions look like.
+"""What a Gram matrix of features reveals: which images are in it, and what its leading directions look like.
 
 The payload is C = (1/n) sum [g; 1][g; 1]^T over the n kept images, g their features. An image that is in the sum has a
 leverage of at most one, z^T C^+ z <= n with z = [g; 1], and as long as n is below the size of C it lies in the range of
-C, which no other image does. So the attack asks how far an image would stick out. It needs a CNN that gives the
+C, which no other image does. So the attack measures how far an image lies outside of it. It needs a CNN that gives the
 features: the client's own (upper bound) or the attacker's stand-in. Fewer kept images leave a smaller range.
 """
 
@@ -19,7 +19,7 @@ KEPT = (1, 5, 20)  # kept images of a class, the first of each: what smaller buf
 
 
 def leverage(features: Tensor, moments: Tensor) -> Tensor:
-    """z^T (C + eps I)^-1 z with z = [g; 1]: how far images stick out of those that a Gram matrix is made of.
+    """How far images lie outside of those that a Gram matrix is made of: z^T (C + eps I)^-1 z with z = [g; 1].
 
     Args:
         features: g of images, (n, m).

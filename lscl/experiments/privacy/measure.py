@@ -2,7 +2,7 @@
 
 A run is played up to the end of its first task, with the values of its profile, and then attacked as it is. Systems
 that train play fewer rounds than usual, unless they are the paper's own: attacks need a round, not the best accuracy.
-Finished records are read, so that a stopped command goes on with the next run.
+Finished records are read again, so a command that was stopped goes on with the next run.
 """
 
 import json
@@ -250,7 +250,7 @@ def measure(config: Experiment, steps: float = 1.0, candidates: int = CANDIDATES
 
 
 def attack(observed: Observed, steps: float = 1.0) -> tuple[list[Finding], dict]:
-    """Every attack that a payload has room for.
+    """Every attack that is possible on the payloads of a client.
 
     Args:
         observed: the client under attack.
@@ -340,7 +340,7 @@ def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path
 
 
 def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> list[str]:
-    """Measure a record again from nothing and compare.
+    """Measure a record again from scratch and compare.
 
     Args:
         record: of an attacked run.

@@ -2,8 +2,9 @@
 
 Yin et al. 2020 (arXiv 1912.08795): start from noise and lower the cross-entropy of a class, the distance between the
 batch's BatchNorm statistics and those that the network remembers, and the total variation. The network is the one that
-a client sends up: its statistics are those of the client's own images. An image of the client's or not, that is what
-is asked; a class has a look, which everybody knows, and showing it is no leak of an image.
+a client sends up: its statistics are those of the client's own images. The question is whether the result resembles an
+image of the client more than one that it never had. What a class looks like is common knowledge, so showing that much
+is no leak.
 """
 
 import torch

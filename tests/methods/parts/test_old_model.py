@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests_root import Recorder, compared
+from tests_root import Recorder, compared, uploads_in_training
 from torch import nn
 
 from lscl.errors import LsclError
@@ -34,7 +34,7 @@ def play(federation, config, rounds=None):
         reports.append(report)
         if len(reports) == rounds:
             break
-    return method, clients, transport.uploads, reports
+    return method, clients, uploads_in_training(transport), reports
 
 
 @pytest.mark.parametrize("name", NAMES)
