@@ -12,6 +12,7 @@ from PIL import Image
 
 from lscl import paths
 from lscl.errors import LsclError
+from lscl.experiments.privacy.gram_spectrum import KEPT
 from lscl.experiments.privacy.measure import read_privacy
 from lscl.registry import METHODS
 from lscl.results.frames import first_dataset
@@ -21,6 +22,8 @@ from lscl.results.statistics import estimate
 
 ABOUT = ["dataset", "profile", "method", "label", "seed", "defence", "epsilon", "unit", "task", "seen", "mb_up"]
 UPPER = "upper bound"  # in what an attacker knows: more than any server does
+KEPT_IMAGES = re.compile(r"(\d+) kept images")  # there, too
+SMALL_CHANGE = 0.5  # points of accuracy within which defences cost nothing
 SCORE_NAMES = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -140,9 +143,18 @@ def findings_frame(profile: str) -> pd.DataFrame:
     Raises:
         LsclError: as `attacked_records`.
     """
-    rows = [{**_about(one), **row} for one in attacked_records(profile) for row in one["findings"]]
+    rows = [{**_about(one), **row} for one in attacked_records(profile) for row in _rows_for_all_seeds(one)]
     columns = [*ABOUT, "attack", "payload", "knows", "score", "value", "never_had", "by_design", "chance", "count"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _rows_for_all_seeds(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The findings of a record; kept images in a Gram matrix are counted per class: their sum depends on the seed."""
+    counts = {int(found[1]) for row in record["findings"] if (found := KEPT_IMAGES.search(row["knows"]))}
+    names = [f"at most {count} kept image{'' if count == 1 else 's'} of a class" for count in KEPT]
+    known = dict(zip(sorted(counts), names if "features" in record["sent"] else ["all kept images"]))
+    rename = lambda found: known[int(found[1])]
+    return [{**row, "knows": KEPT_IMAGES.sub(rename, row["knows"])} for row in record["findings"]]
 
 
 def damages_frame(profile: str) -> pd.DataFrame:
@@ -206,6 +218,29 @@ def noise_runs(runs: pd.DataFrame) -> pd.DataFrame:
     noisy = first_dataset(runs.dropna(subset="epsilon"))
     same = runs["method"].isin(noisy["method"]) & runs["dataset"].isin(noisy["dataset"])
     return runs[same & ((runs["defence"] == "") | runs["epsilon"].notna())]
+
+
+def read_price(runs: pd.DataFrame) -> str:
+    """Say what the defences of the paper's system cost, and what it means if they cost nothing.
+
+    Args:
+        runs: rows of `attacked_frame`.
+
+    Returns:
+        markdown: a sentence or two; nothing without a defended run.
+    """
+    own = runs[runs["method"].isin([name for name, kind in METHODS.items() if kind.role == "own"])]
+    scores = own.pivot_table("seen", ["label", "dataset", "seed"], "defence", sort=False)
+    if "" not in scores or len(scores.columns) == 1:
+        return ""
+    label, most = scores.index[0][0], float(scores.sub(scores[""], axis=0).abs().max(axis=None))
+    if most > SMALL_CHANGE:
+        return f"A defence of {label} changes its accuracy by up to {most:.1f} points."
+    return (
+        f"No defence of {label} changes its accuracy by more than {most:.1f} points. At "
+        "these settings its written updates change little, so neither noise nor a bad client can take "
+        "much away. The rows do not say what privacy costs where the updates matter."
+    )
 
 
 def sent_table(profile: str) -> pd.DataFrame:

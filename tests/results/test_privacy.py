@@ -72,6 +72,36 @@ def test_rows_have_what_stands_in_the_records(places):
     assert privacy.best_membership(privacy.findings_frame("mini")).tolist() == [0.6, 0.6]  # no upper bound
 
 
+def test_kept_images_are_counted_per_class_so_that_seeds_can_be_compared(places):
+    gram = lambda count: Finding(
+        "membership", "gram", f"own CNN, {count} kept images, 6 features", "auc", 0.5, 0.5, 1.0, 0.5, count
+    )
+    for seed, counts in ((42, (8, 40, 135)), (1999, (8, 31, 88))):
+        attacked(places, seed=seed, findings=[gram(count).row() for count in reversed(counts)])
+    attacked(places, defence="Gram matrix", sent={"gram": [21]}, findings=[gram(135).row()])
+    found = privacy.findings_frame("mini")
+    names = [f"own CNN, {kept}, 6 features" for kept in (
+        "at most 20 kept images of a class", "at most 5 kept images of a class", "at most 1 kept image of a class"
+    )]  # fmt: skip
+    assert found[found["defence"] == ""].groupby("knows", sort=False)["seed"].nunique().to_dict() == dict.fromkeys(
+        names, 2
+    )
+    assert list(found[found["defence"] != ""]["knows"]) == ["own CNN, all kept images, 6 features"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "says"),
+    [(70.1, "No defence of Fed-LSCL changes its accuracy by more than 0.1 points"), (50.0, "20.0 points")],
+)
+def test_the_price_of_defences_is_said_for_both_outcomes(places, seen, says):
+    attacked(places)
+    assert privacy.read_price(privacy.attacked_frame("mini")) == ""
+    attacked(places, defence="1 kept image", accuracy={"task": 80.0, "seen": seen, "all": 60.0})
+    attacked(places, method="fed_ncm")
+    attacked(places, method="fed_ncm", defence="noise 1", accuracy={"task": 0.0, "seen": 0.0, "all": 0.0})
+    assert says in privacy.read_price(privacy.attacked_frame("mini"))
+
+
 def test_defences_stand_in_the_order_of_their_system(places):
     declared = list(METHODS["fed_lscl"].defences)
     for label in reversed(declared):
