@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lscl.errors import pluralize
 from lscl.results.figures import (
     GROUND,
     HEAT,
@@ -180,8 +181,7 @@ def trial_spread(trials: pd.DataFrame, label: str) -> Figure:
     for number, tasks in enumerate(lengths):
         found = trials["tasks"] == tasks
         style = {**line_style(number), "linestyle": "none"}
-        text = f"{tasks} task{'' if tasks == 1 else 's'}"
-        axes.plot(trials.loc[found, "seen"], rows[found], markersize=5, label=text, **style)
+        axes.plot(trials.loc[found, "seen"], rows[found], markersize=5, label=pluralize(tasks, "task"), **style)
     ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
     axes.plot(trials.loc[trials["chosen"], "seen"], rows[trials["chosen"]], "o", label="chosen", **ring)
     axes.set_yticks(range(len(names)), names, fontsize=9.5)

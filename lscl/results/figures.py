@@ -29,7 +29,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from lscl.data.store import write_atomic
-from lscl.errors import LsclError, shorten
+from lscl.errors import LsclError, pluralize, shorten
 from lscl.models.vit import FrozenViT, LowRank
 from lscl.results.colours import GRID, GROUND, HUES, INK, NEUTRAL, PAGE, SOFT
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, best_trained, highlighted, is_training_free
@@ -1026,7 +1026,7 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 3
         for number, tasks in enumerate(lengths):
             found = tried[name][tried[name]["tasks"] == tasks]
             style = {**line_style(number), "linestyle": "", "markersize": 4.5}
-            axes.plot(found[axis], found["seen"], label=f"{tasks} task{'' if tasks == 1 else 's'}", **style)
+            axes.plot(found[axis], found["seen"], label=pluralize(tasks, "task"), **style)
         best = tried[name][tried[name]["chosen"]]
         ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": ""}
         axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)

@@ -25,6 +25,7 @@ from lscl.results.labels import (
     label_of,
     row_label,
     training_free,
+    variants_of_ours,
 )
 from lscl.results.markdown import NO_RECORDS, plain_text
 from lscl.results.statistics import Estimate, estimate
@@ -89,8 +90,11 @@ def systems_as_dots(records: Iterable[Record]) -> list[Dots]:
         label: {mask: estimate(table[label].dropna()) for mask, table in by_seed.items()} for label in methods.index
     }
     order = sorted(means, key=lambda label: -means[label]["seen"].mean)
-    kinds = {name: "variant" for name in METHODS if group_of(name) == "variant"}
-    kinds |= {METHODS.find_role("own"): "own", **dict.fromkeys(training_free(), "control")}
+    kinds = {
+        **dict.fromkeys(variants_of_ours(), "variant"),
+        METHODS.find_role("own"): "own",
+        **dict.fromkeys(training_free(), "control"),
+    }
     best = next((label for label in order if methods[label] not in kinds), None)
     kind_of = lambda label: kinds.get(methods[label], "best" if label == best else "other")
     return [Dots(label, kind_of(label), methods[label], label in plain, means[label]) for label in order]

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from lscl import paths
-from lscl.errors import LsclError
+from lscl.errors import LsclError, pluralize
 from lscl.experiments.privacy.gram_spectrum import KEPT
 from lscl.experiments.privacy.measure import read_privacy
 from lscl.registry import METHODS
@@ -151,7 +151,7 @@ def findings_frame(profile: str) -> pd.DataFrame:
 def _rows_for_all_seeds(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The findings of a record; kept images in a Gram matrix are counted per class: their sum depends on the seed."""
     counts = {int(found[1]) for row in record["findings"] if (found := KEPT_IMAGES.search(row["knows"]))}
-    names = [f"at most {count} kept image{'' if count == 1 else 's'} of a class" for count in KEPT]
+    names = [f"at most {pluralize(count, 'kept image')} of a class" for count in KEPT]
     known = dict(zip(sorted(counts), names if "features" in record["sent"] else ["all kept images"]))
     rename = lambda found: known[int(found[1])]
     return [{**row, "knows": KEPT_IMAGES.sub(rename, row["knows"])} for row in record["findings"]]
@@ -229,7 +229,7 @@ def read_price(runs: pd.DataFrame) -> str:
     Returns:
         markdown: a sentence or two; nothing without a defended run.
     """
-    own = runs[runs["method"].isin([name for name, kind in METHODS.items() if kind.role == "own"])]
+    own = runs[runs["method"] == METHODS.find_role("own")]
     scores = own.pivot_table("seen", ["label", "dataset", "seed"], "defence", sort=False)
     if "" not in scores or len(scores.columns) == 1:
         return ""
@@ -321,7 +321,7 @@ def privacy_note(part: pd.DataFrame) -> str:
     ]
     machine = join_distinct(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" for one in behind)
     minutes = sum(sum(one["seconds"].values()) for one in behind) / 60
-    count = f"{len(behind)} run{'' if len(behind) == 1 else 's'}, {minutes:.0f} minutes"
+    count = f"{pluralize(len(behind), 'run')}, {minutes:.0f} minutes"
     return small_print(
         f"profile {behind[0]['profile']}, first task", commits_of(behind), seeds_of(behind), count, machine
     )
