@@ -10,6 +10,7 @@ from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
 from lscl.results.markdown import numbered_table
+from lscl.results.privacy import attacked_records
 
 # Where the runs of a named set stand.
 TABLES = {
@@ -33,16 +34,23 @@ def cells(record: records.Record) -> list[str]:
     ]
 
 
-def outcome(profile: str) -> str:
-    """The stored outcome of `lscl verify` for a profile, a sentence and a numbered table, as markdown."""
-    path = paths.results() / "verified" / f"{profile}.json"
+def outcome(profile: str, privacy: bool = False) -> str:
+    """The stored outcome of `lscl verify` for a profile, a sentence and a numbered table, as markdown.
+
+    Args:
+        profile: of the records.
+        privacy: the attacked runs of `lscl privacy` instead.
+    """
+    command = f"lscl verify --privacy --profile {profile}" if privacy else f"lscl verify --profile {profile}"
+    name = f"privacy-{profile}" if privacy else profile
+    path = paths.results() / "verified" / f"{name}.json"
     if not path.exists():
-        return f"No run is verified yet. `lscl verify --profile {profile} --sample 3` does it."
+        return f"No run is verified yet. `{command} --sample 3` does it."
     saved = files.read_json(path, file_shapes.VerifiedProfile)
-    known = {one["name"]: one for one in records.all_records(profile)}
+    known = {one["name"]: one for one in (attacked_records(profile) if privacy else records.all_records(profile))}
     rows = [
         {
-            "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known else []) or one["name"],
+            "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known and not privacy else []) or one["name"],
             "computed again": describe_outcome(one)
             if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"])
             else MADE_AGAIN,
@@ -54,9 +62,8 @@ def outcome(profile: str) -> str:
         for one in saved["runs"]
     ]
     equal = sum(one["equal"] for one in saved["runs"])
-    command = f"lscl verify --profile {profile} --sample {len(rows)} --seed {saved['seed']}"
-    caption = f"`{command}`: random cells, whose records were computed again from nothing"
-    table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{profile}", index=False)
+    caption = f"`{command} --sample {len(rows)} --seed {saved['seed']}`: random records, computed again from nothing"
+    table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{name}", index=False)
     rounded = sum(one.get("outcome") == "rounding" for one in saved["runs"])
     also = f", {rounded} within rounding" if rounded else ""
     return f"{equal} of {len(rows)} were equal to the bit{also}.\n\n{table}"

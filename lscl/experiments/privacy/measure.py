@@ -339,7 +339,7 @@ def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path
     return found
 
 
-def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> list[str]:
+def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> dict[str, Any]:
     """Measure a record again from scratch and compare.
 
     Args:
@@ -347,15 +347,25 @@ def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> list
         data_dir: where the images lie.
 
     Returns:
-        Names of the entries that differ; none if it is equal to the bit.
+        name, equal (to the bit), differs (names of entries), seconds, hardware, recorded_at and verified_at (commits).
 
     Raises:
         LsclError: bad data.
     """
     config = experiment(**{**record["config"], "data_dir": data_dir, "device": "cpu"})
+    code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
         again, _ = measure(config, record["steps"], record["candidates"])
-    return records.differing_entries(record, json.loads(json.dumps(again)), UNEQUAL)
+    differs = records.differing_entries(record, json.loads(json.dumps(again)), UNEQUAL)
+    return {
+        "name": record["name"],
+        "equal": not differs,
+        "differs": differs,
+        "seconds": round(sum(again["seconds"].values()), 1),
+        "hardware": again["hardware"],
+        "recorded_at": record["commit"],
+        "verified_at": code["commit"],
+    }
 
 
 def verify_privacy_sample(
@@ -385,9 +395,10 @@ def verify_privacy_sample(
         )
     outcome = []
     for number in sorted(numpy_generator(seed, "verify privacy").choice(len(every), count, replace=False)):
-        differs = verify_privacy(every[number], data_dir)
-        outcome.append({"name": every[number]["name"], "equal": not differs, "differs": differs})
-        print(f"{every[number]['name']}: {'equal to the bit' if not differs else f'differs in {differs}'}", flush=True)
+        one = verify_privacy(every[number], data_dir)
+        outcome.append(one)
+        told = "equal to the bit" if one["equal"] else f"differs in {one['differs']}"
+        print(f"{one['name']}: {told}", flush=True)
     path = paths.results() / "verified" / f"privacy-{profile}.json"
     write_atomic(path, (json.dumps({"seed": seed, "runs": outcome}, indent=1) + "\n").encode())
     unequal = [one["name"] for one in outcome if not one["equal"]]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lscl import cli
+from lscl import cli, files
 from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.experiments.privacy import measure as measuring
@@ -20,6 +20,8 @@ from lscl.experiments.privacy.measure import (
     verify_privacy_sample,
 )
 from lscl.methods import METHODS
+from lscl.publish import verified
+from lscl.results import file_shapes
 
 
 @pytest.fixture
@@ -52,9 +54,9 @@ def test_every_kind_of_payload_is_attacked_with_both_controls(quick):
 def test_a_second_measurement_is_equal_to_the_bit(quick):
     path = save_privacy(*measuring.measure(small("fed_ncm", dp_noise=1.0)))
     record = read_privacy(path)
-    assert record["privacy"]["unit"] == "image" and verify_privacy(record) == []
+    assert record["privacy"]["unit"] == "image" and verify_privacy(record)["differs"] == []
     changed = {**record, "accuracy": {**record["accuracy"], "task": 1.0}}
-    assert verify_privacy(changed) == ["accuracy"]
+    assert verify_privacy(changed)["differs"] == ["accuracy"]
 
 
 def test_finished_records_are_read_and_missing_ones_are_listed(quick, capsys):
@@ -71,7 +73,9 @@ def test_verification_says_what_differs_and_writes_the_outcome_all_the_same(quic
     measure_all([small("fed_ncm")])
     path = record_path(small("fed_ncm"))
     outcome = verify_privacy_sample("smoke", 1, 0)
-    assert json.loads(outcome.read_text("utf-8"))["runs"][0]["equal"]
+    assert files.read_json(outcome, file_shapes.VerifiedProfile)["runs"][0]["equal"]
+    assert "1 of 1 were equal to the bit" in verified.outcome("smoke", privacy=True)
+    assert record_path(small("fed_ncm")).stem in verified.outcome("smoke", privacy=True)
     record = json.loads(path.read_text("utf-8"))
     record["findings"][0]["value"] += 0.25
     path.write_text(json.dumps(record), "utf-8")
