@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from functools import cache
 
+import nbformat
 import pytest
 from tests_root import ROOT
 
@@ -181,3 +182,17 @@ import lscl.models.cache
         [sys.executable, "-c", code], env={**environment, **own}, cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.strip() == found, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_imports_lscl_before_torch(path):
+    """In a kernel, too, the variable is set in time."""
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    nodes = [node for source in cells for node in ast.parse(source).body]
+    names = [
+        name.split(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
+    ]
+    assert next(name for name in names if name in ("lscl", "torch", "torchvision", "timm")) == "lscl"

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -400,8 +401,9 @@ def this_machine(device: torch.device) -> Machine:
     return Machine(name, memory, *[math.nan] * 4, 0.02, steps=steps_on(name))
 
 
+@lru_cache
 def measure_machine(device: torch.device) -> Machine:
-    """`this_machine` with measured rates, the best of several trials each; takes about three seconds.
+    """`this_machine` with measured rates, the best of several trials each; takes about three seconds, once a process.
 
     They are those of a matrix product, of attention and a convolution in training, and of a GELU.
     """

@@ -1,6 +1,7 @@
 """GLFC: replay of kept images, balanced losses, and an old model that a proxy server picks on reconstructed images."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,13 @@ L_BFGS_EVALUATIONS = 1.25  # of the closure, per iteration
 PERTURB_LR, PERTURB_DECAY = 0.2, 1e-5  # of the gradient steps on a prototype image
 
 
+@lru_cache
+def encoder_flops(classes: int) -> float:
+    """FLOPs of one image in the encoder of the gradients."""
+    with torch.device("meta"):
+        return network(Encoder(classes), torch.empty(1, 3, SIDE, SIDE)).flops
+
+
 class GLFCCosts(Costs):
     """Exemplars and the old model in every step; images disguised on the clients and reconstructed on the server."""
 
@@ -49,8 +57,7 @@ class GLFCCosts(Costs):
         # Half of the client's images have been seen, on average.
         kept = min(config.glfc_memory, run.epoch / config.clients / 2)
         exemplars = config.clients * kept * run.ends * config.rounds * config.epochs
-        with torch.device("meta"):
-            encoder = network(Encoder(run.classes), torch.empty(1, 3, SIDE, SIDE)).flops
+        encoder = encoder_flops(run.classes)
         gradients = config.clients * config.classes_per_task * config.tasks_run if config.glfc_proxy else 0
         evaluations = gradients * config.glfc_steps * config.glfc_iterations * L_BFGS_EVALUATIONS
         disguise = gradients * config.glfc_perturb * 3 * f

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lscl.config import Experiment
-from lscl.models.cnn import Start, small_cnn
+from lscl.models.cnn import Start, name_of, new_cnn
 from lscl.models.vit import FrozenViT, architecture
 
 FLOAT, HALF = 4, 2  # bytes
@@ -233,7 +233,6 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-@lru_cache
 def count_cnn(config: Experiment, client: int = 0, start: Start = "drawn") -> Network:
     """Count the costs of a client's CNN.
 
@@ -246,8 +245,13 @@ def count_cnn(config: Experiment, client: int = 0, start: Start = "drawn") -> Ne
     Returns:
         Its costs.
     """
+    return _cnn(name_of(config, client), config.side, config.features, start)
+
+
+@lru_cache
+def _cnn(name: str, side: int, features: int, start: Start) -> Network:
     with torch.device("meta"):
-        return network(small_cnn(config, client, start=start).train(), torch.empty(2, 3, config.side, config.side))
+        return network(new_cnn(name, side, features, True, start).train(), torch.empty(2, 3, side, side))
 
 
 def uncut_vit(vit: VisionTransformer) -> FrozenViT:

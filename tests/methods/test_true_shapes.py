@@ -19,7 +19,7 @@ pytestmark = pytest.mark.true_shapes
 BATCH = 2
 VITS = {"colab": "vit_small_patch16_224", "paper": "vit_base_patch16_224"}
 STEPS = 5
-SIDE = 64  # pixels of the ViTs that take several steps
+SIDE = 32  # pixels of the ViTs that take several steps
 
 
 @pytest.fixture(scope="module")

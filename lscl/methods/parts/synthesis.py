@@ -1,6 +1,7 @@
 """Images from a trained network alone, for TARGET and MFCL: a generator, and the gap to BatchNorm's statistics."""
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.errors import LsclError
-from lscl.models.counting import network
+from lscl.models.counting import Network, network
 
 SMALL = 64  # pixels: up to here two upsamplings, above five, as in the released codes at 32 and at 224 pixels
 Moments = list[tuple[Tensor, Tensor]]  # mean (c,) and variance (c,), one pair for each BatchNorm layer
@@ -61,8 +62,13 @@ def generator_flops(latent: int, config: Experiment, width: int) -> float:
     Returns:
         FLOPs of one image.
     """
+    return _generator(latent, config.side, width).flops
+
+
+@lru_cache
+def _generator(latent: int, side: int, width: int) -> Network:
     with torch.device("meta"):
-        return network(ImageGenerator(latent, config.side, width, nn.Sigmoid()), torch.empty(2, latent)).flops
+        return network(ImageGenerator(latent, side, width, nn.Sigmoid()), torch.empty(2, latent))
 
 
 def batchnorm_layers(network: nn.Module, method: str, cnn: str) -> list[nn.Module]:
