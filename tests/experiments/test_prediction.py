@@ -65,7 +65,7 @@ def look_from_far(model, images):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_kept_models_reach_what_the_record_says_on_any_device(smoke, name):
-    config = smoke(method=name)
+    config = smoke(method=name, rounds=1)
     record = run(config, quiet=True, keep_model=True)
     model = load_model(model_path(record))
     assert accuracies(model, config) == pytest.approx(recorded(record), abs=1e-5)
@@ -91,7 +91,7 @@ def test_kept_models_reach_what_the_record_says_on_any_device(smoke, name):
     ],
 )
 def test_kept_models_of_other_configs(smoke, values):
-    config = smoke(**values)
+    config = smoke(rounds=1, **values)
     record = run(config, quiet=True, keep_model=True)
     assert accuracies(load_model(record), config) == pytest.approx(recorded(record), abs=1e-5)
 
@@ -99,7 +99,7 @@ def test_kept_models_of_other_configs(smoke, values):
 @pytest.fixture
 def kept(smoke):
     """A config, its record and the path of its models."""
-    config = smoke(method="fedavg")
+    config = smoke(method="fedavg", rounds=1, epochs=1)
     record = run(config, quiet=True, keep_model=True)
     return config, record, model_path(record)
 
@@ -123,7 +123,7 @@ def test_models_are_found_by_file_card_and_record(kept):
 
 
 def test_a_record_without_models_gets_them_and_stays(smoke, capsys):
-    config = smoke(method="fedavg")
+    config = smoke(method="fedavg", rounds=1, epochs=1)
     record = run(config, quiet=True)
     assert run(config, keep_model=True) == record
     assert "computed again for them" in capsys.readouterr().err
@@ -134,7 +134,7 @@ def test_a_record_without_models_gets_them_and_stays(smoke, capsys):
 
 
 def test_models_of_a_record_of_other_code_say_so(smoke, capsys):
-    config = smoke(method="fedavg")
+    config = smoke(method="fedavg", rounds=1, epochs=1)
     record = run(config, quiet=True)
     path = records.folder("smoke") / f"{record['name']}.json"
     raw = json.loads(path.read_text("utf-8"))
@@ -152,8 +152,8 @@ def test_a_run_that_was_stopped_keeps_its_models(smoke):
 
 
 def test_a_run_that_was_stopped_behind_its_last_test_keeps_them_too(smoke):
-    config = smoke(method="fedavg")
-    stopped(config, 4)
+    config = smoke(method="fedavg", rounds=1, epochs=1)
+    stopped(config, 2)
     record = run(config, quiet=True, keep_model=True)
     assert accuracies(load_model(record), config) == pytest.approx(recorded(record), abs=1e-5)
 

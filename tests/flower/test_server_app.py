@@ -33,7 +33,7 @@ def test_a_federation_is_watched_round_by_round_also_behind_a_stop(over_flower, 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_the_record_of_one_process(over_flower, smoke, name):
-    config = smoke(method=name)
+    config = smoke(method=name, rounds=1)
     record, _ = over_flower(config)
     assert compared(record) == compared(alone(config))
 

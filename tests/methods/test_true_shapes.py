@@ -71,8 +71,8 @@ def changed(before, module):
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].trains])
 def test_five_steps_are_finite_and_in_proportion(name, profile, drawn, monkeypatch):
     """What a system adds to the frozen ViT is small beside it at first, and what is frozen stays as it is."""
-    vit, side = drawn(profile, SIDE), 32 if profile == "colab" else SIDE
-    method, client = one_client(values_at(profile, name), vit, drawn_images(BATCH, side))
+    vit = drawn(profile, SIDE)
+    method, client = one_client(values_at(profile, name), vit, drawn_images(BATCH, SIDE))
     batch = client.train.batch(client.train_index)
     frozen = numbers_of(vit)
     features = lambda _: (method.features_of(client, batch), update_share(method, client, batch) if is_own else None)
