@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests_root import ROOT
 
+from lscl.cli import one_line
 from lscl.errors import LsclError
 from lscl.methods import METHODS
 
@@ -132,12 +134,14 @@ def test_an_error_of_cuda_ends_the_process_only(tmp_path, module):
         (["--out", "x"], "no CUDA GPU found; --dry does all of it on the CPU at toy size"),
     ],
 )
-def test_bad_calls_are_one_line(words, line, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (2, f"lscl: {line}\n")
+def test_bad_calls_are_one_line(words, line, tmp_path, module, monkeypatch, capsys):
+    gpu = module("gpu")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end, one_line():
+        gpu.main()
+    assert (end.value.code, capsys.readouterr().err) == (2, f"lscl: {line}\n")
 
 
 def sheet(folder, images):

@@ -35,11 +35,14 @@ def cells(record: records.Record) -> list[str]:
 
 
 def outcome(profile: str, privacy: bool = False) -> str:
-    """The stored outcome of `lscl verify` for a profile, a sentence and a numbered table, as markdown.
+    """The stored outcome of `lscl verify` for a profile.
 
     Args:
         profile: of the records.
         privacy: the attacked runs of `lscl privacy` instead.
+
+    Returns:
+        A sentence and a numbered table, as markdown.
     """
     command = f"lscl verify --privacy --profile {profile}" if privacy else f"lscl verify --profile {profile}"
     name = f"privacy-{profile}" if privacy else profile
