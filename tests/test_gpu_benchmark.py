@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import torch
 from PIL import Image
 from tests_root import ROOT
 
-from lscl.cli import one_line
 from lscl.errors import LsclError
 from lscl.methods import METHODS
 
@@ -134,13 +134,13 @@ def test_an_error_of_cuda_ends_the_process_only(tmp_path, module):
         (["--out", "x"], "no CUDA GPU found; --dry does all of it on the CPU at toy size"),
     ],
 )
-def test_bad_calls_are_one_line(words, line, tmp_path, module, monkeypatch, capsys):
-    gpu = module("gpu")
+def test_bad_calls_are_one_line(words, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as end, one_line():
-        gpu.main()
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     assert (end.value.code, capsys.readouterr().err) == (2, f"lscl: {line}\n")
 
 

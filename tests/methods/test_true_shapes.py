@@ -1,8 +1,8 @@
 """Every system at the shapes of the large profiles, on drawn ViTs and in batches of two.
 
 The losses and the answer of every system on ViT-B/16 at 224 px with ResNet-18, and five steps of every system that
-trains, with the learning rates of the profile; there the ViTs see 64 px, which leaves their widths and depth as they
-are and costs a tenth.
+trains, with the learning rates of the profile; there the ViTs see 32 px, which leaves their widths and depth as they
+are and costs a fraction.
 
 pytest -m true_shapes runs these alone.
 """
