@@ -2,6 +2,7 @@
 
 import lscl  # noqa: F401, I001  first: it says how threads of OpenMP wait, and torch reads that when it is imported
 
+import gc
 import json
 import os
 import resource
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items):
     """What takes longest starts first, so that at the end no worker is left alone with it."""
     names = {item: item.path.relative_to(ROOT).as_posix() for item in items}
     items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """What the imports made stays: Python's collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

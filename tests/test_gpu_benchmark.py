@@ -28,15 +28,19 @@ def module(monkeypatch):
     return __import__
 
 
-def begin(out, *more):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, "--dry", "--out", out, *more],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+CALL = f"""
+import runpy, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def begin(forked, monkeypatch):
+    """begin(out, words) starts the script's dry run; the processes that it starts in turn are new interpreters."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda out, *more: forked(CALL, "--dry", "--out", out, *more)
 
 
 def outcomes(out):
@@ -44,11 +48,11 @@ def outcomes(out):
     return {path.stem: json.loads(path.read_text())["outcome"] for path in out.glob("[abcde]*.json")}
 
 
-def test_the_dry_run_does_every_check(tmp_path):
+def test_the_dry_run_does_every_check(begin, tmp_path):
     out, archive = tmp_path / "out", tmp_path / "all.tar.gz"
     process = begin(out, "--minutes", "30", "--archive", archive)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
+    said, complaints = process.communicate()
+    assert process.returncode == 0, said + complaints
     found = outcomes(out)
     assert set(found.values()) == {"passed"}
     assert {f"{part}.{name}" for part in "ae" for name in METHODS} <= set(found)
@@ -63,11 +67,13 @@ def test_the_dry_run_does_every_check(tmp_path):
     assert any(name.startswith("out/results/runs/smoke/") and name.endswith(".json") for name in names)
 
 
-def test_a_stop_keeps_what_is_done_and_packs_it(tmp_path):
+def test_a_stop_keeps_what_is_done_and_packs_it(begin, tmp_path):
     out, archive = tmp_path / "out", tmp_path / "all.tar.gz"
     process = begin(out, "--only", "a", "--archive", archive)
-    process.stdout.readline()  # of the first check
-    process.send_signal(signal.SIGTERM)
+    while not process.written():  # the line of the first check
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
     process.communicate()
     assert process.returncode == 143
     assert set(outcomes(out).values()) == {"passed"}
@@ -75,7 +81,7 @@ def test_a_stop_keeps_what_is_done_and_packs_it(tmp_path):
         assert "out/gpu--none.json" in packed.getnames()
 
 
-def test_checks_without_time_say_so(tmp_path):
+def test_checks_without_time_say_so(begin, tmp_path):
     process = begin(tmp_path, "--only", "a.l2p,b1.l2p", "--minutes", "0.1")
     said, _ = process.communicate()
     assert process.returncode == 0

@@ -71,12 +71,28 @@ def verify(record: records.Record, data_dir: Path | None = None, weights: Path |
     config = config_of_record(record, data_dir, weights)
     if config.device == "cuda" and not torch.cuda.is_available():
         config = config.model_copy(update={"device": "cpu"})
+    return compute_again(record, lambda: run(config), compare_records)
+
+
+def compute_again(
+    record: dict[str, Any], compute: Callable[[], dict[str, Any]], compare: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """Compute a record again in a scratch folder and compare.
+
+    Args:
+        record: with its name and commit.
+        compute: gives the new record.
+        compare: tells from the record and the new one what differs.
+
+    Returns:
+        what `compare` gives, between the name and seconds, hardware, versions, recorded_at and verified_at (commits).
+    """
     code = records.source()  # of this repository; the scratch folder has no history
     with paths.scratch():
-        again = run(config)
+        again = compute()
     return {
         "name": record["name"],
-        **compare_records(record, again),
+        **compare(record, again),
         "seconds": round(sum(again["seconds"].values()), 1),
         "hardware": again["hardware"],
         "versions": again["versions"],
@@ -147,8 +163,27 @@ def verify_sample(
         LsclError: a record differs by more than rounding; the outcome is written all the same.
     """
     found = verify_records(sample(profile, count, seed, dataset), data_dir, weights, describe)
-    path = paths.results() / "verified" / f"{profile}.json"
-    write_atomic(path, (json.dumps({"seed": seed, "runs": found}, indent=1) + "\n").encode())
+    return write_outcomes(profile, seed, dataset, found)
+
+
+def write_outcomes(name: str, seed: int, dataset: str | None, found: list[dict[str, Any]]) -> Path:
+    """Write what came of drawn records, then refuse those that differ by more than rounding.
+
+    Args:
+        name: of the file in results/verified/.
+        seed: of the draw.
+        dataset: the only data set that it drew from; None if it drew from all.
+        found: as `verify` gives them.
+
+    Returns:
+        the path of the file.
+
+    Raises:
+        LsclError: a record differs; the file is written all the same.
+    """
+    path = paths.results() / "verified" / f"{name}.json"
+    saved = {"seed": seed, "dataset": dataset, "runs": found}
+    write_atomic(path, (json.dumps(saved, indent=1) + "\n").encode())
     check_outcomes(found)
     return path
 

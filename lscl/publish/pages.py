@@ -62,7 +62,7 @@ def pieces() -> dict[str, str]:
         "gpu.md": gpu_pages.gpu_page(),
         "cards.md": cards_page(),
         "verified.md": verified.outcome("mini"),
-        "verified_privacy.md": verified.outcome("mini", privacy=True),
+        "verified_privacy.md": verified.privacy_outcome("mini"),
         "status.md": status_tables(everything),
         "privacy.md": sent_by_systems(),
         numbers.FILE: json.dumps(numbers.numbers(records), indent=1, ensure_ascii=False),

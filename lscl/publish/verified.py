@@ -1,5 +1,8 @@
 """The verified records as a page shows them: which cells of the tables use a record, and whether it was reproduced."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pandas as pd
 
 from lscl import files, paths
@@ -9,7 +12,7 @@ from lscl.experiments.verify import describe_outcome
 from lscl.results import file_shapes
 from lscl.results.frames import final_accuracy
 from lscl.results.labels import DATASET_LABELS, MASK_LABELS, SCORES, row_label
-from lscl.results.markdown import numbered_table
+from lscl.results.markdown import code_text, numbered_table, plain_text
 from lscl.results.privacy import attacked_records
 
 # Where the runs of a named set stand.
@@ -34,28 +37,53 @@ def cells(record: records.Record) -> list[str]:
     ]
 
 
-def outcome(profile: str, privacy: bool = False) -> str:
+def outcome(profile: str) -> str:
     """The stored outcome of `lscl verify` for a profile.
 
     Args:
         profile: of the records.
-        privacy: the attacked runs of `lscl privacy` instead.
 
     Returns:
         A sentence and a numbered table, as markdown.
     """
-    command = f"lscl verify --privacy --profile {profile}" if privacy else f"lscl verify --profile {profile}"
-    name = f"privacy-{profile}" if privacy else profile
+    name_cells = lambda record: plain_text("; ".join(cells(record))) or code_text(record["name"])
+    return show_outcome(profile, f"lscl verify --profile {profile}", records.all_records(profile), name_cells)
+
+
+def privacy_outcome(profile: str) -> str:
+    """The stored outcome of `lscl verify --privacy` for a profile.
+
+    Args:
+        profile: of the attacked runs.
+
+    Returns:
+        A sentence and a numbered table, as markdown.
+    """
+    command, name_run = f"lscl verify --privacy --profile {profile}", lambda record: code_text(record["name"])
+    return show_outcome(f"privacy-{profile}", command, attacked_records(profile), name_run)
+
+
+def show_outcome(name: str, command: str, known: Iterable[dict[str, Any]], describe: Callable[[Any], str]) -> str:
+    """One file of results/verified/ as a sentence and a numbered table.
+
+    Args:
+        name: of the file.
+        command: that writes it.
+        known: today's records.
+        describe: what the table calls a record, as markdown.
+
+    Returns:
+        markdown; a sentence alone without the file.
+    """
     path = paths.results() / "verified" / f"{name}.json"
     if not path.exists():
         return f"No run is verified yet. `{command} --sample 3` does it."
-    saved = files.read_json(path, file_shapes.VerifiedProfile)
-    known = {one["name"]: one for one in (attacked_records(profile) if privacy else records.all_records(profile))}
+    saved, today = files.read_json(path, file_shapes.VerifiedProfile), {one["name"]: one for one in known}
     rows = [
         {
-            "cell": "; ".join(cells(known[one["name"]]) if one["name"] in known and not privacy else []) or one["name"],
+            "record": describe(today[one["name"]]) if one["name"] in today else code_text(one["name"]),
             "computed again": describe_outcome(one)
-            if one["recorded_at"] == known.get(one["name"], one).get("commit", one["recorded_at"])
+            if one["recorded_at"] == today.get(one["name"], one).get("commit", one["recorded_at"])
             else MADE_AGAIN,
             "seconds": f"{one['seconds']:.1f}",
             "recorded at": (one["recorded_at"] or "–")[:10],
@@ -65,8 +93,10 @@ def outcome(profile: str, privacy: bool = False) -> str:
         for one in saved["runs"]
     ]
     equal = sum(one["equal"] for one in saved["runs"])
-    caption = f"`{command} --sample {len(rows)} --seed {saved['seed']}`: random records, computed again from nothing"
-    table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{name}", index=False)
+    drawn_from = f" --dataset {saved['dataset']}" if saved.get("dataset") else ""
+    draw = f"{command} --sample {len(rows)} --seed {saved['seed']}{drawn_from}"
+    caption = f"`{draw}`: random records, computed again from nothing"
+    table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{name}", index=False, markdown=("record",))
     rounded = sum(one.get("outcome") == "rounding" for one in saved["runs"])
     also = f", {rounded} within rounding" if rounded else ""
     return f"{equal} of {len(rows)} were equal to the bit{also}.\n\n{table}"

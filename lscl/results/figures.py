@@ -165,7 +165,7 @@ def label_ends(
     texts: Mapping[str, str] | None = None,
     left: bool = False,
 ) -> None:
-    """Write a name at the end of each line, moved up or down where names would overlap.
+    """Write a name at the end of each line, moved up or down where names would overlap or leave the panel.
 
     Args:
         axes: the panel, with its final scales and with room for the names in its horizontal limits.
@@ -181,7 +181,8 @@ def label_ends(
     half = {name: size * 1.2 / 72 * figure.dpi * (text.count("\n") + 1) / 2 for name, text in wrapped.items()}  # pixels
     order = sorted(ends, key=lambda name: ends[name][1])
     at_ends = axes.transData.transform([ends[name] for name in order])
-    places = _spread(at_ends[:, 1], np.array([half[one] + half[other] for one, other in pairwise(order)]))
+    gaps, panel = np.array([half[one] + half[other] for one, other in pairwise(order)]), axes.bbox
+    places = _spread(at_ends[:, 1], gaps, panel.y0 + half[order[0]], panel.y1 - half[order[-1]])
     outermost = at_ends[:, 0].min() if left else at_ends[:, 0].max()
     for name, place in zip(order, axes.transAxes.inverted().transform([(outermost, place) for place in places])):
         axes.annotate(
@@ -205,10 +206,15 @@ def label_ends(
         )
 
 
-def _spread(places: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """The nearest places (least squares) in the same order whose neighbours are at least `gaps` apart."""
+def _spread(places: np.ndarray, gaps: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    """The nearest places (least squares) in the same order whose neighbours are at least `gaps` apart.
+
+    They lie between the lowest and the highest where all of them have room there.
+    """
     offsets = np.concatenate([[0], np.cumsum(gaps)])
-    return isotonic_regression(places - offsets).x + offsets
+    nearest = isotonic_regression(places - offsets).x
+    most = highest - offsets[-1]
+    return (nearest.clip(lowest, most) if lowest <= most else nearest) + offsets
 
 
 # ---- 01 data

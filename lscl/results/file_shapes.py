@@ -143,6 +143,7 @@ class VerifiedProfile(Shape):
 
     seed: int
     runs: list[VerifiedRun]
+    dataset: str | None = None  # of the draw; came later
 
 
 class Weights(Shape):

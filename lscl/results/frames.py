@@ -302,6 +302,19 @@ def variant_records(found: Iterable[Record]) -> list[Record]:
     return [one for one in reportable_records(found) if one["method"] in ours and not studies.changes_of(one)]
 
 
+def table_records(profile: str) -> list[Record]:
+    """The records that tables and figures of all systems show: those of the main table, then our variants' plain runs.
+
+    Args:
+        profile: its name.
+
+    Returns:
+        no record of the tuning seed.
+    """
+    every = all_records(profile)
+    return [*main_records(every), *variant_records(every)]
+
+
 def _records(runs: str | Iterable[Record]) -> list[Record]:
     if not isinstance(runs, str):
         return list(runs)

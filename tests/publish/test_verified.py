@@ -37,7 +37,7 @@ def test_the_page_shows_the_outcome_that_is_kept(recorded, tree):
         text.startswith("2 of 2 were equal to the bit.") and "`lscl verify --profile smoke --sample 2 --seed 5`" in text
     )
     for one in recorded:
-        assert f"| {one['name']} | equal to the bit |" in text
+        assert f"| `{one['name']}` | equal to the bit |" in text
     path = records.folder("smoke") / f"{recorded[0]['name']}.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "commit": "0" * 40}))
     assert verified.outcome("smoke").count(f"| {verified.MADE_AGAIN} |") == 1

@@ -536,6 +536,12 @@ def test_names_at_the_ends_keep_their_order_and_do_not_overlap():
     assert names_at_ends(axes) == [str(i) for i in range(7, -1, -1)]
     boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
     assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
+    assert boxes[-1].y1 <= axes.bbox.y1 + 1  # all lines end at the top of the panel
+
+
+def test_names_without_room_in_the_panel_keep_their_distance():
+    places = figures._spread(np.array([1.0, 1.0, 1.0]), np.array([5.0, 5.0]), 0.0, 8.0)
+    assert np.diff(places).tolist() == [5, 5] and places.mean() == pytest.approx(1)
 
 
 def test_the_readers_style_is_left_alone():

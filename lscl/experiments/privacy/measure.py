@@ -39,6 +39,7 @@ from lscl.experiments.privacy.scores import CANDIDATES, Finding
 from lscl.experiments.run import prepare, settle_device
 from lscl.experiments.sweeps import check_code, main_table
 from lscl.experiments.traffic import planned_traffic
+from lscl.experiments.verify import compute_again, describe_outcome, write_outcomes
 from lscl.federation.checkpoint import SavedState
 from lscl.federation.loop import federate
 from lscl.federation.metrics import MASKS, task_accuracies
@@ -347,25 +348,29 @@ def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> dict
         data_dir: where the images lie.
 
     Returns:
-        name, equal (to the bit), differs (names of entries), seconds, hardware, recorded_at and verified_at (commits).
+        name, outcome, equal (to the bit), differs (names of entries), seconds, hardware, versions, recorded_at and
+        verified_at (commits).
 
     Raises:
         LsclError: bad data.
     """
     config = experiment(**{**record["config"], "data_dir": data_dir, "device": "cpu"})
-    code = records.source()  # of this repository; the scratch folder has no history
-    with paths.scratch():
-        again, _ = measure(config, record["steps"], record["candidates"])
-    differs = records.differing_entries(record, json.loads(json.dumps(again)), UNEQUAL)
-    return {
-        "name": record["name"],
-        "equal": not differs,
-        "differs": differs,
-        "seconds": round(sum(again["seconds"].values()), 1),
-        "hardware": again["hardware"],
-        "recorded_at": record["commit"],
-        "verified_at": code["commit"],
-    }
+    measured = lambda: json.loads(json.dumps(measure(config, record["steps"], record["candidates"])[0]))
+    return compute_again(record, measured, compare_privacy_records)
+
+
+def compare_privacy_records(record: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """Compare two measurements of an attacked run.
+
+    Args:
+        record: the recorded one.
+        again: the same, measured again.
+
+    Returns:
+        outcome ("equal" or "different"), equal, differs (names of entries).
+    """
+    differs = records.differing_entries(record, again, UNEQUAL)
+    return {"outcome": "different" if differs else "equal", "equal": not differs, "differs": differs}
 
 
 def verify_privacy_sample(
@@ -393,15 +398,8 @@ def verify_privacy_sample(
             f"sample = {count}: there are {len(every)} privacy records of profile {profile} to verify; lscl privacy "
             "makes them"
         )
-    outcome = []
+    found = []
     for number in sorted(numpy_generator(seed, "verify privacy").choice(len(every), count, replace=False)):
-        one = verify_privacy(every[number], data_dir)
-        outcome.append(one)
-        told = "equal to the bit" if one["equal"] else f"differs in {one['differs']}"
-        print(f"{one['name']}: {told}", flush=True)
-    path = paths.results() / "verified" / f"privacy-{profile}.json"
-    write_atomic(path, (json.dumps({"seed": seed, "runs": outcome}, indent=1) + "\n").encode())
-    unequal = [one["name"] for one in outcome if not one["equal"]]
-    if unequal:
-        raise LsclError(f"{len(unequal)} of {count} privacy records differ from what this machine computes: {unequal}")
-    return path
+        found.append(verify_privacy(every[number], data_dir))
+        print(f"{found[-1]['name']}: {describe_outcome(found[-1])}", flush=True)
+    return write_outcomes(f"privacy-{profile}", seed, dataset, found)

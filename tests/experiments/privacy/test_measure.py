@@ -72,14 +72,15 @@ def test_finished_records_are_read_and_missing_ones_are_listed(quick, capsys):
 def test_verification_says_what_differs_and_writes_the_outcome_all_the_same(quick, places):
     measure_all([small("fed_ncm")])
     path = record_path(small("fed_ncm"))
-    outcome = verify_privacy_sample("smoke", 1, 0)
+    outcome = verify_privacy_sample("smoke", 1, 0, dataset="glyphs")
+    assert "--sample 1 --seed 0 --dataset glyphs`" in verified.privacy_outcome("smoke")
     assert files.read_json(outcome, file_shapes.VerifiedProfile)["runs"][0]["equal"]
-    assert "1 of 1 were equal to the bit" in verified.outcome("smoke", privacy=True)
-    assert record_path(small("fed_ncm")).stem in verified.outcome("smoke", privacy=True)
+    assert "1 of 1 were equal to the bit" in verified.privacy_outcome("smoke")
+    assert record_path(small("fed_ncm")).stem in verified.privacy_outcome("smoke")
     record = json.loads(path.read_text("utf-8"))
     record["findings"][0]["value"] += 0.25
     path.write_text(json.dumps(record), "utf-8")
-    with pytest.raises(LsclError, match="1 of 1 privacy records differ"):
+    with pytest.raises(LsclError, match="1 of 1 records differ"):
         verify_privacy_sample("smoke", 1, 0)
     assert json.loads(outcome.read_text("utf-8"))["runs"][0]["differs"] == ["findings"]
     with pytest.raises(LsclError, match="there are 1 privacy records"):
