@@ -1,7 +1,8 @@
 """One client on a drawn ViT and few drawn images, and few real steps of its training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,17 @@ def drawn_images(count: int, side: int) -> ImageSet:
     return ImageSet(draw.integers(0, 256, (count, side, side, 3), np.uint8), np.arange(count) % 2, ("a", "b"))
 
 
+@lru_cache
+def frozen_at(vit: nn.Module, cut: int) -> FrozenViT:
+    """The ViT cut before a block; systems share it, so its digest is computed once."""
+    return FrozenViT(vit, cut, (0.5,) * 3, (0.5,) * 3)
+
+
 def one_client(config: Experiment, vit: nn.Module, images: ImageSet) -> tuple[Method, Client]:
     """A system and its one client, which has received what the server sends in the first round."""
     kind, device = METHODS[config.method], torch.device("cpu")
     cut = len(vit.blocks) if kind.cut(config) is None else kind.cut(config)
-    frozen = FrozenViT(vit, cut, (0.5,) * 3, (0.5,) * 3) if kind.vit else None
+    frozen = frozen_at(vit, cut) if kind.vit else None
     method, both = kind(config, frozen, len(images.classes)), read_inputs(kind, frozen, images, device)
     parts = partition(config, Dataset("drawn", images, images))
     client = Client(0, method.new_model(0), parts, both, both, config.seed, task=0)
@@ -57,14 +64,16 @@ def listed(phase: Phase) -> Phase:
     return replace(phase, groups=[{**group, "params": list(group["params"])} for group in phase.groups])
 
 
-def fit_watched(client: Client, phase: Phase, steps: int, watch: Callable[[int], Any]) -> tuple[list, dict[int, Any]]:
-    """Train as a round does, on the client's first batch alone, in evaluation mode between the steps.
+def fit_watched(
+    client: Client, phase: Phase, steps: Collection[int], watch: Callable[[], Any]
+) -> tuple[list, dict[int, Any]]:
+    """Train as a round does, on the client's first batch alone, in evaluation mode where it is watched.
 
     Args:
         client: the one that trains.
         phase: of the round.
-        steps: how many.
-        watch: what is measured after a step.
+        steps: behind which steps to measure; the last of them ends the training.
+        watch: what is measured.
 
     Returns:
         the loss of each step, and {n: what was measured after n steps}.
@@ -72,10 +81,11 @@ def fit_watched(client: Client, phase: Phase, steps: int, watch: Callable[[int],
     losses, found = [], {}
 
     def look() -> None:
-        client.model.eval()
-        with torch.no_grad():
-            found[len(losses)] = watch(len(losses))
-        client.model.train()
+        if len(losses) in steps:
+            client.model.eval()
+            with torch.no_grad():
+                found[len(losses)] = watch()
+            client.model.train()
 
     def loss(client: Client, batch: Batch) -> torch.Tensor:
         look()
@@ -84,7 +94,7 @@ def fit_watched(client: Client, phase: Phase, steps: int, watch: Callable[[int],
         return total
 
     index = client.train_index[: phase.batch]
-    fit(client, replace(phase, loss=loss, epochs=steps, index=index), torch.Generator().manual_seed(0))
+    fit(client, replace(phase, loss=loss, epochs=max(steps), index=index), torch.Generator().manual_seed(0))
     look()
     return losses, found
 

@@ -721,7 +721,8 @@ def curves(
         rows: one row per point and seed, columns mask, trained_task, accuracy, and `line`.
         line: the column that names the lines; the label of systems, or variants of one system.
         label: what stands at the vertical axis.
-        bands: draw the 95 % t interval of each mean in colour; leave it out where too many lines overlap.
+        bands: draw the 95 % t interval of each mean in colour, of three seeds or more; leave it out where too many
+            lines overlap.
         reference: such rows of the controls that train nothing, with their names in the column label; the best of them
             is a broad line behind the others. None = those among `rows`, if systems are the lines.
 
@@ -742,7 +743,7 @@ def curves(
             mean, (low, high) = points.mean(), zip(*(interval_of(values) for _, values in points))
             axes.plot(mean.index, mean, markersize=4.5, label=name, **looks[name])
             ends[name] = (mean.index[-1], mean.iloc[-1])
-            if bands and np.isfinite(low).all() and looks[name]["color"] != NEUTRAL:  # one seed has no interval
+            if bands and points.size().min() >= 3 and looks[name]["color"] != NEUTRAL:  # two have too wide an interval
                 axes.fill_between(mean.index, low, high, color=looks[name]["color"], alpha=0.15, linewidth=0)
         shown = {name: looks[name]["color"] for name in ends}
         if mask in controls:

@@ -69,7 +69,7 @@ def group_of(method: str) -> str:
 
 def variants_of_ours() -> list[str]:
     """The systems that grew out of the paper's and are not in it, in the order of the tables."""
-    return [name for name in METHODS if group_of(name) == "variant"]
+    return [name for name, kind in METHODS.items() if kind.role == "variant" and group_of(name) == "variant"]
 
 
 def is_variant(label: str) -> bool:
@@ -90,14 +90,14 @@ def highlighted(labels: Iterable[str], best: str | None = None) -> list[str]:
         best: the best of the systems that are no control, if it shall be among them.
 
     Returns:
-        The first row of the paper's system, the system that adapts nothing, the controls that train nothing, the
-        best, and our variants, in this order.
+        The first row of the paper's system, the system that adapts nothing, the controls that train nothing, our
+        variants, and the best, in this order.
     """
     names = list(labels)
     own = [name for name in names if _is_row_of(name, METHODS.find_role("own"))][:1]
     floor = [name for name in names if _is_row_of(name, METHODS.find_role("floor"))]
-    chosen = [*own, *floor, *filter(is_training_free, names), *([best] if best in names else [])]
-    chosen += filter(is_variant, names)
+    chosen = [*own, *floor, *filter(is_training_free, names), *filter(is_variant, names)]
+    chosen += [best] if best in names else []
     return list(dict.fromkeys(chosen))
 
 

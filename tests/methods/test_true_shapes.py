@@ -75,12 +75,12 @@ def test_five_steps_are_finite_and_in_proportion(name, profile, drawn, monkeypat
     method, client = one_client(values_at(profile, name), vit, drawn_images(BATCH, SIDE))
     batch = client.train.batch(client.train_index)
     frozen = {name: p._version for name, p in vit.named_parameters()}
-    features = lambda _: (method.features_of(client, batch), update_share(method, client, batch) if is_own else None)
+    features = lambda: (method.features_of(client, batch), update_share(method, client, batch) if is_own else None)
     is_own = METHODS[name].role == "own"
     for phase in map(listed, method.phases(client, method.stages(0)[0])):
         assert phase.batch == BATCH
         before, trained = numbers_of(client.model), note_trained(monkeypatch)
-        losses, found = fit_watched(client, phase, STEPS, features)
+        losses, found = fit_watched(client, phase, (0, 1, STEPS), features)
         names = {name for name, p in client.model.named_parameters() if id(p) in trained}
         assert len(losses) == STEPS and all(loss.isfinite() for loss in losses)
         assert changed(before, client.model) == names != set()

@@ -179,15 +179,16 @@ def test_shares_of_public_classes():
 
 
 def test_a_curve_is_the_mean_of_its_seeds_with_its_interval():
-    figure = figures.curves(variants({"x": [[80, 70], [82, 76]], "y": [[50, 40]]}), "variant")
+    three, two = [[80, 70], [81, 73], [82, 76]], [[49, 40], [51, 40]]
+    figure = figures.curves(variants({"x": three, "y": two}), "variant")
     assert [axes.get_title("left") for axes in figure.axes] == ["task-masked", "class-incremental"]
     for axes in figure.axes:
         assert lines(axes) == {"x": ([1, 2], [81, 73]), "y": ([1, 2], [50, 40])}
-        (band,) = axes.collections  # one seed has none
+        (band,) = axes.collections  # two seeds have none
         bounds = band.get_paths()[0].vertices
         at_one = bounds[bounds[:, 0] == 1][:, 1]
-        assert (at_one.min(), at_one.max()) == pytest.approx((81 - 12.706, 81 + 12.706), abs=1e-2)
-    plain = figures.curves(variants({"x": [[80, 70], [82, 76]]}), "variant", bands=False)
+        assert (at_one.min(), at_one.max()) == pytest.approx((81 - 2.484, 81 + 2.484), abs=1e-3)
+    plain = figures.curves(variants({"x": three}), "variant", bands=False)
     assert not plain.axes[0].collections
 
 

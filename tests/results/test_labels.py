@@ -53,7 +53,7 @@ def test_our_variants_are_in_colour_and_never_the_best_of_the_others():
     (variant,) = map(labels.label_of, labels.variants_of_ours())
     assert labels.is_variant(variant) and labels.is_variant(f"{variant} (rank = 8)")
     assert not any(map(labels.is_variant, [*ROWS, f"{variant}s"]))
-    assert labels.highlighted([variant, *ROWS], "LoRM")[-2:] == ["LoRM", variant]
+    assert labels.highlighted([variant, *ROWS], "LoRM")[-2:] == [variant, "LoRM"]
     assert labels.best_trained(pd.Series([99.0, 50.0], index=[variant, "LoRM"])) == "LoRM"
 
 
