@@ -9,18 +9,17 @@ from lscl.results.labels import label_of, methods_in_order
 
 
 def server_images(records: Iterable[Record]) -> dict[str, Path]:
-    """The first and the last sheet of each of `records_with_sheets`: {title: path}.
+    """The last sheet of each of `records_with_sheets`: {title: path}.
 
     A title tells the accuracy of the model that the images were made from: poor images of a poor model say little.
     """
     found: dict[str, Path] = {}
     for record in records_with_sheets(records):
-        made = _sheets_of(record)
-        for path in made[:: max(1, len(made) - 1)]:
-            task = int(path.stem.rpartition("--task")[2])
-            own, seen = (average_so_far(accuracy(record, mask))[task - 1] for mask in ("task", "seen"))
-            title = f"{label_of(record['method'])}, after task {task}"
-            found[f"{title}\nits model: {own:.1f} % (all seen: {seen:.1f} %)"] = path
+        path = _sheets_of(record)[-1]
+        task = int(path.stem.rpartition("--task")[2])
+        own, seen = (average_so_far(accuracy(record, mask))[task - 1] for mask in ("task", "seen"))
+        title = f"{label_of(record['method'])}, after task {task}"
+        found[f"{title}\nits model: {own:.1f} % (all seen: {seen:.1f} %)"] = path
     return found
 
 
@@ -34,4 +33,6 @@ def records_with_sheets(records: Iterable[Record]) -> list[Record]:
 
 
 def _sheets_of(record: Record) -> list[Path]:
-    return sorted((folder(record["profile"]) / "sheets").glob(f"*--{record['config_digest']}--task*.png"))
+    """A record's sheets in the order of their tasks."""
+    found = (folder(record["profile"]) / "sheets").glob(f"*--{record['config_digest']}--task*.png")
+    return sorted(found, key=lambda path: int(path.stem.rpartition("--task")[2]))
