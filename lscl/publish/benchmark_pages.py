@@ -120,8 +120,8 @@ def faults_table() -> pd.DataFrame:
             missed, back = sum(point["rounds_missed"] for point in points), sum(point["came_back"] for point in points)
             busy = sum(point["while_it_computed"] for point in points)
             finished = f"{row['rounds_finished']} of {row['rounds']} rounds finished"
-            outcome = f"{finished}; {missed} answers missing in all; back in a later round {back} times"
-            fault = f"SIGKILL to a client, {busy} times while it computed"
+            outcome = f"{finished}; answers missing in all: {missed}; back in a later round: {back} of {len(points)}"
+            fault = f"SIGKILL to a client, while it computed: {busy} of {len(points)}"
             rows.append({"fault": fault, "times": len(points), "outcome": outcome})
         elif row["fault"] == "server killed":
             finished = f"{row['finished_rounds']} of {row['of']} rounds were finished"

@@ -103,8 +103,8 @@ def test_measurements_of_federations_are_told_as_they_are(places, one_line):
         ],
         "wire": ["| LoRM | demo | 0.00 | 0.00 | 0.1 | 10.00 | 12.00 | 333.3 | 20 |"],
         "faults": [
-            "| SIGKILL to a client, 1 times while it computed | 2 | "
-            "8 of 8 rounds finished; 3 answers missing in all; back in a later round 2 times |",
+            "| SIGKILL to a client, while it computed: 1 of 2 | 2 | "
+            "8 of 8 rounds finished; answers missing in all: 3; back in a later round: 2 of 2 |",
             "| SIGKILL to the server inside a round | 1 "
             "| 1 of 4 rounds were finished; resumed after round 1; all the same |",
             "| payload: NaN | 1 | 8 of 8 rounds finished; left out: no |",
