@@ -24,7 +24,7 @@ from lscl.publish import (
     status,
     verified,
 )
-from lscl.results.frames import costs_frame, final_by_seed, frame, main_records, variant_records
+from lscl.results.frames import costs_frame, final_by_seed, frame, main_records, table_records
 from lscl.results.labels import DATASET_LABELS, is_variant, methods_in_order
 from lscl.results.markdown import NO_RECORDS, captioned_table, folded, numbered_table, source_note
 from lscl.results.privacy import sent_table
@@ -37,7 +37,7 @@ def pieces() -> dict[str, str]:
     paths.check_clone("lscl pages")
     everything = sweeps.reportable_records(all_records("mini"))
     records = main_records(everything)
-    shown = [*records, *variant_records(everything)]  # in tables that set our variants apart
+    shown = table_records(everything)  # in tables that set our variants apart
     tables = {
         "config.md": numbered_table(
             reference.config_table(),

@@ -302,16 +302,16 @@ def variant_records(found: Iterable[Record]) -> list[Record]:
     return [one for one in reportable_records(found) if one["method"] in ours and not studies.changes_of(one)]
 
 
-def table_records(profile: str) -> list[Record]:
+def table_records(runs: Runs) -> list[Record]:
     """The records that tables and figures of all systems show: those of the main table, then our variants' plain runs.
 
     Args:
-        profile: its name.
+        runs: as for `frame`, of one profile.
 
     Returns:
         no record of the tuning seed.
     """
-    every = all_records(profile)
+    every = _records(runs)
     return [*main_records(every), *variant_records(every)]
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from lscl.experiments.records import Record, select
 from lscl.registry import METHODS
 from lscl.results.colours import GRID, GROUND, INK, PAGE, ROLES, readable
-from lscl.results.frames import final_by_seed, frame, main_records, variant_records
+from lscl.results.frames import final_by_seed, frame, table_records
 from lscl.results.labels import (
     DATASET_LABELS,
     GROUP_HEADINGS,
@@ -64,8 +64,7 @@ def first_screen_records(profiles: dict[str, Iterable[Record]]) -> list[Record]:
     """
     shown: list[Record] = []
     for found in profiles.values():
-        every = list(found)
-        shown = select([*main_records(every), *variant_records(every)], dataset=DATASET)
+        shown = select(table_records(found), dataset=DATASET)
         own = {one["seed"] for one in select(shown, method=METHODS.find_role("own"), overrides={})}
         free = [select(shown, method=name, overrides={}) for name in training_free()]
         if any(len(own & {one["seed"] for one in group}) >= ENOUGH for group in free):

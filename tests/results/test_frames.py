@@ -420,3 +420,4 @@ def test_plain_runs_of_our_variants_and_nothing_else():
     ]  # fmt: skip
     assert frames.variant_records([plain, *others, local]) == [plain, local]
     assert plain not in frames.main_records([plain, *others, local])
+    assert frames.table_records([plain, *others, local]) == [*others[2:], plain, local]
