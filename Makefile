@@ -24,7 +24,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests notebooks/0[0-4]*.ipynb notebooks/10*.ipynb -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval-sanitize.cfg -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks/0[0-4]*.ipynb notebooks/10*.ipynb -n 3 --dist loadfile --no-loadscope-reorder --durations 40 --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval-sanitize.cfg -q
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/mini_run.py

@@ -6,6 +6,7 @@ they become fields of an `Experiment`, too.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -193,7 +194,10 @@ class Experiment(BaseModel):
         description="where to compute; auto = as in record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; none = those of the record or saved state, else 2 (smoke: 1)"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads; none = those of record or saved state, else OMP_NUM_THREADS, else 2 (smoke: 1)",
     )
 
     def __new__(cls, **values: Any) -> "Experiment":
@@ -221,7 +225,9 @@ class Experiment(BaseModel):
     @property
     def cpu_threads(self) -> int:
         """CPU threads, where neither a record nor a saved state says how many."""
-        return self.threads or (1 if self.profile == "smoke" else 2)
+        asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list, too
+        usual = int(asked) if re.fullmatch("[1-9][0-9]{0,2}", asked) else 2
+        return self.threads or (1 if self.profile == "smoke" else usual)
 
     @property
     def tasks_run(self) -> int:

@@ -7,8 +7,10 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,8 +44,12 @@ LONGEST = (
     "notebooks/03_continual_finetuning.ipynb",
     "notebooks/04_one_by_one_distillation.ipynb",
     "notebooks/02_collaborative_training.ipynb",
+    "notebooks/10_build_on_it.ipynb",
+    "notebooks/00_the_problem.ipynb",
+    "notebooks/01_data_partitioning.ipynb",
     "tests/publish/test_page_of_results.py",
     "tests/publish/test_notebooks_of_records.py",
+    "tests/methods/test_true_shapes.py",
     "tests/test_wheel.py",
     "tests/flower/test_grid.py",
     "tests/flower/test_server_app.py",
@@ -65,14 +71,19 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.fixture(scope="session")
-def session_cache(tmp_path_factory):
-    """One cache for all tests, of all workers: the glyphs are drawn once."""
+def pytest_configure(config):
+    """One cache for all tests, workers and kernels of notebooks: the glyphs are drawn once."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return tmp_path_factory.mktemp("cache")
-    cache = tmp_path_factory.getbasetemp().parent / "cache"
-    with FileLock(f"{cache}.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LSCL_CACHE", str(cache))
+        cache = tempfile.TemporaryDirectory(prefix="lscl-tests-", ignore_cleanup_errors=True)
+        os.environ["LSCL_CACHE"] = cache.name
+        config.add_cleanup(cache.cleanup)
+
+
+@pytest.fixture(scope="session")
+def session_cache():
+    """The cache of all tests, with the glyphs in it."""
+    cache = Path(os.environ["LSCL_CACHE"])
+    with FileLock(cache / "glyphs.lock"):
         glyphs()
     return cache
 

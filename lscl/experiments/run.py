@@ -36,7 +36,7 @@ from lscl.federation.loop import InProcess, Round, Transport, exchanges, federat
 from lscl.federation.method import Method
 from lscl.federation.metrics import accuracies_so_far
 from lscl.federation.pipeline import free_memory, place_on_device
-from lscl.machine import peak_memory
+from lscl.machine import keep_freed_memory, peak_memory
 from lscl.models.cache import embedded_tokens, limit_bytes, prefix_cache, release
 from lscl.models.cnn import check_cnns
 from lscl.models.cnn_weights import get_weights
@@ -88,6 +88,7 @@ def build_experiment(
     """
     check_accountant(config)
     torch.set_num_threads(config.cpu_threads)
+    keep_freed_memory()
     device = device_of(config)
     prepare_device(config)
     prepare_repetition(config, device)

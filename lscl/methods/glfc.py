@@ -151,6 +151,7 @@ class GLFC(OldModel):
         "full": {"glfc_steps": 100},
         **AUGMENTED,
     }
+    tuned = {"lr": 0.0031, "glfc_gc": 0.18, "glfc_rd": 0.9}
     search_space = {"lr": LogRange(1e-4, 1e-1), "glfc_gc": LogRange(0.05, 5), "glfc_rd": LogRange(0.05, 5)}
     costs = GLFCCosts
     sketch = Sketch(

@@ -382,9 +382,19 @@ def test_whatever_loading_reads_of_a_config_decides_which_images_are_compared(sm
     assert found & set(fields()) <= set(origin.IMAGES)
 
 
-def test_threads_left_open_are_those_of_the_profile(smoke):
+def test_threads_left_open_are_those_of_the_profile(smoke, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run(smoke(method="local_head"), quiet=True)["config"]["threads"] == 1 == torch.get_num_threads()
     assert experiment().cpu_threads == 2 and experiment(profile="mini", threads=5).cpu_threads == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("7", 7), (" 3,2", 3), ("", 2), ("0", 2), ("-1", 2), ("many", 2), ("²", 2)]
+)
+def test_threads_left_open_are_those_that_openmp_is_told(smoke, monkeypatch, said, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert experiment().cpu_threads == threads
+    assert experiment(threads=5).cpu_threads == 5 and smoke().cpu_threads == 1
 
 
 def test_a_stopped_run_goes_on_with_its_threads_or_not_at_all(smoke, one_line):
