@@ -217,7 +217,8 @@ def sweep(
 ) -> None:
     """Run what is missing of a named set; `tune` plays the trials that are due, see `lscl.experiments.tuning`.
 
-    Several processes may sweep the same results folder: each takes the next run that no other is computing.
+    Several processes may sweep the same results folder: each takes the next run that no other is computing. A run that
+    fails after another one went well does not stop the rest.
 
     Args:
         name: a key of `named_sets`.
@@ -229,8 +230,8 @@ def sweep(
         count: how many batch tasks share the runs.
 
     Raises:
-        LsclError: unknown set, method or task, code of no known commit (its runs could not be used), or a run that this
-            machine cannot hold.
+        LsclError: unknown set, method or task, code of no known commit (its runs could not be used), a run that this
+            machine cannot hold, or, when all others are done, runs that failed.
     """
     limit_bytes()  # refuses a bound that is no number, before anything else
     if name == "tune":
@@ -243,14 +244,21 @@ def sweep(
         return
     check_code()
     check_affordable([config for config in runs if not records.find(config)])
-    busy = []
-    for config in runs:
-        try:
-            run(config, wait=False)
-        except RunBusy:
-            busy.append(config)
-    for config in busy:
-        run(config)
+    well, busy, failed = [], [], []
+    for wait, left in ((False, runs), (True, busy)):
+        for config in left:
+            try:
+                run(config, wait=wait)
+                well.append(config)
+            except RunBusy:
+                busy.append(config)
+            except LsclError as error:
+                if not well:  # a fault of them all
+                    raise
+                print(f"failed  {config.profile} {config.name}: {error}", flush=True)
+                failed.append(error)
+    if failed:
+        raise LsclError(f"{len(failed)} of {len(runs)} runs failed, the others are done; the first one: {failed[0]}")
 
 
 def check_code() -> None:

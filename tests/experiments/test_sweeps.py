@@ -61,6 +61,36 @@ def test_a_sweep_runs_what_is_missing(values, monkeypatch, capsys):
     assert capsys.readouterr().out.count("done ") == 4
 
 
+def failing(monkeypatch, *seeds):
+    """Runs with these seeds fail."""
+
+    def run_or_fail(config, **options):
+        if config.seed in seeds:
+            raise LsclError(f"no memory for seed {config.seed}")
+        return run(config, quiet=True, **options)
+
+    monkeypatch.setattr(sweeps, "main_table", lambda: [("local_head", {})])
+    monkeypatch.setattr(sweeps, "run", run_or_fail)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(values, monkeypatch, capsys, one_line):
+    failing(monkeypatch, 2, 4)
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("table1", values, [1, 2, 3, 4, 5])
+    one_line(caught, "2 of 5 runs failed, the others are done; the first one: no memory for seed 2")
+    assert sorted(record["seed"] for record in records.all_records("smoke")) == [1, 3, 5]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
+    assert len(lines) == 2 and "--s4--" in lines[1] and lines[1].endswith(": no memory for seed 4")
+
+
+def test_a_sweep_whose_first_run_fails_stops_there(values, monkeypatch, capsys, one_line):
+    failing(monkeypatch, 1)
+    with pytest.raises(LsclError) as caught:
+        sweeps.sweep("table1", values, [1, 2])
+    one_line(caught, "no memory for seed 1")
+    assert records.all_records("smoke") == [] and "failed" not in capsys.readouterr().out
+
+
 def test_tuning_plays_the_systems_of_a_share_and_lists_their_trials(values, monkeypatch, capsys):
     for name in METHODS:
         monkeypatch.setattr(METHODS[name], "search_space", {})
