@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from lscl.config import experiment
-from lscl.errors import shorten
+from lscl.errors import pluralize, shorten
 from lscl.experiments import records
 from lscl.experiments.config_files import command_of, config_of_record, different_values
 from lscl.experiments.verify import cell_names
@@ -72,7 +72,7 @@ def _made(record: records.Record, code: dict) -> list[str]:
     machine, versions = record["hardware"], record["versions"]
     gpu = f", {machine['gpu']}" if record["device"] == "cuda" else ""
     same = "the same" if record["code_digest"] == code["code_digest"] else "another one"
-    threads = f"{record['config']['threads']} threads, device {record['device']}"
+    threads = f"{pluralize(record['config']['threads'], 'thread')}, device {record['device']}"
     changed = ", with uncommitted changes" if record["dirty"] else ""
     which = record["commit"][:10] if record["commit"] else "an installed package or no commit"
     faults = sum(map(len, record.get("faults", [])))

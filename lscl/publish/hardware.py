@@ -8,6 +8,7 @@ import pandas as pd
 
 from lscl import files, paths
 from lscl.config import experiment
+from lscl.errors import pluralize
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.cards import SHEETS, MeasuredStep, steps_on
 from lscl.experiments.config_files import command_of
@@ -86,7 +87,7 @@ def measured_times(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def _row(hardware: dict, threads: int | None = None) -> dict[str, str]:
-    used = f", {threads} thread{'s' * (threads > 1)} used" if threads else ""
+    used = f", {pluralize(threads, 'thread')} used" if threads else ""
     machine = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB"
     return {"machine": f"{machine}, {hardware['gpu'] or 'no GPU'}{used}"}
 

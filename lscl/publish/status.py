@@ -8,7 +8,7 @@ import pandas as pd
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record
 from lscl.results.labels import DATASET_LABELS
-from lscl.results.markdown import code_text, short_commit, wall_minutes
+from lscl.results.markdown import code_text, cpu_of, short_commit, wall_minutes
 
 NAMED_SETS = {
     "table1": "the main table", "ablations": "components (Table 2)", "blocks": "adapted block (Fig. 3)",
@@ -64,7 +64,7 @@ def version_table(records: Iterable[Record]) -> pd.DataFrame:
         count.update((name, number) for name, number in one["versions"].items())
         count.update(
             [
-                ("processor", f"{one['hardware']['cpu']}, {one['config']['threads']} threads"),
+                ("processor", cpu_of(one)),
                 ("GPU", one["hardware"]["gpu"] or "none"),
             ]
         )

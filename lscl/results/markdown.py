@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lscl.errors import LsclError
+from lscl.errors import LsclError, pluralize
 from lscl.experiments.records import Record
 from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
@@ -265,8 +265,8 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
         f"profile {group[0]['profile']}",
         commits_of(group),
         seeds_of(group),
-        f"{len(group)} run{'s' if len(group) > 1 else ''}, {sum(map(wall_minutes, group)):.0f} minutes",
-        join_distinct(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" + _gpu(one) for one in group),
+        f"{pluralize(len(group), 'run')}, {sum(map(wall_minutes, group)):.0f} minutes",
+        join_distinct(cpu_of(one) + _gpu(one) for one in group),
         f"data {join_distinct(one['data_digest'] for one in group)}",
         f"partitions {join_distinct(one['partition_digest'] for one in group)}",
         f"weights {join_distinct(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
@@ -274,6 +274,11 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
     if dirty:
         parts.insert(0, "DRAFT of uncommitted code, not a result")
     return "; ".join(parts) + "."
+
+
+def cpu_of(record: Record) -> str:
+    """The processor of a run and the threads it used."""
+    return f"{record['hardware']['cpu']} with {pluralize(record['config']['threads'], 'thread')}"
 
 
 def _gpu(record: Record) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lscl import files, paths
+from lscl.errors import pluralize
 from lscl.experiments.tuning import TUNING_SEED, read_studies, show_values, tuning_path
 from lscl.results import file_shapes
 from lscl.results.labels import DATASET_LABELS, label_of
@@ -136,7 +137,9 @@ def growth_note() -> str:
     if growth_frame().empty:
         return ""
     found = files.read_json(_scaling(), file_shapes.MeasuredBenchmark)
-    return small_print(f"{plain_text(found['machine']['cpu'])}, {found['threads']} threads, {commits_of([found])}")
+    return small_print(
+        f"{plain_text(found['machine']['cpu'])}, {pluralize(found['threads'], 'thread')}, {commits_of([found])}"
+    )
 
 
 def _scaling() -> Path:

@@ -17,7 +17,7 @@ from lscl.experiments.privacy.measure import read_privacy
 from lscl.registry import METHODS
 from lscl.results.frames import first_dataset
 from lscl.results.labels import label_of, methods_in_order
-from lscl.results.markdown import commits_of, join_distinct, seeds_of, small_print
+from lscl.results.markdown import commits_of, cpu_of, join_distinct, seeds_of, small_print
 from lscl.results.statistics import estimate
 
 ABOUT = ["dataset", "profile", "method", "label", "seed", "defence", "epsilon", "unit", "task", "seen", "mb_up"]
@@ -319,7 +319,7 @@ def privacy_note(part: pd.DataFrame) -> str:
         for one in attacked_records(part["profile"].iloc[0])
         if (one["dataset"], one["method"], one["seed"], one["defence"]) in known
     ]
-    machine = join_distinct(f"{one['hardware']['cpu']}, {one['config']['threads']} threads" for one in behind)
+    machine = join_distinct(cpu_of(one) for one in behind)
     minutes = sum(sum(one["seconds"].values()) for one in behind) / 60
     count = f"{pluralize(len(behind), 'run')}, {minutes:.0f} minutes"
     return small_print(

@@ -61,8 +61,8 @@ def test_versions_and_machines_are_counted():
     one["config"]["threads"] = other["config"]["threads"] = 2
     assert status.version_table([one, other]).to_numpy().tolist() == [
         ["torch", "2.0", "2"],
-        ["processor", "some cpu, 2 threads", "1"],
+        ["processor", "some cpu with 2 threads", "1"],
         ["GPU", "none", "1"],
-        ["processor", "other cpu, 2 threads", "1"],
+        ["processor", "other cpu with 2 threads", "1"],
         ["GPU", "some card", "1"],
     ]

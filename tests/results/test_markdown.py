@@ -161,5 +161,11 @@ class TestProvenance:
         odd = record(hardware={"cpu": "<script>x</script>", "cores": 2, "memory_gb": 8, "gpu": None}, commit="<b>")
         assert "<script" not in markdown.source_note([odd]) and "<b>" not in markdown.source_note([odd])
 
+    def test_a_processor_comes_with_its_threads(self):
+        one, other = record(), record()
+        one["config"]["threads"], other["config"]["threads"] = 1, 2
+        text = markdown.provenance([one, other])
+        assert "; some cpu with 1 thread, some cpu with 2 threads; " in text
+
     def test_minutes_by_the_clock(self):
         assert markdown.wall_minutes(record()) == 3.0
