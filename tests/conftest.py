@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from forked import Forked
 from made_records import record
 from PIL import Image
@@ -82,10 +81,8 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def session_cache():
     """The cache of all tests, with the glyphs in it."""
-    cache = Path(os.environ["LSCL_CACHE"])
-    with FileLock(cache / "glyphs.lock"):
-        glyphs()
-    return cache
+    glyphs()  # the worker that comes first draws them, the others wait for it
+    return Path(os.environ["LSCL_CACHE"])
 
 
 @pytest.fixture(autouse=True)
