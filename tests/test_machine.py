@@ -62,13 +62,18 @@ def test_windows_tells_its_peak_itself(monkeypatch):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library of Linux")
 def test_freed_memory_is_taken_again(forked):
-    """Ten blocks of 100 MB, one after the other, touch new pages each; kept, those of the first are used again."""
+    """Ten blocks of 100 MB, one after the other, touch new pages each; kept, those of blocks before are used again.
+
+    The first blocks only fill malloc's lists of the small rests that aligning leaves (seven of each size), so they
+    are not counted.
+    """
     kept, given_back = (
         forked(f"""
 import resource, torch
 from lscl import machine
 {call}
-torch.ones(25_000_000)
+for _ in range(40):
+    torch.ones(25_000_000)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 before = faults()
 for _ in range(10):
@@ -78,7 +83,7 @@ print(faults() - before)
         for call in ("machine.keep_freed_memory()", "")
     )
     counts = [int(process.communicate()[0]) for process in (kept, given_back)]
-    assert 5 * counts[0] < counts[1]
+    assert 5 * counts[0] < counts[1], counts
 
 
 def test_elsewhere_nothing_is_asked_of_the_c_library(monkeypatch):
