@@ -270,7 +270,7 @@ def headline(records: list[Record]) -> str:
             continue
         found = score_table(here)
         table = found[["group", "n", "task-masked %", "class-incremental %", "forgetting"]].join(
-            cost_table(spent)[["MB up", "CPU minutes"]]
+            cost_table(spent)[["MB up", "TFLOP"]]
         )
         caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
         by_seed = final_by_seed(here[~here["label"].map(is_variant)], "seen")

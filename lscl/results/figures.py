@@ -932,11 +932,10 @@ def classes_of_clients(
 
 @house_style
 def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
-    """What travels over the tasks, on a logarithmic axis.
+    """What travels in each task, on a logarithmic axis.
 
     Args:
-        panels: {title: a row per exchange, its index the tasks that are done then, and a column per system}; what is
-            zero is left out.
+        panels: {title: a row per task, from 1, and a column per system}; what is zero is left out.
         label: what stands at the vertical axis.
 
     Returns:
@@ -949,13 +948,13 @@ def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
     for axes, (title, found) in zip(places.flat, panels.items()):
         ends = {}
         for name, values in found.items():
-            own = values.dropna()  # systems differ in the number of their exchanges
+            own = values.dropna()
             if own.any():
                 marks = {"markersize": 4, "markevery": max(1, len(own) // 6)}
                 axes.plot(own.index, own.where(own > 0), label=name, **marks, **looks[name])
                 ends[name] = (own.index[-1], own[own > 0].iloc[-1])
         last = round(found.index.max())
-        axes.set(xlabel="task", ylabel=label, yscale="log", xticks=range(last + 1), xlim=(0, 1.75 * last))
+        axes.set(xlabel="task", ylabel=label, yscale="log", xticks=range(1, last + 1), xlim=(0.8, 1.75 * last))
         axes.set_title(title, loc="left")
         axes.grid(axis="x")
         if ends:

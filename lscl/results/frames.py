@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 
 from lscl import paths
-from lscl.config import WHERE_AND_HOW, check_profile, fields
+from lscl.config import WHERE_AND_HOW, Experiment, check_profile, experiment_class, fields
 from lscl.errors import LsclError, unknown_name
+from lscl.experiments.cost_model import cost, has_known_size
 from lscl.experiments.records import Record, accuracy, all_records, folder, read_record, scores_of
 from lscl.experiments.sweeps import reportable_records
 from lscl.federation.metrics import HEADS, MASKS, RIDGE_MASKS, average_so_far
+from lscl.registry import METHODS
 from lscl.results import studies
 from lscl.results.labels import methods_in_order, notes_of, row_label, training_free, variants_of_ours
 
@@ -86,27 +88,20 @@ def costs_frame(
         draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and clients, rounds (of all tasks); bytes_up, bytes_down
-            (all clients, whole run); mb_up, mb_down (MB of 10^6 bytes per client and round); trained_parameters (mean
-            over the clients); trained_images (those that optimisers have seen, kept and made ones among them; in
-            records that do not say, the images of the tasks in every pass); cpu_seconds and cpu_minutes (all rounds,
-            NaN if not measured); cpu_train, cpu_aggregate, cpu_evaluate (minutes of the processor, shared out like the
-            seconds by the clock: other work of the machine slows all phases of a run alike, on average); prepare,
-            train, aggregate, evaluate (seconds by the clock); peak_memory_mb (highest of the process).
+        pandas.DataFrame: the columns of all frames, `values`, and clients; bytes_up, bytes_down (all clients, whole
+            run); mb_up, mb_down (MB of 10^6 bytes per client, whole run); trained_parameters (mean over the clients);
+            trained_images (those that optimisers have seen, kept and made ones among them; in records that do not say,
+            the images of the tasks in every pass); tflop (10^12 FLOPs of clients and server, as the plan computes
+            them, NaN if the system does not declare its costs); cpu_seconds and cpu_minutes (all rounds); cpu_train,
+            cpu_aggregate, cpu_evaluate (minutes of the processor, shared out like the seconds by the clock: other work
+            of the machine slows all phases of a run alike, on average); prepare, train, aggregate, evaluate (seconds
+            by the clock); peak_memory_mb (highest of the process). Processor time and memory are NaN for a run on a
+            GPU, which does most of its work elsewhere, and where a record does not say.
 
     Raises:
         LsclError: as for `frame`.
     """
-    columns = [
-        "clients",
-        "rounds",
-        "bytes_up",
-        "bytes_down",
-        "mb_up",
-        "mb_down",
-        "trained_parameters",
-        "trained_images",
-    ]
+    columns = ["clients", "bytes_up", "bytes_down", "mb_up", "mb_down", "trained_parameters", "trained_images", "tflop"]
     columns += [
         "cpu_seconds",
         "cpu_minutes",
@@ -131,8 +126,8 @@ def traffic_frame(
         draft: as for `frame`.
 
     Returns:
-        pandas.DataFrame: the columns of all frames, `values`, and exchange (from 1), client, task (how many are done,
-            as a fraction), bytes_up, bytes_down.
+        pandas.DataFrame: the columns of all frames, `values`, and exchange, task, client (all from 1), bytes_up,
+            bytes_down.
 
     Raises:
         LsclError: as for `frame`.
@@ -203,22 +198,19 @@ def _accuracies(record: Record, heads: Sequence[str]) -> list[tuple]:
 
 
 def _costs(record: Record) -> tuple:
-    clients, exchanges = len(record["bytes_up"][0]), len(record["bytes_up"])
-    rounds = min(
-        exchanges, len(record["accuracy"]["task"]) * record["config"].get("rounds", 1)
-    )  # one a task without training
+    clients, on_gpu = len(record["bytes_up"][0]), record["device"] != "cpu"
     up, down = (float(np.sum(record[side])) for side in ("bytes_up", "bytes_down"))
-    seconds = record.get("cpu_seconds", np.nan)
-    traffic = [up, down, up / clients / rounds / 1e6, down / clients / rounds / 1e6]
+    seconds = np.nan if on_gpu else record.get("cpu_seconds", np.nan)
+    traffic = [up, down, up / clients / 1e6, down / clients / 1e6]
     trained = [
         float(np.mean(record["trained_parameters"])),
         record.get("optimised_images", record.get("trained_images", np.nan)),
+        _flops(record) / 1e12,
     ]
     phases = np.array([record["seconds"].get(phase, np.nan) for phase in ROUND_PHASES])
     shares = seconds / 60 * phases / phases.sum()
     return (
         clients,
-        rounds,
         *traffic,
         *trained,
         seconds,
@@ -226,14 +218,35 @@ def _costs(record: Record) -> tuple:
         *shares,
         record["seconds"]["prepare"],
         *phases,
-        record["peak_memory_mb"],
+        np.nan if on_gpu else record["peak_memory_mb"],
     )
+
+
+def _flops(record: Record) -> float:
+    """What the plan computes for a run; NaN where it cannot tell."""
+    config = _config(record)
+    return cost(config).flops if config.method in METHODS and has_known_size(config) else np.nan
+
+
+def _config(record: Record) -> Experiment:
+    return experiment_class().model_validate(record["config"])
 
 
 def _traffic(record: Record) -> list[tuple]:
     up, down = record["bytes_up"], record["bytes_down"]  # (exchanges, clients)
-    share = len(record["accuracy"]["task"]) / len(up)
-    return [(i + 1, (i + 1) * share, k + 1, up[i][k], down[i][k]) for i in range(len(up)) for k in range(len(up[i]))]
+    return [
+        (i + 1, task + 1, k + 1, up[i][k], down[i][k])
+        for i, task in enumerate(_tasks_of_exchanges(record))
+        for k in range(len(up[i]))
+    ]
+
+
+def _tasks_of_exchanges(record: Record) -> list[int]:
+    """The task of every exchange, from 0: tasks without training have one each, those with training share the rest."""
+    config, kind = _config(record), METHODS[record["method"]]
+    trains = [kind.trains_in(config, task) for task in range(len(record["accuracy"]["task"]))]
+    rounds = (len(record["bytes_up"]) - trains.count(False)) // max(1, trains.count(True))
+    return [task for task, trained in enumerate(trains) for _ in range(rounds if trained else 1)]
 
 
 def _classes(record: Record, heads: Sequence[str]) -> list[tuple]:
@@ -505,7 +518,14 @@ def control_levels(scores: pd.DataFrame, shown: pd.DataFrame, base: str | None =
 
     Returns:
         {score: its final accuracy, or its lead in points over the variant's}; without the scores that lack either.
+
+    Raises:
+        LsclError: rows on two data sets, whose levels differ.
     """
+    if shown["dataset"].nunique() > 1:
+        raise LsclError(
+            f"a figure with the level of the best control has one data set, not {shown['dataset'].nunique()}"
+        )
     level = final_rows(best_control(scores, shown)).groupby("mask")["accuracy"].mean()
     if base is not None:
         level = level - final_rows(shown[shown["variant"] == base]).groupby("mask")["accuracy"].mean()

@@ -26,6 +26,7 @@ COST_LABELS = {
     "mb_up": ("MB up", ".2f"),
     "mb_down": ("MB down", ".2f"),
     "trained_parameters": ("trained parameters", ",.0f"),
+    "tflop": ("TFLOP", ".3g"),
     "cpu_minutes": ("CPU minutes", ".1f"),
     "peak_memory_mb": ("peak memory MB", ".0f"),
 }

@@ -4,9 +4,9 @@ import pandas as pd
 
 from lscl.results.frames import changes, final_rows
 from lscl.results.labels import COST_LABELS, GROUPS, HEAD_LABELS, MASK_LABELS, SCORE_HEADS, SCORES, group_of
-from lscl.results.statistics import estimate, estimates, gap_text
+from lscl.results.statistics import estimates, gap_text
 
-COUNTED = ("mb_up", "mb_down", "trained_parameters", "cpu_minutes")  # the costs that systems are compared by
+COUNTED = ("mb_up", "mb_down", "trained_parameters", "tflop")  # the costs that systems are compared by
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -54,16 +54,13 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:
-    """What every other system costs, as multiples of the first one's.
-
-    Bytes and parameters are counted. Processor time is measured, so it has a "≈" where the 95 % interval of the paired
-    difference contains zero, or where there is one seed.
+    """What every other system costs, as multiples of the first one's, over the seeds that both have.
 
     Args:
         costs: rows of `lscl.results.costs_frame` on one data set.
 
     Returns:
-        a row per other system; a dash where the first one spends nothing, or where a number was not measured.
+        a row per other system; a dash where the first one spends nothing, or where a number is not known.
     """
     counted = [COST_LABELS[cost][0] for cost in COUNTED]
     by_seed = costs.pivot_table(list(COUNTED), "seed", "label", sort=False, dropna=False)
@@ -74,9 +71,7 @@ def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:
         for cost in COUNTED:
             pairs = by_seed[cost].reindex(columns=[first, name]).dropna()
             ours, theirs = pairs[first], pairs[name]
-            gap = theirs - ours
-            unsure = cost == "cpu_minutes" and len(gap) > 0 and estimate(gap).side == 0
-            row.append(f"{'≈ ' if unsure else ''}{theirs.sum() / ours.sum():.2g}" if ours.any() else "–")
+            row.append(f"{theirs.sum() / ours.sum():.2g}" if ours.any() else "–")
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index", columns=counted).rename_axis("label")
 

@@ -31,7 +31,7 @@ def test_accuracies_and_costs():
         ours["accuracy"]["class-incremental"]["all tasks so far"][1][0] == 82 - 30 - 5
     )  # one of two tasks has 10 less
     assert head["accuracy"]["task-masked"]["the task just learned"][0] == [80.0, None, 1]
-    assert ours["costs"]["MB up"][0] == pytest.approx(2.0) and ours["costs"]["CPU minutes"] == [1.5, 0.0, 2]
+    assert ours["costs"]["MB up"][0] == pytest.approx(50.0) and ours["costs"]["CPU minutes"] == [1.5, 0.0, 2]
     assert len(ours["published"]) == 5 and head["published"] == []
 
 

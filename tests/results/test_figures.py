@@ -64,7 +64,7 @@ def classes(values, masks=("task", "seen")):
     )
 
 
-TRAFFIC = pd.DataFrame({"x": np.ones(10), "y": np.arange(10.0), "nothing": np.zeros(10)}, index=np.arange(1, 11) / 2)
+TRAFFIC = pd.DataFrame({"x": np.ones(10), "y": np.arange(10.0), "nothing": np.zeros(10)}, index=np.arange(1, 11))
 GROWTH = pd.DataFrame(
     [
         ("x", "clients", 1, 1.0),

@@ -11,8 +11,10 @@ from made_records import record, with_ridge
 
 import lscl
 from lscl import results
+from lscl.config import experiment_class
 from lscl.errors import LsclError
 from lscl.experiments import records
+from lscl.experiments.cost_model import cost
 from lscl.experiments.sweeps import variant_run, variants
 from lscl.federation.metrics import average_so_far, backward_transfer, current_task, forgetting
 from lscl.methods.parts.fed_lscl_studies import ABLATIONS, CNNS, REGIMES, WRITERS, regime_change
@@ -255,7 +257,6 @@ class TestCosts:
         (row,) = results.costs_frame([record(trained_images=6000)]).to_dict("records")
         about = (
             "clients",
-            "rounds",
             "bytes_up",
             "mb_up",
             "mb_down",
@@ -264,7 +265,7 @@ class TestCosts:
             "cpu_seconds",
             "cpu_minutes",
         )
-        assert [row[name] for name in about] == [2, 25, 1e8, 2.0, 0.5, 1500, 6000, 90.0, 1.5]
+        assert [row[name] for name in about] == [2, 1e8, 50.0, 12.5, 1500, 6000, 90.0, 1.5]
         assert (row["prepare"], row["train"], row["peak_memory_mb"]) == (60, 120, 900) and math.isnan(row["aggregate"])
 
     def test_what_was_not_measured_is_nan(self):
@@ -288,7 +289,25 @@ class TestCosts:
         assert len(table) == 25 * 2
         by_exchange = table.groupby("exchange")["bytes_up"].mean() / 1e6  # over the clients
         assert by_exchange.iloc[[0, -1]].tolist() == [2.0, 4.0]
-        assert table["task"].iloc[[0, -1]].tolist() == pytest.approx([0.2, 5.0])
+        assert table.groupby("task")["exchange"].unique().map(list).tolist() == [
+            [*range(5 * task + 1, 5 * task + 6)] for task in range(5)
+        ]
+
+    def test_a_task_without_training_has_one_exchange(self):
+        one = record("fed_lscl_ridge", bytes_up=[[8, 8]] * 10, bytes_down=[[8, 8]] * 10)
+        assert results.traffic_frame([one]).groupby("task")["exchange"].nunique().tolist() == [6, 1, 1, 1, 1]
+
+    def test_operations_are_those_of_the_plan(self):
+        one = record()
+        planned = cost(experiment_class().model_validate(one["config"]))
+        assert results.costs_frame([one])["tflop"].tolist() == [planned.flops / 1e12]
+
+    def test_time_and_memory_of_a_run_on_a_gpu_are_left_out(self):
+        here, elsewhere = record(), record(device="cuda", seed=1999)
+        table = results.costs_frame([here, elsewhere]).set_index("seed")
+        spent = ["cpu_seconds", "cpu_minutes", "peak_memory_mb"]
+        assert table.loc[42, spent].notna().all() and table.loc[1999, spent].isna().all()
+        assert table.loc[1999, "mb_up"] == table.loc[42, "mb_up"]
 
 
 class TestClasses:
@@ -388,6 +407,13 @@ class TestControls:
         base = shown["variant"].iloc[0]
         assert frames.control_levels(table, shown, base) == {"seen": -10.0, "task": -10.0}
         assert frames.control_levels(table, shown, "nobody") == frames.control_levels(table[:0], shown) == {}
+
+    def test_a_level_is_that_of_one_data_set(self, one_line):
+        both = results.frame([record("fed_ridge")])
+        both = pd.concat([both, both.assign(dataset="glyphs")])
+        with pytest.raises(LsclError) as caught:
+            frames.control_levels(both, both)
+        one_line(caught, "has one data set, not 2")
 
 
 def test_the_accuracy_matrix_of_a_system():

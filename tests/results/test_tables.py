@@ -48,9 +48,10 @@ def test_costs():
     assert tables.cost_table(results.costs_frame([record(score=80), record(seed=1999, score=82)])).loc[
         OURS
     ].tolist() == [
-        "2.00",
-        "0.50",
+        "50.00",
+        "12.50",
         "1,500",
+        "20",
         "1.5",
         "900",
     ]
@@ -82,18 +83,18 @@ def test_both_heads_stand_side_by_side():
 
 
 class TestCostRatios:
-    def test_multiples_of_the_first_and_what_the_seeds_cannot_separate(self):
-        ours = [record(seed=seed, cpu_seconds=60.0 + seed) for seed in (1, 2, 3)]
-        slower = [
-            record("fedavg", seed=seed, cpu_seconds=120.0 + seed * seed, bytes_up=[[0, 0]] * 25) for seed in (1, 2, 3)
-        ]
-        alike = [record("local_head", seed=seed, cpu_seconds=60.0 + 9 * seed * (-1) ** seed) for seed in (1, 2, 3)]
-        table = tables.cost_ratios(results.costs_frame([*ours, *slower, *alike]))
-        assert list(table.columns) == ["MB up", "MB down", "trained parameters", "CPU minutes"]
-        assert table.loc["FedAvg"].tolist() == ["0", "1", "1", "2"]
-        assert table.loc[label_of("local_head"), "CPU minutes"].startswith("≈ ")
+    def test_multiples_of_the_first(self):
+        ours = [record(seed=seed) for seed in (1, 2, 3)]
+        others = [record("local_head", seed=seed, bytes_up=[[0, 0]] * 25) for seed in (1, 2)]
+        costs = results.costs_frame([*ours, *others])
+        table = tables.cost_ratios(costs)
+        assert list(table.columns) == ["MB up", "MB down", "trained parameters", "TFLOP"]
+        operations = costs.groupby("method")["tflop"].first()
+        ratio = operations["local_head"] / operations["fed_lscl"]
+        assert table.loc[label_of("local_head")].tolist() == ["0", "1", "1", f"{ratio:.2g}"] and 0 < ratio < 1
 
-    def test_what_was_not_measured_is_a_dash_and_one_system_has_no_multiples(self):
-        old = {key: value for key, value in record("fedavg").items() if key != "cpu_seconds"}
-        assert tables.cost_ratios(results.costs_frame([record(), old])).loc["FedAvg", "CPU minutes"] == "–"
+    def test_what_is_not_known_is_a_dash_and_one_system_has_no_multiples(self):
+        costs = results.costs_frame([record(), record("fedavg")])
+        costs.loc[costs["method"] == "fedavg", "tflop"] = math.nan
+        assert tables.cost_ratios(costs).loc["FedAvg", "TFLOP"] == "–"
         assert tables.cost_ratios(results.costs_frame([record()])).empty
