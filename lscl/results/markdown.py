@@ -11,7 +11,8 @@ from lscl.experiments.records import Record
 from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
 
-NO_RECORDS = "There are no finished `mini` runs yet: `lscl reproduce mini` computes them."
+NO_RECORDS = "No run of `mini` is recorded: `lscl reproduce mini` computes them."
+MISSING_RUNS = "*Nothing to show: the runs for this place are missing, see the note at the top of the page.*"
 
 
 # ---- text

@@ -50,7 +50,7 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
         text.append(f"{NUMBERS.get(n, n)} seeds cannot separate it from {_listed(names)}.")
     if single:
         names = [name if brief else f"{name} ({gap} points behind)" for name, gap in single.items()]
-        text.append(f"A single seed cannot separate it from {_listed(names)}.")
+        text.append(f"One seed in common, so no interval: {', '.join(names)}.")
     return " ".join(text)
 
 
@@ -60,11 +60,11 @@ def _listed(names: list[str]) -> str:
 
 
 LEADS = {  # what a system's differences from the best other one come to
-    "none": "It is ahead of the best other system under no score.",
-    "some": "It is ahead under one score and behind under another.",
-    "unsure": "It is ahead under every score, but the seeds cannot separate its lead from zero.",
-    "partly": "It is ahead under every score; under one of them the interval of its lead excludes zero.",
-    "sure": "It is ahead under every score, and the intervals of its leads exclude zero.",
+    "none": "It is ahead of the best other system under none of the scores {scores}.",
+    "some": "Of the scores {scores} it is ahead under one and behind under another.",
+    "unsure": "It is ahead under the scores {scores}, but the seeds cannot separate its lead from zero.",
+    "partly": "It is ahead under the scores {scores}; under one of them the interval of its lead excludes zero.",
+    "sure": "It is ahead under the scores {scores}, and the intervals of its leads exclude zero.",
 }
 
 
@@ -95,7 +95,8 @@ def read_lead(end: pd.DataFrame, name: str) -> str:
         verdict = LEADS["some" if ahead else "none"]
     else:
         verdict = LEADS["sure" if told == len(gaps) else "partly" if told else "unsure"]
-    return f"{verdict} Compared with the best other system: {'; '.join(said)}."
+    scores = " and ".join(MASK_LABELS[mask] for mask in end.index.unique("mask"))
+    return f"{verdict.format(scores=scores)} Compared with the best other system: {'; '.join(said)}."
 
 
 def read_components(inside: pd.DataFrame) -> str:
@@ -228,7 +229,10 @@ def read_heads(end: pd.DataFrame) -> str:
     groups = {
         "The closed form is better for": [name for name, gap in gaps.items() if gap.side > 0],
         "The trained head is better for": [name for name, gap in gaps.items() if gap.side < 0],
-        "The seeds cannot separate the two heads for": [name for name, gap in gaps.items() if gap.side == 0],
+        "The seeds cannot separate the two heads for": [name for name, gap in gaps.items() if gap.verdict == TIED],
+        "One seed, so no interval:": [
+            f"{name} ({gap.signed} points)" for name, gap in gaps.items() if gap.verdict == ONE_SEED
+        ],
     }
     return " ".join(f"{text} {', '.join(names)}." for text, names in groups.items() if names)
 
@@ -280,7 +284,9 @@ def read_scale(points: pd.DataFrame) -> str:
         sides = [
             f"{side} zero at {' and '.join(sizes)}" for side, sizes in (("above", above), ("below", below)) if sizes
         ]
-        verdict = f"The interval is {', '.join(sides)}" if sides else "No interval excludes zero"
+        single = all(gap.n == 1 for gap in found)
+        verdict = "One seed has no interval" if single else "No interval excludes zero"
+        verdict = f"The interval is {', '.join(sides)}" if sides else verdict
         lines.append(f"- *{name}*, in points, by images per class: {', '.join(values)}. {verdict}.")
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ APART = "the interval excludes zero"
 class Estimate:
     """The mean of n values, half the width of its 95 % t interval (NaN for n = 1), and p of the t test of a zero mean.
 
-    Of paired differences, p is that of the paired t test.
+    Of paired differences, p is that of the paired t test. It is NaN for one value and for equal ones.
     """
 
     mean: float
@@ -92,11 +92,12 @@ def estimate(values: Iterable[float]) -> Estimate:
     if len(x) == 1:
         return Estimate(float(x[0]), 1, math.nan)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # Equal values warn: their interval has no width, and p is 0 or, at zero, 1.
+        # Equal values warn: their interval has no width.
         warnings.simplefilter("ignore", RuntimeWarning)
         test = stats.ttest_1samp(x, 0.0)
         low, high = test.confidence_interval(0.95)
-    p = float(test.pvalue) if x.std() > 0 else float(x.mean() == 0)
+    spread = x.std() > 1e-9 * np.abs(x).max()  # else they differ by rounding only, and no t test has a meaning
+    p = float(test.pvalue) if spread else math.nan
     return Estimate(float(x.mean()), len(x), float(high - low) / 2, p)
 
 
@@ -140,6 +141,24 @@ def gap_text(differences: pd.Series, by: str | list[str], head: str) -> pd.DataF
         a row per name.
     """
     return differences.groupby(by, sort=False).agg(lambda values: estimate(values).signed).to_frame(head)
+
+
+def gaps_from(values: pd.Series, first: str, head: str) -> pd.DataFrame:
+    """Every other row of a table minus one of them, seed by seed, as a column of text.
+
+    Args:
+        values: percent, index (name of the table's row, seed).
+        first: the row to subtract.
+        head: the name of the column.
+
+    Returns:
+        a row per other name that shares a seed with `first`; empty without that row.
+    """
+    name, seed = values.index.names
+    if first not in values.index.get_level_values(name):
+        return pd.DataFrame(columns=[head])
+    gaps = values.drop(first, level=name).sub(values.xs(first, level=name), level=seed).dropna()
+    return gap_text(gaps, name, head)
 
 
 def differences_from(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:

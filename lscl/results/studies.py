@@ -109,8 +109,8 @@ def describe_states(*collected: Study) -> str:
             commands += [_sweep(study, missing)] if missing else []
         states.append(f"*{study.name}* has {' and '.join(counts)}")
     return (
-        f"**Some runs behind this page are not recorded yet.** In the profile `{collected[0].profile}` the study "
-        f"{'; '.join(states)}. The page leaves out what needs the others; {', '.join(commands)} "
+        f"**Some runs behind this page are missing.** In the profile `{collected[0].profile}` the study "
+        f"{'; '.join(states)}. Tables and figures that need the others say so. {', '.join(commands)} "
         f"{'makes' if len(commands) == 1 else 'make'} them."
     )
 

@@ -97,8 +97,16 @@ def test_every_claim_with_runs_has_its_row(put):
     assert claims.summary(found, len(found)).endswith("**open** 2.")
     assert claims.compare_losses(results.frame("mini", study="ablations")).endswith(
         "are 39.1 to 59.5 points below the whole one. "
-        "Of the 4 variants measured here, *CNN alone* has the lowest mean: -20.0 points from our whole system."
+        "Of the 4 variants measured here, *CNN alone* has the lowest mean: -20.0 points from our whole "
+        "system, seed by seed."
     )
+
+
+def test_a_loss_of_nothing_names_no_variant(put):
+    put(80)
+    put(79.98, {"o2d": "none"})
+    said = claims.compare_losses(results.frame("mini", study="ablations"))
+    assert said.endswith("none is more than 0.05 points below our whole system, seed by seed.")
 
 
 def test_components_are_judged_by_all_their_subsets(put):
@@ -122,6 +130,13 @@ def test_systems_are_compared_on_the_task_just_learned_as_in_the_papers_table(pu
     assert row[["n", claims.OURS, claims.THEIRS, "source"]].tolist() == ["2", "+8 ± 6", "+10.5", "Table 1"]
     assert row["verdict"] == "agrees, with an effect of similar size"
     assert found.loc["Fed-LSCL is more accurate than FedAvg + ViT", claims.OURS] == "-10.0" and len(found) == 2
+
+
+def test_the_class_incremental_effect_is_that_of_the_end(put):
+    ours, rival = record(score=80), record("lorm", score=80)
+    rival["accuracy"]["seen"][-1] = [[10.0] * 5] * 2  # after the last task; ours has 50 on it and 40 before
+    found = claims.scoreboard("table1", "mini", results.frame([ours, rival])).iloc[0]
+    assert (found[claims.OURS], found[claims.INCREMENTAL]) == ("+0.0", "+32.0")
 
 
 def test_a_single_claim_is_a_sentence(put):

@@ -50,7 +50,7 @@ class TestRanking:
 
     def test_one_seed_concludes_nothing(self):
         text = readings.read_ranking(by_seed([record(), record("local_head", score=99)]), "task")
-        assert text.endswith("A single seed cannot separate it from Fed-LSCL (O2D exact) (19.0 points behind).")
+        assert text.endswith("One seed in common, so no interval: Fed-LSCL (O2D exact) (19.0 points behind).")
 
     def test_no_seed_in_common(self, one_line):
         with pytest.raises(LsclError) as caught:
@@ -147,7 +147,7 @@ class TestLead:
     )
     def test_each_outcome_has_its_sentence(self, task, seen, verdict):
         said = readings.read_lead(self.end(task, seen), "ours")
-        assert said.startswith(readings.LEADS[verdict])
+        assert said.startswith(readings.LEADS[verdict].format(scores="task-masked and class-incremental"))
         for gaps in (task, seen):
             assert f"{estimate(gaps).signed} points from first (n = 3)" in said
 
@@ -214,7 +214,9 @@ def test_the_scale_from_which_a_difference_is_positive():
     assert said.startswith("- *written*, in points, by images per class: -3.00 ± 0.25 at 5 (n = 3), ")
     assert said.endswith("The interval is above zero at 500, below zero at 5.")
     one = pd.DataFrame([("whole", 60, 1.0)], columns=["comparison", "images", "difference"])
-    assert readings.read_scale(one).endswith("+1.0 at 60 (n = 1). No interval excludes zero.")
+    assert readings.read_scale(one).endswith("+1.0 at 60 (n = 1). One seed has no interval.")
+    unsure = pd.DataFrame([("whole", 60, gap) for gap in (-1.0, 1.5)], columns=one.columns)
+    assert readings.read_scale(unsure).endswith("(n = 2). No interval excludes zero.")
     assert readings.read_scale(one.iloc[:0]) == ""
 
 
