@@ -1094,12 +1094,12 @@ def price_of_noise(rows: pd.DataFrame, column: str, label: str) -> Figure:
     """Accuracy against the epsilon of the noise, a line per system, with 95 % intervals; a level without noise.
 
     Args:
-        rows: one per run: label, seed, epsilon (NaN without noise), and `column`.
+        rows: one per run: label, seed, epsilon (NaN without noise), unit (what epsilon hides), and `column`.
         column: what stands at the vertical axis.
         label: its name.
 
     Returns:
-        one panel.
+        one panel; the legend names the unit of each system's epsilon.
     """
     figure, ((axes,),) = _figure(WIDTH, 3.6)
     for number, (name, own) in enumerate(rows.groupby("label", sort=False)):
@@ -1107,7 +1107,8 @@ def price_of_noise(rows: pd.DataFrame, column: str, label: str) -> Figure:
         noisy = own.dropna(subset="epsilon")
         found = noisy.groupby("epsilon")[column].agg(estimate)
         spread = [0.0 if math.isnan(one.half_width) else one.half_width for one in found]
-        axes.errorbar(list(found.index), [one.mean for one in found], spread, label=name, capsize=2, **style)
+        shown = f"{name}, epsilon per {' or '.join(noisy['unit'].unique())}"
+        axes.errorbar(list(found.index), [one.mean for one in found], spread, label=shown, capsize=2, **style)
         plain = own[own["epsilon"].isna()][column]
         if len(plain):
             axes.axhline(plain.mean(), color=style["color"], linewidth=0.8, alpha=0.6)

@@ -93,6 +93,7 @@ NOISY = pd.DataFrame(
         "label": ["a"] * 5,
         "seed": [1, 2, 1, 2, 1],
         "epsilon": [1.0, 1.0, 10.0, 10.0, np.nan],
+        "unit": ["client"] * 4 + [""],
         "seen": [50, 52, 60, 64, 70],
     }
 )
@@ -618,9 +619,9 @@ def test_rows_of_reconstructions_have_their_names():
 
 def test_noise_has_a_line_per_system_over_epsilon_and_a_level_without():
     rows = pd.DataFrame(
-        [("A", seed, epsilon, 50 + 10 * (epsilon > 1) + seed) for seed in (0, 1) for epsilon in (0.1, 10.0)]
-        + [("A", 0, np.nan, 75.0), ("B", 0, 3.0, 20.0)],
-        columns=["label", "seed", "epsilon", "seen"],
+        [("A", seed, epsilon, "client", 50 + 10 * (epsilon > 1) + seed) for seed in (0, 1) for epsilon in (0.1, 10.0)]
+        + [("A", 0, np.nan, "", 75.0), ("B", 0, 3.0, "image", 20.0)],
+        columns=["label", "seed", "epsilon", "unit", "seen"],
     )
     (axes,) = figures.price_of_noise(rows, "seen", "class-incremental, %").axes
     means, _, bars = axes.containers[0].lines
@@ -629,4 +630,5 @@ def test_noise_has_a_line_per_system_over_epsilon_and_a_level_without():
     assert axes.get_xscale() == "log" and axes.get_xlabel().startswith("epsilon")
     level = next(line for line in axes.lines if list(line.get_ydata()) == [75.0, 75.0])
     assert level.get_color() == means.get_color()
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["A", "B"]
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["A, epsilon per client", "B, epsilon per image"]
