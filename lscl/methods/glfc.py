@@ -72,11 +72,11 @@ class GLFC(OldModel):
     this best model without seeing an image: it tests on pictures that it reconstructs from gradients.
 
     Every class has its own binary cross-entropy $\mathrm{BCE}_c$. In the first task the loss is its mean. Later it
-    has two halves:
+    has two terms (the official code weights both with $\tfrac12$):
 
-    $$L = \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\, w_i\,\mathrm{BCE}_c(z_i, y_i)}_{
-    \text{gradient compensation}} + \tfrac12\,\underbrace{\operatorname{mean}_{i,c}\,\mathrm{BCE}_c(z_i, \tilde y_i)}_{
-    \text{relation distillation}}.$$
+    $$L = \lambda_{\mathrm{gc}}\,\underbrace{\operatorname{mean}_{i,c}\, w_i\,\mathrm{BCE}_c(z_i, y_i)}_{
+    \text{gradient compensation}} + \lambda_{\mathrm{rd}}\,\underbrace{\operatorname{mean}_{i,c}\,
+    \mathrm{BCE}_c(z_i, \tilde y_i)}_{\text{relation distillation}}.$$
 
     The weight $w_i = g_i / \bar g$ with $g_i = |\sigma(z_{i,y_i}) - 1|$ divides by the mean over the new, or over the
     old, images of the batch. So both groups count equally. The targets $\tilde y_i$ are the labels, except in the
@@ -129,11 +129,11 @@ class GLFC(OldModel):
     11. `demo` and `mini` are smaller: 30 steps of the search (official: 250), of which the last 5 images are kept
         (20), and 5 rounds of at most 2 local epochs (10 of 20). After 30 steps a reconstruction has a correlation of
         0.55 to 0.83 with the disguised image (four images of CIFAR-100; 0.25 to 0.52 after 5 steps, 0.74 to 0.99
-        after 100). With 60 images per class 800 exemplars are many: in its second task a client replays everything it
-        has had, in the fifth still 25 of 60 images of a private class. Officially there are 2000 exemplars for
-        classes of up to 500 images. In `full` there are 20 of up to 500 images of each of 40 classes, as in the
-        official code. There the search takes 100 steps, of which the last 20 images are kept, because 250 steps would
-        double the time.
+        after 100). On CIFAR-100 `mini` has 60 images per class, for which 800 exemplars are many: in its second task
+        a client replays everything it has had, in the fifth still 25 of 60 images of a private class. Officially
+        there are 2000 exemplars for classes of up to 500 images. In `full` there are 20 of up to 500 images of each
+        of 40 classes, as in the official code. There the search takes 100 steps, of which the last 20 images are
+        kept, because 250 steps would double the time.
     """
 
     name, label, paper_name, citation = "glfc", "GLFC", "GLFC", "2203.11473"
@@ -207,7 +207,7 @@ class GLFC(OldModel):
         return [phase]
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
-        """L_GC in the first task, then half of it and half of L_RD."""
+        """The mean BCE in the first task, then glfc_gc * L_GC + glfc_rd * L_RD."""
         logits, columns = self.logits(client, batch), self.columns(client)
         onehot = F.one_hot(batch.labels, self.num_classes).to(logits.dtype)
         if "old" not in client.scratch:

@@ -69,7 +69,9 @@ class TARGET(OldModel):
     From the second task on a client minimises, with synthetic images $u$ and the old columns $O$,
 
     $$L = \mathrm{CE}(\text{real images})
-    - 25\,\operatorname{mean}_u \sum_{c \in O} p_c^{\mathrm{old}}(u)\,\log p_c(u).$$
+    - \lambda_{\mathrm{kd}}\,\operatorname{mean}_u \sum_{c \in O} p_c^{\mathrm{old}}(u)\,\log p_c(u),$$
+
+    with $\lambda_{\mathrm{kd}} = 25$ in the official code.
 
     On the server a generator is trained so that the global model (the teacher) is sure about its images, so that
     their BatchNorm statistics are those of training, and so that a student still differs from the teacher on images
@@ -204,7 +206,7 @@ class TARGET(OldModel):
     # ---- client
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
-        """CE over the classes of the task, and from the second task on 25 times the distillation of the old columns."""
+        """CE over the classes of the task, and from the second task on target_kd times the distillation of old columns."""
         total = super().loss(client, batch)
         if "old" not in client.scratch:
             return total
