@@ -96,8 +96,9 @@ class LoRM(Method):
        ViT. The server damps the head's Gram matrix off its diagonal (`lorm_alpha`) where it uses it.
     2. The merge over tasks is not stored as matrices of the layers' size. The $G_s$ are diagonal, so every client
        forms the merge from the factors it has and the diagonals it receives (`lscl.methods.parts.gram.merge_tasks`).
-    3. Gram matrices of a round are taken under $W_0 + BA$, the weights that were trained, also after the first task.
-       The official code takes them under $W_0$ plus the mean of the task updates, and with training augmentation.
+    3. All Gram matrices are taken under $W_0 + BA$ of the task at hand, also after the first task: those of a round
+       under the weights that the client trained, those at the end of a task under the merged ones. The official code
+       takes both under $W_0$ plus the mean of the updates of all tasks so far, and with training augmentation.
     4. An input that was zero everywhere gets the plain mean of $A$, not the zero of the pseudo-inverse. It has no
        effect either way.
     5. Clients have their own classes, so perhaps only one client trains a head row. `head_merge = plain` (default)
