@@ -318,7 +318,9 @@ PROFILES: dict[str, dict[str, Any]] = {
     "colab": dict(foundation="vit_small_patch16_224.augreg_in21k", cnn="resnet18", features=512, images_per_class=100),
     "paper": dict(foundation="vit_base_patch16_224.orig_in21k", cnn="resnet18", features=512, eval_split="holdout"),
 }  # fmt: skip
-OFFICIAL = ("colab", "paper")  # profiles with the values of the official codes; those of demo, mini and full were tuned
+# Profiles with the values of the official codes, or what a system has in their place (`Method.official`, and the
+# defaults); those of demo, mini and full were tuned.
+OFFICIAL = ("colab", "paper")
 
 
 def values_of(method: str, dataset: str, profile: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -328,7 +330,7 @@ def values_of(method: str, dataset: str, profile: str, chosen: Mapping[str, Any]
         method: name of the system.
         dataset: name of the data set.
         profile: name of the profile.
-        chosen: in the place of what tuning or the official code chose for the profile; None = that.
+        chosen: in the place of what `chosen_values` gives for the profile; None = that.
 
     Returns:
         {field: value}; all other fields keep their defaults.
@@ -351,7 +353,7 @@ def values_of(method: str, dataset: str, profile: str, chosen: Mapping[str, Any]
 
 
 def chosen_values(kind: Any, profile: str) -> dict[str, Any]:
-    """The values that tuning (demo, mini, full) or the official code (colab, paper) chose for a system.
+    """The values that tuning chose for a system (demo, mini, full), or its `Method.official` (colab, paper).
 
     Args:
         kind: class of the system.

@@ -123,7 +123,7 @@ class Method:
     # data set asks for, which come last
     sizes: ClassVar[Mapping[str | tuple[str, str], dict[str, Any]]]
     tuned: ClassVar[dict[str, Any]]  # values for demo, mini and full, chosen from `search_space` on the tuning seed
-    official: ClassVar[dict[str, Any]]  # values for colab and paper, those of the official code
+    official: ClassVar[dict[str, Any]]  # values for colab and paper: of the official code, or of a port for our rounds
     search_space: ClassVar[Mapping[str, Axis]]  # what `lscl sweep tune` varies: {field: axis}
     notes: ClassVar[Mapping[str, Mapping[Any, str]]]  # parameters that its label always shows: {name: {value: text}}
     studies: ClassVar[Mapping[str, Callable[[str], dict[str, dict[str, Any]]]]]  # profile -> {label: {field: value}}

@@ -109,14 +109,19 @@ class PILoRA(Method):
        weights. With one holder among $N$ clients the scaling has only the values 0 and 1, and the trained copy gets
        $e^5 / (e^5 + N - 1)$ of the weight.
     6. Adam has no weight decay and no schedule (official: 1e-5, cosine over 30 rounds). So the prototypes of other
-       classes stay exactly where they are. The LoRA's rate is 1e-4 for our 5 rounds, as in the fed-mammoth port.
+       classes stay exactly where they are. In `colab` and `paper` the LoRA's rate is 1e-4 and the prototypes' rate is
+       2e-2 for our 5 rounds, as in the fed-mammoth port. The authors' rates for 30 rounds are a tenth of these, 1e-5
+       and 2e-3.
     7. Every client keeps its images (official: dealt out anew in every round). Nothing is selected on test images.
     8. The loss has no L1 norm of $A$ (`pilora_sparse = 0` in every profile; 0.01 in the official code, none in the
        paper). Under Adam such a term moves every number of $A$ towards 0 by up to one learning rate per step,
        whatever its weight. At the rates that 5 rounds need, nothing of $A$ is left, and the orthogonality has nothing
        to act on.
     9. There is no augmentation (official: mirroring and brightness). The input of block 0 is computed once.
-    10. `demo`, `mini` and `full` are smaller: 5 rounds of at most 2 local epochs on all 5 clients (30 of 10 on 10 of
+    10. The class means come from one more pass over the plain images after local training, under the trained LoRA.
+        The official code collects the features in every training step of all local epochs, of augmented images and
+        under a LoRA that still moves.
+    11. `demo`, `mini` and `full` are smaller: 5 rounds of at most 2 local epochs on all 5 clients (30 of 10 on 10 of
         30).
     """
 
@@ -144,7 +149,7 @@ class PILoRA(Method):
         """See `lscl.registry.Parameters`."""
 
         pilora_lr_lora: float = Field(
-            1e-4, **RATE, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; 1e-4 for 5)"
+            1e-4, **RATE, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; port: 1e-4 for 5)"
         )
         pilora_temperature: float = Field(
             1.0, **SCALE, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)"
