@@ -38,7 +38,7 @@ def labels_alone(config: Experiment) -> Dataset:
 
 
 def planned_traffic(config: Experiment) -> tuple[float, float]:
-    """Bytes that all clients send and get in the training exchanges of a run.
+    """Bytes that all clients send and get in a run, with the downloads for the tests at the end of each task.
 
     Args:
         config: the run.

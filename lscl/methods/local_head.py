@@ -16,8 +16,8 @@ from lscl.registry import register
 @register
 class LocalHead(Method):
     r"""Each client trains only a linear classifier on the frozen features, and no client sends anything. This control
-    is the baseline for every system that adapts the ViT or shares something. A system that does not beat it has
-    gained nothing from the federation.
+    is the baseline for every system with a ViT that adapts it or shares something. Such a system that does not beat
+    it has gained nothing from the federation.
 
     Client $k$ minimises the cross-entropy of a linear head over the classes of its task, as in Eq. 3 without an
     update:
@@ -28,7 +28,7 @@ class LocalHead(Method):
     - Up and down: nothing.
     - Payload: up 0 bytes, down 0 bytes.
 
-    The paper has no such control.
+    A system without a ViT can lose to it because its own features are weaker. The paper has no such control.
     """
 
     name, label, role = "local_head", "local head", "floor"
