@@ -41,8 +41,8 @@ class FedRidge(RidgeMethod, SummedRidge):
     more images or other data. The paper has no such control.
 
     $\lambda$ for the features themselves was chosen on the tuning seed 7, by the trials that every system gets. For
-    2,000 random features it is 0.3, the best of a few values on that seed after two tasks. RanPAC chooses it in every
-    task, on a fifth of the task's images.
+    2,000 random features it is 0.3, the best of a few values on that seed after two tasks; those runs were not
+    recorded. RanPAC chooses it in every task, on a fifth of the task's images.
 
     Differences from the sources:
     1. $\lambda$ is in units of the mean eigenvalue of the Gram matrix, so one value serves any number of images.

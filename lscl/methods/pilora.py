@@ -149,7 +149,9 @@ class PILoRA(Method):
         """See `lscl.registry.Parameters`."""
 
         pilora_lr_lora: float = Field(
-            1e-4, **RATE, description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; port: 1e-4 for 5)"
+            1e-4,
+            **RATE,
+            description="Adam learning rate of PILoRA's LoRA (official: 1e-5 for 30 rounds; fed-mammoth: 1e-4 for 5)",
         )
         pilora_temperature: float = Field(
             1.0, **SCALE, description="temperature T of PILoRA's distances in the cross-entropy (official: 1)"

@@ -206,7 +206,7 @@ class TARGET(OldModel):
     # ---- client
 
     def loss(self, client: Client, batch: Batch) -> Tensor:
-        """CE over the classes of the task, and from the second task on target_kd times the distillation of old columns."""
+        """CE over the classes of the task, and from the second task on target_kd times the distillation."""
         total = super().loss(client, batch)
         if "old" not in client.scratch:
             return total

@@ -9,16 +9,18 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from lscl import files, paths
-from lscl.config import NEEDS, chosen_values, experiment, fields
+from lscl.config import NEEDS, OFFICIAL, PROFILES, chosen_values, experiment, fields
 from lscl.experiments import sweeps
 from lscl.experiments.records import Record, select
 from lscl.experiments.tuning import (
     RUNGS,
     TRIALS,
     TUNING_SEED,
+    first_values,
     read_studies,
     search_space,
     show_values,
@@ -32,6 +34,7 @@ from lscl.results.frames import costs_frame, final_by_seed, final_rows, frame, j
 from lscl.results.labels import (
     DATASET_LABELS,
     GROUPS,
+    HEAD_LABELS,
     MASK_LABELS,
     SCORE_HEADS,
     SCORES,
@@ -51,9 +54,18 @@ BUDGET = ", ".join(
     f"{count} until the end of {'all tasks' if task == math.inf else f'task {task}'}" for task, count in RUNGS
 )
 RULE = (
-    f"Every system gets the same {TRIALS} trials on seed {TUNING_SEED}, which no other table uses. One trial has the "
-    "values of the official code or of the profile; the others are points of the search space. Only the best trials "
-    f"continue: {BUDGET}. The highest class-incremental accuracy over the tasks so far wins."
+    f"Every system gets the same number of trials, {TRIALS}, on seed {TUNING_SEED}, which no other table uses. Trial 0 "
+    "has the values from before any tuning: those of the official code, of a port of it, or of the profile. The others "
+    f"are points of the search space. Only the best trials continue: {BUDGET}. The highest class-incremental accuracy "
+    "over the tasks so far wins."
+)
+*_MOST, _LAST = [f"`{name}`" for name in PROFILES if name != "smoke" and name not in OFFICIAL]
+TUNED = f"{', '.join(_MOST)} and {_LAST}"  # profiles with the chosen values
+MEMORY = (
+    "Memory is the highest of the process: after a larger run in the same process, a run shows at least that one's."
+)
+SENT_AGAIN = (
+    "After the last round of a task every client gets the payload once more, for the test; MB down includes it."
 )
 
 
@@ -244,7 +256,15 @@ def costs(method: str, records: list[Record]) -> str:
         f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, "
         "trained parameters per client, time and memory of a run"
     )
-    return captioned_table(pd.concat(tables), caption, f"tab-{method}-costs", runs)
+    notes = " ".join([MEMORY, *([SENT_AGAIN] if all(map(sent_again, runs)) else [])])
+    return f"{captioned_table(pd.concat(tables), caption, f'tab-{method}-costs', runs)}\n\n{notes}"
+
+
+def sent_again(record: Record) -> bool:
+    """Whether the download of every task's last round came twice: for the training, and for the test."""
+    down = np.array(record["bytes_down"])  # (exchanges, clients)
+    each = len(down) // len(record["accuracy"]["task"])
+    return each > 1 and bool(down.any()) and bool((down[each - 1 :: each] == 2 * down[each - 2 :: each]).all())
 
 
 def results_of(method: str, records: list[Record]) -> str:
@@ -281,7 +301,12 @@ def _results(method: str, dataset: str, runs: list[Record]) -> str:
         parts.append(captioned_table(table, caption, f"{name}-control", runs))
     heads = heads_table(frame([one for one in runs if one["method"] == method], head=None))
     if len(heads):
-        caption = f"{about}: final accuracy of its trained head and of a closed-form head on the same features, in %"
+        # Not every system trains its head.
+        heads.columns = [
+            name.replace(HEAD_LABELS["trained"], "its own head").replace("minus trained", "minus its own")
+            for name in heads.columns
+        ]
+        caption = f"{about}: final accuracy of its own head and of a closed-form head on the same features, in %"
         parts.append(captioned_table(heads, caption, f"{name}-heads", select(runs, method=method)))
     return "\n\n".join(parts)
 
@@ -305,7 +330,7 @@ def _not_measured(method: str, dataset: str, about: str, name: str) -> str:
     name_of_set = "table1" if kind.rows else next(iter(kind.studies), "table1")
     command = f"`lscl sweep {name_of_set} --methods {method} --dataset {dataset} --profile mini`"
     state = (
-        f"There are no records yet. {command} makes them."
+        f"No runs are recorded. {command} makes them."
         if dataset in sweeps.PLANS["mini"]
         else "Only the profile `paper` runs this data set."
     )
@@ -332,7 +357,21 @@ def tuning(method: str) -> str:
     command = f"`lscl sweep tune --methods {method} --profile mini`"
     axes = "\n".join(f"- `{name}`: {axis}" for name, axis in space.items())
     waiting = f"No trial is recorded yet. {command} runs them."
-    return f"{RULE}\n\nThe search space:\n\n{axes}\n\n" + ("\n\n".join(parts) if parts else waiting)
+    shown = "\n\n".join([*parts, *_untried_rows(method)]) if parts else waiting
+    return f"{RULE}\n\nThe search space:\n\n{axes}\n\n{shown}"
+
+
+def _untried_rows(method: str) -> list[str]:
+    """What holds for the rows of the main table that change something, which no trial did."""
+    said = []
+    for row in filter(None, METHODS[method].rows):
+        name = f"The row with {plain_text(show_values(row))} of the main table"
+        said.append(
+            f"{name} has values that these trials did not choose. *What is trained* above says how they were found."
+            if set(row) & set(search_space(method))
+            else f"{name} uses the same chosen values. No trial ran with it."
+        )
+    return said
 
 
 def trial_table(points: pd.DataFrame) -> pd.DataFrame:
@@ -351,16 +390,30 @@ def trial_table(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choice(method: str, profile: str, dataset: str, tried: pd.DataFrame) -> str:
-    """The best values by the trials, and those that the profile uses."""
+    """Where the trials ran, the best values by them, and those that the profile uses."""
     study = read_studies(tuning_path(profile, dataset))[method]
+    where = f"All trials ran in `{profile}` on {DATASET_LABELS.get(dataset, plain_text(dataset))}"
+    first = _first_trial(method, profile, dataset, study["trials"][0]["values"])
     if study["chosen"] is None:
         done = f"{int((tried['tasks'] > 0).sum())} of {len(tried)} trials are through the first task"
-        return f"{done}, so no values are chosen yet."
+        return f"{where}.{first} {done}, so no values are chosen yet."
     best = study["trials"][study["chosen"]]["values"]
     used = experiment(profile=profile, dataset=dataset, method=method).model_dump()
     used = {name: used[name] for name in best}
     said = f"Chosen: {plain_text(show_values(best))}.{edges(study['space'], best)}"
-    return said if used == best else f"{said} The profile `{profile}` still uses {plain_text(show_values(used))}."
+    if used != best:
+        return f"{where}.{first} {said} The profile `{profile}` still uses {plain_text(show_values(used))}."
+    return f"{where}. {TUNED} use the chosen values, on every data set.{first} {said}"
+
+
+def _first_trial(method: str, profile: str, dataset: str, tried: Mapping[str, Any]) -> str:
+    """What trial 0 had other than a first trial would have today; empty if nothing."""
+    today = first_values(method, {"profile": profile, "dataset": dataset})
+    other = {name: value for name, value in tried.items() if name in today and today[name] != value}
+    if not other:
+        return ""
+    now = plain_text(show_values({name: today[name] for name in other}))
+    return f" Trial 0 had {plain_text(show_values(other))}, the value of the profile then; it would have {now} today."
 
 
 def edges(space: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
