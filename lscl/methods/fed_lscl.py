@@ -93,7 +93,8 @@ class FedLSCLCosts(Costs):
 class FedLSCL(Method):
     r"""A small CNN on each client looks at an image and writes a low-rank update (a LoRA) for the frozen ViT. The
     updated ViT classifies that image, and its loss trains the CNN and the generator that writes the update. The
-    server pulls the generators of all clients towards each other, and each client gets its own generator back.
+    server makes each generator write what the others write on the others' features, and each client gets its own
+    generator back.
 
     With $g = f/m$, where $f = \theta_k(x)$ are the layer-normalised CNN features, client $k$ writes and applies (Eq.
     2)
@@ -109,7 +110,10 @@ class FedLSCL(Method):
     The server solves one ridge regression for each client (Eq. 5). The teachers are the other clients' generators:
 
     $$W_k^{*} = \arg\min_W \frac{1}{K-1}\sum_{j \neq k}\frac{1}{n_j}\sum_{g \in G_j}\lVert (W - W_j)[g;\,1]\rVert^2
-    + \lambda \lVert W - W_k\rVert_F^2.$$
+    + \lambda\,\bar c\,\lVert W - W_k\rVert_F^2.$$
+
+    The unit $\bar c$ of $\lambda$ is the mean eigenvalue of the teachers' second moments of $[g;\,1]$. It is $1/m$ for
+    every CNN, because $\lVert g\rVert^2 = 1/m$.
 
     - Source: Fed-LSCL (arXiv 2508.09489).
     - Trained: the CNN $\theta_k$; the generator $\phi_k$ with weights $W_k$ of shape $P \times (m+1)$, $P = 4rd$; the
@@ -119,6 +123,9 @@ class FedLSCL(Method):
     - Stays on the client: the CNN, the head and all images.
     - Payload: up $4P(m+1) + 4nm$ bytes with features, or $4P(m+1) + 4(m+1)(m+2)$ bytes with `o2d_upload = gram`; down
       $4P(m+1)$ bytes.
+
+    The numbers of trained parameters include a second head on the CNN's features ($mC + C$ numbers). It gets a gradient
+    only if `auxiliary` is above 0, and the default is 0.
 
     With `dp_noise` above 0 each client clips the change of $\phi_k$ and the features it uploads, and adds noise to
     both (`lscl.methods.parts.noise`). The number of bytes stays the same.
@@ -175,7 +182,7 @@ class FedLSCL(Method):
         row=(IMAGE, FROZEN_VIT, HEAD, CLASS),
         helpers=(Part("small CNN", "trained", "right", fed=True), Part("generator writes A and B", "trained")),
         up="the generator, and features of the kept images",
-        server="pull each client's generator towards the others' (Eq. 5)",
+        server="make each generator write as the others do (Eq. 5)",
         down="the client's own distilled generator",
         stays="the kept images of each class, and what CNN and generator gave for them (Eq. 4)",
     )

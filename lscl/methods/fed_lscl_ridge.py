@@ -121,7 +121,9 @@ class FedLSCLRidge(SummedRidge, FedLSCL):
     CNN is public, frozen and the same everywhere, and there is one generator. With adapted features $h(x)$ and
     one-hot labels $y$
 
-    $$W = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda I\Big)^{-1}.$$
+    $$W = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda\,\bar c\,I\Big)^{-1},$$
+
+    where the unit $\bar c$ of $\lambda$ is the mean eigenvalue of the Gram matrix $\sum_x h\,h^\top$.
 
     RanPAC (McDonnell et al. 2023, arXiv 2307.02251) adapts in the first task, and its head reads random features. AFL
     (He et al. 2024, arXiv 2405.16240) sums the statistics of such a head over clients. Here Fed-LSCL's generator

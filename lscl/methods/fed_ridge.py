@@ -22,7 +22,9 @@ class FedRidge(RidgeMethod, SummedRidge):
 
     With features $h(x)$ of length $D$ and one-hot labels $y$, over all images of all clients and tasks so far,
 
-    $$W = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda I\Big)^{-1}.$$
+    $$W = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda\,\bar c\,I\Big)^{-1},$$
+
+    where the unit $\bar c$ of $\lambda$ is the mean eigenvalue of the Gram matrix $\sum_x h\,h^\top$.
 
     - Source: recursive in ACIL (Zhuang et al. 2022, arXiv 2205.14922), federated in AFL (He et al. 2024, arXiv
       2405.16240), on random ReLU features in RanPAC (McDonnell et al. 2023, arXiv 2307.02251).
@@ -45,7 +47,7 @@ class FedRidge(RidgeMethod, SummedRidge):
     recorded. RanPAC chooses it in every task, on a fifth of the task's images.
 
     Differences from the sources:
-    1. $\lambda$ is in units of the mean eigenvalue of the Gram matrix, so one value serves any number of images.
+    1. $\lambda$ has the unit $\bar c$, so one value serves any number of images.
     2. Clients send sums, not solutions. AFL merges the clients' solutions, with the same result. Labels of a class
        that no client has shown yet are zero for all images.
     3. There are 2,000 random features here and 10,000 in RanPAC, and no adapter is trained in the first task.

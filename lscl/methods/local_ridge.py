@@ -35,7 +35,9 @@ class LocalRidge(RidgeMethod):
 
     The closed form is that of `fed_ridge`, on the sums of the client's own images:
 
-    $$W_k = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda I\Big)^{-1}.$$
+    $$W_k = \Big(\sum_x y\,h^\top\Big)\Big(\sum_x h\,h^\top + \lambda\,\bar c\,I\Big)^{-1},$$
+
+    where the unit $\bar c$ of $\lambda$ is the mean eigenvalue of the Gram matrix $\sum_x h\,h^\top$.
 
     - Source: ACIL (Zhuang et al. 2022, arXiv 2205.14922); with `ridge_features` above 0 the head of RanPAC (McDonnell
       et al. 2023, arXiv 2307.02251).

@@ -1,11 +1,15 @@
 """One-by-One Distillation (paper section 4.4, Eq. 5): the server fuses the generators, one personalised one per client.
 
-    L_k(W) = mean over teachers j != k of mean_{f in F_j} || W [f; 1] - W_j [f; 1] ||^2 + lambda || W - W_k ||_F^2
+    L_k(W) = mean over teachers j != k of mean_{f in F_j} || W [f; 1] - W_j [f; 1] ||^2 + lambda c || W - W_k ||_F^2
 
 f is what a generator reads, so scaled features (`lscl.models.generator.scale_features`), and F_j are those that teacher
 j sent up. The generator is linear, so F_j enters only through its second moments C_j = mean of [f; 1][f; 1]^T:
 the first term is mean_j tr((W - W_j) C_j (W - W_j)^T). Shapes: W_j (P, m + 1), bias last; C_j (m + 1, m + 1).
-lambda is given in units of the mean eigenvalue of mean_j C_j, so that it carries over between CNNs.
+
+The unit of lambda is c = tr(mean_j C_j) / (m + 1), the mean eigenvalue of mean_j C_j. Layer-normalised features, scaled
+by 1 / m, have ||f||^2 = 1 / m. So c = (1 + 1 / m) / (m + 1) = 1 / m for every CNN: the constant 1 beside f sets it. The
+direction of this constant has an eigenvalue near 1, all others are far smaller. So at the usual lambda the server fuses
+the biases almost wholly, and leaves most of what depends on the image to the client (book/differences.md, number 12).
 """
 
 from collections.abc import Sequence
@@ -64,7 +68,7 @@ def o2d_loss(k: int, weight: Tensor, weights: Sequence[Tensor], moments: Sequenc
 def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> list[Tensor]:
     """The minimiser of Eq. 5 for every client (ours, not in the paper):
 
-        W_k* = (mean_j W_j C_j + lambda W_k) (mean_j C_j + lambda I)^{-1},  j over the other clients.
+        W_k* = (mean_j W_j C_j + lambda c W_k) (mean_j C_j + lambda c I)^{-1},  j over the other clients.
 
     The sums are shared, so the work is linear in the number of clients; one Cholesky solve each, in float64. With equal
     C_j and lambda -> 0 this is the mean of the other generators (the paper's Eq. 6). One client alone keeps its own.
@@ -103,7 +107,7 @@ def o2d_exact(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: fl
 def o2d_shared(weights: Sequence[Tensor], moments: Sequence[Tensor], strength: float) -> Tensor:
     """Eq. 5 with every client as a teacher and the mean of all generators in place of the client's own:
 
-        W* = (mean_j W_j C_j + lambda mean_j W_j) (mean_j C_j + lambda I)^{-1}
+        W* = (mean_j W_j C_j + lambda c mean_j W_j) (mean_j C_j + lambda c I)^{-1}
 
     With equal C_j, or lambda to infinity, this is the mean of the generators.
 
@@ -150,7 +154,7 @@ def o2d_sgd_of_client(
 ) -> Tensor:
     """Eq. 5 for one client by gradient steps, teacher after teacher, as in the paper.
 
-    One step on teacher j goes down the gradient 2 (W - W_j) C_j + 2 lambda (W - W_k) of its term, over all of its
+    One step on teacher j goes down the gradient 2 (W - W_j) C_j + 2 lambda c (W - W_k) of its term, over all of its
     features. Half the inverse of the term's largest curvature is a step that cannot overshoot: the steps are in
     proportion to the teachers' distance and need no scale of their own. Nesterov's momentum averages over the teachers;
     the step falls linearly to zero, so that the last teacher has no more say than the first.

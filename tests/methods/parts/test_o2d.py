@@ -228,3 +228,17 @@ def test_the_shared_generator_is_the_mean_where_all_see_the_same_or_nothing():
     assert torch.equal(o2d_shared(weights, [torch.zeros(4, 4, dtype=torch.float64)] * 4, 0.5), mean)
     assert not torch.allclose(o2d_shared(weights, moments, 1e-3), mean, atol=1e-2)
     assert o2d_shared([one.float() for one in weights], moments, 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize("m", [16, 128])
+def test_the_constant_sets_the_unit_of_lambda_so_the_bias_is_fused_and_most_of_the_weights_stay(m):
+    """The unit is 1 / m for layer-normalised features, and beside 1 no direction of such features weighs much."""
+    draw = torch.Generator().manual_seed(0)
+    normalised = torch.nn.functional.layer_norm(torch.randn(4000, m, generator=draw, dtype=torch.float64), (m,))
+    moments = second_moments(normalised / m)
+    assert float(moments.trace()) / (m + 1) == pytest.approx(1 / m, rel=1e-4)
+    bias, weight = torch.zeros(1, m + 1, dtype=torch.float64), torch.zeros(1, m + 1, dtype=torch.float64)
+    bias[0, -1], weight[0, :-1] = 1, torch.randn(m, generator=draw, dtype=torch.float64)
+    for own, least, most in ((bias, 0, 0.02), (weight, 0.7, 1)):
+        fused = o2d_exact([own, torch.zeros_like(own)], [moments, moments], 0.17)[0]
+        assert least <= float(fused.norm() / own.norm()) <= most
