@@ -137,6 +137,28 @@ def test_trials_and_choice_stand_beside_what_is_in_use(places):
     assert f"The profile `mini` still uses lr = {used.lr:g}, prox_mu = {used.prox_mu:g}." in text
 
 
+def test_the_trials_say_where_they_ran_and_what_their_first_one_had(places):
+    put_trials(places, 1)
+    text = method_pages.tuning("fedprox")
+    assert (
+        "All trials ran in `mini` on CIFAR-100. `demo`, `mini` and `full` use the chosen values, on every data set."
+        in text
+    )
+    assert "Trial 0 had lr = 0.1, prox_mu = 10, the value of the profile then; it would have lr = 0.003" in text
+    put_trials(places, 1, "fed_ridge")
+    assert "ridge_lambda = 0.3 of the main table has values that these trials did not choose" in method_pages.tuning(
+        "fed_ridge"
+    )
+
+
+def test_a_download_for_the_test_is_told_from_the_bytes():
+    two_tasks = {"accuracy": {"task": [0, 0]}}
+    assert method_pages.sent_again({**two_tasks, "bytes_down": [[5], [4], [8], [7], [6], [12]]})
+    assert not method_pages.sent_again({**two_tasks, "bytes_down": [[5], [4], [8], [7], [6], [7]]})
+    assert not method_pages.sent_again({**two_tasks, "bytes_down": [[8], [8]]})  # one exchange per task
+    assert not method_pages.sent_again({**two_tasks, "bytes_down": [[0]] * 6})
+
+
 def test_edges_are_told_on_every_axis():
     space = {"lr": {"log_range": [1e-4, 1]}, "lorm_rank": {"one_of": [1, 4]}, "lorm_alpha": {"range": [0, 1]}}
     assert method_pages.edges(space, {"lr": 0.9, "lorm_rank": 4, "lorm_alpha": 0.02}) == (
