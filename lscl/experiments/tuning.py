@@ -114,7 +114,7 @@ def search_space(method: str) -> dict[str, Axis]:
 
 
 def first_values(method: str, values: Mapping[str, Any]) -> dict[str, Value]:
-    """The first trial: what the profile has without any tuning, and the values of the official code.
+    """The first trial: what the profile has without any tuning, and the values of the official code or its port.
 
     Args:
         method: the system.

@@ -62,6 +62,7 @@ RULE = (
 *_MOST, _LAST = [f"`{name}`" for name in PROFILES if name != "smoke" and name not in OFFICIAL]
 TUNED = f"{', '.join(_MOST)} and {_LAST}"  # profiles with the chosen values
 MEMORY = (
+    "A dash stands where a GPU did all runs. "
     "Memory is the highest of the process: after a larger run in the same process, a run shows at least that one's."
 )
 SENT_AGAIN = (
@@ -253,8 +254,8 @@ def costs(method: str, records: list[Record]) -> str:
     if own.empty:
         return ""
     caption = (
-        f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client and round, "
-        "trained parameters per client, time and memory of a run"
+        f"{label_of(method)}, measured in `mini`: MB (10⁶ bytes) per client in a whole run, "
+        "trained parameters per client, operations of all, and time and memory of the runs without a GPU"
     )
     notes = " ".join([MEMORY, *([SENT_AGAIN] if all(map(sent_again, runs)) else [])])
     return f"{captioned_table(pd.concat(tables), caption, f'tab-{method}-costs', runs)}\n\n{notes}"
@@ -451,7 +452,7 @@ def overview(records: list[Record]) -> str:
     }
     table = pd.DataFrame.from_dict(rows, orient="index").join(found).set_index("system")
     caption = (
-        "The systems on CIFAR-100, profile `mini`: MB up per client and round; "
+        "The systems on CIFAR-100, profile `mini`: MB up per client in a whole run; "
         "final accuracy, mean ± half of the 95 % interval over n seeds"
     )
     table["n"] = table["n"].astype(object).fillna("0")

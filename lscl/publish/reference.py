@@ -30,7 +30,7 @@ def config_table() -> pd.DataFrame:
 
 
 def method_values() -> pd.DataFrame:
-    """The values that a profile has for one method alone: sizes, those for one data set, from tuning, official."""
+    """The values that a profile has for one method alone: sizes, those for one data set, from tuning or from codes."""
     text = lambda values: ", ".join(f"{key} = {show(one)}" for key, one in values.items())
     rows = []
     for method, kind in METHODS.items():
@@ -40,7 +40,7 @@ def method_values() -> pd.DataFrame:
             alike = {text(values): values for values in own.values()}.values()
             given += [(", ".join(p for p in own if own[p] == values), dataset, values) for values in alike]
         given += [
-            (profile, "official" if profile in OFFICIAL else "tuning", chosen_values(kind, profile))
+            (profile, "from codes" if profile in OFFICIAL else "tuning", chosen_values(kind, profile))
             for profile in PROFILES
         ]
         mine = [
