@@ -272,7 +272,10 @@ def headline(records: list[Record]) -> str:
         table = found[["group", "n", "task-masked %", "class-incremental %", "forgetting"]].join(
             cost_table(spent)[["MB up", "TFLOP"]]
         )
-        caption = f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds"
+        caption = (
+            f"{DATASET_LABELS[dataset]}, profile `mini`, mean ± half of the 95 % interval over n seeds; "
+            "MB up per client and TFLOP of all in a whole run"
+        )
         by_seed = final_by_seed(here[~here["label"].map(is_variant)], "seen")
         shown = captioned_table(table, caption, f"tab-headline-{dataset}", here)
         parts.append(f"{shown}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
