@@ -11,7 +11,7 @@ from torch import Tensor
 from lscl.federation.masking import masked_cross_entropy
 from lscl.results.colours import GROUND, HUES, INK, PANEL, SOFT
 from lscl.results.figures import BookFigure, house_style
-from lscl.results.statistics import estimate
+from lscl.results.statistics import Estimate, estimate
 
 
 @house_style
@@ -166,21 +166,26 @@ def scores_by_hand(
     return table
 
 
-PROTECTS = {  # by the side of zero on which the interval of what forgetting loses lies
-    1: "**Here Eq. 4 visibly works.**",
-    0: "**These seeds cannot show that Eq. 4 works.**",
-    -1: "**Here Eq. 4 makes forgetting worse.**",
+FORGETS = {  # by the side of zero on which the interval of what forgetting loses lies
+    1: "Eq. 4 reduces forgetting",
+    0: "These seeds cannot show that Eq. 4 reduces forgetting",
+    -1: "Eq. 4 makes forgetting worse",
 }
+LEARNS = {1: "the client learns more that is new", -1: "the client learns less that is new"}
+NEVER_LEARNED = "What was never learned cannot be forgotten."
 
 
 def read_protection(
-    forgotten: Mapping[str, Sequence[float]], others: Mapping[str, Mapping[str, Sequence[float]]]
+    forgotten: Mapping[str, Sequence[float]],
+    learned: Mapping[str, Sequence[float]],
+    others: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> str:
-    """Whether a term keeps a client from forgetting, and what other accuracies pay for it.
+    """Whether a term keeps a client from forgetting, or from learning what it could forget.
 
     Args:
         forgotten: {"with": forgetting in points with the term, "without": the same without it}, one per seed.
-        others: {what: the same for an accuracy, percent}.
+        learned: the same for the accuracy on new tasks right after they were learned, percent.
+        others: {what: the same for another accuracy, percent}.
 
     Returns:
         a verdict and sentences with 95 % intervals, whichever way the seeds went.
@@ -193,9 +198,45 @@ def read_protection(
     way = "less" if less.mean >= 0 else "more"
     ends = sorted(abs(less.mean) + sign * less.half_width for sign in (-1, 1))
     interval = f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}, n = {less.n}"
-    said = [f"{text}: {abs(less.mean):.1f} points {way} ({interval}).", PROTECTS[less.side]]
+    gap, new = _gap(learned), {name: np.mean(values) for name, values in learned.items()}
+    verdict = ", and ".join([FORGETS[less.side], *filter(None, [LEARNS.get(gap.side)])])
+    said = [
+        f"{text}: {abs(less.mean):.1f} points {way} ({interval}).",
+        f"Right after it was learned, a new task has {new['with']:.1f} % with Eq. 4 and {new['without']:.1f} % "
+        f"without: {gap.mean:+.1f} points (95 % interval {gap.interval}).",
+        f"**{verdict}.**",
+    ]
+    if (less.side, gap.side) == (1, -1):
+        said.append(NEVER_LEARNED)
     for what, found in others.items():
-        gap = estimate(np.asarray(found["with"], dtype=float) - np.asarray(found["without"], dtype=float))
-        verdict = {1: "higher", 0: "not separable from no change", -1: "lower"}[gap.side]
-        said.append(f"The accuracy on {what} is {verdict}: {gap.mean:+.1f} points (95 % interval {gap.interval}).")
+        gap = _gap(found)
+        changes = {1: "is higher", 0: "does not change measurably", -1: "is lower"}[gap.side]
+        said.append(f"The accuracy on {what} {changes}: {gap.mean:+.1f} points (95 % interval {gap.interval}).")
     return " ".join(said)
+
+
+def _gap(found: Mapping[str, Sequence[float]]) -> Estimate:
+    """With the term minus without it, seed by seed."""
+    return estimate(np.asarray(found["with"], dtype=float) - np.asarray(found["without"], dtype=float))
+
+
+def read_drift(kept: float, free: float) -> str:
+    """What Eq. 4 does to the drift of the features.
+
+    Args:
+        kept: their squared distance over their squared length, in a run with it.
+        free: the same in a run without it.
+
+    Returns:
+        sentences.
+    """
+    text = f"At the end the squared distance is {kept:.2f} with Eq. 4 and {free:.2f} without it."
+    if kept:
+        text += f" That is **{free / kept:.2f} times** as large, or {(free / kept) ** 0.5:.1f} times as far."
+    text += " For two unrelated vectors of equal length it is 2."
+    if f"{free:.2f}" == f"{kept:.2f}":
+        return f"{text} Here the equation makes no difference to the drift."
+    if free < kept:
+        return f"{text} Here the equation does not slow the drift down."
+    ending = "it does not stop it" if f"{kept:.2f}" != "0.00" else "almost to nothing"
+    return f"{text} Here the equation slows the drift down, {ending}."

@@ -58,36 +58,64 @@ def test_the_two_scores_by_hand_are_those_of_the_library():
         assert [cell.endswith("✓") for cell in table[column]] == (answers == torch.tensor(labels)).tolist()
 
 
+LESS, MORE, OPEN = (10.0, 11.0, 12.0), (40.0, 42.0, 41.0), (40.0, 10.0, 22.0)
+
+
 @pytest.mark.parametrize(
     ("kept", "free", "said"),
     [
-        (
-            (10.0, 11.0, 12.0),
-            (40.0, 42.0, 41.0),
-            "30.0 points less (95 % interval 27.5 to 32.5, n = 3). **Here Eq. 4 vis",
-        ),
-        (
-            (40.0, 42.0, 41.0),
-            (10.0, 11.0, 12.0),
-            "30.0 points more (95 % interval 27.5 to 32.5, n = 3). **Here Eq. 4 mak",
-        ),
-        ((10.0, 40.0, 20.0), (40.0, 10.0, 22.0), "**These seeds cannot show that Eq. 4 works.**"),
+        (LESS, MORE, "30.0 points less (95 % interval 27.5 to 32.5, n = 3)."),
+        (LESS, MORE, "**Eq. 4 reduces forgetting.**"),
+        (MORE, LESS, "30.0 points more (95 % interval 27.5 to 32.5, n = 3)."),
+        (MORE, LESS, "**Eq. 4 makes forgetting worse.**"),
+        ((10.0, 40.0, 20.0), OPEN, "**These seeds cannot show that Eq. 4 reduces forgetting.**"),
         ((10.0,), (40.0,), "in one seed, from which nothing can be concluded"),
     ],
 )
 def test_protection_is_said_as_the_seeds_went(kept, free, said):
-    assert said in problem.read_protection({"with": kept, "without": free}, {})
+    same = {"with": kept, "without": kept}
+    assert said in problem.read_protection({"with": kept, "without": free}, same, {})
 
 
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        ((50.0, 51.0, 49.0), "the newest task is lower: -30.0"),
-        ((80.0, 81.0, 79.0), "the newest task is not separable from no change: "),
-        ((99.0, 99.5, 100.0), "the newest task is higher: +19.5"),
+        (LESS, "**Eq. 4 reduces forgetting, and the client learns less that is new.** What was never learned"),
+        ((50.0, 52.0, 51.0), "**Eq. 4 reduces forgetting, and the client learns more that is new.**"),
+        (OPEN, "**Eq. 4 reduces forgetting.**"),
+    ],
+)
+def test_less_forgetting_by_less_learning_is_said(after, said):
+    learned = {"with": after, "without": MORE}
+    text = problem.read_protection({"with": LESS, "without": MORE}, learned, {})
+    assert said in text and (problem.NEVER_LEARNED in text) == (after == LESS)
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ((50.0, 51.0, 49.0), "The accuracy on all tasks is lower: -30.0"),
+        ((80.0, 81.0, 79.0), "The accuracy on all tasks does not change measurably: "),
+        ((99.0, 99.5, 100.0), "The accuracy on all tasks is higher: +19.5"),
     ],
 )
 def test_the_price_is_said_as_well(after, said):
     forgotten = {"with": (1.0, 2.0, 3.0), "without": (4.0, 5.0, 7.0)}
-    others = {"the newest task": {"with": after, "without": (80.0, 80.5, 79.5)}}
-    assert said in problem.read_protection(forgotten, others)
+    others = {"all tasks": {"with": after, "without": (80.0, 80.5, 79.5)}}
+    assert said in problem.read_protection(forgotten, {"with": LESS, "without": MORE}, others)
+
+
+@pytest.mark.parametrize(
+    ("kept", "free", "says"),
+    [
+        (0.18, 1.34, "**7.44 times** as large, or 2.7 times as far. For two unrelated vectors"),
+        (0.5, 0.6, "Here the equation slows the drift down, it does not stop it."),
+        (0.001, 0.6, "Here the equation slows the drift down, almost to nothing."),
+        (0.6, 0.54, "**0.90 times** as large, or 0.9 times as far."),
+        (0.6, 0.54, "Here the equation does not slow the drift down."),
+        (0.6, 0.599, "Here the equation makes no difference to the drift."),
+        (0.0, 0.0, "0.00 without it. For two unrelated"),
+    ],
+)
+def test_drift(kept, free, says):
+    assert says in problem.read_drift(kept, free)
