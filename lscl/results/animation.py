@@ -170,8 +170,8 @@ def round_in_words(trace: Mapping[str, Any]) -> str:
     up, down = _megabytes(trace)
     return (
         f"Round {trace['round']} of {trace['label']} with {len(trace['clients'])} clients. Each client trains on "
-        f"its own images. {up:.2f} MB go up from each, {down:.2f} MB come back, and no image among them. "
-        f"{_moved(trace)}"
+        f"its own images. {up:.2f} MB go up from each, {down:.2f} MB come back, and no image among them. The server "
+        f"fuses the generators. In the picture {_moved(trace)}"
     )
 
 
@@ -181,13 +181,12 @@ def _megabytes(trace: Mapping[str, Any]) -> list[float]:
 
 
 def _moved(trace: Mapping[str, Any]) -> str:
-    """What the server's step does to the distances between the clients, in a sentence."""
+    """What the server's step does to the distances between the clients' points, as the rest of a sentence."""
     trained, fused = (mean_distance(np.array(trace["points"][name])) for name in ("trained", "fused"))
     if not trained or 0.995 < fused / trained < 1.005:
-        return "The server leaves the clients' generators as far apart as they were."
-    way = f"brings the clients' generators together, to {100 * fused / trained:.0f} % of their mean distance"
-    apart = f"moves the clients' generators apart, to {fused / trained:.1f} times their mean distance"
-    return f"The server {way if fused < trained else apart}."
+        return "the mean distance between two generators stays the same."
+    falls, grows = f"falls to {100 * fused / trained:.0f} %", f"grows to {fused / trained:.1f} times what it was"
+    return f"the mean distance between two generators {falls if fused < trained else grows}."
 
 
 def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
@@ -237,7 +236,7 @@ def _captions(trace: Mapping[str, Any]) -> dict[str, str]:
     return {
         "train": "1  Each client trains on its own images.",
         "up": f"2  {shorten(', '.join(trace['sent']), 40)} go up: {up:.2f} MB a client.",
-        "server": f"3  {_moved(trace)}".replace("the clients' generators", "them").replace(" mean", ""),
+        "server": f"3  {_moved(trace).capitalize()}",
         "down": f"4  Each client gets a generator of its own: {down:.2f} MB.",
     }
 

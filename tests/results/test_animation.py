@@ -52,7 +52,7 @@ def test_a_round_that_cannot_be_drawn_is_one_line(smoke, one_line, changes, numb
 
 
 @pytest.mark.parametrize(
-    ("factor", "said"), [(0.5, "together, to 50 %"), (2.0, "apart, to 2.0 times"), (1.0, "as far apart as they were")]
+    ("factor", "said"), [(0.5, "falls to 50 %."), (2.0, "grows to 2.0 times what it was."), (1.0, "stays the same.")]
 )
 def test_the_words_follow_the_distances(trace, factor, said):
     points = {**trace["points"], "fused": (factor * np.array(trace["points"]["trained"])).tolist()}
@@ -76,7 +76,7 @@ def test_many_clients_and_none_apart(trace):
     assert len([*ElementTree.fromstring(animation.animated_round(many)).iter(f"{SVG}image")]) == 2 * len(
         colours.CLIENTS
     )
-    assert "as far apart as they were" in animation.round_in_words(many)
+    assert "two generators stays the same" in animation.round_in_words(many)
 
 
 def test_the_script_stores_the_round_and_the_image(smoke, places):
