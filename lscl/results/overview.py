@@ -5,6 +5,7 @@ a light or a dark screen where there is none.
 """
 
 import html
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -122,6 +123,9 @@ def reference_levels(rows: Iterable[Dots]) -> dict[str, Estimate]:
 # ---- in words
 
 
+UNTRAINED = "a closed-form classifier on the frozen features"
+
+
 def main_finding(records: Iterable[Record], rows: Iterable[Dots]) -> str:
     """The one finding of the first screen: the paper's system against the best baseline that trains nothing.
 
@@ -142,9 +146,7 @@ def main_finding(records: Iterable[Record], rows: Iterable[Dots]) -> str:
     control = next((name for name, pair in pairs.items() if len(pair)), None)  # the best one comes first
     if control is None:
         name = label_of(METHODS.find_role("own"))
-        return (
-            f"The comparison of {name} with a baseline that trains nothing is not finished: no seed has both runs yet."
-        )
+        return f"The comparison of {name} with {UNTRAINED} is not finished: no seed has both runs yet."
     ours, theirs = (estimate(pairs[control][one]) for one in (own[0], control))
     gap = estimate(pairs[control][own[0]] - pairs[control][control])
     return f"{compare_in_words(label_of(METHODS.find_role('own')), control, ours, theirs, gap)} {_setting(found[0])}"
@@ -173,23 +175,30 @@ def compare_in_words(name: str, control: str, ours: Estimate, theirs: Estimate, 
     Returns:
         sentences in markdown.
     """
-    short, where = plain_text(control.split(" (")[0]), DATASET_LABELS[DATASET]
-    values = f"{name} reaches {_percent(ours)}, {short} {_percent(theirs)}"
+    where, best = DATASET_LABELS[DATASET], UNTRAINED.replace("a closed", "the best closed")
+    values = f"{name} reaches {_percent(ours)}, {_row_in_words(control)} {_percent(theirs)}"
     score = "class-incremental accuracy after the last task"
     points, seeds = f"{abs(gap.mean):.1f} points", f"n = {gap.n} seeds"
     if gap.n == 1:
         return (
-            f"**One seed is recorded so far.** On {where}, {values}, which trains nothing ({score}): {points} apart. "
-            "One seed has no interval, so this is not a finding yet."
+            f"**One seed is recorded so far.** On {where}, {values}, which has no gradient training ({score}): "
+            f"{points} apart. One seed has no interval, so this is not a finding yet."
         )
     ends = sorted(gap.side * end if gap.side else end for end in (gap.mean - gap.half_width, gap.mean + gap.half_width))
     interval = f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}, {seeds}"
     sentence = {
-        -1: f"On {where}, a baseline that trains nothing beats {name} by {points}",
-        0: f"On {where}, {gap.n} seeds cannot separate {name} from the best baseline that trains nothing",
-        1: f"On {where}, {name} beats the best baseline that trains nothing by {points}",
+        -1: f"On {where}, {UNTRAINED}, without gradient training, beats {name} by {points}",
+        0: f"On {where}, {gap.n} seeds cannot separate {name} from {best}, without gradient training",
+        1: f"On {where}, {name} beats {best}, without gradient training, by {points}",
     }[gap.side]
     return f"**{sentence}** ({interval}{'' if gap.side else ', system minus baseline'}): {values} ({score})."
+
+
+def _row_in_words(label: str) -> str:
+    """The label of a row, its random features in words, so that it is not taken for another row of the same system."""
+    name, _, notes = label.partition(" (")
+    random = re.search(r"ridge_features = (\d+)", notes)
+    return f"{plain_text(name)} with {int(random[1]):,} random features" if random else plain_text(label)
 
 
 def _percent(found: Estimate) -> str:
