@@ -54,8 +54,8 @@ BUDGET = ", ".join(
     f"{count} until the end of {'all tasks' if task == math.inf else f'task {task}'}" for task, count in RUNGS
 )
 RULE = (
-    f"Every system gets the same number of trials, {TRIALS}, on seed {TUNING_SEED}, which no other table uses. Trial 0 "
-    "has the values from before any tuning: those of the official code, of a port of it, or of the profile. The others "
+    f"Every system with a search space gets the same number of trials, {TRIALS}, on seed {TUNING_SEED}, which no table "
+    "of results uses. Trial 0 has the values from before any tuning: those of the official code, of a port of it, or of the profile. The others "
     f"are points of the search space. Only the best trials continue: {BUDGET}. The highest class-incremental accuracy "
     "over the tasks so far wins."
 )
