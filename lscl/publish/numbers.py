@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lscl import files, paths
 from lscl.config import PROFILES, experiment
 from lscl.data import imagenet_r
-from lscl.errors import MissingFile
+from lscl.errors import MissingFile, pluralize
 from lscl.experiments import cost_model, sweeps
 from lscl.experiments.records import Record, select
 from lscl.experiments.rounding import ALLOWED, describe_pairs, expected_range
@@ -45,7 +45,7 @@ def numbers(records: list[Record]) -> dict[str, str]:
         },
         "published_cifar100": lambda: _published("cifar100"),
         "main_runs": lambda: str(len(records)),
-        "main_hours": lambda: f"{sum(map(wall_minutes, records)) / 60:.1f}",
+        "main_devices": lambda: _devices(records),
         "mini_images": lambda: str(PROFILES["mini"]["images_per_class"]),
         "demo_images": lambda: str(PROFILES["demo"]["images_per_class"]),
         "full_test_images": lambda: str(PROFILES["full"]["test_images_per_class"]),
@@ -78,6 +78,16 @@ def _gpu_outcomes(outcome: str) -> str:
     """How many checks on these cards ended in that way."""
     rows = [row for one in measured_cards() for row in one["rows"]]
     return str(sum(row["outcome"] == outcome for row in rows)) if rows else NONE
+
+
+def _devices(records: list[Record]) -> str:
+    """How many runs were made on what, and their hours: those on a GPU say little about a CPU."""
+    groups: dict[str, list[Record]] = {}
+    for one in records:
+        where = plain_text(one["hardware"]["gpu"]) if one["device"] == "cuda" else "CPUs"
+        groups.setdefault(where, []).append(one)
+    took = lambda group: f"{pluralize(len(group), 'run')} took {sum(map(wall_minutes, group)) / 60:.1f} hours"
+    return " and ".join(f"{took(groups[where])} on {where}" for where in sorted(groups)) or NONE
 
 
 def _cifar100_tests() -> int:

@@ -24,7 +24,11 @@ def test_accuracies_are_the_mean_over_the_seeds_of_fed_lscl_alone():
 
 def test_runs_and_their_hours_are_counted():
     found = numbers.numbers([record(), record("local_head")])
-    assert found["main_runs"] == "2" and found["main_hours"] == "0.1"  # of 3 minutes each
+    assert found["main_runs"] == "2" and found["main_devices"] == "2 runs took 0.1 hours on CPUs"  # of 3 minutes each
+    card = record(device="cuda", hardware={**record()["hardware"], "gpu": "NVIDIA X"}, seconds={"train": 3600})
+    both = numbers.numbers([record(), card])["main_devices"]
+    assert both == "1 run took 0.1 hours on CPUs and 1 run took 1.0 hours on NVIDIA X"
+    assert numbers.numbers([])["main_devices"] == numbers.NONE
 
 
 def test_settings_are_those_of_the_code():
