@@ -55,9 +55,9 @@ BUDGET = ", ".join(
 )
 RULE = (
     f"Every system with a search space gets the same number of trials, {TRIALS}, on seed {TUNING_SEED}, which no table "
-    "of results uses. Trial 0 has the values from before any tuning: those of the official code, of a port of it, or of the profile. The others "
-    f"are points of the search space. Only the best trials continue: {BUDGET}. The highest class-incremental accuracy "
-    "over the tasks so far wins."
+    "of results uses. Trial 0 has the values from before any tuning: those of the official code, of a port of it, or "
+    f"of the profile. The others are points of the search space. Only the best trials continue: {BUDGET}. The highest "
+    "class-incremental accuracy over the tasks so far wins."
 )
 *_MOST, _LAST = [f"`{name}`" for name in PROFILES if name != "smoke" and name not in OFFICIAL]
 TUNED = f"{', '.join(_MOST)} and {_LAST}"  # profiles with the chosen values

@@ -157,31 +157,6 @@ def read_growth(grown: pd.DataFrame) -> str:
     return f"Processor time grows {said}." if said else ""
 
 
-def read_drift(kept: float, free: float) -> str:
-    """What Eq. 4 does to the drift of the features.
-
-    Args:
-        kept: how far they moved in a run with it, as squared distance over squared length: two unrelated vectors of
-            equal length are 2 apart.
-        free: the same in a run without it.
-
-    Returns:
-        sentences.
-    """
-    times = f"{free / kept:.2f}" if kept else "inf"
-    text = (
-        f"At the end the features have moved by {kept:.2f} with Eq. 4 and by {free:.2f} without it, "
-        f"**{times} times** as far; 2 means unrelated."
-    )
-    if times == "1.00":
-        return f"{text} Here the equation makes no difference to the drift."
-    if free < kept:
-        return f"{text} Here the equation does not slow the drift down."
-    return f"{text} Here the equation slows the drift down" + (
-        ", it does not stop it." if f"{kept:.2f}" != "0.00" else ", almost to nothing."
-    )
-
-
 def read_controls(by_seed: pd.DataFrame) -> str:
     """How the best control that trains nothing compares with the systems that train, as a list in markdown.
 

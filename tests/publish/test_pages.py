@@ -39,7 +39,8 @@ def test_without_records_every_table_is_a_sentence(places):
     assert set(written) == set(pages.pieces())
     values = written["results/tables/method_values.md"]
     assert (
-        "| LoRM | paper | from codes | lr = 0.003 |" in values and "| GLFC | smoke | size | glfc_memory = 12, " in values
+        "| LoRM | paper | from codes | lr = 0.003 |" in values
+        and "| GLFC | smoke | size | glfc_memory = 12, " in values
     )
     assert written["results/tables/headline.md"].strip() == NO_RECORDS
     assert all(

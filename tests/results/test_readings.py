@@ -90,24 +90,6 @@ class TestComponents:
         assert "shows neither gain nor loss" in self.said([row(42)])
 
 
-@pytest.mark.parametrize(
-    ("kept", "free", "says"),
-    [
-        (
-            0.5,
-            0.6,
-            "**1.20 times** as far; 2 means unrelated. Here the equation slows the drift down, it does not stop it.",
-        ),
-        (0.001, 0.6, "Here the equation slows the drift down, almost to nothing."),
-        (0.6, 0.54, "**0.90 times** as far; 2 means unrelated. Here the equation does not slow the drift down."),
-        (0.6, 0.599, "**1.00 times** as far; 2 means unrelated. Here the equation makes no difference to the drift."),
-        (0.0, 0.5, "**inf times**"),
-    ],
-)
-def test_drift(kept, free, says):
-    assert says in readings.read_drift(kept, free)
-
-
 def test_growth():
     sizes = zip(GROWTH.values(), (1.1, 1.104, 0.81, 1.2))
     rows = [
