@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import httpx
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -119,15 +120,40 @@ class GridTransport:
                 for node in self.grid.get_nodes()
                 if self.started.get(node.node_id, "") != node.last_activated_at
             }
-            for reply in self.grid.pull_messages(list(waiting)):
-                replies[waiting.pop(reply.metadata.reply_to_message_id)] = reply
             for name, k in list(waiting.items()):
-                if self.nodes[k] in anew:
-                    replies[waiting.pop(name)] = Message(
-                        Error(code=0, reason="its node has restarted"), reply_to=messages[k]
-                    )
+                reply = self.pull(name, messages[k])
+                if reply is None and self.nodes[k] in anew:
+                    reply = _failed(messages[k], "its node has restarted")
+                if reply is not None:
+                    replies[waiting.pop(name)] = reply
             time.sleep(min(PAUSE, end - now) if waiting else 0)
         return replies
+
+    def pull(self, name: str, asked: Message) -> Message | None:
+        """Look for the reply to one message.
+
+        Each is pulled on its own: Flower makes objects of what a client sent, and where that fails, everything that is
+        pulled together is lost. Whom a reply names as its message is not read, for the client writes it.
+
+        Args:
+            name: the id of the message.
+            asked: the message.
+
+        Returns:
+            the reply, or an error in its place if it cannot be read; None if there is none yet.
+
+        Raises:
+            httpx.TransportError: the SuperLink cannot be reached, which is no client's fault.
+        """
+        try:
+            reply = next(iter(self.grid.pull_messages([name])), None)
+            if reply is None or (isinstance(reply, Message) and (reply.has_error() or _has_records(reply))):
+                return reply
+        except httpx.TransportError:
+            raise
+        except Exception as error:  # the bytes are the client's, so it may be any
+            return _failed(asked, f"its answer cannot be read ({type(error).__name__}: {shorten(error)})")
+        return _failed(asked, "its answer is no message with records")
 
     def private_state(self) -> dict[str, Tensor]:
         """The payloads that clients have missed, as one flat dictionary for saving."""
@@ -142,3 +168,11 @@ class GridTransport:
             k, number, name = key.split(".", 2)
             payload = self.missed.setdefault(int(k), {}).setdefault(int(number), {})
             payload |= {name: value} if name else {}
+
+
+def _has_records(reply: Message) -> bool:
+    return reply.has_content() and isinstance(reply.content, RecordDict)
+
+
+def _failed(asked: Message, reason: str) -> Message:
+    return Message(Error(code=0, reason=reason), reply_to=asked)

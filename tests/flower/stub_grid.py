@@ -60,9 +60,7 @@ class StubGrid:
         return names
 
     def pull_messages(self, names):
-        return [
-            self.replies.pop(one) for one in sorted(self.replies, reverse=True)
-        ]  # never in the order of the clients
+        return [self.replies.pop(name) for name in names if name in self.replies]
 
     def answer(self, message, node):
         try:

@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 
 pytest.importorskip("flwr", reason="needs the extra flower: pip install -e '.[flower]'")
-from flwr.app import MetricRecord
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from stub_grid import EXTRA, StubGrid, alone, exchanges_in
 from tests_root import compared
 
@@ -152,6 +153,53 @@ def test_a_reply_without_a_payload_is_left_out(over_flower, smoke, change):
     odd = lambda exchange, client: (lambda reply: change(reply.content)) if (exchange, client) == (1, 1) else None
     record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
     assert record["faults"][1] == ["payload of client 1: the message has none"]
+
+
+def unknown_object(reply):
+    raise KeyError("NoSuchType")  # as Flower where a client sends an object of a type that there is not
+
+
+def set_content(value):
+    """Give a reply a content that Flower's own classes would not give it."""
+    return lambda reply: reply.__dict__.update(_content=value) or reply
+
+
+UNREADABLE = {
+    "an object of no known type": (unknown_object, "cannot be read (KeyError: 'NoSuchType')"),
+    "no message": (lambda reply: RecordDict(), "is no message with records"),
+    "a message of nothing": (set_content(None), "is no message with records"),
+    "a message with one record": (set_content(ArrayRecord({})), "is no message with records"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_reply_that_flower_cannot_make_costs_nobody_else_an_answer(over_flower, smoke, case):
+    make, says = UNREADABLE[case]
+
+    class Odd(StubGrid):
+        def pull_messages(self, names):
+            return [make(reply) if names == ["4"] else reply for reply in super().pull_messages(names)]
+
+    record, _ = over_flower(smoke(method="fedavg_vit"), {"min-clients": 2}, grid=Odd)
+    assert record["faults"] == [[], [f"client 1: its answer {says}"], [], []]
+    assert [min(row) > 0 for row in record["bytes_up"]] == [True, False, True, True]
+
+
+def test_a_reply_belongs_to_the_message_that_was_asked_for_whatever_it_says(over_flower, smoke):
+    config = smoke(method="local_head")
+    foreign = lambda exchange, client: lambda reply: reply.metadata.__dict__.update(_reply_to_message_id="not-asked")
+    whole, _ = over_flower(config)
+    again, _ = over_flower(config, lost=foreign)
+    assert compared(again) == compared(whole) and "faults" not in again
+
+
+def test_a_superlink_that_is_away_is_no_clients_fault(over_flower, smoke):
+    class Away(StubGrid):
+        def pull_messages(self, names):
+            raise httpx.ConnectError("connection refused")
+
+    with pytest.raises(httpx.ConnectError):
+        over_flower(smoke(method="local_head"), {"min-clients": 2}, grid=Away)
 
 
 def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower, smoke):
