@@ -39,6 +39,7 @@ from lscl.flower.messages import pack_config
 
 APP = Path(__file__).parent / "app"
 FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
+BOX = ("╭", "│", "╰")  # how the lines of such a frame begin
 PATIENCE = 60  # seconds for a process to start
 
 
@@ -326,10 +327,12 @@ def submit(
 ) -> Record:
     """Hand a run to a SuperLink and wait for its end.
 
+    An earlier record of the run stays until the server writes the new one in its place.
+
     Args:
         config: the run.
         settings: the rules of the run, by Flower's names.
-        show: called with every line that Flower or the server writes.
+        show: called with every line that Flower or the server writes, but for a framed one: it goes into the error.
         link: the name of the SuperLink in Flower's configuration.
         variables: the environment of Flower's command.
         more: further arguments of the command.
@@ -343,7 +346,7 @@ def submit(
     """
     config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
     path, why, said = paths.results() / "federation" / "runs" / f"{config.name}.json", "", []
-    path.unlink(missing_ok=True)
+    before = _written(path)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write(
             "".join(
@@ -357,19 +360,26 @@ def submit(
         with subprocess.Popen(command, env=variables, **pipes) as process:
             try:
                 for line in process.stdout:
-                    show(line.rstrip())
+                    framed = line.lstrip().startswith(BOX)
+                    if not framed:
+                        show(line.rstrip())
                     why = line.partition("LsclError: ")[2].strip() or why
                     if text := line.strip(FRAME):
                         said = [*said, text] if line.lstrip().startswith("│") else [text]
             finally:
                 process.terminate()
-    if not path.exists():
+    if _written(path) == before:
         raise LsclError(
             why
             or f"{config.name} came to no end ({shorten(' '.join(said))}); the same command goes on after the last "
             "finished round"
         )
     return read_record(path)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What is made and checked before a federation starts: its rules, the SuperLink's name, a node's files, keys."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lscl import cli
 from lscl.config import experiment
 from lscl.data.store import private_folder
 from lscl.errors import LsclError
+from lscl.experiments import records
+from lscl.experiments.run import run
 from lscl.flower import local
 
 SUBMIT = local.submit
@@ -74,15 +77,43 @@ PANEL = """\
 """
 
 
-def test_a_run_that_flower_ends_says_all_of_flowers_last_words(places, tmp_path, monkeypatch, one_line):
-    program = tmp_path / "flwr"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{PANEL}END\nexit 1\n", encoding="utf-8")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+@pytest.fixture
+def flwr(tmp_path, monkeypatch):
+    """flwr(text, script): put a program in the place of Flower's command; it writes a text and does what is said."""
+
+    def make(text, script):
+        program = tmp_path / "flwr"
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n{script}\n", encoding="utf-8")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return make
+
+
+def test_a_run_that_flower_ends_says_all_of_flowers_last_words(places, flwr, one_line):
+    flwr(PANEL, "exit 1")
+    shown = []
     with pytest.raises(LsclError) as caught:
-        SUBMIT(experiment(profile="smoke"), {}, lambda line: None, "here", dict(os.environ))
+        SUBMIT(experiment(profile="smoke"), {}, shown.append, "here", dict(os.environ))
     words = "(Error Connection to the SuperLink is unavailable. Please check your network connection.)"
     one_line(caught, f"came to no end {words}; the same command goes on")
+    assert shown == ["🎊 Successfully started run 7"]
+
+
+def test_the_record_of_an_earlier_run_stays_until_there_is_a_new_one(smoke, places, flwr, one_line):
+    config = smoke(method="local_head", rounds=1)
+    run(config, quiet=True)
+    made, path = records.folder("smoke") / f"{config.name}.json", places / "results" / "federation" / "runs"
+    path.mkdir(parents=True)
+    path = path / made.name
+    shutil.copy(made, path)
+    flwr(PANEL, "exit 1")
+    with pytest.raises(LsclError) as caught:
+        SUBMIT(config, {}, lambda line: None, "far", dict(os.environ))
+    one_line(caught, "came to no end", "Connection to the SuperLink")
+    assert path.read_bytes() == made.read_bytes()
+    flwr("", f"cp '{made}' '{path}.new' && mv '{path}.new' '{path}'")
+    assert SUBMIT(config, {}, lambda line: None, "far", dict(os.environ))["name"] == config.name
 
 
 def test_a_superlink_that_ends_without_a_word_has_an_exit_code(tmp_path, monkeypatch, one_line):
