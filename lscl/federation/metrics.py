@@ -6,6 +6,8 @@ A system with features of its own is tested twice: with its head, and with a clo
 The accuracy tensor is acc[mask][t][k][u]: after task t, of client k, on the test images of its task u <= t. The masks:
 task = only the classes of task u compete (the task is given), seen = all classes that client k has met
 (class-incremental), all = every class of the data set.
+
+It is NaN where a client has not answered; the metrics are means over the clients that have.
 """
 
 from collections.abc import Mapping
@@ -120,21 +122,34 @@ def accuracies_so_far(scores: Mapping[int, dict], classes_per_task: int) -> dict
     return {mask: float(value) for mask, value in zip(MASKS, np.mean(by_client, axis=(0, 2)))}
 
 
+def count_tested(acc: np.ndarray) -> np.ndarray:
+    """How many clients have answered their test after each task. (t, k, u) -> (t,) int64."""
+    return (~np.isnan(acc[:, :, 0])).sum(1)
+
+
+def _mean(acc: np.ndarray) -> float:
+    """The mean over the clients that have answered; NaN if none has."""
+    there = acc[~np.isnan(acc)]
+    if there.size == acc.size:
+        return float(acc.mean())  # summed in the array's own order: the last bits hang on it
+    return float(there.mean()) if there.size else np.nan
+
+
 def current_task(acc: np.ndarray) -> np.ndarray:
     """Table 1 of the paper: the mean over clients of acc[t][k][t]. (t, k, u) -> (t,)."""
-    return np.array([acc[t, :, t].mean() for t in range(len(acc))])
+    return np.array([_mean(acc[t, :, t]) for t in range(len(acc))])
 
 
 def average_so_far(acc: np.ndarray) -> np.ndarray:
     """The mean over clients and tasks u <= t; the last entry is Table 2 of the paper. (t, k, u) -> (t,)."""
-    return np.array([acc[t, :, : t + 1].mean() for t in range(len(acc))])
+    return np.array([_mean(acc[t, :, : t + 1]) for t in range(len(acc))])
 
 
 def forgetting(acc: np.ndarray) -> float:
     """Mean over clients and tasks u < T of max_{t < T} acc[t][u] - acc[T][u] (Chaudhry et al. 2018), of (t, k, u)."""
     if len(acc) == 1:
         return 0.0
-    return float((np.nanmax(acc[:-1, :, :-1], axis=0) - acc[-1, :, :-1]).mean())
+    return _mean(np.fmax.reduce(acc[:-1, :, :-1], axis=0) - acc[-1, :, :-1])  # fmax passes over NaN
 
 
 def backward_transfer(acc: np.ndarray) -> float:
@@ -142,7 +157,7 @@ def backward_transfer(acc: np.ndarray) -> float:
     if len(acc) == 1:
         return 0.0
     then = np.stack([acc[u, :, u] for u in range(len(acc) - 1)], axis=1)
-    return float((acc[-1, :, :-1] - then).mean())
+    return _mean(acc[-1, :, :-1] - then)
 
 
 def accuracy_per_class(

@@ -15,6 +15,7 @@ from lscl.federation.metrics import (
     accuracy_tensor,
     average_so_far,
     backward_transfer,
+    count_tested,
     current_task,
     evaluate,
     forgetting,
@@ -54,6 +55,45 @@ def test_one_task_alone_cannot_be_forgotten():
     one = ACC[:1, :, :1]
     assert forgetting(one) == 0 and backward_transfer(one) == 0
     assert current_task(one).tolist() == average_so_far(one).tolist() == [95]
+
+
+def without(*answers):
+    """ACC without the answers of some clients after some tasks."""
+    acc = ACC.copy()
+    for task, client in answers:
+        acc[task, client] = NAN
+    return acc
+
+
+def test_every_metric_is_the_mean_over_the_clients_that_have_answered():
+    """Client 1 is silent after the second task: its best on the first is then 100, and on the second nothing."""
+    acc = without((1, 1))
+    assert count_tested(acc).tolist() == [2, 1, 2] and count_tested(ACC).tolist() == [2, 2, 2]
+    assert current_task(acc).tolist() == [95, 70, 70]
+    assert average_so_far(acc) == pytest.approx([95, (95 + 70) / 2, (60 + 75 + 50 + 80 + 40 + 90) / 6])
+    assert forgetting(acc) == pytest.approx((35 - 5 + 20) / 3)
+    assert backward_transfer(acc) == pytest.approx((-30 + 5 - 20) / 3)
+
+
+def test_a_client_that_is_silent_at_the_end_counts_for_nothing_there():
+    acc = without((2, 0))
+    assert current_task(acc).tolist() == [95, 65, 90] and average_so_far(acc)[-1] == pytest.approx((80 + 40 + 90) / 3)
+    assert forgetting(acc) == pytest.approx((20 + 20) / 2) and backward_transfer(acc) == pytest.approx((-20 - 20) / 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_any_answer_a_metric_is_nan():
+    acc = without((2, 0), (2, 1))
+    assert np.isnan([current_task(acc)[-1], average_so_far(acc)[-1], forgetting(acc), backward_transfer(acc)]).all()
+    never = np.full_like(ACC, NAN)
+    assert np.isnan([*current_task(never), *average_so_far(never), forgetting(never), backward_transfer(never)]).all()
+
+
+def test_with_all_answers_a_metric_is_equal_to_the_bit_to_the_plain_mean():
+    acc = np.random.default_rng(0).uniform(0, 100, (10, 50, 10))
+    assert current_task(acc).tolist() == [acc[t, :, t].mean() for t in range(10)]
+    assert average_so_far(acc).tolist() == [acc[t, :, : t + 1].mean() for t in range(10)]
+    assert forgetting(acc) == (np.nanmax(acc[:-1, :, :-1], axis=0) - acc[-1, :, :-1]).mean()
 
 
 def counted(correct, total):
