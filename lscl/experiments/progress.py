@@ -16,7 +16,7 @@ from lscl.federation.metrics import accuracies_so_far
 
 
 class Progress:
-    """Task, round, client, the last accuracy and the time left."""
+    """Task, round, client, the last accuracy and the time left; the bar goes with the end of the `with` block."""
 
     def __init__(self, config: Experiment, quiet: bool = False, every_round: bool = False):
         self.config, self.every_round = config, every_round
@@ -34,6 +34,12 @@ class Progress:
         self.accuracy = ""
         self.task = self.bar.add_task(self.label, total=None)
         self.bar.start()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def prepare(self, done: int, total: int) -> None:
         """Show how many images went through the frozen part.
@@ -122,5 +128,5 @@ class Progress:
             self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar and show the cursor again."""
         self.bar.stop()

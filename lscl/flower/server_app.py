@@ -35,8 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     least, limit = needs.min_clients or config.clients, int(needs.max_mb * 10**6)
     folder, track = paths.results() / "federation", paths.variable("LSCL_TRACK")
     observer = TensorBoard(track) if track else None
-    state, progress, started = folder / "state" / config.name, Progress(config, every_round=True), time.perf_counter()
-    with claim(state, wait=False):
+    state, started = folder / "state" / config.name, time.perf_counter()
+    with claim(state, wait=False), Progress(config, every_round=True) as progress:
         for kept in (state, *state.glob("round-*")):
             private_folder(kept)
         data, parts, method, _ = build_experiment(config, progress)

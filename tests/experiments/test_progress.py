@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import run
@@ -53,3 +54,12 @@ def test_the_bar_is_full_when_the_last_client_has_answered(smoke, done):
     bar = progress.bar.tasks[0]
     assert bar.completed == bar.total == 18
     progress.close()
+
+
+def test_whatever_ends_the_block_a_terminal_gets_its_cursor_back(smoke, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    with pytest.raises(LsclError), Progress(smoke()) as progress:
+        assert progress.live
+        raise LsclError("wrong")
+    said = capsys.readouterr().err
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1

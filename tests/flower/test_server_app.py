@@ -13,6 +13,7 @@ from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import settle_device
 from lscl.federation.checkpoint import read_state
+from lscl.flower import server_app
 from lscl.methods import METHODS
 
 
@@ -36,6 +37,18 @@ def test_every_method_gives_the_record_of_one_process(over_flower, smoke, name):
     config = smoke(method=name, rounds=1)
     record, _ = over_flower(config)
     assert compared(record) == compared(alone(config))
+
+
+def test_an_error_before_the_first_round_gives_a_terminal_its_cursor_back(over_flower, smoke, capsys, monkeypatch):
+    def refuse(*_):
+        raise LsclError("wrong")
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setattr(server_app, "build_experiment", refuse)
+    with pytest.raises(LsclError, match="wrong"):
+        over_flower(smoke())
+    said = capsys.readouterr().err
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
 
 
 def modes(folder):
