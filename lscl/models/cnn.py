@@ -80,7 +80,17 @@ class FeatureExtractor(nn.Module):
 
 def to_cnn_input(pixels: Tensor) -> Tensor:
     """Turn pixels into the CNNs' input: (b, H, W, 3) uint8 -> (b, 3, H, W) float32 in -2 to 2."""
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - MEAN_OF_INPUT) / STD_OF_INPUT  # (b, 3, H, W)
+    return from_unit_range(pixels.permute(0, 3, 1, 2).float() / 255)  # (b, 3, H, W)
+
+
+def from_unit_range(pixels: Tensor) -> Tensor:
+    """Pixels between 0 (black) and 1 as the CNN's input, -2 to 2."""
+    return (pixels - MEAN_OF_INPUT) / STD_OF_INPUT
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """The CNN's input, -2 to 2, as pixels between 0 (black) and 1."""
+    return images * STD_OF_INPUT + MEAN_OF_INPUT
 
 
 def small_cnn(config: Experiment, client: int, norm: bool = True, start: Start = "drawn") -> FeatureExtractor:

@@ -6,7 +6,15 @@ from torch import nn
 
 from lscl.errors import LsclError
 from lscl.models import cnn
-from lscl.models.cnn import MINI_FIVE, TORCHVISION, check_cnns, small_cnn
+from lscl.models.cnn import (
+    MINI_FIVE,
+    TORCHVISION,
+    check_cnns,
+    from_unit_range,
+    small_cnn,
+    to_cnn_input,
+    to_unit_range,
+)
 
 NAMES = ("tiny", "small", *TORCHVISION, *MINI_FIVE)
 
@@ -33,6 +41,17 @@ def test_features_have_mean_0_and_variance_1_if_normalised(smoke):
         raw = small_cnn(smoke(), 0, norm=False)(images)
     assert f.mean(1).abs().max() < 1e-5 and (f.var(1, correction=0) - 1).abs().max() < 0.02
     assert raw.mean(1).abs().max() > 0.05
+
+
+def test_the_input_of_a_cnn_and_the_way_back():
+    """All numbers equal to the bit to (x - 0.5) / 0.25 and x * 0.25 + 0.5: those of the records are made by these."""
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    shares = pixels.permute(0, 3, 1, 2).float() / 255  # (1, 3, 16, 16)
+    images = to_cnn_input(pixels)
+    assert torch.equal(images, (shares - 0.5) / 0.25) and torch.equal(images, from_unit_range(shares))
+    assert torch.equal(to_unit_range(images), images * 0.25 + 0.5)
+    assert to_unit_range(images).min() == 0 and to_unit_range(images).max() == 1
+    assert torch.allclose(from_unit_range(to_unit_range(images)), images, atol=1e-6)
 
 
 def test_several_cnns_are_dealt_out_in_turn(smoke):

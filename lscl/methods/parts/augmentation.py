@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from lscl.config import PROFILES
+from lscl.models.cnn import MEAN_OF_INPUT, STD_OF_INPUT, from_unit_range, to_unit_range
 from lscl.models.transfer import send
 from lscl.registry import Parameters
 
-BLACK = -2.0  # black pixels in the CNN's input, see `federation.client.to_cnn_input`
+BLACK = -MEAN_OF_INPUT / STD_OF_INPUT  # black pixels in the CNN's input, see `lscl.models.cnn.to_cnn_input`
 BRIGHTNESS = 63 / 255  # largest change of the brightness in the official codes of GLFC and TARGET
 
 # What changes of an image leave its class as it is. Photos may be mirrored, symbols may not: two of the glyphs are each
@@ -24,16 +25,6 @@ AUGMENTED = {
     if profile != "smoke"
     for dataset, how in SUITABLE.items()
 }
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """The CNN's input, -2 to 2, as pixels between 0 (black) and 1."""
-    return images * 0.25 + 0.5
-
-
-def from_unit_range(pixels: Tensor) -> Tensor:
-    """Pixels between 0 (black) and 1 as the CNN's input, -2 to 2."""
-    return (pixels - 0.5) / 0.25
 
 
 class Augmentation(Parameters):

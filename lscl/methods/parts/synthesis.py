@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.errors import LsclError
+from lscl.models.cnn import to_unit_range
 from lscl.models.counting import Network, network
 
 SMALL = 64  # pixels: up to here two upsamplings, above five, as in the released codes at 32 and at 224 pixels
@@ -167,6 +168,6 @@ def kl_gap(batch: Moments, running: Moments) -> Tensor:
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Undo `federation.client.to_cnn_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
-    pixels = ((images.detach() * 0.25 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+    """Undo `lscl.models.cnn.to_cnn_input`: (n, 3, H, W) in about -2 to 2 -> (n, H, W, 3) uint8."""
+    pixels = (to_unit_range(images.detach()) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().contiguous()  # (n, H, W, 3)

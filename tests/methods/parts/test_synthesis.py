@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from lscl.errors import LsclError
-from lscl.federation.client import to_cnn_input
 from lscl.methods.parts.synthesis import (
     ImageGenerator,
     Statistics,
@@ -16,6 +15,7 @@ from lscl.methods.parts.synthesis import (
     mix_moments,
     norm_gap,
 )
+from lscl.models.cnn import to_cnn_input
 
 
 def counted(network):
