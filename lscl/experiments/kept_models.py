@@ -66,6 +66,8 @@ class ModelCard(BaseModel):
 class ModelKeeper:
     """Copies what every client is tested with at the end of a run; its `keep` is told of each test (`training.answer`).
 
+    The server is copied with the first client: during a test nothing of it changes.
+
     Args:
         tensors: {name: tensor} of server and clients: "server.NAME", "client0.model.NAME", "client0.state.NAME"; empty
             before the last test.
@@ -85,14 +87,18 @@ class ModelKeeper:
         """
         if client.task + 1 < method.config.tasks_run:
             return
-        for part, values in (("server", method.server), (f"client{client.id}", client.private_state())):
-            copies = {f"{part}.{name}": value.detach().to("cpu", copy=True) for name, value in values.items()}
-            self.tensors |= copies
+        if not self.tensors:
+            self.tensors |= _copies("server", method.server)
+        self.tensors |= _copies(f"client{client.id}", client.private_state())
         client.model.eval()
         index = client.test_index(client.task)[:PROBES]
         with torch.random.fork_rng():
             seen = method.logits(client, client.test.batch(index)).cpu()
         self.probes[client.id] = np.array(client.test.images.images[index.numpy()]), seen
+
+
+def _copies(part: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": value.detach().to("cpu", copy=True) for name, value in values.items()}
 
 
 def model_path(record: Mapping[str, Any]) -> Path:

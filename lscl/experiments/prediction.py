@@ -265,7 +265,7 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
         LsclError: no such file; damaged, too large, of another kind or of another run; a system, a data set or weights
             that are not there, or weights that the run did not use.
     """
-    place = model_path(path) if isinstance(path, Mapping) else _find(Path(path))
+    place = _find(path)
     card = read_card(place)
     if weights is not None and not card.config.get("weights_sha256"):
         raise LsclError(f"{place}: its run used no local checkpoint of the frozen ViT: leave weights out")
@@ -321,8 +321,17 @@ def check_models(model: KeptModel, keeper: ModelKeeper) -> None:
             raise LsclError(f"{needs} (client {k} sees something else in an image)")
 
 
-def _find(path: Path) -> Path:
-    """The safetensors file of a path that a user gave."""
+def _find(given: object) -> Path:
+    """The safetensors file of a path or a record that a user gave."""
+    if isinstance(given, Mapping):
+        kinds = {"profile": str, "name": str, "dirty": bool}
+        if all(isinstance(given.get(name), kind) for name, kind in kinds.items()):
+            return model_path(given)
+    if not isinstance(given, str | Path):
+        raise LsclError(
+            f"cannot read {shorten(repr(given), 100)} as kept models: give the {ENDING} file, its card or its record"
+        )
+    path = Path(given)
     if path.suffix == ENDING:
         found = path
     elif path.suffix == ".json":

@@ -43,6 +43,21 @@ def test_it_is_what_the_last_test_sees(smoke, federation):
     assert torch.equal(states, torch.random.get_rng_state())
 
 
+def test_the_server_is_copied_once(smoke, federation):
+    method, clients = federation(smoke(method="fedavg", rounds=1))
+    keeper, transport, seen = ModelKeeper(), InProcess(method, clients), []
+
+    def keep(client):
+        keeper.keep(method, client)
+        seen.append([value for name, value in keeper.tensors.items() if name.startswith("server.")])
+
+    transport.before_test = keep
+    list(federate(method, transport))
+    first, *others = seen[-len(clients) :]
+    assert first and all(one is other for more in others for one, other in zip(first, more, strict=True))
+    assert all(torch.equal(keeper.tensors[f"server.{name}"], value) for name, value in method.server.items())
+
+
 class Forgetful(ToySystem):
     """A system that keeps to itself what its head needs."""
 

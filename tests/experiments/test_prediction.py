@@ -391,6 +391,13 @@ def test_what_is_no_kept_model_is_one_line(tmp_path, name, one_line):
     one_line(caught, path.stem)
 
 
+@pytest.mark.parametrize("given", [None, 3, b"model.safetensors", [], {}, {"name": "x"}, {"profile": 3, "name": 4}])
+def test_what_is_neither_a_path_nor_a_record_is_one_line(given, one_line):
+    with pytest.raises(LsclError) as caught:
+        load_model(given)
+    one_line(caught, f"cannot read {given!r} as kept models: give the .safetensors file, its card or its record")
+
+
 def test_a_run_with_a_local_checkpoint_needs_that_file(smoke, tmp_path, one_line):
     path = tmp_path / "tiny.safetensors"
     save_file(foundation("tiny", None).vit.state_dict(), path)
