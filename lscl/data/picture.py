@@ -1,4 +1,4 @@
-"""Decode any image file to upright RGB pixels of 8 bits; no other module decodes image files.
+"""Decode any image, a file or one of Pillow's, to upright RGB pixels of 8 bits; no other module decodes images.
 
 - The content decides the format; the ending only helps with formats that have no signature.
 - EXIF's orientation is followed. Of several pictures in a file (GIF, TIFF, MPO) the first is read.
@@ -11,7 +11,8 @@
 
 import logging
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lscl.errors import LsclError
+from lscl.errors import LsclError, first_line
 from lscl.files import check_regular
 
 # Formats of Pillow that are no pictures to train on: measurements, drawings for another program, films, documents.
@@ -49,7 +50,7 @@ class Picture:
 
     Args:
         rgb: upright RGB pixels.
-        format: format of the file, as Pillow names it.
+        format: format of the file, as Pillow names it; empty for an image that was made in memory.
         mode: mode of the file, as Pillow names it.
         size: width and height in the file, in pixels.
         frames: number of pictures in the file.
@@ -131,9 +132,33 @@ def read_picture(file: Path | BinaryIO, name: str) -> Picture:
             check_regular(file)
     except OSError as error:
         raise LsclError(f"cannot read {name}: {error.strerror or error}") from error
+    with _one_line(name), warnings.catch_warnings(action="ignore"), Image.open(file, formats=_formats()) as picture:
+        return _decoded(picture, name)
+
+
+def decode_picture(picture: Image.Image, name: str) -> Picture:
+    """Decode an image that Pillow has opened or made, by the same rules as a file; of several frames its current one.
+
+    Args:
+        picture: the image; it stays open.
+        name: the image's name in messages.
+
+    Returns:
+        The picture, upright and in RGB.
+
+    Raises:
+        LsclError: the image has no pixels, is closed, corrupt or too large, or no convention says which of its numbers
+            is white.
+    """
+    with _one_line(name), warnings.catch_warnings(action="ignore"):
+        return _decoded(picture, name)
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong with an image into one line."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_formats()) as picture:
-            return _decoded(picture, name)
+        yield
     except LsclError:
         raise
     except MemoryError as error:
@@ -143,7 +168,7 @@ def read_picture(file: Path | BinaryIO, name: str) -> Picture:
     except UnidentifiedImageError as error:
         raise LsclError(f"corrupt image {name}: no format that Pillow reads") from error
     except Exception as error:  # decoders raise all kinds of exceptions on damaged files
-        raise LsclError(f"corrupt image {name}: {str(error) or type(error).__name__}") from error
+        raise LsclError(f"corrupt image {name}: {first_line(error)}") from error
 
 
 def is_picture(path: Path) -> bool:
@@ -173,7 +198,7 @@ def _formats() -> list[str]:
 
 
 def _decoded(picture: Image.Image, name: str) -> Picture:
-    kind, mode, size = picture.format, picture.mode, picture.size
+    kind, mode, size = picture.format or "", picture.mode, picture.size
     if min(size) == 0:
         raise LsclError(f"empty image {name}: {size[0]} x {size[1]} pixels")
     picture.load()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lscl.config import Experiment, experiment
 from lscl.data.partition import Census, Partition, Task
-from lscl.data.picture import Picture, read_picture
+from lscl.data.picture import decode_picture, read_picture
 from lscl.data.store import ImageSet
 from lscl.errors import LsclError, explain, first_line, shorten
 from lscl.experiments import records
@@ -118,15 +118,15 @@ class KeptModel:
     def predict(self, images: Any, client: int = 0, mask: str = "seen", task: int | None = None) -> Prediction:
         """Let a client classify images.
 
-        Images of another size are resized and cropped as those of a folder. A system whose images vote in a batch
-        (prompt_batchwise) gives every image of a call its part in the vote, 200 at a time.
+        Images are decoded, resized and cropped as those of a folder, wherever they come from. A system whose images
+        vote in a batch (prompt_batchwise) gives every image of a call its part in the vote, 200 at a time.
 
         Args:
             images: (n, H, W, 3) or (H, W, 3) uint8; or the path of a picture, or a PIL image, or a list of these.
             client: whose models look, from 0.
             mask: the classes that compete, as in the tests: "seen" = all that the client has met, "all" = every class
                 of the data set, "task" = those of one task.
-            task: the task of mask = task, from 0; it may be given without the mask.
+            task: the task of mask = task, from 0; it may be given without the mask, but not with mask = all.
 
         Returns:
             the scores of every class.
@@ -180,6 +180,8 @@ class KeptModel:
             raise LsclError(f"client = {shorten(repr(client), 50)}: there are the clients 0 to {len(tasks) - 1}")
         if mask not in MASKS:
             raise LsclError(f"mask = {shorten(repr(mask), 50)}: allowed are {', '.join(MASKS)}")
+        if mask == "all" and task is not None:
+            raise LsclError(f"task = {shorten(repr(task), 50)}: every class competes with mask = all, leave one out")
         if mask == "task" and not _is_number(task, len(tasks[client])):
             raise LsclError(
                 f"task = {shorten(repr(task), 50)}: client {client} has the tasks 0 to {len(tasks[client]) - 1}"
@@ -229,11 +231,14 @@ def _is_number(value: object, count: int) -> bool:
 
 
 def _square(image: Any, size: int, number: int) -> np.ndarray:
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+            raise LsclError(
+                f"image {number} has shape {image.shape} and type {image.dtype}: wanted are (H, W, 3) numbers of uint8"
+            )
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
-        rgb = image.convert("RGB")
-        return Picture(rgb, "", image.mode, image.size, 1, ()).square(size, f"{number}")
+        return decode_picture(image, f"{number}").square(size, f"{number}")
     if not isinstance(image, str | Path):
         raise LsclError(f"image {number} is a {type(image).__name__}: give an array, a picture or a path")
     return read_picture(Path(image), shorten(image, 200)).square(size, shorten(image, 200))

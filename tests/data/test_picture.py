@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lscl.data.picture import is_picture, max_pixels, read_picture, square
+from lscl.data.picture import decode_picture, is_picture, max_pixels, read_picture, square
 from lscl.errors import LsclError
 
 
@@ -144,6 +144,37 @@ def test_other_modes_become_rgb(tmp_path, mode, white, ending):
     Image.new(mode, (16, 16), white).save(path)
     found = read_picture(path, "")
     assert found.mode == mode and (np.asarray(found.rgb) == 255).all()
+
+
+def test_an_open_image_is_decoded_as_its_file(tmp_path, colours):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colours.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(DEEP).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (1, 2, 3, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(tmp_path / "floats.tiff")
+    for path in tmp_path.iterdir():
+        wanted = read_picture(path, "")
+        with Image.open(path) as picture:
+            found = decode_picture(picture, "")
+        assert np.array_equal(np.asarray(found.rgb), np.asarray(wanted.rgb)) and found.changes == wanted.changes != ()
+    assert decode_picture(colours, "").format == "" and decode_picture(colours, "").rgb.tobytes() == colours.tobytes()
+
+
+def test_an_open_image_without_pixels_is_one_line(tmp_path, colours, one_line):
+    colours.save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    closed, cut = (Image.open(tmp_path / name) for name in ("a.png", "cut.png"))
+    closed.close()
+    for picture, words in (
+        (Image.new("RGB", (0, 5)), "empty image 3: 0 x 5 pixels"),
+        (cut, "corrupt image 3: "),
+        (closed, "corrupt image 3: "),
+        (Image.new("I", (4, 4)), "cannot use image 3: no convention"),
+    ):
+        with pytest.raises(LsclError) as caught, picture:
+            decode_picture(picture, "3")
+        one_line(caught, words)
 
 
 def png(width, height):

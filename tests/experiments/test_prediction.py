@@ -189,6 +189,17 @@ def test_pictures_come_in_many_ways(kept, tree, tmp_path):
     assert model.predict([tmp_path / "larger.png", path]).images.shape == (2, 16, 16, 3)
 
 
+def test_a_picture_is_the_same_by_its_path_and_opened(kept, tmp_path):
+    """Also where its numbers are not those that the networks see."""
+    model, path = load_model(kept[2]), tmp_path / "a.png"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    for image in (Image.fromarray(grey), Image.new("RGBA", (16, 16), (9, 9, 9, 9)), Image.fromarray(grey >> 8)):
+        image.save(path, exif=turned)
+        assert np.array_equal(model.predict(Image.open(path)).images, model.predict(path).images)
+
+
 def test_many_images_go_through_in_batches(kept, monkeypatch):
     model, images = load_model(kept[2]), np.random.default_rng(1).integers(0, 256, (7, 16, 16, 3), np.uint8)
     whole = model.predict(images).logits
@@ -212,6 +223,9 @@ def test_the_threads_of_the_caller_stay(smoke):
         ({"images": []}, "give an array, a picture, a path"),
         ({"images": 5}, "give an array, a picture, a path"),
         ({"images": [5]}, "image 0 is a int"),
+        ({"images": Image.new("RGB", (0, 5))}, "empty image 0: 0 x 5 pixels"),
+        ({"images": [np.zeros((0, 5, 3), np.uint8)]}, "image 0 has shape (0, 5, 3)"),
+        ({"images": [np.zeros((5, 5, 3))]}, "image 0 has shape (5, 5, 3) and type float64"),
         ({"images": "no/such.png"}, "no/such.png"),
         ({"images": __file__}, "corrupt image"),
         ({"client": 3}, "client = 3: there are the clients 0 to 2"),
@@ -221,6 +235,7 @@ def test_the_threads_of_the_caller_stay(smoke):
         ({"task": 2}, "task = 2: client 0 has the tasks 0 to 1"),
         ({"task": -1}, "task = -1"),
         ({"mask": "task"}, "task = None"),
+        ({"mask": "all", "task": 0}, "task = 0: every class competes with mask = all"),
         ({"mask": "none"}, "mask = 'none': allowed are task, seen, all"),
     ],
 )
