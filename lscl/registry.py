@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -299,8 +299,14 @@ def register_dataset(name: str, load: Callable | None = None, **facts: Any) -> C
         The function `load`.
 
     Raises:
-        LsclError: another data set has the name.
+        LsclError: another data set has the name, `load` is no function, or there is no such field.
     """
+    allowed = [one.name for one in fields(ImageSource)][2:]  # behind name and load
+    for fact in facts:
+        if fact not in allowed:
+            raise unknown_name("field of a data set", fact, allowed)
+    if load is not None and not callable(load):
+        raise LsclError(f"data set {name!r}: load = {load!r:.80}: must be a function of a config")
     if load is None:
         return partial(register_dataset, name, **facts)
     DATASETS.add(ImageSource(name, load, **facts))

@@ -302,6 +302,21 @@ def test_a_data_set_needs_a_name_of_its_own(toys, one_line):
     one_line(caught, "images of toy_images have 16 pixels a side")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"load": load_toy, "foo": 3}, "unknown field of a data set 'foo' (allowed: label, values, images,"),
+        ({"pixel": 16}, "unknown field of a data set 'pixel'; did you mean 'pixels'?"),
+        ({"load": 3}, "data set 'good': load = 3: must be a function"),
+    ],
+)
+def test_a_data_set_of_other_facts_is_one_line(given, words, one_line):
+    with pytest.raises(LsclError) as caught:
+        register_dataset("good", **given)
+    one_line(caught, words)
+    assert "good" not in DATASETS
+
+
 def test_the_decorators_give_back_what_they_took(toys):
     register_dataset("toy_images", **{"pixels": 16})(load_toy)
     assert (

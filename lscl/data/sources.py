@@ -1,7 +1,9 @@
 """Load data sets by name, in a canonical order: every source of the same images gives the same digest."""
 
 import sys
+from dataclasses import replace
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from lscl.data.folder import check_same_classes, class_files, image_folder, list
 from lscl.data.glyphs import PER_CLASS, glyphs
 from lscl.data.imagenet_r import CLASSES, SIZE, imagenet_r
 from lscl.data.store import Dataset, ImageSet, cache_images, sort_canonically
-from lscl.errors import LsclError, make_printable
+from lscl.errors import LsclError, make_printable, shorten
 from lscl.registry import DATASETS, register_dataset
 
 CIFAR100_DIGESTS = (  # of all training and all test images in canonical order
@@ -30,7 +32,8 @@ def load(config: Experiment) -> Dataset:
 
     Raises:
         LsclError: the folder is missing or empty, an image is corrupt, the download fails, a class has too few images,
-            or the images are not those of `folder_digest`.
+            the images are not those of `folder_digest`, or a registered function returns no two sets of images of the
+            config's size with the same classes.
     """
     train, test = _splits(config)
     for split, images in (("train", train), ("test", test)):
@@ -118,7 +121,44 @@ def _of_each_class(images: ImageSet, first: int, count: int) -> ImageSet:
 
 
 def _splits(config: Experiment) -> tuple[ImageSet, ImageSet]:
-    return DATASETS[config.dataset].load(config)
+    """Training and test images of a config's data set, checked: another package's function may return anything."""
+    what, found = f"data set {config.dataset!r}", DATASETS[config.dataset].load(config)
+    if not isinstance(found, tuple | list) or [isinstance(one, ImageSet) for one in found] != [True, True]:
+        wanted = "wanted are two lscl.data.store.ImageSet, training and test images"
+        raise LsclError(f"{what}: its function returns something else ({type(found).__name__}), {wanted}")
+    splits = zip(("training", "test"), found)
+    train, test = (_checked(f"{what}, {split} images", images, config.image_size) for split, images in splits)
+    if train.classes != test.classes:
+        first = next(i for i, pair in enumerate(zip_longest(train.classes, test.classes)) if len(set(pair)) == 2)
+        raise LsclError(
+            f"{what}: training and test images have other classes from number {first} on, wanted are the same in the "
+            "same order"
+        )
+    return train, test
+
+
+def _checked(what: str, found: ImageSet, size: int) -> ImageSet:
+    """The set itself if all is well; with labels of int64 if they are integers of another type, as on Windows."""
+    pixels, labels, classes = found.images, found.labels, found.classes
+    if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
+        raise LsclError(f"{what}: classes = {shorten(repr(classes), 100)}: wanted is a tuple of names")
+    square = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (size, size, 3)
+    if not square or len(pixels) == 0:
+        wanted = f"({size}, {size}, 3) numbers of uint8 for each image (image_size = {size})"
+        raise LsclError(f"{what}: they are {_kind_of(pixels)}, wanted are {wanted}")
+    whole = isinstance(labels, np.ndarray) and np.issubdtype(labels.dtype, np.integer)
+    if not whole or labels.shape != pixels.shape[:1]:
+        raise LsclError(f"{what}: their labels are {_kind_of(labels)}, wanted are ({len(pixels)},) numbers of int64")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise LsclError(
+            f"{what}: their labels go from {labels.min()} to {labels.max()}, allowed are 0 to {len(classes) - 1}, "
+            "positions in classes"
+        )
+    return found if labels.dtype == np.int64 else replace(found, labels=labels.astype(np.int64))
+
+
+def _kind_of(value: object) -> str:
+    return f"{value.shape} numbers of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _glyphs(config: Experiment) -> tuple[ImageSet, ImageSet]:

@@ -13,9 +13,10 @@ from lscl.config import PROFILES, experiment
 from lscl.data import sources
 from lscl.data.folder import image_folder
 from lscl.data.glyphs import glyphs
-from lscl.data.sources import first_per_class, load, surrogate
+from lscl.data.sources import first_per_class, folder_digest, load, surrogate
 from lscl.data.store import ImageSet, cache_images
 from lscl.errors import LsclError
+from lscl.registry import DATASETS, register_dataset
 
 
 @pytest.fixture
@@ -86,6 +87,81 @@ def test_a_folder_data_set_needs_a_folder(one_line):
     with pytest.raises(LsclError) as caught:
         load(experiment(profile="smoke", dataset="folder"))
     one_line(caught, "needs data_dir", "train/<class>/<image>")
+
+
+def one_set(pixels=lambda images: images, labels=lambda labels: labels, classes=tuple("abcdef")):
+    """Six classes of two images of 32 pixels each, in which something is other than it should be."""
+    images = np.zeros((12, 32, 32, 3), np.uint8)
+    return ImageSet(pixels(images), labels(np.repeat(np.arange(6), 2)), classes)
+
+
+FOREIGN = {
+    "nothing": (lambda: None, "returns something else (NoneType), wanted are two lscl.data.store.ImageSet"),
+    "lists": (lambda: ([1], [2]), "returns something else (tuple)"),
+    "one set": (lambda: one_set(), "returns something else (ImageSet)"),
+    "three sets": (lambda: [one_set()] * 3, "returns something else (list)"),
+    "another order of classes": (
+        lambda: (one_set(), one_set(classes=tuple("abdcef"))),
+        "training and test images have other classes from number 2 on",
+    ),
+    "a class more": (lambda: (one_set(), one_set(classes=tuple("abcdefg"))), "other classes from number 6 on"),
+    "a list of classes": (lambda: (one_set(classes=list("abcdef")), one_set()), "wanted is a tuple of names"),
+    "no classes": (lambda: (one_set(classes=()), one_set()), "training images: classes = (): wanted"),
+    "numbers as classes": (lambda: (one_set(classes=tuple(range(6))), one_set()), "wanted is a tuple of names"),
+    "a label too few": (
+        lambda: (one_set(labels=lambda labels: labels[:-1]), one_set()),
+        "training images: their labels are (11,) numbers of int64, wanted are (12,) numbers of int64",
+    ),
+    "labels of floats": (
+        lambda: (one_set(), one_set(labels=lambda labels: labels.astype(np.float32))),
+        "test images: their labels are (12,) numbers of float32",
+    ),
+    "a list of labels": (lambda: (one_set(labels=list), one_set()), "their labels are a list"),
+    "negative labels": (
+        lambda: (one_set(labels=lambda labels: labels - 1), one_set()),
+        "their labels go from -1 to 4, allowed are 0 to 5",
+    ),
+    "labels too large": (lambda: (one_set(), one_set(labels=lambda labels: labels + 1)), "go from 1 to 6"),
+    "floats": (
+        lambda: (one_set(lambda images: images / np.float32(255)), one_set()),
+        "they are (12, 32, 32, 3) numbers of float32, wanted are (32, 32, 3) numbers of uint8 for each image",
+    ),
+    "channels first": (
+        lambda: (one_set(lambda images: images.transpose(0, 3, 1, 2)), one_set()),
+        "they are (12, 3, 32, 32) numbers of uint8",
+    ),
+    "another size": (
+        lambda: (one_set(), one_set(lambda images: images[:, ::2, ::2])),
+        "test images: they are (12, 16, 16, 3) numbers of uint8, wanted are (32, 32, 3)",
+    ),
+    "grey": (lambda: (one_set(lambda images: images[..., 0]), one_set()), "they are (12, 32, 32) numbers"),
+    "a list of images": (lambda: (one_set(list), one_set()), "they are a list"),
+    "no images": (lambda: (one_set(lambda images: images[:0]), one_set()), "they are (0, 32, 32, 3) numbers"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_a_registered_function_returns_is_checked(case, one_line):
+    make, words = FOREIGN[case]
+    register_dataset("foreign", lambda config: make())
+    try:
+        for read in (load, folder_digest):
+            with pytest.raises(LsclError) as caught:
+                read(experiment(profile="smoke", dataset="foreign"))
+            one_line(caught, "data set 'foreign'", words)
+    finally:
+        DATASETS.remove("foreign")
+
+
+def test_labels_of_any_integer_type_are_read_as_the_same_data_set():
+    """numpy's default is int32 on some systems."""
+    found = []
+    for kind in (np.int64, np.int32, np.uint8):
+        register_dataset("foreign", lambda config, kind=kind: [one_set(labels=lambda one: one.astype(kind))] * 2)
+        found.append(load(experiment(profile="smoke", dataset="foreign", images_per_class=2, test_images_per_class=2)))
+        DATASETS.remove("foreign")
+    assert {one.train.labels.dtype for one in found} == {np.dtype(np.int64)}
+    assert len({one.digest for one in found}) == 1
 
 
 @pytest.mark.parametrize("dataset", ["folder", "cifar100"])
