@@ -251,8 +251,12 @@ def explain_command(record: Annotated[Path, typer.Argument(help="the file of a r
 
 def _show_accuracy(record: dict) -> None:
     from lscl.experiments.records import accuracy
-    from lscl.federation.metrics import average_so_far, current_task
+    from lscl.federation.metrics import average_so_far, count_tested, current_task
 
+    every = record["config"]["clients"]
+    for task, count in enumerate(count_tested(accuracy(record, "task")), 1):
+        if count < every:
+            print(f"  after task {task}, {count} of {every} clients gave a good test answer: means are over these")
     for mask in record["accuracy"]:
         acc = accuracy(record, mask)
         tasks = " ".join(f"{value:5.1f}" for value in current_task(acc))

@@ -421,19 +421,20 @@ def _play(
 ) -> Played:
     """Run all rounds after the last finished one, or those until the end of a task; -> what `make_record` takes."""
     config = settle_device(config, saved)
-    progress = Progress(config, quiet)
-    check_affordable([config])
-    started = time.perf_counter()
-    data, parts, method, clients = prepare(config, progress)
-    about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
-    transport: Transport = InProcess(method, clients, progress.client, partial(keeper.keep, method) if keeper else None)
-    if keep is not None:
-        done = [stage for stage in exchanges(method) if stage.name != "finish"][: len(saved.rounds)]
-        if lacks_payloads(keep, done, config.clients):
-            raise _nothing_again(keep, f"this run has {len(done)} finished rounds")
-        transport = PayloadKeeper(transport, keep)
-    with one_line_if_unrepeatable(config):
-        reports, about = run_rounds(method, transport, clients, saved, about, progress, until, on_round)
+    with Progress(config, quiet) as progress:
+        check_affordable([config])
+        started = time.perf_counter()
+        data, parts, method, clients = prepare(config, progress)
+        about = {**code, "prepare": time.perf_counter() - started, "origin": origin.origin_of_run(data, parts, method)}
+        told = partial(keeper.keep, method) if keeper else None
+        transport: Transport = InProcess(method, clients, progress.client, told)
+        if keep is not None:
+            done = [stage for stage in exchanges(method) if stage.name != "finish"][: len(saved.rounds)]
+            if lacks_payloads(keep, done, config.clients):
+                raise _nothing_again(keep, f"this run has {len(done)} finished rounds")
+            transport = PayloadKeeper(transport, keep)
+        with one_line_if_unrepeatable(config):
+            reports, about = run_rounds(method, transport, clients, saved, about, progress, until, on_round)
     return data, parts, method, reports, about
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lscl.config import WEIGHT
-from lscl.federation.client import Batch, Client, resize, to_cnn_input
+from lscl.federation.client import Batch, Client, resize
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.masking import mask_logits
 from lscl.federation.method import Phase, Stage
@@ -19,7 +19,7 @@ from lscl.federation.passes import BATCH, map_batches
 from lscl.federation.payload import Payload, Shapes
 from lscl.federation.search_space import LogRange
 from lscl.federation.sketch import CLASS, CNN, HEAD, IMAGE, Part, Sketch
-from lscl.methods.parts.augmentation import AUGMENTED, BRIGHTNESS, from_unit_range, to_unit_range
+from lscl.methods.parts.augmentation import AUGMENTED, BRIGHTNESS
 from lscl.methods.parts.buffer import first_of_each_class, herding, random_per_class
 from lscl.methods.parts.inversion import (
     SIDE,
@@ -31,6 +31,7 @@ from lscl.methods.parts.inversion import (
 )
 from lscl.methods.parts.old_model import KNOWN, OLD, OldModel, is_first_exchange, model_part
 from lscl.methods.parts.synthesis import as_pixels
+from lscl.models.cnn import from_unit_range, to_cnn_input, to_unit_range
 from lscl.models.counting import network
 from lscl.models.precision import in_float32
 from lscl.models.transfer import send

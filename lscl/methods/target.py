@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lscl.config import RATE, SCALE, WEIGHT, Experiment
-from lscl.federation.client import Batch, Client, to_cnn_input
+from lscl.federation.client import Batch, Client
 from lscl.federation.costs import Costs, OwnWork, Planned
 from lscl.federation.method import Stage
 from lscl.federation.payload import Payload
@@ -29,6 +29,7 @@ from lscl.methods.parts.synthesis import (
     mix_moments,
     norm_gap,
 )
+from lscl.models.cnn import from_unit_range, to_cnn_input
 from lscl.models.transfer import send
 from lscl.registry import register
 from lscl.seeding import seeded, torch_generator
@@ -384,7 +385,7 @@ class Synthesis:
         summed = [torch.zeros_like(p) for p in fast.parameters()]
         lowest, best = None, None
         for _ in range(config.target_steps):
-            images = (fast(z) - 0.5) / 0.25
+            images = from_unit_range(fast(z))
             loss = self.loss(images, labels, adversarial)
             lowest, best = better_of(loss.detach(), images.detach(), lowest, best)
             optimiser.zero_grad()

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.progress import Progress
@@ -61,5 +62,13 @@ def test_whatever_ends_the_block_a_terminal_gets_its_cursor_back(smoke, capsys, 
     with pytest.raises(LsclError), Progress(smoke()) as progress:
         assert progress.live
         raise LsclError("wrong")
+    said = capsys.readouterr().err
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1
+
+
+def test_an_error_before_the_first_round_stands_behind_the_bar(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with pytest.raises(LsclError, match="classes need"):
+        run(experiment(profile="smoke", clients=100))
     said = capsys.readouterr().err
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1

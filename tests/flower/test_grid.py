@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from stub_grid import EXTRA, StubGrid, alone, exchanges_in
 from tests_root import compared
 
+from lscl import cli
 from lscl.config import experiment
 from lscl.flower.messages import pack_record, read_metadata, unpack_record
 
@@ -200,6 +201,16 @@ def test_a_superlink_that_is_away_is_no_clients_fault(over_flower, smoke):
 
     with pytest.raises(httpx.ConnectError):
         over_flower(smoke(method="local_head"), {"min-clients": 2}, grid=Away)
+
+
+def test_a_test_answer_that_is_refused_takes_nothing_from_the_other_accuracies(over_flower, smoke, capsys):
+    """The last exchange of the run is number 5."""
+    odd = lambda exchange, client: (lambda reply: reply.content.clear()) if (exchange, client) == (5, 1) else None
+    record, _ = over_flower(smoke(method="local_head"), {"min-clients": 2}, odd)
+    cli._show_accuracy(record)
+    said = capsys.readouterr().out
+    assert said.startswith("  after task 2, 2 of 3 clients gave a good test answer: means are over these\n")
+    assert said.count("means are") == 1 and "nan" not in said
 
 
 def test_an_answer_of_another_round_or_of_another_client_is_refused(over_flower, smoke):

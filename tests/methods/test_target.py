@@ -13,7 +13,6 @@ from torch import nn
 from lscl.config import experiment
 from lscl.experiments import cost_model, records
 from lscl.experiments.run import run, save_sheet, tile_images
-from lscl.federation.client import to_cnn_input
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.masking import masked_cross_entropy
 from lscl.federation.method import Stage
@@ -21,6 +20,7 @@ from lscl.federation.metrics import average_so_far
 from lscl.methods import target
 from lscl.methods.parts.synthesis import Statistics, batchnorm_layers, norm_gap
 from lscl.methods.target import TEMPERATURE, Synthesis, augmented_input, disagreement, model_logits, new_student
+from lscl.models.cnn import to_cnn_input
 
 
 @pytest.fixture

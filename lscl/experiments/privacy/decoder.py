@@ -21,7 +21,7 @@ from lscl.data.store import digest_of
 from lscl.experiments.privacy.observed import Gallery, Observed, as_unit_images
 from lscl.experiments.privacy.scores import Finding, image_quality, top1_rate
 from lscl.federation.client import resize
-from lscl.models.cnn import MEAN_OF_INPUT, STD_OF_INPUT, small_cnn
+from lscl.models.cnn import from_unit_range, small_cnn
 from lscl.seeding import seeded, torch_generator
 
 STEPS, BATCH_SIZE, RATE_OF_DECODER = 400, 64, 2e-3
@@ -98,7 +98,7 @@ def encoder_of(cnn: nn.Module, side: int) -> Encoder:
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         cnn.eval()
-        parts = [cnn(resize((part - MEAN_OF_INPUT) / STD_OF_INPUT, side)) for part in images.split(200)]  # (b, m) each
+        parts = [cnn(resize(from_unit_range(part), side)) for part in images.split(200)]  # (b, m) each
         return torch.cat(parts)
 
     return encode
@@ -123,7 +123,7 @@ def train_stand_in(observed: Observed, epochs: int = CNN_EPOCHS) -> Encoder:
     draw = torch_generator(config.seed, "stand-in batches")
     for _ in range(epochs):
         for part in torch.randperm(len(images), generator=draw).split(BATCH_SIZE):  # (b,) each
-            seen = resize((images[part] - MEAN_OF_INPUT) / STD_OF_INPUT, config.side)
+            seen = resize(from_unit_range(images[part]), config.side)
             loss = F.cross_entropy(head(cnn(seen)), labels[part])
             optimiser.zero_grad()
             loss.backward()

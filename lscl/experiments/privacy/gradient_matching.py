@@ -17,7 +17,7 @@ from lscl.experiments.privacy.observed import Observed
 from lscl.experiments.privacy.scores import Finding, top1_rate
 from lscl.federation.client import resize
 from lscl.methods.parts.inversion import SIDE, build_encoder, parameter_gradient, reconstruct_images, recover_class
-from lscl.models.cnn import MEAN_OF_INPUT, STD_OF_INPUT
+from lscl.models.cnn import from_unit_range
 from lscl.seeding import torch_generator
 
 MATCHING_STEPS = 120
@@ -110,7 +110,7 @@ def linear_control(observed: Observed, rows: Tensor, steps: int = MATCHING_STEPS
     Returns:
         Re-identification, 0 to 1.
     """
-    pixels = (observed.gallery.pixels[rows] - MEAN_OF_INPUT) / STD_OF_INPUT
+    pixels = from_unit_range(observed.gallery.pixels[rows])
     draw, classes = torch_generator(observed.config.seed, "linear control"), len(observed.gallery.classes)
     layer, found = nn.Sequential(nn.Flatten(), nn.Linear(pixels[0].numel(), classes)), []
     parameters = list(layer.parameters())
@@ -173,7 +173,7 @@ def _encoder_gradients(observed: Observed, searches: int) -> list[Finding]:
     )
     images = observed.gallery.pixels
     mine_first = observed.gallery.held.nonzero().squeeze(1)[:1]
-    true = resize((images[mine_first] - MEAN_OF_INPUT) / STD_OF_INPUT, SIDE)
+    true = resize(from_unit_range(images[mine_first]), SIDE)
     label = observed.gallery.classes[mine_first // observed.gallery.per_class]
     single = parameter_gradient(network, true, label)
     undisguised = _top1(search(single[None], label), mine_first, observed, "encoder")[0]
@@ -204,7 +204,7 @@ def _change_of_cnn(observed: Observed, few: Tensor, control: float, steps: int) 
     )
     single = []
     for row in few.tolist():
-        image = resize((gallery.pixels[row : row + 1] - MEAN_OF_INPUT) / STD_OF_INPUT, config.side)
+        image = resize(from_unit_range(gallery.pixels[row : row + 1]), config.side)
         label = gallery.classes[row // gallery.per_class][None]
         slope = list(torch.autograd.grad(F.cross_entropy(network(image), label), parameters))
         made = match_gradient(network, parameters, slope, label, shape, draw, steps)

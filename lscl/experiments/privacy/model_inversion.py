@@ -16,7 +16,7 @@ from lscl.experiments.privacy.observed import Observed
 from lscl.experiments.privacy.scores import Finding
 from lscl.federation.client import resize
 from lscl.methods.parts.synthesis import Statistics, norm_gap
-from lscl.models.cnn import MEAN_OF_INPUT, STD_OF_INPUT
+from lscl.models.cnn import from_unit_range, to_unit_range
 from lscl.seeding import torch_generator
 
 INVERSION_STEPS = 150
@@ -98,7 +98,7 @@ def invert_model(observed: Observed, steps: int = INVERSION_STEPS) -> list[Findi
     )
     size = gallery.pixels.shape[-1]
     rate = lambda made: gallery.held_rate(
-        (made * STD_OF_INPUT + MEAN_OF_INPUT).flatten(1),  # (k, 3 H W)
+        to_unit_range(made).flatten(1),  # (k, 3 H W)
         gallery.pixels.flatten(1),  # (k c, 3 H W)
         torch.arange(len(gallery.classes)),
         observed.rng("side"),
@@ -107,7 +107,7 @@ def invert_model(observed: Observed, steps: int = INVERSION_STEPS) -> list[Findi
     control = []
     for label in range(len(gallery.classes)):
         mine = gallery.held[label * gallery.per_class : (label + 1) * gallery.per_class].nonzero().squeeze(1)[0]
-        image = (gallery.pixels[label * gallery.per_class + mine] - MEAN_OF_INPUT) / STD_OF_INPUT
+        image = from_unit_range(gallery.pixels[label * gallery.per_class + mine])
         layer = PixelStatistics(image).eval()
         control.append(invert_classifier(layer, layer, torch.zeros(1).long(), image.shape, draw, steps))
     known, _ = rate(torch.cat(control))
