@@ -1,10 +1,16 @@
 """What the tests share: a cache for the session, a results folder for each test, and small data."""
 
+import os
+
+# With any of these, typer and rich write as for a terminal; typer reads them when it is imported.
+os.environ.pop("GITHUB_ACTIONS", None)
+os.environ.pop("FORCE_COLOR", None)
+os.environ.pop("PY_COLORS", None)
+
 import lscl  # noqa: F401, I001  first: it says how threads of OpenMP wait, and torch reads that when it is imported
 
 import gc
 import json
-import os
 import resource
 import shutil
 import tempfile

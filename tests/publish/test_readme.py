@@ -40,7 +40,8 @@ def test_quick_commands_run(line, capsys):
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("lscl") and line not in QUICK])
-def test_long_commands_name_real_commands_options_and_profiles(line, capsys):
+def test_long_commands_name_real_commands_options_and_profiles(line, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")  # a narrow help text cuts names off
     _, command, *rest = shlex.split(line)
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
