@@ -38,6 +38,12 @@ def left(monkeypatch, tmp_path):
     return lambda: marked_processes(tmp_path)
 
 
+def states_of_nodes(local):
+    """What the SuperLink says of each registered node."""
+    said = local.flwr("supernode", "list", "here", "--verbose", "--format", "json")
+    return [node["status"] for node in json.loads(said)["nodes"]]
+
+
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_that_is_told_to_end_ends_every_process_it_started(left, monkeypatch, capsys, how, code):
     """Sleeping processes in place of Flower's; each starts another one, in a session of its own, as Flower's do."""
@@ -48,7 +54,9 @@ def test_a_command_that_is_told_to_end_ends_every_process_it_started(left, monke
     monkeypatch.setattr(flower.LocalFederation, "start_node", start)
 
     def told_to_end(self, *_):
-        while len(left()) < 9:  # three times bash and what it starts
+        end = time.monotonic() + 60
+        while len(left()) < 10:  # three times bash and the two that it starts, and the watchdog of the keys
+            assert time.monotonic() < end, left()
             time.sleep(0.01)
         os.kill(os.getpid(), how)
         time.sleep(60)
@@ -100,13 +108,17 @@ def test_killed_clients_and_servers_come_back_and_strangers_are_never_in(left, p
     with flower.federation(second, private, config) as local:
         bench.start_strangers(local)
         record = local.run(settings, lines.append)
-        nodes = json.loads(local.flwr("supernode", "list", "here", "--verbose", "--format", "json"))["nodes"]
+        end = time.monotonic() + 60
+        while (states := states_of_nodes(local)) != ["online"] * config.clients and time.monotonic() < end:
+            time.sleep(1)
+        for name in bench.STRANGERS:
+            local.processes[name].wait(120)  # its log is whole then
         said = [bench.complaint(local, name) for name in bench.STRANGERS]
     assert any("going on after round 1" in line for line in lines)
     up = record["bytes_up"]
     assert len(up) == config.rounds and min(row[0] for row in up) > 0
     assert up[0][1] == 0 and up[-1][1] > 0 and record["accuracy"]["task"][-1][1] is not None
-    assert [node["status"] for node in nodes] == ["online"] * config.clients
+    assert states == ["online"] * config.clients
     reasons = (
         ("Failed to activate SuperNode",),
         ("CERTIFICATE_VERIFY_FAILED",),

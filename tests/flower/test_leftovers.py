@@ -34,7 +34,7 @@ with key_folder() as folder:
 
 def until(true):
     """Wait for what is to happen at once; it fails after a long while only."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not true():
         assert time.monotonic() < end, "never happened"
         time.sleep(0.05)
