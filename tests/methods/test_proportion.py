@@ -96,7 +96,7 @@ def few_glyphs():
 
 
 def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_vit_knows(federation):
-    """Class means stand in for the head, which after so few steps knows nothing yet: at most 2 points are lost."""
+    """Class means stand in for the head, which after so few steps knows nothing yet: at most one image is lost."""
     method, (client,) = federation(experiment(profile="mini", **ONE), few_glyphs())
     before = nearest_mean_accuracy(method, client, updated=False)
 
@@ -108,4 +108,5 @@ def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_
     client.model.train()
     found = watched_steps(method, client, watch)
     check({step: share for step, (share, _) in found.items()})
-    assert before > 50 and all(accuracy >= before - 2 for _, accuracy in found.values()), found
+    least = before - 100 / len(client.test_index(0)) - 0.01
+    assert before > 50 and all(accuracy >= least for _, accuracy in found.values()), (before, found)
