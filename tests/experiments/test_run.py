@@ -22,6 +22,7 @@ from lscl.errors import LsclError
 from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import RunBusy, device_of, prepare, run, run_until, state_folders, tasks_done
+from lscl.federation.checkpoint import read_state
 from lscl.federation.loop import InProcess
 from lscl.federation.metrics import MASKS, accuracy_tensor
 from lscl.methods import METHODS
@@ -213,7 +214,7 @@ def test_a_run_begun_with_other_code_is_marked(smoke, monkeypatch):
     assert records.all_records("smoke") == []
 
 
-def test_a_run_that_another_process_is_at_is_waited_for(smoke):
+def test_a_run_that_another_process_is_at_is_waited_for(smoke, monkeypatch):
     config = smoke(method="local_head")
     state = records.folder("smoke") / "state" / config.name
     state.parent.mkdir(parents=True)
@@ -221,14 +222,25 @@ def test_a_run_that_another_process_is_at_is_waited_for(smoke):
     lock.acquire()
     with pytest.raises(RunBusy, match="another process is computing this run"):
         run(config, quiet=True, wait=False)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(run(config, quiet=True)))
+    asks, is_in, found, acquire = threading.Event(), threading.Event(), [], FileLock.acquire
+
+    def note_asking(other):
+        if other.lock_file == lock.lock_file:
+            asks.set()
+        return acquire(other)
+
+    def note_being_in(folder):
+        is_in.set()
+        return read_state(folder)
+
+    monkeypatch.setattr(FileLock, "acquire", note_asking)
+    monkeypatch.setattr("lscl.experiments.run.read_state", note_being_in)
+    thread = threading.Thread(target=lambda: found.append(run(config, quiet=True)), daemon=True)
     thread.start()
-    thread.join(0.5)
-    assert thread.is_alive() and not found
+    assert asks.wait(60) and not is_in.wait(0.5)  # it would read the state at once
     lock.release()
     thread.join()
-    assert found == [records.find(config)] and state_folders() == []
+    assert is_in.is_set() and found == [records.find(config)] and state_folders() == []
 
 
 def test_a_disk_without_locks_is_one_line(smoke, monkeypatch, one_line):
