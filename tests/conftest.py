@@ -93,12 +93,16 @@ def session_cache():
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch, tmp_path, session_cache):
-    """Send results to a folder of each test, never to the repository, as if the code were committed; -> that folder."""
+    """Send results to a folder of each test, never to the repository, as if the code were committed; -> that folder.
+
+    What a test draws from torch's own generator is the same each time.
+    """
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
     monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
     monkeypatch.setattr(os, "fsync", lambda file: None)  # nothing here has to survive a power cut
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     return tmp_path / "root"
 
 

@@ -62,11 +62,9 @@ def test_rounding_of_large_numbers_counts_as_training():
     assert reach_check(start, 1e-9, 10)(start + 100.0) is not None
 
 
-@pytest.mark.parametrize(
-    "features", [torch.randn(30, 8), torch.randn(3, 8), torch.zeros(4, 8), torch.empty(0, 8), 1e5 * torch.randn(3, 8)]
-)
-def test_moments_of_features_are_gram_matrices_also_in_single_precision(features):
-    packed = pack_triangle(second_moments(features))
+@pytest.mark.parametrize(("count", "scale"), [(30, 1), (3, 1), (4, 0), (0, 1), (3, 1e5)])
+def test_moments_of_features_are_gram_matrices_also_in_single_precision(count, scale):
+    packed = pack_triangle(second_moments(scale * torch.randn(count, 8)))
     assert (
         gram_check(unpack_triangle, LIMIT**2)(packed) is None
         and gram_check(unpack_triangle, LIMIT**2)(packed.float()) is None
