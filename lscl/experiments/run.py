@@ -313,9 +313,10 @@ def claim(state: Path, wait: bool):
         raise cannot_write(Path(lock.lock_file), error) from error
     try:
         yield
-        with suppress(PermissionError):  # Windows keeps it until it is released
-            Path(lock.lock_file).unlink(missing_ok=True)  # waiting processes re-read the record
     finally:
+        # A process that waits opens the file anew: filelock takes no lock on a file that has no name any more.
+        with suppress(OSError):  # Windows keeps it until it is released
+            Path(lock.lock_file).unlink()
         lock.release()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -21,7 +22,17 @@ from lscl.data.store import ImageSet
 from lscl.errors import LsclError
 from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
-from lscl.experiments.run import RunBusy, device_of, prepare, run, run_until, state_folders, tasks_done
+from lscl.experiments.run import (
+    RunBusy,
+    claim,
+    device_of,
+    prepare,
+    run,
+    run_until,
+    state_folder,
+    state_folders,
+    tasks_done,
+)
 from lscl.federation.checkpoint import read_state
 from lscl.federation.loop import InProcess
 from lscl.federation.metrics import MASKS, accuracy_tensor
@@ -241,6 +252,31 @@ def test_a_run_that_another_process_is_at_is_waited_for(smoke, monkeypatch):
     lock.release()
     thread.join()
     assert is_in.is_set() and found == [records.find(config)] and state_folders() == []
+
+
+def test_a_claim_that_ends_in_an_error_leaves_no_lock_and_lets_one_waiting_process_in(smoke):
+    state, inside, most = state_folder(smoke()), [], []
+
+    def fail():
+        with pytest.raises(LsclError), claim(state, wait=True):
+            inside.append(1)
+            time.sleep(0.05)
+            most.append(len(inside))
+            inside.pop()
+            raise LsclError("refused")
+
+    threads = [threading.Thread(target=fail) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4 and list(state.parent.iterdir()) == []
+
+
+def test_a_run_that_is_refused_leaves_no_lock(smoke, places):
+    with pytest.raises(LsclError):
+        run(smoke(block=12), quiet=True)
+    assert not list(places.rglob("*.lock"))
 
 
 def test_a_disk_without_locks_is_one_line(smoke, monkeypatch, one_line):
