@@ -552,7 +552,7 @@ def verify_command(
     On the same kind of CPU, with as many threads and the same torch, nothing but equality to the bit will do.
     """
     from lscl.experiments.privacy.measure import verify_privacy_sample
-    from lscl.experiments.verify import check_outcomes, find_cell, verify_records, verify_sample
+    from lscl.experiments.verify import find_cell, verify, verify_records, verify_sample
     from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
@@ -563,7 +563,7 @@ def verify_command(
     if cell is None:
         print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
     else:
-        check_outcomes(verify_records([find_cell(profile, cell)], data_dir, weights, describe))
+        verify_records([find_cell(profile, cell)], lambda record: verify(record, data_dir, weights), describe)
 
 
 @config_command(data_app, "show", "method")

@@ -8,8 +8,9 @@
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,72 +161,99 @@ def verify_sample(
         the path of the outcome.
 
     Raises:
-        LsclError: a record differs by more than rounding; the outcome is written all the same.
+        LsclError: a record differs by more than rounding, or cannot be computed; the outcomes of the others are written
+            all the same.
     """
-    found = verify_records(sample(profile, count, seed, dataset), data_dir, weights, describe)
-    return write_outcomes(profile, seed, dataset, found)
+    chosen = sample(profile, count, seed, dataset)
+    write = partial(write_outcomes, profile, seed, dataset)
+    verify_records(chosen, lambda record: verify(record, data_dir, weights), describe, write)
+    return outcomes_path(profile)
 
 
-def write_outcomes(name: str, seed: int, dataset: str | None, found: list[dict[str, Any]]) -> Path:
-    """Write what came of drawn records, then refuse those that differ by more than rounding.
+def outcomes_path(name: str) -> Path:
+    """The file with the outcomes of drawn records, by its name in results/verified/."""
+    return paths.results() / "verified" / f"{name}.json"
+
+
+def write_outcomes(
+    name: str, seed: int, dataset: str | None, found: list[dict[str, Any]], missing: Collection[str] = ()
+) -> None:
+    """Write what came of drawn records; without an outcome an earlier file stays as it is.
 
     Args:
         name: of the file in results/verified/.
         seed: of the draw.
         dataset: the only data set that it drew from; None if it drew from all.
         found: as `verify` gives them.
-
-    Returns:
-        the path of the file.
+        missing: names of the drawn records that have no outcome.
 
     Raises:
-        LsclError: a record differs; the file is written all the same.
+        LsclError: the disk is full, or the folder cannot be written.
     """
-    path = paths.results() / "verified" / f"{name}.json"
-    saved = {"seed": seed, "dataset": dataset, "runs": found}
-    write_atomic(path, (json.dumps(saved, indent=1) + "\n").encode())
-    check_outcomes(found)
-    return path
+    if found:
+        saved = {
+            "seed": seed,
+            "dataset": dataset,
+            "runs": found,
+            **({"without_outcome": list(missing)} if missing else {}),
+        }
+        write_atomic(outcomes_path(name), (json.dumps(saved, indent=1) + "\n").encode())
 
 
 def verify_records(
-    chosen: Iterable[records.Record],
-    data_dir: Path | None = None,
-    weights: Path | None = None,
-    describe: Callable[[records.Record], str] = lambda record: record["name"],
-) -> list[dict[str, Any]]:
-    """Verify records and print a line for each.
+    chosen: Sequence[dict[str, Any]],
+    compute: Callable[[dict[str, Any]], dict[str, Any]],
+    describe: Callable[[dict[str, Any]], str] = lambda record: record["name"],
+    write: Callable[[list[dict[str, Any]], Collection[str]], None] = lambda found, missing: None,
+) -> None:
+    """Verify records and print a line for each; one that cannot be computed stops none of the others.
 
     Args:
         chosen: the records.
-        data_dir: where the images lie.
-        weights: a local checkpoint of the frozen ViT.
+        compute: gives the outcome of one, such as `verify`.
         describe: what a line calls its record.
-
-    Returns:
-        what `verify` gives for each.
-    """
-    found = []
-    for record in chosen:
-        found.append(verify(record, data_dir, weights))
-        print(f"{describe(record)}: {describe_outcome(found[-1])} ({record['name']})", flush=True)
-    return found
-
-
-def check_outcomes(found: list[dict[str, Any]]) -> None:
-    """Refuse records that differ by more than rounding.
-
-    Args:
-        found: as `verify_records` gives them.
+        write: gets the outcomes and the names of the records without one when all are through, or at a stop.
 
     Raises:
-        LsclError: at least one differs.
+        LsclError: a record differs by more than rounding, or cannot be computed; the line names each.
     """
+    found: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    left = [record["name"] for record in chosen]
+    try:
+        for record in chosen:
+            try:
+                found.append(compute(record))
+                said = describe_outcome(found[-1])
+            except LsclError as error:
+                failed[record["name"]] = str(error)
+                said = f"cannot be computed again: {error}"
+            left.remove(record["name"])
+            print(f"{describe(record)}: {said} ({record['name']})", flush=True)
+    finally:
+        write(found, [*failed, *left])
+    check_outcomes(found, failed)
+
+
+def check_outcomes(found: list[dict[str, Any]], failed: Mapping[str, str]) -> None:
+    """Refuse records that differ by more than rounding, and those that cannot be computed.
+
+    Args:
+        found: outcomes, as `verify` gives them.
+        failed: {name of a record without an outcome: why}.
+
+    Raises:
+        LsclError: there is at least one.
+    """
+    count, lines = len(found) + len(failed), []
     unequal = [one["name"] for one in found if one["outcome"] == "different"]
     if unequal:
-        raise LsclError(
-            f"{len(unequal)} of {len(found)} records differ from what this machine computes: {', '.join(unequal)}"
-        )
+        lines.append(f"{len(unequal)} of {count} records differ from what this machine computes: {', '.join(unequal)}")
+    if failed:
+        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        lines.append(f"{len(failed)} of {count} records cannot be computed again: {why}")
+    if lines:
+        raise LsclError("; ".join(lines))
 
 
 def cell_names(record: records.Record) -> list[str]:

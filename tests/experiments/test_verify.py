@@ -10,6 +10,7 @@ from made_records import record
 from safetensors.torch import save_file
 
 from lscl import cli
+from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.experiments import records, rounding, verify
 from lscl.experiments.run import run
@@ -45,6 +46,59 @@ def test_a_run_with_a_local_checkpoint_is_verified_with_that_file(smoke, tree, t
     with pytest.raises(LsclError) as caught:
         verify.verify(record, tree)
     one_line(caught, "say by weights where")
+
+
+def test_a_record_that_cannot_be_computed_stops_no_other_one(smoke, tree, tmp_path, one_line, places, capsys):
+    shutil.copytree(tree, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "class00").iterdir()).unlink()
+    there, gone = (
+        run(smoke(method="local_head", images_per_class=5, data_dir=folder), quiet=True)["name"]
+        for folder in (tree, tmp_path / "other")
+    )
+    path = places / "results" / "verified" / "smoke.json"
+    for folder, well, failed in ((tree, there, gone), (tmp_path / "other", gone, there)):
+        with pytest.raises(LsclError) as caught:
+            verify.verify_sample("smoke", 2, 0, folder)
+        one_line(caught, "1 of 2 records cannot be computed again", f"{failed}: ", "holds other images")
+        assert f"{failed}: cannot be computed again: " in capsys.readouterr().out
+        saved = json.loads(path.read_text("utf-8"))
+        assert [one["name"] for one in saved["runs"]] == [well] and saved["without_outcome"] == [failed]
+    before = path.read_bytes()
+    with pytest.raises(LsclError) as caught:
+        verify.verify_sample("smoke", 2, 0, tmp_path / "nowhere")
+    one_line(caught, "2 of 2 records cannot be computed again", there, gone)
+    assert path.read_bytes() == before  # no outcome is nothing to write
+
+
+def test_a_stop_keeps_the_outcomes_so_far(recorded, tree, places, monkeypatch):
+    compute, begun = verify.verify, []
+
+    def stop_at_the_second(record, *words):
+        begun.append(record["name"])
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return compute(record, *words)
+
+    monkeypatch.setattr(verify, "verify", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        verify.verify_sample("smoke", 2, 0, tree)
+    saved = json.loads((places / "results" / "verified" / "smoke.json").read_text("utf-8"))
+    assert ([one["name"] for one in saved["runs"]], saved["without_outcome"]) == (begun[:1], begun[1:])
+
+
+def test_a_cell_that_cannot_be_computed_is_named(capsys, monkeypatch):
+    record = run(experiment(profile="smoke", method="local_head"), quiet=True)
+
+    def fail(*_):
+        raise LsclError("its images are gone")
+
+    monkeypatch.setattr(verify, "verify", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["verify", "--profile", "smoke", "--cell", "table1/glyphs/local_head/42"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"lscl: 1 of 1 records cannot be computed again: {record['name']}: its images are gone\n"
+    )
 
 
 def sorted_by_name(found):

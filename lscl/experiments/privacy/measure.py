@@ -9,11 +9,11 @@ import json
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import Field
 
@@ -36,10 +36,10 @@ from lscl.experiments.privacy.account import account_of
 from lscl.experiments.privacy.bad_client import measure_damage
 from lscl.experiments.privacy.observed import Observed, Witness, observe
 from lscl.experiments.privacy.scores import CANDIDATES, Finding
-from lscl.experiments.run import prepare, settle_device
+from lscl.experiments.run import RunBusy, claim, prepare, settle_device
 from lscl.experiments.sweeps import check_code, main_table
 from lscl.experiments.traffic import planned_traffic
-from lscl.experiments.verify import compute_again, describe_outcome, write_outcomes
+from lscl.experiments.verify import compute_again, outcomes_path, verify_records, write_outcomes
 from lscl.federation.checkpoint import SavedState
 from lscl.federation.loop import federate
 from lscl.federation.metrics import MASKS, task_accuracies
@@ -307,6 +307,8 @@ def _pixels(images: Any) -> np.ndarray:
 def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path]:
     """Measure the missing ones of some runs, one after another; several processes may share the work.
 
+    A run that fails after another one went well does not stop the rest.
+
     Args:
         configs: the runs.
         list_only: print which are missing, and measure nothing.
@@ -315,29 +317,39 @@ def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path
         The paths of all records that are there.
 
     Raises:
-        LsclError: code of no known commit, bad data, or a damaged record.
+        LsclError: code of no known commit, bad data, or a damaged record; when all others are done, runs that failed.
     """
     if not list_only:
         check_code()
-    found = []
+    found, failed = [], []
     for config in configs:
         path = record_path(config)
-        if not path.exists() and not list_only:
-            lock = FileLock(f"{path}.lock", timeout=0)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with lock:
-                    if not path.exists():
-                        save_privacy(*measure(config))
-                Path(lock.lock_file).unlink(missing_ok=True)
-            except Timeout:
-                print(f"busy    {config.name}", flush=True)
-                continue
-        if path.exists():
-            read_privacy(path)
-            found.append(path)
-        print(f"{'done   ' if path.exists() else 'missing'} {config.name}", flush=True)
+        try:
+            busy = not list_only and not path.exists() and not _measure_alone(config, path)
+            if path.exists():
+                read_privacy(path)
+                found.append(path)
+        except LsclError as error:
+            if not found:  # a fault of them all
+                raise
+            print(f"failed  {config.name}: {error}", flush=True)
+            failed.append(error)
+            continue
+        print(f"{'busy   ' if busy else 'done   ' if path.exists() else 'missing'} {config.name}", flush=True)
+    if failed:
+        raise LsclError(f"{len(failed)} of {len(configs)} runs failed, the others are done; the first one: {failed[0]}")
     return found
+
+
+def _measure_alone(config: Experiment, path: Path) -> bool:
+    """Measure a run unless another process does; -> whether its record is there."""
+    try:
+        with claim(path, wait=False):
+            if not path.exists():
+                save_privacy(*measure(config))
+    except RunBusy:
+        return False
+    return True
 
 
 def verify_privacy(record: dict[str, Any], data_dir: Path | None = None) -> dict[str, Any]:
@@ -389,7 +401,8 @@ def verify_privacy_sample(
         The path of the outcome.
 
     Raises:
-        LsclError: there are not so many records, or one is not equal; the outcome is written all the same.
+        LsclError: there are not so many records, or one is not equal or cannot be measured; the outcomes of the others
+            are written all the same.
     """
     every = [read_privacy(path) for path in sorted((paths.results() / "privacy" / profile).glob("*.json"))]
     every = [one for one in every if dataset in (None, one["dataset"])]
@@ -398,8 +411,11 @@ def verify_privacy_sample(
             f"sample = {count}: there are {len(every)} privacy records of profile {profile} to verify; lscl privacy "
             "makes them"
         )
-    found = []
-    for number in sorted(numpy_generator(seed, "verify privacy").choice(len(every), count, replace=False)):
-        found.append(verify_privacy(every[number], data_dir))
-        print(f"{found[-1]['name']}: {describe_outcome(found[-1])}", flush=True)
-    return write_outcomes(f"privacy-{profile}", seed, dataset, found)
+    drawn = numpy_generator(seed, "verify privacy").choice(len(every), count, replace=False)
+    name = f"privacy-{profile}"
+    verify_records(
+        [every[number] for number in sorted(drawn)],
+        lambda record: verify_privacy(record, data_dir),
+        write=partial(write_outcomes, name, seed, dataset),
+    )
+    return outcomes_path(name)

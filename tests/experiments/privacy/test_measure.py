@@ -19,6 +19,7 @@ from lscl.experiments.privacy.measure import (
     verify_privacy,
     verify_privacy_sample,
 )
+from lscl.experiments.run import claim
 from lscl.methods import METHODS
 from lscl.publish import verified
 from lscl.results import file_shapes
@@ -85,6 +86,48 @@ def test_verification_says_what_differs_and_writes_the_outcome_all_the_same(quic
     assert json.loads(outcome.read_text("utf-8"))["runs"][0]["differs"] == ["findings"]
     with pytest.raises(LsclError, match="there are 1 privacy records"):
         verify_privacy_sample("smoke", 2, 0)
+
+
+def spoiled(monkeypatch, name, method):
+    """Let a function of the module fail for one system, as damaged data do."""
+    whole = getattr(measuring, name)
+
+    def spoil(one, *words):
+        if (one["method"] if isinstance(one, dict) else one.method) == method:
+            raise LsclError("its images are gone")
+        return whole(one, *words)
+
+    monkeypatch.setattr(measuring, name, spoil)
+
+
+def test_a_record_that_cannot_be_measured_stops_no_other_one(quick, monkeypatch, one_line, places):
+    configs = [small("fed_ncm"), small("fed_ridge")]
+    measure_all(configs)
+    spoiled(monkeypatch, "verify_privacy", "fed_ncm")
+    with pytest.raises(LsclError) as caught:
+        verify_privacy_sample("smoke", 2, 0)
+    one_line(caught, "1 of 2 records cannot be computed again", f"{configs[0].name}: its images are gone")
+    saved = json.loads((places / "results" / "verified" / "privacy-smoke.json").read_text("utf-8"))
+    assert [one["name"] for one in saved["runs"]] == [configs[1].name]
+    assert saved["without_outcome"] == [configs[0].name]
+
+
+def test_a_run_that_fails_after_another_one_stops_no_later_one(quick, monkeypatch, capsys, one_line):
+    configs = [small("fed_ncm"), small("fed_ridge"), small("fed_ncm", seed=2)]
+    spoiled(monkeypatch, "measure", "fed_ridge")
+    with pytest.raises(LsclError) as caught:
+        measure_all(configs)
+    one_line(caught, "1 of 3 runs failed, the others are done", "its images are gone")
+    assert f"failed  {configs[1].name}: its images are gone" in capsys.readouterr().out
+    assert [record_path(one).is_file() for one in configs] == [True, False, True]
+    assert not list(record_path(configs[0]).parent.glob("*.lock"))
+
+
+def test_a_run_that_another_process_measures_is_busy(quick, capsys):
+    config = small("fed_ncm")
+    with claim(record_path(config), wait=False):
+        assert measure_all([config]) == []
+    assert capsys.readouterr().out == f"busy    {config.name}\n"
 
 
 def test_every_system_that_sends_is_attacked_and_its_defences_come_last():
