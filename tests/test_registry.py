@@ -157,6 +157,26 @@ def test_a_record_of_a_system_that_is_not_registered_is_one_line(toys, one_line)
     assert records.read_record(path)["name"] == record["name"]
 
 
+def test_a_record_of_a_system_that_is_not_registered_keeps_no_other_one_out_of_the_table(toys, capsys):
+    known = run(experiment(profile="smoke", method="local_head"), quiet=True)
+    other = run(experiment(**{**toys, "dataset": "glyphs"}), quiet=True)
+    METHODS.remove("toy")
+    for _ in range(2):
+        assert [one["name"] for one in records.all_records("smoke")] == [known["name"]]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and other["name"] in lines[0] and lines[0].endswith("; it is left out")
+    for command, says in (("table", "glyphs, profile smoke"), ("verify", "equal to the bit")):
+        code, out, err = call(capsys, command, "--profile", "smoke")
+        assert code == 0 and says in out and other["name"] not in err
+    code, _, err = call(capsys, "explain", str(records.folder("smoke") / f"{other['name']}.json"))
+    assert code == 2 and "'toy'" in err and len(err.splitlines()) == 1
+    path = records.folder("smoke") / f"{other['name']}.json"
+    path.write_text(path.read_text("utf-8").replace('"seed":42', '"seed":"x"'), "utf-8")
+    with pytest.raises(LsclError):  # damaged, too
+        records.all_records("smoke")
+    register(ToySystem)
+
+
 def test_another_code_under_the_same_name_never_finds_the_record(toys, monkeypatch, one_line):
     run(experiment(**toys), quiet=True)
     monkeypatch.setattr(registry.inspect, "getsource", lambda kind: f"class {kind.__name__}: ...")

@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import FileHash, distributions
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +21,7 @@ import lscl
 from lscl import paths
 from lscl.config import WHERE_AND_HOW, Experiment, ProfileName, fields, read_by
 from lscl.data.store import digest_of, read_regular, write_atomic
-from lscl.errors import LsclError, shorten
+from lscl.errors import LsclError, make_printable, shorten
 from lscl.experiments import origin
 from lscl.federation.metrics import MASKS, RIDGE_MASKS, accuracy_per_class, accuracy_tensor
 from lscl.machine import hardware, versions
@@ -55,6 +57,14 @@ class Hardware(BaseModel):
     gpu: Text | None
 
 
+class UnregisteredSystem(LsclError):
+    """A record of a system or data set that this process does not know, as one of a notebook; its file may be sound."""
+
+
+class _NotRegistered(ValueError):
+    """A config names a system or data set that is not registered here."""
+
+
 def checked_config(values: Any) -> Experiment:
     """The config of a record or of kept models.
 
@@ -68,7 +78,7 @@ def checked_config(values: Any) -> Experiment:
         if not isinstance(name, str) or name not in known:
             found = ", ".join(str(one)[:40] for one in sorted(set(map(str, values)) - set(fields()))[:5])
             brings = f", which brings {found}" if found else ""
-            raise ValueError(
+            raise _NotRegistered(
                 f"{known.kind} {str(name)[:80]!r}{brings} is not registered here: lscl.{call} makes it known "
                 f"(registered: {', '.join(known)})"
             )
@@ -389,6 +399,7 @@ def read_record(path: Path) -> Record:
     `overrides` is added: what the config changes of the profile as it is today.
 
     Raises:
+        UnregisteredSystem: its system or data set is not registered here.
         LsclError: no such file, no regular file, damaged, of another schema, or not of the shape of `RecordFile`.
     """
     try:
@@ -421,7 +432,9 @@ def _understood(data: bytes, path: Path) -> Record:
     try:
         config = RecordFile.model_validate(record).config
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
+        if isinstance(unknown := first.get("ctx", {}).get("error"), _NotRegistered) and not others:
+            raise UnregisteredSystem(f"record {path} cannot be read: {unknown}") from error
         where = ".".join(map(str, first["loc"]))
         what = "a config that this version cannot read" if where == "config" else "an entry that is missing or wrong"
         why = f"{where} {first['msg'].removeprefix('Value error, ')}".strip()[:400]
@@ -473,10 +486,24 @@ def find(config: Experiment, dirty: bool = False, code_digest: str | None = None
 def all_records(profile: str) -> list[Record]:
     """Every record of a profile from committed code, in the order of the file names.
 
+    Those of systems and data sets that are not registered here are left out; a line on stderr names each file once.
+
     Raises:
         LsclError: a file is damaged, or the record of another profile or of uncommitted code.
     """
-    return [_of_folder(read_record(path), profile, False, path) for path in sorted(folder(profile).glob("*.json"))]
+    found = []
+    for path in sorted(folder(profile).glob("*.json")):
+        try:
+            found.append(_of_folder(read_record(path), profile, False, path))
+        except UnregisteredSystem as error:
+            _say_left_out(f"{error}; it is left out")
+    return found
+
+
+@lru_cache(maxsize=10_000)
+def _say_left_out(why: str) -> None:
+    """Print a line, the first time that it is to be said."""
+    print(f"lscl: {make_printable(why)}", file=sys.stderr)
 
 
 def _of_folder(record: Record, profile: str, dirty: bool, path: Path) -> Record:
