@@ -169,6 +169,8 @@ class RecordFile(BaseModel):
         for key in ("method", "dataset", "profile", "seed"):
             _same(key, getattr(self, key), getattr(config, key))
         _same("name", self.name.rsplit("--", 2)[1:], [f"s{self.seed}", self.config_digest])
+        _same("seconds of prepare", "prepare" in self.seconds, True)
+        _same("threads in the config", config.threads is not None, True)
         for head, masks in ((self, MASKS), (self.ridge, RIDGE_MASKS)):
             if head is not None:
                 _check_scores(head, masks, tasks, clients, classes)

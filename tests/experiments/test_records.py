@@ -33,7 +33,7 @@ def make(smoke):
     def record(dirty=False, **values):
         config = smoke(**values)
         facts = {
-            "seconds": {"train": 1.5},
+            "seconds": {"prepare": 0.5, "train": 1.5},
             "bytes_up": [[1, 2, 3]] * 4,
             "bytes_down": [[1, 2, 3]] * 4,
             "trained_parameters": [1, 2, 3],
@@ -291,6 +291,9 @@ DAMAGE = {
     "a commit that is a number": put_in("commit", value=1),
     "a commit on two lines": put_in("commit", value="abc\nabc"),
     "seconds that are a list": put_in("seconds", value=[1.0]),
+    "no seconds of the preparation": taken_out("seconds", "prepare"),
+    "no seconds at all": put_in("seconds", value={}),
+    "a config without threads": taken_out("config", "threads"),
     "negative seconds": put_in("seconds", "train", value=-1),
     "hardware without a processor": taken_out("hardware", "cpu"),
     "hardware as text": put_in("hardware", value="fast"),

@@ -26,7 +26,8 @@ def attacked(places, method="fed_lscl", seed=42, defence="", epsilon=None, auc=0
     damage = {"answer": "update", "outcome": "taken", "honest": scores}
     record = {
         "schema": 1, "method": method, "dataset": "glyphs", "profile": "mini", "seed": seed, "defence": defence,
-        "name": f"glyphs--{method}--{defence}--s{seed}", "config": {"threads": 1}, "accuracy": scores,
+        "name": f"glyphs--{method}--{defence}--s{seed}", "config": {"threads": 1}, "config_digest": "c1",
+        "steps": 1.0, "candidates": 100, "data_digest": "d1", "partition_digest": "p1", "accuracy": scores,
         "privacy": None if epsilon is None else {"epsilon": epsilon, "unit": "image"},
         "sent": {"weight": [6, 4], "bias": [6], "features": [3, 4]}, "summed": ["bias"], "bytes_up": 2_000_000,
         "bytes_down": 1, "findings": [one.row() for one in findings], "seconds": {"run": 60.0},

@@ -157,18 +157,51 @@ class FoundRow(files.Shape):
     count: int
 
 
+class Scores(files.Shape):
+    """Accuracies in percent by mask."""
+
+    task: float
+    seen: float
+    all: float
+
+
 class DamageRow(files.Shape):
     """A damage as a record has it, see `bad_client.Damage`."""
 
     answer: str
     checks: bool
     outcome: str
-    honest: dict[str, float]
-    attacked: dict[str, float]
+    honest: Scores
+    attacked: Scores
+
+
+class Guarantee(files.Shape):
+    """What the noise of a run guarantees, see `account.account_of`."""
+
+    epsilon: float
+    unit: str
+
+
+class Threads(files.Shape):
+    """The config of a run; its other values are checked where they are used."""
+
+    threads: int
+
+
+class Processor(files.Shape):
+    """The machine of a run."""
+
+    cpu: str
+
+
+class Sheet(files.Shape):
+    """What the picture next to a record shows: a row for each name."""
+
+    rows: list[str] = Field(min_length=1)
 
 
 class PrivacyRecord(files.Shape):
-    """The shape of the record of an attacked run."""
+    """The shape of the record of an attacked run: every entry that is read or compared."""
 
     schema_: Literal[SCHEMA_OF_PRIVACY] = Field(alias="schema")
     name: str
@@ -177,13 +210,25 @@ class PrivacyRecord(files.Shape):
     profile: str
     seed: int
     defence: str
-    accuracy: dict[str, float]
+    config: Threads
+    config_digest: str
+    steps: float = Field(gt=0, le=1000)
+    candidates: int = Field(ge=2, le=10**6)
+    data_digest: str
+    partition_digest: str
+    accuracy: Scores
+    privacy: Guarantee | None
     findings: list[FoundRow]
     damages: list[DamageRow]
     sent: dict[str, list[int]]
     summed: list[str]
     bytes_up: int
     bytes_down: int
+    seconds: dict[str, float]
+    commit: str | None
+    dirty: bool
+    hardware: Processor
+    sheet: Sheet | None = None  # only with a picture
 
 
 def measure(config: Experiment, steps: float = 1.0, candidates: int = CANDIDATES) -> tuple[dict[str, Any], dict]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests_root import ROOT
 
 from lscl import cli, files
 from lscl.config import experiment
@@ -157,6 +158,60 @@ def test_a_damaged_record_is_one_line(quick, damage, says):
     path.write_text(damage(path.read_text("utf-8")), "utf-8")
     with pytest.raises(LsclError, match=says):
         read_privacy(path)
+
+
+OPTIONAL = {"finished", "versions", "cpu_seconds", "code_digest"}  # nobody reads or compares them
+
+
+def test_every_entry_that_is_read_or_compared_must_be_there(quick, places, capsys):
+    path = save_privacy(*measuring.measure(small("fed_ncm")))
+    record = json.loads(path.read_text("utf-8"))
+    for name in set(record) - OPTIONAL:
+        path.write_text(json.dumps({key: value for key, value in record.items() if key != name}), "utf-8")
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["verify", "--privacy", "--profile", "smoke"])
+        error = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2 and len(error) == 1 and name in error[0] and str(path) in error[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accuracy", {}),
+        ("config", {}),
+        ("config", {"threads": None}),
+        ("hardware", {}),
+        ("privacy", {}),
+        ("sheet", {}),
+        ("sheet", {"rows": []}),
+        ("seconds", 3),
+        ("steps", 0),
+        ("candidates", 0),
+        ("dirty", None),
+        ("commit", 7),
+    ],
+)
+def test_an_entry_of_another_shape_is_one_line(quick, name, value, one_line):
+    path = save_privacy(*measuring.measure(small("fed_ncm")))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), name: value}), "utf-8")
+    with pytest.raises(LsclError) as caught:
+        read_privacy(path)
+    one_line(caught, path, name)
+
+
+def test_every_committed_record_has_the_shape():
+    found = sorted((ROOT / "results" / "privacy").glob("*/*.json"))
+    assert found and all(read_privacy(path)["name"] == path.stem for path in found)
+
+
+def test_a_config_that_is_none_is_one_line(quick, one_line):
+    path = save_privacy(*measuring.measure(small("fed_ncm")))
+    record = json.loads(path.read_text("utf-8"))
+    for changes in ({"method": ["x"]}, {"method": "gone"}, {"rank": {}}, {"foundation": 3}, {"profile": []}):
+        path.write_text(json.dumps({**record, "config": {**record["config"], **changes}}), "utf-8")
+        with pytest.raises(LsclError) as caught:
+            verify_privacy_sample("smoke", 1, 0)
+        one_line(caught, path.stem)
 
 
 @pytest.mark.parametrize(
