@@ -119,6 +119,8 @@ def long_features(up: Payload, _down: Payload) -> Payload:
     """
 
     def along(value: Tensor) -> Tensor:
+        if value.ndim != 2 or not value.is_floating_point():
+            return value
         return LONG * value.abs().mean() * torch.eye(1, value.shape[1], dtype=value.dtype).expand_as(value)
 
     return {name: along(value) if name in ("features", "sums", "means") else value for name, value in up.items()}

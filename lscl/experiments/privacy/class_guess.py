@@ -46,6 +46,16 @@ def guess_score(observed: Observed, payload: str, knows: str, evidence: Tensor) 
     )
 
 
+def _labels_in(sent: Tensor | None, classes: int) -> Tensor | None:
+    """The labels that a tensor names, as flags or as whole numbers; None if it names none."""
+    if sent is None or sent.ndim != 1:
+        return None
+    if sent.dtype == torch.bool:
+        return sent.nonzero().squeeze(1) if len(sent) == classes else None
+    whole = not (sent.is_floating_point() or sent.is_complex())
+    return sent.long() if whole and bool(((sent >= 0) & (sent < classes)).all()) else None
+
+
 def guess_classes(observed: Observed) -> list[Finding]:
     """Attack every payload that reveals something about single classes.
 
@@ -56,13 +66,15 @@ def guess_classes(observed: Observed) -> list[Finding]:
         The findings; nothing if no payload does.
     """
     up, down, classes = observed.up, observed.down, observed.method.num_classes
-    named = {name for name in (HOLDS, "classes") if name in up}
     findings = []
-    for name in sorted(named):
-        flags = torch.zeros(classes)
-        flags[up[name].nonzero().squeeze(1) if up[name].dtype == torch.bool else up[name]] = 1
-        findings.append(guess_score(observed, name, "nothing", flags))
-    rows = [name for name in up if name in down and up[name].ndim == 2 and len(up[name]) == classes]
+    for name in sorted((HOLDS, "classes")):
+        labels = _labels_in(up.get(name), classes)
+        if labels is not None:
+            flags = torch.zeros(classes)
+            flags[labels] = 1
+            findings.append(guess_score(observed, name, "nothing", flags))
+    same = [name for name in up if name in down and up[name].shape == down[name].shape]
+    rows = [name for name in same if up[name].ndim == 2 and len(up[name]) == classes]
     for name in rows:
         evidence = (up[name] - down[name]).double().norm(dim=1)
         findings.append(guess_score(observed, name, "nothing", evidence))

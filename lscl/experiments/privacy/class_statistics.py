@@ -36,7 +36,9 @@ def frozen_features(observed: Observed, inputs: Inputs) -> Tensor:
     of = lambda batch: method.foundation.suffix(batch.prefix)
     if hasattr(method, "frozen_feature"):
         of = method.frozen_feature
-    elif observed.sends_label_sums:  # of features that a generator and a public CNN adapt
+    elif observed.sends_label_sums and hasattr(
+        method, "head_inputs"
+    ):  # of features that a generator and a public CNN adapt
         of = lambda batch: method.head_inputs(method.features_of(observed.client, batch))
     return map_batches(inputs, torch.arange(len(inputs.images)), of).float().cpu()
 
@@ -49,18 +51,20 @@ def class_means_sent(observed: Observed, width: int) -> tuple[str, Tensor] | Non
         width: length d of a feature.
 
     Returns:
-        The payload's name and (k, d); None if there are none.
+        The payload's name and (k, d); None if there are none of this length for each of the classes.
     """
     up, task = observed.up, observed.method.census.parts.tasks[observed.client.id][observed.stage.task]
-    if "sums" in up:
+    if {"sums", "counts"} <= set(up) and up["counts"].shape == up["sums"].shape[:1]:
         means, classes = up["sums"] / up["counts"].clamp(min=1)[:, None], torch.tensor(task.classes)
-    elif "means" in up:
+    elif {"means", "classes"} <= set(up):
         means, classes = up["means"], up["classes"]
     elif _joint(observed, width):
         k = len(task.classes)
         moments, classes = unpack_triangle(up["gram"]), torch.tensor(task.classes)
         means = (moments[:-k, -k:] / moments.diagonal()[-k:].clamp(min=1)).T  # (k, d)
     else:
+        return None
+    if means.shape != (len(task.classes), width) or classes.shape != means.shape[:1]:
         return None
     name = next(name for name in (*MEANS, "gram") if name in up)
     return name, means.float()[classes.argsort()]
@@ -69,7 +73,7 @@ def class_means_sent(observed: Observed, width: int) -> tuple[str, Tensor] | Non
 def _joint(observed: Observed, width: int) -> bool:
     """Whether `gram` is that of features of this length and labels together."""
     size = width + len(observed.gallery.classes)
-    return "gram" in observed.up and len(observed.up["gram"]) == size * (size + 1) // 2
+    return "gram" in observed.up and observed.up["gram"].numel() == size * (size + 1) // 2
 
 
 def read_class_statistics(observed: Observed, steps: int = STEPS) -> list[Finding]:

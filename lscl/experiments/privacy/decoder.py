@@ -194,13 +194,14 @@ def invert_features(observed: Observed, steps: int = STEPS) -> tuple[list[Findin
         steps: of the training of a decoder.
 
     Returns:
-        The findings, and images to look at by name, (n, 3, H, W) each; nothing if no such payload travels.
+        The findings, and images to look at by name, (n, 3, H, W) each; nothing if no features of a CNN travel.
     """
-    if "features" not in observed.up:
+    sent = observed.cnn_features
+    if sent is None:
         return [], {}
     config, gallery = observed.config, observed.gallery
-    received = observed.up["features"].float() * observed.up["features"].shape[1]
-    true, own = encoder_of(observed.client.model["cnn"], config.side), train_stand_in(observed)
+    received = sent.float() * sent.shape[1]
+    true, own = encoder_of(observed.part("cnn"), config.side), train_stand_in(observed)
     rows = observed.kept
     known = torch.arange(len(rows)) % 2 == 0
     public = as_unit_images(observed.public.images)

@@ -57,9 +57,10 @@ def read_generator(observed: Observed) -> list[Finding]:
         observed: the client under attack.
 
     Returns:
-        The findings; nothing if no generator travels.
+        The findings; nothing if no generator travels, or none whose input is a CNN's features.
     """
-    if not {"weight", "bias"} <= set(observed.up) or not isinstance(observed.client.model["generator"], Generator):
+    travels = {"weight", "bias"} <= set(observed.up) & set(observed.down)
+    if not travels or not isinstance(observed.part("generator"), Generator) or observed.part("cnn") is None:
         return []
     gallery, side, findings = observed.gallery, observed.config.side, []
     change = observed.up["weight"] - observed.down["weight"]
@@ -68,7 +69,7 @@ def read_generator(observed: Observed) -> list[Finding]:
     design = _design(observed)
     encoders = {
         "own CNN": train_stand_in(observed),
-        observed.true_cnn: encoder_of(observed.client.model["cnn"], side),
+        observed.true_cnn: encoder_of(observed.part("cnn"), side),
     }
     for knows, encode in encoders.items() if change.shape[1] else ():
         g = scale_features(encode(gallery.pixels))
@@ -87,7 +88,7 @@ def _class_separation(observed: Observed) -> Tensor:
     client, method, classes = observed.client, observed.method, observed.method.num_classes
     labels = torch.from_numpy(client.test.images.labels)
     index = torch.cat([(labels == label).nonzero().squeeze(1)[:REFERENCE] for label in range(classes)])
-    generator = client.model["generator"]
+    generator = observed.part("generator")
     update = generator.split(observed.up["bias"][None])  # A (1, r, d), B (1, 3d, r)
 
     def with_update(batch) -> Tensor:

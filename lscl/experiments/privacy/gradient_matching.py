@@ -135,8 +135,7 @@ def match_gradients(observed: Observed, steps: int = MATCHING_STEPS, searches: i
     """
     findings, gallery = [], observed.gallery
     few = gallery.held.nonzero().squeeze(1)[:: max(1, int(gallery.held.sum()) // SINGLE)][:SINGLE]
-    whole = "head.weight" in observed.up and any(name.startswith("cnn.") for name in observed.up)
-    if not whole:
+    if not observed.sends_classifier:
         return findings
     control = linear_control(observed, few, steps)
     if "gradients" in observed.up:
@@ -151,6 +150,8 @@ def _encoder_gradients(observed: Observed, searches: int) -> list[Finding]:
     """
     classes, seed = observed.method.num_classes, observed.config.seed
     network, draw = build_encoder(classes, seed), torch_generator(seed, "encoder attack")
+    if observed.up["gradients"].shape[1:] != (sum(value.numel() for value in network.parameters()),):
+        return []
     mine = observed.gallery.classes.tolist()
     labels = torch.tensor([recover_class(received, classes) for received in observed.up["gradients"]])
     inside = torch.tensor([int(label) in mine for label in labels])
@@ -186,7 +187,7 @@ def _change_of_cnn(observed: Observed, few: Tensor, control: float, steps: int) 
     model = observed.method.new_model(client.id)
     model.load_state_dict(observed.down, strict=False)
     model.train()
-    names = [name for name, _ in model.named_parameters() if name in observed.up]
+    names = [name for name, _ in model.named_parameters() if name in observed.up and name in observed.down]
     parameters = [dict(model.named_parameters())[name] for name in names]
     for layer in model.modules():  # one image has no statistics of its own
         if isinstance(layer, nn.BatchNorm2d):

@@ -73,13 +73,16 @@ def gram_matrices_sent(observed: Observed) -> list[tuple[Tensor, Tensor]]:
         observed: the client under attack.
 
     Returns:
-        (n,) bool, which kept images it is made of, and C (m + 1, m + 1); empty if the payload has neither.
+        (n,) bool, which kept images it is made of, and C (m + 1, m + 1); empty if the payload has neither, or no CNN of
+        the client's made the features.
     """
-    up, rows = observed.up, observed.kept
-    if "features" in up:
+    up, rows, sent = observed.up, observed.kept, observed.cnn_features
+    if observed.part("cnn") is None:
+        return []
+    if sent is not None:
         buffers = [first_of_class(rows, observed.gallery, count) for count in KEPT]
         different = {int(chosen.sum()): chosen for chosen in buffers}
-        return [(chosen, second_moments(up["features"].float()[chosen])) for chosen in different.values()]
+        return [(chosen, second_moments(sent.float()[chosen])) for chosen in different.values()]
     if "gram" in up and not observed.sends_label_sums:  # beside a generator: of features that a CNN makes
         return [(torch.ones(len(rows), dtype=torch.bool), unpack_triangle(up["gram"]))]
     return []
@@ -110,7 +113,7 @@ def read_gram(observed: Observed) -> list[Finding]:
         return []
     config, gallery, rows = observed.config, observed.gallery, observed.kept
     m = len(matrices[0][1]) - 1
-    true, own = encoder_of(observed.client.model["cnn"], config.side), train_stand_in(observed)
+    true, own = encoder_of(observed.part("cnn"), config.side), train_stand_in(observed)
     others, findings = (~gallery.held).nonzero().squeeze(1), []
     halves = others[observed.rng("halves").permutation(len(others))].tensor_split(2)  # (o / 2,) each
     for chosen, moments in matrices:

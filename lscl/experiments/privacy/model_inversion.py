@@ -86,7 +86,7 @@ def invert_model(observed: Observed, steps: int = INVERSION_STEPS) -> list[Findi
     Returns:
         The findings; nothing if no such network travels.
     """
-    if not any(name.endswith("running_mean") for name in observed.up) or "head.weight" not in observed.up:
+    if not any(name.endswith("running_mean") for name in observed.up) or not observed.sends_classifier:
         return []
     gallery, config = observed.gallery, observed.config
     model = observed.method.new_model(observed.client.id)

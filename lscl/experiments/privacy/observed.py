@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lscl.config import Experiment
 from lscl.data.glyphs import glyphs
@@ -204,8 +204,27 @@ class Observed:
         """Whether `gram` is that of features and labels together, and not that of what a generator reads."""
         if "gram" not in self.up:
             return False
-        q = self.up["weight"].shape[-1] + 1 if "weight" in self.up else 0
-        return len(self.up["gram"]) != q * (q + 1) // 2
+        q = self.up["weight"].shape[-1] + 1 if "weight" in self.up and self.up["weight"].ndim else 0
+        return self.up["gram"].numel() != q * (q + 1) // 2
+
+    def part(self, name: str) -> nn.Module | None:
+        """The part of the client's model with this name; None if it has none, as one that is a single layer."""
+        return dict(self.client.model.named_children()).get(name)
+
+    @property
+    def cnn_features(self) -> Tensor | None:
+        """The payload `features`, (n, m): those of the kept images by the client's CNN; None if they are not sent."""
+        sent = self.up.get("features")
+        if sent is None or self.part("cnn") is None or sent.shape != (len(self.kept), self.config.features):
+            return None
+        return sent
+
+    @property
+    def sends_classifier(self) -> bool:
+        """Whether the payload has the client's CNN and the head that reads its features."""
+        head, width = self.part("head"), self.config.features
+        sent = "head.weight" in self.up and any(name.startswith("cnn.") for name in self.up)
+        return sent and None not in (head, self.part("cnn")) and getattr(head, "in_features", width) == width
 
     @property
     def true_cnn(self) -> str:

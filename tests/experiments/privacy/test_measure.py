@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 from tests_root import ROOT
+from torch import nn
+from toy_system import ToySystem
 
 from lscl import cli, files
 from lscl.config import experiment
@@ -21,9 +24,71 @@ from lscl.experiments.privacy.measure import (
     verify_privacy_sample,
 )
 from lscl.experiments.run import claim
+from lscl.federation.method import Method
 from lscl.methods import METHODS
 from lscl.publish import verified
+from lscl.registry import register
 from lscl.results import file_shapes
+
+
+class OneLayer(Method):
+    """The system that the book teaches: its model is a single layer on the frozen ViT, and has no parts."""
+
+    name, label = "one_layer", "One layer"
+
+    def build(self, client):
+        return nn.Linear(self.foundation.width, self.num_classes)
+
+    def features_of(self, client, batch):
+        return self.foundation.suffix(batch.prefix)
+
+    def head_logits(self, client, features):
+        return client.model(features)
+
+
+# Tensors with the names that our systems use for other things: (shape, type).
+FOREIGN = {
+    "features": ((3,), torch.float32),
+    "gram": ((), torch.float32),
+    "means": ((2, 3), torch.float32),
+    "sums": ((4, 2), torch.float32),
+    "weight": ((), torch.float32),
+    "bias": ((2,), torch.float32),
+    "gradients": ((4,), torch.float32),
+    "classes": ((2,), torch.float32),
+}
+
+
+class ForeignNames(ToySystem):
+    """A system with parts and payloads that have the names of ours, and are something else."""
+
+    name, label = "foreign", "Foreign"
+
+    def build(self, client):
+        cnn = nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5))
+        return nn.ModuleDict({"cnn": cnn, "generator": nn.Linear(2, 2), "head": nn.Linear(5 + 12, self.num_classes)})
+
+    def logits(self, client, batch):
+        coarse = nn.functional.adaptive_avg_pool2d(batch.images, 2).flatten(1)
+        return client.model["head"](torch.cat([client.model["cnn"](coarse), coarse], 1))
+
+    def upload(self, client, stage):
+        return {**super().upload(client, stage), **{n: torch.ones(s, dtype=d) for n, (s, d) in FOREIGN.items()}}
+
+    def upload_shapes(self, client, stage):
+        return {**super().upload_shapes(client, stage), **{name: shape for name, (shape, _) in FOREIGN.items()}}
+
+
+@pytest.mark.parametrize("kind", [OneLayer, ForeignNames])
+def test_an_attack_on_a_part_that_a_system_lacks_is_passed_over(quick, kind):
+    register(kind)
+    try:
+        path = save_privacy(*measuring.measure(small(kind.name)))
+        findings = read_privacy(path)["findings"]
+    finally:
+        METHODS.remove(kind.name)
+    assert findings and {row["attack"] for row in findings} <= {"membership", "classes"}
+    assert {row["payload"] for row in findings} <= {"whole model", "weight", "head.weight"}
 
 
 @pytest.fixture
