@@ -148,6 +148,8 @@ def run_command(
         config_files.check_writable_config(write_config)
     observer = None if track is None else _tensorboard(track)
     record = run(config, keep_payloads=keep_payloads, keep_model=keep_model, on_round=observer)
+    if observer is not None and not observer.written:
+        print(f"lscl: track = {track}: nothing is written, no round was left to compute", file=sys.stderr)
     print(f"{record['name']}: {records.folder(record['profile'], record['dirty']) / record['name']}.json")
     _show_accuracy(record)
     if account := record.get("privacy"):

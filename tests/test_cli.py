@@ -353,6 +353,14 @@ def test_a_run_can_be_tracked(capsys, tmp_path):
     assert code == 0 and out.startswith(folder.name) and [path.name[:7] for path in folder.iterdir()] == ["events."]
 
 
+def test_a_finished_run_that_is_to_be_tracked_says_that_nothing_is_written(capsys, tmp_path):
+    words = ("run", *SMOKE, "--method", "local_head")
+    call(capsys, *words)
+    code, _, err = call(capsys, *words, "--track", str(tmp_path / "board"))
+    assert code == 0 and len(err.splitlines()) == 1
+    assert f"track = {tmp_path / 'board'}: nothing is written, no round was left to compute" in err
+
+
 def test_the_command_line_needs_no_click_of_its_own():
     """Typer has its own copy from 0.26 on, whose exceptions are not click's; both kinds end in one line."""
     text = (ROOT / "lscl" / "cli.py").read_text(encoding="utf-8")

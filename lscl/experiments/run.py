@@ -186,7 +186,7 @@ def run(
     config: Experiment,
     quiet: bool = False,
     wait: bool = True,
-    keep_payloads: Path | None = None,
+    keep_payloads: Path | str | None = None,
     keep_model: bool = False,
     on_round: Observer | None = None,
 ) -> records.Record:
@@ -211,25 +211,24 @@ def run(
     Raises:
         RunBusy: another process is computing this run, and `wait` is False.
         LsclError: bad values, data or files, or a record or saved state of another origin; what was computed stays. Or
-            rounds are computed already whose payloads were not kept.
+            rounds are computed already whose payloads were not kept, also by another process while this one waited.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
     limit_bytes()  # refuses a bound that is no number, before anything else
     code = records.source()
-    keep = None if keep_payloads is None else keep_payloads / config.name
-    existing = _finished(config, code)
-    if existing is not None:
-        if keep is not None and not (keep / KEPT).is_file():
-            raise _nothing_again(keep, "this run is finished")
-        if not keep_model or is_kept(existing):
-            return existing
+    keep = None if keep_payloads is None else Path(keep_payloads) / config.name
+    existing = _finished(config, code, keep)
+    if existing is not None and (not keep_model or is_kept(existing)):
+        return existing
     state = state_folder(config)
     with claim(state, wait):
         try:
             keeper = ModelKeeper() if keep_model else None
-            record = _finished(config, code) or _compute(config, code, read_state(state), quiet, keep, keeper, on_round)
+            record = _finished(config, code, keep)
+            if record is None:
+                record = _compute(config, code, read_state(state), quiet, keep, keeper, on_round)
             if keep_model and not is_kept(record):
-                _compute_models(config, code, record, quiet)
+                _compute_models(config, code, record, quiet, on_round)
             return record
         finally:
             release()
@@ -320,9 +319,12 @@ def claim(state: Path, wait: bool):
         lock.release()
 
 
-def _finished(config: Experiment, code: dict) -> records.Record | None:
-    """The record, if there is one; of uncommitted code only if it is this very code."""
-    return records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
+def _finished(config: Experiment, code: dict, keep: Path | None) -> records.Record | None:
+    """The record, if there is one, of uncommitted code only if it is this very code; an error without its payloads."""
+    found = records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
+    if found is not None and keep is not None and not (keep / KEPT).is_file():
+        raise _nothing_again(keep, "this run is finished")
+    return found
 
 
 def settle_device(config: Experiment, saved: SavedState) -> Experiment:
@@ -366,15 +368,22 @@ def _compute(
     return record
 
 
-def _compute_models(config: Experiment, code: dict, record: records.Record, quiet: bool) -> None:
-    """Compute a finished run again, from nothing and in a folder of its own, to keep its models next to its record."""
+def _compute_models(
+    config: Experiment, code: dict, record: records.Record, quiet: bool, on_round: Observer | None = None
+) -> None:
+    """Compute a finished run again, with a state of its own, to keep its models next to its record."""
     if not quiet:
         print(f"{record['name']}: its models were not kept, so it is computed again for them", file=sys.stderr)
     same = config.model_copy(update={"threads": record["config"]["threads"], "device": record["device"]})
-    keeper = ModelKeeper()
-    with paths.scratch():
-        played = _play(same, code, SavedState(state_folder(same), {}, [], []), quiet, keeper=keeper)
+    state, keeper = state_folder(same), ModelKeeper()
+    saved = read_state(state.with_name(f"{state.name}--models"))
+    if tasks_done(saved) == same.tasks_run:  # after the last test there is nothing to keep any more
+        shutil.rmtree(saved.folder, ignore_errors=True)
+        saved = SavedState(saved.folder, {}, [], [])
+    with paths.scratch():  # the record and the pictures stay as they are
+        played = _play(same, code, saved, quiet, keeper=keeper, on_round=on_round)
         made = make_record(*played)
+    shutil.rmtree(saved.folder, ignore_errors=True)
     keep_models(record, made, played, keeper)
     if made["accuracy"] != record["accuracy"]:
         gaps = (f"{mask} {value:+.2f}" for mask, value in accuracy_gaps(made, record).items())

@@ -11,7 +11,7 @@ from lscl.config import experiment
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.kept_models import ModelKeeper, is_kept, model_path, read_card, read_tensors
-from lscl.experiments.run import run
+from lscl.experiments.run import run, state_folders
 from lscl.federation.loop import InProcess, federate
 from lscl.registry import METHODS, register
 
@@ -110,6 +110,38 @@ def test_models_that_are_damaged_or_of_an_older_record_are_made_again(smoke):
     run(config, quiet=True, keep_model=True)
     assert is_kept(record) and path.read_bytes() == good
     assert not is_kept({**record, "finished": "later"})
+
+
+def test_the_models_of_a_finished_run_resume_after_a_stop(smoke, capsys, monkeypatch):
+    config, asked, ask = smoke(method="fedavg"), [], InProcess.ask
+    record = run(config, quiet=True)
+
+    def stop(config, reports):
+        if len(reports) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, quiet=True, keep_model=True, on_round=stop)
+    assert "stopped after round 3; the same command resumes there" in capsys.readouterr().err
+    assert [path.name for path in state_folders()] == [f"{config.name}--models"]
+    monkeypatch.setattr(InProcess, "ask", lambda self, stage, sent: asked.append(stage) or ask(self, stage, sent))
+    assert run(config, quiet=True, keep_model=True) == record and is_kept(record)
+    assert {(stage.task, stage.round) for stage in asked if stage.name == "train"} == {(1, 1)}
+    assert state_folders() == [] and read_card(model_path(record)).equal_to_record
+
+
+def test_a_stop_after_the_last_test_leaves_no_state_without_models(smoke):
+    config = smoke(method="fedavg")
+    record = run(config, quiet=True)
+
+    def stop(config, reports):
+        if len(reports) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, quiet=True, keep_model=True, on_round=stop)
+    run(config, quiet=True, keep_model=True)
+    assert is_kept(record) and state_folders() == []
 
 
 def test_models_that_are_too_large_lose_no_record(smoke, monkeypatch, one_line):

@@ -1,5 +1,8 @@
 """Payloads written to a folder as they travel."""
 
+import threading
+import time
+
 import pytest
 import torch
 from tests_root import Recorder, compared
@@ -52,6 +55,26 @@ def test_what_was_computed_without_keeping_is_not_kept_later(smoke, tmp_path):
     with pytest.raises(LsclError, match="this run is finished, and its payloads are not in"):
         run(smoke(method="fed_ncm"), quiet=True, keep_payloads=tmp_path)
     assert records.find(smoke(method="fed_ncm")) is not None
+
+
+def test_what_another_process_computes_meanwhile_without_keeping_is_said(smoke, tmp_path):
+    """The second call waits for the first one, which has begun and keeps nothing."""
+    config, found = smoke(method="fed_ncm"), []
+
+    def keep():
+        with pytest.raises(LsclError, match="this run is finished, and its payloads are not in"):
+            run(config, quiet=True, keep_payloads=tmp_path)
+        found.append(True)
+
+    waiting = threading.Thread(target=keep)
+    run(config, quiet=True, on_round=lambda _, reports: len(reports) == 1 and (waiting.start(), time.sleep(0.3)))
+    waiting.join()
+    assert found == [True]
+
+
+def test_a_folder_may_be_given_as_text(smoke, tmp_path):
+    record = run(smoke(method="fed_ncm"), quiet=True, keep_payloads=str(tmp_path))
+    assert (tmp_path / record["name"] / KEPT).is_file()
 
 
 def test_a_stopped_run_goes_on_keeping(smoke, tmp_path, monkeypatch):
