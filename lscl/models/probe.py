@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lscl import paths
-from lscl.config import Experiment
+from lscl.config import Experiment, fields
 from lscl.data.sources import first_per_class, load
 from lscl.data.store import ImageSet, write_atomic
 from lscl.errors import LsclError
@@ -69,11 +69,17 @@ def probe(config: Experiment, count: int) -> dict[str, Any]:
         "accuracy_8": round(float(np.mean(eight)), 2),
         "weight_decay": max(held, key=held.get),
     }
+    write_atomic(paths.results() / "probe" / _file_name(config, count), (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def _file_name(config: Experiment, count: int) -> str:
+    """The name of a probe's file: two probes that read other values or images have two names."""
     size = f"--{config.vit_size}px" if config.vit_size else ""
     file = f"--{config.weights_sha256[:12]}" if config.weights_sha256 else ""
-    name = re.sub("[/:]", "_", f"{config.foundation}{size}{file}--{config.dataset}--{count}.json")
-    write_atomic(paths.results() / "probe" / name, (json.dumps(result, indent=1) + "\n").encode())
-    return result
+    others = {name: getattr(config, name) for name in ("image_size", "duplicates", "normalize")}
+    changed = "".join(f"--{name}={value}" for name, value in others.items() if value != fields()[name].default)
+    return re.sub("[/:]", "_", f"{config.foundation}{size}{file}--{config.source}{changed}--{count}.json")
 
 
 @torch.no_grad()

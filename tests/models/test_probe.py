@@ -1,9 +1,11 @@
 """The linear probe of the frozen features."""
 
 import json
+import shutil
 
 import pytest
 
+from lscl.config import experiment
 from lscl.data.sources import load
 from lscl.data.store import Dataset, ImageSet
 from lscl.errors import LsclError
@@ -14,10 +16,24 @@ from lscl.models.vit import foundation
 def test_a_probe_is_written_and_repeats(smoke, places):
     result = probe(smoke(), 6)
     (path,) = (places / "results" / "probe").glob("*.json")
-    assert path.name == "tiny--folder--6.json" and json.loads(path.read_text(encoding="utf-8")) == result
+    assert (
+        path.name == f"tiny--{smoke().source}--image_size=16--6.json"
+        and json.loads(path.read_text(encoding="utf-8")) == result
+    )
     assert probe(smoke(), 6) == result
     data = load(smoke(images_per_class=None, test_images_per_class=None))
     assert (result["data_digest"], result["weights_digest"]) == (data.digest, foundation("tiny", None).digest)
+
+
+def test_probes_of_other_images_or_values_have_names_of_their_own(smoke, tree, tmp_path, places):
+    shutil.copytree(tree, tmp_path / "other")
+    next((tmp_path / "other" / "train" / "class00").iterdir()).unlink()
+    ways = ({}, {"data_dir": tmp_path / "other"}, {"normalize": False}, {"image_size": 24}, {"duplicates": "drop"})
+    for values in ways:
+        probe(smoke(**values), 2)
+    assert len(list((places / "results" / "probe").iterdir())) == len(ways)
+    probe(experiment(profile="smoke"), 2)
+    assert (places / "results" / "probe" / "tiny--glyphs--2.json").is_file()
 
 
 def test_classes_that_differ_in_colour_are_told_apart_the_better_the_more_images(smoke):
