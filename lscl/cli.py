@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import sys
+from collections.abc import Collection
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from lscl import paths
-from lscl.config import PROFILES, Experiment, check_profile, experiment, fields
+from lscl.config import PROFILES, Experiment, check_data_dir, check_profile, experiment, fields
 from lscl.errors import LsclError, explain, make_printable, pluralize
 from lscl.registry import DATASETS, METHODS, Labels
 
@@ -28,7 +29,16 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configs, compare th
 app.add_typer(config_app, name="config")
 
 
-def config_command(group: typer.Typer, name: str, *leave_out: str):
+# What the commands read that take only some of the config fields.
+IMAGES = ("dataset", "profile", "data_dir", "folder_digest", "image_size", "duplicates")
+PARTITION = (
+    *IMAGES, "images_per_class", "test_images_per_class", "eval_split", "seed", "clients", "tasks", "classes_per_task",
+    "private_classes", "dirichlet", "min_share",
+)  # fmt: skip
+PROBE = (*IMAGES, "foundation", "vit_size", "weights", "weights_sha256", "normalize", "threads")
+
+
+def config_command(group: typer.Typer, name: str, *leave_out: str, only: Collection[str] = ()):
     """Make a command that has one option per config field and passes them on as the dictionary `values`.
 
     The options of all systems come first, then a panel for each system. They are made when the command is called,
@@ -38,16 +48,20 @@ def config_command(group: typer.Typer, name: str, *leave_out: str):
         group: the application that gets the command.
         name: the command's name.
         leave_out: config fields that are no options of it.
+        only: the config fields that are; empty = all others.
     """
+
+    def taken() -> list[str]:
+        return [field for field in fields() if field not in leave_out and (not only or field in only)]
 
     class ConfigCommand(TyperCommand):
         def get_params(self, ctx: typer.Context) -> list[Any]:
             *own, helping = super().get_params(ctx)
-            return [*own, *_options([field for field in fields() if field not in leave_out]), helping]
+            return [*own, *_options(taken()), helping]
 
         def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
             left = super().parse_args(ctx, args)
-            ctx.obj = {field: ctx.params.pop(field) for field in fields() if field not in leave_out}
+            ctx.obj = {field: ctx.params.pop(field) for field in taken()}
             return left
 
     def decorate(command):
@@ -114,6 +128,7 @@ def _one(values: dict[str, Any], start: Path | None = None, changes: list[str] |
     if twice:
         raise LsclError(f"{twice[0]} is given twice, by --set and by its option: leave one of the two out")
     config, lines = config_from(start, {**values, **more})
+    check_data_dir(config.dataset, {**values, **more}.get("data_dir"))
     for line in lines:
         print(f"lscl: {make_printable(line)}", file=sys.stderr)
     return config
@@ -375,13 +390,16 @@ def node_command(
     serve(checked_node({"client": client, "link": link, "authority": authority, "key": key, "port": port}))
 
 
+Seeds = Annotated[str | None, typer.Option(help="seeds with commas; default: 42,1999,2024, and for tune its own seed")]
+
+
 @config_command(app, "sweep", "method", "seed")
 def sweep_command(
     values: dict,
     name: Annotated[
         str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, repaired, tune")
     ] = "table1",
-    seeds: Annotated[str, typer.Option(help="seeds with commas")] = "42,1999,2024",
+    seeds: Seeds = None,
     methods: Annotated[str, typer.Option(help="only these methods, with commas; default: all")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="only list the runs and which of them are missing")] = False,
     task_index: Annotated[
@@ -395,7 +413,8 @@ def sweep_command(
     """
     from lscl.experiments import sweeps
 
-    sweeps.sweep(name, values, _seeds(seeds), list_only, _names(methods), task_index, task_count)
+    check_data_dir(values.get("dataset", "glyphs"), values.get("data_dir"))
+    sweeps.sweep(name, values, _seeds_of(name, seeds), list_only, _names(methods), task_index, task_count)
 
 
 @config_command(app, "plan", "method", "seed")
@@ -404,7 +423,10 @@ def plan_command(
     name: Annotated[
         str, typer.Argument(help="named set of runs, as for sweep; default: what the results of the profile need")
     ] = "",
-    seeds: Annotated[str, typer.Option(help="seeds with commas, for a named set")] = "42,1999,2024",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="seeds with commas; default: 42,1999,2024, and without a set those of the results"),
+    ] = None,
     methods: Annotated[str, typer.Option(help="only these methods, with commas; default: all")] = "",
     card: Annotated[
         str,
@@ -423,16 +445,13 @@ def plan_command(
 
     config = experiment(**values)
     if name:
-        runs = sweeps.runs_of(name, values, _seeds(seeds), _names(methods))
+        runs = sweeps.runs_of(name, values, _seeds_of(name, seeds), _names(methods))
     else:
-        allowed = _names(methods) or [method for method, _ in sweeps.main_table()]
-        runs = [
-            one
-            for one in sweeps.plan(config.profile, config.data_dir)
-            if one.method in allowed and values.get("dataset") in (None, one.dataset)
-        ]
+        runs = sweeps.plan(config.profile, changes=values, seeds=seeds and _seeds(seeds), methods=_names(methods))
     if not runs:
         raise LsclError("nothing to plan for: no run of the set has these methods and this data set")
+    if len(datasets := {one.dataset for one in runs}) == 1:
+        check_data_dir(*datasets, config.data_dir)
     if card == "all":
         print(cost_model.cards_table([cost_model.cost(one) for one in runs]))
         return
@@ -449,7 +468,25 @@ def _check_names(profile: str, dataset: str | None = None) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if text.strip() and not names:
+        raise LsclError(f"methods = {text!r}: give names with commas between them, for example fedavg,fedprox")
+    return names
+
+
+def _seeds_of(name: str, text: str | None) -> list[int]:
+    """The seeds of a named set; the tuning has one of its own."""
+    if name != "tune":
+        return _seeds("42,1999,2024" if text is None else text)
+    _refuse("the tuning plays on a seed of its own", seeds=text)
+    return []
+
+
+def _refuse(why: str, **options: Any) -> None:
+    """Refuse options that would not be read."""
+    for name, value in options.items():
+        if value is not None:
+            raise LsclError(f"{name} = {value}: {why}, leave it out")
 
 
 def _seeds(text: str) -> list[int]:
@@ -480,6 +517,7 @@ def privacy_command(
     from lscl.experiments.privacy.measure import attacked_runs, measure_all
 
     _check_names(profile, dataset)
+    check_data_dir(dataset, data_dir)
     measure_all(attacked_runs(dataset, profile, _seeds(seeds), _names(methods), data_dir, threads), list_only)
 
 
@@ -535,8 +573,8 @@ def check_command() -> None:
 @app.command("verify")
 def verify_command(
     profile: Annotated[str, typer.Option(help="profile of the records")] = "mini",
-    sample: Annotated[int, typer.Option(min=1, help="how many records, drawn at random")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="seed of that draw")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="how many records, drawn at random; default: 1")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="seed of that draw; default: 0")] = None,
     dataset: Annotated[str | None, typer.Option(help="only this data set")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="folder with the images, for data sets that are not embedded")
@@ -558,7 +596,11 @@ def verify_command(
     from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
+    if cell is not None:
+        _refuse("the name of a cell says which record it is", sample=sample, seed=seed, dataset=dataset)
+    sample, seed = sample or 1, seed or 0
     if privacy:
+        _refuse("no record of lscl privacy is read for it", cell=cell, weights=weights)
         print(f"wrote {verify_privacy_sample(profile, sample, seed, data_dir, dataset)}")
         return
     describe = lambda record: "; ".join(cells(record)) or "in no table"
@@ -568,7 +610,7 @@ def verify_command(
         verify_records([find_cell(profile, cell)], lambda record: verify(record, data_dir, weights), describe)
 
 
-@config_command(data_app, "show", "method")
+@config_command(data_app, "show", only=PARTITION)
 def data_show(values: dict) -> None:
     """Print the partition: training images by client, task and class, with digests and checks."""
     from lscl.data.duplicates import find_duplicates
@@ -576,6 +618,7 @@ def data_show(values: dict) -> None:
     from lscl.data.sources import load
 
     config = experiment(**values)
+    check_data_dir(config.dataset, config.data_dir)
     data = load(config)
     parts = partition(config, data)
     images = f"{len(data.train)} training and {len(data.test)} test images of {len(data.classes)} classes"
@@ -633,12 +676,14 @@ def pretrain_command(
     pretrain(data_dir, out, epochs, batch, lr, seed, threads, network)
 
 
-@config_command(app, "probe", "method")
+@config_command(app, "probe", only=PROBE)
 def probe_command(values: dict, per_class: Annotated[int, typer.Option(help="training images per class")] = 60) -> None:
     """Linear-probe accuracy of the frozen foundation model's feature, over all classes and over sets of 8."""
     from lscl.models.probe import probe
 
-    result = probe(experiment(**values), per_class)
+    config = experiment(**values)
+    check_data_dir(config.dataset, config.data_dir)
+    result = probe(config, per_class)
     for key, value in result.items():
         print(f"{key}: {value}")
 

@@ -78,6 +78,21 @@ def check_options(options: Iterable[str], methods: Iterable[str]) -> None:
             )
 
 
+def check_data_dir(dataset: str, folder: Path | str | None) -> None:
+    """Refuse a folder of images for a data set that no folder holds.
+
+    Args:
+        dataset: name of the data set.
+        folder: the folder; None = none was given.
+
+    Raises:
+        LsclError: an unknown data set; or there is a folder, and the images come with the package.
+    """
+    source = DATASETS.find(dataset)
+    if folder is not None and source.fixed and not source.download:
+        raise LsclError(f"data_dir = {folder}: the images of {dataset} come with the package: leave it out")
+
+
 # Bounds far beyond any use: a value outside is a slip, and would end in an overflow or fill the memory.
 RATE = {"ge": 1e-9, "le": 1e3}  # learning rates
 WEIGHT = {"ge": 0, "le": 1e6}  # of a term of a loss

@@ -13,8 +13,12 @@ from PIL import Image
 from tests_root import ROOT
 
 from lscl import cli
+from lscl.config import experiment, fields
+from lscl.data.partition import partition
+from lscl.data.sources import load
 from lscl.experiments import records
 from lscl.experiments.sweeps import main_table, named_sets
+from lscl.models.probe import probe
 
 
 def call(capsys, *words):
@@ -216,6 +220,43 @@ def test_one_table_for_each_set_of_images(capsys, published):
     assert code == 0, err
     assert out.count("cifar100, profile mini") == 2
     assert "data d1;" in out and "data d2;" in out
+
+
+def test_a_plan_without_a_set_reads_every_option(capsys):
+    words = ("plan", *SMOKE, "--card", "t4", "--methods", "fed_ncm,fed_lscl")
+    _, plain, _ = call(capsys, *words)
+    for option in (("--seeds", "1,2"), ("--clients", "2"), ("--rank", "2"), ("--foundation", "mini")):
+        code, out, err = call(capsys, *words, *option)
+        assert (code, err) == (0, "") and out != plain, option
+
+
+class Reads:
+    """A config that remembers which of its fields are read."""
+
+    def __init__(self, config):
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name):
+        if name in fields():
+            self.read.add(name)
+        return getattr(self.config, name)
+
+    def model_copy(self, update):
+        self.config = self.config.model_copy(update=update)
+        return self
+
+
+def test_data_show_and_probe_have_the_options_that_they_read(tree, monkeypatch):
+    shown, probed = (
+        Reads(experiment(profile="smoke", dataset="folder", data_dir=tree, image_size=16, duplicates="drop"))
+        for _ in range(2)
+    )
+    partition(shown, load(shown))
+    assert shown.read <= set(cli.PARTITION) and {"clients", "eval_split", "folder_digest"} <= shown.read
+    probe(probed, 6)
+    assert probed.read - {"images_per_class", "test_images_per_class", "profile"} <= set(cli.PROBE)
+    assert {"normalize", "vit_size", "threads", "weights_sha256"} <= probed.read | {"threads"}
+    assert set(cli.PARTITION) | set(cli.PROBE) <= set(fields())
 
 
 def test_data_show_prints_every_client_and_task(capsys):

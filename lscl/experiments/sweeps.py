@@ -1,7 +1,7 @@
 """Named sets of runs: the main table, the studies of the systems, the tuning; and running them."""
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -49,31 +49,46 @@ def quick_systems(profile: str) -> list[str]:
     return [name for name, kind in _in_turn() if profile in kind.quick] or [name for name, _ in _in_turn()]
 
 
-def plan(profile: str, data_dir: Path | None = None, weights: Path | None = None) -> list[Experiment]:
+def plan(
+    profile: str,
+    data_dir: Path | None = None,
+    weights: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    seeds: Collection[int] | None = None,
+    methods: Collection[str] = (),
+) -> list[Experiment]:
     """Every run behind the main table of a profile.
 
     Args:
         profile: its name.
         data_dir: where the images lie.
         weights: a local checkpoint of the frozen ViT.
+        changes: config fields of all runs; of the systems that read them. With `dataset` only this data set.
+        seeds: in the place of the profile's own.
+        methods: only the runs of these systems; empty = of all.
 
     Returns:
         the runs by data set and seed, quick ones first.
 
     Raises:
-        LsclError: unknown profile, or an impossible value.
+        LsclError: unknown profile or system, an impossible value, or a change that no run reads.
     """
     check_profile(profile)
-    return [
-        run_of_set(
-            {"dataset": dataset, "profile": profile, "data_dir": data_dir, "weights": weights},
-            {**extra, "method": method, "seed": seed},
-        )
-        for dataset, seeds in PLANS[profile].items()
-        for seed in seeds
+    for method in methods:
+        METHODS.find(method)
+    given = dict(changes or {})
+    values = {"data_dir": data_dir, "weights": weights, **given, "profile": profile}
+    runs = [
+        run_of_set({**values, "dataset": dataset}, {**extra, "method": method, "seed": seed})
+        for dataset, usual in PLANS[profile].items()
+        if given.get("dataset") in (None, dataset)
+        for seed in (usual if seeds is None else seeds)
         for method, extra in main_table()
-        if method in quick_systems(profile)
+        if method in quick_systems(profile) and (not methods or method in methods)
     ]
+    if runs:
+        check_options(given, {one.method for one in runs})
+    return runs
 
 
 def study_owners() -> dict[str, str]:
@@ -237,7 +252,10 @@ def sweep(
     if name == "tune":
         _tune(values, list_only, methods, index, count)
         return
-    runs = share_of_runs(runs_of(name, values, seeds, methods), index, count)
+    every = runs_of(name, values, seeds, methods)
+    if not every:
+        raise LsclError(_nothing(name, methods))
+    runs = share_of_runs(every, index, count)
     for config in runs:
         print(f"{'done   ' if records.find(config) else 'missing'} {config.profile} {config.name}", flush=True)
     if list_only:
@@ -259,6 +277,11 @@ def sweep(
                 failed.append(error)
     if failed:
         raise LsclError(f"{len(failed)} of {len(runs)} runs failed, the others are done; the first one: {failed[0]}")
+
+
+def _nothing(name: str, methods: Collection[str]) -> str:
+    """Say that a named set has no run, or none of some systems."""
+    return f"{name}: no run of this set is " + (f"of {', '.join(methods)}" if methods else "possible on this data set")
 
 
 def check_code() -> None:
@@ -317,6 +340,8 @@ def _tune(values: dict[str, Any], list_only: bool, methods: Collection[str], ind
     for method in methods:
         METHODS.find(method)
     check_options(values, methods or METHODS)
+    if not _tunable(methods):
+        raise LsclError(f"{_nothing('tune', methods)}: there is nothing to tune")
     tuner = Tuner(values, share_of_runs(_tunable(methods), index, count))
     if not list_only:
         check_code()

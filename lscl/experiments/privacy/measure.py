@@ -76,13 +76,15 @@ def attacked_runs(
         The runs, seed by seed; those of the systems as they are come first.
 
     Raises:
-        LsclError: an unknown name, or an impossible value.
+        LsclError: an unknown name, an impossible value, or systems whose clients all send nothing.
     """
     for name in methods:
         METHODS.find(name)
     shared = {"dataset": dataset, "profile": profile, "data_dir": data_dir, "threads": threads, "stop_after": 1}
     every = dict.fromkeys([*(method for method, _ in main_table()), *METHODS])
     senders = [name for name in every if (not methods or name in methods) and sends_something(name, profile)]
+    if not senders:
+        raise LsclError(f"methods = {', '.join(methods)}: clients that send nothing cannot be attacked")
     plain, defended = [], []
     for seed in seeds:
         for name in senders:
