@@ -470,7 +470,7 @@ def _check_names(profile: str, dataset: str | None = None) -> None:
 def _names(text: str) -> list[str]:
     names = [part.strip() for part in text.split(",") if part.strip()]
     if text.strip() and not names:
-        raise LsclError(f"methods = {text!r}: give names with commas between them, for example fedavg,fedprox")
+        raise LsclError(f"methods = {text!r}: give names of systems with commas between them")
     return names
 
 
