@@ -218,6 +218,21 @@ class Experiment(BaseModel):
     def __new__(cls, **values: Any) -> "Experiment":
         return super().__new__(experiment_class() if cls is Experiment else cls)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are equal; a field that came with a system registered later counts with its default."""
+        if not isinstance(other, Experiment):
+            return NotImplemented
+        mine, theirs = self.__dict__, other.__dict__
+        known = {**type(self).model_fields, **type(other).model_fields}
+        return all(mine.get(name, one.default) == theirs.get(name, one.default) for name, one in known.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__[name] for name in Experiment.model_fields))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the values: the class itself is made anew whenever a system is registered."""
+        return _unpickled, (dict(self.__dict__), set(self.model_fields_set))
+
     @field_validator("method", "dataset")
     @classmethod
     def _registered(cls, name: str, info: Any) -> str:
@@ -289,6 +304,21 @@ class Experiment(BaseModel):
         """The values that differ from the profile's; the digest of a folder's images does not count."""
         base = experiment(method=self.method, dataset=self.dataset, profile=self.profile, seed=self.seed).values_read()
         return {name: v for name, v in self.values_read().items() if name != "folder_digest" and v != base[name]}
+
+
+def _unpickled(values: dict[str, Any], given: set[str]) -> Experiment:
+    """The config of a pickle, with the systems that are registered here; fields of others decide nothing."""
+    known = {name: value for name, value in values.items() if name in fields()}
+    try:
+        made = Experiment(**known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LsclError(
+            f"cannot read a pickled config: {'.'.join(map(str, first['loc']))}: {first['msg']}; register its system and "
+            "its data set in this process, too"
+        ) from None
+    object.__setattr__(made, "__pydantic_fields_set__", given & known.keys())
+    return made
 
 
 METHODS.core, METHODS.profiles = frozenset(Experiment.model_fields), get_args(ProfileName)
@@ -399,12 +429,15 @@ def experiment(**values: Any) -> Experiment:
     Raises:
         LsclError: an unknown field or an impossible value; the line names the field, the value and what is allowed.
     """
-    profile, dataset = values.get("profile", "demo"), values.get("dataset", "glyphs")
-    check_profile(profile)
     known = fields()
-    for key, value in values.items():
+    for key in values:
         if key not in known:
             raise unknown_name("parameter", key, known)
+    which = ("method", "dataset", "profile")
+    values = {key: value for key, value in values.items() if value is not None or key not in which}
+    profile, dataset = values.get("profile", "demo"), values.get("dataset", "glyphs")
+    check_profile(profile)
+    for key, value in values.items():
         kind = known[key].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):  # pydantic would take it for 1 or 0
             raise LsclError(f"{key} = {value}: true and false are no values of it ({_describe(key)})")

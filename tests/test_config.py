@@ -1,14 +1,21 @@
 """One object holds every parameter; a wrong value is one line that names the field, the value and what is allowed."""
 
+import copy
 import hashlib
+import io
 import json
 import math
 import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Literal, get_args, get_origin
 
 import pytest
+import torch
 from pydantic import ValidationError
 from tests_root import ROOT
+from toy_system import ToySystem
 
 from lscl.config import (
     NEEDS,
@@ -25,7 +32,7 @@ from lscl.config import (
 )
 from lscl.errors import LsclError
 from lscl.experiments import records
-from lscl.registry import DATASETS, METHODS
+from lscl.registry import DATASETS, METHODS, register
 
 
 @pytest.mark.parametrize("name", fields())
@@ -466,3 +473,52 @@ def test_a_local_checkpoint_is_named_by_its_digest_not_by_its_place(tmp_path, on
     with pytest.raises(LsclError) as caught:
         experiment(weights=tmp_path / "gone.npz")
     one_line(caught, tmp_path / "gone.npz", "No such file")
+
+
+# ---- configs as objects
+
+
+def test_a_config_survives_a_pickle_with_what_was_given(tree):
+    for one in (experiment(), experiment(profile="smoke", method="fedavg", dataset="folder", data_dir=tree, rounds=3)):
+        again = pickle.loads(pickle.dumps(one))
+        assert again == one and hash(again) == hash(one) and type(again) is type(one)
+        assert again.model_fields_set == one.model_fields_set and again.name == one.name
+        assert copy.deepcopy(one) == one == copy.copy(one)
+    with ProcessPoolExecutor(1, get_context("spawn")) as others:
+        assert others.submit(getattr, experiment(seed=3), "seed").result() == 3
+    stored = io.BytesIO()
+    torch.save(experiment(), stored)
+    stored.seek(0)
+    assert torch.load(stored, weights_only=False) == experiment()
+
+
+def test_a_pickle_of_a_system_that_is_not_registered_is_one_line(toys, one_line):
+    ours, theirs = (pickle.dumps(experiment(**values)) for values in ({"seed": 5}, toys))
+    METHODS.remove("toy")
+    assert pickle.loads(ours) == experiment(seed=5)  # the parameters of the toy decide nothing
+    with pytest.raises(LsclError) as caught:
+        pickle.loads(theirs)
+    one_line(caught, "cannot read a pickled config", "'toy'", "register")
+    register(ToySystem)
+
+
+def test_configs_of_equal_values_are_equal_whatever_is_registered_in_between(toys):
+    after = experiment(seed=5)
+    other = experiment(seed=5, toy_scale=2.0)
+    METHODS.remove("toy")
+    before = experiment(seed=5)
+    register(ToySystem)
+    assert before == after == before and hash(before) == hash(after) and {before: 1}[after] == 1
+    assert before != other and other != before and after != other
+    assert before != experiment(seed=6) and before != "a text" and before != 5
+
+
+@pytest.mark.parametrize("name", ["method", "dataset", "profile", "seed", "lr", "data_dir"])
+def test_none_is_the_value_of_the_profile(name):
+    assert experiment(**{name: None}) == experiment()
+
+
+def test_an_unknown_parameter_that_is_none_is_still_unknown(one_line):
+    with pytest.raises(LsclError) as caught:
+        experiment(profil=None)
+    one_line(caught, "unknown parameter 'profil'", "did you mean 'profile'?")
