@@ -314,8 +314,8 @@ def _unpickled(values: dict[str, Any], given: set[str]) -> Experiment:
     except ValidationError as error:
         first = error.errors()[0]
         raise LsclError(
-            f"cannot read a pickled config: {'.'.join(map(str, first['loc']))}: {first['msg']}; register its system and "
-            "its data set in this process, too"
+            f"cannot read a pickled config: {'.'.join(map(str, first['loc']))}: {first['msg']}; register its system "
+            "and its data set in this process, too"
         ) from None
     object.__setattr__(made, "__pydantic_fields_set__", given & known.keys())
     return made

