@@ -347,7 +347,7 @@ def _tune(values: dict[str, Any], list_only: bool, methods: Collection[str], ind
         check_code()
         check_affordable([config for configs in tuner.configs.values() for config in configs])
         tuner.tune()
-    for line in tuner.lines():
+    for line in [*tuner.lines(), *tuner.unused_choices()]:
         print(line, flush=True)
 
 

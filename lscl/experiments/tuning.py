@@ -285,33 +285,6 @@ def read_studies(path: Path) -> dict[str, dict[str, Any]]:
     return files.read_json(path, TuningFile)["studies"] if path.exists() else {}
 
 
-def unused_choices(profile: str, dataset: str) -> list[str]:
-    """What the tuning chose and the profile does not use, one line for each system.
-
-    Args:
-        profile: its name.
-        dataset: the data set of the tuning.
-
-    Returns:
-        the lines; none if every choice is in use.
-
-    Raises:
-        LsclError: a file that cannot be read.
-    """
-    found = []
-    for method, study in read_studies(tuning_path(profile, dataset)).items():
-        if study["chosen"] is None or method not in METHODS:
-            continue
-        best, used = study["trials"][study["chosen"]]["values"], experiment(**_whose(profile, dataset, method))
-        if differs := {name: value for name, value in best.items() if getattr(used, name) != value}:
-            found.append(f"{method}: {show_values(differs)} was chosen, {profile} does not use it")
-    return found
-
-
-def _whose(profile: str, dataset: str, method: str) -> dict[str, str]:
-    return {"profile": profile, "dataset": dataset, "method": method}
-
-
 def show_values(values: Mapping[str, Value]) -> str:
     """Values of parameters as text."""
     shown = {name: format(value, "g") if isinstance(value, float) else str(value) for name, value in values.items()}
@@ -461,6 +434,15 @@ class Tuner:
                     state = "chosen"
                 scores = " ".join(f"{score:.1f}" for score in trial["seen"])
                 yield f"{state:7} {method} {number}: {show_values(trial['values'])}; {scores or 'not begun'}"
+
+    def unused_choices(self) -> Iterator[str]:
+        """What was chosen while the profile has other values, one line for each system."""
+        which = {name: self.values[name] for name in ("profile", "dataset") if name in self.values}
+        for method, study in self.studies().items():
+            if study["chosen"] is not None:
+                best, used = study["trials"][study["chosen"]]["values"], experiment(**which, method=method)
+                if differs := {name: value for name, value in best.items() if getattr(used, name) != value}:
+                    yield f"unused  {method}: the profile has other values than {show_values(differs)}"
 
 
 def planned_runs(values: Mapping[str, Any], methods: Collection[str]) -> list[Experiment]:

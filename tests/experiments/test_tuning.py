@@ -358,20 +358,25 @@ def test_the_trials_of_the_file_count_whatever_optuna_draws_today(values, heads,
 # ---- what is in use
 
 
-def test_a_choice_that_the_profile_does_not_use_is_told(values, heads, monkeypatch):
+def test_a_choice_that_the_profile_does_not_use_is_told(values, heads, monkeypatch, capsys):
     Stub(monkeypatch)
-    Tuner(values, heads).tune()
-    used = experiment(profile="smoke", dataset="folder", data_dir=values["data_dir"], method="local_head").lr
-    assert used != 1e-2
-    monkeypatch.setattr(tuning, "_whose", lambda *_: {**values, "method": "local_head"})
-    assert tuning.unused_choices("smoke", "folder") == ["local_head: lr = 0.01 was chosen, smoke does not use it"]
-    monkeypatch.setattr(tuning, "_whose", lambda *_: {**values, "method": "local_head", "lr": 1e-2})
-    assert tuning.unused_choices("smoke", "folder") == []
+    tuner = Tuner(values, heads)
+    assert list(tuner.unused_choices()) == []  # nothing is chosen yet
+    tuner.tune()
+    assert experiment(profile="smoke", method="local_head").lr != 1e-2
+    line = "unused  local_head: the profile has other values than lr = 0.01"
+    assert list(tuner.unused_choices()) == [line]
+    sweeps.sweep("tune", values, [], list_only=True, methods=heads)
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    monkeypatch.setattr(METHODS["local_head"], "sizes", {"smoke": {"lr": 1e-2}})
+    assert list(tuner.unused_choices()) == []
 
 
 def test_the_profiles_use_what_was_chosen(monkeypatch):
     monkeypatch.setenv("LSCL_ROOT", str(ROOT))
-    assert tuning.unused_choices("mini", "cifar100") == []
+    tuner = Tuner(MINI, METHODS)
+    assert any(study["chosen"] is not None for study in tuner.studies().values())
+    assert list(tuner.unused_choices()) == []
 
 
 def test_no_reported_seed_is_tuned_on_and_all_systems_have_the_same_budget():
