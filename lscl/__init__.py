@@ -25,6 +25,7 @@ _FACE = {
     "run": ("lscl.experiments.run", "run"),
     "load_model": ("lscl.experiments.prediction", "load_model"),
     "results": ("lscl.results", None),
+    "LsclError": ("lscl.errors", "LsclError"),
 }
 
 

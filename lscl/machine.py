@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
     """Let the C library of Linux keep what training frees, for the next step, instead of giving it back to the system.
 
     Every step asks for the same large blocks. By default each comes from the system, which fills it with zeros first
-    (mallopt(3)). Elsewhere nothing changes.
+    (mallopt(3)). Elsewhere nothing changes. It holds for the whole process, until it ends.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

@@ -45,7 +45,7 @@ def test_a_registered_system_and_data_set_run_and_resume(toys, in_pieces):
 
 
 def test_the_public_face_registers_and_runs(toys):
-    assert lscl.register is register and lscl.register_dataset is register_dataset
+    assert lscl.register is register and lscl.register_dataset is register_dataset and lscl.LsclError is LsclError
     record = lscl.run(lscl.experiment(**toys, toy_scale=2.0), quiet=True)
     assert record["overrides"] == {"toy_scale": 2.0}
     assert lscl.experiment(**{**toys, "profile": "mini"}).lr == 1e-2  # tuned

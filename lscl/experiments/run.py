@@ -76,6 +76,15 @@ def build_experiment(
 ) -> tuple[Dataset, Partition, Method, Callable[[int], Client]]:
     """What server and clients start from; prefix activations that are not on the disk yet are computed here.
 
+    This changes settings of the whole process, and nothing sets them back:
+
+    - torch computes with the threads of the config (`torch.set_num_threads`);
+    - torch warns of operations that cannot repeat on a CPU, and refuses them on a GPU with `deterministic`
+      (`torch.use_deterministic_algorithms`); new tensors are not filled (`fill_uninitialized_memory = False`);
+    - a GPU uses TF32 only if the config says so, and with `deterministic` only attention that repeats; then cuBLAS gets
+      its workspace by an environment variable, too;
+    - on Linux with glibc freed memory stays with the process (`lscl.machine.keep_freed_memory`).
+
     Args:
         config: the run.
         progress: shows how far the frozen part is.
@@ -193,6 +202,9 @@ def run(
     """The record of a run: read if it exists, else computed, resuming after the last finished round of an earlier call.
 
     One process at a time computes a run; a second one waits for the first and then reads its record.
+
+    A run that is computed changes settings of the whole process, which stay as they are afterwards: `build_experiment`
+    lists them.
 
     Args:
         config: the run.

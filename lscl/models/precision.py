@@ -111,7 +111,10 @@ def device_of(config: Experiment) -> torch.device:
 
 
 def prepare_device(config: Experiment) -> None:
-    """Let a CUDA GPU use TF32 in matrix products and convolutions only if the config asks for it."""
+    """Let a CUDA GPU use TF32 in matrix products and convolutions only if the config asks for it.
+
+    This holds for the whole process from then on.
+    """
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
 
@@ -119,7 +122,9 @@ def prepare_device(config: Experiment) -> None:
 def prepare_repetition(config: Experiment, device: torch.device) -> None:
     """Make a CUDA GPU repeat runs bit for bit if the config asks for it; a CPU always does.
 
-    This costs time: a GPU then adds in a fixed order, and attention cannot use its fastest form.
+    This costs time: a GPU then adds in a fixed order, and attention cannot use its fastest form. It holds for the whole
+    process from then on: which operations and which forms of attention torch allows, that new tensors are not filled,
+    and the environment variable of cuBLAS's workspace.
 
     Args:
         config: the experiment.
