@@ -196,7 +196,7 @@ class Processor(files.Shape):
     cpu: str
 
 
-class Sheet(files.Shape):
+class PictureRows(files.Shape):
     """What the picture next to a record shows: a row for each name."""
 
     rows: list[str] = Field(min_length=1)
@@ -230,7 +230,7 @@ class PrivacyRecord(files.Shape):
     commit: str | None
     dirty: bool
     hardware: Processor
-    sheet: Sheet | None = None  # only with a picture
+    sheet: PictureRows | None = None  # only with a picture
 
 
 def measure(config: Experiment, steps: float = 1.0, candidates: int = CANDIDATES) -> tuple[dict[str, Any], dict]:
