@@ -442,8 +442,6 @@ def test_without_a_home_folder_it_says_what_to_set(monkeypatch, name, place, one
     ("name", "words"),
     [
         ("LSCL_ROOT", ["run", *SMOKE, "--method", "local_head"]),
-        ("LSCL_ROOT", ["doctor"]),
-        ("LSCL_CACHE", ["doctor"]),
         ("LSCL_ROOT", ["pages"]),
     ],
 )
@@ -453,6 +451,14 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch, publish
     code, _, err = call(capsys, *words)
     lines = [line for line in err.splitlines() if line.startswith("lscl: ")]
     assert code == 2 and len(lines) == 1 and "file" in lines[0], err
+
+
+@pytest.mark.parametrize(("name", "what"), [("LSCL_ROOT", "results"), ("LSCL_CACHE", "cache")])
+def test_a_place_that_cannot_be_written_is_an_answer_of_the_doctor(capsys, monkeypatch, tmp_path, name, what):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(name, str(tmp_path / "file" / "inside"))
+    code, out, err = call(capsys, "doctor")
+    assert (code, err) == (0, "") and f"bad: {what} cannot be written: " in out and "\ncode: " in out
 
 
 # ---- nothing from a record is taken for a sign of markdown or HTML
