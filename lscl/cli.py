@@ -741,11 +741,18 @@ def reproduce_command(
 def doctor_command(
     deep: Annotated[bool, typer.Option("--deep", help="also compare the whole cache with its digests")] = False,
 ) -> None:
-    """Print versions, device, disk, weights and saved states: what is there and what is missing."""
+    """Print versions, device, disk, weights and saved states: what is there and what is missing.
+
+    The exit code is 2 if something is bad.
+    """
     from lscl.experiments.doctor import doctor
 
+    is_bad = False
     for line in doctor(deep):
+        is_bad |= line.startswith("bad")
         print(line)
+    if is_bad:
+        raise typer.Exit(2)
 
 
 @contextmanager

@@ -458,7 +458,7 @@ def test_a_place_that_cannot_be_written_is_an_answer_of_the_doctor(capsys, monke
     (tmp_path / "file").touch()
     monkeypatch.setenv(name, str(tmp_path / "file" / "inside"))
     code, out, err = call(capsys, "doctor")
-    assert (code, err) == (0, "") and f"bad: {what} cannot be written: " in out and "\ncode: " in out
+    assert (code, err) == (2, "") and f"bad: {what} cannot be written: " in out and "\ncode: " in out
 
 
 # ---- nothing from a record is taken for a sign of markdown or HTML

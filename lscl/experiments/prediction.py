@@ -74,7 +74,12 @@ class Prediction:
 
         Returns:
             (name, score), the highest first.
+
+        Raises:
+            LsclError: there is no such image.
         """
+        if not 0 <= image < len(self.scores):
+            raise LsclError(f"image = {image}: there are {len(self.scores)} images, give 0 to {len(self.scores) - 1}")
         scores = self.scores[image]
         order = [
             label for label in np.argsort(-scores, kind="stable")[:count] if np.isfinite(self.logits[image, label])
@@ -257,6 +262,9 @@ def _threads(count: int) -> Iterator[None]:
 
 def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None, device: str = "auto") -> KeptModel:
     """Read the models that a run has kept (`lscl run --keep-model`, `lscl.run(config, keep_model=True)`).
+
+    This changes settings of the whole process, and nothing sets them back: which operations torch allows, whether new
+    tensors are filled, and TF32 on a GPU (`lscl.models.precision`).
 
     Args:
         path: the safetensors file, its card, or the record next to which it lies, also as `lscl.run` returns it.

@@ -114,9 +114,11 @@ def _files(entry: str) -> list[Path]:
 @lru_cache(maxsize=10_000)
 def _sets_of(path: Path, _changed: int, _size: int, _version: int) -> frozenset[str]:
     """The named sets that a record is reported in; the other arguments change with the file and the systems."""
-    return frozenset(
-        name for record in sweeps.reportable_records([records.read_record(path)]) for name in sweeps.rows_of(record)
-    )
+    try:
+        found = sweeps.reportable_records([records.read_record(path)])
+    except records.UnregisteredSystem:
+        return frozenset()
+    return frozenset(name for record in found for name in sweeps.rows_of(record))
 
 
 def store_digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str | None]) -> None:

@@ -94,9 +94,11 @@ def show_outcome(name: str, command: str, known: Iterable[dict[str, Any]], descr
     ]
     equal = sum(one["equal"] for one in saved["runs"])
     drawn_from = f" --dataset {saved['dataset']}" if saved.get("dataset") else ""
-    draw = f"{command} --sample {len(rows)} --seed {saved['seed']}{drawn_from}"
+    drawn = len(rows) + len(saved.get("without_outcome", []))
+    draw = f"{command} --sample {drawn} --seed {saved['seed']}{drawn_from}"
     caption = f"`{draw}`: random records, computed again from nothing"
     table = numbered_table(pd.DataFrame(rows), caption, f"tab-verified-{name}", index=False, markdown=("record",))
     rounded = sum(one.get("outcome") == "rounding" for one in saved["runs"])
     also = f", {rounded} within rounding" if rounded else ""
-    return f"{equal} of {len(rows)} were equal to the bit{also}.\n\n{table}"
+    failed = f" {drawn - len(rows)} of the {drawn} drawn runs failed." if drawn > len(rows) else ""
+    return f"{equal} of {len(rows)} were equal to the bit{also}.{failed}\n\n{table}"

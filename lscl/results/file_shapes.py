@@ -144,6 +144,7 @@ class VerifiedProfile(Shape):
     seed: int
     runs: list[VerifiedRun]
     dataset: str | None = None  # of the draw; came later
+    without_outcome: list[str] = Field(default_factory=list)  # names of drawn runs that failed; came later
 
 
 class Weights(Shape):

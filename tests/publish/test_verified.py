@@ -38,6 +38,11 @@ def test_the_page_shows_the_outcome_that_is_kept(recorded, tree):
     )
     for one in recorded:
         assert f"| `{one['name']}` | equal to the bit |" in text
+    path = verify.verify_sample("smoke", 2, 5, tree)
+    saved = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**saved, "without_outcome": ["gone"]}), "utf-8")
+    text = verified.outcome("smoke")
+    assert "to the bit. 1 of the 3 drawn runs failed." in text and "--sample 3 --seed 5`" in text
     path = records.folder("smoke") / f"{recorded[0]['name']}.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "commit": "0" * 40}))
     assert verified.outcome("smoke").count(f"| {verified.MADE_AGAIN} |") == 1
