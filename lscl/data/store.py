@@ -392,15 +392,27 @@ def _decode_splits(
         _describe(new / part, ImageSet(np.load(new / part / "images.npy", mmap_mode="r"), labels[index], classes))
 
 
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files below a folder, without those that another process renames or removes meanwhile."""
+    total = 0
+    for here, _, names in os.walk(folder):  # it passes over folders that are gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(here, name).stat().st_size
+    return total
+
+
 def damaged_packs() -> Iterator[tuple[Path, bool]]:
     """Read all image sets of the cache as a whole.
 
     Yields:
         Each folder, and whether it is damaged.
     """
-    for path in sorted((paths.cache() / "images").rglob("images.npy")):
-        if not any(part.startswith(".") for part in path.relative_to(paths.cache()).parts):
-            yield path.parent, _found(path.parent) is None
+    top = paths.cache() / "images"
+    found = [Path(here) for here, folders, files in os.walk(top) if "images.npy" in (*folders, *files)]
+    for folder in sorted(found):
+        if not any(part.startswith(".") for part in folder.relative_to(top).parts):
+            yield folder, _found(folder) is None
 
 
 def _describe(folder: Path, made: ImageSet) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from lscl import paths
 from lscl.config import Experiment
+from lscl.data.store import bytes_below
 from lscl.errors import LsclError, unknown_name
 from lscl.experiments.cards import SHEETS, MeasuredStep, Sheet, arithmetic_of, seconds_like, step_like, steps_on
 from lscl.federation.costs import Costs, Planned
@@ -486,7 +487,7 @@ def check_costs(configs: Collection[Experiment], machine: Machine) -> list[Cost]
     free, limit, wanted = shutil.disk_usage(_existing(cache)).free, limit_bytes(), disk(costs)
     if limit is not None:
         wanted = min(wanted, max([limit, *(one.disk for one in costs if one.is_known)]))
-    need = wanted - sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    need = wanted - bytes_below(cache)
     if need > free:
         raise LsclError(
             f"these runs need up to {need / 1e9:.0f} GB more in {cache}, {free / 1e9:.0f} GB are free: "

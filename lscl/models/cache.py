@@ -24,6 +24,7 @@ from lscl.data.store import (
     ImageSet,
     allocated_memmap,
     builder_lock,
+    bytes_below,
     cannot_write,
     found_or_built,
     new_folder,
@@ -273,7 +274,7 @@ def make_room(folder: Path, needed: int) -> None:
     if limit is None:
         return
     found = [path.parent for path in folder.parent.glob(f"[!.]*/{ABOUT}") if path.parent != folder]
-    sizes = {one: _size(one) for one in found}
+    sizes = {one: bytes_below(one) for one in found}
     total = sum(sizes.values()) + _unfinished(folder)
     for one in sorted(found, key=_last_use):
         if total + needed <= limit:
@@ -298,7 +299,7 @@ def _unfinished(folder: Path) -> int:
             with builder_lock(target).acquire(timeout=0):
                 shutil.rmtree(path, ignore_errors=True)
         except Timeout:
-            total += _size(path)
+            total += bytes_below(path)
     return total
 
 
@@ -345,10 +346,6 @@ def _last_use(folder: Path) -> float:
         return (folder / ABOUT).stat().st_mtime
     except OSError:
         return 0.0  # another process has just removed it
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.exists())
 
 
 def _key(foundation: FrozenViT, images: ImageSet, numbers: str, device: torch.device, chunk: int) -> str:

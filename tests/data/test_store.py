@@ -4,7 +4,9 @@ import errno
 import io
 import json
 import os
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import pytest
 from lscl.data.store import (
     ImageSet,
     allocated_memmap,
+    bytes_below,
     cache_images,
     cache_splits,
+    damaged_packs,
     digest_of,
     new_folder,
     sort_canonically,
@@ -230,6 +234,41 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     with new_folder(target) as new:
         (new / "b").write_text("3", encoding="utf-8")
     assert [path.name for path in target.iterdir()] == ["b"]
+
+
+@pytest.fixture
+def vanishing(monkeypatch):
+    """vanishing(*paths): a walk lists them, and they go before it looks at them."""
+    walk = os.walk
+
+    def make(*gone):
+        def walked(folder):
+            for here, *found in walk(folder):
+                for path in gone if Path(here) == gone[0].parent else ():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield here, *found
+
+        monkeypatch.setattr(os, "walk", walked)
+
+    return make
+
+
+def test_what_goes_while_a_folder_is_measured_does_not_count(tmp_path, vanishing):
+    for name, size in (("kept/a", 5), ("kept/b", 7), ("file", 11), ("folder/c", 13), ("empty", 0)):
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name).write_bytes(bytes(size))
+    assert bytes_below(tmp_path / "cache") == 36 and bytes_below(tmp_path / "none") == 0
+    vanishing(tmp_path / "cache" / "file", tmp_path / "cache" / "folder")
+    assert bytes_below(tmp_path / "cache") == 12
+    assert not (tmp_path / "cache" / "file").exists() and not (tmp_path / "cache" / "folder").exists()
+
+
+def test_a_new_folder_that_gets_its_name_meanwhile_does_not_stop_the_check_of_all_image_sets(cache, images, vanishing):
+    cache_images("fine", lambda: images)
+    (folder,) = [path for path in cache.iterdir() if path.is_dir()]
+    shutil.copytree(folder, cache / ".other.new-1")
+    vanishing(cache / ".other.new-1")
+    assert list(damaged_packs()) == [(folder, False)] and not (cache / ".other.new-1").exists()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, small_files, one_line):
