@@ -41,6 +41,7 @@ APP = Path(__file__).parent / "app"
 FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
 BOX = ("╭", "│", "╰")  # how the lines of such a frame begin
 PATIENCE = 60  # seconds for a process to start
+PORT_TAKEN = "address already in use"  # says a SuperLink, and then that it ends
 
 
 def write_certificates(folder: Path) -> None:
@@ -174,8 +175,11 @@ class LocalFederation:
                 start_new_session=True,
             )
 
-    def start_link(self) -> None:
+    def start_link(self, again: bool = True) -> None:
         """Start the SuperLink and wait until it answers.
+
+        Args:
+            again: if another process has taken the port since it was chosen, try once more with a new one.
 
         Raises:
             LsclError: it ends, or does not answer in time.
@@ -199,6 +203,9 @@ class LocalFederation:
                     return
             time.sleep(0.2)
         ended = self.processes["superlink"].poll()
+        if again and ended is not None and PORT_TAKEN in self.last_lines("superlink", 50):
+            self.port = free_port()
+            return self.start_link(again=False)
         why = self.last_lines("superlink") or (f"no answer in {PATIENCE} s" if ended is None else f"exit code {ended}")
         raise LsclError(f"the SuperLink did not start: {why}")
 

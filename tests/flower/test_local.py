@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import stat
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import run
 from lscl.flower import local
+from lscl.flower.node import LOOPBACK
 
 SUBMIT = local.submit
 
@@ -123,6 +125,23 @@ def test_a_superlink_that_ends_without_a_word_has_an_exit_code(tmp_path, monkeyp
     with pytest.raises(LsclError) as caught:
         made.start_link()
     one_line(caught, "the SuperLink did not start: exit code -9")
+
+
+def test_a_port_that_another_process_has_taken_is_chosen_anew_once(tmp_path, monkeypatch, one_line):
+    made, ports = local.LocalFederation(tmp_path, tmp_path, experiment(profile="smoke"), simulation=True), []
+    start, says = made.start, "echo bind on address: address already in use; echo that is all; exit 1"
+
+    def start_in_vain(name, *command):
+        ports.append(int(command[-1]))
+        start(name, "sh", "-c", says)
+
+    monkeypatch.setattr(made, "start", start_in_vain)
+    with socket.socket() as other, pytest.raises(LsclError) as caught:
+        other.bind((LOOPBACK, made.port))
+        made.start_link()
+    one_line(caught, "the SuperLink did not start: that is all")
+    assert len(set(ports)) == len(ports) == 2 and made.port == ports[1]
+    assert f":{made.port}" in (tmp_path / "flwr" / "config.toml").read_text(encoding="utf-8")
 
 
 def test_the_servers_process_learns_where_tensorboards_files_go(tmp_path, monkeypatch):
