@@ -96,7 +96,11 @@ STILL = "*, ::before, ::after { transition: none !important; animation: none !im
 
 @pytest.fixture(scope="session", autouse=True)
 def site():
-    """The book, built as readers get it, warnings being errors."""
+    """The book, built as readers get it, warnings being errors.
+
+    Sphinx warns only of pages that it reads, so it has to read all of them, whatever an earlier build has left.
+    """
+    shutil.rmtree(SITE.parent / ".doctrees", ignore_errors=True)
     command = [
         sys.executable,
         "-c",
@@ -295,7 +299,7 @@ def test_page_in_a_browser(page, looks, templates, name):
             page.set_viewport_size(size)
             page.evaluate(DRAWN)
             with suppress(TimeoutError):  # figures follow the new width
-                page.wait_for_function(f"{OVERFLOW} <= 0", timeout=5000)
+                page.wait_for_function(f"{OVERFLOW} <= 0", timeout=30_000)
             assert page.evaluate(OVERFLOW) <= 0, f"{label}: the page scrolls sideways"
             assert page.evaluate(BROKEN) == []
             if size is NARROW:
