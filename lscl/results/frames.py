@@ -452,6 +452,16 @@ def compared_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if rows["variant"].nunique() > 1 else rows[:0]
 
 
+def common_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the seeds that all variants have, so that means over the seeds compare like with like.
+
+    Args:
+        rows: with the columns variant and seed.
+    """
+    variants = rows.groupby("seed")["variant"].transform("nunique")
+    return rows[variants == rows["variant"].nunique()]
+
+
 def final_accuracy(record: Record, mask: str) -> float:
     """Accuracy of one record after the last task, mean over clients and all their tasks.
 

@@ -365,7 +365,7 @@ def test_a_card_that_is_too_small_says_so(capsys):
     [
         (("--card", "t44"), "did you mean 't4'?"),
         (("tabel1",), "did you mean 'table1'?"),
-        (("--methods", "none_of_them"), "nothing to plan for"),
+        (("--methods", "none_of_them"), "unknown method 'none_of_them'"),
         (("--foundation", "vit_bas_patch16_224", "table1"), "did you mean 'vit_base_patch16_224'?"),
     ],
 )

@@ -416,6 +416,12 @@ class TestControls:
         one_line(caught, "has one data set, not 2")
 
 
+def test_means_over_the_seeds_that_all_variants_have():
+    rows = pd.DataFrame({"variant": ["a", "a", "b", "b", "b"], "seed": [1, 2, 2, 2, 3], "accuracy": range(5)})
+    assert frames.common_seeds(rows)["accuracy"].tolist() == [1, 2, 3]
+    assert frames.common_seeds(rows[rows["seed"] != 2]).empty and frames.common_seeds(rows[:0]).empty
+
+
 def test_the_accuracy_matrix_of_a_system():
     scores = results.frame([record(score=80, tasks=2), record(seed=1999, score=82, tasks=2), record("lorm", tasks=2)])
     found = frames.accuracy_matrix(scores[scores["mask"] == "seen"], "Fed-LSCL (O2D exact)")
