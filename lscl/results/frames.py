@@ -225,7 +225,13 @@ def _costs(record: Record) -> tuple:
 def _flops(record: Record) -> float:
     """What the plan computes for a run; NaN where it cannot tell."""
     config = _config(record)
-    return cost(config).flops if config.method in METHODS and has_known_size(config) else np.nan
+    return _planned_flops(config, METHODS[config.method]) if has_known_size(config) else np.nan
+
+
+@lru_cache(maxsize=1000)
+def _planned_flops(config: Experiment, kind: type) -> float:
+    """The FLOPs of a config; `kind` is the system that is registered under its name."""
+    return cost(config).flops
 
 
 def _config(record: Record) -> Experiment:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tests_root import ROOT
 
+from lscl.config import experiment
 from lscl.errors import LsclError
+from lscl.experiments.run import run
 from lscl.results import measurements
 
 SPLITS = ("training", "test")
@@ -141,13 +143,15 @@ class TestComponents:
             measurements.components_frame("mini")
 
     def test_the_benchmark_measures_what_the_tables_show(self, places, monkeypatch):
+        record = run(experiment(method="fed_lscl", profile="smoke", dataset="glyphs", threads=1), quiet=True)
         script = ROOT / "benchmarks" / "components.py"
         monkeypatch.syspath_prepend(script.parent)
-        monkeypatch.setattr(sys, "argv", [str(script), "--profile", "smoke", "--seeds", "42", "--tasks", "1"])
+        monkeypatch.setattr(sys, "argv", [str(script), "--profile", "smoke", "--seeds", "42", "--tasks", "2"])
         runpy.run_path(str(script), run_name="__main__")
         written, static = json.loads((places / "results" / "components" / "smoke--glyphs.json").read_text("utf-8"))[
             "rows"
-        ]
+        ][1::2]  # of the second task
+        assert (written["same_as_record"], static["same_as_record"]) == (True, None) and record["seed"] == 42
         assert set(written["update"]["test"]) == set(measurements.UPDATES) and set(static["update"]["test"]) == {
             "own",
             "none",
