@@ -195,7 +195,7 @@ class StaticComponents(Shape):
     generator: Generators
     server_step: Steps
     update: dict[Literal["training", "test"], Accuracies]
-    same_as_record: bool
+    same_as_record: bool | None  # None: there is no record
 
     @field_validator("update")
     @classmethod

@@ -191,7 +191,9 @@ def components_note(part: pd.DataFrame) -> str:
     (profile,), (dataset,) = part["profile"].unique(), part["dataset"].unique()
     found = files.read_json(_inside(profile, dataset), file_shapes.Components)
     rows, code = found["rows"], commits_of([found]) + (", uncommitted changes" if found["dirty"] else "")
-    same = sum(bool(row["same_as_record"]) for row in rows)
-    compared = f"{same} of {len(rows)} rows are of runs with exactly the accuracies of their record"
-    about = f"mean over the first {found['tasks']} tasks"
+    recorded = [row["same_as_record"] for row in rows if row["same_as_record"] is not None]
+    compared = f"{sum(recorded)} of {len(recorded)} rows of recorded runs have exactly the accuracies of their record"
+    if others := len(rows) - len(recorded):
+        compared += f", {pluralize(others, 'row')} of runs without a record"
+    about = f"mean over the first {pluralize(found['tasks'], 'task')}"
     return small_print(f"profile {profile}", code, seeds_of(rows), about, plain_text(found["machine"]["cpu"]), compared)

@@ -116,6 +116,7 @@ class TestComponents:
             **row(42, collaboration="static"),
             "update": {split: {"own": 81, "none": 80} for split in SPLITS},
             "server_step": {"bias": 0.2},
+            "same_as_record": None,
         }
         about = {
             "rows": [row(42), row(1999), static],
@@ -132,8 +133,9 @@ class TestComponents:
         assert means["static LoRA", "server_step", "test"].to_dict() == {"bias": 0.2}
         assert measurements.components_note(table) == (
             "<small>profile mini; commit installed package, uncommitted changes; seeds 42, 1999; "
-            "mean over the first 1 tasks; some cpu; "
-            "3 of 3 rows are of runs with exactly the accuracies of their record</small>"
+            "mean over the first 1 task; some cpu; "
+            "2 of 2 rows of recorded runs have exactly the accuracies of their record, "
+            "1 row of runs without a record</small>"
         )
 
     def test_without_rows_and_with_a_damaged_file(self, places):
