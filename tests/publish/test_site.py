@@ -98,9 +98,12 @@ STILL = "*, ::before, ::after { transition: none !important; animation: none !im
 def site():
     """The book, built as readers get it, warnings being errors.
 
-    Sphinx warns only of pages that it reads, so it has to read all of them, whatever an earlier build has left.
+    Sphinx warns only of pages that it reads, so it has to read all of them again unless the last build was without one.
     """
-    shutil.rmtree(SITE.parent / ".doctrees", ignore_errors=True)
+    clean = SITE.parent / ".without-warnings"
+    if not clean.exists():
+        shutil.rmtree(SITE.parent / ".doctrees", ignore_errors=True)
+    clean.unlink(missing_ok=True)
     command = [
         sys.executable,
         "-c",
@@ -116,6 +119,7 @@ def site():
         encoding="utf-8",
     )
     assert built.returncode == 0, built.stdout + built.stderr
+    clean.touch()
     return SITE
 
 
