@@ -112,16 +112,21 @@ def test_models_that_are_damaged_or_of_an_older_record_are_made_again(smoke):
     assert not is_kept({**record, "finished": "later"})
 
 
+def stop_after(rounds):
+    """An observer that stops a run, as Ctrl-C does, after so many rounds."""
+
+    def stop(config, reports):
+        if len(reports) == rounds:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def test_the_models_of_a_finished_run_resume_after_a_stop(smoke, capsys, monkeypatch):
     config, asked, ask = smoke(method="fedavg"), [], InProcess.ask
     record = run(config, quiet=True)
-
-    def stop(config, reports):
-        if len(reports) == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(config, quiet=True, keep_model=True, on_round=stop)
+        run(config, quiet=True, keep_model=True, on_round=stop_after(3))
     assert "stopped after round 3; the same command resumes there" in capsys.readouterr().err
     assert [path.name for path in state_folders()] == [f"{config.name}--models"]
     monkeypatch.setattr(InProcess, "ask", lambda self, stage, sent: asked.append(stage) or ask(self, stage, sent))
@@ -133,13 +138,8 @@ def test_the_models_of_a_finished_run_resume_after_a_stop(smoke, capsys, monkeyp
 def test_a_stop_after_the_last_test_leaves_no_state_without_models(smoke):
     config = smoke(method="fedavg")
     record = run(config, quiet=True)
-
-    def stop(config, reports):
-        if len(reports) == 4:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(config, quiet=True, keep_model=True, on_round=stop)
+        run(config, quiet=True, keep_model=True, on_round=stop_after(4))
     run(config, quiet=True, keep_model=True)
     assert is_kept(record) and state_folders() == []
 
