@@ -397,7 +397,10 @@ Seeds = Annotated[str | None, typer.Option(help="seeds with commas; default: 42,
 def sweep_command(
     values: dict,
     name: Annotated[
-        str, typer.Argument(help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, repaired, tune")
+        str,
+        typer.Argument(
+            help="named set of runs: table1, ablations, blocks, buffers, cnns, regimes, larger_rate, repaired, tune"
+        ),
     ] = "table1",
     seeds: Seeds = None,
     methods: Annotated[str, typer.Option(help="only these methods, with commas; default: all")] = "",

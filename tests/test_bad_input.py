@@ -68,7 +68,7 @@ COMMANDS = [
     (["run", *SMOKE, "--dataset", "folder", "--data-dir", "x" * 3000], "lscl:"),
     *(
         (["sweep", name, "--profile", "xx", "--list"], "unknown profile 'xx'")
-        for name in ("table1", "ablations", "blocks", "buffers", "cnns", "regimes")
+        for name in ("table1", "ablations", "blocks", "buffers", "cnns", "regimes", "larger_rate")
     ),
     (["sweep", "blocks", *SMOKE, "--seeds", ""], "seeds = ''"),
     (["sweep", "blocks", *SMOKE, "--seeds", "9" * 30, "--list"], "seed = 9999"),

@@ -142,9 +142,8 @@ def blocks_of(config: Experiment) -> Blocks:
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens + kind.costs(config).tokens()
     mlp = sum(layer.weight.numel() for layer in vit.blocks[0].mlp.modules() if isinstance(layer, nn.Linear))
     hidden = mlp // (2 * vit.embed_dim)  # of two layers that cost as much, where there are three
-    return Blocks(
-        0 if cut is None else len(vit.blocks) - cut, tokens, vit.embed_dim, hidden, uncut_vit(vit).tokens_read is None
-    )
+    count = len(vit.blocks) - cut if kind.uses_vit(config) and cut is not None else 0
+    return Blocks(count, tokens, vit.embed_dim, hidden, uncut_vit(vit).tokens_read is None)
 
 
 def seconds_of(config: Experiment, machine: Machine) -> float:
@@ -237,10 +236,10 @@ def step_bytes(config: Experiment, costs: Costs, blocks: Blocks, cnn: Network, g
     """
     number = FLOAT if DTYPES[config.precision] is None else HALF
     several, length = costs.in_front()
-    images = costs.cnn_images() if config.tasks_run > 1 else 1
+    images, views = (costs.cnn_images(), costs.vit_images()) if config.tasks_run > 1 else (1, 1)
     vit = blocks.saved(costs.every_input, number) + blocks.turning(number) + several * blocks.fronted(length, number)
     share = number / FLOAT
-    one = images * cnn.saved * share + max(vit, images * cnn.passing * share)
+    one = images * cnn.saved * share + max(views * vit, images * cnn.passing * share)
     return config.batch * (max(one, given.enlarged) + images * given.pixels + given.ahead) + blocks.copies(number)
 
 
@@ -331,7 +330,7 @@ def cost(config: Experiment) -> Cost:
     disk = images * config.image_size**2 * 3
     memory, download, steps = CUDA_CONTEXT, source.download, trained / config.batch
     blocks, width, depth, given = Blocks(0, 0, 0, 0), 0, 0, Given()
-    if kind.vit:
+    if kind.uses_vit(config):
         vit, stem = vit_shape(config.foundation, config.vit_size)
         whole = uncut_vit(vit)
         kind.check_foundation(config, whole)
@@ -452,7 +451,8 @@ def disk(costs: Collection[Cost]) -> float:
         if not one.is_known:
             continue
         kind = METHODS[one.config.method]
-        key = (one.config.dataset, one.config.image_size, kind.cut(one.config) if kind.vit else "no ViT", kind.query)
+        cut = kind.cut(one.config) if kind.uses_vit(one.config) else "no ViT"
+        key = (one.config.dataset, one.config.image_size, cut, kind.query)
         shared[key] = max(shared.get(key, 0.0), one.disk)
     return sum(shared.values())
 

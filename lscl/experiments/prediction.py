@@ -297,7 +297,7 @@ def load_model(path: str | Path | Mapping[str, Any], weights: Path | None = None
     prepare_device(config)
     prepare_repetition(config, where)
     try:
-        frozen = foundation_of(config, kind.cut(config)).to(where) if kind.vit else None
+        frozen = foundation_of(config, kind.cut(config)).to(where) if kind.uses_vit(config) else None
     except LsclError as error:
         raise LsclError(f"{place}: {error}") from error
     found = frozen.digest if frozen else None

@@ -109,7 +109,7 @@ def build_experiment(
     parts = partition(config, data)
     spare = surrogate(config, kind.surrogate) if kind.surrogate else None
     frozen = None
-    if kind.vit:
+    if kind.uses_vit(config):
         frozen = foundation_of(config, kind.cut(config)).to(device)
         kind.check_foundation(config, frozen)
         if config.compile:

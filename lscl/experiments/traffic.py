@@ -53,7 +53,7 @@ def planned_traffic(config: Experiment) -> tuple[float, float]:
     if not has_known_size(config):
         return math.nan, math.nan
     kind, data = METHODS[config.method], labels_alone(config)
-    vit = uncut_vit(vit_shape(config.foundation)[0]) if kind.vit else None
+    vit = uncut_vit(vit_shape(config.foundation)[0]) if kind.uses_vit(config) else None
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # weights are not needed

@@ -81,6 +81,10 @@ class Costs:
         """Images that pass the CNN for each image of a batch."""
         return 1
 
+    def vit_images(self) -> float:
+        """Images that pass the ViT's blocks for each image of a batch, from the second task on."""
+        return 1
+
     def cnn_passes(self) -> float:
         """Forward passes of the CNN in a training step: its own, and twice as much for the backward pass."""
         return 3

@@ -134,7 +134,7 @@ class Method:
     Parameters: ClassVar[type[Parameters]] = Parameters  # its own parameters, and those that it shares
     trains = True  # whether clients train; without training a task has one round, and the options of training are idle
     has_features = False  # whether it defines `features_of`; found out by itself
-    vit = True  # whether it uses the frozen ViT
+    vit = True  # whether it uses the frozen ViT, see `uses_vit`
     cnn = False  # whether clients have a small CNN
     query = False  # whether it needs the ViT's CLS feature with nothing adapted, in addition to the prefix
     passes = 1  # passes of an epoch over the task's images
@@ -162,6 +162,11 @@ class Method:
     def cut(config: Experiment) -> int | None:
         """The block before which the frozen ViT is cut; None = after the last, if the method adapts no block."""
         return None
+
+    @classmethod
+    def uses_vit(cls, config: Experiment) -> bool:
+        """Whether images pass the frozen ViT under this config; without it `foundation` is None."""
+        return cls.vit
 
     @classmethod
     def trains_cnn(cls, config: Experiment) -> bool:

@@ -49,28 +49,41 @@ class FedLSCLCosts(Costs):
 
     def trains_on_buffer(self) -> bool:
         """Whether images of the buffer go through the CNN beside those of a batch."""
-        return self.config.continual in ("consistency", "replay")
+        return self.config.continual in ("consistency", "replay") and self.config.buffer_per_class > 0
 
     def cnn_images(self) -> float:
         return 2 if self.trains_on_buffer() else 1
 
+    def vit_images(self) -> float:
+        """Replay trains the whole system on as many images of the buffer."""
+        return 2 if self.trains_on_buffer() and self.config.continual == "replay" else 1
+
     def passes(self) -> float:
-        return 1 / self.config.rounds
+        """One for the losses that choose the buffer; LwF looks at the images of a later task before it."""
+        ends = 1 + (self.config.tasks_run - 1) / self.config.tasks_run * (self.config.continual == "lwf")
+        return ends / self.config.rounds
+
+    def generator_shape(self, width: int) -> tuple[int, int]:
+        """Rows and columns of the generator's weights, bias included; no rows without one."""
+        rows = 4 * self.config.rank * width if self.config.collaboration != "cnn" else 0
+        return rows, 1 + (self.config.features if self.config.collaboration == "written" else 0)
 
     def step_flops(self, width: int) -> float:
         """The generator: forward, back to the features, and the gradient of its weights."""
-        if self.config.collaboration != "written":
-            return 0.0
-        return 6.0 * 4 * self.config.rank * width * (self.config.features + 1)
+        numbers, columns = self.generator_shape(width)
+        return 6.0 * numbers * columns if columns > 1 else 0.0
 
     def parameters(self, run: Planned) -> float:
-        return 4 * self.config.rank * run.width * (self.config.features + 1) + run.classes * self.config.features
+        numbers, columns = self.generator_shape(run.width)
+        auxiliary = run.classes * self.config.features if columns > 1 else 0
+        return numbers * columns + auxiliary
 
     def own_work(self, run: Planned) -> OwnWork:
         config, f = self.config, run.cnn.flops
-        numbers, q = 4 * config.rank * run.width, config.features + 1
+        numbers, q = self.generator_shape(run.width)
         again = run.later if self.trains_on_buffer() else 0.0
-        clients = run.trained * (self.step_flops(run.width) * (1 + again) + self.cnn_passes() * f * again)
+        suffix = (self.vit_images() - 1) * float(run.blocks.step().sum())
+        clients = run.trained * (self.step_flops(run.width) * (1 + again) + (self.cnn_passes() * f + suffix) * again)
         kept = (
             config.clients
             * config.buffer_per_class
@@ -86,7 +99,8 @@ class FedLSCLCosts(Costs):
             "shared": 2.0 * numbers * q * q + q**3 / 3,
             "sgd": 2.0 * steps * rows * q * q + 2.0 * config.clients * numbers * q * q,
         }
-        return OwnWork(clients + kept * f, run.rounds * config.clients * server.get(config.o2d, 0.0))
+        fused = server.get(config.o2d, 0.0) if numbers else 0.0
+        return OwnWork(clients + kept * f, run.rounds * config.clients * fused)
 
 
 @register
@@ -256,6 +270,10 @@ class FedLSCL(Method):
         )
 
     @classmethod
+    def uses_vit(cls, config: Experiment) -> bool:
+        return config.collaboration != "cnn"
+
+    @classmethod
     def trains_cnn(cls, config: Experiment) -> bool:
         return config.collaboration != "static"
 
@@ -285,9 +303,10 @@ class FedLSCL(Method):
     # ---- 4.2 large-small collaborative training
 
     def build(self, client: int) -> nn.Module:
-        config, width = self.config, self.foundation.width
+        config = self.config
         if config.collaboration in REPLACED_MODELS:
             return REPLACED_MODELS[config.collaboration](self, client)
+        width = self.foundation.width
         # The generator comes first: it is the same on all clients.
         generator = Generator(self.m, width, config.rank, config.lora_alpha / config.rank)
         with seeded(config.seed, "model", client):

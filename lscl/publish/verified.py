@@ -23,6 +23,7 @@ TABLES = {
     "cnns": "Fig. 4",
     "buffers": "Fig. 5",
     "regimes": "the writers by regime",
+    "larger_rate": "components at a larger rate",
 }
 MADE_AGAIN = "the record has been made again since"
 

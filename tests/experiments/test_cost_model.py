@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lscl import cli
 from lscl.config import Experiment, experiment
+from lscl.data.sources import load
 from lscl.errors import LsclError
 from lscl.experiments import cost_model, run, sweeps
 from lscl.methods import METHODS
@@ -39,6 +40,30 @@ def stepped(federation, smoke, toy):
         return lambda: phase.loss(client.model.train() and client, batch), config, (method, client, batch)
 
     return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"collaboration": "cnn"},
+        {"collaboration": "static"},
+        {"continual": "replay"},
+        {"collaboration": "cnn", "continual": "replay"},
+        {"o2d": "none", "continual": "none"},
+    ],
+    ids=str,
+)
+def test_flops_of_a_whole_run_are_those_that_torch_counts(places, tmp_path, session_cache, monkeypatch, changes):
+    """With other components Fed-LSCL computes something else, with the CNN alone no ViT at all."""
+    config = experiment(method="fed_lscl", profile="smoke", **changes)
+    load(config)  # draws the images, once for all tests
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "images").symlink_to(session_cache / "images")
+    monkeypatch.setenv("LSCL_CACHE", str(tmp_path / "cache"))  # no activations yet
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run.run(config, quiet=True)
+    assert cost_model.cost(config).flops == pytest.approx(counter.get_total_flops(), rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["local_lora", "fed_lscl", "pilora", "dualprompt"])
@@ -154,17 +179,22 @@ def test_every_part_of_a_system_costs_something(method, values, grows):
     assert getattr(more, grows) > getattr(one, grows)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_one_more_client_takes_the_bytes_of_its_model(name):
-    kind, config = METHODS[name], experiment(profile="demo", dataset="glyphs", method=name)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [*((name, {}) for name in METHODS), *(("fed_lscl", {"collaboration": kind}) for kind in ("static", "cnn"))],
+    ids=str,
+)
+def test_one_more_client_takes_the_bytes_of_its_model(name, changes):
+    base = dict(profile="demo", dataset="glyphs", method=name, **changes)
+    kind, config = METHODS[name], experiment(**base)
     vit = mini_vit()
     frozen = (
         FrozenViT(vit, len(vit.blocks) if kind.cut(config) is None else kind.cut(config), (0.5,) * 3, (0.5,) * 3)
-        if kind.vit
+        if kind.uses_vit(config)
         else None
     )
     model = kind(config, frozen, DATASETS["glyphs"].classes).new_model(0)
-    more = experiment(profile="demo", dataset="glyphs", method=name, clients=config.clients + 1)
+    more = experiment(**base, clients=config.clients + 1)
     found = cost_model.cost(more).memory - cost_model.cost(config).memory
     # Of a CNN's buffers are few; a head in closed form is one.
     numbers = [*model.parameters(), *(value for value in model.buffers() if value.dtype == torch.float64)]

@@ -45,6 +45,17 @@ BLOCKS = {"smoke": 3, "demo": 8, "mini": 8, "full": 8, "colab": 12, "paper": 12}
 BUFFERS = (0, 1, 5, 10, 20, 50)  # the paper's Fig. 5: kept images per class
 CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
 
+# The tuned rate of the generator hardly moves it, and the parts of what does not move cannot matter. So these runs
+# change one thing each at a rate at which it moves, that of the profiles without tuned values.
+LARGER_RATE = {"lr_generator": 1e-3}
+_AT_LARGER_RATE: dict[str, dict[str, Any]] = {
+    "whole": {},
+    **{label: ABLATIONS[label] for label in ("no O2D", "no SM-CF", "neither O2D nor SM-CF")},
+    "generators averaged for O2D": ABLATIONS["generators averaged for O2D"],
+    **{label: change for label, change in ABLATIONS.items() if label.startswith("static LoRA") and ", no" not in label},
+    **{f"{size} per class": {"buffer_per_class": size} for size in (0, 50)},
+}
+
 # What a pre-trained CNN needs beside its start: in smoke one that has weights, with ResNet-18 the size of its images.
 _WITH_WEIGHTS = {"smoke": {"cnn": "small"}, "colab": {"cnn_size": 224}, "paper": {"cnn_size": 224}}
 
@@ -91,6 +102,13 @@ def regime_change(regime: dict[str, Any], writer: str, profile: str = "mini") ->
     return with_weights({**_ALONE, **WRITERS[writer], **regime}, profile)
 
 
+def _larger_rate(profile: str) -> dict[str, dict[str, Any]]:
+    """The whole system at rising rates of the generator; at the last one, what parts, block and buffer do."""
+    rates = {"tuned rate": {}, "rate 0.0003": {"lr_generator": 3e-4}} if profile in ("demo", "mini", "full") else {}
+    blocks = {f"block {block}": {"block": block} for block in (0, BLOCKS[profile] - 1)}
+    return rates | {label: {**change, **LARGER_RATE} for label, change in (_AT_LARGER_RATE | blocks).items()}
+
+
 def _regimes(profile: str) -> dict[str, dict[str, Any]]:
     """Every writer in every regime: few and more images, an early and a late block."""
     about = "{images_per_class} images a class, block {block}"
@@ -109,4 +127,5 @@ STUDIES: dict[str, Callable[[str], dict[str, dict[str, Any]]]] = {
         zip(CNNS, ({}, {"cnn": ",".join(TORCHVISION if profile in ("colab", "paper") else MINI_FIVE)}))
     ),
     "regimes": _regimes,
+    "larger_rate": _larger_rate,
 }

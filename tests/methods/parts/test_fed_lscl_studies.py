@@ -57,3 +57,22 @@ def test_the_pre_trained_cnn_stands_in_a_study_with_a_cnn_that_has_weights(profi
 def test_all_other_ablations_start_from_drawn_cnns():
     started = [label for label, change in fed_lscl_studies.ABLATIONS.items() if "cnn_start" in change]
     assert started == ["CNN pre-trained"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_at_the_larger_rate_a_run_differs_from_the_whole_system_in_what_its_name_says(profile):
+    found = {
+        label: variant_run({"profile": profile}, change, 42).overrides()
+        for label, change in fed_lscl_studies.STUDIES["larger_rate"](profile).items()
+    }
+    last = fed_lscl_studies.BLOCKS[profile] - 1
+    named = fed_lscl_studies.ABLATIONS | {
+        "block 0": {"block": 0}, f"block {last}": {"block": last},
+        "0 per class": {"buffer_per_class": 0}, "50 per class": {"buffer_per_class": 50},
+    }  # fmt: skip
+    rates = [found.pop(label).get("lr_generator", 0) for label in ("tuned rate", "rate 0.0003") if label in found]
+    assert rates == ([0, 3e-4] if METHODS["fed_lscl"].tuned and profile in ("demo", "mini", "full") else [])
+    assert len(found) == 11
+    for label, overrides in found.items():
+        wanted = variant_run({"profile": profile}, {**named[label], "lr_generator": 1e-3}, 42)
+        assert wanted.lr_generator == 1e-3 and overrides == wanted.overrides()
