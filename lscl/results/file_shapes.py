@@ -192,6 +192,7 @@ class StaticComponents(Shape):
 
     seed: int
     collaboration: Literal["static"]
+    lr_generator: float
     generator: Generators
     server_step: Steps
     update: dict[Literal["training", "test"], Accuracies]

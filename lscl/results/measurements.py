@@ -147,20 +147,23 @@ def _scaling() -> Path:
 
 
 def components_frame(profile: str) -> pd.DataFrame:
-    """What the components do inside a run (benchmarks/components.py): a row per seed, task, writer and number.
+    """What the components do inside a run (benchmarks/components.py): a row per seed, task, writer, rate and number.
 
     Returns:
-        pandas.DataFrame: columns profile, dataset, writer (COMPONENT_WRITERS), seed, task, measure, images, kind,
-            value. measure = update: accuracy (%) on training or test `images` with an update (UPDATES); generator:
-            accuracy (%) on the test images with a generator (GENERATORS); server_step: how far the server moves its
-            bias or weight, as a share of the round's training.
+        pandas.DataFrame: columns profile, dataset, writer (COMPONENT_WRITERS), rate (the generator's learning rate),
+            seed, task, measure, images, kind, value. measure = update: accuracy (%) on training or test `images` with
+            an update (UPDATES); generator: accuracy (%) on the test images with a generator (GENERATORS); server_step:
+            how far the server moves its bias or weight, as a share of the round's training.
 
     Raises:
         LsclError: a file that cannot be read.
     """
-    columns = ["profile", "dataset", "writer", "seed", "task", "measure", "images", "kind", "value"]
+    columns = ["profile", "dataset", "writer", "rate", "seed", "task", "measure", "images", "kind", "value"]
     rows = [
-        (profile, dataset, COMPONENT_WRITERS[row["collaboration"]], row["seed"], row["task"], *number)
+        (
+            *(profile, dataset, COMPONENT_WRITERS[row["collaboration"]], row["lr_generator"]),
+            *(row["seed"], row["task"], *number),
+        )
         for dataset in DATASET_LABELS
         for row in measured_rows(
             _inside(profile, dataset), file_shapes.WrittenComponents | file_shapes.StaticComponents

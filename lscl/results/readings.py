@@ -100,14 +100,21 @@ def read_lead(end: pd.DataFrame, name: str) -> str:
 
 
 def read_components(inside: pd.DataFrame) -> str:
-    """What the written update and the server's step do, as a list in markdown; empty without runs that write per image.
+    """What the written update and the server's step do, as a list in markdown for each rate of the generator.
 
     Args:
         inside: rows of `measurements.components_frame` on one data set.
+
+    Returns:
+        The lists; empty without runs that write per image.
     """
-    rows = inside[inside["writer"] == COMPONENT_WRITERS["written"]]
-    if rows.empty:
-        return ""
+    written = inside[inside["writer"] == COMPONENT_WRITERS["written"]]
+    lists = [f"At rate {rate:g} of the generator:\n\n{_read_rate(rows)}" for rate, rows in written.groupby("rate")]
+    return "\n\n".join(lists)
+
+
+def _read_rate(rows: pd.DataFrame) -> str:
+    """What the written update and the server's step do at one rate, as a list."""
     value = rows.pivot_table("value", "seed", ["measure", "images", "kind"])  # means over the tasks
     update, generator, step = (value[measure] for measure in ("update", "generator", "server_step"))
     training, test = (estimate(update[images, "own"] - update[images, "none"]) for images in ("training", "test"))

@@ -16,13 +16,14 @@ from lscl.results import measurements
 SPLITS = ("training", "test")
 
 
-def row(seed, task=1, collaboration="written", gain=(2.0, -1.0), server=0.5):
+def row(seed, task=1, collaboration="written", gain=(2.0, -1.0), server=0.5, rate=1e-3):
     """A row in which the own update gains `gain` on training and test images, and O2D `server` over training."""
     update = {split: {"own": 80 + by, "none": 80, "another": 79, "mean": 80} for split, by in zip(SPLITS, gain)}
-    made = {"seed": seed, "task": task, "collaboration": collaboration, "update": update, "same_as_record": True}
+    made = {"seed": seed, "task": task, "collaboration": collaboration, "lr_generator": rate, "update": update}
     return made | {
         "generator": {"own": 79, "fused": 79 + server, "mean": 80},
         "server_step": {"weight": 3.0, "bias": 0.5},
+        "same_as_record": True,
     }
 
 

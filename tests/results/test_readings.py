@@ -67,9 +67,9 @@ ROWS = [
 
 class TestComponents:
     def said(self, rows):
-        columns = ["writer", "seed", "task", "measure", "images", "kind", "value"]
+        columns = ["writer", "rate", "seed", "task", "measure", "images", "kind", "value"]
         found = [
-            (COMPONENT_WRITERS[one["collaboration"]], one["seed"], one["task"], *number)
+            (COMPONENT_WRITERS[one["collaboration"]], one["lr_generator"], one["seed"], one["task"], *number)
             for one in rows
             for number in component_numbers(one)
         ]
@@ -84,6 +84,13 @@ class TestComponents:
             [row(seed, gain=(2 + noise, 1 + noise)) for seed, noise in ((42, 0), (1999, 0.1), (2024, -0.1))]
         )
         assert "gains on training images and gains on test images" in better and "overfitting" not in better
+
+    def test_each_rate_is_read_apart(self):
+        gains = {1e-5: (0, 0), 1e-3: (2, 2)}
+        rows = [row(seed, gain=gain, rate=rate) for rate, gain in gains.items() for seed in (1, 2)]
+        small, large = self.said(rows).split("At rate 0.001 of the generator:")
+        assert small.startswith("At rate 1e-05 of the generator:\n\n- **The written update shows neither gain")
+        assert "gains on training images and gains on test images" in large
 
     def test_without_runs_that_write_nothing_is_said(self):
         assert self.said([]) == "" and self.said([row(42, collaboration="static")]) == ""
