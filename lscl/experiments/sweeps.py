@@ -1,7 +1,8 @@
 """Named sets of runs: the main table, the studies of the systems, the tuning; and running them."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -262,21 +263,59 @@ def sweep(
         return
     check_code()
     check_affordable([config for config in runs if not records.find(config)])
-    well, busy, failed = [], [], []
+    failures, busy = Failures(len(runs)), []
     for wait, left in ((False, runs), (True, busy)):
         for config in left:
             try:
-                run(config, wait=wait)
-                well.append(config)
+                with failures.passed_over(f"{config.profile} {config.name}"):
+                    run(config, wait=wait)
             except RunBusy:
                 busy.append(config)
-            except LsclError as error:
-                if not well:  # a fault of them all
-                    raise
-                print(f"failed  {config.profile} {config.name}: {error}", flush=True)
-                failed.append(error)
-    if failed:
-        raise LsclError(f"{len(failed)} of {len(runs)} runs failed, the others are done; the first one: {failed[0]}")
+    failures.check()
+
+
+class Failures:
+    """Runs that fail do not stop the others, once one went well: before that, the fault is likely one of them all.
+
+    Args:
+        count: how many runs there are.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self.went_well = False
+        self.errors: list[LsclError] = []
+
+    @contextmanager
+    def passed_over(self, name: str) -> Iterator[None]:
+        """Print and keep what makes the run inside the `with` block fail.
+
+        Args:
+            name: of the run.
+
+        Raises:
+            LsclError: the run is busy elsewhere, or it failed and none went well before it.
+        """
+        try:
+            yield
+            self.went_well = True
+        except RunBusy:
+            raise
+        except LsclError as error:
+            if not self.went_well:
+                raise
+            print(f"failed  {name}: {error}", flush=True)
+            self.errors.append(error)
+
+    def check(self) -> None:
+        """Say at the end what failed.
+
+        Raises:
+            LsclError: at least one run failed.
+        """
+        if self.errors:
+            failed = f"{len(self.errors)} of {self.count} runs failed"
+            raise LsclError(f"{failed}, the others are done; the first one: {self.errors[0]}")
 
 
 def _nothing(name: str, methods: Collection[str]) -> str:

@@ -1,7 +1,7 @@
 """The paper's claims about accuracy and privacy, tested against our records; effect sizes next to the paper's."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -24,7 +24,8 @@ AGREES, CONTRADICTS, OPEN = (
 )
 MISSING = "Not yet measured"
 MARGIN = 1.0  # points; what still counts as equal
-CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns")  # the named sets of runs that test a claim
+# The named sets of runs that test a claim.
+CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns", "larger_rate")
 KINDS = {  # what a test of a claim can come to, and how the summary calls it
     "agrees": "agreement",
     "smaller": "right sign but at least {times:g} times smaller",
@@ -194,6 +195,13 @@ def claims_of(name: str, profile: str) -> list[Claim]:
             )
         ],
     }
+    larger = variants("larger_rate", profile)
+    found["larger_rate"] = [
+        replace(claim, statement=f"{claim.statement}, at a larger rate of the generator", reference="whole")
+        for study in ("ablations", "blocks", "buffers")
+        for claim in found[study]
+        if "tuned rate" in larger and claim.variant in larger  # elsewhere all runs have this rate
+    ]
     if name not in found:
         raise unknown_name("study", name, found)
     if name == "table1":

@@ -37,7 +37,7 @@ from lscl.experiments.privacy.bad_client import measure_damage
 from lscl.experiments.privacy.observed import Observed, Witness, observe
 from lscl.experiments.privacy.scores import CANDIDATES, Finding
 from lscl.experiments.run import RunBusy, claim, prepare, settle_device
-from lscl.experiments.sweeps import check_code, main_table
+from lscl.experiments.sweeps import Failures, check_code, main_table
 from lscl.experiments.traffic import planned_traffic
 from lscl.experiments.verify import compute_again, outcomes_path, verify_records, write_outcomes
 from lscl.federation.checkpoint import SavedState
@@ -368,23 +368,16 @@ def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path
     """
     if not list_only:
         check_code()
-    found, failed = [], []
+    failures, found = Failures(len(configs)), []
     for config in configs:
         path = record_path(config)
-        try:
+        with failures.passed_over(config.name):
             busy = not list_only and not path.exists() and not _measure_alone(config, path)
             if path.exists():
                 read_privacy(path)
                 found.append(path)
-        except LsclError as error:
-            if not found:  # a fault of them all
-                raise
-            print(f"failed  {config.name}: {error}", flush=True)
-            failed.append(error)
-            continue
-        print(f"{'busy   ' if busy else 'done   ' if path.exists() else 'missing'} {config.name}", flush=True)
-    if failed:
-        raise LsclError(f"{len(failed)} of {len(configs)} runs failed, the others are done; the first one: {failed[0]}")
+            print(f"{'busy   ' if busy else 'done   ' if path.exists() else 'missing'} {config.name}", flush=True)
+    failures.check()
     return found
 
 
