@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ LONGEST = (
 )
 
 
+NUMBERS = count()  # of the tests, for the names of their folders
+
+
 def pytest_collection_modifyitems(items):
     """What takes longest starts first, so that at the end no worker is left alone with it."""
     names = {item: item.path.relative_to(ROOT).as_posix() for item in items}
@@ -92,18 +96,19 @@ def session_cache():
 
 
 @pytest.fixture(autouse=True)
-def places(monkeypatch, tmp_path, session_cache):
+def places(monkeypatch, tmp_path_factory, session_cache):
     """Send results to a folder of each test, never to the repository, as if the code were committed; -> that folder.
 
-    What a test draws from torch's own generator is the same each time.
+    It is there once something is written to it. What a test draws from torch's own generator is the same each time.
     """
+    root = tmp_path_factory.getbasetemp() / f"places-{next(NUMBERS)}" / "root"
     monkeypatch.setenv("LSCL_CACHE", str(session_cache))
-    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("LSCL_ROOT", str(root))
     monkeypatch.setattr(records, "source", lambda: {"commit": None, "dirty": False, "code_digest": "c0de"})
     monkeypatch.setattr(os, "fsync", lambda file: None)  # nothing here has to survive a power cut
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    return tmp_path / "root"
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would note its whole stack for each kind of device
+    return root
 
 
 @pytest.fixture
@@ -123,8 +128,8 @@ def pictures(classes, count, size, draw):
 def tree(tmp_path_factory):
     """An image-folder tree, train/ and test/: 14 classes, as the smoke profile needs, of 6 and 2 images, 16 pixels."""
     top = tmp_path_factory.mktemp("tree")
-    for split, count in (("train", 6), ("test", 2)):
-        images, labels = pictures(14, count, 16, np.random.default_rng(count))
+    for split, images_of_class in (("train", 6), ("test", 2)):
+        images, labels = pictures(14, images_of_class, 16, np.random.default_rng(images_of_class))
         for i, (image, label) in enumerate(zip(images, labels)):
             folder = top / split / f"class{label:02d}"
             folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def test_wrong_options_stop_the_command_before_anything_starts(words, capsys, mo
         cli.main(["federate", "--profile", "smoke", *words])
     said = capsys.readouterr()
     assert end.value.code == 2 and said.out == "" and len(said.err.splitlines()) == 1 and words[0][2:] in said.err
-    assert list(tmp_path.iterdir()) == [tmp_path / "root"] * (tmp_path / "root").exists()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("python", ["/home/a b/bin/python", "/home/it's/bin/python", "/home/a;b/bin/python"])

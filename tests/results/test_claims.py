@@ -49,7 +49,7 @@ def test_effects_are_points_in_favour_of_the_claim():
 
 
 @pytest.mark.parametrize("profile", sweeps.PLANS)
-@pytest.mark.parametrize("study", set(claims.CLAIMED) - {"table1"})
+@pytest.mark.parametrize("study", claims.CLAIMED[1:])
 def test_every_statement_is_about_variants_of_the_study(study, profile):
     labels = sweeps.variants(study, profile)
     found = claims.claims_of(study, profile)
