@@ -6,6 +6,7 @@ are written, are not watched.
 """
 
 import json
+import logging
 import os
 import runpy
 import sys
@@ -108,6 +109,15 @@ def _place_read(results: str, path: Any, _mode: str | None, flags: int) -> str |
     return Path(full).relative_to(results).as_posix()
 
 
+def is_told(record: logging.LogRecord) -> bool:
+    """Whether a line of the kernel's log is for the reader: that its end has interrupted nothing is not.
+
+    A kernel that is told to end is interrupted first, and says so if it was busy with that very message.
+    """
+    return not record.getMessage().startswith("KeyboardInterrupt caught in kernel")
+
+
 if __name__ == "__main__":
+    logging.getLogger("IPKernelApp").addFilter(is_told)
     refuse_undeclared(**json.loads(os.environ[VARIABLE]))
     runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)

@@ -1,5 +1,6 @@
 """What a notebook may read, and that everything else is an error in its process."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 from tests_root import ROOT
 
-from lscl.publish.watched_kernel import is_declared, is_study_declared
+from lscl.publish.watched_kernel import is_declared, is_study_declared, is_told
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,11 @@ except LsclError as error:
         done.stdout.strip()
         == "01.ipynb reads results/tuning/other.json, which it does not declare in its metadata (lscl.reads)"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("KeyboardInterrupt caught in kernel.", False), ("Exception in message handler: KeyboardInterrupt", True)],
+)
+def test_only_the_interrupt_at_the_end_of_a_kernel_is_not_told(line, told):
+    assert is_told(logging.makeLogRecord({"msg": line})) is told
