@@ -220,15 +220,16 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=measure.count, default=1, help="those of the records, or the comparison with them fails"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", help="default: the GPU if there is one; with it, the records must be from there")
     given = parser.parse_args()
     name = f"{given.profile}--{given.dataset}"
     path = paths.results() / "components" / f"{name}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    place = {"device": given.device} if given.device else {}
     for seed, rate, collaboration in product(given.seeds, ({}, LARGER_RATE), ("written", "static")):
         config = experiment(
             method="fed_lscl", profile=given.profile, dataset=given.dataset, data_dir=given.data_dir, seed=seed,
-            threads=given.threads, collaboration=collaboration, device=given.device, **rate,
+            threads=given.threads, collaboration=collaboration, **rate, **place,
         )  # fmt: skip
         asked = (seed, collaboration, config.lr_generator)
         if asked not in [(row["seed"], row["collaboration"], row["lr_generator"]) for row in rows]:
