@@ -139,15 +139,39 @@ def claims_of(name: str, profile: str) -> list[Claim]:
     Raises:
         LsclError: the paper claims nothing about such a set.
     """
+    if name not in CLAIMED:
+        raise unknown_name("study", name, CLAIMED)
+    if name == "table1":
+        return _about_systems()
+    there = variants(name, profile)
+    if name != "larger_rate":
+        known = {*there, *FACTORS.values(), SUBSETS_WITHOUT}
+        return [claim for claim in _about_studies(profile)[name] if {claim.variant, claim.reference} <= known]
+    if "tuned rate" not in there:  # all runs of the profile have this rate
+        return []
+    return [
+        replace(claim, statement=f"{claim.statement}, at a larger rate of the generator", reference="whole")
+        for found in _about_studies(profile).values()
+        for claim in found
+        if claim.variant in there
+    ]
+
+
+def _about_systems() -> list[Claim]:
+    """Table 1: the paper's own system against every other one."""
+    own = METHODS.find_role("own")
+    return [
+        Claim(f"{label_of(own)} is more accurate than {label_of(rival)}", "Table 1", own, rival, -1)
+        for rival in paper_names().values()
+        if rival != own
+    ]
+
+
+def _about_studies(profile: str) -> dict[str, list[Claim]]:
+    """Table 2 and Fig. 3 to 5, by the name of the study."""
     depth = BLOCKS[profile]
     late = range(depth - depth // 4, depth)  # 9, 10 and 11 of 12
-    own = METHODS.find_role("own")
-    found = {
-        "table1": [
-            Claim(f"{label_of(own)} is more accurate than {label_of(rival)}", "Table 1", own, rival, -1)
-            for rival in paper_names().values()
-            if rival != own
-        ],
+    return {
         "ablations": [
             Claim("without O2D the system is worse", "Table 2", "no O2D", "whole"),
             Claim("without SM-CF it is worse", "Table 2", "no SM-CF", "whole"),
@@ -195,22 +219,6 @@ def claims_of(name: str, profile: str) -> list[Claim]:
             )
         ],
     }
-    larger = variants("larger_rate", profile)
-    found["larger_rate"] = [
-        replace(claim, statement=f"{claim.statement}, at a larger rate of the generator", reference="whole")
-        for study in ("ablations", "blocks", "buffers")
-        for claim in found[study]
-        if "tuned rate" in larger and claim.variant in larger  # elsewhere all runs have this rate
-    ]
-    if name not in found:
-        raise unknown_name("study", name, found)
-    if name == "table1":
-        return found[name]
-    return [
-        claim
-        for claim in found[name]
-        if {claim.variant, claim.reference} <= {*variants(name, profile), *FACTORS.values(), SUBSETS_WITHOUT}
-    ]
 
 
 def scoreboard(name: str, profile: str, scores: pd.DataFrame) -> pd.DataFrame:
