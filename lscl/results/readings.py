@@ -109,7 +109,10 @@ def read_components(inside: pd.DataFrame) -> str:
         The lists; empty without runs that write per image.
     """
     written = inside[inside["writer"] == COMPONENT_WRITERS["written"]]
-    lists = [f"At rate {rate:g} of the generator:\n\n{_read_rate(rows)}" for rate, rows in written.groupby("rate")]
+    lists = []
+    for rate, rows in written.groupby("rate"):
+        alone = "" if rows["seed"].nunique() > 1 else " (one seed, so no number can be told from chance)"
+        lists.append(f"At rate {rate:g} of the generator{alone}:\n\n{_read_rate(rows)}")
     return "\n\n".join(lists)
 
 

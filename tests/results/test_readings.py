@@ -94,7 +94,9 @@ class TestComponents:
 
     def test_without_runs_that_write_nothing_is_said(self):
         assert self.said([]) == "" and self.said([row(42, collaboration="static")]) == ""
-        assert "shows neither gain nor loss" in self.said([row(42)])
+        alone = self.said([row(42)])
+        assert "At rate 0.001 of the generator (one seed, so no number can be told from chance):" in alone
+        assert "shows neither gain nor loss" in alone and "one seed" not in self.said(ROWS)
 
 
 def test_growth():
