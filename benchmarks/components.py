@@ -2,8 +2,7 @@
 
 The first tasks of the whole system are run again, and of the system with one static LoRA, with the values of the
 records and with the larger rate of the generator that the study `larger_rate` has; on one seed's partition all see the
-same images. At the end of each task, on the images of that task, with the
-task given:
+same images. At the end of each task, on the images of that task, with the task given:
 
 - the accuracy on training and test images when the frozen ViT gets the update written for the image itself, that of
   another image, that of the mean features of the client's training images (one update for all), or none; the head
@@ -20,8 +19,8 @@ two points away.
     python benchmarks/components.py [--dataset cifar100 --data-dir FOLDER] [--seeds 42,1999,2024] [--tasks 2]
         [--device cuda]
 
-writes results/components/<profile>--<dataset>.json, a row per seed, rate and task; what lies there is
-not run again.
+writes results/components/<profile>--<dataset>.json, a row per seed, rate and task; what lies there is not run
+again.
 """
 
 import argparse
@@ -199,6 +198,11 @@ def repeats(record: records.Record, config: Experiment, device: torch.device) ->
     return same_rounding(record, {**about, "config": {"threads": config.threads}})
 
 
+def about_run(config: Experiment) -> dict:
+    """What tells the rows of one run from those of the others."""
+    return {"seed": config.seed, "collaboration": config.collaboration, "lr_generator": config.lr_generator}
+
+
 def measure_run(config: Experiment, tasks: int) -> list[dict]:
     """The rows of one run's first `tasks` tasks."""
     _, _, method, clients = prepare(config.model_copy(update={"stop_after": tasks}))
@@ -206,8 +210,7 @@ def measure_run(config: Experiment, tasks: int) -> list[dict]:
     for report in federate(method, watched):
         print(f"{config.name}: task {report.task + 1} round {report.round + 1}", flush=True)
     same = same_as_record(config, clients, method, tasks)
-    about = {"seed": config.seed, "collaboration": config.collaboration, "lr_generator": config.lr_generator}
-    return [{**about, **row, "same_as_record": same} for row in watched.rows]
+    return [{**about_run(config), **row, "same_as_record": same} for row in watched.rows]
 
 
 def main() -> None:
@@ -231,8 +234,8 @@ def main() -> None:
             method="fed_lscl", profile=given.profile, dataset=given.dataset, data_dir=given.data_dir, seed=seed,
             threads=given.threads, collaboration=collaboration, **rate, **place,
         )  # fmt: skip
-        asked = (seed, collaboration, config.lr_generator)
-        if asked not in [(row["seed"], row["collaboration"], row["lr_generator"]) for row in rows]:
+        about = about_run(config)
+        if not any(about.items() <= row.items() for row in rows):
             rows += measure_run(config, given.tasks)
             measure.write(name, {"tasks": given.tasks, "rows": rows}, folder="components")
 
