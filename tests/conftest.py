@@ -74,10 +74,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
 
 
+def pytest_collection():
+    gc.disable()  # until all tests are imported
+
+
 def pytest_collection_finish():
     """What the imports made stays: Python's collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config):

@@ -196,3 +196,9 @@ def test_a_notebook_imports_lscl_before_torch(path):
         for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
     ]
     assert next(name for name in names if name in ("lscl", "torch", "torchvision", "timm")) == "lscl"
+
+
+@pytest.mark.parametrize(("own", "found"), [("gc.get_threshold()[0]", 10_000), ("50_000", 50_000), ("0", 0)])
+def test_python_looks_for_unused_objects_less_often_unless_the_user_says_how_often(own, found):
+    code = f"import gc; gc.set_threshold({own}); import lscl; print(gc.get_threshold()[0])"
+    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) == found

@@ -21,6 +21,7 @@ def setup(app):
     app.connect("build-finished", drop_icon_script)
     app.add_directive("live-figure", LiveFigure)
     app.connect("config-inited", take_numbers, priority=100)  # before MyST looks
+    app.connect("autodoc-skip-member", skip_imported)
     app.connect("autodoc-process-docstring", untyped_returns, priority=400)  # before napoleon reads the sections
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", short_signature)
@@ -44,6 +45,12 @@ class LiveFigure(SphinxDirective):
         figure = nodes.figure("", picture, nodes.caption("", "", *text), names=[self.arguments[1]])
         self.state.document.note_explicit_target(figure)
         return [figure]
+
+
+def skip_imported(app, what, name, obj, skip, options):
+    """Leave out what a module only imports: Sphinx would parse the other package before it leaves it out, too."""
+    home = getattr(obj, "__module__", None) or "lscl"
+    return True if what == "module" and not home.startswith("lscl") else None
 
 
 def tidy(app, pagename, templatename, context, doctree):

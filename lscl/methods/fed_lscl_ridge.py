@@ -87,8 +87,8 @@ class FedLSCLRidgeCosts(FedLSCLCosts):
         return 0 if self.config.freeze_cnn else super().cnn_images()
 
     def passes(self) -> float:
-        """One for the sums, and where every task adapts one for the buffer."""
-        return (1 + (self.config.adapt == "every")) / self.config.rounds
+        """One for the sums, and where every task adapts those of Fed-LSCL."""
+        return 1 / self.config.rounds + (super().passes() if self.config.adapt == "every" else 0)
 
     def parameters(self, run: Planned) -> float:
         """Those of Fed-LSCL, and the head, twice as large in float64."""

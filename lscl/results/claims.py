@@ -7,7 +7,7 @@ import pandas as pd
 
 from lscl.errors import unknown_name
 from lscl.experiments.sweeps import variants
-from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS
+from lscl.methods.parts.fed_lscl_studies import BLOCKS, CNNS, TUNED_PROFILES
 from lscl.registry import METHODS
 from lscl.results.frames import final_by_seed, final_rows, just_learned_rows
 from lscl.results.labels import DATASET_LABELS, SCORES, label_of, paper_names
@@ -147,7 +147,7 @@ def claims_of(name: str, profile: str) -> list[Claim]:
     if name != "larger_rate":
         known = {*there, *FACTORS.values(), SUBSETS_WITHOUT}
         return [claim for claim in _about_studies(profile)[name] if {claim.variant, claim.reference} <= known]
-    if "tuned rate" not in there:  # all runs of the profile have this rate
+    if profile not in TUNED_PROFILES:  # all its runs have this rate
         return []
     return [
         replace(claim, statement=f"{claim.statement}, at a larger rate of the generator", reference="whole")

@@ -51,12 +51,13 @@ def stepped(federation, smoke, toy):
         {"continual": "replay"},
         {"collaboration": "cnn", "continual": "replay"},
         {"o2d": "none", "continual": "none"},
+        {"method": "fed_lscl_ridge", "adapt": "every", "continual": "lwf"},
     ],
     ids=str,
 )
 def test_flops_of_a_whole_run_are_those_that_torch_counts(places, tmp_path, session_cache, monkeypatch, changes):
     """With other components Fed-LSCL computes something else, with the CNN alone no ViT at all."""
-    config = experiment(method="fed_lscl", profile="smoke", **changes)
+    config = experiment(**{"method": "fed_lscl", "profile": "smoke", **changes})
     load(config)  # draws the images, once for all tests
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "images").symlink_to(session_cache / "images")

@@ -19,6 +19,8 @@ from playwright.sync_api import TimeoutError, sync_playwright
 from test_book import entries
 from tests_root import ROOT
 
+from lscl.publish.build import JUPYTER_BOOK
+
 SITE = ROOT / "_build" / "test" / "_build" / "html"
 SHOTS = ROOT / "_build" / "screenshots"
 NAMES = sorted(f"{entry}.html" for entry in entries())
@@ -107,7 +109,7 @@ def site():
     command = [
         sys.executable,
         "-c",
-        "from jupyter_book.cli.main import main; main()",
+        JUPYTER_BOOK,
         "build",
         str(ROOT),
         "--toc",

@@ -48,13 +48,16 @@ CNNS = ("one CNN for all", "five different CNNs")  # the paper's Fig. 4
 # The tuned rate of the generator hardly moves it, and the parts of what does not move cannot matter. So these runs
 # change one thing each at a rate at which it moves, that of the profiles without tuned values.
 LARGER_RATE = {"lr_generator": 1e-3}
-_AT_LARGER_RATE: dict[str, dict[str, Any]] = {
-    "whole": {},
-    **{label: ABLATIONS[label] for label in ("no O2D", "no SM-CF", "neither O2D nor SM-CF")},
-    "generators averaged for O2D": ABLATIONS["generators averaged for O2D"],
-    **{label: change for label, change in ABLATIONS.items() if label.startswith("static LoRA") and ", no" not in label},
-    **{f"{size} per class": {"buffer_per_class": size} for size in (0, 50)},
-}
+TUNED_PROFILES = ("demo", "mini", "full")
+_ABLATED_AT_LARGER_RATE = (
+    "whole",
+    "no O2D",
+    "no SM-CF",
+    "neither O2D nor SM-CF",
+    "generators averaged for O2D",
+    "static LoRA for the written one",
+    "static LoRA, neither O2D nor SM-CF",
+)
 
 # What a pre-trained CNN needs beside its start: in smoke one that has weights, with ResNet-18 the size of its images.
 _WITH_WEIGHTS = {"smoke": {"cnn": "small"}, "colab": {"cnn_size": 224}, "paper": {"cnn_size": 224}}
@@ -104,9 +107,13 @@ def regime_change(regime: dict[str, Any], writer: str, profile: str = "mini") ->
 
 def _larger_rate(profile: str) -> dict[str, dict[str, Any]]:
     """The whole system at rising rates of the generator; at the last one, what parts, block and buffer do."""
-    rates = {"tuned rate": {}, "rate 0.0003": {"lr_generator": 3e-4}} if profile in ("demo", "mini", "full") else {}
-    blocks = {f"block {block}": {"block": block} for block in (0, BLOCKS[profile] - 1)}
-    return rates | {label: {**change, **LARGER_RATE} for label, change in (_AT_LARGER_RATE | blocks).items()}
+    rates = {"tuned rate": {}, "rate 0.0003": {"lr_generator": 3e-4}} if profile in TUNED_PROFILES else {}
+    changes = {
+        **{label: ABLATIONS[label] for label in _ABLATED_AT_LARGER_RATE},
+        **{f"{size} per class": {"buffer_per_class": size} for size in (0, 50)},
+        **{f"block {block}": {"block": block} for block in (0, BLOCKS[profile] - 1)},
+    }
+    return rates | {label: {**change, **LARGER_RATE} for label, change in changes.items()}
 
 
 def _regimes(profile: str) -> dict[str, dict[str, Any]]:
