@@ -181,7 +181,8 @@
     const tasks = chosen.over.value === OVER;
     const visible = systems().filter((system) => !hidden.has(system.name));
     const { zero, axis: log } = tasks ? { axis: { dtick: 1 } } : costAxis(visible);
-    const traces = visible.flatMap((system) => (tasks ? overTasks(system) : againstCost(system, zero)));
+    const upwards = [...visible].sort((one, other) => one.look.order - other.look.order); // what is in colour lies on top
+    const traces = upwards.flatMap((system) => (tasks ? overTasks(system) : againstCost(system, zero)));
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     const axis = { gridcolor: colour("--pst-color-border"), linecolor: colour("--pst-color-text-muted"), zeroline: false, automargin: true };
@@ -197,14 +198,21 @@
         plot_bgcolor: "rgba(0,0,0,0)",
         hoverlabel: { namelength: -1 },
         showlegend: false,
-        height: narrow ? 420 : 520,
+        autosize: true, // the style sheet says how high
         margin: { t: 40, r: 20, l: 50, b: 70 },
       },
-      { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] },
+      { displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] },
     );
     writeNumbers(visible, tasks);
   }
 
   draw();
+  let size = [plot.clientWidth, plot.clientHeight].join();
+  new ResizeObserver(() => {
+    const now = [plot.clientWidth, plot.clientHeight].join();
+    if (now === size) return;
+    size = now;
+    draw(false);
+  }).observe(plot);
   new MutationObserver(() => draw(false)).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 })();

@@ -93,8 +93,8 @@ class Averaged(HeadMerge):
 # The facts of a system and their defaults. They are not inherited: a system built on another one has its own.
 FACTS: dict[str, Any] = {
     "name": None, "label": "", "paper_name": None, "citation": None, "role": None, "place": 1000, "turn": 1000,
-    "quick": (), "rows": ({},), "sizes": {}, "tuned": {}, "official": {}, "search_space": {}, "notes": {},
-    "studies": {}, "costs": None, "defences": {}, "sketch": None,
+    "quick": (), "rows": ({},), "row_notes": (), "sizes": {}, "tuned": {}, "official": {}, "search_space": {},
+    "notes": {}, "studies": {}, "costs": None, "defences": {}, "sketch": None,
 }  # fmt: skip
 
 
@@ -119,6 +119,7 @@ class Method:
     turn: ClassVar[int]  # its turn in sweeps, from 0: quick systems first
     quick: ClassVar[Collection[str]]  # profiles whose `lscl reproduce` runs it, of those that do not run all systems
     rows: ClassVar[Collection[dict[str, Any]]]  # its rows of the main table: {field: value} that each changes
+    row_notes: ClassVar[Collection[str]]  # what a row's label says of its changes; none = the changes
     # {profile, or (profile, data set): {field: value}}: smaller values, so that a run fits, and those that only one
     # data set asks for, which come last
     sizes: ClassVar[Mapping[str | tuple[str, str], dict[str, Any]]]

@@ -166,6 +166,8 @@ class FedLSCL(Method):
        same on all clients with this CNN, and gets the input those weights were trained with
        (`lscl.models.cnn_weights`). The head, the projection to $m$ and the generator start as before. The paper does
        not say which start it used.
+    7. There is no augmentation, because the frozen ViT's output below the adapted block is computed once per image.
+       The CNN sees the same pixels. The published code of the paper's authors crops and mirrors.
     """
 
     name, label, paper_name, citation, role = "fed_lscl", "Fed-LSCL", "Fed-LSCL", "2508.09489", "own"

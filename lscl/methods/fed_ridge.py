@@ -57,6 +57,7 @@ class FedRidge(RidgeMethod, SummedRidge):
     name, label = "fed_ridge", "federated ridge"
     place, turn, quick = 15, 15, ("demo", "colab")
     rows = ({}, {"ridge_features": 2000, "ridge_lambda": 0.3})
+    row_notes = ("", "2,000 random features")
     tuned = {"ridge_lambda": 0.03}
     search_space = LAMBDAS
     costs = RidgeCosts

@@ -143,9 +143,10 @@ class FedMGP(Method):
         Our server also sees classes that no client has met yet.
     11. The key of the fused prompt is the mean of the clients' keys (official: client 0's key). No prediction
         depends on it, because there is only one global prompt.
-    12. `demo` and `mini` are smaller: one public image of each class (official: 20), and 1 or 2 passes over them in
-        each fusion (5). In `full` there are the official 20 and one pass; on the glyphs there is one image. The rate
-        of the fusion is 0.056 in all three, chosen by trials in `mini` (official: 0.001875). Under Adam the number
+    12. `demo`, `mini` and `full` are smaller: at most 2 local epochs in a phase (official: 5). `demo` and `mini` have
+        one public image of each class (20), and 1 or 2 passes over them in each fusion (5). In `full` there are the
+        official 20 and one pass; on the glyphs there is one image. The rate of the fusion is 0.056 in all three,
+        chosen by trials in `mini` (official: 0.001875). Under Adam the number
         of steps times the rate shows how far a number of the prompt can move. On CIFAR-100 that is 0.2 in `demo` (4
         steps), 0.4 in `mini` (8) and 3.5 in `full` (63). In the official code it is 0.4 (about 200 steps of 16
         images), and 1.2 in `paper` (625 steps, because of difference 10).

@@ -125,7 +125,7 @@ class GLFC(OldModel):
        fresh state in each round (official: SGD at 2.0, divided by 5 three times in a task, weight decay 1e-5). The
        CNN is the small CNN of this experiment. The released ResNet-18 has an attention module that its code never
        applies.
-    9. All clients train in every round, and none computes anything while it waits.
+    9. All 5 clients train in every round (official: 10 of 30 and more), and none computes anything while it waits.
     10. Crops move by an eighth of the side, which is the official 4 of 32 pixels. Glyphs are not mirrored.
     11. `demo` and `mini` are smaller: 30 steps of the search (official: 250), of which the last 5 images are kept
         (20), and 5 rounds of at most 2 local epochs (10 of 20). After 30 steps a reconstruction has a correlation of

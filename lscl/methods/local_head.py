@@ -28,7 +28,9 @@ class LocalHead(Method):
     - Up and down: nothing.
     - Payload: up 0 bytes, down 0 bytes.
 
-    A system without a ViT can lose to it because its own features are weaker. The paper has no such control.
+    A system without a ViT can lose to it because its own features are weaker. The paper has no such control. There is
+    no augmentation, because the frozen feature is computed once. The published code of the paper's authors crops and
+    mirrors.
     """
 
     name, label, role = "local_head", "local head", "floor"

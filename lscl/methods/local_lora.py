@@ -17,7 +17,7 @@ from lscl.registry import register
 class LocalLoRA(LocalHead):
     r"""Each client trains one LoRA for all its images and a linear head, and no client sends anything. The LoRA sits
     in the same block as the update that Fed-LSCL writes for each image, with a rank and rates of its own, chosen by
-    trials. The comparison shows whether a separate update for every image adds anything.
+    trials. Where the features move, the comparison shows whether a separate update for every image adds anything.
 
     $$\mathrm{qkv}(z) = W_{\mathrm{qkv}}\,z + s\,B_k A_k z
     \qquad \text{with the same } A_k, B_k \text{ for all images.}$$
@@ -27,7 +27,12 @@ class LocalLoRA(LocalHead):
     - Payload: up 0 bytes, down 0 bytes.
 
     In `demo`, `mini` and `full` its rank is 2, and that of Fed-LSCL is 8. `collaboration = static` of Fed-LSCL compares
-    at equal rank; there the server fuses the LoRAs. The paper has no such control.
+    at equal rank; there the server fuses the LoRAs. At the rates that the trials chose for these profiles the features
+    of both systems hardly move, so their rows cannot show what a written update adds. `lscl sweep larger_rate` compares
+    the written and the static update at a rate at which they move. The paper has no such control.
+
+    There is no augmentation, because the input of the adapted block is computed once. The published code of the paper's
+    authors crops and mirrors.
     """
 
     name, label = "local_lora", "local LoRA"

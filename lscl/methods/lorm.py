@@ -109,6 +109,8 @@ class LoRM(Method):
        with the mean of the task updates; they are not needed here.
     8. There is no augmentation in training (official: random crops and mirroring). The input of the first block is
        computed once. Adam replaces AdamW, which is the same without weight decay.
+    9. There are 5 clients (official: 10). `demo`, `mini` and `full` are smaller: 5 rounds of at most 2 local epochs (5
+       of 5).
     """
 
     name, label, paper_name, citation = "lorm", "LoRM", "LoRM", "2410.17961"

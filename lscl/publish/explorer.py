@@ -57,8 +57,8 @@ def explorer_data(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
     """The data of the figure: {data set: systems}.
 
     Each system has name, group with its heading, look, seeds, accuracies {score: {of: triples by task}} and costs
-    {name: triple}. A triple is [mean, half of the 95 % interval or None, n]. A system of the paper also has its
-    published accuracies on the task just learned.
+    {name: triple}. A triple is [mean, half of the 95 % interval or None, n]. The first row of a system of the paper
+    also has the published accuracies on the task just learned.
     """
     scores, costs = frame(records := list(records)), costs_frame(records)
     return {
@@ -72,6 +72,7 @@ def _systems(scores: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
     theirs, spent, found = theirs[theirs["dataset"] == dataset], dict(list(costs.groupby("label"))), []
     end = final_rows(scores[scores["mask"] == "seen"]).groupby("label", sort=False)["accuracy"].mean()
     looks = figures.system_styles(scores["label"].unique(), best_trained(end))
+    firsts = set(scores.drop_duplicates("method")["label"])
     for name, own in scores.groupby("label", sort=False):
         found.append(
             {
@@ -82,7 +83,9 @@ def _systems(scores: pd.DataFrame, costs: pd.DataFrame) -> list[dict[str, Any]]:
                 "seeds": spent[name]["seed"].tolist(),
                 "accuracy": {text: _accuracies(own[own["mask"] == mask]) for mask, text in MASK_LABELS.items()},
                 "costs": {head: _triple(spent[name][column]) for column, (head, _) in COST_LABELS.items()},
-                "published": theirs.loc[theirs["method"] == own["method"].iloc[0], "accuracy"].tolist(),
+                "published": theirs.loc[theirs["method"] == own["method"].iloc[0], "accuracy"].tolist()
+                if name in firsts
+                else [],
             }
         )
     return found
@@ -98,11 +101,11 @@ def _accuracies(own: pd.DataFrame) -> dict[str, list]:
 
 
 def _look(style: dict[str, Any]) -> dict[str, Any]:
-    """A style of `figures.system_styles` in the words of plotly, and whether it is one in colour."""
+    """A style of `figures.system_styles` in the words of plotly, whether it is in colour, and the order of drawing."""
     dash = style["linestyle"]
     dash = STROKES[dash] if isinstance(dash, str) else ",".join(f"{2 * length}px" for length in dash[1])
     symbol, colour = PLOTLY_SYMBOLS[style["marker"]], style["color"]
-    return {"color": colour, "symbol": symbol, "dash": dash, "coloured": colour != NEUTRAL}
+    return {"color": colour, "symbol": symbol, "dash": dash, "coloured": colour != NEUTRAL, "order": style["zorder"]}
 
 
 def _triple(values: Iterable[float]) -> list[float | None]:

@@ -12,7 +12,7 @@ from lscl.experiments.records import Record
 from lscl.results import file_shapes
 from lscl.results.animation import animated_round, round_in_words
 from lscl.results.colours import HUES
-from lscl.results.markdown import NO_RECORDS, source_note, to_markdown
+from lscl.results.markdown import NO_RECORDS, source_line, source_note, to_markdown
 from lscl.results.overview import (
     Dots,
     dot_plot,
@@ -101,7 +101,7 @@ def first_pieces(screen: FirstScreen) -> dict[str, str]:
     return {
         "results/tables/finding.md": f"{main_finding(screen.records, rows)}\n",
         "results/tables/first_dots.html": f"{dot_plot_for_a_page(rows)}\n",
-        "results/tables/first_source.md": f"{source_note(screen.records) or NO_RECORDS}\n",
+        "results/tables/first_source.md": f"{source_line(screen.records) or NO_RECORDS}\n",
         "results/tables/round.html": f"{animated_round(trace, inline=True) if trace else f'<p>{NOT_PLAYED}</p>'}\n",
         DOTS: f"{dot_plot(rows)}\n",
         **({ROUND: f"{animated_round(trace)}\n"} if trace else {}),
@@ -122,8 +122,7 @@ def readme_blocks(screen: FirstScreen) -> dict[str, str]:
     """
     rows, trace = screen.rows, screen.trace
     picture = f"![{picture_in_words(rows)}]({DOTS})" if rows else ""
-    folded = "<details><summary>Where these numbers come from</summary>\n\n{}\n\n</details>"
-    table = f"{to_markdown(five_rows(rows))}\n\n{folded.format(source_note(screen.records))}" if rows else NO_RECORDS
+    table = f"{to_markdown(five_rows(rows))}\n\n{source_note(screen.records)}" if rows else NO_RECORDS
     return {
         "badges": _badges(),
         "finding": "\n\n".join(part for part in (main_finding(screen.records, rows), picture) if part),

@@ -26,9 +26,9 @@ from lscl.publish import (
 )
 from lscl.results.frames import costs_frame, final_by_seed, frame, main_records, table_records
 from lscl.results.labels import DATASET_LABELS, is_variant, methods_in_order
-from lscl.results.markdown import NO_RECORDS, captioned_table, folded, numbered_table, source_note
+from lscl.results.markdown import NO_RECORDS, captioned_table, folded, numbered_table, source_line, source_note
 from lscl.results.privacy import sent_table
-from lscl.results.readings import read_ranking
+from lscl.results.readings import read_best
 from lscl.results.tables import cost_table, score_table
 
 
@@ -213,7 +213,7 @@ def sources(records: list[Record]) -> str:
     """The records behind each part of the interactive figure, as markdown."""
     groups = {name: select(records, dataset=name) for name in DATASET_LABELS}
     return (
-        "\n\n".join(f"{DATASET_LABELS[name]}: {source_note(group)}" for name, group in groups.items() if group)
+        "\n\n".join(f"{DATASET_LABELS[name]}: {source_line(group)}" for name, group in groups.items() if group)
         or NO_RECORDS
     )
 
@@ -278,5 +278,5 @@ def headline(records: list[Record]) -> str:
         )
         by_seed = final_by_seed(here[~here["label"].map(is_variant)], "seen")
         shown = captioned_table(table, caption, f"tab-headline-{dataset}", here)
-        parts.append(f"{shown}\n\n{read_ranking(by_seed, 'seen', brief=True)}")
+        parts.append(f"{shown}\n\n{read_best(by_seed, 'seen')}")
     return "\n\n".join(parts) if parts else NO_RECORDS

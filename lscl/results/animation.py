@@ -29,6 +29,7 @@ from lscl.results.labels import label_of
 
 PICTURES = 3  # of each client
 STATES = ("before", "trained", "fused")
+GENERATOR = ("weight", "bias")  # its tensors
 SECONDS, REPEATS = 14, 3
 STEPS = {"train": (0, 24), "up": (24, 42), "server": (42, 66), "down": (66, 84)}  # shares of the time, %
 
@@ -185,8 +186,8 @@ def _moved(trace: Mapping[str, Any]) -> str:
     trained, fused = (mean_distance(np.array(trace["points"][name])) for name in ("trained", "fused"))
     if not trained or 0.995 < fused / trained < 1.005:
         return "the mean distance between two generators stays the same."
-    falls, grows = f"falls to {100 * fused / trained:.0f} %", f"grows to {fused / trained:.1f} times what it was"
-    return f"the mean distance between two generators {falls if fused < trained else grows}."
+    verb = "falls" if fused < trained else "grows"
+    return f"the mean distance between two generators {verb} to {100 * fused / trained:.0f} %."
 
 
 def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
@@ -205,7 +206,7 @@ def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
     middle = [4 + wide * (k + 0.5) for k in range(len(shown))]
     parts = [
         f'<rect x="4" y="4" width="{width - 8}" height="148" rx="8" class="box"/>',
-        _said(14, 24, "server: generators on two main axes", "small"),
+        _said(14, 24, "server: generators on two main axes; grey: before the round", "small"),
     ]
     for k, (x, one) in enumerate(zip(middle, shown)):
         ink = CLIENTS[k]
@@ -232,13 +233,21 @@ def animated_round(trace: Mapping[str, Any], inline: bool = False) -> str:
 
 
 def _captions(trace: Mapping[str, Any]) -> dict[str, str]:
-    up, down = _megabytes(trace)
+    (up, down), sent = _megabytes(trace), _sent_in_words(trace)
     return {
         "train": "1  Each client trains on its own images.",
-        "up": f"2  {shorten(', '.join(trace['sent']), 40)} go up: {up:.2f} MB a client.",
+        "up": f"2  {sent[:1].upper()}{sent[1:]}: {up:.2f} MB per client.",
         "server": f"3  {_moved(trace).capitalize()}",
         "down": f"4  Each client gets a generator of its own: {down:.2f} MB.",
     }
+
+
+def _sent_in_words(trace: Mapping[str, Any]) -> str:
+    """What goes up: the weight and bias of a layer as a generator, all else by the names of the tensors."""
+    rest = [name for name in trace["sent"] if name not in GENERATOR]
+    names = ["generator", *rest] if len(rest) < len(trace["sent"]) else rest
+    listed = shorten(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))), 40)
+    return f"{listed} {'go' if len(names) > 1 else 'goes'} up"
 
 
 def _said(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
@@ -246,13 +255,13 @@ def _said(x: float, y: float, text: str, kind: str = "", anchor: str = "start") 
 
 
 def _travelling(trace: Mapping[str, Any], k: int, x: float, ink: str) -> list[str]:
-    """A client's packets on their way up and down, and its generator as a point at the server."""
+    """A client's packets on their way up and down, and its generators as points at the server: old, trained, fused."""
     across, along = lambda p: 240 + 205 * p[0], lambda p: 92 - 46 * p[1]
-    trained, fused = (trace["points"][name][k] for name in ("trained", "fused"))
-    (a, b), (c, d) = ((across(p), along(p)) for p in (trained, fused))
+    (u, v), (a, b), (c, d) = ((across(p), along(p)) for p in (trace["points"][name][k] for name in STATES))
     return [
         f'<line x1="{x:.1f}" y1="156" x2="{x:.1f}" y2="224" class="way"/>',
         f'<rect x="{x - 7:.1f}" y="183" width="14" height="14" rx="3" fill="{ink}" class="packet"/>',
+        f'<circle cx="{u:.1f}" cy="{v:.1f}" r="4" fill="{NEUTRAL}" class="before"/>',
         f'<line x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}" stroke="{ink}" class="trail"/>',
         f'<circle cx="{a:.1f}" cy="{b:.1f}" r="5" stroke="{ink}" class="trained"/>',
         f'<circle cx="{c:.1f}" cy="{d:.1f}" r="6" fill="{ink}" class="fused" '

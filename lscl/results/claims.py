@@ -26,18 +26,22 @@ MISSING = "Not yet measured"
 MARGIN = 1.0  # points; what still counts as equal
 # The named sets of runs that test a claim.
 CLAIMED = ("table1", "ablations", "blocks", "buffers", "cnns", "larger_rate")
-KINDS = {  # what a test of a claim can come to, and how the summary calls it
-    "agrees": "agreement",
-    "smaller": "right sign but at least {times:g} times smaller",
-    "absent": "no effect near the paper's size",
-    "contradicts": "contradiction",
-    "open": "open",
+KINDS = {  # what a test of a claim can come to, and what the summary says of such claims
+    "agrees": "supported",
+    "contradicts": "contradicted",
+    "smaller": "of the right sign, but at least {times:g} times smaller",
+    "absent": "without an effect near the paper's size",
+    "open": "open, because they have fewer than {least} seeds or too wide an interval",
+    "missing": "without a run",
 }
 _ADDS = (
     ("W", "an update written per image is better than a static one", "section 4.2"),
     ("S", "SM-CF makes the system better", "Table 2"),
     ("O", "O2D makes the system better", "Table 2"),
 )
+# Another kind of processor moves a trained system about as much as another seed does. Only an interval over several
+# runs contains both.
+LEAST_SEEDS = 3
 TIMES = 2.0  # by what factor two effects may differ and still be called of similar size
 
 
@@ -99,8 +103,8 @@ class Claim:
         Returns:
             (an entry of KINDS, the verdict in words).
         """
-        if effect.n == 1:
-            return "open", "open: one seed"
+        if effect.n < LEAST_SEEDS:
+            return "open", f"open: {'one seed' if effect.n == 1 else f'{effect.n} seeds'}"
         low, high = effect.mean - effect.half_width, effect.mean + effect.half_width
         least, most = (min(published), max(published)) if published else (0.0, 0.0)
         if high < -self.margin:
@@ -295,7 +299,7 @@ def sentences(board: pd.DataFrame) -> str:
 
 
 def summary(board: pd.DataFrame, total: int) -> str:
-    """A scoreboard in one sentence, and how many claims have no runs yet.
+    """A scoreboard in one sentence; if claims have no run, another one says where the commands are.
 
     Args:
         board: rows of `scoreboard`.
@@ -304,12 +308,40 @@ def summary(board: pd.DataFrame, total: int) -> str:
     Returns:
         text.
     """
-    counts = board["kind"].value_counts()
-    said = [f"**{words.format(times=TIMES)}** {counts[kind]}" for kind, words in KINDS.items() if kind in counts]
-    tested = f"Claims tested so far: {len(board)}. Verdicts: {', '.join(said)}." if said else "No claim is tested yet."
-    waiting = total - len(board)
-    command = " [The state of the records](../book/status.md) has the commands."
-    return tested + (f" {waiting} of {total} claims still need runs.{command}" if waiting else "")
+    counts = board["kind"].value_counts().to_dict() | {"missing": total - len(board)}
+    said = [
+        f"**{counts[kind]}** {words.format(times=TIMES, least=LEAST_SEEDS)}"
+        for kind, words in KINDS.items()
+        if counts.get(kind)
+    ]
+    command = " [The state of the records](../book/status.md) has the commands." if counts["missing"] else ""
+    return f"Of {total} claims of the paper, these runs leave {'; '.join(said)}.{command}"
+
+
+def also_true_of(control: str, scores: pd.DataFrame) -> str:
+    """Which claims of Table 1 hold for a control as well, in words: they cannot show what the paper's system adds.
+
+    Args:
+        control: a registered system that has no part of the paper's own.
+        scores: rows of `lscl.results.frame` of Table 1 on one data set.
+
+    Returns:
+        two sentences; empty if there is no such claim.
+    """
+    by_seed = _tested("table1", scores[scores["mask"] == SCORES[0]], learned=True)
+    own, rivals = METHODS.find_role("own"), [claim.reference for claim in _about_systems()]
+    if not {own, control} <= set(by_seed):
+        return ""
+    lead = lambda name, rival: estimate((by_seed[name] - by_seed[rival]).dropna())
+    both = [one for one in rivals if one in by_seed and lead(own, one).side == lead(control, one).side == 1]
+    if not both:
+        return ""
+    least, most = (find(lead(control, one).mean for one in both) for find in (min, max))
+    return (
+        f"The {label_of(control)} has no part of {label_of(own)}, and it is ahead of "
+        f"{', '.join(map(label_of, both))} as well, by {least:.1f} to {most:.1f} points. So these rows say that the "
+        f"frozen model helps, not that {label_of(own)} does."
+    )
 
 
 def compare_losses(scores: pd.DataFrame) -> str:
@@ -323,21 +355,22 @@ def compare_losses(scores: pd.DataFrame) -> str:
     """
     dataset = scores["dataset"].iloc[0]
     by_seed = final_by_seed(scores, "task", "variant")
-    theirs, gaps = published_losses(dataset), differences_from(by_seed, "whole").mean()
-    if not theirs or gaps.empty:
+    theirs, gaps = published_losses(dataset), differences_from(by_seed, "whole")
+    if not theirs or gaps.empty or not len(gaps.columns):
         return ""
     return (
         f"In the paper's Table 2, on {DATASET_LABELS[dataset]}, the three incomplete systems are "
-        f"{min(theirs):.1f} to {max(theirs):.1f} points below the whole one. Of the {len(gaps)} variants measured "
-        f"here, {_lowest(gaps)} our whole system, seed by seed."
+        f"{min(theirs):.1f} to {max(theirs):.1f} points below the whole one. Of the {len(gaps.columns)} variants "
+        f"measured here, {_lowest(gaps)} our whole system, seed by seed."
     )
 
 
-def _lowest(gaps: pd.Series) -> str:
+def _lowest(gaps: pd.DataFrame) -> str:
     """Which variant is the lowest, in words that go before "our whole system"; a difference of 0.0 names nobody."""
-    if gaps.min() > -0.05:
+    means = gaps.mean()
+    if means.min() > -0.05:
         return "none is more than 0.05 points below"
-    return f"*{gaps.idxmin()}* has the lowest mean: {gaps.min():+.1f} points from"
+    return f"*{means.idxmin()}* is the lowest: {estimate(-gaps[means.idxmin()].dropna())} points below"
 
 
 # ---- privacy

@@ -20,6 +20,8 @@ PAGE = {
 }
 # The paper's system, baselines without training, the best of the other systems, our variant, and all others.
 ROLES = {"own": HUES[0], "control": HUES[1], "best": HUES[2], "variant": HUES[3], "other": NEUTRAL}
+# The controls, in the order of the tables: a system has one colour in every figure.
+CONTROLS = (HUES[5], HUES[7], HUES[4], ROLES["control"], HUES[6])
 CLIENTS = HUES[:6]
 
 

@@ -90,9 +90,11 @@ def accuracy_matrices(matrices: Mapping[str, np.ndarray], columns: int = 3) -> F
     return figure
 
 
-def _two_lines(name: str) -> list[str]:
-    """A label with its notes in brackets, if it has any, on a line of their own."""
+def _two_lines(name: str, fits: int = 0) -> list[str]:
+    """A label with its notes in brackets, if it has any, on a line of their own; one that fits stays on one line."""
     start, bracket, notes = name.partition(" (")
+    if len(name) <= fits:
+        return [name]
     if len(notes) > 24:
         notes = f"{notes.split(', ')[0]}, …)"
     return [start, f"({notes}"] if bracket else [start]
@@ -127,11 +129,13 @@ def differences_by_scale(rows: pd.DataFrame, label: str) -> Figure:
 
 
 @house_style
-def private_and_public(rows: pd.DataFrame) -> Figure:
+def private_and_public(rows: pd.DataFrame, best: str | None = None) -> Figure:
     """Final accuracy of each system on classes that one client has, and on those that all have.
 
     Args:
         rows: index (mask, label), columns "private" and "public" (%).
+        best: the best other system by its accuracy on all classes, which stands in colour. It does not follow from
+            `rows`, because there are more classes of one kind than of the other.
 
     Returns:
         a panel per score, one below the other: a row per system, two markers joined by a line.
@@ -140,7 +144,7 @@ def private_and_public(rows: pd.DataFrame) -> Figure:
     names = list(rows.index.unique("label"))
     figure = BookFigure(figsize=(WIDTH, (1.0 + 0.27 * len(names)) * len(masks) + 0.3), layout="constrained")
     grid = figure.subplots(len(masks), 1, squeeze=False, sharex=True)
-    looks = system_styles(names, best_trained(rows.loc[masks[-1]].mean(axis=1)))
+    looks = system_styles(names, best)
     for axes, mask in zip(grid.flat, masks):
         for place, name in enumerate(names):
             if (mask, name) not in rows.index:
@@ -153,7 +157,8 @@ def private_and_public(rows: pd.DataFrame) -> Figure:
                 public, place, "o", color=colour, markerfacecolor=GROUND, markersize=7, markeredgewidth=1.8,
                 label="public" if place == 0 else None,
             )  # fmt: skip
-        axes.set_yticks(range(len(names)), ["\n".join(_two_lines(name)) for name in names], fontsize=9)
+        axes.set_yticks(range(len(names)), ["\n".join(_two_lines(name, 24)) for name in names], fontsize=9)
+        axes.tick_params(labelbottom=True)
         axes.invert_yaxis()
         axes.set(title=MASK_LABELS[mask], xlabel="final accuracy, %")
         axes.grid(True, axis="x")

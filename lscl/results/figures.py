@@ -2,7 +2,8 @@
 
 A notebook gets a figure as one SVG without a ground of its own. Its lines and texts have a light and a dark colour, and
 the page's mode chooses; the colours of the data keep a contrast of at least 3 to 1 in both. Colour is for what a figure
-is about: the paper's system, the controls and the best of the others. All else is grey and differs in marker and dash.
+is about: the paper's system, the controls, our variant and the best of the others. A system has the same colour in
+every figure. All else is grey and differs in marker and dash.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,27 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, pluralize, shorten
 from lscl.models.vit import FrozenViT, LowRank
-from lscl.results.colours import GRID, GROUND, HUES, INK, NEUTRAL, PAGE, SOFT
-from lscl.results.labels import DATASET_LABELS, MASK_LABELS, best_trained, highlighted, is_training_free
+from lscl.registry import METHODS
+from lscl.results.colours import CONTROLS, GRID, GROUND, HUES, INK, NEUTRAL, PAGE, ROLES, SOFT
+from lscl.results.labels import (
+    DATASET_LABELS,
+    MASK_LABELS,
+    best_trained,
+    group_of,
+    is_training_free,
+    label_of,
+    variants_of_ours,
+)
 from lscl.results.statistics import estimate, interval_of
 
 MARKERS = "osD^vPX*"
@@ -53,20 +64,43 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def system_styles(labels: Iterable[str], best: str | None = None) -> dict[str, dict[str, Any]]:
-    """How the lines or points of systems look: `labels.highlighted` ones in colour, all others grey.
+    """How the lines or points of systems look: a system has the same colour in every figure, or it is grey.
 
     Args:
         labels: rows of a table, in their order.
-        best: the best of the systems that are no control.
+        best: the best of the systems that are no control; it has a colour of its own.
 
     Returns:
-        {label: colour, marker, dash, and the order of drawing}.
+        {label: colour, marker, dash, and the order of drawing}. A second row of a control has the colour of the first
+        one with another marker and dash; a second row of the paper's system is grey.
     """
-    names = list(labels)
-    coloured = highlighted(names, best)[:LOOKS]
-    numbers = {name: number for number, name in enumerate(coloured)}
-    numbers |= {name: LOOKS + number for number, name in enumerate(one for one in names if one not in coloured)}
-    return {name: {**line_style(numbers[name]), "zorder": 3 if name in coloured else 2} for name in names}
+    looks, others = {}, count(LOOKS)
+    for name in labels:
+        colour = _colour_of(name) or (ROLES["best"] if name == best else NEUTRAL)
+        if colour == NEUTRAL or any(look["color"] == colour for look in looks.values()):
+            look = line_style(next(others))
+            if colour != ROLES["own"]:
+                look["color"] = colour
+        else:
+            look = line_style(HUES.index(colour))
+        looks[name] = {**look, "zorder": {NEUTRAL: 2, ROLES["own"]: 4}.get(look["color"], 3)}
+    return looks
+
+
+def system_colours() -> dict[str, str]:
+    """The systems that have a colour of their own in every figure: the paper's, the controls, and our variants."""
+    controls = [name for name in METHODS if group_of(name) == "control"]
+    return {
+        METHODS.find_role("own"): ROLES["own"],
+        **dict(zip(controls, CONTROLS)),
+        **dict.fromkeys(variants_of_ours(), ROLES["variant"]),
+    }
+
+
+def _colour_of(label: str) -> str | None:
+    """The colour of the system that a row of a table belongs to, with or without notes in brackets."""
+    name = label.partition(" (")[0]
+    return next((colour for system, colour in system_colours().items() if name == label_of(system)), None)
 
 
 STYLE = {
@@ -152,6 +186,15 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def _plain_ticks(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis as 0.01 or 1e-05: small exponents cannot be read on a narrow page."""
+    low, high = axis.get_view_interval()
+    if high < 100 * low:  # else powers of ten are enough
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _picture(axes: Axes, pixels: np.ndarray, title: str = "", size: float = 8.5) -> None:
     axes.imshow(pixels)
     axes.set_title(title, fontsize=size, pad=3)
@@ -188,17 +231,19 @@ def label_ends(
         axes.annotate(
             wrapped[name],
             ends[name],
-            place + np.array([-0.05 if left else 0.05, 0]),
+            place + np.array([-0.07 if left else 0.07, 0]),
             textcoords=axes.transAxes,
             ha="right" if left else "left",
             va="center",
             fontsize=size,
             linespacing=1.05,
-            arrowprops={
+            arrowprops={  # an elbow: level beside its name, whatever the slope of the rest
                 "arrowstyle": "-",
+                "connectionstyle": f"arc,angleA={0 if left else 180},armA=9",
                 "color": colours[name],
-                "linewidth": 1.0,
-                "shrinkA": 1,
+                "linewidth": 1.2,
+                "patchA": None,
+                "shrinkA": 2,
                 "shrinkB": 3,
                 "relpos": (1 if left else 0, 0.5),
             },
@@ -224,14 +269,14 @@ def _spread(places: np.ndarray, gaps: np.ndarray, lowest: float, highest: float)
 def partition_picture(counts: np.ndarray) -> Figure:
     """Which client meets which class in which task, and how many images it has.
 
-    Left, a row per client, a column per class and a colour per task; right, the images by client and task. The private
+    Above, a row per client, a column per class and a colour per task; below, the images by client and task. The private
     classes of a client stand together in its order of tasks; public ones stand right, in the order of the first client.
 
     Args:
         counts: (clients, tasks, classes) training images.
 
     Returns:
-        two panels.
+        two panels, one below the other.
     """
     clients, tasks, _ = counts.shape
     held = counts.sum(1) > 0  # (clients, classes)
@@ -239,7 +284,7 @@ def partition_picture(counts: np.ndarray) -> Figure:
     first = held[:, used].argmax(0)  # the first client that holds the class
     when = np.where(held, counts.argmax(1), np.nan)[:, used]
     when = when[:, np.lexsort((when[first, range(len(used))], first, held[:, used].sum(0)))]
-    figure, ((top, bottom),) = _figure(8, 3.4, 1, 2, width_ratios=[4, 1])
+    figure, ((top,), (bottom,)) = _figure(WIDTH, 2.4 + 0.56 * clients, 2, height_ratios=[clients + 2, clients + 1])
     palette = ListedColormap(sns.color_palette("viridis", tasks))
     mesh = top.pcolormesh(when, cmap=palette, norm=BoundaryNorm(np.arange(-0.5, tasks), tasks), rasterized=True)
     top.vlines(range(1, len(used)), 0, clients, GROUND, linewidth=0.4)
@@ -258,7 +303,7 @@ def partition_picture(counts: np.ndarray) -> Figure:
         "annot": True,
         "fmt": "d",
         "cbar": False,
-        "annot_kws": {"size": 8},
+        "annot_kws": {"size": 9},
         "linewidths": 0.5,
         "linecolor": GROUND,
     }
@@ -270,7 +315,7 @@ def partition_picture(counts: np.ndarray) -> Figure:
         yticklabels=range(1, clients + 1),
         **options,
     )
-    bottom.set(title="training images", xlabel="task", ylabel="")
+    bottom.set(title="training images", xlabel="task", ylabel="client")
     bottom.tick_params(axis="y", rotation=0)
     for axes in (top, bottom):
         axes.grid(False)
@@ -286,24 +331,26 @@ def shares(counts: np.ndarray, names: Sequence[str]) -> Figure:
         names: of the public classes.
 
     Returns:
-        one panel.
+        one panel, a row per class.
     """
-    figure, ((axes,),) = _figure(8, 3.2)
+    figure, ((axes,),) = _figure(WIDTH, 1.1 + 0.21 * len(names))
     left, order = np.zeros(counts.shape[1]), np.argsort(-counts.max(0), kind="stable")
     for client, row in enumerate(counts[:, order]):
-        axes.bar(
+        axes.barh(
             range(len(row)),
             row,
-            bottom=left,
+            left=left,
             color=HUES[client % LOOKS],
             label=f"client {client + 1}",
             edgecolor=GROUND,
             linewidth=0.6,
         )
         left += row
-    axes.set(ylabel="training images", xlabel="public class", xlim=(-0.6, len(order) - 0.4))
-    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=60, ha="right", fontsize=7.5)
-    axes.legend(ncols=len(counts), loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.set(xlabel="training images", ylabel="public class", ylim=(len(order) - 0.4, -0.6))
+    axes.set_yticks(range(len(order)), [names[i] for i in order], fontsize=9)
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    figure.legend(loc="outside upper center", ncols=min(4, len(counts)))
     return figure
 
 
@@ -317,7 +364,7 @@ def concentration(shares: Mapping[str, np.ndarray]) -> Figure:
     Returns:
         one panel: for each share (%), the draws (%) whose largest share is not above it.
     """
-    figure, ((axes,),) = _figure(6.5, 2.8)
+    figure, ((axes,),) = _figure(WIDTH, 2.8)
     for (name, drawn), colour, dash in zip(shares.items(), HUES, DASHES):
         largest = np.sort(100 * drawn.max(1))
         axes.plot(largest, np.linspace(0, 100, len(largest)), color=colour, linestyle=dash, label=name)
@@ -418,7 +465,7 @@ def update_heatmaps(images: np.ndarray, deltas: np.ndarray, blocks: int = 12) ->
         .reshape(n, 3 * blocks, step, blocks, step)
         .mean((2, 4))
     )
-    figure, axes = _figure(1.5 * n + 0.8, 4.4, 2, n, height_ratios=[1, 2.6])
+    figure, axes = _figure(WIDTH, 4.4, 2, n, height_ratios=[1, 3])
     for place, pixels in zip(axes[0], images):
         _picture(place, pixels)
     for place, values in zip(axes[1], small):
@@ -475,7 +522,7 @@ def update_sizes(parts: Mapping[str, np.ndarray]) -> Figure:
     Returns:
         one panel: a row per part with a dot per image and a bar at their mean.
     """
-    figure, ((axes,),) = _figure(6.5, 0.7 + 0.5 * len(parts))
+    figure, ((axes,),) = _figure(WIDTH, 0.7 + 0.5 * len(parts))
     for row, (values, colour) in enumerate(zip(parts.values(), HUES)):
         axes.plot(values, row + np.linspace(-0.22, 0.22, len(values)), ".", color=colour, markersize=5)
         axes.plot([np.mean(values)] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=1.6)
@@ -528,7 +575,7 @@ def attention(images: np.ndarray, off: np.ndarray, on: np.ndarray) -> Figure:
         a column per image: the image, without, with, difference.
     """
     n, most, gap = len(images), max(off.max(), on.max()), np.abs(on - off).max()
-    figure, axes = _figure(1.15 * n + 1.3, 4.9, 4, n)
+    figure, axes = _figure(WIDTH, 4 * (WIDTH - 1.3) / n + 0.4, 4, n)
     for column in range(n):
         _picture(axes[0, column], images[column])
         for row, (values, low, high, colours) in enumerate(
@@ -560,7 +607,7 @@ def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, na
     both = np.concatenate([before, after])
     both = both - both.mean(0)
     flat = both @ np.linalg.svd(both, full_matrices=False)[2][:2].T
-    figure, (panels,) = _figure(8, 3.4, 1, 2, sharex=True, sharey=True)
+    figure, (panels,) = _figure(WIDTH, 3.9, 1, 2, sharex=True, sharey=True)
     for axes, points, title in zip(panels, np.split(flat, 2), ["frozen model", "with the written updates"]):
         for number, label in enumerate(np.unique(labels)):
             own = labels == label
@@ -575,7 +622,7 @@ def feature_change(before: np.ndarray, after: np.ndarray, labels: np.ndarray, na
         axes.set(title=title, xlabel="first axis")
         axes.grid(False)
     panels[0].set_ylabel("second axis")
-    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
@@ -591,7 +638,7 @@ def losses(values: Mapping[str, Sequence[float]], label: str = "loss", x: str = 
     Returns:
         one panel; the steps count from 1.
     """
-    figure, ((axes,),) = _figure(6.5, 2.8)
+    figure, ((axes,),) = _figure(WIDTH, 2.8)
     for (name, y), colour, dash in zip(values.items(), HUES, DASHES):
         axes.plot(np.arange(1, len(y) + 1), y, color=colour, linestyle=dash, label=name)
     axes.set(xlabel=x, ylabel=label)
@@ -637,14 +684,14 @@ def grouped_bars(values: Mapping[str, Mapping[str, float]], label: str) -> Figur
     Returns:
         one panel.
     """
-    figure, ((axes,),) = _figure(6.5, 2.9)
+    figure, ((axes,),) = _figure(WIDTH, 2.9)
     series = list(next(iter(values.values())))
     for number, name in enumerate(series):
         x = np.arange(len(values)) + (number - (len(series) - 1) / 2) * 0.8 / len(series)
         drawn = axes.bar(
             x, [group[name] for group in values.values()], 0.75 / len(series), color=HUES[number % LOOKS], label=name
         )
-        axes.bar_label(drawn, fmt="%.3g", fontsize=8, padding=1)
+        axes.bar_label(drawn, fmt="%.3g", fontsize=9, padding=1)
     axes.set_xticks(range(len(values)), list(values))
     axes.set_ylabel(label)
     axes.margins(y=0.15)
@@ -671,10 +718,11 @@ def log_lines(
     Returns:
         one panel.
     """
-    figure, ((axes,),) = _figure(6.5, 3.1)
+    figure, ((axes,),) = _figure(WIDTH, 3.1)
     for (name, values), colour, marker, dash in zip(lines.items(), HUES, MARKERS, DASHES):
         axes.plot(places, values, color=colour, marker=marker, linestyle=dash, label=name)
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel=label)
+    _plain_ticks(axes.yaxis)
     axes.set_xticks(list(places), [f"{place:g}" for place in places])
     axes.minorticks_off()
     axes.legend()
@@ -693,7 +741,9 @@ def _titles(rows: pd.DataFrame, panel: str) -> dict[str, str]:
     }
 
 
-REFERENCE = {"color": INK, "linewidth": 5, "alpha": 0.3, "zorder": 0, "label": "best without training"}
+LEAST = 1.0  # points that an axis shows to either side at least, so that hundredths do not look like a difference
+BROAD = 5
+REFERENCE = {"color": INK, "linewidth": BROAD, "alpha": 0.3, "zorder": 0, "label": "best without training"}
 
 
 def _control_curves(rows: pd.DataFrame, line: str, reference: pd.DataFrame | None) -> dict[str, pd.Series]:
@@ -727,7 +777,7 @@ def curves(
             is a broad line behind the others. None = those among `rows`, if systems are the lines.
 
     Returns:
-        a panel per score, one below the other; every line has its name at its end.
+        a panel per score, one below the other; every line has its name at its end. The axis spans at least two points.
     """
     titles, controls = _titles(rows, "mask"), _control_curves(rows, line, reference)
     names, end = list(rows[line].unique()), rows[rows["trained_task"] == rows["trained_task"].max()]
@@ -754,8 +804,9 @@ def curves(
         axes.set(xlabel="after task", ylabel=label, xticks=ticks)
         axes.set_title(title, loc="left")
         heights = [value for drawn in axes.lines for value in drawn.get_ydata()]  # wide bands may leave the panel
-        margin = 0.06 * max(1.0, max(heights) - min(heights))
-        axes.set_ylim(min(heights) - margin, max(heights) + margin)
+        middle, half = (max(heights) + min(heights)) / 2, (max(heights) - min(heights)) / 2
+        half = max(1.12 * half, LEAST)
+        axes.set_ylim(middle - half, middle + half)
         axes.set_xlim(ticks[0] - 0.2, ticks[-1] + 0.75 * max(1, ticks[-1] - ticks[0]))  # room for the names
         label_ends(axes, ends, shown)
     return figure
@@ -835,10 +886,10 @@ def paired_differences(
         label: what stands at the horizontal axis.
         limit: a mean farther from zero is an arrow at the edge with its number, so that the others stay readable.
         reference: {score: where the best control that trains nothing stands on this axis}, a broad line; at the
-            edge, with its number, if it lies outside.
+            edge if it lies outside, and the legend then has its number.
 
     Returns:
-        a panel per score with a line at zero, a row per variant.
+        a panel per score with a line at zero, a row per variant. The axis shows at least one point to either side.
     """
     names, masks = list(differences.columns), differences.index.unique("mask")
     figure, places = _figure(WIDTH, (1.1 + 0.27 * len(names)) * len(masks), len(masks), 1)
@@ -861,29 +912,27 @@ def paired_differences(
             axes.plot(values, np.full(len(values), row + 0.22), "|", color=HUES[1], markersize=7, markeredgewidth=1.6)
             half = gap.half_width if gap.n > 1 else None
             axes.errorbar(gap.mean, row, xerr=half, fmt="o", color=HUES[0], markersize=5, capsize=3)
-        if limit < math.inf:
-            axes.set_xlim(-limit, limit)
+        low, high = axes.get_xlim() if limit == math.inf else (-limit, limit)
+        axes.set_xlim(min(low, -LEAST), max(high, LEAST))
         axes.axvline(0, color=INK, linestyle="--", linewidth=1)
         if mask in (reference or {}):
-            _reference_line(axes, reference[mask])
+            _reference_line(axes, reference[mask], MASK_LABELS[mask])
         axes.set(title=MASK_LABELS[mask], xlabel=label, ylim=(len(names) - 0.4, -0.6))
         axes.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names], fontsize=9.5)
         axes.grid(axis="x")
-    broad = [line for axes in places.flat for line in axes.lines if line.get_label() == REFERENCE["label"]]
+    broad = {line.get_label(): line for axes in places.flat for line in axes.lines if line.get_linewidth() == BROAD}
     if broad:
-        figure.legend(handles=broad[:1], loc="outside lower center")
+        figure.legend(handles=broad.values(), loc="outside lower center")
     return figure
 
 
-def _reference_line(axes: Axes, value: float) -> None:
+def _reference_line(axes: Axes, value: float, score: str) -> None:
     """The best control on the horizontal axis, which stays as it is: from outside, the line comes to its edge."""
     low, high = axes.get_xlim()
     shown = max(low, min(high, value))
-    axes.axvline(shown, **REFERENCE)
+    label = REFERENCE["label"] if shown == value else f"{REFERENCE['label']}, {score}: {value:+.1f}, beyond the edge"
+    axes.axvline(shown, **{**REFERENCE, "label": label})
     axes.set_xlim(low, high)
-    if shown != value:
-        side = "right" if value > shown else "left"
-        axes.annotate(f"{value:+.1f}", (shown, 0.98), xycoords=("data", "axes fraction"), ha=side, va="top")
 
 
 @house_style
@@ -957,6 +1006,7 @@ def traffic_by_task(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
         axes.set(xlabel="task", ylabel=label, yscale="log", xticks=range(1, last + 1), xlim=(0.8, 1.75 * last))
         axes.set_title(title, loc="left")
         axes.grid(axis="x")
+        _plain_ticks(axes.yaxis)
         if ends:
             label_ends(axes, ends, {name: looks[name]["color"] for name in ends})
     return figure
@@ -1000,7 +1050,7 @@ def growth(rows: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 @house_style
-def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 3) -> Figure:
+def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 2) -> Figure:
     """What the trials of systems scored along every axis of their search spaces; the chosen one has a ring.
 
     A score is that after the last task that a trial played, so trials of different lengths have markers of their own.
@@ -1023,7 +1073,7 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 3
         raise LsclError("no trial has a score yet: lscl sweep tune makes them")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, grid = _figure(1.75 * columns + 0.8, 1.9 * rows + 0.5, rows, columns)
+    figure, grid = _figure(WIDTH, 1.9 * rows + 0.5, rows, columns)
     for place, axes in enumerate(grid.flat):
         if place >= len(panels):
             axes.set_visible(False)
@@ -1036,8 +1086,11 @@ def trial_slices(tried: Mapping[str, pd.DataFrame], label: str, columns: int = 3
         best = tried[name][tried[name]["chosen"]]
         ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": ""}
         axes.plot(best[axis], best["seen"], "o", label="chosen", **ring)
-        axes.set(xlabel=axis, title=name, **({"xscale": "log"} if axis in tried[name].attrs.get("log", ()) else {}))
-        axes.tick_params(labelsize=8)
+        axes.set(xlabel=axis, title=name)
+        if axis in tried[name].attrs.get("log", ()):
+            axes.set_xscale("log")
+            _plain_ticks(axes.xaxis)
+        axes.tick_params(labelsize=9)
         axes.minorticks_off()
         if place % columns == 0:
             axes.set_ylabel(label)
@@ -1064,6 +1117,7 @@ def log_dots(rows: pd.DataFrame, label: str) -> Figure:
     axes.set_yticks(range(len(rows)), names, fontsize=9.5)
     axes.invert_yaxis()
     axes.set(xlabel=label, xscale="log")
+    _plain_ticks(axes.xaxis)
     axes.grid(True, axis="both")
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3)
     return figure
@@ -1083,7 +1137,7 @@ def reconstructions_by_attacker(rows: Mapping[str, np.ndarray]) -> Figure:
         a panel per row, its name above it.
     """
     height, width, _ = next(iter(rows.values())).shape
-    figure, axes = _figure(7.2, (7.2 * height / width + 0.25) * len(rows), len(rows))
+    figure, axes = _figure(WIDTH, (WIDTH * height / width + 0.25) * len(rows), len(rows))
     for place, (name, pixels) in zip(axes.flat, rows.items()):
         _picture(place, pixels, name, 9)
     return figure
@@ -1113,5 +1167,6 @@ def price_of_noise(rows: pd.DataFrame, column: str, label: str) -> Figure:
         if len(plain):
             axes.axhline(plain.mean(), color=style["color"], linewidth=0.8, alpha=0.6)
     axes.set(xscale="log", xlabel="epsilon of a run's first task (smaller is more private)", ylabel=label)
+    _plain_ticks(axes.xaxis)
     axes.legend()
     return figure

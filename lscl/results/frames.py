@@ -25,12 +25,19 @@ from lscl.experiments.sweeps import reportable_records
 from lscl.federation.metrics import HEADS, MASKS, RIDGE_MASKS, average_so_far
 from lscl.registry import METHODS
 from lscl.results import studies
-from lscl.results.labels import methods_in_order, notes_of, row_label, training_free, variants_of_ours
+from lscl.results.labels import LOSSES, SCORES, methods_in_order, notes_of, row_label, training_free, variants_of_ours
 
 Runs = str | Iterable[Record]
 RUN = ["dataset", "profile", "method", "variant", "label", "seed", "run"]
-# Parameters that decide which images a run reads (data_digest: of a folder only), and who gets which of them.
-IMAGE_FIELDS = ("images_per_class", "test_images_per_class", "eval_split", "image_size", "data_digest")
+# Parameters that decide which images a run reads, and who gets which of them.
+IMAGE_FIELDS = (
+    "images_per_class",
+    "test_images_per_class",
+    "eval_split",
+    "image_size",
+    "duplicates",
+    "folder_digest",
+)
 PARTITION_FIELDS = (
     *IMAGE_FIELDS,
     "seed",
@@ -542,10 +549,11 @@ def control_levels(scores: pd.DataFrame, shown: pd.DataFrame, base: str | None =
         raise LsclError(
             f"a figure with the level of the best control has one data set, not {shown['dataset'].nunique()}"
         )
-    level = final_rows(best_control(scores, shown)).groupby("mask")["accuracy"].mean()
+    by_seed = lambda rows: final_rows(rows).groupby(["mask", "seed"])["accuracy"].mean()
+    level = by_seed(best_control(scores, shown))
     if base is not None:
-        level = level - final_rows(shown[shown["variant"] == base]).groupby("mask")["accuracy"].mean()
-    return level.dropna().to_dict()
+        level = level - by_seed(shown[shown["variant"] == base])  # NaN for a seed that only one of them has
+    return level.groupby("mask").mean().dropna().to_dict()
 
 
 def accuracy_matrix(scores: pd.DataFrame, label: str) -> np.ndarray:
@@ -593,3 +601,24 @@ def changes(scores: pd.DataFrame) -> pd.DataFrame:
         {"forgetting": best - at_end.reindex(best.index), "backward transfer": (at_end - learned).reindex(best.index)}
     )
     return moved.reset_index()
+
+
+def parts_of_forgetting(scores: pd.DataFrame) -> pd.DataFrame:
+    """Backward transfer in two parts: what is lost with the task given, and what the growing number of classes adds.
+
+    With the task given, the same classes compete as when the task was new, so a loss is a true one. Under the
+    class-incremental mask more classes compete after every task. That costs accuracy even where nothing is lost.
+
+    Args:
+        scores: rows of `lscl.results.frame`; with head = None both heads have a row.
+
+    Returns:
+        pandas.DataFrame: index (label, head, seed); in points the columns of `labels.LOSSES`: the class-incremental
+            backward transfer, the task-masked one, and the first minus the second. Negative = lost.
+    """
+    moved = changes(scores[scores["mask"].isin(SCORES)])
+    given, whole = SCORES
+    by_mask = moved.pivot_table("backward transfer", ["label", "head", "seed"], "mask", sort=False)
+    found = by_mask.reindex(columns=list(SCORES)).dropna()
+    columns = (found[whole], found[given], found[whole] - found[given])
+    return pd.DataFrame(dict(zip(LOSSES, columns, strict=True)))

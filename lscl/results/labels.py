@@ -12,6 +12,8 @@ DATASET_LABELS = Labels(DATASETS)
 MASK_LABELS = {"task": "task-masked", "seen": "class-incremental", "all": "all classes"}
 SCORE_HEADS = {mask: f"{text} %" for mask, text in MASK_LABELS.items()}
 HEAD_LABELS = {"trained": "trained head", "ridge": "closed-form head"}  # on the same features
+# Backward transfer and its two parts, see `frames.parts_of_forgetting`.
+LOSSES = ("class-incremental", "with the task given: true loss", "the rest: more classes compete")
 SCORES = ("task", "seen")  # the paper's score, and the class-incremental one
 GROUPS = {"paper": "paper", "control": "control", "variant": "our variant", "added": "added"}  # of systems, in a table
 GROUP_HEADINGS = {  # above their members in a figure
@@ -124,10 +126,12 @@ def _is_row_of(label: str, method: str) -> bool:
 
 def notes_of(record: Record) -> str:
     """What tells a run's row from others of its system: the system's `notes`, and what differs from the profile."""
-    said = METHODS[record["method"]].notes if record["method"] in METHODS else {}
+    kind = METHODS.get(record["method"])
+    said, changed = kind.notes if kind else {}, record["overrides"]
+    named = [note for row, note in zip(kind.rows, kind.row_notes) if row == changed and note] if kind else []
     notes = [texts[record["config"][key]] for key, texts in said.items()]
     return ", ".join(
-        notes + [f"{key} = {value}" for key, value in sorted(record["overrides"].items()) if key not in said]
+        notes + (named or [f"{key} = {value}" for key, value in sorted(changed.items()) if key not in said])
     )
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from lscl.errors import LsclError, pluralize
 from lscl.experiments.records import Record
+from lscl.experiments.rounding import machine_of
 from lscl.results.frames import records_behind
 from lscl.results.labels import COLUMN_HEADS, DATASET_LABELS
 
@@ -268,6 +269,7 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
         seeds_of(group),
         f"{pluralize(len(group), 'run')}, {sum(map(wall_minutes, group)):.0f} minutes",
         join_distinct(cpu_of(one) + _gpu(one) for one in group),
+        *_mixed(source),
         f"data {join_distinct(one['data_digest'] for one in group)}",
         f"partitions {join_distinct(one['partition_digest'] for one in group)}",
         f"weights {join_distinct(one['weights_digest'] for one in group if one['weights_digest']) or 'none'}",
@@ -275,6 +277,17 @@ def provenance(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> 
     if dirty:
         parts.insert(0, "DRAFT of uncommitted code, not a result")
     return "; ".join(parts) + "."
+
+
+def _mixed(source: pd.DataFrame | Iterable[Record]) -> list[str]:
+    """Which rows of a frame have runs of several kinds of processor, one of which is moved as if by another seed."""
+    if not isinstance(source, pd.DataFrame):
+        return []
+    rows = source.drop_duplicates("run")
+    name = "variant" if rows["method"].nunique() == 1 and rows["variant"].nunique() > 1 else "label"
+    kinds = rows.assign(machine=list(map(machine_of, records_behind(rows)))).groupby(name, sort=False)["machine"]
+    mixed = [plain_text(one) for one, machines in kinds if machines.nunique() > 1]
+    return [f"several kinds of processor in the rows {', '.join(mixed)}"] if mixed else []
 
 
 def cpu_of(record: Record) -> str:
@@ -292,7 +305,7 @@ def wall_minutes(record: Record) -> float:
     return sum(record["seconds"].values()) / 60
 
 
-def source_note(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> str:
+def source_line(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> str:
     """The `provenance` of a table or figure in small print.
 
     Args:
@@ -307,3 +320,20 @@ def source_note(source: pd.DataFrame | Iterable[Record], draft: bool = False) ->
     """
     behind = source if isinstance(source, pd.DataFrame) else list(source)
     return small_print(provenance(behind, draft)) if len(behind) else ""
+
+
+def source_note(source: pd.DataFrame | Iterable[Record], draft: bool = False) -> str:
+    """The `source_line` of a table or figure, folded: it is for those who doubt a number.
+
+    Args:
+        source: as for `provenance`.
+        draft: as for `provenance`.
+
+    Returns:
+        markdown; empty without records.
+
+    Raises:
+        LsclError: as `provenance`.
+    """
+    line = source_line(source, draft)
+    return f'<details class="source"><summary>Where these numbers come from</summary>{line}</details>' if line else ""

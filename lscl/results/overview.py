@@ -5,7 +5,6 @@ a light or a dark screen where there is none.
 """
 
 import html
-import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -178,14 +177,15 @@ def compare_in_words(name: str, control: str, ours: Estimate, theirs: Estimate, 
     where, best = DATASET_LABELS[DATASET], UNTRAINED.replace("a closed", "the best closed")
     values = f"{name} reaches {_percent(ours)}, {_row_in_words(control)} {_percent(theirs)}"
     score = "class-incremental accuracy after the last task"
-    points, seeds = f"{abs(gap.mean):.1f} points", f"n = {gap.n} seeds"
+    shape = f".{gap.decimals}f"
+    points, seeds = f"{abs(gap.mean):{shape}} points", f"n = {gap.n} seeds"
     if gap.n == 1:
         return (
             f"**One seed is recorded so far.** On {where}, {values}, which has no gradient training ({score}): "
             f"{points} apart. One seed has no interval, so this is not a finding yet."
         )
     ends = sorted(gap.side * end if gap.side else end for end in (gap.mean - gap.half_width, gap.mean + gap.half_width))
-    interval = f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}, {seeds}"
+    interval = f"95 % interval {ends[0]:{shape}} to {ends[1]:{shape}}, {seeds}"
     sentence = {
         -1: f"On {where}, {UNTRAINED}, without gradient training, beats {name} by {points}",
         0: f"On {where}, {gap.n} seeds cannot separate {name} from {best}, without gradient training",
@@ -195,14 +195,13 @@ def compare_in_words(name: str, control: str, ours: Estimate, theirs: Estimate, 
 
 
 def _row_in_words(label: str) -> str:
-    """The label of a row, its random features in words, so that it is not taken for another row of the same system."""
-    name, _, notes = label.partition(" (")
-    random = re.search(r"ridge_features = (\d+)", notes)
-    return f"{plain_text(name)} with {int(random[1]):,} random features" if random else plain_text(label)
+    """The label of a row as part of a sentence."""
+    name, _, notes = label.rstrip(")").partition(" (")
+    return plain_text(f"{name} with {notes}" if notes else name)
 
 
 def _percent(found: Estimate) -> str:
-    return f"{found} %" if found.n == 1 else f"{found.mean:.1f} ± {found.half_width:.1f} %"
+    return f"{found} %"
 
 
 def picture_in_words(rows: list[Dots]) -> str:

@@ -1,5 +1,6 @@
 """Tables in plain words: which system is ahead, by how much, and what the components do."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import combinations
 
@@ -11,16 +12,49 @@ from lscl.results.markdown import plain_text
 from lscl.results.measurements import COMPONENT_WRITERS
 from lscl.results.statistics import APART, ONE_SEED, TIED, Estimate, estimate
 
+SAME_FEATURES = 0.1  # points; closed-form heads that differ by less read the same features
 NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine", 10: "Ten"}
 
 
-def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
+def read_best(by_seed: pd.DataFrame, mask: str) -> str:
+    """The best of all, and how far the best system that trains and the paper's own system are behind it.
+
+    Args:
+        by_seed: final accuracies (%) under `mask`, a row per seed and a column per system.
+        mask: the score.
+
+    Returns:
+        sentences.
+    """
+    means = _complete(by_seed).mean()
+    best, trained = means.idxmax(), best_trained(means)
+    own = next(iter(highlighted(by_seed.columns)), None)
+    seeds = by_seed[best].dropna()
+    text = (
+        f"Under the {MASK_LABELS[mask]} score {plain_text(best)} is the best of the paper's systems and the controls: "
+        f"{estimate(seeds)} % (n = {len(seeds)})."
+    )
+    behind = {trained: "the best other system that trains", own: "the paper's own system"}
+    for name, what in behind.items():
+        gaps = (by_seed[best] - by_seed[name]).dropna() if name in by_seed and name != best else []
+        if len(gaps):
+            gap = estimate(gaps)
+            text += f" {plain_text(name)}, {what}, is {gap} points lower (n = {gap.n})."
+    return text
+
+
+def _complete(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """The systems with the most seeds: means over other seeds do not compare with theirs."""
+    counts = by_seed.count()
+    return by_seed.loc[:, counts == counts.max()]
+
+
+def read_ranking(by_seed: pd.DataFrame, mask: str) -> str:
     """Which system has the highest mean, how far the others are behind, and which the seeds cannot separate from it.
 
     Args:
         by_seed: final accuracies (%) under `mask`, a row per seed and a column per system.
         mask: the score.
-        brief: give the range of the points behind in place of each one's points and interval.
 
     Returns:
         sentences.
@@ -29,7 +63,8 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
         LsclError: two systems without a seed in common.
     """
     means = {name: estimate(values.dropna()) for name, values in by_seed.items()}
-    best, *others = sorted(means, key=lambda name: -means[name].mean)
+    best = _complete(by_seed).mean().idxmax()
+    others = sorted(means.keys() - {best}, key=lambda name: (-means[name].mean, name))
     pairs = {name: (by_seed[best] - by_seed[name]).dropna() for name in others}
     unpaired = [name for name, values in pairs.items() if values.empty]
     if unpaired:
@@ -40,16 +75,21 @@ def read_ranking(by_seed: pd.DataFrame, mask: str, brief: bool = False) -> str:
     behind, tied, single = (
         {name: gap for name, gap in gaps.items() if gap.verdict == one} for one in (APART, TIED, ONE_SEED)
     )
-    if behind and brief:
-        points = [f"{gap.mean:.1f}" for gap in behind.values()]
-        text.append(f"Behind it by {' to '.join(dict.fromkeys((points[0], points[-1])))} points: {', '.join(behind)}.")
-    elif behind:
+    ahead = {name: gap for name, gap in behind.items() if gap.mean < 0}  # on fewer seeds
+    behind = {name: gap for name, gap in behind.items() if gap.mean > 0}
+    if ahead:
+        said = "; ".join(f"{name} by {-gap.mean:.1f}" for name, gap in ahead.items())
+        text.append(f"Ahead of it on the seeds in common: {said} points.")
+    if behind:
         text.append(f"Behind it: {'; '.join(f'{name} by {gap} points' for name, gap in behind.items())}.")
     for n in sorted({gap.n for gap in tied.values()}):
-        names = [name if brief else f"{name} ({gap.signed} points)" for name, gap in tied.items() if gap.n == n]
+        names = [f"{name} ({gap.signed} points)" for name, gap in tied.items() if gap.n == n]
         text.append(f"{NUMBERS.get(n, n)} seeds cannot separate it from {_listed(names)}.")
     if single:
-        names = [name if brief else f"{name} ({gap} points behind)" for name, gap in single.items()]
+        names = [
+            f"{name} ({abs(gap.mean):.1f} points {'ahead' if gap.mean < 0 else 'behind'})"
+            for name, gap in single.items()
+        ]
         text.append(f"One seed in common, so no interval: {', '.join(names)}.")
     return " ".join(text)
 
@@ -59,6 +99,7 @@ def _listed(names: list[str]) -> str:
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+EFFECTS = {1: "raises accuracy", 0: "does not measurably change accuracy", -1: "lowers accuracy"}
 LEADS = {  # what a system's differences from the best other one come to
     "none": "It is ahead of the best other system under none of the scores {scores}.",
     "some": "Of the scores {scores} it is ahead under one and behind under another.",
@@ -87,8 +128,7 @@ def read_lead(end: pd.DataFrame, name: str) -> str:
         best = others.mean().idxmax()
         gaps.append(estimate(ours - others[best]))
         said.append(
-            f"{MASK_LABELS[mask]} {estimate(ours)} %, {gaps[-1].signed} points from {plain_text(best)} "
-            f"(n = {gaps[-1].n})"
+            f"{MASK_LABELS[mask]} {estimate(ours)} %, {_distance(gaps[-1])} {plain_text(best)} (n = {gaps[-1].n})"
         )
     ahead, told = sum(gap.mean > 0 for gap in gaps), sum(gap.side > 0 for gap in gaps)
     if ahead < len(gaps):
@@ -97,6 +137,12 @@ def read_lead(end: pd.DataFrame, name: str) -> str:
         verdict = LEADS["sure" if told == len(gaps) else "partly" if told else "unsure"]
     scores = " and ".join(MASK_LABELS[mask] for mask in end.index.unique("mask"))
     return f"{verdict.format(scores=scores)} Compared with the best other system: {'; '.join(said)}."
+
+
+def _distance(gap: Estimate) -> str:
+    """A difference as a distance, in words that go before the name of what is compared with."""
+    away = replace(gap, mean=abs(gap.mean))
+    return f"{away} points {'below' if gap.mean < 0 else 'above'}"
 
 
 def read_components(inside: pd.DataFrame) -> str:
@@ -111,7 +157,7 @@ def read_components(inside: pd.DataFrame) -> str:
     written = inside[inside["writer"] == COMPONENT_WRITERS["written"]]
     lists = []
     for rate, rows in written.groupby("rate"):
-        alone = "" if rows["seed"].nunique() > 1 else " (one seed, so no number can be told from chance)"
+        alone = "" if rows["seed"].nunique() > 1 else " (one seed, so no difference can be separated from chance)"
         lists.append(f"At rate {rate:g} of the generator{alone}:\n\n{_read_rate(rows)}")
     return "\n\n".join(lists)
 
@@ -122,29 +168,29 @@ def _read_rate(rows: pd.DataFrame) -> str:
     update, generator, step = (value[measure] for measure in ("update", "generator", "server_step"))
     training, test = (estimate(update[images, "own"] - update[images, "none"]) for images in ("training", "test"))
     about, elsewhere = (estimate(update[images, "own"] - update[images, "another"]) for images in ("training", "test"))
-    gains = {1: "gains", 0: "shows neither gain nor loss", -1: "loses"}
     overfits = training.side == 1 and test.side < 1
     lines = [
-        f"- **The written update {gains[training.side]} on training images and {gains[test.side]} on test images**, "
-        f"against no update under the same head: {_gain(training)} and {_gain(test)}."
+        f"- **The written update**, compared with no update under the same head, {_effect(training)} on training "
+        f"images and {_effect(test)} on test images."
         + (" What is fitted to the training images and does not carry over is overfitting." if overfits else ""),
         f"- **What it says about its image:** with the update of another image, accuracy changes by "
         f"{replace(about, mean=-about.mean).signed} points on training images and by "
         f"{replace(elsewhere, mean=-elsewhere.mean).signed} on test images.",
     ]
     fused, mean = (estimate(generator["test", kind] - generator["test", "own"]) for kind in ("fused", "mean"))
-    changes = {1: "raises", 0: "cannot be seen to change", -1: "lowers"}
     lines += [
-        f"- **The server's step {changes[fused.side]} the accuracy on the task at hand**: {_gain(fused)}. "
+        f"- **The server's step** {_effect(fused)} on the task at hand. "
         f"It moves the generator's weights by {step['test', 'weight'].mean():.1f} times what the round's training "
         f"moved them, its bias by {step['test', 'bias'].mean():.1f} times.",
-        f"- **The mean of all clients' generators {changes[mean.side]} it**: {_gain(mean)}.",
+        f"- **The mean of all clients' generators** in its place {_effect(mean)}.",
     ]
     return "\n".join(lines)
 
 
-def _gain(gap: Estimate) -> str:
-    return f"{gap.signed} points"
+def _effect(gap: Estimate) -> str:
+    """A difference of accuracy in words: with a verdict if there is an interval, as the bare number if not."""
+    says = "changes accuracy by" if gap.n == 1 else EFFECTS[gap.side]
+    return f"{says} {gap.signed} points" if gap.n == 1 else f"{says} ({gap.signed} points)"
 
 
 def read_growth(grown: pd.DataFrame) -> str:
@@ -178,15 +224,15 @@ def read_controls(by_seed: pd.DataFrame) -> str:
     """
     lines = []
     for mask, found in by_seed.groupby(level="mask", sort=False):
-        means = found.mean().dropna()
-        controls, trained = ([name for name in means.index if is_training_free(name) is free] for free in (True, False))
+        names = found.columns[found.notna().any()]
+        controls, trained = ([name for name in names if is_training_free(name) is free] for free in (True, False))
         if not controls or not trained:
             continue
-        best = means[controls].idxmax()
-        beaten = sum(means[best] > means[name] for name in trained)
+        best = _complete(found[controls]).mean().idxmax()
+        beaten = sum((found[best] - found[name]).mean() > 0 for name in trained)  # on the seeds that both have
         line = (
             f"- *{MASK_LABELS[mask]}.* The best control, {plain_text(best)}, has {estimate(found[best].dropna())} %. "
-            f"It is ahead of {beaten} of the {len(trained)} systems that train."
+            f"It is ahead of {beaten} of the {len(trained)} rows of systems that train."
         )
         own = next(iter(highlighted(trained)), None)
         gaps = (found[own] - found[best]).dropna() if own else pd.Series(dtype=float)
@@ -222,11 +268,82 @@ def read_heads(end: pd.DataFrame) -> str:
     return " ".join(f"{text} {', '.join(names)}." for text, names in groups.items() if names)
 
 
-def read_kinds(kinds: pd.DataFrame) -> str:
+def read_forgetting(parts: pd.DataFrame, names: Iterable[str]) -> str:
+    """How much systems lose to later tasks, and how much of it is lost with the task given, as a list in markdown.
+
+    Args:
+        parts: see `frames.parts_of_forgetting`.
+        names: the systems to speak of; those without a row are left out.
+
+    Returns:
+        a line per system, about its trained head; empty without one.
+    """
+    means, lines = parts.xs("trained", level="head").groupby("label").mean(), []
+    for name in filter(means.index.__contains__, names):
+        whole, given, _ = means.loc[name]
+        lines.append(
+            f"- {plain_text(name)} {_moved(whole)} as later tasks come; with the task given it {_moved(given)}."
+        )
+    return "\n".join(lines)
+
+
+def _moved(points: float) -> str:
+    """Backward transfer in words; what rounds to 0.0 is none."""
+    if abs(points) < 0.05:
+        return "loses nothing"
+    return f"{'gains' if points > 0 else 'loses'} {abs(points):.1f} points"
+
+
+def read_frozen(end: pd.DataFrame, frozen: str) -> str:
+    """Which systems' features read like the frozen ones, so that their runs cannot show what adapting the ViT does.
+
+    Args:
+        end: final accuracies (%), index (label, seed), columns of `labels.HEAD_LABELS`.
+        frozen: the label of a system whose features are the frozen ones.
+
+    Returns:
+        two sentences; empty if there is no other such system.
+    """
+    closed = end["ridge"].unstack("label")
+    if frozen not in closed:
+        return ""
+    apart = closed.drop(columns=frozen).sub(closed[frozen], axis=0).abs().max().dropna()
+    same = apart[apart < SAME_FEATURES]
+    if same.empty:
+        return ""
+    names, points = ", ".join(map(plain_text, same.index)), f"{max(0.01, same.max()):.2f} points"
+    return (
+        f"A closed-form head on the features of {names} has the accuracy of one on the frozen features: they are at "
+        f"most {points} apart in any seed. In these runs the ViT is not adapted, or so little that no score shows it."
+    )
+
+
+def read_worth(by_seed: pd.DataFrame, whole: str, worth: Mapping[str, str]) -> str:
+    """What a system gains over each of some variants of it, in words.
+
+    Args:
+        by_seed: accuracies (%), a row per seed and a column per variant.
+        whole: the system.
+        worth: {variant: what the whole system has in its place}.
+
+    Returns:
+        sentences; empty without a variant that has a seed in common with the system.
+    """
+    said = []
+    for variant, what in worth.items():
+        gaps = (by_seed[whole] - by_seed[variant]).dropna() if {whole, variant} <= set(by_seed) else []
+        if len(gaps):
+            gap = estimate(gaps)
+            said.append(f"{what} is worth {gap.signed} points (n = {gap.n}).")
+    return " ".join(said)
+
+
+def read_kinds(kinds: pd.DataFrame, best: str | None) -> str:
     """Where systems are good, on private or on public classes, as a list in markdown.
 
     Args:
         kinds: final accuracies (%), index (mask, label), columns private and public.
+        best: the best other system; None = there is none.
 
     Returns:
         a line per score; empty if no class is public.
@@ -236,8 +353,7 @@ def read_kinds(kinds: pd.DataFrame) -> str:
     lines = []
     for mask, found in kinds.dropna().groupby(level="mask", sort=False):
         rows = found.droplevel("mask")
-        best = best_trained(rows.mean(axis=1))
-        names = dict.fromkeys([*highlighted(rows.index)[:2], *([best] if best else [])])
+        names = dict.fromkeys([*highlighted(rows.index)[:2], *([best] if best in rows.index else [])])
         said = [
             f"{plain_text(name)} has {rows.loc[name, 'private']:.0f} % on private classes and "
             f"{rows.loc[name, 'public']:.0f} % on public ones"

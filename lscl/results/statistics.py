@@ -72,7 +72,7 @@ class Estimate:
         """What a difference allows to say: ONE_SEED, TIED or APART."""
         if self.n == 1:
             return ONE_SEED
-        return TIED if abs(self.mean) <= self.half_width else APART
+        return APART if abs(self.mean) > self.half_width else TIED
 
     @property
     def side(self) -> int:
@@ -188,11 +188,11 @@ def paired_tests(differences: pd.DataFrame) -> pd.DataFrame:
     """
     table = pd.DataFrame(index=differences.columns)
     for mask, found in differences.groupby(level="mask", sort=False):
-        gaps = {name: estimate(values.dropna()) for name, values in found.items()}
+        gaps = {name: estimate(values.dropna()) for name, values in found.items() if values.notna().any()}
         table["n"] = {name: str(gap.n) for name, gap in gaps.items()}
         table[f"{MASK_LABELS[mask]}, points"] = {name: gap.signed for name, gap in gaps.items()}
         table[f"p, {MASK_LABELS[mask]}"] = dict(zip(gaps, map(p_text, holm([gap.p for gap in gaps.values()]))))
-    return table
+    return table.fillna("–")
 
 
 def compare_with(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
@@ -210,8 +210,8 @@ def compare_with(by_seed: pd.DataFrame, first: str) -> pd.DataFrame:
     corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()])))
     rows = {}
     for name, values in by_seed.items():
-        one = estimate(values.dropna())
-        rows[name] = {"n": str(one.n), "mean %": str(one)}
+        found = values.dropna()
+        rows[name] = {"n": str(len(found)), "mean %": str(estimate(found)) if len(found) else "–"}
         rows[name][f"minus {first}, points"] = gaps[name].signed if name in gaps else "–"
         rows[name]["p, Holm"] = p_text(corrected[name]) if name in gaps else "–"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")

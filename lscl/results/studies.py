@@ -19,7 +19,7 @@ from lscl.registry import METHODS
 from lscl.results.labels import DATASET_LABELS, notes_of
 
 AUDITED = "lscl.study"  # the audit event (`sys.audit`) of reading a set of runs: its profile and name, "" for all runs
-LOCAL_FILES = ("weights_sha256", "data_digest")  # of a local checkpoint or folder: no variant
+LOCAL_FILES = ("weights_sha256",)  # of a local checkpoint: no variant
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lscl.federation.method import IMAGES, Stage
 from lscl.federation.payload import num_bytes
 from lscl.federation.training import answer
 from lscl.methods.parts.prototypes import class_means, merge_weights
-from lscl.methods.pilora import query_value_update
+from lscl.methods.pilora import PILoRA, query_value_update
 
 D, R, C, Y = 32, 4, 14, 3  # width, rank, classes, classes of a task in the smoke profile
 
@@ -245,19 +245,23 @@ def test_training_lowers_the_loss(federation, smoke):
         assert float(masked_cross_entropy(method.logits(client, batch), batch.labels, client.classes)) < 0.9 * before
 
 
+@pytest.mark.parametrize(("rate", "size"), [(1e-3, 0.1), (PILoRA.official["pilora_lr_lora"], 0.01)])
 @pytest.mark.parametrize("task", [1, 2])
-def test_the_lora_lives(played, smoke, task):
-    """After a task of real steps the LoRA changes what the ViT says, in a later task beside the orthogonality, too."""
-    method, clients, _ = played(smoke(method="pilora", epochs=5, rounds=5, pilora_lr_lora=1e-3), 5 * task)
+def test_the_lora_lives(played, smoke, task, rate, size):
+    """After a task of real steps the LoRA changes what the ViT says, in a later task beside the orthogonality, too.
+
+    At the rate of colab and paper, a tenth of the other one, its product is smaller in proportion.
+    """
+    method, clients, _ = played(smoke(method="pilora", epochs=5, rounds=5, pilora_lr_lora=rate), 5 * task)
     client, start = clients[0], method.new_lora(task - 1)["A"]
     A, B = (client.state[f"lora.{name}"].split(R, axis)[task - 1] for name, axis in (("A", 1), ("B", 2)))
     assert A.norm() > 0.7 * start.norm()
-    assert (B @ A).norm() > 0.1
+    assert (B @ A).norm() > size
     batch = client.train.batch(client.train_index)
     with torch.no_grad():
         frozen = method.foundation.suffix(batch.prefix)
         adapted = method.foundation.suffix(batch.prefix, query_value_update(A, B))
-    assert (adapted - frozen).norm() > 0.02 * frozen.norm()
+    assert (adapted - frozen).norm() > 0.2 * size * frozen.norm()
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -3,8 +3,6 @@
 ||B A z|| / ||W z|| over the tokens z that enter the adapted qkv layer W, on the images of the step.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import timm
@@ -13,8 +11,6 @@ import torch.nn.functional as F
 from drawn_vits import MOST, drawn_images, one_client, update_share, values_at
 
 from lscl.config import experiment
-from lscl.data.glyphs import glyphs
-from lscl.data.store import Dataset
 from lscl.experiments.run import prepare
 from lscl.federation.method import Stage
 
@@ -86,18 +82,8 @@ def nearest_mean_accuracy(method, client, updated):
     return 100 * float((labels[(features(test) @ F.normalize(means).T).argmax(1)] == test.labels).float().mean())
 
 
-def few_glyphs():
-    """Real images of the first classes, 12 and 6 of each."""
-    sets = []
-    for images, count in zip(glyphs(), (12, 6), strict=True):
-        index = [i for label in range(CLASSES) for i in np.flatnonzero(images.labels == label)[:count]]
-        sets.append(replace(images.subset(np.array(index)), classes=images.classes[:CLASSES]))
-    return Dataset("glyphs", *sets)
-
-
-def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_vit_knows(federation):
-    """Class means stand in for the head, which after so few steps knows nothing yet: at most one image is lost."""
-    method, (client,) = federation(experiment(profile="mini", **ONE), few_glyphs())
+def points_lost(method, client):
+    """After how many steps how many points are lost, the steps being in proportion."""
     before = nearest_mean_accuracy(method, client, updated=False)
 
     def watch(method, client, batch):
@@ -108,5 +94,22 @@ def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_
     client.model.train()
     found = watched_steps(method, client, watch)
     check({step: share for step, (share, _) in found.items()})
-    least = before - 100 / len(client.test_index(0)) - 0.01
-    assert before > 50 and all(accuracy >= least for _, accuracy in found.values()), (before, found)
+    assert before > 50
+    return [before - accuracy for _, accuracy in found.values()]
+
+
+@pytest.mark.parametrize(
+    ("rate", "seeds"), [({}, (42,)), ({"lr_generator": 1e-3}, (1, 2, 3))], ids=["tuned rate", "rate of colab and paper"]
+)
+def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_vit_knows(
+    federation, few_glyphs, rate, seeds
+):
+    """Class means stand in for the head, which after so few steps knows nothing yet. At most 2 points are lost.
+
+    One of the 64 test images is 1.6 points, so several seeds are averaged where the generator moves.
+    """
+    made = [
+        federation(experiment(profile="mini", seed=seed, **ONE, **rate), few_glyphs(CLASSES, 12, 8)) for seed in seeds
+    ]
+    lost = [points_lost(method, client) for method, (client,) in made]
+    assert max(np.mean(lost, axis=0)) <= 2, lost

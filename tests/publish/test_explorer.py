@@ -41,6 +41,14 @@ def test_a_cost_that_was_not_measured_is_none():
     assert systems[0]["costs"]["CPU minutes"] == [None, None, 1]
 
 
+def test_published_marks_come_once_and_what_is_in_colour_is_drawn_last():
+    (systems,) = explorer.explorer_data([record(values={"o2d": "sgd"}), record(), record("local_head")]).values()
+    published = {system["name"]: len(system["published"]) for system in systems}
+    assert sorted(published.values()) == [0, 0, 5] and published["local head"] == 0
+    orders = {system["look"]["coloured"]: system["look"]["order"] for system in systems[:2]}
+    assert set(orders) == {True, False} and orders[False] < systems[2]["look"]["order"] < orders[True]
+
+
 def test_the_page_holds_its_data():
     html = explorer.explorer_page([record()])
     found = json.loads(html.split('id="explore-data">')[1].split("</script>")[0])
@@ -48,7 +56,7 @@ def test_the_page_holds_its_data():
 
 
 def test_every_look_has_a_name_in_the_browser():
-    looks = [explorer._look(figures.line_style(number)) for number in range(16)]
+    looks = [explorer._look({**figures.line_style(number), "zorder": 2}) for number in range(16)]
     assert len({tuple(look.values()) for look in looks}) == 16
     assert [look["coloured"] for look in looks] == [True] * 8 + [False] * 8
     assert {look["symbol"] for look in looks} == {explorer.PLOTLY_SYMBOLS[marker] for marker in figures.MARKERS}

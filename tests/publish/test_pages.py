@@ -188,7 +188,7 @@ def test_headline_from_records(places, saved):
     assert "seeds 42, 1999;" in text
     table, _, ranking = text.partition("</small>")
     assert "| Fed-LSCL + ridge | our variant | 1 |" in table and "Fed-LSCL + ridge" not in ranking
-    assert "has the highest mean" in ranking
+    assert "is the best of the paper's systems and the controls: " in ranking
 
 
 def test_check_is_green_after_pages_and_names_what_a_changed_record_makes_old(places, saved, capsys):

@@ -92,6 +92,20 @@ CHECK_COLOURS = """async ([settled, rules]) => {
   return [nodes(violations).map(([id, node]) => `${id}: ${node.html}`), [...passed],
           [...new Set(open.map(look))].filter((one) => !passed.has(one))];
 }"""
+# What has a bright ground of its own in the dark mode: a relative luminance (WCAG 2) above 0.5.
+BRIGHT_IN_THE_DARK = """() => {
+  Object.assign(document.documentElement.dataset, {theme: "dark", mode: "dark"});
+  const luminance = (colour) => {
+    const most = colour.startsWith("rgb") ? 255 : 1;
+    const [red, green, blue, alpha = 1] = colour.match(/[\\d.]+/g).map(Number);
+    const linear = (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = [red, green, blue].map((value) => linear(value / most));
+    return alpha * (0.2126 * r + 0.7152 * g + 0.0722 * b);
+  };
+  return [...document.querySelectorAll(".bd-article *")]
+    .filter((one) => one.checkVisibility() && luminance(getComputedStyle(one).backgroundColor) > 0.5)
+    .map((one) => `${one.tagName} ${one.className}: ${one.textContent.trim().slice(0, 60)}`);
+}"""
 # Without transitions a colour is there as soon as it is set.
 STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"
 
@@ -318,6 +332,16 @@ def test_page_in_a_browser(page, looks, templates, name):
         assert pale(page, "light", looks) == []
         if name in templates:
             assert pale(page, "dark", looks) == []
+        assert page.evaluate(BRIGHT_IN_THE_DARK) == []
+
+
+def test_a_bright_card_in_the_dark_mode_is_found(page):
+    visit(page, "notebooks/04_one_by_one_distillation.html")
+    prepare(page)
+    assert page.evaluate(BRIGHT_IN_THE_DARK) == []
+    card = ".bd-article div.cell_output div.text_html { background: var(--pst-color-text-base) !important }"
+    page.add_style_tag(content=card)
+    assert any("text_html" in one for one in page.evaluate(BRIGHT_IN_THE_DARK))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -415,4 +439,10 @@ def test_the_interactive_figure(page):
     assert page.get_by_role("combobox", name="score").input_value() == "task-masked"
     published = "document.getElementById('explore-plot').data.filter(one => one.name.endsWith('published'))"
     assert page.evaluate(f"{published}.length > 0 && {published}.every(one => one.visible !== 'legendonly')")
+    drawn = "[...document.querySelectorAll('#explore-plot, #explore-plot .main-svg')].map(one => one.{})"
+    for size in (WIDE, {"width": 1300, "height": 700}, MEDIUM, NARROW, WIDE):
+        page.set_viewport_size(size)
+        page.evaluate(DRAWN)
+        for side in ("clientWidth", "clientHeight"):  # the drawing fills its place, and no more than that
+            page.wait_for_function(f"new Set({drawn.format(side)}).size === 1", timeout=5_000)
     assert page.wrong == []

@@ -52,7 +52,7 @@ def test_a_round_that_cannot_be_drawn_is_one_line(smoke, one_line, changes, numb
 
 
 @pytest.mark.parametrize(
-    ("factor", "said"), [(0.5, "falls to 50 %."), (2.0, "grows to 2.0 times what it was."), (1.0, "stays the same.")]
+    ("factor", "said"), [(0.5, "falls to 50 %."), (2.0, "grows to 200 %."), (1.0, "stays the same.")]
 )
 def test_the_words_follow_the_distances(trace, factor, said):
     points = {**trace["points"], "fused": (factor * np.array(trace["points"]["trained"])).tolist()}
@@ -64,11 +64,26 @@ def test_the_picture_has_every_client_its_images_and_its_generator(trace):
     root = ElementTree.fromstring(animation.animated_round(trace))
     fused = [one for one in root.iter(f"{SVG}circle") if one.get("class") == "fused"]
     assert [float(one.get("cx")) for one in fused] == [240 + 205 * 0.5, 240 - 205 * 0.5]
+    before = [one for one in root.iter(f"{SVG}circle") if one.get("class") == "before"]
+    assert [(one.get("cx"), one.get("cy")) for one in before] == [("240.0", "92.0")] * 2
     assert len(list(root.iter(f"{SVG}image"))) == 4 and len([*root.iter(f"{SVG}rect")]) == 1 + 2 * 2
     assert root.get("aria-label") == animation.round_in_words(trace)
     style = next(root.iter(f"{SVG}style")).text
     assert "prefers-reduced-motion: no-preference" in style and "prefers-color-scheme: dark" in style
     assert "data-theme=dark" in animation.animated_round(trace, inline=True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (["bias", "features", "weight"], "2  Generator and features go up: 2.00 MB per client."),
+        (["bias", "features", "gram", "weight"], "2  Generator, features and gram go up: 2.00 MB per client."),
+        (["w"], "2  W goes up: 2.00 MB per client."),
+    ],
+)
+def test_the_second_step_says_what_goes_up(trace, sent, said):
+    root = ElementTree.fromstring(animation.animated_round({**trace, "sent": sent}))
+    assert said in [text.text for text in root.iter(f"{SVG}text")]
 
 
 def test_many_clients_and_none_apart(trace):

@@ -39,6 +39,7 @@ def test_sign_and_size_make_the_verdict(margin, mean, published, kind, words):
     found = claim.weigh(Estimate(mean, 3, 1.0), published)
     assert found[0] == kind and found[1].endswith(words) and kind in claims.KINDS
     assert claim.weigh(Estimate(mean, 1, math.nan), published) == ("open", "open: one seed")
+    assert claim.weigh(Estimate(mean, 2, 1.0), published) == ("open", "open: 2 seeds")
 
 
 def test_effects_are_points_in_favour_of_the_claim():
@@ -104,14 +105,13 @@ def test_every_claim_with_runs_has_its_row(put):
     assert found.loc["an update written per image is better than one static update", claims.THEIRS] == "–"
     said = claims.summary(found.reset_index(), 24)
     assert said.startswith(
-        "Claims tested so far: 4. Verdicts: **right sign but at least 2 times smaller** 1, **contradiction** 1, "
-        "**open** 2. 20 of 24 claims still need runs."
+        "Of 24 claims of the paper, these runs leave **1** contradicted; **1** of the right sign, but at least 2 times "
+        "smaller; **2** open, because they have fewer than 3 seeds or too wide an interval; **20** without a run. "
     )
-    assert claims.summary(found, len(found)).endswith("**open** 2.")
+    assert claims.summary(found, len(found)).endswith("too wide an interval.")
     assert claims.compare_losses(results.frame("mini", study="ablations")).endswith(
         "are 39.1 to 59.5 points below the whole one. "
-        "Of the 4 variants measured here, *CNN alone* has the lowest mean: -20.0 points from our whole "
-        "system, seed by seed."
+        "Of the 4 variants measured here, *CNN alone* is the lowest: 20.0 points below our whole system, seed by seed."
     )
 
 
@@ -134,15 +134,29 @@ def test_components_are_judged_by_all_their_subsets(put):
 
 
 def test_systems_are_compared_on_the_task_just_learned_as_in_the_papers_table(put):
-    rows = [record(seed=seed, score=80) for seed in (1, 2)] + [
-        record("lorm", seed=seed, score=70 + seed) for seed in (1, 2)
+    rows = [record(seed=seed, score=80) for seed in (1, 2, 3)] + [
+        record("lorm", seed=seed, score=70 + seed) for seed in (1, 2, 3)
     ]
     scores = results.frame([*rows, record("fedavg_vit", seed=1, score=90)])
     found = claims.scoreboard("table1", "mini", scores).set_index(claims.CLAIM)
     row = found.loc["Fed-LSCL is more accurate than LoRM"]
-    assert row[["n", claims.OURS, claims.THEIRS, "source"]].tolist() == ["2", "+8 ± 6", "+10.5", "Table 1"]
+    assert row[["n", claims.OURS, claims.THEIRS, "source"]].tolist() == ["3", "+8.0 ± 2.5", "+10.5", "Table 1"]
     assert row["verdict"] == "agrees, with an effect of similar size"
     assert found.loc["Fed-LSCL is more accurate than FedAvg + ViT", claims.OURS] == "-10.0" and len(found) == 2
+
+
+def test_a_claim_that_holds_for_a_control_says_nothing_about_the_system():
+    scored = {"fed_lscl": 80, "local_head": 79, "fedavg": 30, "glfc": 40, "lorm": 85}
+    said = claims.also_true_of(
+        "local_head",
+        results.frame([record(name, seed, score + seed / 10) for name, score in scored.items() for seed in (1, 2, 3)]),
+    )
+    assert "is ahead of FedAvg, GLFC as well, by 39.0 to 49.0 points" in said and "LoRM" not in said
+    assert claims.also_true_of("local_head", results.frame([record(), record("lorm", score=90)])) == ""
+    assert (
+        claims.also_true_of("local_head", results.frame([record(), record("local_head"), record("lorm", score=90)]))
+        == ""
+    )
 
 
 def test_the_class_incremental_effect_is_that_of_the_end(put):
@@ -153,18 +167,22 @@ def test_the_class_incremental_effect_is_that_of_the_end(put):
 
 
 def test_a_single_claim_is_a_sentence(put):
-    for seed, noise in ((42, 0), (1999, 0.1)):
+    for seed, noise in ((42, 0), (1999, 0.1), (2024, 0)):
         put(80, seed=seed)
         put(80 + noise, sweeps.variants("cnns", "mini")[fed_lscl_studies.CNNS[1]], seed)
     said = claims.sentences(claims.scoreboard("cnns", "mini", results.frame("mini", study="cnns")))
-    assert said.startswith("- clients may choose their CNN: the loss is less than 1 point (Fig. 4): +0.0 ± 0.6 points")
+    assert said.startswith(
+        "- clients may choose their CNN: the loss is less than 1 point (Fig. 4): +0.03 ± 0.14 points"
+    )
     assert said.endswith("Verdict: agrees.")
 
 
 def test_without_records_nothing_is_claimed():
     nothing = claims.scoreboard("cnns", "mini", results.frame("mini", study="cnns"))
     assert nothing.empty and list(nothing.columns) == claims.BOARD and claims.sentences(nothing) == ""
-    assert claims.summary(nothing, 24).startswith("No claim is tested yet. 24 of 24 claims still need runs.")
+    assert claims.summary(nothing, 24).startswith(
+        "Of 24 claims of the paper, these runs leave **24** without a run. [The"
+    )
 
 
 def test_losses_need_a_published_table_and_a_variant(put):

@@ -88,6 +88,14 @@ def test_private_and_public_classes_have_markers_of_their_own():
         assert found == {
             (kind, place): row[0 if kind else 1] for place, row in enumerate(rows.to_numpy()) for kind in (True, False)
         }
+        assert all(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks())
+
+
+@pytest.mark.parametrize(("best", "colour"), [(None, colours.NEUTRAL), ("LoRM", colours.ROLES["best"])])
+def test_the_caller_says_which_system_is_the_best_of_the_others(best, colour):
+    for axes in comparisons.private_and_public(KINDS, best).axes:
+        drawn = {line.get_ydata()[0]: line.get_color() for line in axes.lines}
+        assert drawn == {0: colours.ROLES["own"], 1: colour}
 
 
 def test_trials_lie_in_the_row_of_their_system():

@@ -15,8 +15,9 @@ from PIL import Image
 
 from lscl.errors import LsclError
 from lscl.models.vit import LowRank, foundation
+from lscl.registry import METHODS
 from lscl.results import colours, figures
-from lscl.results.labels import label_of
+from lscl.results.labels import group_of, label_of
 
 draw = np.random.default_rng(0)
 IMAGES = draw.integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -174,9 +175,13 @@ def test_a_row_has_a_dot_for_each_of_its_positive_numbers():
 
 def test_shares_of_public_classes():
     (axes,) = figures.shares(np.array([[5, 1], [2, 9]]), ["e", "f"]).axes
-    drawn = heights(axes)
+    rows = labels_of(axes.get_yticklabels())
+    drawn = {
+        bars.get_label(): {rows[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in bars}
+        for bars in axes.containers
+    }
     assert drawn == {"client 1": {"e": 5, "f": 1}, "client 2": {"e": 2, "f": 9}}
-    assert {bar.get_y() for bar in axes.containers[1]} == {5, 1}
+    assert {bar.get_x() for bar in axes.containers[1]} == {5, 1} and rows == ["f", "e"] and axes.yaxis_inverted()
 
 
 def test_a_curve_is_the_mean_of_its_seeds_with_its_interval():
@@ -227,7 +232,11 @@ def test_figures_of_variants_are_given_their_controls():
     assert [[x for x, _ in line] for (line,) in filter(None, references(both).values())] == [[4.0, 4.0]]
     beyond = figures.paired_differences(gaps(near=[1.0, 2, 3]), "points", 3, {"seen": 4.0, "task": -2.0})
     assert [[x for x, _ in line] for (line,) in references(beyond).values()] == [[-2.0, -2.0], [3, 3]]
-    assert [text.get_text() for axes in beyond.axes for text in axes.texts] == ["+4.0"]
+    assert not [text for axes in beyond.axes for text in axes.texts]
+    assert sorted(labels_of(beyond.legends[0].get_texts())) == [
+        "best without training",
+        "best without training, class-incremental: +4.0, beyond the edge",
+    ]
     dots = figures.classes_of_clients(classes({"a": [[10.0, 30]]}), ["a"], "%", reference={"task": 55.0})
     assert [[y for _, y in line] for (line,) in filter(None, references(dots).values())] == [[55.0, 55.0]]
 
@@ -279,6 +288,15 @@ def test_every_score_has_its_own_panel_of_curves_and_classes():
         "task-masked": 90,
         "class-incremental": 40,
     }
+
+
+def test_an_axis_of_differences_shows_a_point_to_either_side_and_a_panel_of_curves_two():
+    (axes, _) = figures.paired_differences(gaps(near=[0.04, 0.05, 0.06]), "points").axes
+    assert axes.get_xlim() == (-1, 1)
+    (axes, _) = figures.paired_differences(gaps(far=[3.0, 4, 5]), "points").axes
+    assert axes.get_xlim()[0] == -1 and axes.get_xlim()[1] > 5
+    low, high = figures.curves(variants({"x": [[80, 80.1]]}), "variant").axes[0].get_ylim()
+    assert (low, high) == pytest.approx((79.05, 81.05))
 
 
 def test_a_difference_beyond_the_limit_is_an_arrow_with_its_number():
@@ -494,14 +512,8 @@ def test_small_numbers_in_a_figure_keep_their_digits_and_places_do_not():
     assert drawn and not re.search(r"\d\.\d{3}", drawn)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "curves", "paired_differences", "classes_of_clients", "labelled_points", "traffic_by_task", "log_dots",
-        "growth", "trial_slices", "price_of_noise",
-    ],
-)  # fmt: skip
-def test_a_figure_of_results_is_legible_on_a_narrow_page(name):
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_legible_on_a_narrow_page(name):
     narrow_page_is_legible(FIGURES[name]())
 
 
@@ -509,25 +521,42 @@ def narrow_page_is_legible(figure, width=360, least=7.0):
     """The smallest text of a figure, in pixels, where the figure is shrunk to a page of 400 pixels with its margins."""
     figure.draw_without_rendering()
     shown = [text for text in figure.findobj(mpl.text.Text) if text.get_text().strip() and text.get_visible()]
-    smallest = min(text.get_fontsize() for text in shown)
+    smallest = min(text.get_fontsize() * (0.7 if "^{" in text.get_text() else 1) for text in shown)  # exponents
     assert smallest * min(1.0, width / (figure.get_figwidth() * 96)) * 96 / 72 >= least
 
 
-def test_no_colour_is_used_twice_and_what_a_figure_is_about_has_one():
+def test_a_system_has_one_colour_in_every_figure_and_the_best_of_the_others_has_one():
     names = [
         "Fed-LSCL (O2D exact)",
         "Fed-LSCL (O2D gradient)",
         *map(str, range(12)),
         label_of("local_head"),
         "federated ridge",
+        "federated ridge (2,000 random features)",
     ]
     looks = figures.system_styles(names, "7")
-    used = [look["color"] for look in looks.values() if look["color"] != colours.NEUTRAL]
-    assert len(set(used)) == len(used) == 4
-    coloured = {name for name, look in looks.items() if look["color"] != colours.NEUTRAL}
-    assert coloured == {"Fed-LSCL (O2D exact)", "7", label_of("local_head"), "federated ridge"}
+    shown = {name: look["color"] for name, look in looks.items() if look["color"] != colours.NEUTRAL}
+    ridge = colours.ROLES["control"]
+    assert shown == {
+        "Fed-LSCL (O2D exact)": colours.ROLES["own"],
+        "7": colours.ROLES["best"],
+        label_of("local_head"): figures.system_colours()["local_head"],
+        "federated ridge": ridge,
+        "federated ridge (2,000 random features)": ridge,
+    }
     triples = {(look["color"], look["marker"], look["linestyle"]) for look in looks.values()}
     assert len(triples) == len(names)
+    fewer = figures.system_styles(names[:1:-1], "3")
+    assert {fewer[name]["color"] for name in names[-2:]} == {ridge} and fewer["3"]["color"] == shown["7"]
+    orders = {name: look["zorder"] for name, look in looks.items()}
+    assert orders["0"] < orders["7"] < orders[names[0]]
+
+
+def test_every_control_and_variant_has_a_colour_of_its_own():
+    ours = {name for name in METHODS if group_of(name) in ("control", "variant")}
+    found = figures.system_colours()
+    assert set(found) == {*ours, METHODS.find_role("own")} and found["fed_ridge"] == colours.ROLES["control"]
+    assert {*found.values(), colours.ROLES["best"]} == set(colours.HUES) and len(set(found.values())) == len(found)
 
 
 def test_names_at_the_ends_keep_their_order_and_do_not_overlap():
@@ -536,9 +565,20 @@ def test_names_at_the_ends_keep_their_order_and_do_not_overlap():
     figure.draw_without_rendering()
     (axes,) = figure.axes
     assert names_at_ends(axes) == [str(i) for i in range(7, -1, -1)]
-    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    boxes = sorted((mpl.text.Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
     assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
     assert boxes[-1].y1 <= axes.bbox.y1 + 1  # all lines end at the top of the panel
+
+
+def test_a_line_to_a_name_reaches_it_level_at_its_middle():
+    figure = figures.curves(variants({str(i): [[50, 50 + i / 100]] for i in range(8)}, ("task",)), "variant")
+    figure.draw_without_rendering()
+    for text in figure.axes[0].texts:
+        start, elbow = text.arrow_patch.get_path().vertices[:2]
+        box = mpl.text.Text.get_window_extent(text)
+        (x, y), (_, level) = text.arrow_patch.get_transform().transform([start, elbow])
+        assert y == pytest.approx((box.y0 + box.y1) / 2, abs=1.5) and level == pytest.approx(y, abs=0.01)
+        assert 0 < box.x0 - x < 6
 
 
 def test_names_without_room_in_the_panel_keep_their_distance():

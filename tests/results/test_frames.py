@@ -90,6 +90,16 @@ class TestAccuracies:
                 assert found.loc[mask, one["seed"]].tolist() == pytest.approx([forgetting(acc), backward_transfer(acc)])
         assert 2024 not in found.index.get_level_values("seed")  # one task: nothing could be forgotten
 
+    def test_forgetting_has_two_parts(self):
+        """Backward transfer under both masks, by the definition of it, and what lies between them."""
+        made = [uneven(seed) for seed in (42, 1999)]
+        found = frames.parts_of_forgetting(results.frame(made))
+        assert list(found.columns) == list(labels.LOSSES)
+        for one in made:
+            task, seen = (backward_transfer(records.accuracy(one, mask)) for mask in ("task", "seen"))
+            (row,) = found.xs(one["seed"], level="seed").to_numpy().tolist()
+            assert row == pytest.approx([seen, task, seen - task])
+
     def test_final_is_the_last_task_of_each_run(self):
         end = frames.final_rows(results.frame([record(tasks=2), record("local_head", tasks=5)]))
         assert end.groupby("method")["trained_task"].unique().map(list).to_dict() == {
@@ -243,6 +253,10 @@ class TestRefusals:
         other["config"] = {**other["config"], "threads": 7}
         assert results.frame([record(), other])["label"].nunique() == 1
         assert results.frame([record(), record("fedavg", weights_digest=None)])["label"].nunique() == 2
+
+    def test_images_without_duplicates_are_other_images(self):
+        fewer = record("local_head", values={"duplicates": "drop"}, data_digest="d2", partition_digest="p2")
+        assert results.frame([record(), fewer])["label"].nunique() == 2
 
     def test_other_images_by_another_value_are_another_row(self):
         few = record(values={"images_per_class": 5}, data_digest="d2", partition_digest="p2")
@@ -406,6 +420,8 @@ class TestControls:
         assert frames.control_levels(table, shown) == {"seen": 32.0, "task": 62.0}
         base = shown["variant"].iloc[0]
         assert frames.control_levels(table, shown, base) == {"seen": -10.0, "task": -10.0}
+        more = results.frame([record(score=80), record(seed=1, score=60)]).query("mask != 'all'")
+        assert frames.control_levels(table, more, base)["seen"] == -10.0  # on the seed that both have
         assert frames.control_levels(table, shown, "nobody") == frames.control_levels(table[:0], shown) == {}
 
     def test_a_level_is_that_of_one_data_set(self, one_line):

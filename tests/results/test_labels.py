@@ -17,6 +17,9 @@ def test_every_system_score_and_data_set_has_a_name():
 def test_a_row_says_what_differs_from_the_profile():
     assert labels.row_label(record("l2p")) == "FedAvg + L2P"
     assert labels.row_label(record("l2p", values={"lr": 0.5, "epochs": 3})) == "FedAvg + L2P (epochs = 3, lr = 0.5)"
+    random = {"ridge_features": 2000, "ridge_lambda": 0.3}  # a row of the main table has a note of its own
+    assert labels.row_label(record("fed_ridge", values=random)) == "federated ridge (2,000 random features)"
+    assert labels.row_label(record("fed_ridge", values={**random, "ridge_lambda": 0.5})).endswith("ridge_lambda = 0.5)")
     assert labels.row_label(record(values={"o2d": "sgd", "alpha": 0.0})) == "Fed-LSCL (O2D gradient, alpha = 0.0)"
 
 

@@ -8,6 +8,7 @@ from made_records import record
 
 from lscl import results
 from lscl.errors import LsclError
+from lscl.experiments import records
 from lscl.results import markdown
 
 
@@ -79,7 +80,8 @@ class TestTables:
         text = markdown.captioned_table(table, "Scores.", "tab-scores", [record()])
         assert (
             text.startswith(":::{table} Scores.\n:name: tab-scores\n\n| system |")
-            and "\n:::\n\n<small>profile mini; commit abcdef0123;" in text
+            and '\n:::\n\n<details class="source"><summary>Where these numbers come from</summary><small>profile mini;'
+            in text
         )
 
 
@@ -153,6 +155,15 @@ class TestProvenance:
             markdown.provenance([])
         one_line(caught, "no records")
         assert markdown.source_note([]) == ""
+
+    def test_rows_with_several_kinds_of_processor_are_named(self, places):
+        other = {"hardware": {"cpu": "another cpu", "cores": 2, "memory_gb": 8, "gpu": None}}
+        made = [record(), record(seed=1), record("lorm"), record("lorm", seed=1, **other)]
+        for one in made:
+            records.save(one)
+        text = markdown.provenance(results.frame(made))
+        assert "; several kinds of processor in the rows LoRM; " in text
+        assert "several kinds" not in markdown.provenance(results.frame(made[:2]))
 
     def test_a_draft_says_so(self):
         assert markdown.provenance([record(dirty=True)], draft=True).startswith("DRAFT")

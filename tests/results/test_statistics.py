@@ -159,3 +159,14 @@ def test_the_sign_of_an_interval_means_one_thing_on_every_page():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         sources += ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
     assert not [text for text in sources if re.search(r"± (the |a )?(standard|sd\b)", text)]
+
+
+def test_a_column_without_a_value_is_a_dash():
+    by_seed = pd.DataFrame({"a": [1.0, 2, 3], "b": [2.0, 3, 4.5], "never": [math.nan] * 3})
+    row = statistics.compare_with(by_seed, "a").loc["never"]
+    assert row.tolist() == ["0", "–", "–", "–"]
+    index = pd.MultiIndex.from_product([["task", "seen"], [1, 2, 3]], names=["mask", "seed"])
+    half = pd.DataFrame({"a": [1.0, 2, 4] * 2, "b": [math.nan] * 3 + [1.0, 2, 4]}, index=index)
+    table = statistics.paired_tests(half)
+    assert table.loc["b", "task-masked, points"] == "–" and table.loc["b", "class-incremental, points"] != "–"
+    assert estimate([1.0, math.nan]).verdict == TIED and estimate([1.0, math.nan]).side == 0

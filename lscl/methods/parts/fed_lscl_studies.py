@@ -57,6 +57,7 @@ _ABLATED_AT_LARGER_RATE = (
     "generators averaged for O2D",
     "static LoRA for the written one",
     "static LoRA, neither O2D nor SM-CF",
+    "CNN pre-trained",
 )
 
 # What a pre-trained CNN needs beside its start: in smoke one that has weights, with ResNet-18 the size of its images.
@@ -109,7 +110,7 @@ def _larger_rate(profile: str) -> dict[str, dict[str, Any]]:
     """The whole system at rising rates of the generator; at the last one, what parts, block and buffer do."""
     rates = {"tuned rate": {}, "rate 0.0003": {"lr_generator": 3e-4}} if profile in TUNED_PROFILES else {}
     changes = {
-        **{label: ABLATIONS[label] for label in _ABLATED_AT_LARGER_RATE},
+        **{label: with_weights(ABLATIONS[label], profile) for label in _ABLATED_AT_LARGER_RATE},
         **{f"{size} per class": {"buffer_per_class": size} for size in (0, 50)},
         **{f"block {block}": {"block": block} for block in (0, BLOCKS[profile] - 1)},
     }

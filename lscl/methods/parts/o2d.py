@@ -8,8 +8,8 @@ the first term is mean_j tr((W - W_j) C_j (W - W_j)^T). Shapes: W_j (P, m + 1), 
 
 The unit of lambda is c = tr(mean_j C_j) / (m + 1), the mean eigenvalue of mean_j C_j. Layer-normalised features, scaled
 by 1 / m, have ||f||^2 = 1 / m. So c = (1 + 1 / m) / (m + 1) = 1 / m for every CNN: the constant 1 beside f sets it. The
-direction of this constant has an eigenvalue near 1, all others are far smaller. So at the usual lambda the server fuses
-the biases almost wholly, and leaves most of what depends on the image to the client (book/differences.md, number 12).
+direction of this constant has an eigenvalue near 1, all others are far smaller. So at the tuned lambda the server fuses
+the biases almost wholly, and the client keeps about half of what depends on the image (book/differences.md, number 12).
 """
 
 from collections.abc import Sequence

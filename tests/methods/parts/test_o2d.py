@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lscl.config import experiment
 from lscl.methods.parts.o2d import (
     MOMENTUM,
     o2d_exact,
@@ -88,6 +89,20 @@ def test_the_size_of_features_does_not_matter_to_the_gradient_steps(scale):
     for k, found in enumerate(o2d_sgd(weights, moments, strength, lr=1.0, epochs=100)):
         loss = lambda weight, k=k: o2d_loss(k, weight, weights, moments, strength)
         assert loss(found) <= min(1.05 * loss(exact[k]), loss(weights[k]))
+
+
+def test_on_real_uploads_the_default_steps_end_within_a_twentieth_of_the_closed_form(played, few_glyphs):
+    """The uploads of the first round of mini, with fewer images: the features and generators are trained ones."""
+    config = experiment(profile="mini", method="fed_lscl", tasks=1, threads=1)
+    _, _, log = played(config, 1, few_glyphs(40, 6, 1))
+    uploads = log[0][2].values()
+    weights = [torch.cat([sent["weight"], sent["bias"][:, None]], dim=1) for sent in uploads]
+    moments, strength = [second_moments(sent["features"]) for sent in uploads], config.o2d_lambda
+    assert (len(weights), config.features, config.o2d_epochs) == (5, 128, 100)
+    exact = o2d_exact(weights, moments, strength)
+    for k, found in enumerate(o2d_sgd(weights, moments, strength, config.o2d_lr, config.o2d_epochs)):
+        start, least, end = (o2d_loss(k, one, weights, moments, strength) for one in (weights[k], exact[k], found))
+        assert least <= end <= 1.05 * least < start
 
 
 def test_the_steps_are_those_that_every_row_of_the_generator_would_take():
