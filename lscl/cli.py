@@ -329,7 +329,7 @@ def federate_command(
     if track is not None:
         _tensorboard(track)  # refuses before anything starts
     try:
-        from lscl.flower.local import check_link, federate_locally, submit
+        from lscl.flower.local import check_link, error_in, federate_locally, submit
         from lscl.flower.node import environment
     except ModuleNotFoundError as error:
         raise LsclError(
@@ -347,7 +347,8 @@ def federate_command(
         config = config.model_copy(update={"threads": alone["config"]["threads"]})
 
     def show(line: str) -> None:
-        if line.startswith(f"{config.method} {config.dataset}") or "Error" in line or "ERROR" in line:
+        failed = error_in(line) or "Error" in line or "ERROR" in line
+        if failed or line.startswith(f"{config.method} {config.dataset}"):
             print(line, file=sys.stderr, flush=True)
 
     record = (
@@ -494,11 +495,14 @@ def _refuse(why: str, **options: Any) -> None:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise LsclError(
             f"seeds = {text!r}: give whole numbers with commas between them, for example 42,1999,2024"
         ) from None
+    if twice := [seed for seed in found if found.count(seed) > 1]:
+        raise LsclError(f"seeds = {text!r}: {twice[0]} is there more than once, give each seed once")
+    return found
 
 
 @app.command("privacy")
@@ -595,7 +599,7 @@ def verify_command(
     On the same kind of CPU, with as many threads and the same torch, nothing but equality to the bit will do.
     """
     from lscl.experiments.privacy.measure import verify_privacy_sample
-    from lscl.experiments.verify import find_cell, verify, verify_records, verify_sample
+    from lscl.experiments.verify import check_places_are_read, find_cell, verify, verify_records, verify_sample
     from lscl.publish.verified import cells
 
     _check_names(profile, dataset)
@@ -610,7 +614,9 @@ def verify_command(
     if cell is None:
         print(f"wrote {verify_sample(profile, sample, seed, data_dir, dataset, weights, describe)}")
     else:
-        verify_records([find_cell(profile, cell)], lambda record: verify(record, data_dir, weights), describe)
+        chosen = [find_cell(profile, cell)]
+        check_places_are_read(chosen, data_dir, weights)
+        verify_records(chosen, lambda record: verify(record, data_dir, weights), describe)
 
 
 @config_command(data_app, "show", only=PARTITION)

@@ -206,7 +206,8 @@ class Experiment(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
-        description="where to compute; auto = as in record or saved state, else a CUDA GPU if any; mps = a Mac's GPU",
+        description="where to compute; auto = as in record or saved state, else a CUDA GPU if any; mps, a Mac's GPU, "
+        "is refused: it has no float64",
     )
     threads: int | None = Field(
         None,

@@ -522,3 +522,7 @@ def test_an_unknown_parameter_that_is_none_is_still_unknown(one_line):
     with pytest.raises(LsclError) as caught:
         experiment(profil=None)
     one_line(caught, "unknown parameter 'profil'", "did you mean 'profile'?")
+
+
+def test_the_help_of_device_says_that_a_macs_gpu_is_refused_and_why():
+    assert "mps, a Mac's GPU, is refused: it has no float64" in fields()["device"].description

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lscl import paths
+from lscl import files, paths
 from lscl.config import Experiment
 from lscl.data.partition import Census, Partition, partition
 from lscl.data.sources import load, surrogate
-from lscl.data.store import NO_LOCK, Dataset, ImageSet, cannot_write, write_atomic
-from lscl.errors import LsclError, first_line
+from lscl.data.store import NO_LOCK, PRIVATE_FILE, Dataset, ImageSet, cannot_write, private_folder, write_atomic
+from lscl.errors import LsclError, MissingFile, first_line
 from lscl.experiments import cost_model, origin, records
 from lscl.experiments.kept_models import ModelKeeper, is_kept, write_models
 from lscl.experiments.prediction import check_models, load_model
@@ -223,7 +224,8 @@ def run(
     Raises:
         RunBusy: another process is computing this run, and `wait` is False.
         LsclError: bad values, data or files, or a record or saved state of another origin; what was computed stays. Or
-            rounds are computed already whose payloads were not kept, also by another process while this one waited.
+            rounds are computed already whose payloads were not kept, also by another process while this one waited; or
+            the kept ones are of a run of another origin or of other code.
         KeyboardInterrupt: after saying how to go on; the last finished round is on disk.
     """
     limit_bytes()  # refuses a bound that is no number, before anything else
@@ -277,19 +279,52 @@ def run_until(config: Experiment, task: int, quiet: bool = False, wait: bool = T
             release()
 
 
-KEPT = "run.json"  # beside the kept payloads of a finished run: its config
+KEPT = "run.json"  # beside kept payloads: the run that they are of
 
 
-def _nothing_again(keep: Path, why: str) -> LsclError:
+class KeptRun(files.Shape):
+    """The run that kept payloads are of."""
+
+    name: str
+    config: dict[str, Any]
+    origin: dict[str, str | int | None]  # of its images, its weights and its code, see `_kept_origin`
+    finished: bool
+
+
+def _nothing_again(keep: Path, why: str, those_there: str = "") -> LsclError:
     return LsclError(
-        f"keep_payloads = {keep.parent}: {why}, and its payloads are not in {keep}; nothing is sent a second time: set "
-        "LSCL_ROOT to an empty folder to play the run again"
+        f"keep_payloads = {keep.parent}: {why}, and its payloads are not in {keep}{those_there}; nothing is sent a "
+        "second time: set LSCL_ROOT to an empty folder to play the run again"
     )
 
 
-def _finish_keeping(config: Experiment, keep: Path) -> None:
+def _kept_origin(made: Mapping[str, Any], code_digest: str) -> dict[str, Any]:
+    """What payloads are of, apart from the config: the origin of their run, and its code."""
+    return {**made, "code_digest": code_digest}
+
+
+def _write_kept(config: Experiment, keep: Path, made: dict[str, Any], finished: bool) -> None:
     """Write beside the payloads which run they are of."""
-    write_atomic(keep / KEPT, (json.dumps({"name": config.name, "config": config.values_read()}) + "\n").encode())
+    kept = {"name": config.name, "config": config.values_read(), "origin": made, "finished": finished}
+    try:
+        private_folder(keep)
+    except OSError as error:
+        raise cannot_write(keep, error) from error
+    write_atomic(keep / KEPT, (json.dumps(kept) + "\n").encode(), PRIVATE_FILE)
+
+
+def _check_kept(keep: Path, wanted: Mapping[str, Any], why: str, finished: bool) -> None:
+    """Refuse payloads of another run, or of one that is not finished if this one is."""
+    try:
+        kept = files.read_json(keep / KEPT, KeptRun)
+    except MissingFile:
+        raise _nothing_again(keep, why) from None
+    for name, value in wanted.items():
+        if kept["origin"].get(name) != value:
+            said = f" (those there were made with {name} = {kept['origin'].get(name)}, not {value})"
+            raise _nothing_again(keep, why, said)
+    if finished and not kept["finished"]:
+        raise _nothing_again(keep, why, " (those there are of a run that was stopped)")
 
 
 def state_folder(config: Experiment) -> Path:
@@ -334,8 +369,9 @@ def claim(state: Path, wait: bool):
 def _finished(config: Experiment, code: dict, keep: Path | None) -> records.Record | None:
     """The record, if there is one, of uncommitted code only if it is this very code; an error without its payloads."""
     found = records.find(config, code["dirty"], code["code_digest"] if code["dirty"] else None)
-    if found is not None and keep is not None and not (keep / KEPT).is_file():
-        raise _nothing_again(keep, "this run is finished")
+    if found is not None and keep is not None:
+        wanted = _kept_origin(origin.origin_of_record(found), found["code_digest"])
+        _check_kept(keep, wanted, "this run is finished", finished=True)
     return found
 
 
@@ -372,7 +408,8 @@ def _compute(
     played = _play(config, code, saved, quiet, keep=keep, keeper=keeper, on_round=on_round)
     record = make_record(*played)
     if keep is not None:
-        _finish_keeping(config, keep)
+        about = played[-1]
+        _write_kept(config, keep, _kept_origin(about["origin"], about["code_digest"]), finished=True)
     record = records.read_record(records.save(record))  # as every later call will read it
     shutil.rmtree(saved.folder, ignore_errors=True)
     if keeper and keeper.tensors:  # a state that is after the last test has nothing to keep
@@ -452,8 +489,13 @@ def _play(
         transport: Transport = InProcess(method, clients, progress.client, told)
         if keep is not None:
             done = [stage for stage in exchanges(method) if stage.name != "finish"][: len(saved.rounds)]
-            if lacks_payloads(keep, done, config.clients):
-                raise _nothing_again(keep, f"this run has {len(done)} finished rounds")
+            if done:
+                why, begun = f"this run has {len(done)} finished rounds", saved.about
+                _check_kept(keep, _kept_origin(begun["origin"], begun["code_digest"]), why, finished=False)
+                if lacks_payloads(keep, done, config.clients):
+                    raise _nothing_again(keep, why)
+            else:
+                _write_kept(config, keep, _kept_origin(about["origin"], about["code_digest"]), finished=False)
             transport = PayloadKeeper(transport, keep)
         with one_line_if_unrepeatable(config):
             reports, about = run_rounds(method, transport, clients, saved, about, progress, until, on_round)

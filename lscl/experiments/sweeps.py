@@ -92,6 +92,22 @@ def plan(
     return runs
 
 
+def check_folder_is_read(datasets: Collection[str], folder: Path | None) -> None:
+    """Refuse a folder of images that none of some data sets reads.
+
+    Args:
+        datasets: names of the data sets; one that is not registered here may read it.
+        folder: the folder; None = none was given.
+
+    Raises:
+        LsclError: the images of all of them come with the package.
+    """
+    sources = [DATASETS.get(name) for name in datasets]
+    if folder is not None and sources and all(one and one.fixed and not one.download for one in sources):
+        names = ", ".join(sorted(datasets))
+        raise LsclError(f"data_dir = {folder}: the images of {names} come with the package: leave it out")
+
+
 def study_owners() -> dict[str, str]:
     """The system of every study, by the study's name.
 

@@ -23,7 +23,7 @@ from lscl import files, paths
 from lscl.config import Experiment, check_profile, experiment, fields, run_of_set, values_of
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError, RejectedPayload, shorten
-from lscl.experiments import records
+from lscl.experiments import origin, records
 from lscl.experiments.run import RunBusy, claim, run, run_until, state_folder
 from lscl.federation.metrics import MASKS, accuracy_tensor, average_so_far
 from lscl.federation.search_space import Axis, OneOf, Range, Value, axis_from_json
@@ -45,6 +45,7 @@ class Trial(files.Shape):
     task: list[float] = Field(max_length=1000)  # the same with the task given
     seconds: float = 0.0  # of its rounds
     commit: str | None = None
+    data_digest: str | None = None  # of its images; files of older versions lack it
     failed: str | None = None  # why it cannot go on: its training diverged
 
     @model_validator(mode="after")
@@ -106,7 +107,7 @@ def search_space(method: str) -> dict[str, Axis]:
     if not isinstance(found, Mapping):
         raise LsclError(f"{what} must be a dictionary from parameters to axes, this is {found!r:.100}")
     for name, axis in found.items():
-        if name not in fields() or name in ("method", "seed", "profile", "dataset"):
+        if name not in fields() or name in ("method", "seed", "profile", *origin.IMAGES):
             raise LsclError(f"{what} has {name!r}, which is no parameter to tune")
         if not isinstance(axis, Range | OneOf):
             raise LsclError(f"{what} has {name} = {axis!r:.100}, allowed are Range, LogRange and OneOf")
@@ -302,7 +303,8 @@ class Tuner:
         methods: the systems; one that has nothing to tune is passed over.
 
     Raises:
-        LsclError: an unknown system, a search space that is none, or trials in the file that were made with others.
+        LsclError: an unknown system, a search space that is none, or trials in the file that were made with other
+            values or images.
     """
 
     def __init__(self, values: Mapping[str, Any], methods: Collection[str]):
@@ -337,6 +339,21 @@ class Tuner:
     def _check(self, method: str, saved: Mapping | None) -> None:
         if saved and [one["config_digest"] for one in saved["trials"]] != [one.digest for one in self.configs[method]]:
             raise LsclError(f"{self.path}: {method} was tuned with other values; remove it there to tune it anew")
+        if saved and any(trial.get("data_digest") for trial in saved["trials"]):
+            self._check_images(method, saved["trials"], self._images(method))
+
+    def _images(self, method: str) -> str | None:
+        """The digest of the images that this call asks for; None if it leaves them open."""
+        return origin.requested_origin(self.configs[method][0]).get("data_digest")
+
+    def _check_images(self, method: str, trials: Collection[Mapping], digest: str | None) -> None:
+        """Refuse images that are not those of the trials so far; without a digest anything goes."""
+        for made in filter(None, (trial.get("data_digest") for trial in trials)):
+            if digest not in (None, made):
+                raise LsclError(
+                    f"{self.path}: {method} was tuned on images with data_digest = {made}, these have {digest}: "
+                    "give the images that it was tuned on, or remove it there to tune it anew"
+                )
 
     def studies(self) -> dict[str, dict[str, Any]]:
         """The studies as they are in the file now, those that have not begun included."""
@@ -372,12 +389,14 @@ class Tuner:
 
         Raises:
             RunBusy: another process is playing it.
-            LsclError: whatever a run raises, but for a training that diverged: then the trial is out.
+            LsclError: whatever a run raises, but for a training that diverged: then the trial is out. Or the images
+                are not those of the trials so far.
         """
         try:
             reached = scores_after(self.configs[method][number], task)
         except RejectedPayload as error:
-            reached = {"failed": f"on the way to the end of task {task}: {shorten(error, 200)}"}
+            why = f"on the way to the end of task {task}: {shorten(error, 200)}"
+            reached = {"failed": why, "data_digest": self._images(method)}
         print(f"{method} {number} until task {task}: {reached.get('failed') or reached['seen'][-1]}", flush=True)
         self._write(method, number, reached)
         self._tidy(method)
@@ -388,6 +407,7 @@ class Tuner:
         with self.lock:
             saved = read_studies(self.path)
             study = saved.get(method) or self._begin(method)
+            self._check_images(method, study["trials"], reached.get("data_digest"))
             if "failed" in reached or len(reached["seen"]) > len(study["trials"][number]["seen"]):
                 study["trials"][number].update(reached)
             study["chosen"] = standing(study["trials"], self.tasks(method)).chosen
@@ -484,18 +504,20 @@ def scores_after(config: Experiment, task: int) -> dict[str, Any]:
     if record is not None:
         acc = [records.accuracy(record, mask) for mask in SCORES]
         seconds, commit = sum(v for name, v in record["seconds"].items() if name != "prepare"), record["commit"]
+        digest = record["data_digest"]
     else:
         saved = run_until(config, task, quiet=True, wait=False)
         ends = [report["scores"] for report in saved.rounds if report["scores"]]
         counts = [[end.get(str(k)) for k in range(config.clients)] for end in ends]
         every = accuracy_tensor(counts, config.classes_per_task)
         acc, commit = [every[MASKS.index(mask)] for mask in SCORES], saved.about["commit"]
+        digest = saved.about["origin"]["data_digest"]
         seconds = sum(sum(report["seconds"].values()) for report in saved.rounds)
     scores = {
         mask: [round(float(one), 3) for one in np.nan_to_num(average_so_far(found)[:task])]
         for mask, found in zip(SCORES, acc, strict=True)
     }
-    return {**scores, "seconds": round(seconds, 1), "commit": commit}
+    return {**scores, "seconds": round(seconds, 1), "commit": commit, "data_digest": digest}
 
 
 def _as_json(space: Mapping[str, Axis]) -> dict[str, dict[str, list[Value]]]:

@@ -23,7 +23,7 @@ from lscl.experiments import records
 from lscl.experiments.config_files import config_of_record
 from lscl.experiments.rounding import ALLOWED, accuracy_gaps, largest_gap
 from lscl.experiments.run import run
-from lscl.experiments.sweeps import SEEDS, reportable_records, rows_of
+from lscl.experiments.sweeps import SEEDS, check_folder_is_read, reportable_records, rows_of
 from lscl.registry import METHODS
 from lscl.seeding import numpy_generator
 
@@ -47,13 +47,39 @@ def sample(profile: str, count: int, seed: int, dataset: str | None = None) -> l
     Raises:
         LsclError: there are none, or not so many.
     """
-    found = [one for one in reportable_records(records.all_records(profile)) if dataset in (None, one["dataset"])]
+    return _draw(_drawable(profile, dataset), profile, count, seed)
+
+
+def _drawable(profile: str, dataset: str | None) -> list[records.Record]:
+    """The records that `sample` draws from."""
+    return [one for one in reportable_records(records.all_records(profile)) if dataset in (None, one["dataset"])]
+
+
+def _draw(found: Sequence[records.Record], profile: str, count: int, seed: int) -> list[records.Record]:
     if not found:
         raise LsclError(f"no records of profile {profile} to verify: make some with lscl run or lscl sweep")
     if not 1 <= count <= len(found):
         raise LsclError(f"sample = {count}: there are {len(found)} records to verify, give 1 to {len(found)}")
     chosen = numpy_generator(seed, "verify").choice(len(found), count, replace=False)
     return [found[i] for i in sorted(chosen)]
+
+
+def check_places_are_read(
+    found: Collection[records.Record], data_dir: Path | None = None, weights: Path | None = None
+) -> None:
+    """Refuse a place that is read for none of some records.
+
+    Args:
+        found: the records, or those that some are drawn from.
+        data_dir: where the images lie.
+        weights: a local checkpoint of the frozen ViT.
+
+    Raises:
+        LsclError: the images of all of them come with the package, or none was made with a local checkpoint.
+    """
+    check_folder_is_read({one["dataset"] for one in found}, data_dir)
+    if weights is not None and found and not any(one["config"].get("weights_sha256") for one in found):
+        raise LsclError(f"weights = {weights}: no record to verify was made with a local checkpoint, leave it out")
 
 
 def verify(record: records.Record, data_dir: Path | None = None, weights: Path | None = None) -> dict[str, Any]:
@@ -161,10 +187,12 @@ def verify_sample(
         the path of the outcome.
 
     Raises:
-        LsclError: a record differs by more than rounding, or cannot be computed; the outcomes of the others are written
-            all the same.
+        LsclError: none of the records reads `data_dir` or `weights`; or one differs by more than rounding, or cannot be
+            computed: the outcomes of the others are written all the same.
     """
-    chosen = sample(profile, count, seed, dataset)
+    found = _drawable(profile, dataset)
+    check_places_are_read(found, data_dir, weights)
+    chosen = _draw(found, profile, count, seed)
     write = partial(write_outcomes, profile, seed, dataset)
     verify_records(chosen, lambda record: verify(record, data_dir, weights), describe, write)
     return outcomes_path(profile)

@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -41,6 +42,8 @@ APP = Path(__file__).parent / "app"
 FRAME = " \n╭╮╰╯│─"  # around what Flower's commands say
 BOX = ("╭", "│", "╰")  # how the lines of such a frame begin
 PATIENCE = 60  # seconds for a process to start
+TRACEBACK = "Traceback (most recent call last):"
+OUR_ERROR = re.compile(r"lscl(?:\.\w+)*\.[A-Z]\w*: (.+)")  # how the traceback of an LsclError or a kind of it ends
 PORT_TAKEN = "address already in use"  # says a SuperLink, and then that it ends
 
 
@@ -323,6 +326,12 @@ def check_link(link: str) -> None:
         raise unknown_name(f"SuperLink in {path}", link, names)
 
 
+def error_in(line: str) -> str:
+    """What an LsclError says, or a kind of it, whose traceback ends with a line; empty for any other line."""
+    found = OUR_ERROR.fullmatch(line.strip())
+    return found[1] if found else ""
+
+
 def submit(
     config: Experiment,
     settings: Mapping[str, float],
@@ -353,6 +362,7 @@ def submit(
     """
     config = settle_device(config, read_state(paths.results() / "federation" / "state" / config.name))
     path, why, said = paths.results() / "federation" / "runs" / f"{config.name}.json", "", []
+    failed, in_traceback = "", False  # failed: the end of the last traceback of another error
     before = _written(path)
     with tempfile.NamedTemporaryFile("w", suffix=".toml", dir=folder, encoding="utf-8") as file:
         file.write(
@@ -370,7 +380,10 @@ def submit(
                     framed = line.lstrip().startswith(BOX)
                     if not framed:
                         show(line.rstrip())
-                    why = line.partition("LsclError: ")[2].strip() or why
+                    why = error_in(line) or why
+                    if in_traceback and line[:1].strip():  # it ends with the first line that is not indented
+                        failed, in_traceback = line.strip(), False
+                    in_traceback = in_traceback or TRACEBACK in line
                     if text := line.strip(FRAME):
                         said = [*said, text] if line.lstrip().startswith("│") else [text]
             finally:
@@ -378,8 +391,8 @@ def submit(
     if _written(path) == before:
         raise LsclError(
             why
-            or f"{config.name} came to no end ({shorten(' '.join(said))}); the same command goes on after the last "
-            "finished round"
+            or f"{config.name} came to no end ({shorten(failed or ' '.join(said))}); the same command goes on after "
+            "the last finished round"
         )
     return read_record(path)
 

@@ -21,7 +21,7 @@ from lscl.data.store import write_atomic
 from lscl.errors import LsclError
 from lscl.experiments import records
 from lscl.experiments.run import check_affordable, run
-from lscl.experiments.sweeps import plan
+from lscl.experiments.sweeps import check_folder_is_read, plan
 from lscl.models.cache import limit_bytes
 from lscl.publish import freshness, pages, readme, watched_kernel
 from lscl.registry import METHODS
@@ -80,12 +80,14 @@ def reproduce(
             also write what all of it took and gave to results/expected/: minutes of a part are not those of the whole.
 
     Raises:
-        LsclError: a notebook failed (its name and error), or the book did not build.
+        LsclError: no data set of the profile reads `data_dir`, a notebook failed (its name and error), or the book did
+            not build.
     """
     paths.check_clone("lscl reproduce")
     limit_bytes()  # refuses a bound that is no number, before anything else
     say, started = Console(stderr=True).print, time.perf_counter()
     runs, done = plan(profile, data_dir, weights), []
+    check_folder_is_read({config.dataset for config in runs}, data_dir)
     notebooks = sorted((paths.root() / "notebooks").glob("[0-9]*.ipynb"))
     for notebook in notebooks:
         files.read_notebook(notebook)

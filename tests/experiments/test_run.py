@@ -23,6 +23,7 @@ from lscl.errors import LsclError
 from lscl.experiments import origin, records, sweeps
 from lscl.experiments.progress import Progress
 from lscl.experiments.run import (
+    KEPT,
     RunBusy,
     claim,
     device_of,
@@ -404,6 +405,82 @@ def test_a_record_of_other_images_of_a_named_data_set_is_one_line(tmp_path, one_
         "give the images that it was made from",
     )
     origin._images.cache_clear()
+
+
+# ---- kept payloads
+
+
+@pytest.fixture
+def kept(smoke, tmp_path):
+    """A finished run, and the file beside its kept payloads."""
+    config = smoke(method="fed_ncm")
+    run(config, quiet=True, keep_payloads=tmp_path)
+    return config, tmp_path / config.name / KEPT
+
+
+def change_kept(path, **changes):
+    found = json.loads(path.read_text("utf-8"))
+    found["finished"] = changes.pop("finished", found["finished"])
+    path.write_text(json.dumps({**found, "origin": {**found["origin"], **changes}}), "utf-8")
+
+
+def test_payloads_of_other_images_are_not_taken_for_those_of_a_finished_run(monkeypatch, tmp_path, one_line):
+    config = experiment(profile="smoke", method="fed_ncm")
+    first = run(config, quiet=True, keep_payloads=tmp_path)
+    monkeypatch.setenv("LSCL_ROOT", str(tmp_path / "elsewhere"))
+    other = lambda: tuple(ImageSet(255 - one.images, one.labels, one.classes) for one in glyphs())
+    monkeypatch.setattr(sources, "glyphs", other)
+    second = run(config, quiet=True)
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True, keep_payloads=tmp_path)
+    digests = f"data_digest = {first['data_digest']}, not {second['data_digest']}"
+    one_line(caught, tmp_path / config.name, "this run is finished", digests, "LSCL_ROOT")
+
+
+@pytest.mark.parametrize("name", [*origin.ENTRIES, "code_digest"])
+def test_payloads_of_another_origin_are_not_those_of_the_run(kept, name, one_line):
+    config, path = kept
+    run(config, quiet=True, keep_payloads=path.parents[1])
+    change_kept(path, **{name: "other"})
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True, keep_payloads=path.parents[1])
+    one_line(caught, path.parent, f"those there were made with {name} = other, not ")
+
+
+def test_payloads_of_a_stopped_run_are_not_those_of_a_finished_one(kept, one_line):
+    config, path = kept
+    change_kept(path, finished=False)
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True, keep_payloads=path.parents[1])
+    one_line(caught, path.parent, "those there are of a run that was stopped")
+    path.write_text("{}", "utf-8")
+    with pytest.raises(LsclError) as caught:
+        run(config, quiet=True, keep_payloads=path.parents[1])
+    one_line(caught, path, "Field required")
+
+
+def test_a_run_that_goes_on_keeps_beside_its_own_payloads_only(smoke, tmp_path, one_line):
+    config = smoke(method="fed_ncm")
+
+    def stop(*_):
+        raise LsclError("stopped")
+
+    with pytest.raises(LsclError, match="stopped"):
+        run(config, quiet=True, keep_payloads=tmp_path, on_round=stop)
+    path = tmp_path / config.name / KEPT
+    begun = json.loads(path.read_text("utf-8"))
+    assert not begun["finished"] and path.stat().st_mode & 0o077 == path.parent.stat().st_mode & 0o077 == 0
+    for name in ("data_digest", "threads", "code_digest"):
+        change_kept(path, **{name: "other"})
+        with pytest.raises(LsclError) as caught:
+            run(config, quiet=True, keep_payloads=tmp_path)
+        one_line(caught, path.parent, "this run has 1 finished rounds", f"made with {name} = other, not ")
+        path.write_text(json.dumps(begun), "utf-8")
+    run(config, quiet=True, keep_payloads=tmp_path)
+    assert json.loads(path.read_text("utf-8")) == {**begun, "finished": True}
+
+
+# ---- threads
 
 
 def test_other_threads_are_one_line_and_none_given_reads_what_there_is(smoke, one_line):

@@ -10,6 +10,7 @@ from filelock import FileLock
 from tests_root import ROOT
 
 from lscl.config import OFFICIAL, experiment
+from lscl.data.sources import load
 from lscl.errors import LsclError, RejectedPayload
 from lscl.experiments import records, sweeps, tuning
 from lscl.experiments.run import RunBusy, run, state_folder, state_folders
@@ -115,6 +116,7 @@ def test_a_small_space_is_tried_in_full_and_nothing_twice(monkeypatch):
         (({"lr": 1e-3},), "its search_space must be a dictionary from parameters to axes"),
         ({"lrr": LogRange(1e-3, 1)}, "its search_space has 'lrr', which is no parameter to tune"),
         ({"seed": OneOf((1, 2))}, "its search_space has 'seed', which is no parameter to tune"),
+        ({"images_per_class": OneOf((1, 2))}, "its search_space has 'images_per_class', which is no parameter to tune"),
         ({"lr": (1e-3, 1)}, "allowed are Range, LogRange and OneOf"),
         ({"lr": LogRange(1, 2)}, "lr = 0.003, its first value, is not in 1 to 2, log"),
     ],
@@ -172,14 +174,14 @@ class Stub:
     """Scores without runs: `scores_after` of a run is its learning rate in percent, and what was asked for."""
 
     def __init__(self, monkeypatch):
-        self.asked = []
+        self.asked, self.more = [], {}
         monkeypatch.setattr(tuning, "scores_after", self)
 
     def __call__(self, config, task):
         self.asked.append((config.lr, task))
         if config.lr == 0.1:
             raise RejectedPayload("payload of client 0: x holds NaN or infinite numbers")
-        return {"seen": [100 * config.lr] * task, "task": [50.0] * task, "seconds": 1.0, "commit": None}
+        return {"seen": [100 * config.lr] * task, "task": [50.0] * task, "seconds": 1.0, "commit": None} | self.more
 
 
 def test_scores_choice_and_failures_stand_in_the_file_and_nothing_is_played_twice(values, heads, monkeypatch, places):
@@ -214,6 +216,7 @@ def test_the_scores_are_those_of_the_runs_and_no_state_is_left(values, heads, pl
         for mask in ("seen", "task"):
             whole = average_so_far(records.accuracy(record, mask))
             assert trial[mask] == pytest.approx(whole[: len(trial[mask])], abs=1e-3)
+        assert trial["data_digest"] == record["data_digest"]
     best = max((trial for trial in study["trials"] if len(trial["seen"]) == 2), key=lambda trial: trial["seen"][1])
     assert study["trials"][study["chosen"]] == best
 
@@ -344,6 +347,33 @@ def test_trials_of_other_values_are_one_line(values, heads, monkeypatch, places,
     with pytest.raises(LsclError) as caught:
         Tuner({**values, "lr": 1e-2}, heads)
     one_line(caught, "lr is tuned for local_head: leave it out")
+
+
+def test_trials_of_other_images_never_stand_in_one_study(heads, monkeypatch, tmp_path, one_line):
+    stub = Stub(monkeypatch)
+    glyphs = {"profile": "smoke", "dataset": "glyphs"}
+    tuner = Tuner(glyphs, heads)
+    tuner.play("local_head", 0, 1)  # as in a file of an older version: of which images is not known
+    stub.more = {"data_digest": "one"}
+    tuner.play("local_head", 1, 1)
+    before = tuner.path.read_bytes()
+    stub.more = {"data_digest": "other"}
+    with pytest.raises(LsclError) as caught:
+        tuner.play("local_head", 2, 1)
+    one_line(caught, tuner.path, "local_head was tuned on images with data_digest = one, these have other", "remove it")
+    assert tuner.path.read_bytes() == before
+    Tuner(glyphs, heads)  # without a folder it is left open which images these are
+    with pytest.raises(LsclError) as caught:
+        Tuner({**glyphs, "data_dir": tmp_path}, heads)  # glyphs need no folder: given one, their images are compared
+    one_line(caught, tuner.path, "data_digest = one")
+
+
+def test_a_trial_that_diverged_says_on_which_images(values, heads, monkeypatch, places):
+    Stub(monkeypatch)
+    Tuner(values, heads).tune()
+    (failed,) = [trial for trial in saved(places)["trials"] if trial.get("failed")]
+    config = experiment(**values, method="local_head", lr=1e-2)
+    assert failed["data_digest"] == load(config).digest
 
 
 def test_the_trials_of_the_file_count_whatever_optuna_draws_today(values, heads, monkeypatch):

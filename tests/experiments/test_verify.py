@@ -101,6 +101,25 @@ def test_a_cell_that_cannot_be_computed_is_named(capsys, monkeypatch):
     )
 
 
+def test_a_place_that_no_record_reads_is_refused_before_anything_is_computed(
+    recorded, tree, tmp_path, capsys, monkeypatch, one_line
+):
+    monkeypatch.setattr(verify, "run", lambda config: pytest.fail("computed"))
+    with pytest.raises(LsclError) as caught:
+        verify.verify_sample("smoke", 1, 0, tree, weights=tmp_path / "vit.npz")
+    one_line(caught, f"weights = {tmp_path / 'vit.npz'}: no record to verify was made with a local checkpoint")
+    run(experiment(profile="smoke", method="local_head"), quiet=True)
+    with pytest.raises(LsclError) as caught:
+        verify.verify_sample("smoke", 1, 0, tree, "glyphs")
+    one_line(caught, f"data_dir = {tree}: the images of glyphs come with the package: leave it out")
+    cell = ("verify", "--profile", "smoke", "--cell", "table1/glyphs/local_head/42")
+    for option, says in (("--data-dir", "data_dir = x: the images of glyphs"), ("--weights", "weights = x: no record")):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*cell, option, "x"])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.startswith(f"lscl: {says}") and len(said.splitlines()) == 1
+
+
 def sorted_by_name(found):
     return sorted(found, key=lambda one: one["name"])
 

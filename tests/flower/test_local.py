@@ -102,6 +102,56 @@ def test_a_run_that_flower_ends_says_all_of_flowers_last_words(places, flwr, one
     assert shown == ["🎊 Successfully started run 7"]
 
 
+TRACEBACK = """\
+ERROR :     ServerApp raised an exception
+Traceback (most recent call last):
+  File "server_app.py", line 41, in main
+    with claim(state, wait=False):
+{}
+ERROR :     Exit Code: 201
+An unhandled exception occurred in the ServerApp.
+For more information, visit: <https://flower.ai/docs/201>
+"""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "errors.LsclError",
+        "errors.RejectedPayload",
+        "errors.MissingFile",
+        "experiments.records.UnregisteredSystem",
+        "experiments.run.RunBusy",
+    ],
+)
+def test_the_reason_is_what_the_servers_error_says_whichever_kind_it_is(places, flwr, kind):
+    flwr(TRACEBACK.format(f"lscl.{kind}: smoke--1: another process is at it"), "exit 1")
+    with pytest.raises(LsclError) as caught:
+        SUBMIT(experiment(profile="smoke"), {}, lambda line: None, "here", dict(os.environ))
+    assert str(caught.value) == "smoke--1: another process is at it"
+
+
+def test_of_any_other_error_the_end_of_the_traceback_is_the_reason(places, flwr, one_line):
+    flwr(TRACEBACK.format("OSError: [Errno 28] No space left on device"), "exit 1")
+    with pytest.raises(LsclError) as caught:
+        SUBMIT(experiment(profile="smoke"), {}, lambda line: None, "here", dict(os.environ))
+    one_line(caught, "came to no end (OSError: [Errno 28] No space left on device); the same command goes on")
+
+
+def test_the_command_shows_the_servers_error_whichever_kind_it_is(monkeypatch, capsys):
+    busy = "lscl.experiments.run.RunBusy: smoke--1: another process is at it"
+
+    def federate(config, simulation, settings, show, track):
+        for line in ("INFO :      lscl.flower is there", busy, "round 1: lscl.py: 3"):
+            show(line)
+        raise LsclError("ended")
+
+    monkeypatch.setattr(local, "federate_locally", federate)
+    with pytest.raises(SystemExit):
+        cli.main(["federate", "--profile", "smoke"])
+    assert capsys.readouterr().err.splitlines() == [busy, "lscl: ended"]
+
+
 def test_the_record_of_an_earlier_run_stays_until_there_is_a_new_one(smoke, places, flwr, one_line):
     config = smoke(method="local_head", rounds=1)
     run(config, quiet=True)

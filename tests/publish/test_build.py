@@ -209,3 +209,11 @@ def test_without_jupyter_book_everything_else_is_done_and_one_line_says_how_to_g
     assert "lscl[book]" in hint and str(places / "results" / "executed" / "smoke") in hint
     build.reproduce("smoke", book=False)
     assert "lscl[book]" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo"])
+def test_a_folder_that_no_data_set_of_the_profile_reads_is_refused(places, tmp_path, profile, one_line):
+    (places / "notebooks").mkdir(parents=True)
+    with pytest.raises(LsclError) as caught:
+        build.reproduce(profile, data_dir=tmp_path)
+    one_line(caught, f"data_dir = {tmp_path}: the images of glyphs come with the package: leave it out")

@@ -21,7 +21,7 @@ from lscl import files, paths
 from lscl.config import Experiment, experiment
 from lscl.data.store import write_atomic
 from lscl.errors import LsclError
-from lscl.experiments import records
+from lscl.experiments import origin, records
 from lscl.experiments.privacy import (
     class_guess,
     class_statistics,
@@ -37,7 +37,7 @@ from lscl.experiments.privacy.bad_client import measure_damage
 from lscl.experiments.privacy.observed import Observed, Witness, observe
 from lscl.experiments.privacy.scores import CANDIDATES, Finding
 from lscl.experiments.run import RunBusy, claim, prepare, settle_device
-from lscl.experiments.sweeps import Failures, check_code, main_table
+from lscl.experiments.sweeps import Failures, check_code, check_folder_is_read, main_table
 from lscl.experiments.traffic import planned_traffic
 from lscl.experiments.verify import compute_again, outcomes_path, verify_records, write_outcomes
 from lscl.federation.checkpoint import SavedState
@@ -52,6 +52,7 @@ FEW_ROUNDS = 2  # of a task, of systems other than the paper's own
 VICTIM, BAD = 0, 1  # numbers of the client under attack and of the bad one
 SHOWN = 8  # images of a reconstruction that are kept as a picture
 UNEQUAL = (*records.MAY_DIFFER, "sheet")  # what may differ between equal measurements
+COMPARED = ("data_digest", "partition_digest", "threads")  # entries of `origin.ENTRIES` that a record has
 
 
 def attacked_runs(
@@ -194,6 +195,7 @@ class Processor(files.Shape):
     """The machine of a run."""
 
     cpu: str
+    gpu: str | None = None
 
 
 class PictureRows(files.Shape):
@@ -364,7 +366,8 @@ def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path
         The paths of all records that are there.
 
     Raises:
-        LsclError: code of no known commit, bad data, or a damaged record; when all others are done, runs that failed.
+        LsclError: code of no known commit, bad data, or a record that is damaged or of other images, another partition
+            or other threads than this call asks for; when all others are done, runs that failed.
     """
     if not list_only:
         check_code()
@@ -374,11 +377,24 @@ def measure_all(configs: list[Experiment], list_only: bool = False) -> list[Path
         with failures.passed_over(config.name):
             busy = not list_only and not path.exists() and not _measure_alone(config, path)
             if path.exists():
-                read_privacy(path)
+                _check_made(read_privacy(path), config, path)
                 found.append(path)
             print(f"{'busy   ' if busy else 'done   ' if path.exists() else 'missing'} {config.name}", flush=True)
     failures.check()
     return found
+
+
+def _check_made(record: dict[str, Any], config: Experiment, path: Path) -> None:
+    """Refuse a record of other images, another partition or other threads than a call asks for."""
+    made = {
+        "data_digest": record["data_digest"],
+        "partition_digest": record["partition_digest"],
+        "threads": record["config"]["threads"],
+        "device": "cuda" if record["hardware"].get("gpu") else "cpu",
+    }
+    asked = origin.requested_origin(config)
+    wanted = {name: asked[name] for name in COMPARED if name in asked}
+    origin.check_origin(made, wanted, "the privacy record of this run", path)
 
 
 def _measure_alone(config: Experiment, path: Path) -> bool:
@@ -441,11 +457,12 @@ def verify_privacy_sample(
         The path of the outcome.
 
     Raises:
-        LsclError: there are not so many records, or one is not equal or cannot be measured; the outcomes of the others
-            are written all the same.
+        LsclError: there are not so many records, none of them reads `data_dir`, or one is not equal or cannot be
+            measured; the outcomes of the others are written all the same.
     """
     every = [read_privacy(path) for path in sorted((paths.results() / "privacy" / profile).glob("*.json"))]
     every = [one for one in every if dataset in (None, one["dataset"])]
+    check_folder_is_read({one["dataset"] for one in every}, data_dir)
     if not 1 <= count <= len(every):
         raise LsclError(
             f"sample = {count}: there are {len(every)} privacy records of profile {profile} to verify; lscl privacy "

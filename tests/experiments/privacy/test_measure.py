@@ -11,6 +11,7 @@ from toy_system import ToySystem
 from lscl import cli, files
 from lscl.config import experiment
 from lscl.errors import LsclError
+from lscl.experiments import origin
 from lscl.experiments.privacy import measure as measuring
 from lscl.experiments.privacy.measure import (
     attacked_runs,
@@ -134,6 +135,39 @@ def test_finished_records_are_read_and_missing_ones_are_listed(quick, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == [f"done    {configs[0].name}", f"missing {configs[1].name}"]
     measure_all(configs)
     assert record_path(configs[0]).stat().st_mtime_ns == before and record_path(configs[1]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [(None, "data_digest", "other"), (None, "partition_digest", "other"), ("config", "threads", 3)],
+)
+def test_a_record_of_another_origin_is_not_called_done(quick, tmp_path, where, name, value, one_line):
+    config = small("fed_ncm", data_dir=tmp_path)  # glyphs, which need no folder: given one, their images are compared
+    (path,) = measure_all([config])
+    record = json.loads(path.read_text("utf-8"))
+    (record[where] if where else record)[name] = value
+    path.write_text(json.dumps(record), "utf-8")
+    before = path.stat().st_mtime_ns
+    for list_only in (True, False):
+        with pytest.raises(LsclError) as caught:
+            measure_all([config], list_only)
+        one_line(caught, f"made with {name} = {value}, this call asks for {name} = ", path, origin.ENTRIES[name])
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_list_reads_no_images_and_every_committed_record_is_accepted(monkeypatch):
+    monkeypatch.setenv("LSCL_ROOT", str(ROOT))
+    monkeypatch.setattr(origin, "load", lambda config: pytest.fail("images were read"))
+    for dataset in ("cifar100", "glyphs"):
+        there = (ROOT / "results" / "privacy" / "mini").glob(f"{dataset}--*.json")
+        assert set(measure_all(attacked_runs(dataset, "mini", [42, 1999, 2024]), list_only=True)) == set(there)
+
+
+def test_a_folder_that_no_record_reads_is_refused(quick, tmp_path, one_line):
+    measure_all([small("fed_ncm")])
+    with pytest.raises(LsclError) as caught:
+        verify_privacy_sample("smoke", 1, 0, tmp_path)
+    one_line(caught, f"data_dir = {tmp_path}: the images of glyphs come with the package: leave it out")
 
 
 def test_verification_says_what_differs_and_writes_the_outcome_all_the_same(quick, places):
