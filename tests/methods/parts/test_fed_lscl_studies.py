@@ -72,7 +72,8 @@ def test_at_the_larger_rate_a_run_differs_from_the_whole_system_in_what_its_name
     }  # fmt: skip
     rates = [found.pop(label).get("lr_generator", 0) for label in ("tuned rate", "rate 0.0003") if label in found]
     assert rates == ([0, 3e-4] if METHODS["fed_lscl"].tuned and profile in ("demo", "mini", "full") else [])
-    assert len(found) == 11
+    assert len(found) == 12
     for label, overrides in found.items():
-        wanted = variant_run({"profile": profile}, {**named[label], "lr_generator": 1e-3}, 42)
+        change = fed_lscl_studies.with_weights(named[label], profile)
+        wanted = variant_run({"profile": profile}, {**change, "lr_generator": 1e-3}, 42)
         assert wanted.lr_generator == 1e-3 and overrides == wanted.overrides()
