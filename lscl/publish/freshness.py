@@ -30,6 +30,7 @@ from lscl.results.studies import shown_profile
 KEY = "lscl"  # of the notebook's metadata
 STORED = "demo"  # the profile in which the committed notebooks are executed
 NOT_EXECUTED = ("publish",)  # the part of the package that no cell runs; lscl.results makes their tables and figures
+MADE = ("papermill", "execution")  # what an execution leaves in the metadata of a cell
 SETUP = "setup"  # tag of the cell that fetches the package where it is missing; `lscl pages` writes its address there
 
 
@@ -69,7 +70,7 @@ def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str 
 
     Returns:
         dict: A digest for each declared entry of `reads` and `makes`, and one each for `cells` (code), `text` (all
-        other cells), `parameters`, and `code` (the package without lscl.publish).
+        other cells, and the tags, captions and descriptions of all), `parameters`, and `code` (the package without lscl.publish).
 
     Raises:
         LsclError: a declared set of runs that does not exist, or a file that cannot be read.
@@ -82,7 +83,8 @@ def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str 
     cells: dict[bool, list] = {True: [], False: []}
     for cell in notebook.cells:
         cells[is_code(cell)].append((cell.cell_type, cell.source))
-    parts = {"cells": cells[True], "text": cells[False], "parameters": [profile, places]}
+    about = [{key: value for key, value in cell.metadata.items() if key not in MADE} for cell in notebook.cells]
+    parts = {"cells": cells[True], "text": [cells[False], about], "parameters": [profile, places]}
     return {
         **inputs,
         **{name: _short(json.dumps(part).encode()) for name, part in parts.items()},

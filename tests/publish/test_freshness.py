@@ -208,6 +208,11 @@ def test_every_part_of_the_digest_changes_for_itself(places):
         assert differing(freshness.digest(made, "mini", PLACES)) == ["code"]
     made.cells.append(nbformat.v4.new_markdown_cell("1"))
     assert differing(freshness.digest(made, "mini", PLACES)) == ["text"]
+    del made.cells[1]
+    made.cells[0].metadata["papermill"] = {"duration": 1}
+    assert differing(freshness.digest(made, "mini", PLACES)) == []
+    made.cells[0].metadata["tags"] = ["hide-input"]  # else a stored notebook would lose what its source gained
+    assert differing(freshness.digest(made, "mini", PLACES)) == ["text"]
     made.cells[0].source = "2"
     assert differing(freshness.digest(made, "mini", PLACES)) == ["cells", "text"]
 
