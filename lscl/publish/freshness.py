@@ -70,7 +70,8 @@ def digest(notebook: nbformat.NotebookNode, profile: str, places: dict[str, str 
 
     Returns:
         dict: A digest for each declared entry of `reads` and `makes`, and one each for `cells` (code), `text` (all
-        other cells, and the tags, captions and descriptions of all), `parameters`, and `code` (the package without lscl.publish).
+        other cells, and the tags, captions and descriptions of all), `parameters`, and `code` (the package without
+        lscl.publish).
 
     Raises:
         LsclError: a declared set of runs that does not exist, or a file that cannot be read.
