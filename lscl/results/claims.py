@@ -315,7 +315,7 @@ def summary(board: pd.DataFrame, total: int) -> str:
         if counts.get(kind)
     ]
     command = " [The state of the records](../book/status.md) has the commands." if counts["missing"] else ""
-    return f"Of {total} claims of the paper, these runs leave {'; '.join(said)}.{command}"
+    return f"Of {total} claims of the paper, these runs find {'; '.join(said)}.{command}"
 
 
 def also_true_of(control: str, scores: pd.DataFrame) -> str:

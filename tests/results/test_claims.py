@@ -105,7 +105,7 @@ def test_every_claim_with_runs_has_its_row(put):
     assert found.loc["an update written per image is better than one static update", claims.THEIRS] == "–"
     said = claims.summary(found.reset_index(), 24)
     assert said.startswith(
-        "Of 24 claims of the paper, these runs leave **1** contradicted; **1** of the right sign, but at least 2 times "
+        "Of 24 claims of the paper, these runs find **1** contradicted; **1** of the right sign, but at least 2 times "
         "smaller; **2** open, because they have fewer than 3 seeds or too wide an interval; **20** without a run. "
     )
     assert claims.summary(found, len(found)).endswith("too wide an interval.")
@@ -181,7 +181,7 @@ def test_without_records_nothing_is_claimed():
     nothing = claims.scoreboard("cnns", "mini", results.frame("mini", study="cnns"))
     assert nothing.empty and list(nothing.columns) == claims.BOARD and claims.sentences(nothing) == ""
     assert claims.summary(nothing, 24).startswith(
-        "Of 24 claims of the paper, these runs leave **24** without a run. [The"
+        "Of 24 claims of the paper, these runs find **24** without a run. [The"
     )
 
 
