@@ -98,18 +98,15 @@ def points_lost(method, client):
     return [before - accuracy for _, accuracy in found.values()]
 
 
-@pytest.mark.parametrize(
-    ("rate", "seeds"), [({}, (42,)), ({"lr_generator": 1e-3}, (1, 2))], ids=["tuned rate", "rate of colab and paper"]
-)
-def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_vit_knows(
-    federation, few_glyphs, rate, seeds
-):
-    """Class means stand in for the head, which after so few steps knows nothing yet. At most 2 points are lost.
+def test_on_mini_first_steps_are_in_proportion_and_harm_nothing_that_the_frozen_vit_knows(federation, few_glyphs):
+    """At the rate of colab and paper; the tuned one is far smaller. At most 2 points are lost.
 
-    One of the 64 test images is 1.6 points, so two seeds are averaged where the generator moves.
+    Class means stand in for the head, which after so few steps knows nothing yet. One of the 64 test images is 1.6
+    points, so two seeds are averaged.
     """
-    made = [
-        federation(experiment(profile="mini", seed=seed, **ONE, **rate), few_glyphs(CLASSES, 12, 8)) for seed in seeds
-    ]
+    rate = 1e-3
+    assert experiment(profile="mini", method="fed_lscl").lr_generator < rate
+    configs = [experiment(profile="mini", lr_generator=rate, seed=seed, **ONE) for seed in (1, 2)]
+    made = [federation(config, few_glyphs(CLASSES, 12, 8)) for config in configs]
     lost = [points_lost(method, client) for method, (client,) in made]
     assert max(np.mean(lost, axis=0)) <= 2, lost

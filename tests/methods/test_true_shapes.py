@@ -13,6 +13,7 @@ import torch
 from drawn_vits import MOST, drawn_images, fit_watched, listed, one_client, update_share, values_at
 from tests_root import note_trained
 
+from lscl.config import experiment
 from lscl.methods import METHODS
 
 pytestmark = pytest.mark.true_shapes
@@ -67,8 +68,23 @@ def changed(before, module):
     return {name for name, value in module.named_parameters() if not torch.equal(before[name], value)}
 
 
-@pytest.mark.parametrize("profile", VITS)
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].trains])
+@pytest.mark.parametrize("name", METHODS)
+def test_colab_and_paper_differ_in_the_vit_and_the_images_alone(name):
+    """So the steps of a system in `paper` stand for those in `colab`; our own takes them in both."""
+    one, other = (experiment(method=name, profile=profile).values_read() for profile in VITS)
+    differing = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    assert differing <= {"profile", "foundation", "images_per_class", "test_images_per_class", "eval_split"}
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [
+        (name, profile)
+        for name, kind in METHODS.items()
+        for profile in VITS
+        if kind.trains and (profile == "paper" or kind.role == "own")
+    ],
+)
 def test_five_steps_are_finite_and_in_proportion(name, profile, drawn, monkeypatch):
     """What a system adds to the frozen ViT is small beside it at first, and what is frozen stays as it is.
 
