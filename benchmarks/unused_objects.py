@@ -20,7 +20,7 @@ from lscl.cli import one_line
 from lscl.publish.build import JUPYTER_BOOK
 
 IMPORTS = "import gc, lscl; {how}; import lscl.experiments.run, lscl.publish.build, lscl.results.figures"
-START = {"as it is": IMPORTS.format(how=""), "Python's default": IMPORTS.format(how="gc.set_threshold(700)")}
+START = {"as it is": IMPORTS.format(how="pass"), "Python's default": IMPORTS.format(how="gc.set_threshold(700)")}
 BOOK = {"as it is": JUPYTER_BOOK, "Python's default": JUPYTER_BOOK.replace("gc.disable()", "gc.enable()")}
 
 
