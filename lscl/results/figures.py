@@ -40,8 +40,8 @@ from lscl.results.labels import (
     MASK_LABELS,
     best_trained,
     group_of,
+    is_row_of,
     is_training_free,
-    label_of,
     variants_of_ours,
 )
 from lscl.results.statistics import estimate, interval_of
@@ -74,9 +74,10 @@ def system_styles(labels: Iterable[str], best: str | None = None) -> dict[str, d
         {label: colour, marker, dash, and the order of drawing}. A second row of a control has the colour of the first
         one with another marker and dash; a second row of the paper's system is grey.
     """
-    looks, others = {}, count(LOOKS)
+    looks, others, known = {}, count(LOOKS), system_colours()
     for name in labels:
-        colour = _colour_of(name) or (ROLES["best"] if name == best else NEUTRAL)
+        own = next((colour for system, colour in known.items() if is_row_of(name, system)), None)
+        colour = own or (ROLES["best"] if name == best else NEUTRAL)
         if colour == NEUTRAL or any(look["color"] == colour for look in looks.values()):
             look = line_style(next(others))
             if colour != ROLES["own"]:
@@ -95,12 +96,6 @@ def system_colours() -> dict[str, str]:
         **dict(zip(controls, CONTROLS)),
         **dict.fromkeys(variants_of_ours(), ROLES["variant"]),
     }
-
-
-def _colour_of(label: str) -> str | None:
-    """The colour of the system that a row of a table belongs to, with or without notes in brackets."""
-    name = label.partition(" (")[0]
-    return next((colour for system, colour in system_colours().items() if name == label_of(system)), None)
 
 
 STYLE = {

@@ -77,12 +77,12 @@ def variants_of_ours() -> list[str]:
 
 def is_variant(label: str) -> bool:
     """Whether the label of a table's row is that of one of `variants_of_ours`, with or without notes in brackets."""
-    return any(_is_row_of(label, name) for name in variants_of_ours())
+    return any(is_row_of(label, name) for name in variants_of_ours())
 
 
 def is_training_free(label: str) -> bool:
     """Whether the label of a table's row is that of a system that trains nothing, with or without notes in brackets."""
-    return any(_is_row_of(label, name) for name in training_free())
+    return any(is_row_of(label, name) for name in training_free())
 
 
 def highlighted(labels: Iterable[str], best: str | None = None) -> list[str]:
@@ -97,8 +97,8 @@ def highlighted(labels: Iterable[str], best: str | None = None) -> list[str]:
         variants, and the best, in this order.
     """
     names = list(labels)
-    own = [name for name in names if _is_row_of(name, METHODS.find_role("own"))][:1]
-    floor = [name for name in names if _is_row_of(name, METHODS.find_role("floor"))]
+    own = [name for name in names if is_row_of(name, METHODS.find_role("own"))][:1]
+    floor = [name for name in names if is_row_of(name, METHODS.find_role("floor"))]
     chosen = [*own, *floor, *filter(is_training_free, names), *filter(is_variant, names)]
     chosen += [best] if best in names else []
     return list(dict.fromkeys(chosen))
@@ -115,12 +115,20 @@ def best_trained(scores: pd.Series) -> str | None:
     """
     controls = highlighted(scores.index)
     own = METHODS.find_role("own")
-    others = scores[[name for name in scores.index if name not in controls and not _is_row_of(name, own)]].dropna()
+    others = scores[[name for name in scores.index if name not in controls and not is_row_of(name, own)]].dropna()
     return None if others.empty else str(others.idxmax())
 
 
-def _is_row_of(label: str, method: str) -> bool:
-    """Whether a label of a table's row is that of a system, with or without notes in brackets."""
+def is_row_of(label: str, method: str) -> bool:
+    """Whether a label of a table's row is that of a system, with or without notes in brackets.
+
+    Args:
+        label: of the row.
+        method: the system's name.
+
+    Returns:
+        True if it is.
+    """
     return label == label_of(method) or label.startswith(f"{label_of(method)} (")
 
 
