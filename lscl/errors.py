@@ -145,3 +145,16 @@ def _place(error: Exception) -> str:
 def first_line(error: BaseException) -> str:
     """The first line that an exception of another library says, or its type if it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def list_words(names: list[str], word: str) -> str:
+    """Names with commas, and a word such as "or" before the last.
+
+    Args:
+        names: at least one.
+        word: the word.
+
+    Returns:
+        text.
+    """
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), names[-1])))

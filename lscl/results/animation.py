@@ -19,7 +19,7 @@ from torch import Tensor
 from lscl.config import Experiment
 from lscl.data.partition import Partition
 from lscl.data.store import Dataset
-from lscl.errors import LsclError, shorten
+from lscl.errors import LsclError, list_words, shorten
 from lscl.experiments.run import prepare
 from lscl.federation.loop import InProcess, federate
 from lscl.federation.method import Stage
@@ -246,7 +246,7 @@ def _sent_in_words(trace: Mapping[str, Any]) -> str:
     """What goes up: the weight and bias of a layer as a generator, all else by the names of the tensors."""
     rest = [name for name in trace["sent"] if name not in GENERATOR]
     names = ["generator", *rest] if len(rest) < len(trace["sent"]) else rest
-    listed = shorten(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))), 40)
+    listed = shorten(list_words(names, "and"), 40)
     return f"{listed} {'go' if len(names) > 1 else 'goes'} up"
 
 

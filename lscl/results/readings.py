@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from lscl.errors import LsclError
+from lscl.errors import LsclError, list_words
 from lscl.results.labels import MASK_LABELS, best_trained, highlighted, is_training_free
 from lscl.results.markdown import plain_text
 from lscl.results.measurements import COMPONENT_WRITERS
@@ -84,7 +84,7 @@ def read_ranking(by_seed: pd.DataFrame, mask: str) -> str:
         text.append(f"Behind it: {'; '.join(f'{name} by {gap} points' for name, gap in behind.items())}.")
     for n in sorted({gap.n for gap in tied.values()}):
         names = [f"{name} ({gap.signed} points)" for name, gap in tied.items() if gap.n == n]
-        text.append(f"{NUMBERS.get(n, n)} seeds cannot separate it from {_listed(names)}.")
+        text.append(f"{NUMBERS.get(n, n)} seeds cannot separate it from {list_words(names, 'or')}.")
     if single:
         names = [
             f"{name} ({abs(gap.mean):.1f} points {'ahead' if gap.mean < 0 else 'behind'})"
@@ -92,11 +92,6 @@ def read_ranking(by_seed: pd.DataFrame, mask: str) -> str:
         ]
         text.append(f"One seed in common, so no interval: {', '.join(names)}.")
     return " ".join(text)
-
-
-def _listed(names: list[str]) -> str:
-    """Names with commas, and the word "or" before the last."""
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 EFFECTS = {1: "raises accuracy", 0: "does not measurably change accuracy", -1: "lowers accuracy"}
